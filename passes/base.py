@@ -1,0 +1,68 @@
+"""What a pass is, what it promises, and what it reports."""
+
+import abc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, dataclass_transform
+
+import onnx_ir as ir
+
+from intaglio.state import StateSpec
+
+
+@dataclass
+class Context:
+    """What a pipeline carries from pass to pass beside the graph.
+
+    `states` is filled by statefulize; `max_context` is the largest number of tokens that the
+    graph's position tables allow, None without one; `batch` is the fixed batch size, None when
+    it is free.
+    """
+
+    states: list[StateSpec] = field(default_factory=list)
+    max_context: int | None = None
+    batch: int | None = None
+
+    def limit_context(self, tokens: int) -> None:
+        """Lower `max_context` to `tokens` unless it is lower already."""
+        self.max_context = tokens if self.max_context is None else min(self.max_context, tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassResult:
+    """What one run of a pass did: `notes` for people, `details` (JSON values) for reports."""
+
+    changed: bool
+    notes: Sequence[str] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+class Pass(abc.ABC):
+    """One graph rewrite, in place.  Its fields are its options; its base class, its promise."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+
+    def __init_subclass__(cls) -> None:
+        """Make each pass a frozen dataclass, named after its class."""
+        super().__init_subclass__()
+        dataclass(frozen=True, kw_only=True)(cls)
+        cls.name = "".join("-" + c.lower() if c.isupper() else c for c in cls.__name__)[1:]
+        cls.summary = (cls.__doc__ or "").strip().partition("\n")[0]
+
+    @abc.abstractmethod
+    def run(self, model: ir.Model, context: Context) -> PassResult:
+        """Rewrite `model`; raise `PassError` where it cannot, leaving nothing half-done to use."""
+
+
+class Exact(Pass):
+    """Every output keeps its value for every input: `--check-passes` holds it to that."""
+
+
+class Calibrated(Pass):
+    """Outputs may move; the pass reports the error it introduced."""
+
+
+class Lower(Pass):
+    """The same function in the words of one target; checked like an exact pass."""

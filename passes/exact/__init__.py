@@ -1,0 +1,1 @@
+"""Rewrites that preserve the function, checked by the pipeline after each run."""

@@ -1,0 +1,1 @@
+"""Rewrites that prepare a step graph for one target."""

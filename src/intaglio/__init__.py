@@ -1,0 +1,3 @@
+"""intaglio: engrave a trained PyTorch model onto an edge engine."""
+
+__version__ = "0.1.0"

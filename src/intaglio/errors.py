@@ -1,0 +1,57 @@
+"""Every error that intaglio raises on purpose, and the exit code each one means.
+
+A message is one or more sentences that say what is wrong, where, and how to mend it, in the
+user's own names: module paths of the PyTorch model, keys of the checkpoint, files as typed.
+"""
+
+from typing import ClassVar
+
+
+class IntaglioError(Exception):
+    """Something the user can mend: their input or their environment."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class MissingExtraError(IntaglioError):
+    """A package of an optional extra is not installed."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(
+            f"{what} needs the extra {extra!r}, which is not installed. "
+            f"Install it with: pip install 'intaglio[{extra}]'"
+        )
+
+
+class SourceError(IntaglioError):
+    """A checkpoint, its model or its config cannot be loaded."""
+
+
+class TraceError(IntaglioError):
+    """A module cannot be captured as one graph with dynamic batch and time."""
+
+
+class PassError(IntaglioError):
+    """A pass refuses a graph, or its options."""
+
+
+class CheckError(IntaglioError):
+    """A pass that promises to be exact changed the result of the graph."""
+
+
+class BundleError(IntaglioError):
+    """A bundle is incomplete, changed, foreign or in the way."""
+
+
+class StateError(IntaglioError):
+    """A carried state does not fit the session, or a step does not fit the state."""
+
+
+class InputError(IntaglioError):
+    """An array given to a step has the wrong name, dtype or shape."""
+
+
+class ParityError(IntaglioError):
+    """An engine does not compute what its source computes."""
+
+    exit_code: ClassVar[int] = 3

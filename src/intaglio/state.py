@@ -1,0 +1,69 @@
+"""What passes, bundles and sessions agree on: carried states and the inputs that steer a step.
+
+A step graph takes ``T`` new tokens for each of ``batch`` rows and the states left by the tokens
+before them; it returns the outputs and the states after them.  Each state is one graph input and
+one graph output.  The graph may also take `PAST_LENGTH`, the number of tokens each row has
+consumed, from which positions, masks and write indices are computed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any, Self
+
+PAST_LENGTH = "past_length"  # int64 [batch]: tokens consumed before this step, for each row
+
+BATCH = "batch"  # symbolic dimensions of step graphs
+TIME = "time"
+CAPACITY = "capacity"
+PAST = "past"
+
+
+class Layout(StrEnum):
+    """How a state is stored, which decides how a session allocates and binds it."""
+
+    RECURRENT = "recurrent"  # fixed shape, replaced by each step
+    CONV = "conv"  # fixed shape: the last k-1 inputs of a causal convolution
+    WINDOW = "window"  # fixed shape: the last w-1 keys or values, right-aligned along `axis`
+    STATIC = "static"  # `CAPACITY` along `axis`: written in place at `PAST_LENGTH`
+    GROW = "grow"  # `PAST` along `axis`, 0 at the start: the output is longer than the input
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateSpec:
+    """One carried state of a step graph.
+
+    `shape` holds ints and the symbols above; `axis` is the dimension along which a KV cache
+    holds tokens, None for recurrent and convolution states.  `module` is the path of the PyTorch
+    module that owns the state, `op` the operator, `port` which of its states, and `call` counts
+    that operator's calls within the module.
+    """
+
+    input: str
+    output: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    layout: Layout
+    axis: int | None
+    op: str
+    port: str
+    module: str
+    layer: int
+    call: int
+    window: int | None = None
+    initial: float = 0.0
+
+    @property
+    def grows(self) -> bool:
+        """Whether memory and time of a step grow with the tokens consumed."""
+        return self.layout in (Layout.STATIC, Layout.GROW)
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in a manifest."""
+        return {**asdict(self), "shape": list(self.shape), "layout": str(self.layout)}
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> Self:
+        """Back from a manifest's entry."""
+        fields = {**entry, "shape": tuple(entry["shape"]), "layout": Layout(entry["layout"])}
+        return cls(**fields)
