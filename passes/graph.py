@@ -1,0 +1,143 @@
+"""Small tools that every pass needs: constants, module paths, and emitting nodes with their shapes."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+MODULE = "intaglio.module"  # metadata key: path of the PyTorch module a node was traced from
+
+Dim = int | str
+Shape = Sequence[Dim]
+
+
+def module_of(node: ir.Node) -> str:
+    """Path of the PyTorch module that `node` came from, empty for the root or unknown."""
+    return node.metadata_props.get(MODULE, "")
+
+
+def describe(node: ir.Node) -> str:
+    """`node` in an error's words: its module path first, then its op and name."""
+    return f"{module_of(node) or 'the model'}: {node.op_type} {node.name!r}"
+
+
+def constant(value: ir.Value | None) -> npt.NDArray[Any] | None:
+    """The array that `value` always holds, from an initializer or a Constant node; else None."""
+    if value is None:
+        return None
+    if value.const_value is not None:
+        return value.const_value.numpy()
+    node = value.producer()
+    if node is None or node.op_type != "Constant" or node.domain:
+        return None
+    for attribute in node.attributes.values():
+        if attribute.name == "value":
+            array: npt.NDArray[Any] = attribute.as_tensor().numpy()
+            return array
+        if attribute.name in ("value_int", "value_ints"):
+            return np.array(attribute.value, np.int64)
+        if attribute.name in ("value_float", "value_floats"):
+            return np.array(attribute.value, np.float32)
+    return None
+
+
+def integers(value: ir.Value | None) -> list[int] | None:
+    """The constant integers that `value` holds, flattened; None when it is not constant."""
+    array = constant(value)
+    if array is None or not np.issubdtype(array.dtype, np.integer):
+        return None
+    return [int(x) for x in array.reshape(-1)]
+
+
+def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
+    """Value of an attribute of `node`, `default` where it is not set."""
+    found = node.attributes.get(name)
+    return default if found is None else found.value
+
+
+def attributes_of(node: ir.Node) -> dict[str, Any]:
+    """All attributes of `node` as plain values."""
+    return {name: entry.value for name, entry in node.attributes.items()}
+
+
+def input_of(node: ir.Node, index: int) -> ir.Value | None:
+    """Input `index` of `node`, None where it is absent or left out."""
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
+def dims(value: ir.Value) -> tuple[Dim, ...] | None:
+    """Shape of `value` as ints and symbol strings ("?" where a dimension is unknown)."""
+    if value.shape is None:
+        return None
+    return tuple(d if isinstance(d, int) else (d.value or "?") for d in value.shape)
+
+
+def set_dims(value: ir.Value, shape: Shape) -> None:
+    """Give `value` the shape `shape`."""
+    value.shape = ir.Shape(list(shape))
+
+
+class Emitter:
+    """Adds nodes before `anchor`, in its module, with names derived from its name."""
+
+    def __init__(self, anchor: ir.Node) -> None:
+        graph = anchor.graph
+        if graph is None:
+            raise ValueError(f"{anchor.name!r} is not in a graph")
+        self._anchor = anchor
+        self._graph = graph
+        self._count = 0
+
+    def node(
+        self,
+        op: str,
+        inputs: Sequence[ir.Value | None],
+        outputs: Sequence[tuple[ir.DataType | None, Shape | None]],
+        attributes: Mapping[str, Any] | None = None,
+        domain: str = "",
+    ) -> tuple[ir.Value, ...]:
+        """Emit one node; `outputs` gives the dtype and shape of each output."""
+        name = f"{self._anchor.name}/{op}_{self._count}"
+        self._count += 1
+        values = [
+            ir.Value(
+                name=name if len(outputs) == 1 else f"{name}.{i}",
+                type=None if dtype is None else ir.TensorType(dtype),
+                shape=None if shape is None else ir.Shape(list(shape)),
+            )
+            for i, (dtype, shape) in enumerate(outputs)
+        ]
+        new = ir.node(op, inputs, dict(attributes or {}), domain=domain, outputs=values, name=name)
+        new.metadata_props.update(self._anchor.metadata_props)
+        self._graph.insert_before(self._anchor, new)
+        return tuple(values)
+
+    def __call__(
+        self,
+        op: str,
+        inputs: Sequence[ir.Value | None],
+        dtype: ir.DataType | None,
+        shape: Shape | None,
+        **attributes: Any,
+    ) -> ir.Value:
+        """Emit a node with a single output in the standard domain."""
+        return self.node(op, inputs, [(dtype, shape)], attributes)[0]
+
+    def constant(self, array: Any, dtype: Any = np.int64) -> ir.Value:
+        """Emit a Constant node."""
+        tensor = ir.tensor(np.asarray(array, dtype))
+        value = self("Constant", [], tensor.dtype, list(tensor.shape.numpy()), value=tensor)
+        value.const_value = tensor
+        return value
+
+
+def replace_uses(old: ir.Value, new: ir.Value) -> None:
+    """Let every consumer of `old` take `new`; a graph output keeps its name."""
+    outputs = old.is_graph_output()
+    name = old.name
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+    if outputs:
+        old.name = f"{name}.before"
+        new.name = name
