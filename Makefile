@@ -1,0 +1,54 @@
+# One environment, in .venv, with the exact versions of constraints.txt; everything runs from it.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ROOMS := src exporter models passes runtime
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+.DEFAULT_GOAL := help
+.PHONY: help env test lint types pytest demo clean FORCE
+
+help: ## Show the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+env: $(VENV)/installed ## Create or refresh the environment in .venv
+
+test: lint types pytest ## Run every check: ruff, mypy --strict, pytest
+
+lint: env
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: env
+	$(BIN)/mypy -p intaglio
+	$(BIN)/mypy tests $(wildcard benchmarks/*.py)
+
+pytest: env
+	$(BIN)/pytest
+
+demo: env ## Export a trained checkpoint, verify it, stream text from it
+	rm -rf demo
+	$(BIN)/intaglio export models/checkpoints/llama.pt -o demo/bundle
+	$(BIN)/intaglio verify demo/bundle --against models/checkpoints/llama.pt
+	$(BIN)/intaglio run demo/bundle --prompt 'def ' --steps 200
+
+clean: ## Remove the environment and everything built
+	rm -rf $(VENV) build dist demo *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The strict editable install is a tree of links, which type checkers can read; it does not see
+# files that come or go, hence the list of them as a prerequisite.
+$(VENV)/installed: pyproject.toml constraints.txt $(VENV)/files
+	$(BIN)/pip install -c constraints.txt --no-build-isolation -C editable_mode=strict -e '.[dev]'
+	@touch $@
+
+$(VENV)/files: FORCE $(BIN)/pip
+	@find $(ROOMS) -name '*.py' -o -name '*.json' -o -name py.typed | sort > $@.new
+	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	{ echo "intaglio needs Python 3.11 or newer; $(PYTHON) is not. Say which: make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -c constraints.txt pip setuptools

@@ -1,0 +1,124 @@
+"""No folder imports what docs/architecture.md says it must not, function-level imports included."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"][
+    "package-dir"
+]
+CORE = {"intaglio", "intaglio.errors", "intaglio.state"}
+
+# What each room may import of ours; the core may import the rest inside functions.
+ALLOWED = {
+    "intaglio": {"intaglio.cli", "intaglio.console"},
+    "intaglio.ops": {"intaglio.ops"},
+    "intaglio.models": {"intaglio.models", "intaglio.ops"},
+    "intaglio.passes": {"intaglio.passes", "intaglio.ops"},
+    "intaglio.exporter": {
+        "intaglio.exporter",
+        "intaglio.models",
+        "intaglio.ops",
+        "intaglio.passes",
+        "intaglio.runtime",
+    },
+    "intaglio.runtime": {"intaglio.runtime"},
+}
+OPS_KNOW = {"intaglio", "intaglio.errors"}  # ops stand below the contract of carried states
+
+# What `pip install intaglio` does not bring.
+EXTRAS = {"torch", "onnx", "onnx_ir", "onnxscript", "safetensors", "triton"}
+
+
+def room(module: str) -> str:
+    """The room a module of ours lives in."""
+    first_two = ".".join(module.split(".")[:2])
+    return first_two if first_two in ALLOWED else "intaglio"
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    """Every module of ours with its file."""
+    for package, folder in ROOMS.items():
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            parts = path.relative_to(ROOT / folder).with_suffix("").parts
+            yield ".".join((package, *(part for part in parts if part != "__init__"))), path
+
+
+FILES = dict(modules())
+
+
+def imports(module: str, *, lazy: bool) -> set[str]:
+    """Absolute names of what a module imports; without `lazy`, at module level alone."""
+    found: set[str] = set()
+    package = module if FILES[module].stem == "__init__" else module.rpartition(".")[0]
+    pending: list[ast.AST] = [ast.parse(FILES[module].read_text())]
+    while pending:
+        node = pending.pop()
+        if not lazy and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join((*above, *filter(None, [node.module])))
+            names = {f"{base}.{alias.name}" for alias in node.names}
+            found |= {name if name in FILES else base for name in names}
+        pending.extend(ast.iter_child_nodes(node))
+    return found
+
+
+def ours(names: set[str]) -> set[str]:
+    return {name for name in names if name.split(".")[0] == "intaglio"}
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_a_room_imports_only_what_it_may_know(module: str) -> None:
+    """Imports of ours stay within the room, the core, and the rooms allowed to it."""
+    here = room(module)
+    shared = OPS_KNOW if here == "intaglio.ops" else CORE
+    for name in ours(imports(module, lazy=here != "intaglio")):
+        known = name in shared or name in ALLOWED[here] or room(name) in ALLOWED[here]
+
+        assert known, f"{module} imports {name}"
+
+
+@pytest.mark.parametrize("module", [m for m in FILES if room(m) == "intaglio.runtime"])
+def test_the_runtime_never_imports_an_extra(module: str) -> None:
+    """No file of the runtime names a package that only an extra brings, not even in a function."""
+    assert {name.split(".")[0] for name in imports(module, lazy=True)}.isdisjoint(EXTRAS)
+
+
+@pytest.mark.parametrize("module", [m for m in FILES if room(m) == "intaglio"])
+def test_the_core_imports_extras_only_when_they_are_needed(module: str) -> None:
+    """The façade and the command line load without any extra."""
+    assert {name.split(".")[0] for name in imports(module, lazy=False)}.isdisjoint(EXTRAS)
+
+
+def test_command_line_and_runtime_load_nothing_of_an_extra() -> None:
+    """Importing them leaves torch, onnx and the like unloaded, through whatever they import."""
+    code = (
+        "import sys, intaglio.cli, intaglio.runtime.session\n"
+        f"print(*sorted({EXTRAS!r} & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+
+    assert (run.returncode, run.stderr, run.stdout.strip()) == (0, "", "")
+
+
+@pytest.mark.parametrize("folder", sorted(set(ROOMS.values()) - {"src/intaglio"}))
+def test_a_root_folder_refuses_to_be_a_top_level_package(folder: str) -> None:
+    """With the root on sys.path, `import models` fails and names the package to import."""
+    run = subprocess.run(
+        [sys.executable, "-c", f"import {folder}"], cwd=ROOT, capture_output=True, text=True
+    )
+
+    assert run.returncode == 1
+    assert f"ImportError: imported as '{folder}': use intaglio.{folder}" in run.stderr

@@ -1,0 +1,65 @@
+"""File, registry entry and test file go together, and pyproject.toml lists every package."""
+
+import tomllib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+
+
+def ops() -> Iterable[str]:
+    from intaglio.ops import OPS
+
+    return [op.name for op in OPS]
+
+
+def passes() -> Iterable[str]:
+    from intaglio.passes import PASSES
+
+    return [entry.name for entry in PASSES]
+
+
+def models() -> Iterable[str]:
+    from intaglio.models import MODELS
+
+    return [model.name for model in MODELS]
+
+
+# A registry, the folders whose files declare its entries, and the folder of their tests.
+REGISTRIES = [
+    pytest.param(ops, ["src/intaglio/ops"], "tests/ops", id="ops"),
+    pytest.param(passes, ["passes/exact", "passes/lower"], "tests/passes", id="passes"),
+    pytest.param(models, ["models"], "tests/models", id="models"),
+]
+HELPERS = {"op", "model"}  # what an op and what a model is, beside the ops and models themselves
+
+
+@pytest.mark.parametrize(("registry", "folders", "tests"), REGISTRIES)
+def test_each_file_is_a_registry_entry_with_a_test_file(
+    registry: Callable[[], Iterable[str]], folders: list[str], tests: str
+) -> None:
+    """Whoever adds a file is told to register and to test it, and whoever removes one, too."""
+    files = sorted(
+        path.stem
+        for folder in folders
+        for path in (ROOT / folder).glob("*.py")
+        if path.stem not in HELPERS and not path.stem.startswith("_")
+    )
+    tested = {path.stem.removeprefix("test_") for path in (ROOT / tests).rglob("test_*.py")}
+
+    assert files == sorted(name.replace("-", "_") for name in registry())
+    assert set(files) <= tested
+
+
+def test_every_package_is_listed() -> None:
+    """A package missing from the list would import here and be absent from the wheel."""
+    found = {
+        ".".join((package, *init.parent.relative_to(ROOT / folder).parts))
+        for package, folder in SETUPTOOLS["package-dir"].items()
+        for init in (ROOT / folder).rglob("__init__.py")
+    }
+
+    assert found == set(SETUPTOOLS["packages"])
