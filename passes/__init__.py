@@ -2,3 +2,26 @@
 
 if __name__ != "intaglio.passes":
     raise ImportError(f"imported as {__name__!r}: use intaglio.passes")
+
+from .base import Pass
+from .exact.fold_constants import FoldConstants
+from .exact.fold_repeated_heads import FoldRepeatedHeads
+from .exact.merge_duplicates import MergeDuplicates
+from .exact.remove_dead import RemoveDead
+from .exact.stabilize_log_sigmoid import StabilizeLogSigmoid
+from .exact.statefulize import Statefulize
+from .lower.ort_domains import OrtDomains
+from .lower.ort_group_query_attention import OrtGroupQueryAttention
+from .lower.ort_relabel import OrtRelabel
+
+PASSES: tuple[type[Pass], ...] = (
+    FoldConstants,
+    FoldRepeatedHeads,
+    MergeDuplicates,
+    RemoveDead,
+    StabilizeLogSigmoid,
+    Statefulize,
+    OrtDomains,
+    OrtGroupQueryAttention,
+    OrtRelabel,
+)

@@ -1,4 +1,4 @@
-"""Running graphs, or parts of them, in ONNX Runtime on the CPU: how passes learn and are checked."""
+"""Running graphs, or parts of them, in ONNX Runtime: how passes learn and are checked."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

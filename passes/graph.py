@@ -1,4 +1,4 @@
-"""Small tools that every pass needs: constants, module paths, and emitting nodes with their shapes."""
+"""Small tools that every pass needs: constants, shapes, module paths, emitting nodes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -67,9 +67,9 @@ def input_of(node: ir.Node, index: int) -> ir.Value | None:
     return node.inputs[index] if index < len(node.inputs) else None
 
 
-def dims(value: ir.Value) -> tuple[Dim, ...] | None:
+def dims(value: ir.Value | None) -> tuple[Dim, ...] | None:
     """Shape of `value` as ints and symbol strings ("?" where a dimension is unknown)."""
-    if value.shape is None:
+    if value is None or value.shape is None:
         return None
     return tuple(d if isinstance(d, int) else (d.value or "?") for d in value.shape)
 
@@ -80,14 +80,16 @@ def set_dims(value: ir.Value, shape: Shape) -> None:
 
 
 class Emitter:
-    """Adds nodes before `anchor`, in its module, with names derived from its name."""
+    """Adds nodes before `anchor`: in its module and named after it, unless `prefix` is given."""
 
-    def __init__(self, anchor: ir.Node) -> None:
+    def __init__(self, anchor: ir.Node, prefix: str | None = None) -> None:
         graph = anchor.graph
-        if graph is None:
-            raise ValueError(f"{anchor.name!r} is not in a graph")
+        if not isinstance(graph, ir.Graph):
+            raise TypeError(f"{anchor.name!r} is not in a graph")
         self._anchor = anchor
         self._graph = graph
+        self._prefix = anchor.name if prefix is None else prefix
+        self._metadata = anchor.metadata_props if prefix is None else {}
         self._count = 0
 
     def node(
@@ -99,7 +101,7 @@ class Emitter:
         domain: str = "",
     ) -> tuple[ir.Value, ...]:
         """Emit one node; `outputs` gives the dtype and shape of each output."""
-        name = f"{self._anchor.name}/{op}_{self._count}"
+        name = f"{self._prefix}/{op}_{self._count}"
         self._count += 1
         values = [
             ir.Value(
@@ -110,7 +112,7 @@ class Emitter:
             for i, (dtype, shape) in enumerate(outputs)
         ]
         new = ir.node(op, inputs, dict(attributes or {}), domain=domain, outputs=values, name=name)
-        new.metadata_props.update(self._anchor.metadata_props)
+        new.metadata_props.update(self._metadata)
         self._graph.insert_before(self._anchor, new)
         return tuple(values)
 

@@ -1,0 +1,119 @@
+"""`--check-passes`: exact passes are checked, not trusted.
+
+The graph before and after a pass runs in ONNX Runtime, unoptimised, on random inputs and random
+carried states; a result that moves beyond rounding fails at the pass that moved it.  Where the pass
+gave the graph its states, the comparison is the whole sequence at once against splits of it.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from intaglio.errors import CheckError
+from intaglio.state import PAST_LENGTH, Layout, StateSpec
+
+from . import evaluate, stepping
+from .base import Context
+from .stepping import Array
+
+LIMITS = {"float64": 1e-10, "float32": 2e-5, "float16": 1e-2, "bfloat16": 5e-2}
+"""How far rounding may move max|a-b| / max|b|, by dtype of the output."""
+
+
+def check(
+    name: str,
+    before: ir.Model,
+    after: ir.Model,
+    states_before: Sequence[StateSpec],
+    context: Context,
+) -> float:
+    """Largest error of `after` against `before`.
+
+    Raises:
+        CheckError: an output or a state moved beyond rounding.
+    """
+    if len(states_before) == len(context.states):
+        errors = _same_interface(before, after, context)
+    else:
+        errors = _splits(before, after, context)
+    worst = 0.0
+    for what, (got, wanted) in errors:
+        error = _error(got, wanted)
+        worst = max(worst, error)
+        if not error <= LIMITS[str(wanted.dtype)]:
+            raise CheckError(
+                f"the pass {name!r} changed {what}: error {error:.2e}, where rounding allows "
+                f"{LIMITS[str(wanted.dtype)]:.0e}. An exact pass may not do that: it is wrong for "
+                "this graph; leave it out and report it."
+            )
+    return worst
+
+
+Pairs = list[tuple[str, tuple[Array, Array]]]
+
+
+def _error(got: Array, wanted: Array) -> float:
+    if got.shape != wanted.shape:
+        return float("inf")
+    if not wanted.size:
+        return 0.0
+    if not np.issubdtype(wanted.dtype, np.floating):
+        return 0.0 if np.array_equal(got, wanted) else float("inf")
+    largest = float(np.abs(wanted.astype(np.float64)).max())
+    return float(np.abs(got.astype(np.float64) - wanted).max()) / max(largest, 1e-30)
+
+
+def _same_interface(before: ir.Model, after: ir.Model, context: Context) -> Pairs:
+    """Both graphs on the same inputs and random states, one token and several."""
+    batch = context.batch or 2
+    room = min(context.max_context or 12, 12)
+    pairs: Pairs = []
+    for time in (1, min(5, room)):
+        past = np.arange(batch, dtype=np.int64) % max(1, room - time + 1)
+        feeds: dict[str, Array] = dict(
+            stepping.random_inputs(before, context.states, batch, time, seed=time)
+        )
+        if context.states:
+            carried, past = stepping.random_states(context.states, past, room, seed=time)
+            feeds |= carried
+        if PAST_LENGTH in {value.name for value in before.graph.inputs}:
+            feeds[PAST_LENGTH] = past
+        wanted, got = (evaluate.run(model, feeds) for model in (before, after))
+        specs = {spec.output: spec for spec in context.states}
+        for name, array in wanted.items():
+            what = f"{name!r} at T = {time}"
+            if name not in got:
+                raise CheckError(f"the output {what} is gone")
+            both = [_valid(specs.get(name), x, past + time) for x in (got[name], array)]
+            pairs.append((what, (both[0], both[1])))
+    return pairs
+
+
+def _valid(spec: StateSpec | None, array: Array, lengths: Array) -> Array:
+    """`array` without what a static cache holds beyond the tokens of each row: nobody reads it."""
+    if spec is None or spec.layout is not Layout.STATIC or spec.axis is None:
+        return array
+    kept = np.moveaxis(array.copy(), spec.axis, 1)
+    for row, length in zip(kept, lengths, strict=True):
+        row[int(length) :] = 0
+    return kept
+
+
+def _splits(before: ir.Model, after: ir.Model, context: Context) -> Pairs:
+    """The whole sequence through `before`, against `after` in one call and in several."""
+    windows = [spec.window for spec in context.states if spec.window]
+    time = min(max([7, *(w + 3 for w in windows)]), 80, context.max_context or 80)
+    batch = context.batch or 2
+    inputs = stepping.random_inputs(before, [], batch, time)
+    wanted = evaluate.run(before, inputs)
+    pairs: Pairs = []
+    for parts in _partitions(time):
+        got: Mapping[str, Array] = stepping.roll(after, context.states, inputs, parts)
+        pairs += [(f"{name!r} split as {parts}", (got[name], wanted[name])) for name in wanted]
+    return pairs
+
+
+def _partitions(time: int) -> list[list[int]]:
+    ones = [1] * time
+    return [[time], ones] + ([[2, time - 3, 1]] if time > 3 else [])

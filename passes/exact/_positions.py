@@ -1,0 +1,185 @@
+"""Positions that start at each row's own offset.
+
+A training graph computes with positions 0 .. T-1, once for the whole batch; a step needs
+past_length[b] + t.  The nodes that compute on positions alone stay as they are and run over all
+batch*time positions as one long sequence; where the result meets the data it is cut back into
+[batch, .., time, ..] and broadcasts as before.
+"""
+
+import numpy as np
+import onnx_ir as ir
+
+from intaglio.errors import PassError
+from intaglio.passes import evaluate
+from intaglio.passes.analysis.time import Along, Timing, refuse
+from intaglio.passes.analysis.time_rules import ELEMENTWISE
+from intaglio.passes.base import Context
+from intaglio.passes.graph import Emitter, constant, dims, integers, replace_uses, set_dims
+from intaglio.state import BATCH, TIME
+
+from ._step_values import FLAT, INT64, StepValues
+
+PROBE = 64
+"""Positions tried past the end of a table, to see whether an index ever leaves it."""
+
+
+def offset_positions(
+    model: ir.Model, timing: Timing, step: StepValues, context: Context
+) -> list[str]:
+    """Let every position of `model` start at the row's `past_length`; say what was found."""
+    _check_frontier(timing)
+    for node in model.graph:
+        _limit_by_table(model, node, timing, context)
+    for node in list(model.graph):
+        if _positional(timing, node.outputs[0]) and node not in timing.sources:
+            _free_of_length(node, timing)
+    for node in timing.sources:
+        _restart(node, timing, step, context)
+    for along, fact in timing.facts.items():
+        if isinstance(fact, Along) and fact.positional:
+            set_dims(along, [FLAT if dim == TIME else dim for dim in dims(along) or ()])
+    cut: dict[tuple[ir.Value, int], ir.Value] = {}
+    for node, index in timing.frontier:
+        value, rank = node.inputs[index], len(dims(node.outputs[0]) or ())
+        assert value is not None
+        if (value, rank) not in cut:
+            cut[value, rank] = _by_row(value, rank, timing, step, Emitter(node))
+        node.replace_input_with(index, cut[value, rank])
+    return [f"{node.op_type} {node.name!r} counts from past_length" for node in timing.sources]
+
+
+def _positional(timing: Timing, value: ir.Value | None) -> bool:
+    fact = timing.of(value)
+    return isinstance(fact, Along) and fact.positional
+
+
+def _check_frontier(timing: Timing) -> None:
+    for node, _ in timing.frontier:
+        shape = dims(node.outputs[0]) or ("",)
+        if node.op_type not in ELEMENTWISE | {"Expand", "RotaryEmbedding"} or shape[0] != BATCH:
+            raise refuse(
+                node,
+                "uses positions in a way that cannot be given an offset per row: positions may "
+                "meet the data in elementwise operators whose first axis is the batch.",
+            )
+
+
+def _limit_by_table(model: ir.Model, node: ir.Node, timing: Timing, context: Context) -> None:
+    """A table looked up by position ends the context where its rows end."""
+    if node.op_type != "Gather" or node.domain or not _positional(timing, node.inputs[1]):
+        return
+    table, index = node.inputs[0], node.inputs[1]
+    axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
+    rows = (dims(table) or (0,))[axis] if table is not None else 0
+    if not isinstance(rows, int) or index is None:
+        raise refuse(node, "looks positions up in a table of unknown length.")
+    found = evaluate.part(model, [index])
+    feeds = {
+        str(v.name): np.zeros(
+            [d if isinstance(d, int) else rows + PROBE if str(d.value) == TIME else 1
+             for d in v.shape or ()],
+            (v.dtype or INT64).numpy(),
+        )
+        for v in found.graph.inputs
+    }  # fmt: skip
+    values = np.moveaxis(next(iter(evaluate.run(found, feeds).values())), _axis(timing, index), 0)
+    outside = (values.reshape(len(values), -1) >= rows).any(axis=1)
+    if outside.any():
+        context.limit_context(int(outside.argmax()))
+
+
+def _axis(timing: Timing, value: ir.Value) -> int:
+    fact = timing.of(value)
+    assert isinstance(fact, Along)
+    return fact.axis
+
+
+def _free_of_length(node: ir.Node, timing: Timing) -> None:
+    """Shapes that name T would be wrong for batch*time positions: say them without it."""
+    fact = timing.of(node.outputs[0])
+    assert isinstance(fact, Along)
+    if node.op_type in ("Reshape", "Expand"):
+        shape = dims(node.outputs[0]) or ()
+        free = -1 if node.op_type == "Reshape" else 1
+        sizes = [free if dim == TIME else dim for dim in shape]
+        if any(isinstance(dim, str) for dim in sizes):
+            raise refuse(node, f"gives positions the shape {list(shape)}, which is not understood.")
+        node.replace_input_with(1, Emitter(node).constant(sizes))
+    elif node.op_type == "Slice" and fact.axis in (integers(node.inputs[3]) or ()):
+        if len(integers(node.inputs[3]) or ()) != 1 or node.inputs[0] is None:
+            raise refuse(node, "slices positions along time and another axis at once.")
+        replace_uses(node.outputs[0], node.inputs[0])
+    elif node.op_type == "Shape":
+        raise refuse(node, "takes the number of tokens from the shape of positions.")
+
+
+def _restart(node: ir.Node, timing: Timing, step: StepValues, context: Context) -> None:
+    """Replace 0 .. T-1, or the first T rows of a table, by the positions of this step."""
+    emit, old = Emitter(node), node.outputs[0]
+    positions = step.flat_positions
+    if node.op_type == "Range":
+        start = constant(node.inputs[0])
+        if start is not None and start.any():
+            positions = emit("Add", [positions, emit.constant(start)], INT64, [FLAT])
+        dtype = old.dtype or INT64
+        if dtype != INT64:
+            positions = emit("Cast", [positions], dtype, [FLAT], to=dtype)
+        new = positions
+    else:
+        axis, table = _axis(timing, old), node.inputs[0]
+        assert table is not None
+        rows = (dims(table) or ())[axis]
+        if not isinstance(rows, int):
+            raise refuse(node, "takes positions from a table of unknown length.")
+        context.limit_context(rows)
+        shape = [FLAT if dim == TIME else dim for dim in dims(old) or ()]
+        new = emit("Gather", [table, positions], old.dtype, shape, axis=axis)
+    timing.facts[new] = timing.facts[old]
+    replace_uses(old, new)
+
+
+def _by_row(
+    value: ir.Value, rank: int, timing: Timing, step: StepValues, emit: Emitter
+) -> ir.Value:
+    """Cut the batch*time axis of `value` into the batch axis and the time axis of rank `rank`."""
+    shape = list(dims(value) or ())
+    axis, dtype = _axis(timing, value), value.dtype
+    missing = rank - len(shape)
+    outer, inner = shape[:axis], shape[axis + 1 :]
+    if missing == 0 and (not outer or outer[0] != 1):
+        raise PassError(
+            f"{value.name!r} depends on positions and has shape {shape} with no room for a batch "
+            f"axis in front; give it a leading axis of one."
+        )
+    if any(dim != 1 for dim in outer):
+        perm = [axis, *range(axis), *range(axis + 1, len(shape))]
+        value = emit("Transpose", [value], dtype, [FLAT, *outer, *inner], perm=perm)
+        cut = _reshaped(value, [BATCH, TIME, *outer, *inner], step, emit)
+        ones = [1] * (missing - 1) if missing else []
+        kept = outer if missing else outer[1:]
+        # [batch, time, outer, inner] -> [batch, outer, time, inner]; a dropped leading 1 made room
+        if not missing:
+            cut = _reshaped(cut, [BATCH, TIME, *kept, *inner], step, emit)
+        last = 2 + len(kept)
+        perm = [0, *range(2, last), 1, *range(last, last + len(inner))]
+        cut = emit("Transpose", [cut], dtype, [BATCH, *kept, TIME, *inner], perm=perm)
+        if not ones:
+            return cut
+        return _reshaped(cut, [BATCH, *ones, *kept, TIME, *inner], step, emit)
+    return _reshaped(value, [BATCH, *[1] * (axis + missing - 1), TIME, *inner], step, emit)
+
+
+def _reshaped(value: ir.Value, shape: list[int | str], step: StepValues, emit: Emitter) -> ir.Value:
+    """Reshape to `shape`, whose batch is inferred and whose time is this step's."""
+    parts: list[ir.Value] = []
+    for dim in shape:
+        if dim == TIME:
+            parts.append(step.count)
+        elif dim == BATCH:
+            parts.append(emit.constant([-1]))
+        elif isinstance(dim, int):
+            parts.append(emit.constant([dim]))
+        else:
+            raise PassError(f"{value.name!r} has a dimension {dim!r} beside batch and time")
+    target = emit("Concat", parts, INT64, [len(parts)], axis=0)
+    return emit("Reshape", [value, target], value.dtype, shape)

@@ -1,0 +1,217 @@
+"""The rewrites of operators that mix time: each gains its state as an input and an output."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from intaglio.passes.analysis.time import refuse
+from intaglio.passes.graph import (
+    Dim,
+    Emitter,
+    attribute,
+    attributes_of,
+    dims,
+    input_of,
+    replace_uses,
+    set_dims,
+)
+from intaglio.state import BATCH, CAPACITY, PAST, TIME, Layout
+
+from ._step_values import StepValues
+
+
+@dataclass(frozen=True, kw_only=True)
+class Carried:
+    """A state that a rewritten node asks for, before it has a name."""
+
+    node: ir.Node
+    op: str
+    port: str
+    layout: Layout
+    past: ir.Value
+    present: ir.Value
+    axis: int | None = None
+    window: int | None = None
+
+
+def _past(port: str, dtype: ir.DataType, shape: Sequence[Dim]) -> ir.Value:
+    return ir.Value(name=port, type=ir.TensorType(dtype), shape=ir.Shape(list(shape)))
+
+
+def _shape(node: ir.Node, value: ir.Value | None) -> tuple[Dim, ...]:
+    shape = None if value is None else dims(value)
+    if not shape or shape[0] != BATCH:
+        raise refuse(node, f"works on {list(shape or ())}: its first axis must be the batch alone.")
+    return shape
+
+
+def _dtype(value: ir.Value | None) -> ir.DataType:
+    return (value.dtype if value is not None else None) or ir.DataType.FLOAT
+
+
+def linear_attention(node: ir.Node) -> list[Carried]:
+    """Give LinearAttention its [batch, kv heads, key size, value size] state, in fp32."""
+    query, key, value = node.inputs[:3]
+    if input_of(node, 3) is not None:
+        raise refuse(node, "already starts from a state.")
+    heads = attribute(node, "kv_num_heads")
+    sizes = [int(_shape(node, v)[2]) // heads for v in (key, value)]
+    past = _past("recurrent", ir.DataType.FLOAT, [BATCH, heads, *sizes])
+    inputs = [query, key, value, past, input_of(node, 4), input_of(node, 5)]
+    while inputs[-1] is None:
+        inputs.pop()
+    old = node.outputs[0]
+    new, present = Emitter(node).node(
+        "LinearAttention",
+        inputs,
+        [(old.dtype, dims(old)), (past.dtype, dims(past))],
+        attributes_of(node),
+    )
+    replace_uses(old, new)
+    return [
+        Carried(
+            node=node,
+            op="linear_attention",
+            port="recurrent",
+            layout=Layout.RECURRENT,
+            past=past,
+            present=present,
+        )
+    ]
+
+
+def attention(node: ir.Node, step: StepValues, *, window: int | None, grow: bool) -> list[Carried]:
+    """Give Attention a cache of keys and values, laid out as its window and `grow` ask."""
+    query, key, value = node.inputs[:3]
+    scale = {name: x for name, x in attributes_of(node).items() if name in ("scale", "softcap")}
+    emit = Emitter(node)
+    old = node.outputs[0]
+    result = (old.dtype, dims(old))
+    length: Dim
+    if window is not None:
+        layout, length = Layout.WINDOW, window - 1
+    elif grow:
+        layout, length = Layout.GROW, PAST
+    else:
+        layout, length = Layout.STATIC, CAPACITY
+    pasts, shapes = [], []
+    for port, new in (("key", key), ("value", value)):
+        _, heads, _, size = _shape(node, new)
+        pasts.append(_past(port, _dtype(new), [BATCH, heads, length, size]))
+        shapes.append((_dtype(new), (BATCH, heads, size)))
+    if layout is Layout.GROW:
+        total = [(dtype, [b, h, f"{PAST} + {TIME}", d]) for dtype, (b, h, d) in shapes]
+        inputs = [query, key, value, None, *pasts]
+        y, *presents = emit.node("Attention", inputs, [result, *total], {"is_causal": 1, **scale})
+    elif layout is Layout.STATIC:
+        presents = [
+            emit("TensorScatter", [past, new, step.past_length], past.dtype, dims(past), axis=2)
+            for past, new in zip(pasts, (key, value), strict=True)
+        ]
+        inputs = [query, *presents, None, None, None, step.total_length]
+        y = emit.node("Attention", inputs, [result], {"is_causal": 1, **scale})[0]
+    else:
+        assert window is not None
+        if window < 2:
+            raise refuse(node, "sees the current token alone (a window of 1); leave it out.")
+        y, presents = _windowed(emit, node, step.window_mask(window), pasts, scale)
+    replace_uses(old, y)
+    return [
+        Carried(
+            node=node,
+            op="attention",
+            port=port,
+            layout=layout,
+            past=past,
+            present=present,
+            axis=2,
+            window=window,
+        )
+        for port, past, present in zip(("key", "value"), pasts, presents, strict=True)
+    ]
+
+
+def _windowed(
+    emit: Emitter,
+    node: ir.Node,
+    mask: ir.Value,
+    pasts: Sequence[ir.Value],
+    scale: dict[str, float],
+) -> tuple[ir.Value, list[ir.Value]]:
+    """Attention over the last window-1 keys and the new ones, keeping the last window-1."""
+    joined, presents = [], []
+    for past, new in zip(pasts, node.inputs[1:3], strict=True):
+        batch, heads, kept, size = dims(past) or ()
+        shape = [batch, heads, f"{TIME} + {kept}", size]
+        both = emit("Concat", [past, new], past.dtype, shape, axis=2)
+        joined.append(both)
+        presents.append(_last(both, int(kept), past, emit))
+    y = emit(
+        "Attention",
+        [node.inputs[0], *joined, mask],
+        node.outputs[0].dtype,
+        dims(node.outputs[0]),
+        **scale,
+    )
+    return y, presents
+
+
+def _last(value: ir.Value, count: int, like: ir.Value, emit: Emitter) -> ir.Value:
+    """The last `count` entries of `value` along axis 2, as the next state `like` the past one."""
+    end = emit.constant([2**63 - 1])
+    places = [emit.constant([-count]), end, emit.constant([2]), emit.constant([1])]
+    return emit("Slice", [value, *places], like.dtype, dims(like))
+
+
+def convolution(node: ir.Node) -> list[Carried]:
+    """Give a causal convolution over [batch, channels, time] its last inputs as a state."""
+    given, weight = node.inputs[0], node.inputs[1]
+    bias = input_of(node, 2)
+    pad = None if given is None else given.producer()
+    source = pad.inputs[0] if pad is not None and pad.op_type == "Pad" else given
+    channels = _shape(node, source)[1]
+    outputs, width, kernel = (dims(weight) if weight is not None else None) or ()
+    dilation = int((attribute(node, "dilations") or [1])[0])
+    reach = (int(kernel) - 1) * dilation
+    groups = attribute(node, "group", 1)
+    old, emit = node.outputs[0], Emitter(node)
+    past = _past("conv", _dtype(source), [BATCH, channels, reach])
+    shape = [BATCH, outputs, TIME]
+    if groups == channels == outputs and width == 1 and dilation == 1:
+        y, present = emit.node(
+            "CausalConvWithState",
+            [source, weight, bias, past],
+            [(old.dtype, shape), (past.dtype, dims(past))],
+            {"activation": "none"},
+        )
+    else:
+        joined = emit(
+            "Concat", [past, source], past.dtype, [BATCH, channels, f"{TIME} + {reach}"], axis=2
+        )
+        attributes = {**attributes_of(node), "pads": [0, 0]}
+        inputs = [joined, weight, *([] if bias is None else [bias])]
+        y = emit.node("Conv", inputs, [(old.dtype, shape)], attributes)[0]
+        present = _last(joined, reach, past, emit)
+    replace_uses(old, y)
+    return [
+        Carried(
+            node=node,
+            op="causal_conv",
+            port="conv",
+            layout=Layout.CONV,
+            past=past,
+            present=present,
+        )
+    ]
+
+
+def cut_trailing(graph: ir.Graph, trailing: Callable[[ir.Value | None], int]) -> None:
+    """Drop the Slices that cut what a convolution padded on the right; nothing trails any more."""
+    for node in list(graph):
+        if node.op_type == "Slice" and trailing(node.inputs[0]) and node.inputs[0] is not None:
+            replace_uses(node.outputs[0], node.inputs[0])
+        for value in node.outputs:
+            if extra := trailing(value):
+                longer = f"{TIME} + {extra}"
+                set_dims(value, [TIME if dim == longer else dim for dim in dims(value) or ()])

@@ -1,0 +1,84 @@
+"""Values that every rewritten operator of a step graph shares: token counts, positions, masks."""
+
+from functools import cached_property
+
+import onnx_ir as ir
+
+from intaglio.passes.graph import Emitter, dims
+from intaglio.state import BATCH, PAST_LENGTH, TIME
+
+INT64 = ir.DataType.INT64
+BOOL = ir.DataType.BOOL
+FLAT = f"{BATCH}*{TIME}"
+
+
+class StepValues:
+    """Shared values of one step graph, each emitted at its start when first asked for."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self._graph = graph
+        self._emit = Emitter(next(iter(graph)), prefix="step")
+        self._masks: dict[int, ir.Value] = {}
+        self._timed = next(v for v in graph.inputs if TIME in (dims(v) or ()))
+        self._axis = (dims(self._timed) or ()).index(TIME)
+
+    @cached_property
+    def past_length(self) -> ir.Value:
+        """Int64 [batch], a new graph input: tokens consumed before this step, for each row."""
+        value = ir.Value(name=PAST_LENGTH, type=ir.TensorType(INT64), shape=ir.Shape([BATCH]))
+        self._graph.inputs.append(value)
+        return value
+
+    @cached_property
+    def count(self) -> ir.Value:
+        """Int64 [1]: T, the tokens of this step."""
+        axis = self._axis
+        return self._emit("Shape", [self._timed], INT64, [1], start=axis, end=axis + 1)
+
+    @cached_property
+    def total_length(self) -> ir.Value:
+        """Int64 [batch]: tokens consumed after this step."""
+        return self._emit("Add", [self.past_length, self.count], INT64, [BATCH])
+
+    @cached_property
+    def _indices(self) -> ir.Value:
+        """Int64 [time]: 0 .. T-1."""
+        emit = self._emit
+        scalar = emit("Squeeze", [self.count], INT64, [])
+        return emit("Range", [emit.constant(0), scalar, emit.constant(1)], INT64, [TIME])
+
+    @cached_property
+    def flat_positions(self) -> ir.Value:
+        """Int64 [batch*time]: the position of every token, row after row."""
+        emit = self._emit
+        starts = emit("Unsqueeze", [self.past_length, emit.constant([1])], INT64, [BATCH, 1])
+        table = emit("Add", [starts, self._indices], INT64, [BATCH, TIME])
+        return emit("Reshape", [table, emit.constant([-1])], INT64, [FLAT])
+
+    def window_mask(self, window: int) -> ir.Value:
+        """Bool [batch, 1, time, window - 1 + time]: who sees what behind a window cache.
+
+        Entry c of the keys is at position past_length - (window - 1) + c.  Query i, at position
+        past_length + i, sees the last `window` positions up to its own (i <= c <= i + window - 1)
+        that exist (c >= window - 1 - past_length).
+        """
+        if window not in self._masks:
+            self._masks[window] = self._window_mask(window)
+        return self._masks[window]
+
+    def _window_mask(self, window: int) -> ir.Value:
+        emit, kept = self._emit, window - 1
+        span = f"{TIME} + {kept}"
+        total = emit("Add", [self.count, emit.constant([kept])], INT64, [1])
+        limit = emit("Squeeze", [total], INT64, [])
+        keys = emit("Range", [emit.constant(0), limit, emit.constant(1)], INT64, [span])
+        first = emit("Unsqueeze", [self._indices, emit.constant([1])], INT64, [TIME, 1])
+        last = emit("Add", [first, emit.constant(kept)], INT64, [TIME, 1])
+        recent = emit("GreaterOrEqual", [keys, first], BOOL, [TIME, span])
+        causal = emit("LessOrEqual", [keys, last], BOOL, [TIME, span])
+        inside = emit("And", [recent, causal], BOOL, [TIME, span])
+        axes = emit.constant([1, 2, 3])
+        rows = emit("Unsqueeze", [self.past_length, axes], INT64, [BATCH, 1, 1, 1])
+        begin = emit("Sub", [emit.constant(kept), rows], INT64, [BATCH, 1, 1, 1])
+        exists = emit("GreaterOrEqual", [keys, begin], BOOL, [BATCH, 1, 1, span])
+        return emit("And", [inside, exists], BOOL, [BATCH, 1, TIME, span])

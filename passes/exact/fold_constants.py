@@ -1,0 +1,34 @@
+"""Compute once what does not depend on the inputs, but never into a parameter.
+
+Folding Transpose(W) would lose the name W, which passes, reports and refinements need; so a node
+that touches an initializer of the source stays.  Numbers, shapes and casts of constants fold.
+"""
+
+import onnx_ir as ir
+import onnxscript.optimizer
+
+from intaglio.passes.base import Context, Exact, PassResult
+
+
+class FoldConstants(Exact):
+    """Fold constant expressions that no parameter takes part in."""
+
+    limit: int = 262_144
+    """Largest array, in elements, that folding may create."""
+
+    def run(self, model: ir.Model, context: Context) -> PassResult:  # noqa: ARG002
+        """Fold until nothing more folds."""
+        parameters = set(model.graph.initializers.values())
+
+        def keep_parameters(node: ir.Node) -> bool | None:
+            return False if any(value in parameters for value in node.inputs) else None
+
+        changed = False
+        while onnxscript.optimizer.fold_constants_ir(
+            model,
+            onnx_shape_inference=False,
+            output_size_limit=self.limit,
+            should_fold=keep_parameters,
+        ).modified:
+            changed = True
+        return PassResult(changed=changed)

@@ -1,0 +1,187 @@
+"""Which passes run, in which order, and the record each one leaves."""
+
+import importlib.util
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import onnx_ir as ir
+
+from intaglio.errors import PassError
+
+from . import PASSES
+from .base import Context, Exact, Lower, Pass, PassResult
+from .check import check as check_pass
+from .exact.fold_constants import FoldConstants
+from .exact.fold_repeated_heads import FoldRepeatedHeads
+from .exact.merge_duplicates import MergeDuplicates
+from .exact.remove_dead import RemoveDead
+from .exact.stabilize_log_sigmoid import StabilizeLogSigmoid
+from .exact.statefulize import Statefulize
+from .lower.ort_domains import OrtDomains
+from .lower.ort_group_query_attention import OrtGroupQueryAttention
+from .lower.ort_relabel import OrtRelabel
+
+Progress = Callable[[str, float | None], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassRecord:
+    """What one pass did to the graph, as it goes into the manifest."""
+
+    name: str
+    options: Mapping[str, Any]
+    result: PassResult
+    nodes: tuple[int, int]
+    initializers: tuple[int, int]
+    bytes: tuple[int, int]
+    error: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in a manifest; `error` is None where the pass was not checked."""
+        return {
+            "name": self.name,
+            "options": dict(self.options),
+            "changed": self.result.changed,
+            "notes": list(self.result.notes),
+            "details": dict(self.result.details),
+            "nodes": list(self.nodes),
+            "initializers": list(self.initializers),
+            "bytes": list(self.bytes),
+            "error": self.error,
+        }
+
+
+def standard(kv: Literal["static", "grow"] = "static", extra: Sequence[Pass] = ()) -> list[Pass]:
+    """From a traced training-form graph to the portable step graph; `extra` are the user's."""
+    return [
+        # tidy what tracing leaves
+        RemoveDead(),
+        FoldConstants(),
+        MergeDuplicates(),
+        StabilizeLogSigmoid(),
+        # what the user asked for
+        *extra,
+        # carry the past in states
+        FoldRepeatedHeads(),
+        Statefulize(kv=kv),
+        # tidy what that left
+        FoldConstants(),
+        MergeDuplicates(),
+        RemoveDead(),
+    ]
+
+
+def lowering(target: str) -> list[Pass]:
+    """From the portable step graph to the one that `target` runs fastest."""
+    if target != "ort":
+        raise PassError(f"there is no target {target!r}; the targets are: ort.")
+    return [OrtDomains(), OrtGroupQueryAttention(), RemoveDead(), OrtRelabel()]
+
+
+def run(
+    model: ir.Model,
+    passes: Sequence[Pass],
+    context: Context,
+    *,
+    check: bool = False,
+    progress: Progress | None = None,
+) -> list[PassRecord]:
+    """Run `passes` over `model` in place; with `check`, hold exact ones to their promise."""
+    records = []
+    for index, step in enumerate(passes):
+        if progress is not None:
+            progress(step.name, index / len(passes))
+        checked = check and isinstance(step, Exact | Lower)
+        before = model.clone() if checked else None
+        states = list(context.states)
+        was = _size(model)
+        result = step.run(model, context)
+        now = _size(model)
+        error = None
+        if before is not None and result.changed:
+            error = check_pass(step.name, before, model, states, context)
+        records.append(
+            PassRecord(
+                name=step.name,
+                options=asdict(step),  # type: ignore[call-overload]
+                result=result,
+                nodes=(was[0], now[0]),
+                initializers=(was[1], now[1]),
+                bytes=(was[2], now[2]),
+                error=error,
+            )
+        )
+    return records
+
+
+def _size(model: ir.Model) -> tuple[int, int, int]:
+    tensors = [v.const_value for v in model.graph.initializers.values()]
+    count = sum(1 for _ in model.graph.all_nodes())
+    return count, len(tensors), sum(t.nbytes for t in tensors if t is not None)
+
+
+def parse(spec: str, *, allow_code: bool = False) -> Pass:
+    """The pass that `spec` names: NAME[:OPTIONS] with TOML options, or FILE.py:FUNCTION.
+
+    Raises:
+        PassError: an unknown pass or option, an option of the wrong type, or code not allowed.
+    """
+    name, _, text = spec.partition(":")
+    if name.endswith(".py"):
+        return _from_file(Path(name), text, allow_code=allow_code)
+    known = {entry.name: entry for entry in PASSES}
+    if name not in known:
+        raise PassError(f"there is no pass {name!r}; the passes are: {', '.join(sorted(known))}.")
+    try:
+        options = tomllib.loads(f"options = {{{text}}}")["options"]
+    except tomllib.TOMLDecodeError as error:
+        raise PassError(
+            f"the options of --pass {spec!r} are not TOML ({error}); write them as "
+            f"{name}:key=value,other=[1, 2]."
+        ) from error
+    kinds = get_type_hints(known[name])
+    allowed = [field.name for field in fields(known[name])]  # type: ignore[arg-type]
+    for option, value in options.items():
+        if option not in allowed:
+            raise PassError(
+                f"the pass {name!r} has no option {option!r}; "
+                f"it has: {', '.join(allowed) or 'none'}."
+            )
+        if not _fits(value, kinds[option]):
+            raise PassError(f"{name}: {option} = {value!r} should be of type {kinds[option]}.")
+    return known[name](**options)
+
+
+def _fits(value: object, kind: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    plain = get_origin(kind) or kind
+    if plain is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if plain is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, plain) if isinstance(plain, type) else True
+
+
+def _from_file(path: Path, function: str, *, allow_code: bool) -> Pass:
+    if not allow_code:
+        raise PassError(f"--pass {path} runs the code in that file; allow it with --allow-code.")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise PassError(f"--pass {path}: there is no such Python file.")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, function):
+        raise PassError(f"--pass {path}:{function}: the file defines no such function.")
+    rewrite: Callable[[ir.Model], Any] = getattr(module, function)
+
+    class UserPass(Exact):
+        """A rewrite from the user's own file."""
+
+        def run(self, model: ir.Model, context: Context) -> PassResult:  # noqa: ARG002
+            return PassResult(changed=bool(rewrite(model)), notes=[f"{path}:{function}"])
+
+    return UserPass()

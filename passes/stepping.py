@@ -1,0 +1,114 @@
+"""Driving a step graph by hand, in ONNX Runtime: random inputs, first states, splits of a sequence.
+
+Passes are checked with this; programs use `intaglio.runtime.Session`, which does not copy states.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from intaglio.state import BATCH, CAPACITY, PAST, PAST_LENGTH, TIME, Layout, StateSpec
+
+from . import evaluate
+from .graph import constant, dims
+
+Array = npt.NDArray[Any]
+Arrays = dict[str, Array]
+
+
+def random_inputs(
+    model: ir.Model, states: Sequence[StateSpec], batch: int, time: int, seed: int = 0
+) -> Arrays:
+    """Random arrays for the source's own inputs; token ids stay within their embedding."""
+    random = np.random.default_rng(seed)
+    carried = {spec.input for spec in states} | {PAST_LENGTH}
+    sizes = {BATCH: batch, TIME: time}
+    feeds: Arrays = {}
+    for value in model.graph.inputs:
+        if value.name in carried or value.name is None:
+            continue
+        shape = [dim if isinstance(dim, int) else sizes[dim] for dim in dims(value) or ()]
+        dtype = (value.dtype or ir.DataType.FLOAT).numpy()
+        if np.issubdtype(dtype, np.integer):
+            feeds[value.name] = random.integers(0, _rows(value), shape).astype(dtype)
+        else:
+            feeds[value.name] = random.standard_normal(shape).astype(dtype)
+    return feeds
+
+
+def _rows(value: ir.Value) -> int:
+    """Rows of the smallest table that `value` indexes; 2 where it indexes none."""
+    tables = [
+        array.shape[0]
+        for node, index in value.uses()
+        if node.op_type == "Gather" and index == 1
+        and (array := constant(node.inputs[0])) is not None
+    ]  # fmt: skip
+    return min(tables, default=2)
+
+
+def first_states(states: Sequence[StateSpec], batch: int, capacity: int) -> Arrays:
+    """States of `batch` rows that have seen nothing."""
+    sizes: dict[str, int] = {BATCH: batch, CAPACITY: capacity, PAST: 0}
+    return {
+        spec.input: np.full(
+            [d if isinstance(d, int) else sizes[d] for d in spec.shape],
+            spec.initial,
+            spec.dtype,
+        )
+        for spec in states
+    }
+
+
+def random_states(
+    states: Sequence[StateSpec], past: Array, capacity: int, seed: int = 0
+) -> tuple[Arrays, Array]:
+    """States with random contents after `past` tokens per row (equal rows where a cache grows)."""
+    random = np.random.default_rng(seed)
+    if any(spec.layout is Layout.GROW for spec in states):
+        past = np.full_like(past, past.max())
+    filled = first_states(states, len(past), capacity)
+    for spec in states:
+        shape = list(filled[spec.input].shape)
+        if spec.layout is Layout.GROW and spec.axis is not None:
+            shape[spec.axis] = int(past.max())
+        filled[spec.input] = (0.3 * random.standard_normal(shape)).astype(spec.dtype)
+    return filled, past
+
+
+def roll(
+    model: ir.Model,
+    states: Sequence[StateSpec],
+    inputs: Mapping[str, Array],
+    parts: Sequence[int],
+) -> Arrays:
+    """Outputs of `model` for `inputs` given in `parts` along time, joined along axis 1."""
+    session = evaluate.session(model)
+    batch = next(iter(inputs.values())).shape[0]
+    names = [output.name for output in session.get_outputs()]
+    wants_past = PAST_LENGTH in {entry.name for entry in session.get_inputs()}
+    timed = {
+        v.name: (dims(v) or ()).index(TIME) for v in model.graph.inputs if TIME in (dims(v) or ())
+    }
+    carried = first_states(states, batch, sum(parts))
+    following = {spec.output: spec.input for spec in states}
+    results: dict[str, list[Array]] = {name: [] for name in names if name not in following}
+    done = 0
+    for part in parts:
+        feeds = {
+            name: array.take(range(done, done + part), timed[name]) if name in timed else array
+            for name, array in inputs.items()
+        }
+        if wants_past:
+            feeds[PAST_LENGTH] = np.full(batch, done, np.int64)
+        for name, array in zip(names, session.run(names, {**feeds, **carried}), strict=True):
+            if name in following:
+                carried[following[name]] = array
+            else:
+                results[name].append(array)
+        done += part
+    axes = {v.name: (dims(v) or ()).index(TIME) for v in model.graph.outputs if v.name in results}
+    return {name: np.concatenate(arrays, axes[name]) for name, arrays in results.items()}
