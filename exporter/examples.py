@@ -1,0 +1,137 @@
+"""Example inputs of a module: what its forward takes, and random values of any batch and time.
+
+Every input is ``[batch, time, ...]``, or ``[batch]``.  Token ids are recognised by their name and
+drawn from the vocabulary; everything else follows the examples that the factory gave.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from intaglio.errors import SourceError
+from intaglio.state import BATCH, TIME
+
+TOKEN_NAMES = ("input_ids", "ids", "idx", "tokens", "token_ids", "x")
+
+Sampler = Callable[[int, int, int], dict[str, Tensor]]  # (batch, time, seed) -> inputs
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One input: integers below `high`, or floats of `mean` and `std`, or booleans of `mean`."""
+
+    name: str
+    dtype: torch.dtype
+    rest: tuple[int, ...] | None  # the dimensions after time; None for [batch]
+    high: int = 2
+    mean: float = 0.0
+    std: float = 1.0
+
+    @property
+    def dynamic(self) -> dict[int, str]:
+        """Which axes are free, and what they are called."""
+        return {0: BATCH} if self.rest is None else {0: BATCH, 1: TIME}
+
+    def sample(self, batch: int, time: int, generator: torch.Generator) -> Tensor:
+        """Draw a tensor of `batch` rows and `time` steps."""
+        shape = (batch,) if self.rest is None else (batch, time, *self.rest)
+        if self.dtype is torch.bool:
+            return torch.rand(shape, generator=generator) < self.mean
+        if self.dtype.is_floating_point:
+            return (self.mean + self.std * torch.randn(shape, generator=generator)).to(self.dtype)
+        return torch.randint(self.high, shape, generator=generator, dtype=self.dtype)
+
+
+def sampler(specs: tuple[InputSpec, ...]) -> Sampler:
+    """Return the function that draws all inputs at once, the same for the same seed."""
+
+    def sample(batch: int, time: int, seed: int) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        return {spec.name: spec.sample(batch, time, generator) for spec in specs}
+
+    return sample
+
+
+def specs_from_examples(
+    module: nn.Module, inputs: Mapping[str, Tensor], owner: str
+) -> tuple[InputSpec, ...]:
+    """Describe the example inputs that a factory gave.
+
+    Raises:
+        SourceError: if a name is none of forward's, or a value is no tensor of at least one axis.
+    """
+    parameters = inspect.signature(module.forward).parameters
+    free = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    unknown = [name for name in inputs if name not in parameters and not free]
+    if unknown or not inputs:
+        raise SourceError(
+            f"{owner} gave the example inputs {', '.join(map(repr, inputs)) or '(none)'}; "
+            f"forward takes {', '.join(map(repr, parameters))}."
+        )
+    return tuple(_spec(module, name, value, owner) for name, value in inputs.items())
+
+
+def guess_specs(module: nn.Module, owner: str) -> tuple[InputSpec, ...]:
+    """Describe the inputs of a module that takes token ids and nothing else.
+
+    Raises:
+        SourceError: if forward needs other inputs, or the vocabulary is unknown.
+    """
+    parameters = inspect.signature(module.forward).parameters.values()
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    required = [p.name for p in parameters if p.default is p.empty and p.kind not in variadic]
+    name = next((p.name for p in parameters if p.name in TOKEN_NAMES), None)
+    vocabulary = _vocabulary(module)
+    if name is None or vocabulary is None or set(required) - {name}:
+        raise SourceError(
+            f"{owner} takes {', '.join(required) or 'no inputs by name'}: what to trace it with is "
+            f"not known. Example inputs are guessed only for one input of token ids "
+            f"({', '.join(TOKEN_NAMES)}) of a module with an nn.Embedding. Let the factory return "
+            "(module, {name: tensor}) with tensors of [batch, time, ...]."
+        )
+    specs = (InputSpec(name, torch.int64, (), high=vocabulary),)
+    _try(module, sampler(specs), owner)
+    return specs
+
+
+def _spec(module: nn.Module, name: str, value: object, owner: str) -> InputSpec:
+    if not isinstance(value, Tensor) or value.ndim == 0 or value.numel() == 0:
+        raise SourceError(
+            f"{owner} gave the example input {name!r} as {_describe(value)}; it should be a "
+            "tensor of [batch, time, ...] or [batch]."
+        )
+    rest = tuple(value.shape[2:]) if value.ndim > 1 else None
+    if not value.dtype.is_floating_point and value.dtype is not torch.bool:
+        known = _vocabulary(module) if name in TOKEN_NAMES else None
+        return InputSpec(name, value.dtype, rest, high=known or int(value.max()) + 1)
+    numbers = value.double()
+    mean, std = float(numbers.mean()), float(numbers.std(correction=0))
+    half = value.dtype in (torch.float16, torch.bfloat16)  # modules run in float32
+    return InputSpec(name, torch.float32 if half else value.dtype, rest, mean=mean, std=std)
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {list(value.shape)}"
+    return type(value).__name__
+
+
+def _vocabulary(module: nn.Module) -> int | None:
+    embeddings = (m for m in module.modules() if isinstance(m, nn.Embedding))
+    first = next(embeddings, None)
+    return None if first is None else first.num_embeddings
+
+
+def _try(module: nn.Module, sample: Sampler, owner: str) -> None:
+    """Run the module once on guessed inputs, so that a wrong guess is told as such."""
+    try:
+        with torch.no_grad():
+            module(**sample(2, 3, 0))
+    except Exception as error:
+        raise SourceError(
+            f"{owner} does not run on token ids of [batch, time], the guess for its input: "
+            f"{type(error).__name__}: {error}. Let the factory return (module, {{name: tensor}})."
+        ) from error

@@ -1,0 +1,160 @@
+"""Build the module that a checkpoint's weights belong to.
+
+A model is one of ours, by name, or ``package.module:factory``: a callable of the user's own code
+that takes the config and returns a module, or a module and its example inputs.
+"""
+
+import contextlib
+import dataclasses
+import importlib
+import inspect
+import json
+import sys
+import tomllib
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from intaglio.errors import SourceError
+
+
+def read_config(config: Mapping[str, Any] | str | Path | None) -> dict[str, Any]:
+    """Return a config given as a mapping or as a JSON or TOML file.
+
+    Raises:
+        SourceError: if the file is missing, malformed or no table of keys, or a value is one that
+            JSON cannot hold, so that a manifest could not repeat it.
+    """
+    if config is None:
+        return {}
+    where = "The config" if isinstance(config, Mapping) else f"The config {config}"
+    values = config if isinstance(config, Mapping) else _parse_config(Path(config))
+    if not isinstance(values, Mapping):
+        raise SourceError(f"{where} is no table of keys and values.")
+    try:
+        json.dumps(dict(values))
+    except (TypeError, ValueError) as error:
+        raise SourceError(f"{where} has a value that JSON cannot hold: {error}.") from error
+    return dict(values)
+
+
+def build_from_factory(
+    spec: str, config: Mapping[str, Any], import_from: Sequence[Path] = ()
+) -> tuple[nn.Module, Mapping[str, Tensor] | None]:
+    """Import ``package.module:factory``, call it, return the module and the inputs it gave.
+
+    The module is looked for in `import_from`, in the working directory, then where Python looks.
+    The factory gets the config's keys as keywords; if it takes one positional argument instead,
+    it gets the mapping, or the dataclass made from it which that argument is annotated with.
+
+    Raises:
+        SourceError: if it cannot be found, or it or its import raises, or it returns other things.
+    """
+    with _on_path([*import_from, Path.cwd()]):
+        factory = _import(spec)
+        try:
+            made = _call(factory, spec, config)
+        except SourceError:
+            raise
+        except Exception as error:
+            raise SourceError(
+                f"The factory {spec!r} raised {type(error).__name__}: {error}"
+            ) from error
+    module, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    if not isinstance(module, nn.Module):
+        raise SourceError(
+            f"The factory {spec!r} returned {type(module).__name__}; it should return a "
+            "torch.nn.Module, or a pair of one and its example inputs."
+        )
+    if inputs is not None and not isinstance(inputs, Mapping):
+        raise SourceError(
+            f"The factory {spec!r} returned example inputs as {type(inputs).__name__}; they "
+            "should be a dict of the names of forward's arguments to tensors."
+        )
+    return module, inputs
+
+
+def _parse_config(path: Path) -> object:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise SourceError(f"The config {path} cannot be read: {error.strerror}.") from error
+    try:
+        return tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except ValueError as error:  # JSONDecodeError and TOMLDecodeError alike
+        kind = "TOML" if path.suffix == ".toml" else "JSON"
+        raise SourceError(f"The config {path} is not valid {kind}: {error}.") from error
+
+
+@contextlib.contextmanager
+def _on_path(folders: Sequence[Path]) -> Iterator[None]:
+    """Put `folders` in front of the import path for a while."""
+    before = list(sys.path)
+    sys.path[:0] = [str(folder.resolve()) for folder in folders]
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+def _import(spec: str) -> Callable[..., Any]:
+    name, _, attribute = spec.partition(":")
+    if name.endswith(".py") or "/" in name:
+        raise SourceError(
+            f"--model {spec!r} names a file; name its module: --model "
+            f"{Path(name).stem}:{attribute}, with --import-from {Path(name).parent}."
+        )
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise SourceError(f"Importing {name!r} failed: {error}.") from error
+        raise SourceError(
+            f"--model {spec!r}: there is no module {error.name!r} in {Path.cwd()} or on Python's "
+            "path. Say where it is with --import-from DIR."
+        ) from error
+    except Exception as error:
+        raise SourceError(
+            f"Importing {name!r} failed with {type(error).__name__}: {error}"
+        ) from error
+    factory = getattr(module, attribute, None)
+    if not callable(factory):
+        has = sorted(key for key, value in vars(module).items() if callable(value))
+        raise SourceError(
+            f"--model {spec!r}: {name} has no callable {attribute!r} (it has {', '.join(has[:8])})."
+        )
+    return typing.cast(Callable[..., Any], factory)
+
+
+def _call(factory: Callable[..., Any], spec: str, config: Mapping[str, Any]) -> Any:
+    signature = inspect.signature(factory)
+    try:
+        signature.bind(**config)
+    except TypeError as mismatch:
+        argument = _only_argument(signature)
+        if argument is None:
+            raise SourceError(
+                f"The factory {spec!r} takes {signature}, the config has "
+                f"{', '.join(map(repr, config)) or 'no keys'}: {mismatch}."
+            ) from mismatch
+        return factory(_as_one(factory, argument, config))
+    return factory(**config)
+
+
+def _only_argument(signature: inspect.Signature) -> str | None:
+    """Return the name of the one argument that must be given, None if there are more or none."""
+    required = [p for p in signature.parameters.values() if p.default is p.empty]
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return required[0].name if len(required) == 1 and required[0].kind in positional else None
+
+
+def _as_one(factory: Callable[..., Any], argument: str, config: Mapping[str, Any]) -> Any:
+    """Make the config what `argument` is annotated with: a dataclass, or a plain dict."""
+    function = vars(factory)["__init__"] if inspect.isclass(factory) else factory
+    wanted = typing.get_type_hints(function).get(argument)
+    if isinstance(wanted, type) and dataclasses.is_dataclass(wanted):
+        return wanted(**config)
+    return dict(config)

@@ -1,0 +1,191 @@
+"""Put a state dict into a module: strictly, by the names that wrappers leave behind too.
+
+Every parameter and persistent buffer of the module gets exactly one tensor of the file, of its
+own shape.  `DataParallel`, `torch.compile` and FSDP rename keys by prefixes, which are undone.
+A tied parameter has several names, of which the file may hold one or all.
+"""
+
+import difflib
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from intaglio.errors import SourceError
+
+LEADING = ("module.", "_orig_mod.", "_fsdp_wrapped_module.")  # one per wrapper, in any order
+INNER = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+SHOWN = 6  # names of each kind in a message
+
+
+def tied_names(module: nn.Module) -> dict[str, str]:
+    """Map each further name of a shared parameter or buffer to the name that PyTorch lists."""
+    kept: dict[int, str] = {}
+    aliases: dict[str, str] = {}
+    for name, tensor in _all_tensors(module):
+        first = kept.setdefault(id(tensor), name)
+        if first != name:
+            aliases[name] = first
+    return aliases
+
+
+def load_weights(module: nn.Module, tensors: Mapping[str, Any], path: Path) -> tuple[str, ...]:
+    """Copy `tensors` into `module` in place and return notes for people.
+
+    Half-precision parameters are widened to fp32, which is exact.
+
+    Raises:
+        SourceError: if names or shapes do not fit one to one, tied names disagree, or a parameter
+            holds NaN or Inf.
+    """
+    _widen(module)
+    expected = module.state_dict()
+    found = _unwrap(tensors, expected.keys(), path)
+    if "n_averaged" in found.keys() - expected.keys():  # of torch.optim.swa_utils.AveragedModel
+        del found["n_averaged"]
+    ignored = [name for name, value in found.items() if _is_extra(name, value, expected)]
+    for name in ignored:
+        del found[name]
+    _check_finite(found, module, path)
+    _fill_ties(found, {k: v for k, v in tied_names(module).items() if k in expected}, path)
+    _check_names(found, expected, path)
+    _check_tensors(found, expected, path)
+    module.load_state_dict(found)
+    return _notes(found, ignored, path)
+
+
+def _all_tensors(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
+
+
+def _is_extra(name: str, value: object, expected: Mapping[str, Any]) -> bool:
+    """Whether an entry is no tensor and no part of the module either."""
+    return not isinstance(value, Tensor) and name not in expected
+
+
+def _widen(module: nn.Module) -> None:
+    if any(tensor.dtype in (torch.float16, torch.bfloat16) for _, tensor in _all_tensors(module)):
+        module.float()
+
+
+def _unwrap(tensors: Mapping[str, Any], expected: Collection[str], path: Path) -> dict[str, Any]:
+    """Rename keys to what the module calls them, dropping the marks of wrappers."""
+    found: dict[str, Any] = {}
+    for key, value in tensors.items():
+        name = _plain_name(key, expected)
+        if name in found:
+            raise SourceError(f"{path} holds {name!r} twice, once as {key!r}.")
+        found[name] = value
+    return found
+
+
+def _plain_name(key: str, expected: Collection[str]) -> str:
+    name = key
+    while name not in expected:
+        prefix = next((prefix for prefix in LEADING if name.startswith(prefix)), None)
+        if prefix is None:
+            break
+        name = name.removeprefix(prefix)
+    if name in expected:
+        return name
+    inner = name
+    for mark in INNER:
+        inner = inner.replace("." + mark, ".")
+    return inner
+
+
+def _fill_ties(found: dict[str, Any], aliases: Mapping[str, str], path: Path) -> None:
+    """Give every name of a tied tensor the one value that the file holds."""
+    for alias, kept in aliases.items():
+        if alias in found and kept in found and not _same(found[alias], found[kept]):
+            raise SourceError(
+                f"{path}: {alias!r} and {kept!r} are one tied parameter in the model, but the "
+                "file holds different values for them. Build the model untied."
+            )
+        if alias in found:
+            found.setdefault(kept, found[alias])
+    for alias, kept in aliases.items():
+        if kept in found:
+            found.setdefault(alias, found[kept])
+
+
+def _same(a: object, b: object) -> bool:
+    return isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b)
+
+
+def _check_names(found: Collection[str], expected: Collection[str], path: Path) -> None:
+    missing = [name for name in expected if name not in found]
+    unexpected = [name for name in found if name not in expected]
+    if not missing and not unexpected:
+        return
+    lines = [f"The weights of {path} do not fit the model."]
+    if missing:
+        lines.append(f"Missing from the file ({len(missing)} of {len(expected)}):")
+        lines += _with_neighbours(missing, unexpected)
+    if unexpected:
+        lines.append(f"Unexpected in the file ({len(unexpected)} of {len(found)}):")
+        lines += _with_neighbours(unexpected, missing)
+    lines.append(
+        "No name fits: is this the right model?"
+        if len(missing) == len(expected)
+        else "Check the config, and that file and code are of the same version."
+    )
+    raise SourceError("\n".join(lines))
+
+
+def _with_neighbours(names: list[str], others: list[str]) -> list[str]:
+    lines = []
+    for name in names[:SHOWN]:
+        near = difflib.get_close_matches(name, others, n=1)
+        lines.append(f"  {name}" + (f"  (near: {near[0]})" if near else ""))
+    if len(names) > SHOWN:
+        lines.append(f"  and {len(names) - SHOWN} more")
+    return lines
+
+
+def _check_finite(found: Mapping[str, Any], module: nn.Module, path: Path) -> None:
+    buffers = {name for name, _ in module.named_buffers(remove_duplicate=False)}
+    for name, tensor in _all_tensors(module):
+        value = found.get(name)
+        if not isinstance(value, Tensor):
+            continue
+        if value.isnan().any():
+            raise SourceError(f"{path}: {name!r} holds NaN. Take an earlier checkpoint.")
+        # A mask kept as a buffer may be infinite, a trained parameter may not.
+        if name not in buffers and not value.to(tensor.dtype).isfinite().all():
+            raise SourceError(f"{path}: {name!r} holds Inf. Take an earlier checkpoint.")
+
+
+def _check_tensors(found: Mapping[str, Any], expected: Mapping[str, Any], path: Path) -> None:
+    wrong = []
+    for name, value in expected.items():
+        tensor = found[name]
+        if not isinstance(value, Tensor):
+            continue
+        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_quantized:
+            raise SourceError(f"{path}: {name!r} is not a plain dense tensor.")
+        if tensor.is_floating_point() != value.is_floating_point():
+            raise SourceError(f"{path}: {name!r} is {tensor.dtype}, in the model {value.dtype}.")
+        if tensor.shape != value.shape:
+            shapes = f"{list(tensor.shape)} in the file, {list(value.shape)} in the model"
+            wrong.append(f"  {name}: {shapes}")
+    if not wrong:
+        return
+    more = [f"  and {len(wrong) - SHOWN} more"] if len(wrong) > SHOWN else []
+    head = f"The weights of {path} have other shapes than the model:"
+    raise SourceError("\n".join([head, *wrong[:SHOWN], *more, "Check the config."]))
+
+
+def _notes(found: Mapping[str, Any], ignored: list[str], path: Path) -> tuple[str, ...]:
+    kinds = {str(t.dtype).removeprefix("torch.") for t in found.values() if isinstance(t, Tensor)}
+    notes = []
+    if half := sorted(kinds & {"float16", "bfloat16"}):
+        notes.append(f"{path.name}: {' and '.join(half)} weights are widened to float32.")
+    if "float64" in kinds:
+        notes.append(f"{path.name}: float64 weights may be rounded to the model's own dtype.")
+    if ignored:
+        notes.append(f"{path.name}: left out {', '.join(ignored[:SHOWN])}: not tensors.")
+    return tuple(notes)
