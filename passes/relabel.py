@@ -79,10 +79,14 @@ def _differences(node: ir.Node, old: onnx.defs.OpSchema, new: onnx.defs.OpSchema
     yield from _types(node, new)
     lower, upper = sorted((old.since_version, new.since_version))
     for (op, version), dtypes in REDEFINED.items():
-        if op == node.op_type and lower < version <= upper:
-            for output in node.outputs:
-                if output.dtype is None or output.dtype in dtypes:
-                    yield f"opset {version} changed its meaning for output type {output.dtype}"
+        if op == node.op_type and lower < version <= upper and _cast_types(node) & dtypes:
+            yield f"opset {version} changed its meaning for 8-bit floats"
+
+
+def _cast_types(node: ir.Node) -> set[ir.DataType]:
+    target = node.attributes.get("to")
+    known = {value.dtype for value in node.outputs if value.dtype is not None}
+    return known | ({ir.DataType(target.as_int())} if target is not None else set())
 
 
 def _inputs(node: ir.Node, old: onnx.defs.OpSchema, new: onnx.defs.OpSchema) -> Iterator[str]:
