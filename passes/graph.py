@@ -79,6 +79,16 @@ def set_dims(value: ir.Value, shape: Shape) -> None:
     value.shape = ir.Shape(list(shape))
 
 
+def _serial(graph: ir.Graph) -> int:
+    """A number that no emitted name of `graph` ends with, so that no two names are equal."""
+    key = "intaglio.emitted"
+    if key not in graph.meta:
+        ends = (node.name.rpartition("_")[2] for node in graph if node.name and "/" in node.name)
+        graph.meta[key] = max((int(end) for end in ends if end.isdigit()), default=-1)
+    graph.meta[key] += 1
+    return int(graph.meta[key])
+
+
 class Emitter:
     """Adds nodes before `anchor`: in its module and named after it, unless `prefix` is given."""
 
@@ -90,7 +100,6 @@ class Emitter:
         self._graph = graph
         self._prefix = anchor.name if prefix is None else prefix
         self._metadata = anchor.metadata_props if prefix is None else {}
-        self._count = 0
 
     def node(
         self,
@@ -101,8 +110,7 @@ class Emitter:
         domain: str = "",
     ) -> tuple[ir.Value, ...]:
         """Emit one node; `outputs` gives the dtype and shape of each output."""
-        name = f"{self._prefix}/{op}_{self._count}"
-        self._count += 1
+        name = f"{self._prefix}/{op}_{_serial(self._graph)}"
         values = [
             ir.Value(
                 name=name if len(outputs) == 1 else f"{name}.{i}",

@@ -26,7 +26,7 @@ class FoldConstants(Exact):
         changed = False
         while onnxscript.optimizer.fold_constants_ir(
             model,
-            onnx_shape_inference=False,
+            onnx_shape_inference=True,
             output_size_limit=self.limit,
             should_fold=keep_parameters,
         ).modified:
