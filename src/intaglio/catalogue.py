@@ -1,0 +1,52 @@
+"""What `intaglio list` lists: the registries, as plain JSON values."""
+
+from dataclasses import MISSING, Field, fields
+from typing import Any
+
+
+def ops() -> list[dict[str, Any]]:
+    """Every operator that carries state or that ONNX lacks."""
+    from intaglio.ops import OPS
+
+    return [
+        {
+            "name": op.name,
+            "onnx": f"{op.domain or 'ai.onnx'}::{op.onnx_type}",
+            "since": op.since,
+            "source": op.source,
+        }
+        for op in OPS
+    ]
+
+
+def passes() -> list[dict[str, Any]]:
+    """Every pass with the options that ``--pass NAME:OPTIONS`` takes."""
+    from intaglio.passes import PASSES
+    from intaglio.passes.base import Calibrated, Exact, Lower
+
+    promises = (Exact, Lower, Calibrated)
+    return [
+        {
+            "name": entry.name,
+            "promise": next(kind.__name__.lower() for kind in promises if issubclass(entry, kind)),
+            "options": {option.name: _default(option) for option in fields(entry)},  # type: ignore[arg-type]
+            "summary": entry.summary,
+        }
+        for entry in PASSES
+    ]
+
+
+def models() -> list[dict[str, Any]]:
+    """Every model that a checkpoint or ``--model`` can name."""
+    from intaglio.models import MODELS
+
+    return [{"name": model.name, "source": model.source} for model in MODELS]
+
+
+def targets() -> list[dict[str, Any]]:
+    """Every target that ``--target`` can name."""
+    return [{"name": "ort", "engine": "ONNX Runtime on the CPU"}]
+
+
+def _default(option: Field[Any]) -> Any:
+    return None if option.default is MISSING else option.default

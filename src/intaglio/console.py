@@ -1,0 +1,153 @@
+"""What the command line prints and where: results to stdout, everything else to stderr.
+
+Off a terminal nothing carries control characters, and a table is as wide as it needs to be.  With
+`--json` stdout holds exactly one JSON object, whatever happens.
+"""
+
+import json
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from intaglio import __version__
+
+WIDE = 1000  # columns off a terminal: no line of a table is folded
+
+Report = Callable[[str, float | None], None]  # what is being done, and the part of it done
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """The global options."""
+
+    json: bool = False
+    verbose: bool = False
+    quiet: bool = False
+    debug: bool = False
+
+    def __or__(self, other: "Flags") -> "Flags":
+        """Flags given before the command's name and after it count alike."""
+        return Flags(
+            json=self.json or other.json,
+            verbose=self.verbose or other.verbose,
+            quiet=self.quiet or other.quiet,
+            debug=self.debug or other.debug,
+        )
+
+
+class Console:
+    """The two streams of one command, under its global options."""
+
+    def __init__(self, flags: Flags) -> None:
+        self.flags = flags
+        self._out = _rich(sys.stdout)
+        self._err = _rich(sys.stderr)
+
+    def result(self, value: Mapping[str, Any]) -> None:
+        """Print the one JSON object of a command under `--json`; nothing otherwise."""
+        if self.flags.json:
+            self.write(json.dumps(value, ensure_ascii=False) + "\n")
+
+    def text(self, line: str = "") -> None:
+        """Print a line of the result for people; nothing under `--json`."""
+        if not self.flags.json:
+            self._out.print(line, soft_wrap=True)
+
+    def stream(self, text: str) -> None:
+        """Print a piece of a result as it comes; nothing under `--json`."""
+        if not self.flags.json:
+            self.write(text)
+
+    def write(self, text: str) -> None:
+        """Write to stdout as it stands."""
+        self._out.file.write(text)
+        self._out.file.flush()
+
+    def table(self, rows: Sequence[Sequence[str]], head: Sequence[str]) -> None:
+        """Print rows in columns, indented under the line before; nothing under `--json`."""
+        if self.flags.json or not rows:
+            return
+        table = Table(box=None, padding=(0, 0, 0, 2), header_style="dim")
+        for name in head:
+            table.add_column(name, overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        self._out.print(table)
+
+    def message(self, text: str) -> None:
+        """Tell people on stderr, unless they asked for quiet."""
+        if not self.flags.quiet:
+            self._err.print(text, soft_wrap=True)
+
+    @contextmanager
+    def progress(self) -> Iterator[Report]:
+        """Show what is being done: a bar on a terminal, else a line a second at most."""
+        if self.flags.quiet:
+            yield lambda what, done: None  # noqa: ARG005
+        elif self._err.is_terminal:
+            columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn())
+            with Progress(*columns, TimeElapsedColumn(), console=self._err, transient=True) as bars:
+                task = bars.add_task("", total=None)
+                yield lambda what, done: bars.update(
+                    task, description=what, completed=done or 0, total=done and 1
+                )
+        else:
+            yield _lines(self.message)
+
+    def fail(self, error: BaseException, code: int, said: str) -> int:
+        """Say what went wrong, under `--json` to machines as well; return the exit code."""
+        if self.flags.debug:
+            traceback.print_exception(error)
+        self._err.print(f"intaglio: {said}", soft_wrap=True)
+        fault = {"type": type(error).__name__, "message": said, "exit_code": code}
+        self.result({"error": fault})
+        return code
+
+    def fail_as_bug(self, error: Exception) -> int:
+        """Keep the traceback of our own mistake in a file, and say where it is."""
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="intaglio-", suffix=".log", delete=False, encoding="utf-8"
+        ) as log:
+            log.write(f"intaglio {__version__}, Python {sys.version}, {sys.platform}\n")
+            log.write(f"{sys.argv}\n\n")
+            traceback.print_exception(error, file=log)
+        said = (
+            f"{type(error).__name__}: {error}\nThis is a fault of intaglio, not of your input. "
+            f"Please report it with the file {log.name}, which holds the command line, the "
+            "versions and the traceback."
+        )
+        return self.fail(error, 4, said)
+
+
+def _rich(stream: TextIO) -> RichConsole:
+    terminal = stream.isatty()
+    return RichConsole(
+        file=stream,
+        force_terminal=terminal,
+        width=None if terminal else WIDE,
+        markup=False,
+        highlight=False,
+        emoji=False,
+    )
+
+
+def _lines(say: Callable[[str], None]) -> Report:
+    spoken, latest = time.monotonic(), ""
+
+    def report(what: str, _done: float | None) -> None:
+        nonlocal spoken, latest
+        now = time.monotonic()
+        if what != latest and now - spoken >= 1:
+            spoken, latest = now, what
+            say(f"{what} ...")
+
+    return report

@@ -1,0 +1,102 @@
+"""What this installation can do: packages against the ranges intaglio asks for, and engines.
+
+Nothing of an extra is imported, so that it works where something is missing or broken.
+"""
+
+import importlib
+import importlib.metadata
+import platform
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from intaglio import __version__
+
+_REQUIREMENT = re.compile(r"""([\w.-]+)(?:>=([\w.]+))?(?:.*extra == ["'](\w+)["'])?""")
+
+# What intaglio does without any extra, and with each.
+ABILITIES = {"run": "", "export": "export", "bench": "bench"}
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package that intaglio asks for: at least `minimum`; `extra` is empty for what it needs."""
+
+    name: str
+    extra: str
+    minimum: str
+    installed: str | None
+
+    @property
+    def ok(self) -> bool:
+        """Whether it is installed, and new enough."""
+        return self.installed is not None and _numbers(self.installed) >= _numbers(self.minimum)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """What can be done here, and what each ability lacks."""
+
+    packages: tuple[Package, ...]
+    providers: tuple[str, ...]
+    engine_error: str | None
+
+    def lacks(self, extra: str) -> list[str]:
+        """What is missing or too old for an extra, as pip would be asked for it."""
+        needed = [entry for entry in self.packages if entry.extra in ("", extra)]
+        return [f"{entry.name}>={entry.minimum}" for entry in needed if not entry.ok]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {
+            "intaglio": __version__,
+            "python": platform.python_version(),
+            "platform": f"{platform.system()} {platform.machine()}",
+            "packages": [{**asdict(entry), "ok": entry.ok} for entry in self.packages],
+            "targets": {
+                "ort": {"providers": list(self.providers), "error": self.engine_error},
+            },
+            "can": {
+                ability: {"ok": not self.lacks(extra), "missing": self.lacks(extra)}
+                for ability, extra in ABILITIES.items()
+            },
+        }
+
+
+def diagnose() -> Diagnosis:
+    """Look at this Python environment."""
+    providers: tuple[str, ...] = ()
+    fault: str | None = None
+    try:
+        engine = importlib.import_module("onnxruntime")
+    except ImportError as error:
+        fault = str(error)
+    else:
+        providers = tuple(engine.get_available_providers())
+    return Diagnosis(packages=tuple(_packages()), providers=providers, engine_error=fault)
+
+
+def extra_of(package: str) -> str | None:
+    """The extra that brings the import package `package`, None if no extra does."""
+    names = {entry.name.replace("-", "_"): entry.extra for entry in _packages()}
+    return names.get(package) or None
+
+
+def _packages() -> Iterator[Package]:
+    for line in importlib.metadata.requires("intaglio") or []:
+        match = _REQUIREMENT.match(line)
+        if match is None or match[1] == "intaglio" or (match[3] or "") not in ABILITIES.values():
+            continue
+        yield Package(match[1], match[3] or "", match[2] or "0", _installed(match[1]))
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version.partition("+")[0])[:3])

@@ -1,0 +1,102 @@
+"""A bundle on one page: what goes in and out, what it carries, how it was made, what was proven."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from intaglio.console import Console
+from intaglio.runtime.manifest import Manifest, TensorSpec
+from intaglio.state import BATCH, CAPACITY, PAST, StateSpec
+
+
+def show(console: Console, manifest: Manifest, where: str) -> None:
+    """Print the summary of the bundle that `manifest` describes."""
+    source = manifest.source
+    size = sum(record.bytes for record in manifest.files.values())
+    console.text(f"bundle   {where}, {amount(size)}, written by intaglio {manifest.intaglio}")
+    console.text(f"source   {source['name']}, sha256 {source['sha256'][:12]}")
+    if source.get("model"):
+        console.text(f"model    {source['model']}")
+    for name, target in manifest.targets.items():
+        console.text(f"target   {name}: {target.path}, opset {target.opset}, {target.parity}")
+    console.text(f"context  {_context(manifest)}")
+    _tensors(console, "inputs", manifest.inputs)
+    _tensors(console, "outputs", manifest.outputs)
+    console.text(f"\nstates   {_carried(manifest.states)}")
+    console.table(
+        [_state(spec) for spec in manifest.states],
+        ["input", "shape", "dtype", "layout", "bytes per row", "module"],
+    )
+    console.text("\npasses")
+    console.table(
+        [_pass(record) for record in manifest.passes], ["name", "nodes", "error", "notes"]
+    )
+    console.text("\nfiles")
+    console.table(
+        [[name, amount(record.bytes)] for name, record in sorted(manifest.files.items())],
+        ["path", "size"],
+    )
+
+
+def amount(size: int) -> str:
+    """Bytes as people read them."""
+    if size < 1000:
+        return f"{size} B"
+    for unit, scale in (("kB", 1e3), ("MB", 1e6), ("GB", 1e9)):
+        if size < 1000 * scale or unit == "GB":
+            break
+    return f"{size / scale:.3g} {unit}"
+
+
+def _context(manifest: Manifest) -> str:
+    limits = manifest.limits
+    tokens = f"up to {limits.max_context} tokens" if limits.max_context else "any length"
+    return tokens if limits.batch is None else f"{tokens}, batch of {limits.batch}"
+
+
+def _tensors(console: Console, title: str, specs: Sequence[TensorSpec]) -> None:
+    console.text(f"\n{title}")
+    console.table(
+        [[spec.name, _shape(spec.shape), spec.dtype] for spec in specs],
+        ["name", "shape", "dtype"],
+    )
+
+
+def _carried(states: Sequence[StateSpec]) -> str:
+    fixed, per_token = (
+        sum(_bytes(spec) for spec in states if spec.grows is grows) for grows in (False, True)
+    )
+    parts = [amount(fixed)] if fixed or not per_token else []
+    parts += [f"{amount(per_token)} for each token of context"] if per_token else []
+    return f"{len(states)}, for each row {' and '.join(parts)}"
+
+
+def _bytes(spec: StateSpec) -> int:
+    """Bytes of one row, for one token where the state grows."""
+    free = {BATCH, CAPACITY, PAST}
+    elements = math.prod(1 if size in free else int(size) for size in spec.shape)
+    # numpy has no bfloat16
+    return elements * (2 if spec.dtype == "bfloat16" else np.dtype(spec.dtype).itemsize)
+
+
+def _state(spec: StateSpec) -> list[str]:
+    size = amount(_bytes(spec)) + (" a token" if spec.grows else "")
+    return [spec.input, _shape(spec.shape), spec.dtype, str(spec.layout), size, spec.module]
+
+
+def _shape(shape: Sequence[int | str]) -> str:
+    return f"[{', '.join(map(str, shape))}]"
+
+
+def _pass(record: Mapping[str, Any]) -> list[str]:
+    before, after = record["nodes"]
+    error = record["error"]
+    nodes = f"{before} -> {after}" if record["changed"] else f"{before}, unchanged"
+    return [
+        str(record["name"]),
+        nodes,
+        "not checked" if error is None else f"{error:.1e}",
+        ", ".join(record["notes"]),
+    ]
