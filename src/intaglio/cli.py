@@ -32,7 +32,7 @@ FLAGS = {
     "debug": typer.Option("--debug", help="Show the traceback of an error."),
 }
 
-Bundle = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder of a bundle.")]
+BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder of a bundle.")]
 
 
 def _takes(function: Callable[..., Any], own: list[inspect.Parameter]) -> None:
@@ -83,37 +83,38 @@ def _guarded(console: Console, name: str, call: Callable[[], int | None]) -> int
         return console.fail_as_bug(error)
 
 
-def _start(context: typer.Context, *, version: bool, **flags: bool) -> None:
-    """Engrave a trained PyTorch model onto an edge engine."""
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         typer.echo(f"intaglio {__version__}")
         raise typer.Exit
+
+
+VERSION = typer.Option(
+    "--version", callback=_print_version, is_eager=True, help="Print the version."
+)
+
+
+def _start(
+    context: typer.Context, *, _version: Annotated[bool, VERSION] = False, **flags: bool
+) -> None:
+    """Engrave a trained PyTorch model onto an edge engine."""
     context.obj = Flags(**flags)
 
 
-_takes(
-    _start,
-    [
-        inspect.Parameter(
-            "version",
-            inspect.Parameter.KEYWORD_ONLY,
-            default=False,
-            annotation=Annotated[bool, typer.Option("--version", help="Print the version.")],
-        )
-    ],
-)
+_takes(_start, [inspect.signature(_start).parameters["_version"]])
 app.callback()(_start)
 
 
 @command
-def inspect_(console: Console, bundle: Bundle) -> None:
+def inspect_(console: Console, bundle: BundlePath) -> int:
     """Show what a bundle holds: inputs, outputs, states, passes, parity, files."""
-    from intaglio.runtime.manifest import FILE_NAME, Manifest
-    from intaglio.summary import show
+    from intaglio import runtime, summary
 
-    manifest = Manifest.load(bundle / FILE_NAME)
-    show(console, manifest, str(bundle))
-    console.result(manifest.to_json())
+    opened = runtime.Bundle.open(bundle)
+    damage = summary.damage(opened)
+    summary.show(console, opened.manifest, str(bundle), damage)
+    console.result({"manifest": opened.manifest.to_json(), "damage": damage})
+    return 1 if damage else 0
 
 
 @command

@@ -7,12 +7,25 @@ from typing import Any
 import numpy as np
 
 from intaglio.console import Console
+from intaglio.errors import BundleError
+from intaglio.runtime.bundle import Bundle
 from intaglio.runtime.manifest import Manifest, TensorSpec
 from intaglio.state import BATCH, CAPACITY, PAST, StateSpec
 
 
-def show(console: Console, manifest: Manifest, where: str) -> None:
-    """Print the summary of the bundle that `manifest` describes."""
+def damage(bundle: Bundle) -> dict[str, str]:
+    """What is wrong with files of a bundle, by their names; empty if it is whole."""
+    wrong = {}
+    for name in bundle.manifest.files:
+        try:
+            bundle.check(name)
+        except BundleError as error:
+            wrong[name] = str(error)
+    return wrong
+
+
+def show(console: Console, manifest: Manifest, where: str, damage: Mapping[str, str]) -> None:
+    """Print the summary of the bundle that `manifest` describes; `damage` maps files to faults."""
     source = manifest.source
     size = sum(record.bytes for record in manifest.files.values())
     console.text(f"bundle   {where}, {amount(size)}, written by intaglio {manifest.intaglio}")
@@ -35,8 +48,11 @@ def show(console: Console, manifest: Manifest, where: str) -> None:
     )
     console.text("\nfiles")
     console.table(
-        [[name, amount(record.bytes)] for name, record in sorted(manifest.files.items())],
-        ["path", "size"],
+        [
+            [name, amount(record.bytes), damage.get(name, "whole")]
+            for name, record in sorted(manifest.files.items())
+        ],
+        ["path", "size", "state"],
     )
 
 

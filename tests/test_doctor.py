@@ -1,0 +1,53 @@
+"""The doctor knows what intaglio asks for, what is installed, and what that allows."""
+
+import importlib.metadata
+
+import pytest
+
+from intaglio import doctor
+
+
+def test_every_requirement_is_examined() -> None:
+    """What pyproject.toml asks for appears with its lower bound and its extra."""
+    found = {entry.name: (entry.minimum, entry.extra) for entry in doctor.diagnose().packages}
+
+    assert found["numpy"] == ("1.26", "")
+    assert found["onnx-ir"] == ("1.1", "export")
+
+
+def test_what_is_missing_or_too_old_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without torch and with an old onnx, bundles run and exporting does not."""
+    versions = {"torch": None, "onnx": "1.9.0"}
+    monkeypatch.setattr(doctor, "_installed", lambda name: versions.get(name, "99.0"))
+    can = doctor.diagnose().to_json()["can"]
+
+    assert can["run"] == {"ok": True, "missing": []}
+    assert can["export"] == {"ok": False, "missing": ["torch>=2.11", "onnx>=1.22"]}
+
+
+def test_versions_are_compared_as_numbers() -> None:
+    """2.9 is older than 2.11, and a local version part does not count."""
+    assert not doctor.Package("torch", "export", "2.11", "2.9.1").ok
+    assert doctor.Package("torch", "export", "2.11", "2.13.0+cpu").ok
+
+
+def test_a_broken_engine_is_told_not_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> None:
+        raise ImportError(f"{name}: libfoo.so is missing")
+
+    monkeypatch.setattr(doctor.importlib, "import_module", broken)
+
+    assert doctor.diagnose().engine_error == "onnxruntime: libfoo.so is missing"
+
+
+@pytest.mark.parametrize(
+    ("module", "extra"), [("torch", "export"), ("onnx_ir", "export"), ("numpy", None), ("x", None)]
+)
+def test_the_extra_that_brings_a_module_is_known(module: str, extra: str | None) -> None:
+    assert doctor.extra_of(module) == extra
+
+
+def test_the_installed_version_is_read() -> None:
+    numpy = next(entry for entry in doctor.diagnose().packages if entry.name == "numpy")
+
+    assert numpy.installed == importlib.metadata.version("numpy")
