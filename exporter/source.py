@@ -88,7 +88,7 @@ def load_source(
     module.eval().requires_grad_(requires_grad=False)
     return Source(
         path=checkpoint.path,
-        name=checkpoint.path.stem,
+        name=checkpoint.path.name,
         format=checkpoint.format,
         sha256=checkpoint.sha256,
         model=wanted,

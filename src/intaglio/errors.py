@@ -23,6 +23,10 @@ class MissingExtraError(IntaglioError):
         )
 
 
+class OptionError(IntaglioError):
+    """An option is malformed, contradicts another one, or asks for what is not there yet."""
+
+
 class SourceError(IntaglioError):
     """A checkpoint, its model or its config cannot be loaded."""
 

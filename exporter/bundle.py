@@ -1,0 +1,225 @@
+"""Put a bundle in its place whole or not at all.
+
+Everything is written to a hidden directory beside the destination, which is renamed when it is
+complete and on disk.  At every instant the destination is the old bundle, the new one or absent,
+and what a killed run left behind is cleared by the next one.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from intaglio.errors import BundleError
+from intaglio.runtime.manifest import FILE_NAME, FileRecord, Manifest
+
+PARTIAL = ".partial"  # a bundle in the making
+RETIRED = ".retired"  # an old bundle that is being replaced
+UNHASHED = {FILE_NAME, "report.json"}
+
+
+class BundleWriter:
+    """A directory in the making: files go to `path`, `commit` renames it to the destination.
+
+    Leaving the context without `commit` or `fail`, by whatever exception, removes it.
+    """
+
+    def __init__(self, destination: str | Path, *, force: bool = False) -> None:
+        """Name the destination; with `force` a bundle that is there will be replaced."""
+        self.destination = Path(os.path.realpath(destination))
+        self._force = force
+        self._partial = self._beside(f".{secrets.token_hex(4)}{PARTIAL}")
+        self._lock = -1
+
+    @property
+    def path(self) -> Path:
+        """The directory to write the bundle's files to."""
+        return self._partial
+
+    @property
+    def failed(self) -> Path:
+        """Where `fail` keeps the attempt: the destination's name with ``.failed`` behind it."""
+        return self.destination.with_name(self.destination.name + ".failed")
+
+    def __enter__(self) -> Self:
+        """Make the directory.
+
+        Raises:
+            BundleError: if the destination is in the way, or nothing can be written beside it.
+        """
+        _check_free(self.destination, force=self._force)
+        _check_free(self.failed, force=True)
+        with self._told():
+            self.destination.parent.mkdir(parents=True, exist_ok=True)
+            self._clear_stale()
+            self._partial.mkdir()
+            lock = _lock(self._partial)
+        if lock is None:
+            raise BundleError(f"{self._partial} is being cleared by another run. Try again.")
+        self._lock = lock
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        shutil.rmtree(self._partial, ignore_errors=True)
+        os.close(self._lock)
+
+    def write_manifest(self, manifest: Manifest) -> Manifest:
+        """Write the manifest with size and hash of every file that is there; return it so."""
+        with self._told():
+            files = {
+                path.relative_to(self._partial).as_posix(): FileRecord.of(path)
+                for path in sorted(self._partial.rglob("*"))
+                if path.is_file()
+            }
+            kept = {name: record for name, record in files.items() if name not in UNHASHED}
+            complete = replace(manifest, files=kept)
+            complete.save(self._partial / FILE_NAME)
+        return complete
+
+    def commit(self, manifest: Manifest) -> Manifest:
+        """Write the manifest and put the bundle in its place; return the manifest as written.
+
+        Raises:
+            BundleError: if the disk refuses, or another bundle took the place meanwhile.
+        """
+        return self._place(manifest, self.destination, force=self._force)
+
+    def fail(self, manifest: Manifest) -> Path:
+        """Keep the attempt as `failed`, replacing an older one; the destination is not touched."""
+        self._place(manifest, self.failed, force=True)
+        return self.failed
+
+    def _place(self, manifest: Manifest, place: Path, *, force: bool) -> Manifest:
+        complete = self.write_manifest(manifest)
+        with self._told():
+            _sync(self._partial)
+            _check_free(place, force=force)
+            _swap(self._partial, place)
+        return complete
+
+    def _beside(self, suffix: str) -> Path:
+        return self.destination.with_name(f".{self.destination.name}{suffix}")
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Turn what the file system says into an error of ours."""
+        try:
+            yield
+        except OSError as error:
+            raise BundleError(f"{self.destination} cannot be written: {error}.") from error
+
+    def _clear_stale(self) -> None:
+        """Remove what killed runs left; give back an old bundle that was never replaced."""
+        for place in (self.destination, self.failed):
+            for path in _siblings(place, RETIRED):
+                with _if_unlocked(path) as free:
+                    if free and not place.exists():
+                        path.rename(place)
+                    elif free:
+                        shutil.rmtree(path)
+        for path in _siblings(self.destination, PARTIAL):
+            with _if_unlocked(path) as free:
+                if free:
+                    shutil.rmtree(path)
+
+
+def _siblings(place: Path, suffix: str) -> list[Path]:
+    """Hidden directories beside `place` that were made on its behalf."""
+    start, length = f".{place.name}.", len(f".{place.name}.") + 8 + len(suffix)
+    return [
+        path
+        for path in place.parent.iterdir()
+        if path.name.startswith(start) and path.name.endswith(suffix) and len(path.name) == length
+    ]
+
+
+def _check_free(place: Path, *, force: bool) -> None:
+    if not os.path.lexists(place):
+        return
+    if not _is_bundle(place):
+        raise BundleError(
+            f"{place} exists and is not a bundle, so it is not replaced. Move it away, or choose "
+            "another place."
+        )
+    if not force:
+        raise BundleError(f"{place} exists. Replace it with --force, or choose another place.")
+
+
+def _is_bundle(path: Path) -> bool:
+    """Whether `path` is a directory with a manifest of ours."""
+    try:
+        content = json.loads((path / FILE_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"schema_version", "intaglio"} <= content.keys()
+
+
+def _lock(path: Path) -> int | None:
+    """Lock a directory for as long as this process lives; None if another process has."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+@contextlib.contextmanager
+def _if_unlocked(path: Path) -> Iterator[bool]:
+    """Whether no living process works on `path`; if none does, hold it for a while."""
+    try:
+        descriptor = _lock(path)
+    except FileNotFoundError:  # its process has just finished
+        descriptor = None
+    try:
+        yield descriptor is not None
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _sync(folder: Path) -> None:
+    """Wait until `folder` and all that is in it is on disk."""
+    for path in (*folder.rglob("*"), folder):
+        _sync_entry(path)
+
+
+def _sync_entry(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _swap(new: Path, place: Path) -> None:
+    """Rename `new` to `place`; what was there goes, or comes back if the renaming fails."""
+    if not place.exists():
+        new.rename(place)
+        _sync_entry(place.parent)
+        return
+    retired = place.with_name(f".{place.name}.{secrets.token_hex(4)}{RETIRED}")
+    lock = _lock(place)
+    try:
+        place.rename(retired)
+        new.rename(place)
+        _sync_entry(place.parent)
+    finally:
+        if retired.exists() and not place.exists():
+            retired.rename(place)
+        shutil.rmtree(retired, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
