@@ -9,6 +9,8 @@ import onnxscript.optimizer
 
 from intaglio.passes.base import Context, Exact, PassResult
 
+FOLDED = "intaglio.folded"  # metadata of initializers that are no parameters but folded constants
+
 
 class FoldConstants(Exact):
     """Fold constant expressions that no parameter takes part in."""
@@ -18,7 +20,8 @@ class FoldConstants(Exact):
 
     def run(self, model: ir.Model, context: Context) -> PassResult:  # noqa: ARG002
         """Fold until nothing more folds."""
-        parameters = set(model.graph.initializers.values())
+        constants = set(model.graph.initializers.values())
+        parameters = {value for value in constants if FOLDED not in value.metadata_props}
 
         def keep_parameters(node: ir.Node) -> bool | None:
             return False if any(value in parameters for value in node.inputs) else None
@@ -31,4 +34,6 @@ class FoldConstants(Exact):
             should_fold=keep_parameters,
         ).modified:
             changed = True
+        for value in set(model.graph.initializers.values()) - constants:
+            value.metadata_props[FOLDED] = "true"
         return PassResult(changed=changed)

@@ -1,8 +1,9 @@
 """TensorScatter, TensorScatter, Attention -> com.microsoft::GroupQueryAttention, for batch 1.
 
 GroupQueryAttention reads only the valid part of the buffer and writes it in place, which is faster
-at long contexts.  Its CPU kernel refuses T > 1 with a past at batch sizes above one, so it serves
-graphs that are fixed to batch 1; others keep the standard form.
+at long contexts.  Its CPU kernel refuses T > 1 with a past at batch sizes above one, and head sizes
+that are no multiple of 8, so it serves graphs that are fixed to batch 1 and leaves others as they
+are.
 """
 
 import onnx_ir as ir
@@ -50,7 +51,9 @@ def _caches(node: ir.Node) -> tuple[ir.Node, ir.Node] | None:
     assert key is not None
     assert value is not None
     sizes = {(dims(s.outputs[0]) or ("?",))[-1] for s in (key, value)}
-    return (key, value) if len(sizes) == 1 and node.inputs[3] is None else None
+    size = sizes.pop()
+    fits = not sizes and isinstance(size, int) and size % 8 == 0
+    return (key, value) if fits and node.inputs[3] is None else None
 
 
 def _lengths(total: ir.Value, emit: Emitter) -> tuple[ir.Value, ir.Value]:

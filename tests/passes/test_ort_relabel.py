@@ -1,0 +1,31 @@
+"""OrtRelabel: opset 24 where nothing newer is used, a refusal where something is."""
+
+from collections.abc import Callable
+
+import onnx_ir as ir
+import pytest
+
+from intaglio.errors import PassError
+from intaglio.passes.base import Context
+from intaglio.passes.lower.ort_relabel import OrtRelabel
+
+TEXT = """
+    <ir_version: 13, opset_import: ["" : 27]>
+    g (float[batch, 2, time, 4] q) => (float[batch, 2, time, 4] y)
+    { y = Attention <is_causal = 1%s> (q, q, q) }
+"""
+
+
+def test_the_label_goes_down_to_where_attention_has_a_kernel(
+    apply: Callable[..., ir.Model],
+) -> None:
+    """Labelled 25 or later, ONNX Runtime inlines Attention and runs it several times slower."""
+    assert apply(TEXT % "", OrtRelabel()).graph.opset_imports[""] == 24
+
+
+def test_an_attribute_that_the_older_opset_lacks_is_refused() -> None:
+    """A window of Attention-25 would be lost without a word."""
+    model = ir.from_onnx_text(TEXT % ", left_window_size = 3")
+    with pytest.raises(PassError, match="left_window_size"):
+        OrtRelabel().run(model, Context())
+    assert model.graph.opset_imports[""] == 27
