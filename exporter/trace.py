@@ -67,8 +67,8 @@ def trace(source: Source) -> Traced:
     _strip(model)
     aliases = tied_names(source.module)
     _name_tied(model.graph, aliases)
-    _adopt_standard_ops(model)
     relabel(model, OPSET)
+    _adopt_standard_ops(model)
     check_trace(source, program, model, max_context)
     return Traced(
         model=model,
@@ -196,7 +196,7 @@ def _adopt_standard_ops(model: ir.Model) -> None:
     domains = {op.onnx_type: op.domain for op in TRACED}
     for node in model.graph.all_nodes():
         if node.domain == DOMAIN:
-            node.domain = domains[node.op_type]
+            node.domain, node.version = domains[node.op_type], None
     model.opset_imports.pop(DOMAIN, None)
 
 
