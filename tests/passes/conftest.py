@@ -52,7 +52,7 @@ def traced() -> Traced:
 
 @pytest.fixture(scope="session")
 def apply() -> Callable[..., ir.Model]:
-    """Run one pass over a graph written as text, checked, and see that a second run does nothing."""
+    """Run one pass over a graph written as text, checked; a second run must do nothing."""
 
     def run(text: str, step: Pass, context: Context | None = None) -> ir.Model:
         model = ir.from_onnx_text(text)

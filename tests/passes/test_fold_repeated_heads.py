@@ -1,10 +1,10 @@
 """FoldRepeatedHeads: heads repeated in place are shared, anything else is left alone."""
 
-from collections.abc import Callable
-
 import onnx_ir as ir
 import pytest
 
+from intaglio.passes import pipeline
+from intaglio.passes.base import Context
 from intaglio.passes.exact.fold_repeated_heads import FoldRepeatedHeads
 
 TEXT = """
@@ -23,9 +23,7 @@ TEXT = """
 
 
 @pytest.mark.parametrize(("picks", "folds"), [("0, 0, 1, 1", True), ("0, 1, 0, 1", False)])
-def test_only_heads_repeated_in_place_fold(
-    picks: str, folds: bool, apply: Callable[..., ir.Model]
-) -> None:
+def test_only_heads_repeated_in_place_fold(picks: str, folds: bool) -> None:
     """Head j of the repeated keys must be head j // r of the real ones, found by running them."""
     text = TEXT % picks
     model = ir.from_onnx_text(text)
@@ -35,9 +33,6 @@ def test_only_heads_repeated_in_place_fold(
                 heads = 2 if value.name in ("k0", "v0") else 4
                 value.shape = ir.Shape(["batch", heads, "time", 2])
                 value.type = ir.TensorType(ir.DataType.FLOAT)
-    from intaglio.passes import pipeline
-    from intaglio.passes.base import Context
-
     context = Context()
     [record] = pipeline.run(model, [FoldRepeatedHeads()], context, check=True)
     assert record.result.changed is folds

@@ -1,10 +1,9 @@
 """OrtGroupQueryAttention: used where the batch is one, left alone elsewhere."""
 
-from collections.abc import Callable
-
 import onnx_ir as ir
 import pytest
 
+from intaglio.passes import pipeline
 from intaglio.passes.base import Context
 from intaglio.passes.lower.ort_group_query_attention import OrtGroupQueryAttention
 from intaglio.state import Layout, StateSpec
@@ -45,13 +44,9 @@ def caches() -> list[StateSpec]:
 
 
 @pytest.mark.parametrize(("batch", "fused"), [(1, True), (None, False), (2, False)])
-def test_the_fused_kernel_serves_batch_one_only(
-    batch: int | None, fused: bool, apply: Callable[..., ir.Model]
-) -> None:
+def test_the_fused_kernel_serves_batch_one_only(batch: int | None, fused: bool) -> None:
     """Its CPU kernel refuses several tokens with a past in larger batches."""
     model = ir.from_onnx_text(TEXT)
-    from intaglio.passes import pipeline
-
     context = Context(states=caches(), batch=batch)
     [record] = pipeline.run(model, [OrtGroupQueryAttention()], context, check=True)
     assert record.result.changed is fused

@@ -1,0 +1,238 @@
+"""Where a bundle leaves its source: the first node whose result differs, with its module path.
+
+The source is traced again and both graphs run on the same tokens with every value that they share
+by name as an output: passes keep the name of a value only while its meaning stays.  The first such
+value, in the bundle's order, that differs beyond the limit ends the part of the graph at fault; it
+began at the shared values that still agree.  The tokens are given at once, and then in two parts,
+which tells a state that is carried wrongly from a node that computes wrongly.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from intaglio.errors import BundleError
+from intaglio.passes import evaluate, stepping
+from intaglio.passes.graph import dims, module_of
+from intaglio.runtime.manifest import Manifest
+from intaglio.state import PAST_LENGTH, TIME
+
+from .source import Source
+from .trace import trace
+
+TOKENS, SECOND = 29, 5
+"""Tokens compared, and how many of them the second part holds: sizes that no dimension has."""
+MOVES = frozenset("Cast Concat Expand Identity Reshape Slice Squeeze Transpose Unsqueeze".split())
+
+Array = npt.NDArray[Any]
+Arrays = Mapping[str, Array]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Divergence:
+    """The first place where a bundle differs from its source.
+
+    `module`, `op` and `node` name the node at fault, `others` what else lies between it and the
+    last values that agree, `parameters` its weights that are not the source's, and `value` the
+    first value that differs, by `error`.  `carried` tells that all tokens at once agree, so that
+    the state it reads was left wrong by the step before.
+    """
+
+    module: str
+    op: str
+    node: str
+    value: str
+    error: float
+    carried: bool
+    parameters: tuple[str, ...]
+    others: tuple[str, ...]
+
+    def summary(self) -> str:
+        """One sentence for people."""
+        where = f"{self.module or 'the model itself'}: {self.op} {self.node!r}"
+        why = "; its parameter " + ", ".join(self.parameters) + " differs from the source's"
+        carried = "; all tokens at once agree, so its state is carried wrongly"
+        return (
+            f"The first difference ({self.error:.2e}) is at {where}"
+            f"{why if self.parameters else ''}{carried if self.carried else ''}."
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {
+            **{name: getattr(self, name) for name in ("module", "op", "node", "value", "error")},
+            "carried": self.carried,
+            "parameters": list(self.parameters),
+            "others": list(self.others),
+        }
+
+
+def bisect(bundle: Path, source: Source, *, limit: float = 1e-4) -> Divergence | None:
+    """The first difference between the graph of `bundle` and `source`; None if there is none.
+
+    Raises:
+        BundleError: the bundle shares no value with the source, so it was made from another model.
+    """
+    manifest = Manifest.load(bundle)
+    traced = trace(source).model
+    lowered = ir.load(bundle / manifest.targets["ort"].path)
+    context = traced.graph.initializers, lowered.graph.initializers
+    tokens = min(TOKENS, manifest.limits.max_context or TOKENS)
+    second = min(SECOND, tokens - 1)
+    inputs = stepping.random_inputs(traced, [], 1, tokens)
+    shared = _shared(traced, lowered)
+    if not shared:
+        raise BundleError(
+            f"{bundle} has no value in common with {source.name}: it was exported from another "
+            "model. Verify it against the checkpoint that its manifest names."
+        )
+    wanted = evaluate.run(_exposed(traced, shared), inputs)
+    probe = _exposed(lowered, shared)
+    parts = [[tokens], [tokens - second, second]] if second else [[tokens]]
+    for carried, split in enumerate(parts):
+        got = _last_part(probe, manifest, inputs, split)
+        found = _first(lowered, got, wanted, tokens, split[-1], limit)
+        if found is not None:
+            value, error, agreed = found
+            return _describe(value, error, agreed, context, carried=bool(carried))
+    return None
+
+
+def _shared(traced: ir.Model, lowered: ir.Model) -> list[str]:
+    """Floating-point values of the same name, in the order of the bundle's graph."""
+    known = {value.name for node in traced.graph for value in node.outputs}
+    float_types = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, None)
+    return [
+        str(value.name)
+        for node in lowered.graph
+        for value in node.outputs
+        if value.name in known and value.dtype in float_types and node.op_type != "Constant"
+    ]
+
+
+def _exposed(model: ir.Model, names: Sequence[str]) -> ir.Model:
+    """A copy of `model` that also returns the values `names`."""
+    clone = model.clone()
+    values = {value.name: value for node in clone.graph for value in node.outputs}
+    returned = {value.name for value in clone.graph.outputs}
+    for name in names:
+        if name not in returned:
+            value = values[name]
+            value.type = value.type or ir.TensorType(ir.DataType.FLOAT)
+            clone.graph.outputs.append(value)
+    return clone
+
+
+def _last_part(
+    model: ir.Model, manifest: Manifest, inputs: Arrays, split: Sequence[int]
+) -> dict[str, Array]:
+    """Every output of the last call when the tokens are given in the parts of `split`."""
+    session = evaluate.session(model)
+    names = [entry.name for entry in session.get_outputs()]
+    timed = {str(v.name): (dims(v) or ()).index(TIME) for v in model.graph.inputs
+             if TIME in (dims(v) or ()) and v.name in inputs}  # fmt: skip
+    states: dict[str, Array] = dict(stepping.first_states(manifest.states, 1, sum(split)))
+    done, results = 0, {}
+    for part in split:
+        feeds = {
+            name: array.take(range(done, done + part), timed[name]) if name in timed else array
+            for name, array in inputs.items()
+        }
+        if manifest.past_length:
+            feeds[PAST_LENGTH] = np.array([done], np.int64)
+        results = dict(zip(names, session.run(names, {**feeds, **states}), strict=True))
+        states = {spec.input: results[spec.output] for spec in manifest.states}
+        done += part
+    return results
+
+
+def _first(
+    model: ir.Model, got: Arrays, wanted: Arrays, tokens: int, last: int, limit: float
+) -> tuple[ir.Value, float, set[str]] | None:
+    """The first value that differs, by how much, and the names of those before it that agree."""
+    agreed: set[str] = set()
+    for node in model.graph:
+        for value in node.outputs:
+            if value.name not in wanted or value.name not in got:
+                continue
+            both = _comparable(got[value.name], wanted[value.name], tokens, last)
+            if both is None:
+                continue
+            error = float(np.abs(both[0] - both[1]).max(initial=0))
+            error /= max(float(np.abs(both[1]).max(initial=0)), 1e-30)
+            if not error <= limit:
+                return value, error, agreed
+            agreed.add(value.name)
+    return None
+
+
+def _comparable(got: Array, wanted: Array, tokens: int, last: int) -> tuple[Array, Array] | None:
+    """Both arrays for the same tokens: the last ones of `wanted`; None where shapes tell apart."""
+    if got.ndim != wanted.ndim:
+        return None
+    differ = [axis for axis in range(got.ndim) if got.shape[axis] != wanted.shape[axis]]
+    if differ and (
+        len(differ) > 1 or wanted.shape[differ[0]] != tokens or got.shape[differ[0]] != last
+    ):
+        return None
+    for axis in differ:
+        wanted = wanted.take(range(tokens - last, tokens), axis)
+    return got.astype(np.float64), wanted.astype(np.float64)
+
+
+def _describe(
+    value: ir.Value,
+    error: float,
+    agreed: set[str],
+    initializers: tuple[Mapping[str, ir.Value], Mapping[str, ir.Value]],
+    *,
+    carried: bool,
+) -> Divergence:
+    region = list(_region(value, agreed))
+    computing = [node for node in region if node.op_type not in MOVES] or region
+    changed = tuple(_changed(region, *initializers))
+    owners = [n for n in computing if any(v is not None and v.name in changed for v in n.inputs)]
+    node = (owners or computing)[-1]
+    return Divergence(
+        module=module_of(node),
+        op=node.op_type,
+        node=str(node.name),
+        value=str(value.name),
+        error=error,
+        carried=carried,
+        parameters=changed,
+        others=tuple(str(other.name) for other in region if other is not node),
+    )
+
+
+def _region(value: ir.Value, agreed: set[str]) -> Iterator[ir.Node]:
+    """Nodes between `value` and the values that agree, from `value` backwards."""
+    seen: set[ir.Node] = set()
+    waiting = [value]
+    while waiting:
+        node = waiting.pop(0).producer()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        waiting += [v for v in node.inputs if v is not None and v.name not in agreed]
+
+
+def _changed(
+    region: Sequence[ir.Node], source: Mapping[str, ir.Value], bundle: Mapping[str, ir.Value]
+) -> Iterator[str]:
+    """Parameters that the region reads and that are not the source's."""
+    for node in region:
+        for value in node.inputs:
+            name = "" if value is None else str(value.name)
+            if name in bundle and name in source:
+                ours, theirs = bundle[name].const_value, source[name].const_value
+                assert ours is not None
+                assert theirs is not None
+                if not np.array_equal(ours.numpy(), theirs.numpy()):
+                    yield name
