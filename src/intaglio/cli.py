@@ -1,13 +1,9 @@
 """The command `intaglio`: parse, call one function of the library, print.
 
-Exit codes: 0 done; 1 the user's input or environment; 2 usage; 3 parity failed; 4 a fault of
-intaglio; 130 interrupted.  Everything beyond numpy, ONNX Runtime, typer and rich is imported by
-the command that needs it, so that `--help` and the runtime's commands work without any extra.
+Everything beyond numpy, ONNX Runtime, typer and rich is imported by the command that needs it, so
+that `--help` and the runtime's commands work without any extra.
 """
 
-import functools
-import inspect
-from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,102 +11,176 @@ from typing import Annotated, Any
 import typer
 
 from intaglio import __version__, catalogue, doctor
-from intaglio.console import Console, Flags
-from intaglio.errors import IntaglioError, MissingExtraError
+from intaglio.command import app, command
+from intaglio.console import Console
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,  # plain help: the same on a terminal, in a pipe, in a log
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-FLAGS = {
-    "json": typer.Option("--json", help="Print one JSON object instead of text."),
-    "verbose": typer.Option("--verbose", "-v", help="Say more on stderr."),
-    "quiet": typer.Option("--quiet", "-q", help="Say nothing on stderr but errors."),
-    "debug": typer.Option("--debug", help="Show the traceback of an error."),
-}
-
+Steps = Annotated[int, typer.Option(min=1, metavar="N", help="Steps to compare.")]
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder of a bundle.")]
+Tolerance = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=VALUE", help="Limit of an output's or a state's error; repeatable."),
+]
 
 
-def _takes(function: Callable[..., Any], own: list[inspect.Parameter]) -> None:
-    """Let typer see the parameters `own` and the global options in place of **values."""
-    kind = inspect.Parameter.KEYWORD_ONLY
-    context = inspect.Parameter("context", kind, annotation=typer.Context)
-    flags = [
-        inspect.Parameter(name, kind, default=False, annotation=Annotated[bool, option])
-        for name, option in FLAGS.items()
-    ]
-    own = [parameter.replace(kind=kind) for parameter in own]
-    function.__dict__["__signature__"] = inspect.Signature([context, *own, *flags])
+class Kind(StrEnum):
+    """What `list` lists."""
+
+    OPS = "ops"
+    PASSES = "passes"
+    MODELS = "models"
+    TARGETS = "targets"
 
 
-def command(function: Callable[..., int | None]) -> Callable[..., int | None]:
-    """Register a command: its own options, the global ones, and what its failures mean."""
+class Cache(StrEnum):
+    """Layouts of key-value caches."""
 
-    @functools.wraps(function)
-    def run(context: typer.Context, **values: Any) -> None:
-        flags = Flags(**{name: values.pop(name) for name in FLAGS})
-        console = Console(context.obj | flags)
-        call = functools.partial(function, console, **values)
-        raise typer.Exit(_guarded(console, f"intaglio {context.info_name}", call))
-
-    _takes(run, list(inspect.signature(function, eval_str=True).parameters.values())[1:])
-    app.command(name=function.__name__.rstrip("_"))(run)
-    return function
+    STATIC = "static"
+    GROW = "grow"
 
 
-def _guarded(console: Console, name: str, call: Callable[[], int | None]) -> int:
-    try:
-        return call() or 0
-    except IntaglioError as error:
-        return console.fail(error, error.exit_code, str(error))
-    except ModuleNotFoundError as error:
-        extra = doctor.extra_of((error.name or "").partition(".")[0])
-        if extra is None:
-            return console.fail_as_bug(error)
-        missing = MissingExtraError(name, extra)
-        return console.fail(error, missing.exit_code, str(missing))
-    except (typer.BadParameter, typer.Exit, BrokenPipeError):
-        raise
-    except OSError as error:
-        return console.fail(error, 1, f"{error.filename or name}: {error.strerror or error}.")
-    except KeyboardInterrupt as error:
-        return console.fail(error, 130, "interrupted")
-    except Exception as error:  # noqa: BLE001 - the last resort of a program
-        return console.fail_as_bug(error)
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"intaglio {__version__}")
-        raise typer.Exit
-
-
-VERSION = typer.Option(
-    "--version", callback=_print_version, is_eager=True, help="Print the version."
-)
-
-
-def _start(
-    context: typer.Context, *, _version: Annotated[bool, VERSION] = False, **flags: bool
+@command
+def export(
+    console: Console,
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A trained checkpoint.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The bundle to write.")],
+    target: Annotated[str, typer.Option(metavar="LIST", help="Engines, with commas.")] = "ort",
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME|PKG.MOD:FACTORY", help="What the weights are of.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What the model is built with.")
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which state dict, if there are several.")
+    ] = None,
+    import_from: Annotated[
+        list[Path] | None, typer.Option(metavar="DIR", help="Where the factory's module lies.")
+    ] = None,
+    pass_: Annotated[
+        list[str] | None,
+        typer.Option("--pass", metavar="NAME[:TOML]", help="A pass to run; repeatable."),
+    ] = None,
+    kv: Annotated[Cache, typer.Option(help="Layout of key-value caches.")] = Cache.STATIC,
+    min_shapes: Annotated[
+        str, typer.Option("--minShapes", metavar="NAME:1x1,...", help="Least shapes to serve.")
+    ] = "",
+    opt_shapes: Annotated[
+        str, typer.Option("--optShapes", metavar="NAME:1x16,...", help="Usual shapes.")
+    ] = "",
+    max_shapes: Annotated[
+        str, typer.Option("--maxShapes", metavar="NAME:1x512,...", help="Largest shapes.")
+    ] = "",
+    shapes: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME:MIN:OPT:MAX", help="All three of an input; repeatable."),
+    ] = None,
+    dtype: Annotated[str, typer.Option(metavar="fp32", help="Type of the weights.")] = "fp32",
+    tolerance: Tolerance = None,
+    steps: Steps = 512,
+    check_passes: Annotated[
+        bool, typer.Option("--check-passes", help="Hold each exact pass to its promise.")
+    ] = False,
+    no_verify: Annotated[
+        bool, typer.Option("--no-verify", help="Do not compare the bundle with its source.")
+    ] = False,
+    require_parity: Annotated[
+        bool, typer.Option("--require-parity", help="Fail if an engine could not be compared.")
+    ] = False,
+    no_portable: Annotated[
+        bool, typer.Option("--no-portable", help="Leave the portable graph out.")
+    ] = False,
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Let --pass FILE.py:FUNCTION run that file.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
 ) -> None:
-    """Engrave a trained PyTorch model onto an edge engine."""
-    context.obj = Flags(**flags)
+    """Export a trained checkpoint to a verified bundle."""
+    from intaglio import summary
+    from intaglio.exporter.export import export as export_bundle
+    from intaglio.exporter.shapes import Shapes
+
+    given = Shapes.parse(
+        minimum=min_shapes, optimum=opt_shapes, maximum=max_shapes, shapes=shapes or []
+    )
+    with console.progress() as progress:
+        report = export_bundle(
+            source,
+            out,
+            targets=target.split(","),
+            model=model,
+            config=config,
+            key=key,
+            import_from=import_from or [],
+            passes=pass_ or [],
+            kv=kv.value,
+            shapes=given if given.ranges else None,
+            dtype=dtype,
+            tolerance=_limits(tolerance),
+            check_passes=check_passes,
+            verify=not no_verify,
+            steps=steps,
+            require_parity=require_parity,
+            force=force,
+            portable=not no_portable,
+            allow_code=allow_code,
+            progress=progress,
+        )
+    for note in report.notes:
+        console.message(f"note: {note}")
+    for phase, seconds in report.seconds.items():
+        console.detail(f"{phase}: {seconds:.1f} s")
+    summary.show(console, report.manifest, str(out), {})
+    console.result(report.to_json())
 
 
-_takes(_start, [inspect.signature(_start).parameters["_version"]])
-app.callback()(_start)
+@command
+def verify(
+    console: Console,
+    bundle: BundlePath,
+    against: Annotated[Path, typer.Option(metavar="SOURCE", help="The checkpoint it came from.")],
+    steps: Steps = 512,
+    tolerance: Tolerance = None,
+    bisect: Annotated[
+        bool, typer.Option("--bisect", help="Name the first node that diverges.")
+    ] = False,
+) -> int:
+    """Compare a bundle with its source, step by step: outputs and carried states."""
+    from intaglio.exporter.verify import verify as verify_bundle
+
+    with console.progress() as progress:
+        report = verify_bundle(
+            bundle,
+            against,
+            steps=steps,
+            tolerance=_limits(tolerance),
+            bisect=bisect,
+            progress=progress,
+        )
+    console.text(report.summary())
+    console.result(report.to_json())
+    return 0 if report.passed else 3
+
+
+def _limits(texts: list[str] | None) -> dict[str, float]:
+    limits = {}
+    for text in texts or []:
+        name, _, value = text.rpartition("=")
+        try:
+            limits[name] = float(value)
+        except ValueError:
+            name = ""
+        if not name:
+            raise typer.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--tolerance")
+    return limits
 
 
 @command
 def inspect_(console: Console, bundle: BundlePath) -> int:
     """Show what a bundle holds: inputs, outputs, states, passes, parity, files."""
-    from intaglio import runtime, summary
+    from intaglio import summary
+    from intaglio.runtime.bundle import Bundle
 
-    opened = runtime.Bundle.open(bundle)
+    opened = Bundle.open(bundle)
     damage = summary.damage(opened)
     summary.show(console, opened.manifest, str(bundle), damage)
     console.result({"manifest": opened.manifest.to_json(), "damage": damage})
@@ -138,15 +208,6 @@ def doctor_(console: Console) -> None:
         ["name", "installed", "asked for", "extra"],
     )
     console.result(report)
-
-
-class Kind(StrEnum):
-    """What `list` lists."""
-
-    OPS = "ops"
-    PASSES = "passes"
-    MODELS = "models"
-    TARGETS = "targets"
 
 
 @command

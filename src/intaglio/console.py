@@ -88,6 +88,11 @@ class Console:
         if not self.flags.quiet:
             self._err.print(text, soft_wrap=True)
 
+    def detail(self, text: str) -> None:
+        """Tell people who asked for more."""
+        if self.flags.verbose:
+            self.message(text)
+
     @contextmanager
     def progress(self) -> Iterator[Report]:
         """Show what is being done: a bar on a terminal, else a line a second at most."""

@@ -1,0 +1,106 @@
+"""What every command shares: the global options, and what its failures mean.
+
+Exit codes: 0 done; 1 the user's input or environment; 2 usage; 3 parity failed; 4 a fault of
+intaglio; 130 interrupted.
+"""
+
+import functools
+import inspect
+import warnings
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from intaglio import __version__, doctor
+from intaglio.console import Console, Flags
+from intaglio.errors import IntaglioError, MissingExtraError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # plain help: the same on a terminal, in a pipe, in a log
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+FLAGS = {
+    "json": typer.Option("--json", help="Print one JSON object instead of text."),
+    "verbose": typer.Option("--verbose", "-v", help="Show warnings and timings on stderr."),
+    "quiet": typer.Option("--quiet", "-q", help="Say nothing on stderr but errors."),
+    "debug": typer.Option("--debug", help="Show the traceback of an error."),
+}
+
+
+def _takes(function: Callable[..., Any], own: list[inspect.Parameter]) -> None:
+    """Let typer see the parameters `own` and the global options in place of **values."""
+    kind = inspect.Parameter.KEYWORD_ONLY
+    context = inspect.Parameter("context", kind, annotation=typer.Context)
+    flags = [
+        inspect.Parameter(name, kind, default=False, annotation=Annotated[bool, option])
+        for name, option in FLAGS.items()
+    ]
+    own = [parameter.replace(kind=kind) for parameter in own]
+    function.__dict__["__signature__"] = inspect.Signature([context, *own, *flags])
+
+
+def command(function: Callable[..., int | None]) -> Callable[..., int | None]:
+    """Register a command: its own options, the global ones, and what its failures mean."""
+
+    @functools.wraps(function)
+    def run(context: typer.Context, **values: Any) -> None:
+        flags = Flags(**{name: values.pop(name) for name in FLAGS})
+        console = Console(context.obj | flags)
+        call = functools.partial(function, console, **values)
+        with warnings.catch_warnings():
+            if not console.flags.verbose:
+                warnings.simplefilter("ignore")
+            code = _guarded(console, f"intaglio {context.info_name}", call)
+        raise typer.Exit(code)
+
+    _takes(run, list(inspect.signature(function, eval_str=True).parameters.values())[1:])
+    app.command(name=function.__name__.rstrip("_"))(run)
+    return function
+
+
+def _guarded(console: Console, name: str, call: Callable[[], int | None]) -> int:
+    try:
+        return call() or 0
+    except IntaglioError as error:
+        return console.fail(error, error.exit_code, str(error))
+    except ModuleNotFoundError as error:
+        extra = doctor.extra_of((error.name or "").partition(".")[0])
+        if extra is None:
+            return console.fail_as_bug(error)
+        missing = MissingExtraError(name, extra)
+        missing.__cause__ = error
+        return console.fail(missing, missing.exit_code, str(missing))
+    except (typer.BadParameter, typer.Exit, BrokenPipeError):
+        raise
+    except OSError as error:
+        return console.fail(error, 1, f"{error.filename or name}: {error.strerror or error}.")
+    except KeyboardInterrupt as error:
+        return console.fail(error, 130, "interrupted")
+    except Exception as error:  # noqa: BLE001 - the last resort of a program
+        return console.fail_as_bug(error)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"intaglio {__version__}")
+        raise typer.Exit
+
+
+VERSION = typer.Option(
+    "--version", callback=_print_version, is_eager=True, help="Print the version."
+)
+
+
+def _start(
+    context: typer.Context, *, _version: Annotated[bool, VERSION] = False, **flags: bool
+) -> None:
+    """Engrave a trained PyTorch model onto an edge engine."""
+    context.obj = Flags(**flags)
+
+
+_takes(_start, [inspect.signature(_start).parameters["_version"]])
+app.callback()(_start)

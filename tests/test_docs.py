@@ -1,0 +1,83 @@
+"""Every command and every Python block of the documents runs as it stands.
+
+The blocks of one document run in order in one folder, which holds the trained checkpoints under
+the path they have in the repository.  A Python block that starts with `# name.py` is kept as that
+file, for the blocks after it to use.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+)
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+# Lines that cannot run here, and why.
+NOT_RUN: dict[str, str] = {
+    "make demo": "builds an environment of its own; what it does with intaglio is run by itself",
+    "make test": "runs this test",
+    "make clean": "removes the environment that runs this test",
+}
+
+
+def blocks(document: str) -> list[tuple[str, str]]:
+    """Language and text of each fenced block, without the lines that cannot run."""
+    found = BLOCK.findall((ROOT / document).read_text(encoding="utf-8"))
+    return [
+        (language, "".join(line for line in text.splitlines(True) if line.strip() not in NOT_RUN))
+        for language, text in found
+    ]
+
+
+def run(language: str, text: str, folder: Path) -> None:
+    """Run one block; whoever reads the failure sees the block and what it printed."""
+    kept = re.match(r"# (\w+\.py)\n", text)
+    if language == "python" and kept:
+        (folder / kept[1]).write_text(text, encoding="utf-8")
+        return
+    command = {"python": [sys.executable, "-c", text], "sh": ["bash", "-euc", text]}[language]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_block_runs(document: str, tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "checkpoints").symlink_to(ROOT / "models" / "checkpoints")
+    for language, text in blocks(document):
+        run(language, text, tmp_path)
+
+
+def test_what_does_not_run_is_still_there() -> None:
+    """No exception outlives the line it was made for."""
+    lines = {
+        line.strip()
+        for document in DOCUMENTS
+        for line in (ROOT / document).read_text(encoding="utf-8").splitlines()
+    }
+
+    assert set(NOT_RUN) <= lines
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    for document in DOCUMENTS:
+        text = (ROOT / document).read_text(encoding="utf-8")
+        for link in re.findall(r"\]\((?!https?://|#)([^)#]+)", text):
+            assert (ROOT / document).parent.joinpath(link).exists(), f"{document}: {link}"
