@@ -1,0 +1,87 @@
+"""The page about a bundle tells its states' sizes, its passes, and files that are damaged."""
+
+import pytest
+
+from intaglio import summary
+from intaglio.console import Console, Flags
+from intaglio.runtime.manifest import FileRecord, Limits, Manifest, Target, TensorSpec
+from intaglio.state import Layout, StateSpec
+
+
+def state(layout: Layout, shape: tuple[int | str, ...], dtype: str = "float32") -> StateSpec:
+    return StateSpec(
+        input=f"past.0.{layout}",
+        output=f"present.0.{layout}",
+        dtype=dtype,
+        shape=shape,
+        layout=layout,
+        axis=2 if layout is Layout.STATIC else None,
+        op="Attention",
+        port="key",
+        module="layers.0.attention",
+        layer=0,
+        call=0,
+    )
+
+
+MANIFEST = Manifest(
+    source={"name": "tiny", "sha256": "ab" * 32, "format": "intaglio", "model": "llama"},
+    inputs=(TensorSpec("input_ids", "int64", ("batch", "time")),),
+    outputs=(TensorSpec("logits", "float32", ("batch", "time", 256)),),
+    states=(
+        state(Layout.STATIC, ("batch", 2, "capacity", 16), "bfloat16"),
+        state(Layout.RECURRENT, ("batch", 4, 8, 8)),
+    ),
+    past_length=True,
+    targets={"ort": Target(path="ort/model.onnx", opset=24, parity="passed")},
+    files={"ort/model.onnx": FileRecord("cd" * 32, 1_234_567)},
+    limits=Limits(max_context=512),
+    passes=(
+        {
+            "name": "statefulize",
+            "nodes": [120, 110],
+            "changed": True,
+            "error": 1.5e-7,
+            "notes": ["2 states"],
+        },
+        {"name": "remove-dead", "nodes": [110, 110], "changed": False, "error": None, "notes": []},
+    ),
+)
+
+
+def page(capsys: pytest.CaptureFixture[str], damage: dict[str, str]) -> list[list[str]]:
+    summary.show(Console(Flags()), MANIFEST, "bundle", damage)
+    return [line.split() for line in capsys.readouterr().out.splitlines()]
+
+
+def test_states_are_listed_with_the_bytes_of_a_row(capsys: pytest.CaptureFixture[str]) -> None:
+    """2 heads of 16 numbers of 2 bytes for each token; 4 heads of 8 x 8 numbers of 4 bytes."""
+    lines = page(capsys, {})
+
+    assert "states 2, for each row 1.02 kB and 64 B for each token of context".split() in lines
+    assert (
+        "past.0.static [batch, 2, capacity, 16] bfloat16 static 64 B a token layers.0.attention"
+    ).split() in lines
+
+
+def test_passes_tell_nodes_before_and_after(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = page(capsys, {})
+
+    assert "statefulize 120 -> 110 1.5e-07 2 states".split() in lines
+    assert "remove-dead 110, unchanged not checked".split() in lines
+
+
+def test_limits_targets_and_damage_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = page(capsys, {"ort/model.onnx": "it was changed"})
+
+    assert "context up to 512 tokens".split() in lines
+    assert "target ort: ort/model.onnx, opset 24, passed".split() in lines
+    assert "ort/model.onnx 1.23 MB it was changed".split() in lines
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (1_234_567, "1.23 MB"), (5e12, "5e+03 GB")],
+)
+def test_amounts(size: int, text: str) -> None:
+    assert summary.amount(size) == text
