@@ -167,7 +167,7 @@ def _first(
             error /= max(float(np.abs(both[1]).max(initial=0)), 1e-30)
             if not error <= limit:
                 return value, error, agreed
-            agreed.add(value.name)
+            agreed.add(str(value.name))
     return None
 
 

@@ -25,7 +25,7 @@ class DropRelu(Exact):
     def run(self, model: ir.Model, context: Context) -> PassResult:  # noqa: ARG002
         relu = next(node for node in model.graph if node.op_type == "Relu")
         relu.outputs[0].name = "was"
-        model.graph.outputs[0] = relu.inputs[0]  # type: ignore[assignment,call-overload]
+        model.graph.outputs[0] = relu.inputs[0]  # type: ignore[assignment]
         model.graph.outputs[0].name = "y"
         model.graph.remove(relu)
         return PassResult(changed=True)

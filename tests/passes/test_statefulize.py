@@ -33,14 +33,18 @@ class Residual(nn.Module):
         self.head = nn.Linear(D, VOCABULARY)
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        x = self.embed(input_ids)
+        x: Tensor = self.embed(input_ids)
         for layer in self.layers:
             x = x + layer(x)
-        return self.head(x)
+        logits: Tensor = self.head(x)
+        return logits
 
 
 class Attention(nn.Module):
     """Grouped-query attention in the spellings of positions, masks and heads found in the wild."""
+
+    table: Tensor
+    memory: Tensor
 
     def __init__(
         self,
@@ -124,7 +128,8 @@ class Attention(nn.Module):
             y = F.scaled_dot_product_attention(
                 q, k, v, mask, is_causal=self.causal and mask is None, enable_gqa=not self.repeat
             )
-        return self.out(y.transpose(1, 2).reshape(batch, time, HEADS * SIZE))
+        result: Tensor = self.out(y.transpose(1, 2).reshape(batch, time, HEADS * SIZE))
+        return result
 
 
 class Convolution(nn.Module):
@@ -185,7 +190,8 @@ class Flattened(nn.Module):
         self.inner = nn.Linear(D, D)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x.reshape(-1, D)).relu().view(x.shape)
+        y: Tensor = self.inner(x.reshape(-1, D))
+        return y.relu().view(x.shape)
 
 
 class Learned(nn.Module):
@@ -198,8 +204,10 @@ class Learned(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.spelling == "slice":
-            return self.table.weight[: x.shape[1]].expand(x.shape[0], -1, -1)
-        return self.table(torch.arange(x.shape[1])).expand(x.shape[0], -1, -1)
+            rows = self.table.weight[: x.shape[1]]
+        else:
+            rows = self.table(torch.arange(x.shape[1]))
+        return rows.expand(x.shape[0], -1, -1)
 
 
 ACCEPTED: dict[str, Callable[[], Sequence[nn.Module]]] = {
@@ -464,7 +472,8 @@ def test_states_are_named_after_their_layer_and_told_apart_within_it(traced: Tra
             self.q_conv, self.k_conv = Convolution("trim"), Convolution("trim")
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.q_conv(x) * self.k_conv(x)
+            product: Tensor = self.q_conv(x) * self.k_conv(x)
+            return product
 
     _, context = stepped(Residual(Recurrence("gated"), Attention(), Two()), traced)
     assert [(spec.input, spec.output, spec.module, spec.layer) for spec in context.states] == [
