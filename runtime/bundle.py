@@ -1,0 +1,142 @@
+"""A bundle on disk: finding it, and opening its files only as the manifest describes them.
+
+Where external tensors lie.  A graph gives the location of an external tensor relative to the
+*root* of the bundle, whatever folder the graph itself is in: `model.onnx` and `ort/model.onnx` both
+say `model.onnx.data`, with the same offset and length where the bytes are the same.  ONNX Runtime
+1.32 refuses `../model.onnx.data` and symbolic links that leave a graph's folder, so the graph is
+handed over as bytes, with the root as the folder of its external tensors (session option
+`session.model_external_initializers_file_folder_path`): it confines them to the bundle itself.
+A target's `data` in the manifest names the files that its graph opens in this way.
+"""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Self
+
+from intaglio.errors import BundleError
+from intaglio.runtime.manifest import FILE_NAME, FileRecord, Manifest, Target
+
+AGAIN = "Copy the bundle again from where it is whole, or export it again."
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """The folder `root` with its manifest; open one with `Bundle.open`."""
+
+    root: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Self:
+        """Read the manifest of the bundle in the folder `path`.
+
+        Raises:
+            BundleError: if there is no bundle, or its manifest is broken, newer than this
+                intaglio, or names a path that leaves the bundle.
+        """
+        root = Path(path)
+        if not root.is_dir():
+            state = "is a file" if root.exists() else "does not exist"
+            raise BundleError(f"{root} {state}. Give the folder that intaglio export wrote.")
+        if not (root / FILE_NAME).is_file():
+            raise BundleError(
+                f"{root} is not a bundle: it has no {FILE_NAME}. "
+                "Give the folder that intaglio export wrote."
+            )
+        bundle = cls(root.resolve(), Manifest.load(root / FILE_NAME))
+        for name in bundle.manifest.files:
+            bundle.locate(name)
+        for target in bundle.manifest.targets.values():
+            for name in (target.path, *target.data):
+                bundle.locate(name)
+        return bundle
+
+    def target(self, name: str) -> Target:
+        """The entry of one target.
+
+        Raises:
+            BundleError: if the bundle was not built for it.
+        """
+        if name not in self.manifest.targets:
+            present = ", ".join(sorted(self.manifest.targets)) or "none"
+            raise BundleError(
+                f"{self.root} has no target {name!r}; it has: {present}. "
+                f"Export it with --target {name}."
+            )
+        return self.manifest.targets[name]
+
+    def fingerprint(self, target: str) -> str:
+        """Hash of what `target` runs: equal for two bundles that compute the same, bit for bit."""
+        entry = self.target(target)
+        digest = hashlib.sha256()
+        for name in (entry.path, *sorted(entry.data)):
+            digest.update(f"{name} {self._record(name).sha256}\n".encode())
+        return digest.hexdigest()
+
+    def locate(self, name: str) -> Path:
+        """Where the file `name` of the bundle lies; it need not exist.
+
+        Raises:
+            BundleError: if the path leaves the bundle.
+        """
+        foreign = PureWindowsPath(name)
+        outside = foreign.drive or foreign.root or ".." in foreign.parts or not foreign.parts
+        path = self.root / PurePosixPath(name)
+        if outside or not path.resolve().is_relative_to(self.root):
+            raise BundleError(
+                f"{self.root / FILE_NAME} names {name!r}, which leaves the bundle. Paths must be "
+                f"relative and stay inside. Do not use this bundle unless you know its origin."
+            )
+        return path
+
+    def check(self, name: str) -> Path:
+        """Where the file `name` lies, once its size and hash are those of the manifest.
+
+        Raises:
+            BundleError: if it is absent, unlisted or changed.
+        """
+        expected, path = self._record(name), self.locate(name)
+        try:
+            size = path.stat().st_size
+            found = FileRecord.of(path) if size == expected.bytes else FileRecord("", size)
+        except OSError as error:
+            raise BundleError(
+                f"{self.root} lacks the file {name!r}: {error.strerror}. {AGAIN}"
+            ) from error
+        self._compare(name, found, expected)
+        return path
+
+    def read(self, name: str) -> bytes:
+        """The content of the file `name`, checked as by `check`: the very bytes that are used."""
+        expected, path = self._record(name), self.locate(name)
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise BundleError(
+                f"{self.root} lacks the file {name!r}: {error.strerror}. {AGAIN}"
+            ) from error
+        found = FileRecord(hashlib.sha256(content).hexdigest(), len(content))
+        self._compare(name, found, expected)
+        return content
+
+    def _record(self, name: str) -> FileRecord:
+        record = self.manifest.files.get(name)
+        if record is None:
+            raise BundleError(
+                f"{self.root / FILE_NAME} uses {name!r} but does not list it under files. {AGAIN}"
+            )
+        return record
+
+    def _compare(self, name: str, found: FileRecord, expected: FileRecord) -> None:
+        if found.bytes != expected.bytes:
+            raise BundleError(
+                f"{self.root / name} has {found.bytes} bytes, the manifest says {expected.bytes}. "
+                f"{AGAIN}"
+            )
+        if found.sha256 != expected.sha256:
+            raise BundleError(
+                f"{self.root / name} was changed after export: its SHA-256 is not the one in the "
+                f"manifest. {AGAIN}"
+            )

@@ -1,0 +1,99 @@
+"""ONNX Runtime sessions, opened from bundles and shared: weights are in memory once a process."""
+
+import threading
+from collections.abc import Iterable
+from typing import Any
+from weakref import WeakValueDictionary
+
+import onnxruntime
+
+from intaglio.errors import BundleError
+from intaglio.runtime.bundle import Bundle
+from intaglio.state import PAST_LENGTH
+
+AUTO = "auto"
+TARGETS = ("ort",)  # in the order in which AUTO prefers them
+
+_EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
+_SILENT = 4  # what goes wrong is raised, so ONNX Runtime need not log it
+
+_opened: WeakValueDictionary[tuple[str, int | None], Any] = WeakValueDictionary()
+_lock = threading.Lock()
+
+
+def choose_target(bundle: Bundle, target: str) -> str:
+    """The target to run: `target`, or with "auto" the best that the bundle and this package have.
+
+    Raises:
+        BundleError: if there is none.
+    """
+    if target == AUTO:
+        target = next((name for name in TARGETS if name in bundle.manifest.targets), TARGETS[0])
+    if target not in TARGETS:
+        known = ", ".join(TARGETS)
+        raise BundleError(f"intaglio cannot run the target {target!r}; it runs: {known}.")
+    bundle.target(target)
+    return target
+
+
+def open_engine(bundle: Bundle, target: str, threads: int | None) -> Any:
+    """An `onnxruntime.InferenceSession` of `target`, the same one while any holder is alive.
+
+    Args:
+        bundle: where the graph and its weights lie; their sizes and hashes are checked.
+        target: name of an entry of the manifest's targets.
+        threads: threads for the work inside one operator; None leaves it to ONNX Runtime.
+
+    Raises:
+        BundleError: if a file is absent or changed, or ONNX Runtime refuses the graph.
+    """
+    key = (bundle.fingerprint(target), threads)
+    with _lock:
+        engine = _opened.get(key)
+        if engine is None:
+            engine = _opened[key] = _open(bundle, target, threads)
+        return engine
+
+
+def _open(bundle: Bundle, target: str, threads: int | None) -> Any:
+    entry = bundle.target(target)
+    graph = bundle.read(entry.path)
+    for name in entry.data:
+        bundle.check(name)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _SILENT
+    options.add_session_config_entry(_EXTERNAL_FOLDER, str(bundle.root))
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        engine = onnxruntime.InferenceSession(
+            graph, options, providers=["CPUExecutionProvider"], enable_fallback=0
+        )
+    except Exception as error:  # ONNX Runtime's errors share no base class
+        raise BundleError(
+            f"ONNX Runtime {onnxruntime.__version__} refuses {bundle.root / entry.path}: {error}"
+        ) from error
+    _check_names(bundle, entry.path, engine)
+    return engine
+
+
+def _check_names(bundle: Bundle, path: str, engine: Any) -> None:
+    """Refuse a graph that takes or gives something else than its manifest says."""
+    manifest = bundle.manifest
+    takes = {spec.name for spec in manifest.inputs} | {spec.input for spec in manifest.states}
+    gives = {spec.name for spec in manifest.outputs} | {spec.output for spec in manifest.states}
+    if manifest.past_length:
+        takes.add(PAST_LENGTH)
+    for what, expected, found in (
+        ("takes", takes, _names(engine.get_inputs())),
+        ("gives", gives, _names(engine.get_outputs())),
+    ):
+        if expected != found:
+            raise BundleError(
+                f"{bundle.root / path} {what} {', '.join(sorted(found))}, but the manifest says "
+                f"{', '.join(sorted(expected))}. Export the bundle again."
+            )
+
+
+def _names(values: Iterable[Any]) -> set[str]:
+    return {value.name for value in values}

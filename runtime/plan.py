@@ -1,0 +1,102 @@
+"""One shape of step, bound to one memory of states: repeating it costs a copy of its inputs."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from onnxruntime import OrtValue
+
+from intaglio.errors import InputError
+from intaglio.runtime.buffers import dtype_of
+from intaglio.runtime.carried import Carried
+from intaglio.runtime.manifest import Manifest
+from intaglio.runtime.shapes import Array, Sizes, check_out, shape_of
+from intaglio.state import PAST_LENGTH, TIME
+
+Arrays = Mapping[str, Array]
+
+_NOTHING = OrtValue.ortvalue_from_numpy(np.empty(0, np.uint8))
+
+
+class Plan:
+    """A step of inputs of given shapes; a session runs its binding and advances the state.
+
+    Attributes:
+        sizes: sizes of the symbolic dimensions.
+        time: tokens of each row.
+    """
+
+    def __init__(
+        self,
+        engine: Any,
+        manifest: Manifest,
+        sizes: Sizes,
+        carried: Carried,
+    ) -> None:
+        """Bind `carried`, and buffers for inputs of these sizes."""
+        self.sizes = sizes
+        self.time = sizes[TIME]
+        self._engine = engine
+        self._feeds = [
+            (spec.name, np.empty(shape_of(spec, sizes), dtype_of(spec.dtype, spec.name)))
+            for spec in manifest.inputs
+        ]
+        self._outputs = [
+            (spec.name, shape_of(spec, sizes), dtype_of(spec.dtype, spec.name))
+            for spec in manifest.outputs
+        ]
+        self._past = carried.past_value if manifest.past_length else None
+        self._bindings = [self._bind(carried, side) for side in (0, 1)]
+
+    def feed(self, inputs: Arrays) -> None:
+        """Copy the inputs of one step in.
+
+        Raises:
+            InputError: if one has a dtype that does not widen safely to the graph's.
+        """
+        for name, buffer in self._feeds:
+            try:
+                np.copyto(buffer, inputs[name], casting="safe")
+            except TypeError as error:
+                raise InputError(
+                    f"The input {name!r} is {inputs[name].dtype}, should be {buffer.dtype}. "
+                    f"Convert it with astype({str(buffer.dtype)!r})."
+                ) from error
+
+    def results(self, out: Arrays | None) -> dict[str, Array]:
+        """Arrays for the outputs of one step: those of `out`, and new ones for the rest.
+
+        Raises:
+            InputError: if `out` names no output, or an array is not as the output needs it.
+        """
+        if not out:
+            return {name: np.empty(shape, dtype) for name, shape, dtype in self._outputs}
+        check_out(out, self._outputs)
+        return {
+            name: out[name] if name in out else np.empty(shape, dtype)
+            for name, shape, dtype in self._outputs
+        }
+
+    def binding(self, carried: Carried, results: Mapping[str, Array]) -> Any:
+        """The binding of the step that `carried` takes next, writing into `results`."""
+        binding = self._bindings[carried.side]
+        for name, array in results.items():
+            binding.bind_ortvalue_output(name, OrtValue.ortvalue_from_numpy(array))
+        for buffer in carried.appended:
+            buffer.bind_step(binding, carried.side, carried.longest, self.time)
+        return binding
+
+    def release(self, binding: Any) -> None:
+        """Let go of the results, which are the caller's."""
+        for name, _, _ in self._outputs:
+            binding.bind_ortvalue_output(name, _NOTHING)
+
+    def _bind(self, carried: Carried, side: int) -> Any:
+        binding = self._engine.io_binding()
+        for name, buffer in self._feeds:
+            binding.bind_ortvalue_input(name, OrtValue.ortvalue_from_numpy(buffer))
+        if self._past is not None:
+            binding.bind_ortvalue_input(PAST_LENGTH, self._past)
+        for state in carried.buffers:
+            state.bind(binding, side)
+        return binding

@@ -1,0 +1,100 @@
+"""Steps whose rows have unequal length: cut where a row ends, ended rows left out from there on.
+
+Every operator of a step graph works row by row, so the outcome is that of separate runs, and no
+mask enters the graph.  Rows 3, 0 and 5 tokens long take two steps: tokens 0-2 of rows 0 and 2,
+then tokens 3-4 of row 2.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from intaglio.errors import InputError
+from intaglio.runtime.carried import Carried
+from intaglio.runtime.manifest import Manifest, TensorSpec
+from intaglio.runtime.shapes import Array, Sizes, check_out, shape_of
+from intaglio.runtime.state import State
+from intaglio.runtime.stepper import Stepper
+from intaglio.state import BATCH, TIME
+
+Counts = npt.NDArray[np.int64]
+Rows = npt.NDArray[np.intp]
+
+
+def step_rows(
+    stepper: Stepper,
+    state: State,
+    manifest: Manifest,
+    arrays: Mapping[str, Array],
+    sizes: Sizes,
+    counts: Counts,
+    out: Mapping[str, Array] | None,
+) -> dict[str, Array]:
+    """Take a step of the first `counts` tokens of each row; see `Session.step`.
+
+    Args:
+        stepper: what runs the parts.
+        state: whose carried states are replaced once every part has run.
+        manifest: names and shapes of inputs and outputs.
+        arrays: inputs, checked.
+        sizes: their sizes.
+        counts: int64 [batch], from 0 to time.
+        out: the caller's arrays for outputs, by name.
+
+    Returns:
+        The outputs, 0 beyond a row's length.
+    """
+    carried = state.begin(sizes[BATCH])
+    if counts.min() == sizes[TIME]:
+        return stepper.step(carried, arrays, sizes, out)
+    results = _zeros(manifest.outputs, sizes, out)
+    if counts.min() < counts.max():
+        carried = _own_copy(carried, manifest, counts)
+    start = 0
+    for stop in np.unique(counts[counts > 0]):
+        rows = np.flatnonzero(counts >= stop)
+        part = carried if len(rows) == len(counts) else carried.gather(rows)
+        window = slice(start, int(stop))
+        cut = {s.name: arrays[s.name][_index(s, rows, window)] for s in manifest.inputs}
+        outputs = stepper.step(part, cut, {**sizes, BATCH: len(rows), TIME: int(stop) - start})
+        for spec in manifest.outputs:
+            results[spec.name][_index(spec, rows, window)] = outputs[spec.name]
+        if part is not carried:
+            carried.scatter(rows, part)
+        start = int(stop)
+    state.carried = carried
+    return results
+
+
+def _own_copy(carried: Carried, manifest: Manifest, counts: Counts) -> Carried:
+    """A copy with room for the whole step: the session keeps the original if a part fails."""
+    if manifest.limits.batch is not None:
+        raise InputError(
+            f"lengths is {counts.tolist()}: rows of unequal length are stepped in smaller batches, "
+            f"but the bundle was exported for a batch of exactly {manifest.limits.batch}. "
+            "Export it with a free batch."
+        )
+    past_length = carried.past_length + counts
+    carried.require_equal_rows(past_length, "The step")
+    copy = carried.gather(slice(None))
+    copy.reserve(int(past_length.max()))
+    return copy
+
+
+def _zeros(
+    specs: Sequence[TensorSpec], sizes: Sizes, out: Mapping[str, Array] | None
+) -> dict[str, Array]:
+    out = out or {}
+    check_out(out, [(spec.name, shape_of(spec, sizes), np.dtype(spec.dtype)) for spec in specs])
+    results: dict[str, Array] = {}
+    for spec in specs:
+        results[spec.name] = out.get(spec.name, np.empty(shape_of(spec, sizes), spec.dtype))
+        results[spec.name][...] = 0
+    return results
+
+
+def _index(spec: TensorSpec, rows: Rows, window: slice) -> Any:
+    """Index of some rows and a window of time in an array shaped like `spec`."""
+    return tuple({BATCH: rows, TIME: window}.get(str(dim), slice(None)) for dim in spec.shape)

@@ -1,0 +1,82 @@
+"""One step of given rows: finding or making its plan, running it, moving the states on."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from intaglio.errors import InputError
+from intaglio.runtime.carried import Carried
+from intaglio.runtime.manifest import Manifest
+from intaglio.runtime.plan import Plan
+from intaglio.runtime.shapes import Array, Sizes
+
+PLANS = 8  # shapes of step that stay bound to one memory of states
+
+
+class Stepper:
+    """Runs steps of a graph on states that it is given; holds none itself."""
+
+    def __init__(self, engine: Any, manifest: Manifest) -> None:
+        self._engine = engine
+        self._run_with_iobinding = engine.run_with_iobinding
+        self._manifest = manifest
+        self._names = tuple(spec.name for spec in manifest.inputs)
+
+    def known(self, carried: Carried, inputs: Mapping[str, Any]) -> Plan | None:
+        """The plan of an earlier step whose inputs had the same names and shapes, if any."""
+        if len(inputs) != len(self._names):
+            return None
+        try:
+            plan: Plan | None = carried.plans.get(tuple([inputs[n].shape for n in self._names]))
+        except (KeyError, AttributeError):
+            return None
+        return plan
+
+    def step(
+        self,
+        carried: Carried,
+        arrays: Mapping[str, Array],
+        sizes: Sizes,
+        out: Mapping[str, Array] | None = None,
+    ) -> dict[str, Array]:
+        """Take a step of `arrays`, checked inputs of these sizes; as `run` otherwise."""
+        plan = self.known(carried, arrays) or self._plan(carried, arrays, sizes)
+        return self.run(carried, plan, arrays, out)
+
+    def run(
+        self,
+        carried: Carried,
+        plan: Plan,
+        inputs: Mapping[str, Any],
+        out: Mapping[str, Array] | None = None,
+    ) -> dict[str, Array]:
+        """Take a step of `inputs`, whose shapes are the plan's.
+
+        Raises:
+            InputError: if a dtype does not fit, or ONNX Runtime refuses the values.
+            StateError: if there is no room for the tokens.
+        """
+        tokens = carried.longest + plan.time
+        if tokens > carried.room:
+            carried.reserve(tokens)
+            plan = self._plan(carried, inputs, plan.sizes)
+        plan.feed(inputs)
+        results = plan.results(out)
+        binding = plan.binding(carried, results)
+        try:
+            self._run_with_iobinding(binding)
+        except Exception as error:  # ONNX Runtime's errors share no base class
+            raise InputError(
+                f"ONNX Runtime cannot take this step: {error}. "
+                "Check the values of the inputs; the state is as it was before the step."
+            ) from error
+        finally:
+            plan.release(binding)
+        carried.advance(plan.time)
+        return results
+
+    def _plan(self, carried: Carried, arrays: Mapping[str, Array], sizes: Sizes) -> Plan:
+        plan = Plan(self._engine, self._manifest, sizes, carried)
+        while len(carried.plans) >= PLANS:
+            del carried.plans[next(iter(carried.plans))]
+        carried.plans[tuple([arrays[n].shape for n in self._names])] = plan
+        return plan
