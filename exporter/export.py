@@ -85,20 +85,25 @@ def export(
     """Export a checkpoint to a bundle at `out`, verified against its source.
 
     Args:
-        source: a file as for `load_source`, with `model`, `config`, `key` and `import_from`, or
-            what that returned.
-        out: the bundle's folder; one that is there is replaced with `force` only.
+        source: a file for `load_source`, or what that returned.
+        out: the bundle's folder.
         targets: the engines to lower for.
-        passes: the user's passes, as ``NAME:OPTIONS`` or objects, run before statefulize;
-            ``FILE.py:FUNCTION`` needs `allow_code`.
+        model: the model that the weights belong to, see `load_source`.
+        config: what the model is built with, see `load_source`.
+        key: where the file holds the state dict, see `load_source`.
+        import_from: folders with the model's code, see `load_source`.
+        passes: the user's passes, as ``NAME:OPTIONS`` or objects; run before statefulize.
         kv: layout of key-value caches: one buffer written in place, or past and present.
         shapes: what the bundle has to serve; a batch fixed to 1 allows faster attention.
         dtype: what the weights are stored in; fp32 so far.
         tolerance: limits of parity by name, instead of the defaults.
         check_passes: hold every exact pass to its promise on random inputs.
-        verify: compare `steps` steps of the written bundle with the source.
-        require_parity: an engine that was not verified fails the export.
+        verify: compare the written bundle with the source.
+        steps: how many steps to compare.
+        require_parity: refuse to export without verification.
+        force: replace a bundle that is there.
         portable: keep `model.onnx`, the graph for any runtime.
+        allow_code: run ``FILE.py:FUNCTION`` passes, and code that the checkpoint names.
         progress: is told each phase and, where known, the fraction of it that is done.
 
     Raises:
@@ -122,7 +127,12 @@ def export(
         with clock.phase("load"):
             if not isinstance(source, Source):
                 source = load_source(
-                    source, model=model, config=config, key=key, import_from=import_from
+                    source,
+                    model=model,
+                    config=config,
+                    key=key,
+                    import_from=import_from,
+                    allow_code=allow_code,
                 )
         compiled = _compile(source, parsed, kv, shapes, clock, check=check_passes)
         recipe = {

@@ -122,7 +122,7 @@ def _import(spec: str) -> Callable[..., Any]:
         ) from error
     factory = getattr(module, attribute, None)
     if not callable(factory):
-        has = sorted(key for key, value in vars(module).items() if callable(value))
+        has = [k for k, v in vars(module).items() if getattr(v, "__module__", None) == name]
         raise SourceError(
             f"--model {spec!r}: {name} has no callable {attribute!r} (it has {', '.join(has[:8])})."
         )
@@ -134,7 +134,7 @@ def _call(factory: Callable[..., Any], spec: str, config: Mapping[str, Any]) -> 
     try:
         signature.bind(**config)
     except TypeError as mismatch:
-        argument = _only_argument(signature)
+        argument = _only_argument(signature, config)
         if argument is None:
             raise SourceError(
                 f"The factory {spec!r} takes {signature}, the config has "
@@ -144,11 +144,18 @@ def _call(factory: Callable[..., Any], spec: str, config: Mapping[str, Any]) -> 
     return factory(**config)
 
 
-def _only_argument(signature: inspect.Signature) -> str | None:
-    """Return the name of the one argument that must be given, None if there are more or none."""
-    required = [p for p in signature.parameters.values() if p.default is p.empty]
+def _only_argument(signature: inspect.Signature, config: Mapping[str, Any]) -> str | None:
+    """Name the one argument that must be given, unless keys of the config are arguments."""
+    parameters = signature.parameters
+    required = [p for p in parameters.values() if p.default is p.empty]
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return required[0].name if len(required) == 1 and required[0].kind in positional else None
+    if (
+        len(required) != 1
+        or required[0].kind not in positional
+        or config.keys() & parameters.keys()
+    ):
+        return None
+    return required[0].name
 
 
 def _as_one(factory: Callable[..., Any], argument: str, config: Mapping[str, Any]) -> Any:

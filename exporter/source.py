@@ -58,6 +58,7 @@ def load_source(
     config: Mapping[str, Any] | str | Path | None = None,
     key: str | None = None,
     import_from: Sequence[str | Path] = (),
+    allow_code: bool = False,
 ) -> Source:
     """Load a checkpoint and the module that it belongs to.
 
@@ -68,6 +69,7 @@ def load_source(
         config: what the model or factory is built with: a mapping, or a JSON or TOML file.
         key: where the file holds the state dict, if it holds several; dotted.
         import_from: folders in which the factory's module is looked for first.
+        allow_code: run a factory that the checkpoint names, not the user.
 
     Raises:
         SourceError: if the file, the model or the config cannot be read, or do not fit together.
@@ -78,6 +80,11 @@ def load_source(
         raise SourceError(
             f"{path} holds weights and does not say which model they belong to. Say it: --model "
             "NAME (see intaglio list models) or --model package.module:factory, with --config FILE."
+        )
+    if model is None and ":" in wanted and not allow_code:
+        raise SourceError(
+            f"{path} asks to be built by the code {wanted!r}. Where that is trusted, name it with "
+            f"--model {wanted}, or allow it with --allow-code."
         )
     values = read_config(config if config is not None else checkpoint.config)
     if ":" in wanted:

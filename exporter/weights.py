@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from intaglio.errors import SourceError
 
-LEADING = ("module.", "_orig_mod.", "_fsdp_wrapped_module.")  # one per wrapper, in any order
-INNER = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+PARALLEL = "module."  # what DataParallel puts in front, which may also be a name of the model's own
+MARKS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # never such a name
 SHOWN = 6  # names of each kind in a message
 
 
@@ -48,7 +48,7 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Any], path: Path) -> t
     ignored = [name for name, value in found.items() if _is_extra(name, value, expected)]
     for name in ignored:
         del found[name]
-    _check_finite(found, module, path)
+    _check_values(found, module, path)
     _fill_ties(found, {k: v for k, v in tied_names(module).items() if k in expected}, path)
     _check_names(found, expected, path)
     _check_tensors(found, expected, path)
@@ -83,18 +83,13 @@ def _unwrap(tensors: Mapping[str, Any], expected: Collection[str], path: Path) -
 
 
 def _plain_name(key: str, expected: Collection[str]) -> str:
-    name = key
-    while name not in expected:
-        prefix = next((prefix for prefix in LEADING if name.startswith(prefix)), None)
-        if prefix is None:
-            break
-        name = name.removeprefix(prefix)
-    if name in expected:
-        return name
-    inner = name
-    for mark in INNER:
-        inner = inner.replace("." + mark, ".")
-    return inner
+    """Return what the module calls `key`, or `key` itself if it knows no such name."""
+    if key in expected:
+        return key
+    name = ".".join(part for part in key.split(".") if part not in MARKS)
+    while name not in expected and name.startswith(PARALLEL):
+        name = name.removeprefix(PARALLEL)
+    return name if name in expected else key
 
 
 def _fill_ties(found: dict[str, Any], aliases: Mapping[str, str], path: Path) -> None:
@@ -146,12 +141,14 @@ def _with_neighbours(names: list[str], others: list[str]) -> list[str]:
     return lines
 
 
-def _check_finite(found: Mapping[str, Any], module: nn.Module, path: Path) -> None:
+def _check_values(found: Mapping[str, Any], module: nn.Module, path: Path) -> None:
     buffers = {name for name, _ in module.named_buffers(remove_duplicate=False)}
     for name, tensor in _all_tensors(module):
         value = found.get(name)
         if not isinstance(value, Tensor):
             continue
+        if value.layout != torch.strided or value.is_quantized:
+            raise SourceError(f"{path}: {name!r} is sparse or quantized, which is not read.")
         if value.isnan().any():
             raise SourceError(f"{path}: {name!r} holds NaN. Take an earlier checkpoint.")
         # A mask kept as a buffer may be infinite, a trained parameter may not.
@@ -165,8 +162,8 @@ def _check_tensors(found: Mapping[str, Any], expected: Mapping[str, Any], path: 
         tensor = found[name]
         if not isinstance(value, Tensor):
             continue
-        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_quantized:
-            raise SourceError(f"{path}: {name!r} is not a plain dense tensor.")
+        if not isinstance(tensor, Tensor):
+            raise SourceError(f"{path}: {name!r} is not a tensor but {type(tensor).__name__}.")
         if tensor.is_floating_point() != value.is_floating_point():
             raise SourceError(f"{path}: {name!r} is {tensor.dtype}, in the model {value.dtype}.")
         if tensor.shape != value.shape:

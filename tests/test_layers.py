@@ -53,6 +53,11 @@ def modules() -> Iterator[tuple[str, Path]]:
 FILES = dict(modules())
 
 
+def for_types_alone(node: ast.AST) -> bool:
+    """Whether a statement is for type checkers: nothing in it is imported when it runs."""
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
 def imports(module: str, *, lazy: bool) -> set[str]:
     """Absolute names of what a module imports; without `lazy`, at module level alone."""
     found: set[str] = set()
@@ -60,7 +65,7 @@ def imports(module: str, *, lazy: bool) -> set[str]:
     pending: list[ast.AST] = [ast.parse(FILES[module].read_text())]
     while pending:
         node = pending.pop()
-        if not lazy and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        if not lazy and (isinstance(node, ast.FunctionDef) or for_types_alone(node)):
             continue
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}

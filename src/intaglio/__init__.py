@@ -1,3 +1,36 @@
-"""intaglio: engrave a trained PyTorch model onto an edge engine."""
+"""intaglio: engrave a trained PyTorch model onto an edge engine.
+
+`export` and `verify` do what the commands of these names do.  They need the extra ``export``,
+while `intaglio.runtime` needs nothing beyond the package.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from intaglio.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from intaglio.exporter.export import export as export
+    from intaglio.exporter.verify import verify as verify
 
 __version__ = "0.1.0"
+
+_FACADE = {"export": "intaglio.exporter.export", "verify": "intaglio.exporter.verify"}
+_EXTRA = {"torch", "onnx", "onnx_ir", "onnxscript", "safetensors"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the exporter when it is first asked for."""
+    if name not in _FACADE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(importlib.import_module(_FACADE[name]), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _EXTRA:
+            raise
+        raise MissingExtraError(f"intaglio.{name}", "export") from error
+
+
+def __dir__() -> list[str]:
+    """List what `__getattr__` provides, too."""
+    return sorted({*globals(), *_FACADE})

@@ -26,7 +26,8 @@ def weights() -> dict[str, Tensor]:
 
 
 def assert_weights(found: Any) -> None:
-    assert {k: v.tolist() for k, v in found.items()} == {k: v.tolist() for k, v in weights().items()}
+    assert found.keys() == weights().keys()
+    assert all(torch.equal(found[name], value) for name, value in weights().items())
 
 
 def test_a_checkpoint_of_ours_names_model_and_config(tmp_path: Path) -> None:
@@ -241,7 +242,7 @@ def test_programs_are_refused_by_kind(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "model.onnx")
     with pytest.raises(SourceError, match="TorchScript archive"):
         read_checkpoint(tmp_path / "ts.pt")
-    with pytest.raises(SourceError, match=r"exported program \(\.pt2\), which is not supported yet"):
+    with pytest.raises(SourceError, match=r"exported program .* not supported yet"):
         read_checkpoint(tmp_path / "ep.pt")
     with pytest.raises(SourceError, match=r"zip archive, but not one that torch\.save writes"):
         read_checkpoint(tmp_path / "array.npz")

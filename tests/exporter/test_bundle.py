@@ -1,0 +1,220 @@
+"""A bundle is put in its place whole or not at all, whatever happens meanwhile."""
+
+import hashlib
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from intaglio.errors import BundleError
+from intaglio.exporter.bundle import BundleWriter
+from intaglio.runtime.manifest import Manifest
+
+
+def manifest(name: str) -> Manifest:
+    return Manifest(
+        source={"name": name, "sha256": "0" * 64, "format": "torch"},
+        inputs=(),
+        outputs=(),
+        states=(),
+        past_length=False,
+        targets={},
+        files={},
+    )
+
+
+def write(place: Path, name: str, *, force: bool = False) -> Manifest:
+    with BundleWriter(place, force=force) as writer:
+        (writer.path / "ort").mkdir()
+        (writer.path / "ort" / "model.onnx").write_text(name)
+        return writer.commit(manifest(name))
+
+
+def entries(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def held(place: Path) -> str:
+    """Which export stands at `place`, checked by the hash in its manifest; empty if none does."""
+    if not place.exists():
+        return ""
+    found = Manifest.load(place / "manifest.json")
+    data = (place / "ort" / "model.onnx").read_bytes()
+    assert hashlib.sha256(data).hexdigest() == found.files["ort/model.onnx"].sha256
+    assert data.decode() == found.source["name"]
+    return data.decode()
+
+
+def test_a_commit_puts_everything_in_place_with_size_and_hash(tmp_path: Path) -> None:
+    """Every file but manifest and report is listed, and nothing else is left behind."""
+    place = tmp_path / "new" / "bundle"
+    with BundleWriter(place) as writer:
+        (writer.path / "model.onnx").write_bytes(b"graph")
+        (writer.path / "report.json").write_text("{}")
+        written = writer.commit(manifest("a"))
+
+    assert entries(place.parent) == ["bundle"]
+    assert written == Manifest.load(place / "manifest.json")
+    assert list(written.files) == ["model.onnx"]
+    assert written.files["model.onnx"].bytes == 5
+    assert written.files["model.onnx"].sha256 == hashlib.sha256(b"graph").hexdigest()
+    assert place.stat().st_mode == place.parent.stat().st_mode
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_an_interrupted_export_leaves_the_old_bundle_alone(
+    tmp_path: Path, error: type[BaseException]
+) -> None:
+    """Ctrl-C and errors remove the attempt."""
+    place = tmp_path / "bundle"
+    write(place, "old")
+
+    def interrupted() -> None:
+        with BundleWriter(place, force=True) as writer:
+            (writer.path / "model.onnx").write_bytes(b"half")
+            raise error
+
+    with pytest.raises(error):
+        interrupted()
+
+    assert entries(tmp_path) == ["bundle"]
+    assert held(place) == "old"
+
+
+def test_an_existing_bundle_is_refused_before_any_work(tmp_path: Path) -> None:
+    """Entering the context is what refuses, and --force is named."""
+    place = tmp_path / "bundle"
+    write(place, "old")
+
+    with pytest.raises(BundleError, match=r"exists\. Replace it with --force"):
+        BundleWriter(place).__enter__()
+    assert entries(tmp_path) == ["bundle"]
+
+
+def test_force_replaces_a_bundle_and_leaves_nothing_else(tmp_path: Path) -> None:
+    """The old one is gone when the new one stands; a link to it still leads there."""
+    place, link = tmp_path / "bundle", tmp_path / "link"
+    write(place, "old")
+    link.symlink_to(place)
+
+    write(link, "new", force=True)
+
+    assert held(place) == "new"
+    assert link.is_symlink()
+    assert entries(tmp_path) == ["bundle", "link"]
+
+
+@pytest.mark.parametrize("suffix", ["", ".failed"])
+@pytest.mark.parametrize("kind", ["file", "folder", "link", "other manifest"])
+def test_what_is_not_a_bundle_is_never_replaced(tmp_path: Path, kind: str, suffix: str) -> None:
+    """Even with force: a mistyped destination must not cost a folder of work."""
+    place = tmp_path / "bundle"
+    taken = tmp_path / f"bundle{suffix}"
+    if kind == "file":
+        taken.write_text("mine")
+    elif kind == "link":
+        taken.symlink_to(tmp_path)
+    else:
+        taken.mkdir()
+        (taken / ("notes" if kind == "folder" else "manifest.json")).write_text('{"name": "app"}')
+    before = entries(tmp_path)
+
+    with pytest.raises(BundleError, match="is not a bundle, so it is not replaced"):
+        BundleWriter(place, force=True).__enter__()
+    assert entries(tmp_path) == before
+
+
+def test_a_failed_attempt_is_kept_beside_and_replaces_an_older_one(tmp_path: Path) -> None:
+    """The destination is not touched, with or without a bundle there."""
+    place = tmp_path / "bundle"
+    write(place, "old")
+    for name in ("first", "second"):
+        with BundleWriter(place, force=True) as writer:
+            (writer.path / "ort").mkdir()
+            (writer.path / "ort" / "model.onnx").write_text(name)
+            kept = writer.fail(manifest(name))
+
+        assert held(kept) == name
+        assert entries(tmp_path) == ["bundle", "bundle.failed"]
+    assert held(place) == "old"
+
+
+def test_a_bundle_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+    """The slower of two exports to one place fails, and the faster one's bundle stays."""
+    place = tmp_path / "bundle"
+    with BundleWriter(place) as slow:
+        write(place, "fast")
+        with pytest.raises(BundleError, match="exists"):
+            slow.commit(manifest("slow"))
+
+    assert held(place) == "fast"
+    assert entries(tmp_path) == ["bundle"]
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_of_ours(tmp_path: Path) -> None:
+    """The file system's refusal is told with the destination."""
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(BundleError, match=r"file/bundle cannot be written"):
+        BundleWriter(tmp_path / "file" / "bundle").__enter__()
+
+
+CHILD = """
+import os, signal, sys
+from pathlib import Path
+
+tests, place, remaining = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+sys.path.insert(0, tests)
+from test_bundle import write
+
+def count(event, args):
+    global remaining
+    changes = event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "open")
+    if changes and str(place.parent) in str(args):
+        remaining -= 1
+        if remaining == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(count)
+write(place, "new", force=True)
+"""
+
+
+def run_killed(place: Path, after: int) -> int:
+    """Replace the bundle at `place` in a process that kills itself at its nth file operation."""
+    arguments = [Path(__file__).parent, place, str(after)]
+    return subprocess.run([sys.executable, "-P", "-c", CHILD, *arguments], check=False).returncode
+
+
+def test_a_killed_export_leaves_the_old_bundle_the_new_one_or_none(tmp_path: Path) -> None:
+    """Killed at any file operation; the next run clears up, and what was there is there again."""
+    seen = set()
+    for after in range(1, 100):
+        place = tmp_path / str(after) / "bundle"
+        write(place, "old")
+        code = run_killed(place, after)
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL
+        seen.add(held(place))
+
+        with pytest.raises(BundleError, match=r"exists\. Replace it with --force"):
+            write(place, "next")
+        write(place, "next", force=True)
+        assert held(place) == "next"
+        assert entries(place.parent) == ["bundle"]
+
+    assert code == 0
+    assert seen == {"old", "", "new"}
+
+
+def test_the_attempt_of_a_living_process_is_not_cleared(tmp_path: Path) -> None:
+    """Two exports to one place do not tear each other's files away."""
+    place = tmp_path / "bundle"
+    with BundleWriter(place) as first:
+        (first.path / "model.onnx").write_text("a")
+        with BundleWriter(place) as second:
+            assert (first.path / "model.onnx").exists()
+            assert first.path != second.path

@@ -1,0 +1,43 @@
+"""`intaglio.export` and `intaglio.verify` import the exporter when they are first used."""
+
+import subprocess
+import sys
+
+import pytest
+
+import intaglio
+from intaglio.errors import MissingExtraError
+
+
+def test_importing_intaglio_imports_no_extra() -> None:
+    """A device that only runs bundles never pays for PyTorch."""
+    script = "import sys, intaglio; print({'torch', 'onnx', 'onnx_ir'} & set(sys.modules))"
+    run = subprocess.run(
+        [sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True
+    )
+
+    assert run.stdout.strip() == "set()"
+
+
+def test_export_and_verify_are_those_of_the_exporter() -> None:
+    """The package lists them, and knows nothing else by this way."""
+    from intaglio.exporter.export import export
+    from intaglio.exporter.verify import verify
+
+    assert intaglio.export is export
+    assert intaglio.verify is verify
+    assert {"export", "verify", "__version__"} <= set(dir(intaglio))
+    with pytest.raises(AttributeError, match="has no attribute 'exprot'"):
+        intaglio.exprot  # type: ignore[attr-defined]  # noqa: B018
+
+
+@pytest.mark.parametrize("name", ["export", "verify"])
+@pytest.mark.parametrize("absent", ["torch", "onnx"])
+def test_an_absent_extra_is_named(name: str, absent: str) -> None:
+    """With the command that installs it."""
+    script = f"import sys; sys.modules[{absent!r}] = None; import intaglio; intaglio.{name}"
+    run = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True)
+
+    assert MissingExtraError.__name__ in run.stderr
+    assert f"intaglio.{name} needs the extra 'export'" in run.stderr
+    assert "pip install 'intaglio[export]'" in run.stderr
