@@ -1,0 +1,243 @@
+"""What a source computes: its outputs, and the states a step engine should carry at any step.
+
+A training-form module has no states.  They follow from the inputs of the operators that mix time,
+which are caught while the module runs: keys and values of attention, the arguments of linear
+attention, the inputs of causal convolutions.  The module runs in float64 where it can.
+"""
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from intaglio.errors import ParityError
+from intaglio.ops import OPS
+from intaglio.state import Layout, StateSpec
+
+from .modules import ModuleStack
+from .outputs import name_outputs
+from .source import Source
+
+Array = npt.NDArray[Any]
+Key = tuple[str, str, int]  # module path, operator, which call of it within the module
+
+
+class Call(Protocol):
+    """One call of an operator that mixes time, as it was caught."""
+
+    def state(self, spec: StateSpec, tokens: int) -> Tensor | None:
+        """The state after `tokens` tokens in the layout of `spec`, None where it has no such."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """Outputs of a source on whole sequences, and the states on the way.
+
+    `outputs` has the time axis of the inputs; `precision` is float64 where the module ran so.
+    """
+
+    outputs: Mapping[str, Array]
+    precision: str
+    calls: Mapping[Key, Call]
+
+    def state(self, spec: StateSpec, tokens: int) -> Array | None:
+        """The state `spec` after `tokens` tokens, None where no call of the source tells it.
+
+        A growing cache holds exactly the tokens consumed along its axis, a static one as well: its
+        valid part.  A window holds zeros before the first token.
+
+        Raises:
+            ParityError: if the source's own state does not fit `spec`.
+        """
+        call = self.calls.get((spec.module, spec.op, spec.call))
+        value = None if call is None else call.state(spec, tokens)
+        if value is None:
+            return None
+        fixed = [
+            (d, n) for d, n in zip(spec.shape, value.shape, strict=False) if isinstance(d, int)
+        ]
+        if len(spec.shape) != value.ndim or any(d != n for d, n in fixed):
+            raise ParityError(
+                f"The state {spec.input!r} of module {spec.module!r} has the shape "
+                f"{list(spec.shape)}; from the source it follows as {list(value.shape)}."
+            )
+        array: Array = value.numpy()
+        return array
+
+
+def reference(source: Source, inputs: Mapping[str, Tensor]) -> Reference:
+    """Run `source.module` once on whole sequences, `inputs` being [batch, time, ...] each."""
+    try:
+        module = copy.deepcopy(source.module).double()
+        wide = {n: x.double() if x.is_floating_point() else x for n, x in inputs.items()}
+        return _run(module, wide)
+    except ParityError:
+        raise
+    except Exception:  # noqa: BLE001  a module that fixes its dtype inside runs as it is
+        return _run(source.module, inputs)
+
+
+def _run(module: nn.Module, inputs: Mapping[str, Tensor]) -> Reference:
+    stack = ModuleStack(module)
+    recorder = _Recorder(stack)
+    with torch.no_grad(), stack, recorder:
+        outputs = name_outputs(module, module(**inputs))
+    dtypes = {value.dtype for value in outputs.values() if value.is_floating_point()}
+    return Reference(
+        outputs={name: value.numpy() for name, value in outputs.items()},
+        precision="float64" if dtypes <= {torch.float64} else "float32",
+        calls=recorder.calls,
+    )
+
+
+class _Recorder(TorchFunctionMode):
+    """Catches the calls of `CATCHES` with the module that made them."""
+
+    def __init__(self, stack: ModuleStack) -> None:
+        super().__init__()
+        self.calls: dict[Key, Call] = {}
+        self._stack = stack
+        self._counts: Counter[tuple[str, str]] = Counter()
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        del types  # part of the protocol
+        if func in CATCHES:
+            op, catch = CATCHES[func]
+            place = (self._stack.current, op)
+            self.calls[*place, self._counts[place]] = catch(*args, **(kwargs or {}))
+            self._counts[place] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@dataclass(frozen=True)
+class _Attention:
+    """Keys and values [batch, heads, time, size], positions already in the keys."""
+
+    key: Tensor
+    value: Tensor
+
+    @classmethod
+    def catch(cls, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> "_Attention":
+        del query
+        return cls(key.detach(), value.detach())
+
+    def state(self, spec: StateSpec, tokens: int) -> Tensor | None:
+        entries = {"key": self.key, "value": self.value}.get(spec.port)
+        if entries is None or entries.ndim != 4:
+            return None
+        kept = _fold_heads(entries, spec)[:, :, :tokens]
+        if spec.layout is not Layout.WINDOW:
+            return kept
+        width = (spec.window or 1) - 1
+        return F.pad(kept, (0, 0, max(width - tokens, 0), 0))[:, :, -width:]
+
+
+def _fold_heads(entries: Tensor, spec: StateSpec) -> Tensor:
+    """Undo the repetition of key-value heads that a module did before attention."""
+    heads = int(spec.shape[1])
+    repeats = entries.shape[1] // heads
+    folded = entries[:, ::repeats] if entries.shape[1] == heads * repeats else entries
+    if not torch.equal(folded.repeat_interleave(repeats, 1), entries):
+        raise ParityError(
+            f"The state {spec.input!r} holds {heads} heads, but the {entries.shape[1]} heads of "
+            f"module {spec.module!r} are not {heads} heads repeated."
+        )
+    return folded
+
+
+class _LinearAttention:
+    """The arguments of one call; its states, computed token by token in float64."""
+
+    def __init__(self, arguments: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
+        self._arguments = {n: None if x is None else x.double() for n, x in arguments.items()}
+        self._fixed = fixed
+        self._states: dict[int, Tensor | None] = {0: self._arguments.pop("past_state")}
+
+    @classmethod
+    def catch(
+        cls,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        past_state: Tensor | None = None,
+        decay: Tensor | None = None,
+        beta: Tensor | None = None,
+        **fixed: Any,
+    ) -> "_LinearAttention":
+        arguments = {
+            "query": query,
+            "key": key,
+            "value": value,
+            "past_state": past_state,
+            "decay": decay,
+            "beta": beta,
+        }
+        return cls(arguments, fixed)
+
+    def state(self, spec: StateSpec, tokens: int) -> Tensor | None:
+        del spec  # there is one state, and it has one layout
+        start = max(n for n in self._states if n <= tokens)
+        if start < tokens:
+            part = {
+                n: None if x is None else x[:, start:tokens] for n, x in self._arguments.items()
+            }
+            _, self._states[tokens] = _OPS["linear_attention"].reference(
+                **part, past_state=self._states[start], **self._fixed
+            )
+        return self._states[tokens]
+
+
+@dataclass(frozen=True)
+class _Convolution:
+    """The inputs [batch, channels, time] of a causal convolution, `reach` zeros before them."""
+
+    inputs: Tensor
+    reach: int
+
+    @classmethod
+    def catch(
+        cls,
+        input: Tensor,  # noqa: A002  the names are PyTorch's
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+    ) -> "_Convolution":
+        del bias, stride, groups
+        # Zeros that the module itself put before the inputs are part of them already.
+        zeros = 0 if isinstance(padding, str) else _single(padding)
+        reach = (weight.shape[-1] - 1) * _single(dilation)
+        return cls(F.pad(input.detach(), (zeros, 0)), reach)
+
+    def state(self, spec: StateSpec, tokens: int) -> Tensor | None:
+        del spec  # there is one state, and it has one layout
+        return self.inputs[..., tokens : tokens + self.reach]
+
+
+def _single(value: Any) -> int:
+    return int(value[0] if isinstance(value, tuple | list) else value)
+
+
+_OPS = {op.name: op for op in OPS}
+
+CATCHES: dict[Any, tuple[str, Callable[..., Call]]] = {
+    F.scaled_dot_product_attention: ("attention", _Attention.catch),
+    F.conv1d: ("causal_conv", _Convolution.catch),
+    torch.ops.intaglio.linear_attention: ("linear_attention", _LinearAttention.catch),
+    torch.ops.intaglio.linear_attention.default: ("linear_attention", _LinearAttention.catch),
+}
