@@ -28,7 +28,7 @@ def test_export_and_verify_are_those_of_the_exporter() -> None:
     assert intaglio.verify is verify
     assert {"export", "verify", "__version__"} <= set(dir(intaglio))
     with pytest.raises(AttributeError, match="has no attribute 'exprot'"):
-        intaglio.exprot  # type: ignore[attr-defined]  # noqa: B018
+        intaglio.exprot  # noqa: B018
 
 
 @pytest.mark.parametrize("name", ["export", "verify"])

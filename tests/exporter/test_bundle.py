@@ -184,7 +184,7 @@ write(place, "new", force=True)
 
 def run_killed(place: Path, after: int) -> int:
     """Replace the bundle at `place` in a process that kills itself at its nth file operation."""
-    arguments = [Path(__file__).parent, place, str(after)]
+    arguments = [str(Path(__file__).parent), str(place), str(after)]
     return subprocess.run([sys.executable, "-P", "-c", CHILD, *arguments], check=False).returncode
 
 

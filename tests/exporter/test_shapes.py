@@ -49,7 +49,7 @@ def test_what_is_left_out_follows_what_is_given(
     options: dict[str, str], expected: list[tuple[int, ...]]
 ) -> None:
     """One shape fixes all three."""
-    found = Shapes.parse(**options).ranges["x"]  # type: ignore[arg-type]
+    found = Shapes.parse(**options).ranges["x"]
 
     assert [found.minimum, found.optimum, found.maximum] == expected
 
