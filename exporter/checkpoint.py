@@ -27,8 +27,7 @@ import torch
 from torch import Tensor
 
 from intaglio.errors import SourceError
-
-FORMAT = "intaglio.checkpoint/1"
+from intaglio.models import FORMAT
 
 # Where a state dict is looked for, in this order.
 STATE_KEYS = (

@@ -5,9 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from intaglio.errors import SourceError
+from intaglio.models import find
+from intaglio.state import BATCH, TIME
 
 from .checkpoint import Checkpoint, read_checkpoint
 from .examples import Sampler, guess_specs, sampler, specs_from_examples
@@ -123,7 +126,15 @@ def _from_factory(
 def _from_models(
     name: str, config: Mapping[str, Any]
 ) -> tuple[nn.Module, Sampler, dict[str, dict[int, str]]]:
-    raise NotImplementedError
+    model = find(name)
+    values = model.configure(config)
+    module = model.build(values).eval()
+
+    def sample(batch: int, time: int, seed: int) -> dict[str, Tensor]:
+        return model.inputs(values, batch, time, torch.Generator().manual_seed(seed))
+
+    dynamic = {name: {0: BATCH, 1: TIME} for name in sample(EXAMPLE_BATCH, EXAMPLE_TIME, 0)}
+    return module, sample, dynamic
 
 
 def _overrides(checkpoint: Checkpoint, model: str, config: Mapping[str, Any]) -> list[str]:

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from intaglio.errors import SourceError
-from intaglio.exporter.checkpoint import FORMAT, read_checkpoint
+from intaglio.exporter.checkpoint import read_checkpoint
+from intaglio.models import FORMAT
 
 
 def weights() -> dict[str, Tensor]:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from intaglio.errors import SourceError
-from intaglio.exporter.checkpoint import FORMAT
 from intaglio.exporter.source import EXAMPLE_BATCH, EXAMPLE_TIME, load_source
+from intaglio.models import FORMAT, MODELS, Model, save
 
 CODE = """
 import torch
@@ -86,6 +86,31 @@ def test_every_container_and_config_gives_the_same_module(folder: Path) -> None:
     inputs = first.random_inputs(2, 5, 0)
     assert torch.equal(logits(first.module, inputs), logits(second.module, inputs))
     assert first.config == second.config == {"vocab": 11}
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: str(model.name))
+def test_a_checkpoint_of_ours_needs_nothing_beside_it(folder: Path, model: Model) -> None:
+    """Every model of ours is saved with its name and config, and comes back as it was."""
+    config = model.presets["tiny"]
+    module = model.build(config).eval()
+    save(folder / "model.pt", model.name, config, module)
+
+    source = load_source("model.pt")
+
+    inputs = source.random_inputs(2, 5, 0)
+    assert torch.equal(logits(source.module, inputs), logits(module, inputs))
+    assert (source.model, source.format, source.notes) == (model.name, FORMAT, ())
+    assert all(axes == {0: "batch", 1: "time"} for axes in source.dynamic.values())
+
+
+def test_a_config_that_does_not_fit_a_model_of_ours_is_told(folder: Path) -> None:
+    """Before any weight is looked at."""
+    torch.save(weights(), folder / "model.pt")
+
+    with pytest.raises(SourceError, match=r"unknown 'hiden_size' \(perhaps 'hidden_size'\)"):
+        load_source("model.pt", model="llama", config={"hiden_size": 3})
+    with pytest.raises(SourceError, match="no model 'lama', perhaps 'llama'"):
+        load_source("model.pt", model="lama")
 
 
 def test_a_factory_may_give_its_own_example_inputs(folder: Path) -> None:

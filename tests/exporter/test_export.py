@@ -1,0 +1,300 @@
+"""A checkpoint becomes a bundle that is proven, the same every time, and whole or absent."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+
+from intaglio.errors import BundleError, CheckError, OptionError, ParityError, PassError
+from intaglio.exporter.export import ExportReport, export
+from intaglio.exporter.shapes import Shapes
+from intaglio.exporter.source import Source, load_source
+from intaglio.passes.base import Context, Exact, PassResult
+from intaglio.runtime import Session
+from intaglio.runtime.manifest import Manifest
+
+CODE = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+class Block(nn.Module):
+    def __init__(self, width, heads):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+
+    def forward(self, x):
+        b, t, d = x.shape
+        q, k, v = (y.reshape(b, t, self.heads, -1).transpose(1, 2) for y in self.qkv(x).chunk(3, -1))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return x + self.out(y.transpose(1, 2).reshape(b, t, d))
+
+class Net(nn.Module):
+    def __init__(self, vocab=16, width=32, heads=2, layers=2):
+        super().__init__()
+        self.embed = nn.Embedding(vocab, width)
+        self.layers = nn.ModuleList(Block(width, heads) for _ in range(layers))
+        self.head = nn.Linear(width, vocab, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, input_ids):
+        x = self.embed(input_ids)
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x)
+"""
+MODEL = "exported_nets:Net"
+STEPS = 12
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Two threads run these small models far slower than one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """User code and a checkpoint of it."""
+    folder = tmp_path_factory.mktemp("source")
+    write_source(folder)
+    return folder
+
+
+def write_source(folder: Path) -> None:
+    (folder / "exported_nets.py").write_text(CODE)
+    names: dict[str, Any] = {}
+    exec(CODE, names)
+    torch.manual_seed(0)
+    torch.save(names["Net"]().state_dict(), folder / "model.pt")
+
+
+@pytest.fixture(scope="module")
+def source(folder: Path) -> Source:
+    return load_source(folder / "model.pt", model=MODEL, import_from=[folder])
+
+
+@pytest.fixture(scope="module")
+def exported(source: Source, tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
+    out = tmp_path_factory.mktemp("exported") / "bundle"
+    return export(source, out, steps=STEPS, check_passes=True)
+
+
+class Damage(Exact):
+    """Claims to be exact and doubles a weight."""
+
+    def run(self, model: ir.Model, context: Context) -> PassResult:
+        del context
+        weight = model.graph.initializers["layers.1.out.weight"]
+        assert weight.const_value is not None
+        weight.const_value = ir.tensor(2 * weight.const_value.numpy(), name=weight.name)
+        return PassResult(changed=True)
+
+
+def entries(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def ops(path: Path) -> set[str]:
+    return {node.op_type for node in onnx.load(path, load_external_data=False).graph.node}
+
+
+def test_the_bundle_steps_to_what_the_source_computes(
+    exported: ExportReport, source: Source
+) -> None:
+    """Token by token, after a prefill."""
+    ids = source.random_inputs(2, 9, 1)["input_ids"]
+    with torch.no_grad():
+        expected = source.module(ids).numpy()
+
+    session = Session.load(exported.out)
+    parts = [session.step({"input_ids": part.numpy()})["logits"] for part in ids.split([4, 1, 4], 1)]
+
+    np.testing.assert_allclose(np.concatenate(parts, 1), expected, atol=1e-5)
+
+
+def test_the_manifest_says_what_was_done(exported: ExportReport, source: Source) -> None:
+    """Source, passes with their checks, recipe, evidence, and the report holds the same."""
+    manifest = Manifest.load(exported.out / "manifest.json")
+
+    assert manifest == exported.manifest
+    assert manifest.source == {
+        "name": "model.pt",
+        "sha256": source.sha256,
+        "format": "torch",
+        "model": MODEL,
+        "config": {},
+    }
+    assert [spec.name for spec in manifest.inputs] == ["input_ids"]
+    assert manifest.inputs[0].shape == ("batch", "time")
+    assert [(spec.name, spec.dtype) for spec in manifest.outputs] == [("logits", "float32")]
+    assert [state.module for state in manifest.states] == ["layers.0"] * 2 + ["layers.1"] * 2
+    assert "statefulize" in [record["name"] for record in manifest.passes]
+    assert all(entry["error"] is not None for entry in manifest.passes if entry["changed"])
+    assert manifest.targets["ort"].parity == "passed"
+    assert manifest.targets["ort"].opset == 24
+    assert exported.parity is not None
+    assert manifest.parity == exported.parity.to_json()
+    assert set(manifest.files) == {"model.onnx", "model.onnx.data", "ort/model.onnx"}
+    assert list(exported.seconds) == ["load", "trace", "passes", "write", "verify"]
+    assert json.loads(json.dumps(exported.to_json()))["bytes"] == exported.bytes
+
+
+def test_the_portable_graph_is_of_the_standard_alone(exported: ExportReport) -> None:
+    """Any runtime that knows opset 27 can run it; its weights have the source's names."""
+    model = onnx.load(exported.out / "model.onnx")
+
+    onnx.checker.check_model(model, full_check=True)
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 27)]
+    assert "layers.1.out.weight" in {tensor.name for tensor in model.graph.initializer}
+
+
+CHILD = """
+import os, signal, sys
+import torch
+from intaglio.exporter.export import export
+
+torch.set_num_threads(1)
+
+def progress(what, done):
+    if what.startswith(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+export("model.pt", "bundle", model="exported_nets:Net", verify=sys.argv[1] == "verify",
+       steps=12, progress=progress)
+"""
+
+
+def run_export(folder: Path, killed_in: str) -> int:
+    """Export in a process of its own, which kills itself when a phase begins."""
+    command = [sys.executable, "-P", "-W", "ignore", "-c", CHILD, killed_in]
+    return subprocess.run(command, cwd=folder, check=False).returncode
+
+
+def contents(bundle: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(bundle).as_posix(): path.read_bytes()
+        for path in bundle.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
+    """In two places: no path, time or order of a hash gets into a bundle."""
+    bundles = []
+    for name in ("here", "there/too"):
+        place = tmp_path / name
+        place.mkdir(parents=True)
+        write_source(place)
+        assert run_export(place, "never") == 0
+        bundles.append(contents(place / "bundle"))
+
+    assert bundles[0] == bundles[1]
+    assert not any(str(tmp_path).encode() in data for data in bundles[0].values())
+
+
+@pytest.mark.parametrize("phase", ["write", "verify"])
+def test_a_killed_export_leaves_no_half_bundle(tmp_path: Path, phase: str) -> None:
+    """The next export to the same place works and clears up."""
+    write_source(tmp_path)
+    before = entries(tmp_path)
+
+    assert run_export(tmp_path, phase) == -signal.SIGKILL
+    assert not (tmp_path / "bundle").exists()
+
+    source = load_source(tmp_path / "model.pt", model=MODEL, import_from=[tmp_path])
+    export(source, tmp_path / "bundle", verify=False)
+    assert set(entries(tmp_path)) - {"__pycache__"} == {*before, "bundle"}
+
+
+def test_a_bundle_that_differs_from_its_source_is_not_put_in_place(
+    source: Source, tmp_path: Path
+) -> None:
+    """The attempt is kept with its evidence, the old bundle is not touched."""
+    out = tmp_path / "bundle"
+    export(source, out, verify=False)
+    old = contents(out)
+
+    with pytest.raises(ParityError, match=r"logits.*The attempt is kept in .*bundle\.failed"):
+        export(source, out, passes=[Damage()], steps=STEPS, force=True)
+
+    assert entries(tmp_path) == ["bundle", "bundle.failed"]
+    assert contents(out) == old
+    failed = Manifest.load(tmp_path / "bundle.failed" / "manifest.json")
+    assert failed.targets["ort"].parity == "failed"
+    assert failed.parity
+
+
+def test_a_wrong_pass_is_caught_before_anything_is_written(source: Source, tmp_path: Path) -> None:
+    """--check-passes names it."""
+    with pytest.raises(CheckError, match="damage"):
+        export(source, tmp_path / "bundle", passes=[Damage()], check_passes=True, verify=False)
+    assert entries(tmp_path) == []
+
+
+def test_options_reach_the_graph(source: Source, tmp_path: Path) -> None:
+    """Batch 1 takes the fused attention; growing caches and no portable graph where asked."""
+    shapes = Shapes.parse(shapes=["input_ids:1x1:1x16:1x512"])
+    fixed = export(source, tmp_path / "fixed", shapes=shapes, steps=STEPS, portable=False)
+    growing = export(source, tmp_path / "growing", kv="grow", steps=STEPS)
+
+    assert "GroupQueryAttention" in ops(fixed.out / "ort" / "model.onnx")
+    assert fixed.manifest.limits.batch == 1
+    assert fixed.manifest.recipe["shapes"]["input_ids"]["maximum"] == [1, 512]
+    assert set(fixed.manifest.files) == {"ort/model.onnx", "ort/model.onnx.data"}
+    assert {state.layout for state in growing.manifest.states} == {"grow"}
+    assert "TensorScatter" not in ops(growing.out / "ort" / "model.onnx")
+
+
+def test_what_was_not_verified_says_so(source: Source, tmp_path: Path) -> None:
+    """Never silently green."""
+    report = export(source, tmp_path / "bundle", verify=False)
+
+    assert report.parity is None
+    assert report.manifest.targets["ort"].parity == "not run (turned off)"
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"targets": ["ort", "trt"]}, OptionError, "targets ort, trt are not supported yet"),
+        ({"dtype": "fp16"}, OptionError, "dtype fp16 is not supported yet"),
+        ({"kv": "ring"}, OptionError, "'ring'; it should be static or grow"),
+        ({"require_parity": True, "verify": False}, OptionError, "cannot be required"),
+        ({"passes": ["fold-constnats"]}, PassError, "no pass 'fold-constnats'"),
+        ({"passes": ["mine.py:run"]}, PassError, "--allow-code"),
+        ({"shapes": Shapes.parse(shapes=["ids:1:1:1"])}, OptionError, "name 'ids'"),
+    ],
+)
+def test_an_option_that_cannot_be_met_is_told_and_nothing_written(
+    source: Source,
+    tmp_path: Path,
+    options: dict[str, Any],
+    error: type[Exception],
+    message: str,
+) -> None:
+    with pytest.raises(error, match=message):
+        export(source, tmp_path / "bundle", **options)
+    assert entries(tmp_path) == []
+
+
+def test_an_existing_bundle_is_refused_before_the_source_is_read(
+    exported: ExportReport,
+) -> None:
+    """Nobody waits for a trace to be told this."""
+    with pytest.raises(BundleError, match="--force"):
+        export("absent.pt", exported.out)
