@@ -1,0 +1,155 @@
+"""Open the containers that hold weights, and refuse every other file by what it is.
+
+A file is told by its first bytes, its name decides nothing but a message.  Two containers hold
+weights: what ``torch.save`` writes, read with ``weights_only=True``, and safetensors.
+"""
+
+import argparse
+import collections
+import pathlib
+import pickle
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from intaglio.errors import SourceError
+
+# Plain data that training scripts store beside the weights; building them runs none of their code.
+HARMLESS: list[Any] = [
+    argparse.Namespace,
+    collections.defaultdict,
+    pathlib.PosixPath,
+    pathlib.PurePosixPath,
+    np.dtype,
+    *(type(np.dtype(code)) for code in "?bhilqBHILQefd"),
+    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
+    (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
+]
+
+LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before PyTorch 1.6
+
+SAVE_ADVICE = (
+    "Where the model is trusted, save its weights alone, "
+    "torch.save(model.state_dict(), 'weights.pt'), and say how it is built with --model "
+    "NAME or --model package.module:factory."
+)
+
+
+def read_container(path: Path) -> tuple[str, object]:
+    """Return the kind of the file, ``safetensors``, ``torch`` or ``torch-legacy``, and its content.
+
+    Raises:
+        SourceError: if the file is missing, empty, truncated, of a kind that is not read, or would
+            run code; none of it is run.
+    """
+    kind = _kind(path)
+    return kind, _read_safetensors(path) if kind == "safetensors" else _read_torch(path)
+
+
+def _kind(path: Path) -> str:
+    """Name the container by its first bytes: safetensors, torch or torch-legacy."""
+    if not path.exists():
+        raise SourceError(f"{path}: there is no such file.")
+    if path.is_dir():
+        raise SourceError(f"{path} is a directory. {_directory_advice(path)}")
+    with path.open("rb") as file:
+        head = file.read(64)
+    if not head:
+        raise SourceError(f"{path} is empty: writing it was cut short. Save or copy it again.")
+    if path.suffix in (".onnx", ".pt2"):
+        raise SourceError(
+            f"{path}: {path.suffix} files are not supported yet as a source. "
+            "Export from the checkpoint (.pt, .pth, .bin or .safetensors) and its model instead."
+        )
+    if head.startswith(b"PK\x03\x04"):
+        _check_archive(path)
+        return "torch"
+    if head.startswith(LEGACY_MAGIC):
+        return "torch-legacy"
+    if path.suffix == ".safetensors" or head[8:10] in (b'{"', b"{ "):
+        return "safetensors"
+    if head.startswith(b"\x80") and head[1] <= pickle.HIGHEST_PROTOCOL:
+        raise SourceError(
+            f"{path} is a plain pickle, which can run any code when it is loaded. It was not "
+            f"loaded. {SAVE_ADVICE}"
+        )
+    raise SourceError(
+        f"{path} is neither a file of torch.save nor safetensors (it begins with {head[:8]!r}). "
+        "Give a checkpoint: .pt, .pth, .bin or .safetensors."
+    )
+
+
+def _directory_advice(path: Path) -> str:
+    if (path / "manifest.json").exists():
+        return "It looks like a bundle, which is exported already: try intaglio run or inspect."
+    if (path / "config.json").exists():
+        return (
+            "Hugging Face directories are not supported yet: give one weights file "
+            "(model.safetensors) and the module that it belongs to with --model."
+        )
+    return "Give the checkpoint file itself: .pt, .pth, .bin or .safetensors."
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse zip archives that do not hold a pickled state dict."""
+    if not zipfile.is_zipfile(path):
+        raise SourceError(f"{path} is truncated: the end of its archive is missing. Copy it again.")
+    with zipfile.ZipFile(path) as archive:
+        names = [name.partition("/")[2] for name in archive.namelist()]
+    if "constants.pkl" in names or any(name.startswith("code/") for name in names):
+        raise SourceError(
+            f"{path} is a TorchScript archive, which is not a source: it holds compiled code. "
+            f"{SAVE_ADVICE}"
+        )
+    if "archive_format" in names or "models/model.json" in names:
+        raise SourceError(
+            f"{path} is an exported program (.pt2), which is not supported yet as a source. "
+            "Export from the checkpoint and its model instead."
+        )
+    if "data.pkl" not in names:
+        raise SourceError(f"{path} is a zip archive, but not one that torch.save writes.")
+
+
+def _read_torch(path: Path) -> object:
+    try:
+        with torch.serialization.safe_globals(HARMLESS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        names = _unsafe_names(path, str(error))
+        raise SourceError(
+            f"{path} holds pickled objects{names}, not only tensors. Loading them can run any "
+            f"code that the file's author chose, so nothing was loaded. {SAVE_ADVICE}"
+        ) from error
+    except Exception as error:
+        # PyTorch raises whatever its reader stumbled over: RuntimeError, EOFError, KeyError, ...
+        raise SourceError(
+            f"{path} is truncated or damaged: {str(error).partition('. ')[0]}. Copy it again."
+        ) from error
+
+
+def _unsafe_names(path: Path, message: str) -> str:
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except (ValueError, RuntimeError, pickle.UnpicklingError):  # the legacy container
+        names = re.findall(r"GLOBAL (\S+)", message)
+    harmless = {
+        f"{item.__module__}.{item.__qualname__}" for item in HARMLESS if hasattr(item, "mro")
+    }
+    shown = sorted(set(names) - harmless)[:4]
+    return f" ({', '.join(shown)})" if shown else ""
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise SourceError(
+            f"{path} is not a whole safetensors file ({error}). Copy it again."
+        ) from error
