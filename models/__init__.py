@@ -2,3 +2,34 @@
 
 if __name__ != "intaglio.models":
     raise ImportError(f"imported as {__name__!r}: use intaglio.models")
+
+from difflib import get_close_matches
+
+from intaglio.errors import SourceError
+
+from .gated_deltanet import GATED_DELTANET
+from .gla import GLA
+from .llama import LLAMA
+from .model import FORMAT, Model, save
+
+MODELS: tuple[Model, ...] = (GATED_DELTANET, GLA, LLAMA)
+
+
+def find(name: str) -> Model:
+    """The model called `name`.
+
+    Raises:
+        SourceError: there is none; the message lists those there are.
+    """
+    for model in MODELS:
+        if model.name == name:
+            return model
+    names = [model.name for model in MODELS]
+    near = get_close_matches(name, names, 1)
+    raise SourceError(
+        f"There is no model {name!r}{f', perhaps {near[0]!r}' if near else ''}. The models are: "
+        f"{', '.join(names)}; a module of your own is named package.module:factory."
+    )
+
+
+__all__ = ["FORMAT", "MODELS", "Model", "find", "save"]

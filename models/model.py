@@ -1,0 +1,87 @@
+"""What a model is: a system of the literature as an ordinary module, its configs and its recipe."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from intaglio.errors import SourceError
+
+from .training import Recipe
+
+FORMAT = "intaglio.checkpoint/1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A system of the literature.
+
+    `config` is a frozen dataclass of plain values, `build` makes the module from it, `inputs`
+    draws example inputs of (config, batch, time, generator), and `presets` holds configs by name,
+    each trained by `recipe` into a file of `models/checkpoints`.
+    """
+
+    name: str
+    summary: str
+    config: type
+    build: Callable[[Any], nn.Module]
+    inputs: Callable[[Any, int, int, torch.Generator], dict[str, Tensor]]
+    presets: Mapping[str, Any]
+    recipe: Recipe
+    source: str
+
+    def configure(self, values: Mapping[str, Any]) -> Any:
+        """The config of these values.
+
+        Raises:
+            SourceError: a value is missing or unknown; both are named.
+        """
+        known = {field.name: field for field in fields(self.config)}
+        unknown = [name for name in values if name not in known]
+        needed = [
+            name
+            for name, field in known.items()
+            if field.default is MISSING and field.default_factory is MISSING
+        ]
+        missing = [name for name in needed if name not in values]
+        if unknown or missing:
+            near = [
+                f"{name!r}"
+                + "".join(f" (perhaps {m!r})" for m in get_close_matches(name, known, 1))
+                for name in unknown
+            ]
+            parts = [
+                f"it lacks {', '.join(map(repr, missing))}" if missing else "",
+                f"it has unknown {', '.join(near)}" if near else "",
+            ]
+            raise SourceError(
+                f"The config of the model {self.name!r} does not fit: "
+                f"{' and '.join(part for part in parts if part)}. "
+                f"Its values are: {', '.join(known)}."
+            )
+        return self.config(**values)
+
+
+def token_ids(
+    vocabulary: int, batch: int, time: int, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Random token ids [batch, time], the input of every language model."""
+    return {"input_ids": torch.randint(vocabulary, (batch, time), generator=generator)}
+
+
+def save(path: str | Path, model: str, config: Any, module: nn.Module) -> None:
+    """Write a checkpoint that names its model; tied weights stay tied.
+
+    Args:
+        path: the file to write.
+        model: name of the model, as in `MODELS`.
+        config: its config, a dataclass or a mapping of plain values.
+        module: the trained module, on any device.
+    """
+    values = dict(config) if isinstance(config, Mapping) else asdict(config)
+    state = {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
+    torch.save({"format": FORMAT, "model": model, "config": values, "state_dict": state}, path)

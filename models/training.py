@@ -1,0 +1,123 @@
+"""How the tiny checkpoints are trained: next-byte prediction on Python's own standard library.
+
+The text is that of the interpreter that runs the training, so losses reproduce on the same Python
+version; `HELD_OUT` modules are never trained on.  One thread, fixed seeds.
+
+    python -P -m intaglio.models llama --preset window --out llama_window.pt
+"""
+
+import hashlib
+import math
+import sysconfig
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+HELD_OUT = ("bisect", "colorsys", "fnmatch", "graphlib", "heapq", "shlex", "stat", "textwrap")
+WINDOW = 512  # bytes that a validation sequence holds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """AdamW with a short warm-up and a cosine to a tenth of `rate`; `time` bytes a sequence."""
+
+    steps: int = 800
+    batch: int = 8
+    time: int = 256
+    rate: float = 3e-3
+    warmup: int = 50
+    weight_decay: float = 0.1
+    seed: int = 0
+
+
+def train(
+    module: nn.Module, recipe: Recipe, report: Callable[[int, float], None] | None = None
+) -> float:
+    """Train `module` (input_ids [B, T] -> logits [B, T, 256]) in place; the held-out loss after.
+
+    Args:
+        module: a language model over bytes.
+        recipe: how long, on what, how fast.
+        report: is told the step and the training loss now and then.
+    """
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(recipe.seed)
+    text = training_text()
+    optimizer = torch.optim.AdamW(
+        module.parameters(), lr=recipe.rate, betas=(0.9, 0.95), weight_decay=recipe.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, recipe))
+    module.train()
+    for step in range(recipe.steps):
+        starts = torch.randint(len(text) - recipe.time - 1, (recipe.batch,), generator=generator)
+        rows = torch.stack([text[s : s + recipe.time + 1] for s in starts.tolist()]).long()
+        loss = _loss(module, rows)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if report is not None and step % 50 == 0:
+            report(step, loss.item())
+    module.eval()
+    return validate(module)
+
+
+@torch.no_grad()
+def validate(module: nn.Module) -> float:
+    """Mean negative log-likelihood, in nats per byte, on the held-out modules."""
+    text = held_out_text()
+    count = (len(text) - 1) // WINDOW
+    rows = torch.stack([text[i * WINDOW : (i + 1) * WINDOW + 1] for i in range(count)]).long()
+    losses = [_loss(module, part).item() * len(part) for part in rows.split(8)]
+    return sum(losses) / count
+
+
+def training_text() -> Tensor:
+    """Bytes of every top-level module that is not held out, in order of name."""
+    paths = sorted(_library().glob("*.py"))
+    return _bytes([path for path in paths if path.stem not in HELD_OUT])
+
+
+def held_out_text() -> Tensor:
+    """Bytes of the held-out modules."""
+    return _bytes([_library() / f"{name}.py" for name in HELD_OUT])
+
+
+def held_out_digest() -> str:
+    """SHA-256 of the held-out bytes: equal digests make losses comparable."""
+    return hashlib.sha256(held_out_text().numpy().tobytes()).hexdigest()
+
+
+def timed_report(start: float) -> Callable[[int, float], None]:
+    """A report that prints step, loss and seconds since `start` (of `time.monotonic`)."""
+
+    def report(step: int, loss: float) -> None:
+        print(f"step {step:5d}  loss {loss:.3f}  {time.monotonic() - start:6.1f} s", flush=True)  # noqa: T201
+
+    return report
+
+
+def _library() -> Path:
+    return Path(sysconfig.get_path("stdlib"))
+
+
+def _bytes(paths: list[Path]) -> Tensor:
+    return torch.frombuffer(bytearray(b"".join(p.read_bytes() for p in paths)), dtype=torch.uint8)
+
+
+def _loss(module: nn.Module, rows: Tensor) -> Tensor:
+    logits: Tensor = module(rows[:, :-1])
+    return F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
+
+
+def _rate(step: int, recipe: Recipe) -> float:
+    if step < recipe.warmup:
+        return (step + 1) / recipe.warmup
+    done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * done))
