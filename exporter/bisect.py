@@ -22,6 +22,7 @@ from intaglio.passes.graph import dims, module_of
 from intaglio.runtime.manifest import Manifest
 from intaglio.state import PAST_LENGTH, TIME
 
+from .graph_files import load_graph
 from .source import Source
 from .trace import trace
 
@@ -80,7 +81,7 @@ def bisect(bundle: Path, source: Source, *, limit: float = 1e-4) -> Divergence |
     """
     manifest = Manifest.load(bundle)
     traced = trace(source).model
-    lowered = ir.load(bundle / manifest.targets["ort"].path)
+    lowered = load_graph(bundle, manifest.targets["ort"].path)
     context = traced.graph.initializers, lowered.graph.initializers
     tokens = min(TOKENS, manifest.limits.max_context or TOKENS)
     second = min(SECOND, tokens - 1)
@@ -158,16 +159,17 @@ def _first(
     agreed: set[str] = set()
     for node in model.graph:
         for value in node.outputs:
-            if value.name not in wanted or value.name not in got:
+            name = str(value.name)
+            if name not in wanted or name not in got:
                 continue
-            both = _comparable(got[value.name], wanted[value.name], tokens, last)
+            both = _comparable(got[name], wanted[name], tokens, last)
             if both is None:
                 continue
             error = float(np.abs(both[0] - both[1]).max(initial=0))
             error /= max(float(np.abs(both[1]).max(initial=0)), 1e-30)
             if not error <= limit:
                 return value, error, agreed
-            agreed.add(str(value.name))
+            agreed.add(name)
     return None
 
 

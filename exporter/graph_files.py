@@ -62,3 +62,10 @@ def _externalize(
     if location not in used:
         path.unlink()
     return tuple(sorted(used))
+
+
+def load_graph(folder: Path, name: str) -> ir.Model:
+    """Read the graph ``folder / name`` back; its weights are mapped from the files of `folder`."""
+    model = ir.load(folder / name)
+    ir.external_data.set_base_dir(model.graph, folder)
+    return model

@@ -45,8 +45,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [B, T, size]."""
-        x = x + self.mixer(self.input_layernorm(x))
-        return x + self.mlp(self.post_attention_layernorm(x))
+        mixed: Tensor = x + self.mixer(self.input_layernorm(x))
+        y: Tensor = mixed + self.mlp(self.post_attention_layernorm(mixed))
+        return y
 
 
 class LanguageModel(nn.Module):
@@ -80,6 +81,11 @@ class LanguageModel(nn.Module):
             x = layer(x)
         logits: Tensor = self.lm_head(self.norm(x))
         return logits
+
+
+def by_head(x: Tensor, heads: int) -> Tensor:
+    """Cut the last axis of x [..., heads * size] into [..., heads, size]."""
+    return x.reshape(*x.shape[:-1], heads, -1)
 
 
 def _initialise(module: nn.Module) -> None:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from intaglio.ops import linear_attention
 
 from . import llama
-from ._layers import LanguageModel, RMSNorm
+from ._layers import LanguageModel, RMSNorm, by_head
 from .model import Model, token_ids
 from .training import Recipe
 
@@ -75,7 +75,7 @@ class GatedDeltaNet(nn.Module):
                 (self.v_proj, self.v_conv1d),
             )
         )
-        q, k = (_unit(t.unflatten(-1, (c.num_heads, c.head_size))).flatten(-2) for t in (q, k))
+        q, k = (_unit(by_head(t, c.num_heads)).flatten(-2) for t in (q, k))
         decay = -self.A_log.exp() * F.softplus(self.a_proj(x) + self.dt_bias)
         y, _ = linear_attention(
             q,
@@ -88,7 +88,7 @@ class GatedDeltaNet(nn.Module):
             kv_num_heads=c.num_heads,
             scale=c.head_size**-0.5,
         )
-        y = self.o_norm(y.unflatten(-1, (c.num_heads, c.head_size))).flatten(-2)
+        y = self.o_norm(by_head(y, c.num_heads)).flatten(-2)
         out: Tensor = self.o_proj(y * F.silu(self.g_proj(x)))
         return out
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from intaglio.ops import linear_attention
 
-from ._layers import LanguageModel, RMSNorm
+from ._layers import LanguageModel, RMSNorm, by_head
 from .model import Model, token_ids
 from .training import Recipe
 
@@ -70,7 +70,7 @@ class GatedLinearAttention(nn.Module):
             kv_num_heads=heads,
             scale=(self.config.key_size // heads) ** -0.5,
         )
-        y = self.g_norm(y.unflatten(-1, (heads, -1))).flatten(-2)
+        y = self.g_norm(by_head(y, heads)).flatten(-2)
         out: Tensor = self.o_proj(y * F.silu(self.g_proj(x)))
         return out
 

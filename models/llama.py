@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ._layers import LanguageModel
+from ._layers import LanguageModel, by_head
 from .model import Model, token_ids
 from .training import Recipe
 
@@ -56,9 +56,9 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Mix x [B, T, hidden] along T."""
         c = self.config
-        q = self.q_proj(x).unflatten(-1, (c.num_heads, c.head_size)).transpose(1, 2)
-        k = self.k_proj(x).unflatten(-1, (c.num_kv_heads, c.head_size)).transpose(1, 2)
-        v = self.v_proj(x).unflatten(-1, (c.num_kv_heads, c.head_size)).transpose(1, 2)
+        q = by_head(self.q_proj(x), c.num_heads).transpose(1, 2)
+        k = by_head(self.k_proj(x), c.num_kv_heads).transpose(1, 2)
+        v = by_head(self.v_proj(x), c.num_kv_heads).transpose(1, 2)
         cos, sin = rotary(x.shape[1], c.head_size, c.rope_theta, x)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         mask = None if c.window is None else sliding_window(x.shape[1], c.window, x.device)

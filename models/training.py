@@ -74,8 +74,8 @@ def validate(module: nn.Module) -> float:
     text = held_out_text()
     count = (len(text) - 1) // WINDOW
     rows = torch.stack([text[i * WINDOW : (i + 1) * WINDOW + 1] for i in range(count)]).long()
-    losses = [_loss(module, part).item() * len(part) for part in rows.split(8)]
-    return sum(losses) / count
+    parts = [rows[first : first + 8] for first in range(0, count, 8)]
+    return sum(_loss(module, part).item() * len(part) for part in parts) / count
 
 
 def training_text() -> Tensor:
