@@ -18,10 +18,10 @@ from intaglio.state import PAST_LENGTH
 
 from .bundle import BundleWriter
 from .graph_files import save_graphs
+from .parity import ParityReport
 from .shapes import Shapes
 from .source import Source, load_source
 from .trace import trace
-from .verify import ParityReport
 from .verify import verify as verify_bundle
 
 TARGETS = ("ort",)

@@ -1,0 +1,110 @@
+"""What a verification found: one row per output or state and way of splitting the tokens."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from intaglio.runtime.compare import Deviation
+
+from .bisect import Divergence
+
+OUTPUT, STATE = "output", "state"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One output or state against the source, the tokens given as `split` says.
+
+    `against` tells what it was compared with, `module` the owner of a state.  Steps count tokens.
+    """
+
+    kind: str
+    module: str
+    split: str
+    against: str
+    found: Deviation
+
+    @property
+    def who(self) -> str:
+        """The stream in a sentence."""
+        owner = f" of module {self.module!r}" if self.module else ""
+        return f"{self.kind} {self.found.name!r}{owner}"
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {
+            "name": self.found.name,
+            "kind": self.kind,
+            "module": self.module,
+            "split": self.split,
+            "against": self.against,
+            **self.found.to_json(),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParityReport:
+    """A bundle against its source over `steps` tokens of `batch` rows, split in several ways.
+
+    `against` names the source and `precision` what it ran in; `seed` drew the inputs.  `unknown`
+    lists states that do not follow from the source; they are compared between splits only.
+    `divergence` is the first node at fault, where it was asked for and found.
+    """
+
+    against: str
+    precision: str
+    steps: int
+    batch: int
+    seed: int
+    splits: Sequence[str]
+    rows: Sequence[Row]
+    unknown: Sequence[str] = ()
+    divergence: Divergence | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether anything was compared, and all of it stayed within its limit."""
+        return bool(self.rows) and all(row.found.passed for row in self.rows)
+
+    @property
+    def worst(self) -> Row:
+        """The row nearest to its limit, or farthest beyond it."""
+        return max(self.rows, key=_excess)
+
+    def summary(self) -> str:
+        """One or two sentences for people."""
+        scope = f"{self.steps} steps of {self.batch} rows against {self.against} ({self.precision})"
+        worst, found = self.worst, self.worst.found
+        numbers = f"error {found.error:.1e}, limit {found.limit:.0e}"
+        if self.passed:
+            return f"Parity holds over {scope}: the largest is {worst.who} ({numbers})."
+        failed = {row.found.name for row in self.rows if not row.found.passed}
+        cause = f" {self.divergence.summary()}" if self.divergence is not None else ""
+        return (
+            f"Parity fails over {scope}: of outputs and states {len(failed)} differ, most of all "
+            f"{worst.who} after token {found.worst_step}, split {worst.split} ({numbers}).{cause}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values, for the manifest."""
+        return {
+            "passed": self.passed,
+            "against": self.against,
+            "precision": self.precision,
+            "steps": self.steps,
+            "batch": self.batch,
+            "seed": self.seed,
+            "splits": list(self.splits),
+            "rows": [row.to_json() for row in self.rows],
+            "unknown": list(self.unknown),
+            "divergence": None if self.divergence is None else self.divergence.to_json(),
+        }
+
+
+def _excess(row: Row) -> float:
+    """The error in units of its limit; what is no number exceeds any."""
+    found = row.found
+    if math.isnan(found.error):
+        return math.inf
+    return found.error / found.limit if found.limit else found.error

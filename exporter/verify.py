@@ -1,0 +1,259 @@
+"""Whether a bundle computes what its source computes, step by step, outputs and states alike.
+
+The bundle runs over the same tokens several times: one at a time, all at once, and in parts of
+unequal length.  Outputs are compared at every token, states after the 1st, 2nd, 63rd, 64th and last
+(around the chunks of 64 in which linear attention is computed), with the source in float64 where it
+runs so.  error(a, b) = max|a-b| / max|b|, over all tokens.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from intaglio.errors import BundleError, OptionError
+from intaglio.models import FORMAT
+from intaglio.runtime.bundle import Bundle
+from intaglio.runtime.compare import Comparison
+from intaglio.runtime.manifest import Manifest
+from intaglio.runtime.session import Session
+from intaglio.state import TIME, StateSpec
+
+from .bisect import bisect as find_divergence
+from .parity import OUTPUT, STATE, ParityReport, Row
+from .reference import Reference, reference
+from .source import Source, load_source
+
+LIMITS = {"float16": 2e-2, "bfloat16": 5e-2}
+LIMIT = 1e-4  # of all other dtypes
+STATE_STEPS = (1, 2, 63, 64)
+SEED = 0
+
+Array = npt.NDArray[Any]
+Arrays = Mapping[str, Array]
+Progress = Callable[[str, float | None], None]
+
+
+def verify(
+    bundle: str | Path,
+    source: str | Path | Source,
+    *,
+    model: str | None = None,
+    config: Mapping[str, Any] | str | Path | None = None,
+    key: str | None = None,
+    import_from: Sequence[str | Path] = (),
+    steps: int = 512,
+    batch: int = 2,
+    tolerance: Mapping[str, float] | None = None,
+    bisect: bool = False,
+    progress: Progress | None = None,
+) -> ParityReport:
+    """Compare a bundle with the source that it was exported from.
+
+    Args:
+        bundle: the folder that `intaglio export` wrote.
+        source: a file as for `load_source`, with `model`, `config`, `key` and `import_from`, or
+            what that returned.
+        model: the source's model, where neither it nor the bundle names one of intaglio's.
+        config: what the model is built with.
+        key: where the file holds the state dict, if it holds several.
+        import_from: folders in which a factory's module is looked for.
+        steps: tokens to run, fewer where the model's context ends.
+        batch: rows to run, unless the bundle has a fixed number.
+        tolerance: limits by name of output or state, instead of the default of the graph's dtype:
+            1e-4 for fp32, 2e-2 for fp16, 5e-2 for bf16.
+        bisect: name the first node that diverges, where parity fails.
+        progress: is told what runs and, where known, the fraction of it that is done.
+
+    Raises:
+        BundleError: if the bundle cannot be opened, or has other inputs or outputs than the source.
+        OptionError: if `steps` or `batch` is not positive, or `tolerance` names what is not there.
+        SourceError: if the source cannot be loaded.
+    """
+    opened = Bundle.open(bundle)
+    manifest = opened.manifest
+    limits = _limits(manifest, tolerance or {})
+    if steps < 1 or batch < 1:
+        raise OptionError(f"{steps} steps of {batch} rows cannot be compared; at least 1 of 1 can.")
+    if not isinstance(source, Source):
+        if model is None and config is None:
+            model, config = _named_by(manifest)
+        source = load_source(source, model=model, config=config, key=key, import_from=import_from)
+    _require_same(manifest, "inputs", source.dynamic)
+    steps = min(steps, manifest.limits.max_context or steps)
+    batch = manifest.limits.batch or batch
+    if progress is not None:
+        progress("source", None)
+    inputs = source.random_inputs(batch, steps, SEED)
+    wanted = reference(source, inputs)
+    _require_same(manifest, "outputs", wanted.outputs)
+    run = _Run(
+        session=Session.load(opened),
+        inputs={name: value.numpy() for name, value in inputs.items()},
+        axes={
+            name: axis
+            for name, axes in source.dynamic.items()
+            for axis, symbol in axes.items()
+            if symbol == TIME
+        },
+        wanted=wanted,
+        limits=limits,
+        progress=progress,
+    )
+    splits = _splits(steps)
+    rows, unknown = run.compare(splits)
+    report = ParityReport(
+        against=source.name,
+        precision=wanted.precision,
+        steps=steps,
+        batch=batch,
+        seed=SEED,
+        splits=tuple(map(_words, splits)),
+        rows=rows,
+        unknown=unknown,
+    )
+    if bisect and not report.passed:
+        report = replace(report, divergence=find_divergence(Path(bundle), source))
+    return report
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """A session on given inputs, beside what the source makes of them."""
+
+    session: Session
+    inputs: Arrays
+    axes: Mapping[str, int]
+    wanted: Reference
+    limits: Mapping[str, float]
+    progress: Progress | None
+
+    def compare(self, splits: Sequence[Sequence[int]]) -> tuple[list[Row], list[str]]:
+        """Rows of every output and state for each split, and the states unknown to the source."""
+        manifest = self.session.manifest
+        specs = {spec.input: spec for spec in manifest.states}
+        unknown = [name for name, spec in specs.items() if self.wanted.state(spec, 1) is None]
+        rows: list[Row] = []
+        first: Arrays = {}
+        for split in splits:
+            outputs, states, last = self._follow(
+                split, [specs[n] for n in specs if n not in unknown]
+            )
+            rows += self._rows(OUTPUT, outputs, split, "source")
+            rows += self._rows(STATE, states, split, "source")
+            if first:
+                others = Comparison(LIMIT, self.limits)
+                others.add(sum(split), last, {name: first[name] for name in unknown})
+                rows += self._rows(STATE, others, split, f"split {_words(splits[0])}")
+            first = first or last
+        return rows, unknown
+
+    def _follow(
+        self, split: Sequence[int], specs: Sequence[StateSpec]
+    ) -> tuple[Comparison, Comparison, Arrays]:
+        """Run one split; the outputs and states compared, and the states at the end."""
+        axes = {
+            spec.name: spec.shape.index(TIME) if TIME in spec.shape else None
+            for spec in self.session.manifest.outputs
+        }
+        outputs, states = Comparison(LIMIT, self.limits), Comparison(LIMIT, self.limits)
+        steps = sum(split)
+        carried: Arrays = {}
+        for begin, end, found in self._steps(split):
+            for token in range(begin, end):
+                got = {n: _at(found[n], axis, token - begin) for n, axis in axes.items()}
+                expected = {
+                    name: _at(self.wanted.outputs[name], axis, token)
+                    for name, axis in axes.items()
+                    if axis is not None or token == steps - 1
+                }
+                outputs.add(token + 1, got, expected)
+            if end in STATE_STEPS or end == steps:
+                carried = self.session.state.save().arrays
+                states.add(end, carried, self._states(specs, end))
+        return outputs, states, carried
+
+    def _steps(self, split: Sequence[int]) -> Iterator[tuple[int, int, Arrays]]:
+        self.session.state.reset()
+        ends = [sum(split[:i]) for i in range(len(split) + 1)]
+        for begin, end in pairwise(ends):
+            if self.progress is not None:
+                self.progress(f"tokens in parts of {_words(split)}", begin / ends[-1])
+            part = {
+                name: value.take(range(begin, end), self.axes[name]) if name in self.axes else value
+                for name, value in self.inputs.items()
+            }
+            yield begin, end, self.session.step(part)
+
+    def _states(self, specs: Sequence[StateSpec], tokens: int) -> Arrays:
+        found = {spec.input: self.wanted.state(spec, tokens) for spec in specs}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def _rows(
+        self, kind: str, found: Comparison, split: Sequence[int], against: str
+    ) -> Iterator[Row]:
+        modules = {spec.input: spec.module for spec in self.session.manifest.states}
+        for deviation in found.deviations():
+            yield Row(
+                kind=kind,
+                module=modules.get(deviation.name, ""),
+                split=_words(split),
+                against=against,
+                found=deviation,
+            )
+
+
+def _at(array: Array, axis: int | None, index: int) -> Array:
+    return array if axis is None else array.take(index, axis)
+
+
+def _splits(steps: int) -> list[list[int]]:
+    """One at a time, all at once, and parts that end where states are compared."""
+    third = steps - 2 * (steps - STATE_STEPS[-1]) // 3  # so that two long parts follow
+    ends = sorted({0, *(n for n in (*STATE_STEPS, third) if n < steps), steps})
+    splits = [[1] * steps, [steps], [b - a for a, b in pairwise(ends)]]
+    return [split for i, split in enumerate(splits) if split not in splits[:i]]
+
+
+def _words(split: Sequence[int]) -> str:
+    if len(set(split)) == 1:
+        return f"{len(split)} x {split[0]}"
+    return " + ".join(map(str, split))
+
+
+def _limits(manifest: Manifest, tolerance: Mapping[str, float]) -> dict[str, float]:
+    """A limit for every output and state."""
+    dtypes = {spec.dtype for spec in (*manifest.inputs, *manifest.outputs)}
+    dtypes |= {spec.dtype for spec in manifest.states}
+    default = max(LIMITS.get(dtype, LIMIT) for dtype in dtypes)
+    names = [spec.name for spec in manifest.outputs] + [spec.input for spec in manifest.states]
+    unknown = [name for name in tolerance if name not in names]
+    if unknown:
+        raise OptionError(
+            f"There is no output or state {unknown[0]!r} to give a tolerance; there are: "
+            f"{', '.join(names)}."
+        )
+    return {name: tolerance.get(name, default) for name in names}
+
+
+def _named_by(manifest: Manifest) -> tuple[str | None, Mapping[str, Any] | None]:
+    """Model and config that the bundle names, for a file of weights alone.
+
+    Only a model of intaglio's own: to build another would run code of the bundle's choice.
+    """
+    model = manifest.source.get("model")
+    if model is None or ":" in model or manifest.source["format"] == FORMAT:
+        return None, None
+    return model, manifest.source.get("config")
+
+
+def _require_same(manifest: Manifest, what: str, names: Mapping[str, Any]) -> None:
+    own = [spec.name for spec in getattr(manifest, what)]
+    if set(own) != set(names):
+        raise BundleError(
+            f"The bundle has the {what} {', '.join(own)}, the source {', '.join(names)}. "
+            "Verify it against the checkpoint that its manifest names."
+        )
