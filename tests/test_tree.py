@@ -34,7 +34,7 @@ REGISTRIES = [
     pytest.param(passes, ["passes/exact", "passes/lower"], "tests/passes", id="passes"),
     pytest.param(models, ["models"], "tests/models", id="models"),
 ]
-HELPERS = {"op", "model"}  # what an op and what a model is, beside the ops and models themselves
+HELPERS = {"op", "model", "training"}  # what ops and models are, beside these themselves
 
 
 @pytest.mark.parametrize(("registry", "folders", "tests"), REGISTRIES)

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from intaglio.console import Console
 from intaglio.errors import BundleError
 from intaglio.runtime.bundle import Bundle
 from intaglio.runtime.manifest import Manifest, TensorSpec
 from intaglio.state import BATCH, CAPACITY, PAST, StateSpec
+
+from .console import Console
 
 
 def damage(bundle: Bundle) -> dict[str, str]:

@@ -10,9 +10,24 @@ from typing import Annotated, Any
 
 import typer
 
-from intaglio import __version__, catalogue, doctor
-from intaglio.command import app, command
-from intaglio.console import Console
+from intaglio import __version__
+
+from . import catalogue, doctor
+from .console import Console
+from .frame import app, command
+
+Model = Annotated[
+    str | None, typer.Option(metavar="NAME|PKG.MOD:FACTORY", help="What the weights are of.")
+]
+Config = Annotated[Path | None, typer.Option(metavar="FILE", help="What the model is built with.")]
+Key = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Which state dict, if there are several.")
+]
+ImportFrom = Annotated[
+    list[Path] | None, typer.Option(metavar="DIR", help="Where the factory's module lies.")
+]
+
+TOKENS = 100  # generated unless --steps says otherwise
 
 Steps = Annotated[int, typer.Option(min=1, metavar="N", help="Steps to compare.")]
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder of a bundle.")]
@@ -39,23 +54,15 @@ class Cache(StrEnum):
 
 
 @command
-def export(
+def export_(
     console: Console,
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A trained checkpoint.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The bundle to write.")],
     target: Annotated[str, typer.Option(metavar="LIST", help="Engines, with commas.")] = "ort",
-    model: Annotated[
-        str | None, typer.Option(metavar="NAME|PKG.MOD:FACTORY", help="What the weights are of.")
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="What the model is built with.")
-    ] = None,
-    key: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Which state dict, if there are several.")
-    ] = None,
-    import_from: Annotated[
-        list[Path] | None, typer.Option(metavar="DIR", help="Where the factory's module lies.")
-    ] = None,
+    model: Model = None,
+    config: Config = None,
+    key: Key = None,
+    import_from: ImportFrom = None,
     pass_: Annotated[
         list[str] | None,
         typer.Option("--pass", metavar="NAME[:TOML]", help="A pass to run; repeatable."),
@@ -95,15 +102,16 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
 ) -> None:
     """Export a trained checkpoint to a verified bundle."""
-    from intaglio import summary
-    from intaglio.exporter.export import export as export_bundle
+    from intaglio import export
     from intaglio.exporter.shapes import Shapes
+
+    from . import summary
 
     given = Shapes.parse(
         minimum=min_shapes, optimum=opt_shapes, maximum=max_shapes, shapes=shapes or []
     )
     with console.progress() as progress:
-        report = export_bundle(
+        report = export(
             source,
             out,
             targets=target.split(","),
@@ -134,10 +142,75 @@ def export(
 
 
 @command
-def verify(
+def run_(
+    console: Console,
+    bundle: BundlePath,
+    prompt: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="Text to continue; token ids if not of bytes."),
+    ] = None,
+    inputs: Annotated[
+        Path | None, typer.Option(metavar="FILE.npz", help="Arrays to step through instead.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE.npz", help="Keep the outputs.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="At most; 100 tokens, or all arrays.")
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
+    top_k: Annotated[int | None, typer.Option(help="Draw from so many tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Draw from this share.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Draw the same again.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="End after this text; repeatable.")
+    ] = None,
+) -> None:
+    """Run a bundle: continue a text as it is generated, or step through arrays."""
+    if (prompt is None) == (inputs is None):
+        raise typer.BadParameter("give --prompt or --inputs")
+    if out is not None and inputs is None:
+        raise typer.BadParameter("--out keeps the outputs of --inputs")
+    from intaglio.runtime import Session
+
+    from . import stream
+
+    session = Session.load(bundle)
+    if inputs is not None:
+        outputs, latency = stream.step_arrays(session, stream.read_arrays(inputs), steps)
+        if out is not None:
+            stream.write_arrays(out, outputs)
+        shapes = {name: list(array.shape) for name, array in outputs.items()}
+        console.table([[name, str(shape)] for name, shape in shapes.items()], ["output", "shape"])
+        console.result({"outputs": shapes, "latency": latency.to_json()})
+        console.message(str(latency))
+    elif prompt is not None:
+        console.stream(prompt)
+        made, text, latency = stream.continue_text(
+            session,
+            prompt,
+            stop or [],
+            console.stream,
+            max_new_tokens=steps or TOKENS,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+        )
+        console.stream("\n")
+        console.result({"tokens": made, "text": text, "latency": latency.to_json()})
+        console.message(str(latency))
+
+
+@command
+def verify_(
     console: Console,
     bundle: BundlePath,
     against: Annotated[Path, typer.Option(metavar="SOURCE", help="The checkpoint it came from.")],
+    model: Model = None,
+    config: Config = None,
+    key: Key = None,
+    import_from: ImportFrom = None,
     steps: Steps = 512,
     tolerance: Tolerance = None,
     bisect: Annotated[
@@ -145,12 +218,16 @@ def verify(
     ] = False,
 ) -> int:
     """Compare a bundle with its source, step by step: outputs and carried states."""
-    from intaglio.exporter.verify import verify as verify_bundle
+    from intaglio import verify
 
     with console.progress() as progress:
-        report = verify_bundle(
+        report = verify(
             bundle,
             against,
+            model=model,
+            config=config,
+            key=key,
+            import_from=import_from or [],
             steps=steps,
             tolerance=_limits(tolerance),
             bisect=bisect,
@@ -177,8 +254,9 @@ def _limits(texts: list[str] | None) -> dict[str, float]:
 @command
 def inspect_(console: Console, bundle: BundlePath) -> int:
     """Show what a bundle holds: inputs, outputs, states, passes, parity, files."""
-    from intaglio import summary
-    from intaglio.runtime.bundle import Bundle
+    from intaglio.runtime import Bundle
+
+    from . import summary
 
     opened = Bundle.open(bundle)
     damage = summary.damage(opened)
@@ -223,6 +301,8 @@ def list_(
 
 
 def _cell(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(value)
     if isinstance(value, dict):
         return ", ".join(f"{key}={default!r}" for key, default in value.items()) or "-"
     return str(value)

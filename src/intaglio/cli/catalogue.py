@@ -40,7 +40,15 @@ def models() -> list[dict[str, Any]]:
     """Every model that a checkpoint or ``--model`` can name."""
     from intaglio.models import MODELS
 
-    return [{"name": model.name, "source": model.source} for model in MODELS]
+    return [
+        {
+            "name": model.name,
+            "presets": list(model.presets),
+            "summary": model.summary,
+            "source": model.source,
+        }
+        for model in MODELS
+    ]
 
 
 def targets() -> list[dict[str, Any]]:

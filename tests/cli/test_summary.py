@@ -2,8 +2,8 @@
 
 import pytest
 
-from intaglio import summary
-from intaglio.console import Console, Flags
+from intaglio.cli import summary
+from intaglio.cli.console import Console, Flags
 from intaglio.runtime.manifest import FileRecord, Limits, Manifest, Target, TensorSpec
 from intaglio.state import Layout, StateSpec
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from intaglio.console import Console, Flags
+from intaglio.cli.console import Console, Flags
 
 
 def test_flags_before_and_after_the_command_count_alike() -> None:

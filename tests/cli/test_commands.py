@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from intaglio import __version__, doctor
-from intaglio.cli import app
+from intaglio import __version__
+from intaglio.cli import doctor
+from intaglio.cli.commands import app
 from intaglio.errors import BundleError, ParityError
 
 TERMINAL_CODES = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")

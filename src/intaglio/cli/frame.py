@@ -12,9 +12,11 @@ from typing import Annotated, Any
 
 import typer
 
-from intaglio import __version__, doctor
-from intaglio.console import Console, Flags
+from intaglio import __version__
 from intaglio.errors import IntaglioError, MissingExtraError
+
+from . import doctor
+from .console import Console, Flags
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -4,7 +4,7 @@ import importlib.metadata
 
 import pytest
 
-from intaglio import doctor
+from intaglio.cli import doctor
 
 
 def test_every_requirement_is_examined() -> None:

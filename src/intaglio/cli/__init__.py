@@ -1,0 +1,5 @@
+"""The command `intaglio`."""
+
+from .commands import main
+
+__all__ = ["main"]

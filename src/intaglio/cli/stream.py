@@ -1,0 +1,160 @@
+"""What `intaglio run` does: continue a text, or step through arrays, and time each step."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import numpy.typing as npt
+
+from intaglio.errors import InputError
+from intaglio.runtime.generation import generate
+from intaglio.runtime.manifest import TensorSpec
+from intaglio.runtime.session import Session
+from intaglio.state import TIME
+
+from .text import codec
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Seconds of each step; the first one consumed the prompt if there was one."""
+
+    seconds: Sequence[float]
+    prompt: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Milliseconds of the prompt, and median and 90th percentile of the steps after it."""
+        first, rest = self.seconds[:1], self.seconds[1:] if self.prompt else self.seconds
+        median, p90 = (float(np.percentile(rest, q)) * 1e3 if rest else None for q in (50, 90))
+        return {
+            "prompt_tokens": self.prompt,
+            "prompt_ms": first[0] * 1e3 if self.prompt and first else None,
+            "steps": len(rest),
+            "median_ms": median,
+            "p90_ms": p90,
+        }
+
+    def __str__(self) -> str:
+        """One line for people."""
+        values = self.to_json()
+        parts = []
+        if values["prompt_ms"] is not None:
+            parts.append(f"prompt of {self.prompt} tokens in {values['prompt_ms']:.2f} ms")
+        if values["steps"]:
+            parts.append(
+                f"{values['steps']} steps, each {values['median_ms']:.2f} ms (median), "
+                f"{values['p90_ms']:.2f} ms (p90)"
+            )
+        return ", ".join(parts)
+
+
+def continue_text(
+    session: Session, prompt: str, stop: Sequence[str], tell: Callable[[str], None], **options: Any
+) -> tuple[list[int], str, Latency]:
+    """Generate tokens after `prompt`, telling their text as it comes.
+
+    Args:
+        session: of a language model.
+        prompt: what to continue, as the bundle's codec reads it.
+        stop: texts that end generation.
+        tell: is given each piece of text.
+        options: of `intaglio.runtime.generate`.
+
+    Returns:
+        The tokens, their text, and the time that each took, drawing included.
+
+    Raises:
+        InputError: if the bundle is no language model, or an option does not fit it.
+    """
+    words = codec(session.manifest)
+    ids = words.encode(prompt)
+    tokens = generate(
+        session,
+        ids,
+        stop=[words.encode(text) for text in stop],
+        logits=session.manifest.outputs[0].name,
+        **options,
+    )
+    made, pieces, seconds = [], [], []
+    for token, spent in _timed(tokens):
+        made.append(token)
+        seconds.append(spent)
+        pieces.append(words.decode(token))
+        tell(pieces[-1])
+    return made, "".join(pieces), Latency(seconds, len(ids))
+
+
+def _timed(tokens: Iterator[int]) -> Iterator[tuple[int, float]]:
+    start = time.perf_counter()
+    for token in tokens:
+        yield token, time.perf_counter() - start
+        start = time.perf_counter()
+
+
+def read_arrays(path: Path) -> dict[str, Array]:
+    """Arrays of a .npz file.
+
+    Raises:
+        InputError: if it cannot be read as one.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            return {name: content[name] for name in content.files}
+    except (OSError, ValueError, BadZipFile, AttributeError) as error:
+        raise InputError(
+            f"{path} cannot be read as .npz: {error}. Write it with numpy.savez."
+        ) from error
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
+    """Write arrays as .npz, under the very name that was given."""
+    with path.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+def step_arrays(
+    session: Session, arrays: Mapping[str, Array], steps: int | None = None
+) -> tuple[dict[str, Array], Latency]:
+    """Give arrays to the session one time step after the other, at most `steps` of them.
+
+    Returns:
+        The outputs of all steps joined along time, or of the last one where an output has no time.
+
+    Raises:
+        InputError: if the arrays do not fit the bundle.
+    """
+    manifest = session.manifest
+    timed = [spec.name for spec in manifest.inputs if _has_time(spec) and spec.name in arrays]
+    if any(arrays[name].ndim < 2 for name in timed):
+        raise InputError(f"The arrays {', '.join(timed)} should be [batch, time, ...].")
+    lengths = {arrays[name].shape[1] for name in timed}
+    if len(lengths) != 1 or 0 in lengths:
+        raise InputError(
+            f"The arrays {', '.join(timed) or '(none)'} have "
+            f"{', '.join(map(str, sorted(lengths))) or 'no'} time steps; they should all have the "
+            f"same number, at least one. The bundle takes "
+            f"{', '.join(spec.name for spec in manifest.inputs)}."
+        )
+    made, seconds = [], []
+    for at in range(min(lengths.pop(), steps or np.iinfo(np.int64).max)):
+        part = {name: x[:, at : at + 1] if name in timed else x for name, x in arrays.items()}
+        start = time.perf_counter()
+        made.append(session.step(part))
+        seconds.append(time.perf_counter() - start)
+    outputs = {
+        spec.name: np.concatenate([step[spec.name] for step in made], axis=1)
+        if _has_time(spec)
+        else made[-1][spec.name]
+        for spec in manifest.outputs
+    }
+    return outputs, Latency(seconds, 0)
+
+
+def _has_time(spec: TensorSpec) -> bool:
+    return len(spec.shape) > 1 and spec.shape[1] == TIME
