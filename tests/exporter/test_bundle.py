@@ -153,6 +153,27 @@ def test_a_bundle_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> N
     assert entries(tmp_path) == ["bundle"]
 
 
+def test_an_interruption_between_the_renames_brings_the_old_bundle_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C does not leave the place empty, though a kill may, until the next run."""
+    place = tmp_path / "bundle"
+    write(place, "old")
+    rename = Path.rename
+
+    def interrupted(path: Path, target: Path) -> Path:
+        if path.name.endswith(".partial"):
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write(place, "new", force=True)
+
+    assert held(place) == "old"
+    assert entries(tmp_path) == ["bundle"]
+
+
 def test_a_folder_that_cannot_be_written_is_an_error_of_ours(tmp_path: Path) -> None:
     """The file system's refusal is told with the destination."""
     (tmp_path / "file").write_text("")
