@@ -50,7 +50,6 @@ class Carried:
         past_length: int64 [batch], tokens that each row has consumed.
         longest: the largest of them.
         room: tokens that a row may reach before `reserve` must be called.
-        started: whether the rows are settled: a step was taken, or a state restored.
         side: which of two swapped arrays is current.
         plans: steps bound to this memory, by the shapes of their inputs.
     """
@@ -64,7 +63,6 @@ class Carried:
         self.past_length = np.zeros(batch, np.int64)
         self.past_value = OrtValue.ortvalue_from_numpy(self.past_length)
         self.longest = 0
-        self.started = False
         self.side = 0
         self.plans: dict[Any, Any] = {}
         self._measure_room()
@@ -85,7 +83,6 @@ class Carried:
         self.longest = int(past_length.max(initial=0))
         for name, view in self.values().items():
             view[...] = values[name]
-        self.started = True
 
     def gather(self, rows: Rows) -> "Carried":
         """A copy of some rows, in the order given."""
@@ -93,7 +90,6 @@ class Carried:
         values = self.values(int(past_length.max(initial=0)))
         part = Carried(self.settings, len(past_length), self.capacity)
         part.fill(past_length, {name: value[rows] for name, value in values.items()})
-        part.started = self.started
         return part
 
     def scatter(self, rows: Rows, part: "Carried") -> None:
@@ -103,7 +99,6 @@ class Carried:
         views = self.values(part.longest)
         for name, value in part.values().items():
             views[name][rows] = value
-        self.started = True
 
     def clear(self, rows: Rows) -> None:
         """Bring some rows back to their initial state.
@@ -137,7 +132,6 @@ class Carried:
         self.side = 1 - self.side
         self.past_length += time
         self.longest += time
-        self.started = True
 
     def reserve(self, tokens: int) -> None:
         """Make room for rows of up to `tokens` tokens, by doubling.
@@ -148,14 +142,14 @@ class Carried:
         settings = self.settings
         if settings.max_context is not None and tokens > settings.max_context:
             raise StateError(
-                f"The step would bring a row to {tokens} tokens, but the model's positions end at "
+                f"A row would hold {tokens} tokens, but the model's positions end at "
                 f"{settings.max_context} (max_context). Reset or restore the state first."
             )
         if tokens <= self.room:
             return
         if tokens > settings.ceiling:
             raise StateError(
-                f"The step would bring a row to {tokens} tokens, but the session has the fixed "
+                f"A row would hold {tokens} tokens, but the session has the fixed "
                 f"capacity {settings.ceiling}. Load it with a larger capacity or with grow=True."
             )
         capacity = self.capacity

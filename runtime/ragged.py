@@ -40,15 +40,13 @@ def step_rows(
         manifest: names and shapes of inputs and outputs.
         arrays: inputs, checked.
         sizes: their sizes.
-        counts: int64 [batch], from 0 to time.
+        counts: int64 [batch], from 0 to time, not all time.
         out: the caller's arrays for outputs, by name.
 
     Returns:
         The outputs, 0 beyond a row's length.
     """
     carried = state.begin(sizes[BATCH])
-    if counts.min() == sizes[TIME]:
-        return stepper.step(carried, arrays, sizes, out)
     results = _zeros(manifest.outputs, sizes, out)
     if counts.min() < counts.max():
         carried = _own_copy(carried, manifest, counts)

@@ -19,7 +19,7 @@ from intaglio.runtime.ragged import step_rows
 from intaglio.runtime.shapes import Array, as_arrays, lengths_of, sizes_of
 from intaglio.runtime.state import State
 from intaglio.runtime.stepper import Stepper
-from intaglio.state import BATCH
+from intaglio.state import BATCH, TIME
 
 CAPACITY = 256
 
@@ -126,7 +126,11 @@ class Session:
         manifest = self.bundle.manifest
         arrays = as_arrays(inputs, manifest.inputs)
         sizes = sizes_of(arrays, manifest.inputs, manifest.limits)
-        if lengths is None:
-            return self._stepper.step(self.state.begin(sizes[BATCH]), arrays, sizes, out)
-        counts = lengths_of(lengths, sizes)
-        return step_rows(self._stepper, self.state, manifest, arrays, sizes, counts, out)
+        if lengths is not None:
+            counts = lengths_of(lengths, sizes)
+            if counts.min() < sizes[TIME]:
+                return step_rows(self._stepper, self.state, manifest, arrays, sizes, counts, out)
+        carried = self.state.begin(sizes[BATCH])
+        results = self._stepper.step(carried, arrays, sizes, out)
+        self.state.carried = carried
+        return results

@@ -62,7 +62,7 @@ class Snapshot:
             StateError: if `path` cannot be read or is not a snapshot.
         """
         try:
-            with np.load(path, allow_pickle=False) as content:
+            with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as content:
                 header = json.loads(str(content[_HEADER]))
                 names = set(content.files) - {_HEADER, _PAST_LENGTH}
                 if header["version"] != SNAPSHOT_VERSION:
@@ -98,7 +98,7 @@ class State:
     @property
     def batch(self) -> int | None:
         """Rows, None before the first step."""
-        return self.carried.batch if self.carried.started else None
+        return self.carried.batch or None
 
     @property
     def past_length(self) -> npt.NDArray[np.int64]:
@@ -182,20 +182,20 @@ class State:
             self.carried.clear(self._indices(rows))
 
     def begin(self, batch: int) -> Carried:
-        """The states for a step of `batch` rows: those carried, or initial ones at the first step.
+        """The states for a step of `batch` rows: those carried, or new ones for the first step.
+
+        The caller makes new ones `carried` once the step has succeeded.
 
         Raises:
             StateError: if the carried states have another number of rows.
         """
-        carried = self.carried
-        if carried.batch == batch:
-            return carried
-        if carried.started:
+        if self.carried.batch == 0:
+            return Carried(self._settings, batch)
+        if self.carried.batch != batch:
             raise StateError(
-                f"The step has {batch} rows, the carried state {carried.batch}. "
+                f"The step has {batch} rows, the carried state {self.carried.batch}. "
                 "Choose rows of the state with state.select, or start over with state.reset."
             )
-        self.carried = Carried(self._settings, batch)
         return self.carried
 
     def copy(self) -> "State":
@@ -205,7 +205,7 @@ class State:
         return twin
 
     def _indices(self, rows: Sequence[int] | npt.NDArray[Any]) -> npt.NDArray[np.intp]:
-        batch = self.carried.batch if self.carried.started else 0
+        batch = self.carried.batch
         array = np.asarray(rows)
         if array.dtype == np.bool_ and array.shape == (batch,):
             return np.flatnonzero(array)

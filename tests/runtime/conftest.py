@@ -249,3 +249,27 @@ def make_bundle(tmp_path: Path) -> MakeBundle:
     return lambda *layouts, **options: build_bundle(
         tmp_path / f"bundle-{next(count)}", layouts or LAYOUTS, **options
     )
+
+
+@pytest.fixture
+def make_session(make_bundle: MakeBundle) -> MakeSession:
+    """Load a session of one thread from a fresh bundle; arguments as `make_bundle` takes them.
+
+    `capacity` and `grow` go to `Session.load`.
+    """
+
+    def make(*layouts: str, capacity: int | None = 8, grow: bool = True, **options: Any) -> Session:
+        bundle = make_bundle(*layouts, **options)
+        return Session.load(bundle, threads=1, capacity=capacity, grow=grow)
+
+    return make
+
+
+@pytest.fixture
+def make_ids() -> Callable[..., Array]:
+    """Random token ids of a shape; the same for the same shape and seed."""
+
+    def make(*shape: int, seed: int = 0) -> Array:
+        return np.random.default_rng(seed).integers(0, VOCABULARY, shape)
+
+    return make
