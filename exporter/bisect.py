@@ -19,7 +19,7 @@ import onnx_ir as ir
 from intaglio.errors import BundleError
 from intaglio.passes import evaluate, stepping
 from intaglio.passes.graph import dims, module_of
-from intaglio.runtime.manifest import Manifest
+from intaglio.runtime.manifest import FILE_NAME, Manifest
 from intaglio.state import PAST_LENGTH, TIME
 
 from .graph_files import load_graph
@@ -79,9 +79,9 @@ def bisect(bundle: Path, source: Source, *, limit: float = 1e-4) -> Divergence |
     Raises:
         BundleError: the bundle shares no value with the source, so it was made from another model.
     """
-    manifest = Manifest.load(bundle)
+    manifest = Manifest.load(bundle / FILE_NAME)
     traced = trace(source).model
-    lowered = load_graph(bundle, manifest.targets["ort"].path)
+    lowered = ir.external_data.load_to_model(load_graph(bundle, manifest.targets["ort"].path))
     context = traced.graph.initializers, lowered.graph.initializers
     tokens = min(TOKENS, manifest.limits.max_context or TOKENS)
     second = min(SECOND, tokens - 1)
