@@ -1,5 +1,7 @@
 """The page about a bundle tells its states' sizes, its passes, and files that are damaged."""
 
+from typing import Any
+
 import pytest
 
 from intaglio.cli import summary
@@ -49,6 +51,23 @@ MANIFEST = Manifest(
 )
 
 
+def parity(**rows: list[float | str]) -> dict[str, Any]:
+    """Evidence with one row for each error."""
+    return {
+        "passed": False,
+        "against": "tiny.pt",
+        "precision": "float64",
+        "steps": 64,
+        "batch": 2,
+        "splits": ["64 x 1", "1 x 64"],
+        "rows": [
+            {"name": name, "error": error, "limit": 1e-4, "worst_step": step}
+            for name, errors in rows.items()
+            for step, error in enumerate(errors)
+        ],
+    }
+
+
 def page(capsys: pytest.CaptureFixture[str], damage: dict[str, str]) -> list[list[str]]:
     summary.show(Console(Flags()), MANIFEST, "bundle", damage)
     return [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -67,8 +86,8 @@ def test_states_are_listed_with_the_bytes_of_a_row(capsys: pytest.CaptureFixture
 def test_passes_tell_nodes_before_and_after(capsys: pytest.CaptureFixture[str]) -> None:
     lines = page(capsys, {})
 
-    assert "statefulize 120 -> 110 1.5e-07 2 states".split() in lines
-    assert "remove-dead 110, unchanged not checked".split() in lines
+    assert "statefulize 120 -> 110 1.5e-07".split() in lines
+    assert "remove-dead 110, unchanged -".split() in lines
 
 
 def test_limits_targets_and_damage_are_told(capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,3 +104,14 @@ def test_limits_targets_and_damage_are_told(capsys: pytest.CaptureFixture[str]) 
 )
 def test_amounts(size: int, text: str) -> None:
     assert summary.amount(size) == text
+
+
+def test_parity_shows_each_stream_where_it_is_farthest(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What is no number is farther than any number."""
+    evidence = parity(logits=[1e-7, 3e-7, 2e-7], state=[1.0, "nan", 2.0])
+    summary.show_parity(Console(Flags()), evidence)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+
+    assert lines[1:] == [["logits", "3.0e-07", "1e-04", "1"], ["state", "nan", "1e-04", "1"]]

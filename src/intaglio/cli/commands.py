@@ -220,6 +220,8 @@ def verify_(
     """Compare a bundle with its source, step by step: outputs and carried states."""
     from intaglio import verify
 
+    from . import summary
+
     with console.progress() as progress:
         report = verify(
             bundle,
@@ -234,6 +236,7 @@ def verify_(
             progress=progress,
         )
     console.text(report.summary())
+    summary.show_parity(console, report.to_json())
     console.result(report.to_json())
     return 0 if report.passed else 3
 

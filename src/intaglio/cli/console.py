@@ -1,7 +1,7 @@
 """What the command line prints and where: results to stdout, everything else to stderr.
 
-Off a terminal nothing carries control characters, and a table is as wide as it needs to be.  With
-`--json` stdout holds exactly one JSON object, whatever happens.
+Off a terminal nothing carries control characters, and no line is folded.  With `--json` stdout
+holds exactly one JSON object, whatever happens.
 """
 
 import json
@@ -16,11 +16,8 @@ from typing import Any, TextIO
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from intaglio import __version__
-
-WIDE = 1000  # columns off a terminal: no line of a table is folded
 
 Report = Callable[[str, float | None], None]  # what is being done, and the part of it done
 
@@ -76,12 +73,11 @@ class Console:
         """Print rows in columns, indented under the line before; nothing under `--json`."""
         if self.flags.json or not rows:
             return
-        table = Table(box=None, padding=(0, 0, 0, 2), header_style="dim")
-        for name in head:
-            table.add_column(name, overflow="fold")
-        for row in rows:
-            table.add_row(*row)
-        self._out.print(table)
+        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+        for number, row in enumerate([head, *rows]):
+            cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+            line = f"  {'  '.join(cells)}".rstrip()
+            self._out.print(line, soft_wrap=True, style=None if number else "dim")
 
     def message(self, text: str) -> None:
         """Tell people on stderr, unless they asked for quiet."""
@@ -95,16 +91,12 @@ class Console:
 
     @contextmanager
     def progress(self) -> Iterator[Report]:
-        """Show what is being done: a bar on a terminal, else a line a second at most."""
+        """Show what is being done: a bar on a terminal, else a line for each stage."""
         if self.flags.quiet:
             yield lambda what, done: None  # noqa: ARG005
         elif self._err.is_terminal:
-            columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn())
-            with Progress(*columns, TimeElapsedColumn(), console=self._err, transient=True) as bars:
-                task = bars.add_task("", total=None)
-                yield lambda what, done: bars.update(
-                    task, description=what, completed=done or 0, total=done and 1
-                )
+            with _bars(self._err) as bars:
+                yield _bar(bars)
         else:
             yield _lines(self.message)
 
@@ -134,24 +126,37 @@ class Console:
 
 
 def _rich(stream: TextIO) -> RichConsole:
-    terminal = stream.isatty()
     return RichConsole(
-        file=stream,
-        force_terminal=terminal,
-        width=None if terminal else WIDE,
-        markup=False,
-        highlight=False,
-        emoji=False,
+        file=stream, force_terminal=stream.isatty(), markup=False, highlight=False, emoji=False
     )
 
 
+def _bars(console: RichConsole) -> Progress:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console, transient=True)
+
+
+def _bar(bars: Progress) -> Report:
+    bars.add_task("")
+    (task,) = bars.tasks
+
+    def report(what: str, done: float | None) -> None:
+        task.description = what
+        task.total = None if done is None else 1.0
+        task.completed = done or 0.0
+
+    return report
+
+
 def _lines(say: Callable[[str], None]) -> Report:
-    spoken, latest = time.monotonic(), ""
+    """Tell each stage, and what is done within one (``stage: detail``) once a second at most."""
+    spoken, latest = 0.0, ""
 
     def report(what: str, _done: float | None) -> None:
         nonlocal spoken, latest
         now = time.monotonic()
-        if what != latest and now - spoken >= 1:
+        begins = what.partition(":")[0] != latest.partition(":")[0]
+        if begins or (what != latest and now - spoken >= 1):
             spoken, latest = now, what
             say(f"{what} ...")
 

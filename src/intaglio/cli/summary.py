@@ -44,16 +44,32 @@ def show(console: Console, manifest: Manifest, where: str, damage: Mapping[str, 
         ["input", "shape", "dtype", "layout", "bytes per row", "module"],
     )
     console.text("\npasses")
-    console.table(
-        [_pass(record) for record in manifest.passes], ["name", "nodes", "error", "notes"]
-    )
+    console.table([_pass(record) for record in manifest.passes], ["name", "nodes", "checked"])
+    if console.flags.verbose:
+        _notes(console, manifest.passes)
+    console.text(f"\nparity   {_scope(manifest.parity)}")
+    show_parity(console, manifest.parity)
     console.text("\nfiles")
     console.table(
         [
-            [name, amount(record.bytes), damage.get(name, "whole")]
+            [name, amount(record.bytes), damage.get(name, "")]
             for name, record in sorted(manifest.files.items())
         ],
-        ["path", "size", "state"],
+        ["path", "size", ""],
+    )
+
+
+def show_parity(console: Console, parity: Mapping[str, Any]) -> None:
+    """Print each output and state where it is farthest from the source, whatever the split."""
+    rows = parity.get("rows", ())
+    names = dict.fromkeys(row["name"] for row in rows)
+    worst = [max((r for r in rows if r["name"] == name), key=_severity) for name in names]
+    console.table(
+        [
+            [row["name"], f"{float(row['error']):.1e}", f"{row['limit']:.0e}", _token(row)]
+            for row in worst
+        ],
+        ["stream", "largest error", "limit", "after token"],
     )
 
 
@@ -109,11 +125,32 @@ def _shape(shape: Sequence[int | str]) -> str:
 
 def _pass(record: Mapping[str, Any]) -> list[str]:
     before, after = record["nodes"]
-    error = record["error"]
     nodes = f"{before} -> {after}" if record["changed"] else f"{before}, unchanged"
-    return [
-        str(record["name"]),
-        nodes,
-        "not checked" if error is None else f"{error:.1e}",
-        ", ".join(record["notes"]),
-    ]
+    checked = "-" if record["error"] is None else f"{record['error']:.1e}"
+    return [record["name"], nodes, checked]
+
+
+def _notes(console: Console, passes: Sequence[Mapping[str, Any]]) -> None:
+    for record in passes:
+        for note in record["notes"]:
+            console.text(f"  {record['name']}: {note}")
+
+
+def _scope(parity: Mapping[str, Any]) -> str:
+    """What was compared with what."""
+    if not parity:
+        return "not compared with the source"
+    verdict = "holds" if parity["passed"] else "fails"
+    return (
+        f"{verdict} over {parity['steps']} steps of {parity['batch']} rows, against "
+        f"{parity['against']} in {parity['precision']}, in parts of {'; '.join(parity['splits'])}"
+    )
+
+
+def _token(row: Mapping[str, Any]) -> str:
+    return "-" if row["worst_step"] is None else str(row["worst_step"])
+
+
+def _severity(row: Mapping[str, Any]) -> float:
+    error = float(row["error"])
+    return math.inf if math.isnan(error) else error
