@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from intaglio.errors import BundleError
 from intaglio.passes import evaluate, stepping
 from intaglio.passes.graph import dims, module_of
 from intaglio.runtime.manifest import FILE_NAME, Manifest
@@ -28,7 +27,10 @@ from .trace import trace
 
 TOKENS, SECOND = 29, 5
 """Tokens compared, and how many of them the second part holds: sizes that no dimension has."""
-MOVES = frozenset("Cast Concat Expand Identity Reshape Slice Squeeze Transpose Unsqueeze".split())
+MOVES = frozenset(
+    "Cast Concat Constant Expand Identity Reshape Slice Squeeze Transpose Unsqueeze".split()
+)
+FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, None)
 
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
@@ -74,24 +76,19 @@ class Divergence:
 
 
 def bisect(bundle: Path, source: Source, *, limit: float = 1e-4) -> Divergence | None:
-    """The first difference between the graph of `bundle` and `source`; None if there is none.
+    """The first difference between the graph of `bundle` and `source`; None if there is none."""
+    return first_divergence(bundle, trace(source).model, limit=limit)
 
-    Raises:
-        BundleError: the bundle shares no value with the source, so it was made from another model.
-    """
+
+def first_divergence(bundle: Path, traced: ir.Model, *, limit: float) -> Divergence | None:
+    """The first difference between the graph of `bundle` and its source's training-form graph."""
     manifest = Manifest.load(bundle / FILE_NAME)
-    traced = trace(source).model
     lowered = ir.external_data.load_to_model(load_graph(bundle, manifest.targets["ort"].path))
     context = traced.graph.initializers, lowered.graph.initializers
     tokens = min(TOKENS, manifest.limits.max_context or TOKENS)
     second = min(SECOND, tokens - 1)
     inputs = stepping.random_inputs(traced, [], 1, tokens)
     shared = _shared(traced, lowered)
-    if not shared:
-        raise BundleError(
-            f"{bundle} has no value in common with {source.name}: it was exported from another "
-            "model. Verify it against the checkpoint that its manifest names."
-        )
     wanted = evaluate.run(_exposed(traced, shared), inputs)
     probe = _exposed(lowered, shared)
     parts = [[tokens], [tokens - second, second]] if second else [[tokens]]
@@ -105,14 +102,15 @@ def bisect(bundle: Path, source: Source, *, limit: float = 1e-4) -> Divergence |
 
 
 def _shared(traced: ir.Model, lowered: ir.Model) -> list[str]:
-    """Floating-point values of the same name, in the order of the bundle's graph."""
+    """Floating-point values of one name, not of parameters alone, in the bundle's order."""
     known = {value.name for node in traced.graph for value in node.outputs}
-    float_types = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, None)
     return [
         str(value.name)
         for node in lowered.graph
         for value in node.outputs
-        if value.name in known and value.dtype in float_types and node.op_type != "Constant"
+        if value.name in known
+        and value.dtype in FLOATS
+        and any(v is not None and not v.is_initializer() for v in node.inputs)
     ]
 
 
@@ -213,7 +211,7 @@ def _describe(
 
 
 def _region(value: ir.Value, agreed: set[str]) -> Iterator[ir.Node]:
-    """Nodes between `value` and the values that agree, from `value` backwards."""
+    """Nodes between `value` and the values that agree, from `value` backwards, but for shapes."""
     seen: set[ir.Node] = set()
     waiting = [value]
     while waiting:
@@ -222,7 +220,9 @@ def _region(value: ir.Value, agreed: set[str]) -> Iterator[ir.Node]:
             continue
         seen.add(node)
         yield node
-        waiting += [v for v in node.inputs if v is not None and v.name not in agreed]
+        waiting += [
+            v for v in node.inputs if v is not None and v.name not in agreed and v.dtype in FLOATS
+        ]
 
 
 def _changed(
