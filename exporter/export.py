@@ -134,7 +134,8 @@ def export(
                     import_from=import_from,
                     allow_code=allow_code,
                 )
-        compiled = _compile(source, parsed, kv, shapes, clock, check=check_passes)
+        batch = _fixed_batch(source, shapes)
+        compiled = _compile(source, parsed, kv, batch, clock, check=check_passes)
         recipe = {
             "targets": list(targets),
             "passes": [p if isinstance(p, str) else p.name for p in passes],
@@ -204,7 +205,7 @@ def _compile(
     source: Source,
     extra: Sequence[Pass],
     kv: Literal["static", "grow"],
-    shapes: Shapes | None,
+    batch: int | None,
     clock: _Clock,
     *,
     check: bool,
@@ -212,9 +213,7 @@ def _compile(
     with clock.phase("trace"):
         traced = trace(source)
     model = traced.model
-    batch = None if shapes is None else shapes.fixed_batch(_shapes(model))
-    # A batch that is fixed to anything but 1 allows nothing more than a free one.
-    context = Context(max_context=traced.max_context, batch=1 if batch == 1 else None)
+    context = Context(max_context=traced.max_context, batch=batch)
     with clock.phase("passes"):
         steps = pipeline.standard(kv, extra)
         records = pipeline.run(model, steps, context, check=check, progress=clock.report)
@@ -288,5 +287,12 @@ def _shape(value: ir.Value) -> tuple[int | str, ...]:
     )
 
 
-def _shapes(model: ir.Model) -> dict[str, tuple[int | str, ...]]:
-    return {str(value.name): _shape(value) for value in model.graph.inputs}
+def _fixed_batch(source: Source, shapes: Shapes | None) -> int | None:
+    """Return 1 if `shapes` allow that batch alone; another fixed one gains nothing over a free."""
+    if shapes is None:
+        return None
+    declared = {
+        name: tuple(source.dynamic[name].get(axis, size) for axis, size in enumerate(value.shape))
+        for name, value in source.inputs.items()
+    }
+    return 1 if shapes.fixed_batch(declared) == 1 else None
