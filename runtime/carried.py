@@ -23,8 +23,8 @@ Rows = slice | npt.NDArray[np.intp]
 class Settings:
     """What holds for the states of a session, whatever its rows.
 
-    `capacity` is the room in tokens that growing states start with; beyond it they double if
-    `grow`, up to `max_context` tokens where that is not None.
+    `capacity` is the room in tokens that growing states start with, or `max_context` where that is
+    less; beyond it they double if `grow`, up to `max_context`.
     """
 
     specs: tuple[StateSpec, ...]
@@ -35,7 +35,10 @@ class Settings:
     @property
     def ceiling(self) -> int:
         """The most tokens that growing states may ever have room for."""
-        return self.capacity if not self.grow else self.max_context or sys.maxsize
+        return min(
+            sys.maxsize if self.grow else self.capacity,
+            sys.maxsize if self.max_context is None else self.max_context,
+        )
 
     @property
     def has_growing(self) -> bool:

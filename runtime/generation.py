@@ -14,7 +14,7 @@ from intaglio.runtime.shapes import Array
 PROMPT_STEP = 512  # tokens of a prompt consumed at once, which bounds the memory of its logits
 
 Tokens = Sequence[int] | npt.NDArray[np.integer[Any]]
-Stop = Sequence[int | Sequence[int]]
+Stop = Sequence[int | Tokens]
 
 
 @dataclass(frozen=True)

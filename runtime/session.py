@@ -71,11 +71,10 @@ class Session:
             raise InputError(f"capacity is {capacity}, should be at least 1.")
         target = choose_target(opened, target)
         limits = opened.manifest.limits
-        start = CAPACITY if capacity is None else capacity
         settings = Settings(
             specs=opened.manifest.states,
             max_context=limits.max_context,
-            capacity=min(start, limits.max_context or start),
+            capacity=CAPACITY if capacity is None else capacity,
             grow=grow,
         )
         state = State(settings, opened.fingerprint(target), limits.batch)

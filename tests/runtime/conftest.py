@@ -84,10 +84,10 @@ class GraphBuilder:
         decay = self.emit("Neg", [self.emit("Softplus", [self.project(x)])])
         inputs = [*(self.project(x) for _ in range(3)), state.input, decay]
         y = f"recurrent_{layer}"
-        heads = {"q_num_heads": HEADS, "kv_num_heads": HEADS}
         return self.emit(
             *("LinearAttention", inputs, y, state.output),
-            **heads,
+            q_num_heads=HEADS,
+            kv_num_heads=HEADS,
             update_rule="gated",
             domain="com.microsoft",
         )
@@ -207,9 +207,8 @@ def build_bundle(
     builder = GraphBuilder(seed)
     model = builder.model(layouts)
     (folder / "ort").mkdir(parents=True)
-    data = ()
-    if external:
-        data = ("model.onnx.data",)
+    data = ("model.onnx.data",) if external else ()
+    if data:
         _externalize(model, folder / data[0])
     (folder / "ort/model.onnx").write_bytes(model.SerializeToString())
     Manifest(
@@ -228,7 +227,7 @@ def build_bundle(
     return folder
 
 
-def _externalize(model: onnx.ModelProto, path: Path, location: str = "") -> None:
+def _externalize(model: onnx.ModelProto, path: Path) -> None:
     with path.open("wb") as file:
         for tensor in model.graph.initializer:
             if tensor.data_type != onnx.TensorProto.FLOAT:
@@ -236,7 +235,7 @@ def _externalize(model: onnx.ModelProto, path: Path, location: str = "") -> None
             raw = tensor.raw_data
             tensor.ClearField("raw_data")
             tensor.data_location = onnx.TensorProto.EXTERNAL
-            where = {"location": location or path.name, "offset": file.tell(), "length": len(raw)}
+            where = {"location": path.name, "offset": file.tell(), "length": len(raw)}
             for key, value in where.items():
                 tensor.external_data.add(key=key, value=str(value))
             file.write(raw.ljust(-(-len(raw) // 64) * 64, b"\0"))

@@ -9,7 +9,7 @@ import pytest
 
 from intaglio.errors import InputError
 from intaglio.runtime import generation
-from intaglio.runtime.generation import Sampling, generate, generate_rows
+from intaglio.runtime.generation import Sampling, Stop, generate, generate_rows
 from intaglio.runtime.session import Session
 
 Array = npt.NDArray[Any]
@@ -99,13 +99,14 @@ def test_a_stop_may_be_a_sequence(session: Session) -> None:
     """It ends generation when complete, in this order, and not before."""
     free = list(generate(session, [1], max_new_tokens=8))
     assert free[:5] == [6, 9, 0, 9, 6]
-    for stop, count in (
+    cases: list[tuple[Stop, int]] = [
         ([[9, 0]], 3),
         ([[0, 9, 6], [9, 9]], 5),
         ([np.array([0, 9])], 4),
         ([[6, 0]], 8),
         ([[9, 6], 0], 3),
-    ):
+    ]
+    for stop, count in cases:
         session.state.reset()
         assert list(generate(session, [1], max_new_tokens=8, stop=stop)) == free[:count]
 

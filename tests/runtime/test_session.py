@@ -113,7 +113,7 @@ def test_max_context_is_refused_before_anything_runs(
     make_session: MakeSession, make_ids: MakeIds, layouts: tuple[str, ...]
 ) -> None:
     """Also where no cache grows, as position tables end all the same."""
-    session = make_session(*layouts, limits=Limits(max_context=5), capacity=100)
+    session = make_session(*layouts, limits=Limits(max_context=5), capacity=100, grow=False)
     twin = make_session(*layouts, limits=Limits(max_context=5))
     for one in (session, twin):
         one.step({"input_ids": make_ids(1, 4)})
@@ -180,7 +180,7 @@ def test_an_out_that_does_not_fit_is_refused(
     [
         ({}, "'input_ids' is missing.*takes: input_ids"),
         ({"ids": [[1]]}, "'input_ids' is missing"),
-        ({"input_ids": [[1]], "mask": [[1]]}, "no input 'mask'"),
+        ({"input_ids": np.ones((1, 1), np.int64), "mask": [[1]]}, "no input 'mask'"),
         ({"input_ids": [1]}, r"shape \(1,\), should be \[batch, time\]"),
         ({"input_ids": np.ones((1, 1))}, r"is float64, should be int64.*astype\('int64'\)"),
         ({"input_ids": np.ones((1, 1), np.uint64)}, "is uint64, should be int64"),
