@@ -2,10 +2,13 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from shutil import copytree
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -135,3 +138,152 @@ def test_doctor_tells_what_can_be_done_here() -> None:
     assert report["can"]["export"]["ok"]
     assert "CPUExecutionProvider" in report["targets"]["ort"]["providers"]
     assert "export: yes" in invoke("doctor").stdout
+
+
+def test_export_prints_one_page_and_leaves_a_verified_bundle(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    """States, passes, parity and files are on stdout; what is going on, on stderr."""
+    out = tmp_path / "out"
+    run = intaglio("export", checkpoint, "-o", out, "--steps", "5", "--check-passes", "-v")
+
+    assert run.returncode == 0
+    for word in ("past_key_values.0.key", "statefulize", "parity   holds over 5 steps"):
+        assert word in run.stdout
+    assert "trace ..." in run.stderr
+    assert (out / "manifest.json").is_file()
+
+
+def test_quiet_export_says_nothing_on_stderr(checkpoint: Path, tmp_path: Path) -> None:
+    run = intaglio("export", checkpoint, "-o", tmp_path / "out", "--no-verify", "--quiet")
+
+    assert (run.returncode, run.stderr) == (0, "")
+
+
+def test_options_reach_the_export(checkpoint: Path, tmp_path: Path) -> None:
+    """The manifest tells what was asked for."""
+    result = invoke(
+        *("export", checkpoint, "-o", tmp_path / "out", "--json", "--no-portable", "--kv=grow"),
+        *("--pass", "fold-constants:limit=10", "--maxShapes", "input_ids:1x64"),
+        *("--tolerance", "logits=0.5", "--steps", "3"),
+    )
+    report = json.loads(result.stdout)
+    manifest = report["manifest"]
+
+    assert {state["layout"] for state in manifest["states"]} == {"grow"}
+    assert manifest["recipe"]["passes"] == ["fold-constants:limit=10"]
+    assert manifest["recipe"]["shapes"]["input_ids"]["maximum"] == [1, 64]
+    assert "model.onnx" not in manifest["files"]
+    assert {row["limit"] for row in report["parity"]["rows"] if row["name"] == "logits"} == {0.5}
+
+
+@pytest.mark.parametrize("text", ["logits", "=1", "logits=much"])
+def test_a_tolerance_that_is_none_is_a_fault_of_usage(text: str, tmp_path: Path) -> None:
+    result = invoke("verify", tmp_path, "--against", "x", "--tolerance", text)
+
+    assert result.exit_code == 2
+    assert "NAME=VALUE" in result.stderr
+
+
+def test_an_existing_bundle_stays_without_force(checkpoint: Path, bundle: Path) -> None:
+    before = (bundle / "manifest.json").read_bytes()
+    result = invoke("export", checkpoint, "-o", bundle)
+
+    assert result.exit_code == 1
+    assert "--force" in result.stderr
+    assert (bundle / "manifest.json").read_bytes() == before
+
+
+def test_verify_tells_whether_parity_holds(checkpoint: Path, bundle: Path) -> None:
+    held = invoke("verify", bundle, "--against", checkpoint, "--steps", "5", "--json")
+    limits = ["--tolerance", "logits=0"]
+    failed = invoke("verify", bundle, "--against", checkpoint, "--steps", "5", *limits)
+
+    assert (held.exit_code, json.loads(held.stdout)["passed"]) == (0, True)
+    assert failed.exit_code == 3
+    assert "Parity fails over 5 steps" in failed.stdout
+
+
+def test_a_failed_export_exits_3_and_leaves_no_bundle(checkpoint: Path, tmp_path: Path) -> None:
+    limits = ["--tolerance", "logits=0", "--steps", "3"]
+    result = invoke("export", checkpoint, "-o", tmp_path / "out", *limits)
+
+    assert result.exit_code == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.failed"]
+
+
+def test_inspect_shows_a_bundle(bundle: Path) -> None:
+    shown = invoke("inspect", bundle)
+    manifest = json.loads(invoke("inspect", bundle, "--json").stdout)["manifest"]
+
+    assert shown.exit_code == 0
+    assert "context  any length" in shown.stdout
+    assert manifest == json.loads((bundle / "manifest.json").read_text())
+
+
+def test_inspect_names_files_that_are_damaged(bundle: Path, tmp_path: Path) -> None:
+    copy = copytree(bundle, tmp_path / "copy")
+    (copy / "ort" / "model.onnx").write_bytes(b"other")
+    result = invoke("inspect", copy, "--json")
+
+    assert result.exit_code == 1
+    assert list(json.loads(result.stdout)["damage"]) == ["ort/model.onnx"]
+
+
+def test_run_streams_the_text_and_tells_the_latency(bundle: Path) -> None:
+    run = intaglio("run", bundle, "--prompt", "def", "--steps", "8")
+    told = json.loads(intaglio("run", bundle, "--prompt", "def", "--steps", "8", "--json").stdout)
+
+    assert run.stdout == f"def{told['text']}\n"
+    assert len(told["tokens"]) == 8
+    assert "prompt of 3 tokens" in run.stderr
+
+
+def test_run_keeps_the_outputs_of_arrays(bundle: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "in.npz", input_ids=np.array([[1, 2, 3]]))
+    result = invoke("run", bundle, "--inputs", tmp_path / "in.npz", "-o", tmp_path / "out.npz")
+
+    assert "logits  [1, 3, 256]" in result.stdout
+    assert np.load(tmp_path / "out.npz")["logits"].shape == (1, 3, 256)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [[], ["--prompt", "x", "--inputs", "x.npz"], ["--prompt", "x", "--out", "y.npz"]],
+)
+def test_run_takes_a_prompt_or_arrays(bundle: Path, options: list[str]) -> None:
+    assert invoke("run", bundle, *options).exit_code == 2
+
+
+def test_an_interrupted_run_exits_130(bundle: Path) -> None:
+    """What was generated stands; no traceback follows."""
+    run = subprocess.Popen(
+        [sys.executable, "-P", "-m", "intaglio", "run", bundle, "--prompt=a", "--steps=10000000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert run.stdout is not None
+    assert run.stdout.read(2)[0] == "a"
+    run.send_signal(signal.SIGINT)
+    _, err = run.communicate(timeout=60)
+
+    assert run.returncode == 130
+    assert err.strip() == "intaglio: interrupted"
+
+
+def test_a_closed_pipe_ends_quietly(bundle: Path) -> None:
+    """As in `intaglio run ... | head -c 2`."""
+    script = f"{sys.executable} -P -m intaglio run {bundle} --prompt=abc --steps=100000 | head -c 2"
+    run = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+
+    assert (run.stdout, run.stderr) == ("ab", "")
+
+
+@pytest.mark.parametrize("kind", ["ops", "passes", "models", "targets"])
+def test_list_gives_names(kind: str) -> None:
+    entries = json.loads(invoke("list", kind, "--json").stdout)[kind]
+    shown = invoke("list", kind).stdout
+
+    assert entries
+    assert all(entry["name"] in shown for entry in entries)

@@ -106,9 +106,9 @@ def read_arrays(path: Path) -> dict[str, Array]:
     try:
         with np.load(path, allow_pickle=False) as content:
             return {name: content[name] for name in content.files}
-    except (OSError, ValueError, BadZipFile, AttributeError) as error:
+    except (OSError, EOFError, ValueError, TypeError, BadZipFile) as error:
         raise InputError(
-            f"{path} cannot be read as .npz: {error}. Write it with numpy.savez."
+            f"{path} cannot be read as arrays by name: {error}. Write it with numpy.savez."
         ) from error
 
 
