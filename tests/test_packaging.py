@@ -12,7 +12,7 @@ from shutil import copytree, ignore_patterns
 import pytest
 import torch
 
-from intaglio.exporter.export import export
+from intaglio import export
 
 ROOT = Path(__file__).parents[1]
 ROOMS: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"][
