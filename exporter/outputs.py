@@ -12,12 +12,14 @@ def name_outputs(module: nn.Module, value: Any) -> dict[str, Tensor]:
     """Give each tensor that `module` returned its name.
 
     A mapping keeps its keys, a tuple or list numbers them ``output_0`` and so on, entries that
-    are None left out.  A single tensor is ``logits`` when its last dimension is the vocabulary of
-    an embedding of the module, else ``output``.
+    are None left out.  A single tensor, also as in ``return logits, None``, is ``logits`` when its
+    last dimension is the vocabulary of an embedding of the module, else ``output``.
 
     Raises:
         TraceError: if the value holds anything but tensors and None, or no tensor at all.
     """
+    if isinstance(value, tuple | list) and sum(entry is not None for entry in value) == 1:
+        value = next(entry for entry in value if entry is not None)
     if isinstance(value, Tensor):
         return {"logits" if _is_vocabulary(module, value) else "output": value}
     entries: dict[str, Any] = {}

@@ -30,7 +30,7 @@ from .weights import tied_names
 
 OPSET = 27
 TORCH_OPSET = 23
-TRACED = tuple(op for op in OPS if op.torch_op is not None)
+TRANSLATIONS = {op.torch_op: op.translation for op in OPS if op.translation is not None}
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -98,7 +98,7 @@ def _convert(source: Source, program: ExportedProgram) -> ir.Model:
                 optimize=False,
                 verbose=False,
                 dynamic_shapes={name: source.dynamic.get(name, {}) for name in source.inputs},
-                custom_translation_table={op.torch_op: op.translation for op in TRACED},
+                custom_translation_table=TRANSLATIONS,
             )
     except Exception as error:
         raise TraceError(_explain(error)) from error
@@ -193,7 +193,7 @@ def _name_tied(graph: ir.Graph, aliases: dict[str, str]) -> None:
 
 def _adopt_standard_ops(model: ir.Model) -> None:
     """Move the ops that PyTorch's converter cannot label yet into the standard's own domain."""
-    domains = {op.onnx_type: op.domain for op in TRACED}
+    domains = {op.onnx_type: op.domain for op in OPS}
     for node in model.graph.all_nodes():
         if node.domain == DOMAIN:
             node.domain, node.version = domains[node.op_type], None

@@ -131,7 +131,7 @@ class _Run:
     limits: Mapping[str, float]
     progress: Progress | None
 
-    def compare(self, splits: Sequence[Sequence[int]]) -> tuple[list[Row], list[str]]:
+    def compare(self, splits: Sequence[Sequence[int]]) -> tuple[list[Row], tuple[str, ...]]:
         """Rows of every output and state for each split, and the states unknown to the source."""
         manifest = self.session.manifest
         specs = {spec.input: spec for spec in manifest.states}
@@ -149,7 +149,7 @@ class _Run:
                 others.add(sum(split), last, {name: first[name] for name in unknown})
                 rows += self._rows(STATE, others, split, f"split {_words(splits[0])}")
             first = first or last
-        return rows, unknown
+        return rows, tuple(unknown)
 
     def _follow(
         self, split: Sequence[int], specs: Sequence[StateSpec]

@@ -28,10 +28,11 @@ class Attention(nn.Module):
 
     def keys(self, x: Tensor) -> Tensor:
         place = torch.arange(1, x.shape[1] + 1)[:, None]
-        return self.key(x).unflatten(-1, (GROUPS, SIZE)).transpose(1, 2) * place
+        k: Tensor = self.key(x).unflatten(-1, (GROUPS, SIZE)).transpose(1, 2)
+        return k * place
 
     def forward(self, x: Tensor) -> Tensor:
-        q = x.unflatten(-1, (HEADS, SIZE)).transpose(1, 2)
+        q = x.view(*x.shape[:2], HEADS, SIZE).transpose(1, 2)
         k = self.keys(x).repeat_interleave(HEADS // GROUPS, 1)
         y = F.scaled_dot_product_attention(query=q, key=k, value=2 * k, is_causal=True)
         again = F.scaled_dot_product_attention(q, 3 * k, k, is_causal=True)
@@ -50,7 +51,8 @@ class Recurrent(nn.Module):
     def mixed(self, x: Tensor) -> Tensor:
         y = x.transpose(1, 2)
         y = F.pad(y, (KERNEL - 1, 0)) if self.padded else y
-        return self.conv(y)[..., : x.shape[1]].transpose(1, 2)
+        mixed: Tensor = self.conv(y)[..., : x.shape[1]].transpose(1, 2)
+        return mixed
 
     def decay(self, x: Tensor) -> Tensor:
         return F.logsigmoid(x[..., :GROUPS])
@@ -76,7 +78,7 @@ class Model(nn.Module):
         return x
 
     def inputs_of(self, index: int, input_ids: Tensor) -> Tensor:
-        x = self.embed(input_ids)
+        x: Tensor = self.embed(input_ids)
         for layer in list(self.layers)[:index]:
             x = x + layer(x)
         return x
@@ -222,7 +224,7 @@ def test_linear_attention_states_follow_its_recurrence(source: Source, found: Re
     layer = module.layers[1]
     assert isinstance(layer, Recurrent)
     x = module.inputs_of(1, ids)
-    k = layer.mixed(x).unflatten(-1, (GROUPS, -1))
+    k = layer.mixed(x).view(BATCH_SIZE, STEPS, GROUPS, -1)
     gate = layer.decay(x).exp()
     state, states = torch.zeros(BATCH_SIZE, GROUPS, 4, 4, dtype=torch.float64), {}
     for t in range(STEPS):
