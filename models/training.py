@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 HELD_OUT = ("bisect", "colorsys", "fnmatch", "graphlib", "heapq", "shlex", "stat", "textwrap")
-WINDOW = 512  # bytes that a validation sequence holds
+WINDOW = 256  # bytes that a validation sequence holds
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """AdamW with a short warm-up and a cosine to a tenth of `rate`; `time` bytes a sequence."""
 
-    steps: int = 800
+    steps: int = 2000
     batch: int = 8
     time: int = 256
     rate: float = 3e-3

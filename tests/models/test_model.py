@@ -1,0 +1,99 @@
+"""What holds for every model: shapes, causality, gradients, its config and its checkpoints."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from intaglio.errors import SourceError
+from intaglio.models import FORMAT, MODELS, Model, find, save
+from intaglio.models.training import held_out_digest, validate
+
+CHECKPOINTS = Path(__file__).parents[2] / "models" / "checkpoints"
+LOSSES = json.loads((CHECKPOINTS / "losses.json").read_text())
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(
+    params=[(m, p) for m in MODELS for p in m.presets], ids=lambda x: f"{x[0].name}-{x[1]}"
+)
+def model(request: pytest.FixtureRequest) -> tuple[Model, str]:
+    pair: tuple[Model, str] = request.param
+    return pair
+
+
+def built(model: tuple[Model, str]) -> torch.nn.Module:
+    torch.manual_seed(0)
+    module: torch.nn.Module = model[0].build(model[0].presets[model[1]])
+    return module
+
+
+def test_no_token_is_seen_before_its_time(model: tuple[Model, str]) -> None:
+    """A changed token changes nothing before it, in its own row alone, and something from it on."""
+    module = built(model).eval()
+    config = model[0].presets[model[1]]
+    inputs = model[0].inputs(config, 2, 70, torch.Generator().manual_seed(0))
+    changed = {name: value.clone() for name, value in inputs.items()}
+    changed["input_ids"][0, 66] += 1
+    with torch.no_grad():
+        before, after = module(**inputs), module(**changed)
+    assert before.shape == (2, 70, config.vocab_size)
+    assert torch.equal(before[0, :66], after[0, :66])
+    assert torch.equal(before[1], after[1])
+    assert (before[0, 66:] != after[0, 66:]).any(-1).all()
+
+
+def test_gradients_reach_every_parameter(model: tuple[Model, str]) -> None:
+    """No parameter is left out of the forward pass."""
+    module = built(model)
+    config = model[0].presets[model[1]]
+    inputs = model[0].inputs(config, 2, 9, torch.Generator().manual_seed(0))
+    module(**inputs).square().mean().backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_a_config_that_does_not_fit_is_told(model: tuple[Model, str]) -> None:
+    """Unknown values are named with their nearest neighbour."""
+    with pytest.raises(SourceError, match=r"unknown 'hidden_sise' \(perhaps 'hidden_size'\)"):
+        model[0].configure({"hidden_sise": 8})
+
+
+def test_an_unknown_model_is_told_with_those_there_are() -> None:
+    """The nearest name is offered."""
+    with pytest.raises(SourceError, match=r"no model 'lama', perhaps 'llama'.*gated-deltanet, gla"):
+        find("lama")
+    assert find("gla").name == "gla"
+
+
+def test_save_keeps_ties_and_names_the_model(tmp_path: Path) -> None:
+    """Two names of one weight share their storage in the file."""
+    llama = find("llama")
+    config = llama.configure({"hidden_size": 16, "num_layers": 1, "tie_embeddings": True})
+    save(tmp_path / "m.pt", "llama", config, llama.build(config))
+    saved = torch.load(tmp_path / "m.pt", weights_only=True)
+    assert (saved["format"], saved["model"]) == (FORMAT, "llama")
+    state = saved["state_dict"]
+    assert state["lm_head.weight"].data_ptr() == state["embed_tokens.weight"].data_ptr()
+    assert llama.configure(saved["config"]) == config
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES["checkpoints"]))
+def test_the_recorded_loss_of_a_checkpoint_holds(name: str) -> None:
+    """Within 1 % on the text it was recorded on; other Python versions hold another text."""
+    path = CHECKPOINTS / f"{name}.pt"
+    assert path.stat().st_size < 3_000_000
+    saved = torch.load(path, weights_only=True)
+    model = find(saved["model"])
+    module = model.build(model.configure(saved["config"]))
+    module.load_state_dict(saved["state_dict"])
+    same_text = held_out_digest() == LOSSES["held_out_sha256"]
+    recorded = LOSSES["checkpoints"][name]["held_out_loss"]
+    assert math.isclose(validate(module.eval()), recorded, rel_tol=0.01 if same_text else 0.05)
