@@ -454,6 +454,25 @@ def test_a_table_of_positions_ends_the_context(spelling: str, traced: Traced) ->
     assert any(node.op_type == "Gather" for node in model.graph)
 
 
+def test_a_sliced_table_ends_the_context_of_a_graph_from_anywhere() -> None:
+    """The limit is read off the graph, not only off the trace."""
+    model = ir.from_onnx_text("""
+        <ir_version: 10, opset_import: ["" : 24]>
+        g (float[batch, time, 2] x) => (float[batch, time, 2] y)
+        <float[3, 2] table = {1.0, 2.0, 3.0, 4.0, 5.0, 6.0}, int64[1] zero = {0}>
+        {
+          count = Shape <start = 1, end = 2> (x)
+          rows = Slice (table, zero, count, zero)
+          y = Add (x, rows)
+        }
+    """)
+    sliced = next(node for node in model.graph if node.op_type == "Slice").outputs[0]
+    sliced.shape, sliced.type = ir.Shape(["time", 2]), ir.TensorType(ir.DataType.FLOAT)
+    context = Context()
+    Statefulize().run(model, context)
+    assert context.max_context == 3
+
+
 def test_repeated_heads_are_cached_once(traced: Traced) -> None:
     """Keys repeated by head are cached before they are repeated; tiled ones stay as they are."""
     heads = {
