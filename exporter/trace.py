@@ -18,6 +18,8 @@ from intaglio import __version__
 from intaglio.errors import TraceError
 from intaglio.ops import OPS
 from intaglio.ops.op import DOMAIN
+from intaglio.passes.base import Context
+from intaglio.passes.exact.stabilize_log_sigmoid import StabilizeLogSigmoid
 from intaglio.passes.graph import MODULE
 from intaglio.passes.relabel import relabel
 
@@ -69,6 +71,8 @@ def trace(source: Source) -> Traced:
     _name_tied(model.graph, aliases)
     relabel(model, OPSET)
     _adopt_standard_ops(model)
+    # PyTorch writes log-sigmoid as Log(Sigmoid(x)), which is -inf where trained gates go.
+    StabilizeLogSigmoid().run(model, Context())
     check_trace(source, program, model, max_context)
     return Traced(
         model=model,

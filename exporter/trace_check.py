@@ -77,10 +77,17 @@ def _explain(
     what: str,
 ) -> str:
     path = _first_wrong_module(source, program, inputs)
-    who = "The model" if path is None else named(path)
+    where = f"{shape[0]} rows of {shape[1]} tokens"
+    if path is None:
+        return (
+            f"PyTorch captured the model rightly but converted it to an ONNX graph that gives "
+            f"something else on {where} ({what}): an operation was converted wrongly or loses "
+            "precision. Write it with other operations."
+        )
+    who = named(path)
     return (
         f"{who[0].upper()}{who[1:]} was frozen when it was traced with {EXAMPLE_TIME} tokens: on "
-        f"{shape[0]} rows of {shape[1]} the graph does not give what PyTorch gives ({what}). {MEND}"
+        f"{where} the graph does not give what PyTorch gives ({what}). {MEND}"
     )
 
 

@@ -274,6 +274,15 @@ def test_tracing_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr() == ("", "")
 
 
+def test_gates_far_below_zero_are_traced_as_they_are() -> None:
+    """Trained gates reach logits of -1000, where PyTorch's Log(Sigmoid(x)) is -inf."""
+
+    def gate(_: Mixer, x: Tensor) -> Tensor:
+        return F.logsigmoid(1000 * x).clamp(min=-300.0) + F.logsigmoid(1000 * x) / 1000
+
+    assert trace(source(gate)).model.graph.num_nodes()
+
+
 def test_a_sliced_table_limits_the_context() -> None:
     """A table of 160 rows, sliced to T, is a limit of the model; without one there is none."""
     assert trace(source(attend)).max_context == 160
