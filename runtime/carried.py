@@ -133,7 +133,10 @@ class Carried:
     def advance(self, time: int) -> None:
         """Make the states that a step of `time` tokens left the current ones."""
         self.side = 1 - self.side
-        self.past_length += time
+        if self.batch == 1:
+            self.past_length[0] += time  # a tenth of what the same costs as array arithmetic
+        else:
+            self.past_length += time
         self.longest += time
 
     def reserve(self, tokens: int) -> None:

@@ -48,7 +48,7 @@ class Deviation:
         """As it stands in a manifest or report; what is no number is a string there."""
         return {
             "error": _plain(self.error),
-            "limit": self.limit,
+            "limit": _plain(self.limit),
             "difference": _plain(self.difference),
             "reference": _plain(self.reference),
             "worst_step": self.worst_step,
