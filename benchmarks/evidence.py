@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -88,7 +89,8 @@ def run(description: str | None, measure: Callable[[bool], list[Row]]) -> None:
     options = parser.parse_args()
     rows = measure(options.quick)
     if options.json:
-        facts = {"machine": machine(), "versions": versions(), "quick": options.quick}
+        command = f"python benchmarks/{Path(sys.argv[0]).name}{' --quick' if options.quick else ''}"
+        facts = {"command": command, "machine": machine(), "versions": versions()}
         print(json.dumps({**facts, "rows": [asdict(row) for row in rows]}, indent=2))
         return
     table = Table("", "value", "unit", "target", "holds", "against", "note")
@@ -96,4 +98,5 @@ def run(description: str | None, measure: Callable[[bool], list[Row]]) -> None:
     for row in rows:
         cells = [row.name, f"{row.value:.4g}", row.unit, row.target or "", verdict[row.holds]]
         table.add_row(*cells, row.against or "", row.note)
-    Console().print(table)
+    console = Console()
+    Console(width=None if console.is_terminal else 160).print(table)
