@@ -65,6 +65,7 @@ class Session:
 
         Raises:
             BundleError: if the bundle is absent, incomplete, changed or not for this target.
+            InputError: if `capacity` is below 1.
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         if capacity is not None and capacity < 1:
