@@ -6,4 +6,12 @@ from .linear_attention import LINEAR_ATTENTION, linear_attention
 
 OPS = (ATTENTION, CAUSAL_CONV_WITH_STATE, LINEAR_ATTENTION)
 
-__all__ = ["OPS", "attention", "causal_conv_with_state", "linear_attention"]
+__all__ = [
+    "ATTENTION",
+    "CAUSAL_CONV_WITH_STATE",
+    "LINEAR_ATTENTION",
+    "OPS",
+    "attention",
+    "causal_conv_with_state",
+    "linear_attention",
+]

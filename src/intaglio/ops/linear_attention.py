@@ -7,7 +7,7 @@ Per head, with state S [dk, dv], log decay g and update rate b:
     S <- S + k_t u^T,   o_t = scale S^T q_t
 
 `linear_attention` goes through the torch op ``intaglio::linear_attention``, so that a traced
-graph holds one node for it.
+graph holds one node for it; where gradients are recorded, it is differentiable PyTorch instead.
 """
 
 import torch
@@ -57,7 +57,10 @@ def linear_attention(
     Raises:
         InputError: if an argument does not fit the rule or the others; it is named.
     """
-    outputs: tuple[Tensor, Tensor] = TORCH_OP(
+    arguments = (query, key, value, past_state, decay, beta)
+    recorded = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in arguments)
+    function = forward if recorded and not torch.compiler.is_exporting() else TORCH_OP
+    outputs: tuple[Tensor, Tensor] = function(
         query,
         key,
         value,
