@@ -6,6 +6,8 @@ if __name__ != "intaglio.passes":
 from .base import Pass
 from .exact.fold_constants import FoldConstants
 from .exact.fold_repeated_heads import FoldRepeatedHeads
+from .exact.fuse_rms_norm import FuseRmsNorm
+from .exact.fuse_rotary import FuseRotary
 from .exact.merge_duplicates import MergeDuplicates
 from .exact.remove_dead import RemoveDead
 from .exact.stabilize_log_sigmoid import StabilizeLogSigmoid
@@ -17,6 +19,8 @@ from .lower.ort_relabel import OrtRelabel
 PASSES: tuple[type[Pass], ...] = (
     FoldConstants,
     FoldRepeatedHeads,
+    FuseRmsNorm,
+    FuseRotary,
     MergeDuplicates,
     RemoveDead,
     StabilizeLogSigmoid,

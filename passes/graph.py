@@ -8,6 +8,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 MODULE = "intaglio.module"  # metadata key: path of the PyTorch module a node was traced from
+FOLDED = "intaglio.folded"  # metadata key of initializers that are no parameters: folded constants
 
 Dim = int | str
 Shape = Sequence[Dim]
@@ -77,6 +78,19 @@ def dims(value: ir.Value | None) -> tuple[Dim, ...] | None:
 def set_dims(value: ir.Value, shape: Shape) -> None:
     """Give `value` the shape `shape`."""
     value.shape = ir.Shape(list(shape))
+
+
+def producer(value: ir.Value | None, *ops: str) -> ir.Node | None:
+    """The node that computes `value`, if it is one of the standard operators `ops`."""
+    node = None if value is None else value.producer()
+    return node if node is not None and node.op_type in ops and not node.domain else None
+
+
+def factors(value: ir.Value | None) -> list[tuple[ir.Value, ir.Value]]:
+    """Both orders of the two factors of a product; nothing where `value` is none."""
+    node = producer(value, "Mul")
+    a, b = node.inputs if node else (None, None)
+    return [] if a is None or b is None else [(a, b), (b, a)]
 
 
 def _serial(graph: ir.Graph) -> int:

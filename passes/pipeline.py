@@ -16,6 +16,8 @@ from .base import Context, Exact, Lower, Pass, PassResult
 from .check import check as check_pass
 from .exact.fold_constants import FoldConstants
 from .exact.fold_repeated_heads import FoldRepeatedHeads
+from .exact.fuse_rms_norm import FuseRmsNorm
+from .exact.fuse_rotary import FuseRotary
 from .exact.merge_duplicates import MergeDuplicates
 from .exact.remove_dead import RemoveDead
 from .exact.stabilize_log_sigmoid import StabilizeLogSigmoid
@@ -62,6 +64,7 @@ def standard(kv: Literal["static", "grow"] = "static", extra: Sequence[Pass] = (
         FoldConstants(),
         MergeDuplicates(),
         StabilizeLogSigmoid(),
+        FuseRmsNorm(),
         # what the user asked for
         *extra,
         # carry the past in states
@@ -70,6 +73,7 @@ def standard(kv: Literal["static", "grow"] = "static", extra: Sequence[Pass] = (
         # tidy what that left
         FoldConstants(),
         MergeDuplicates(),
+        FuseRotary(),
         RemoveDead(),
     ]
 

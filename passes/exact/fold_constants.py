@@ -8,8 +8,7 @@ import onnx_ir as ir
 import onnxscript.optimizer
 
 from intaglio.passes.base import Context, Exact, PassResult
-
-FOLDED = "intaglio.folded"  # metadata of initializers that are no parameters but folded constants
+from intaglio.passes.graph import FOLDED
 
 
 class FoldConstants(Exact):

@@ -1,13 +1,14 @@
 """Compute equal things once: nodes with the same operator, attributes and inputs become one.
 
-Initializers are never merged, even when their contents are equal: two norms that start at ones are
-two parameters, and a pass that edits one must not edit the other.
+Parameters are never merged, even when their contents are equal: two norms that start at ones are
+two parameters, and a pass that edits one must not edit the other.  Folded constants are.
 """
 
 import onnx_ir as ir
 from onnx_ir.passes import common
 
 from intaglio.passes.base import Context, Exact, PassResult
+from intaglio.passes.graph import FOLDED
 
 
 class MergeDuplicates(Exact):
@@ -15,7 +16,23 @@ class MergeDuplicates(Exact):
 
     def run(self, model: ir.Model, context: Context) -> PassResult:  # noqa: ARG002
         """Merge until nothing more merges, since merging inputs makes further nodes equal."""
-        changed = False
+        changed = _merge_constants(model.graph)
         while common.CommonSubexpressionEliminationPass()(model).modified:
             changed = True
         return PassResult(changed=changed)
+
+
+def _merge_constants(graph: ir.Graph) -> bool:
+    """Let users of equal folded constants share the first of them."""
+    first: dict[tuple[object, ...], ir.Value] = {}
+    merged = False
+    for value in list(graph.initializers.values()):
+        tensor = value.const_value
+        if FOLDED not in value.metadata_props or tensor is None or value.is_graph_output():
+            continue
+        kept = first.setdefault((tensor.dtype, tuple(tensor.shape), tensor.tobytes()), value)
+        if kept is not value:
+            value.replace_all_uses_with(kept)
+            del graph.initializers[str(value.name)]
+            merged = True
+    return merged
