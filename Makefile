@@ -29,9 +29,9 @@ pytest: env
 
 demo: env ## Export a trained checkpoint, verify it, stream text from it
 	rm -rf demo
-	$(BIN)/intaglio export models/checkpoints/llama.pt -o demo/bundle
-	$(BIN)/intaglio verify demo/bundle --against models/checkpoints/llama.pt
-	$(BIN)/intaglio run demo/bundle --prompt 'def ' --steps 200
+	$(BIN)/intaglio export models/checkpoints/gated_deltanet.pt -o demo/bundle
+	$(BIN)/intaglio verify demo/bundle --against models/checkpoints/gated_deltanet.pt
+	$(BIN)/intaglio run demo/bundle --prompt 'def ' --steps 400 --temperature 0.7 --seed 1
 
 clean: ## Remove the environment and everything built
 	rm -rf $(VENV) build dist demo *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

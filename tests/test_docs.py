@@ -24,7 +24,7 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOT_RUN: dict[str, str] = {
     "make demo": "builds an environment of its own; what it does with intaglio is run by itself",
     "make test": "runs this test",
-    "make clean": "removes the environment that runs this test",
+    "make env": "builds an environment of its own; this test runs in it",
 }
 
 

@@ -81,8 +81,9 @@ def installed(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (wheel,) = dist.glob("*.whl")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
     python = environment / "bin" / "python"
-    pip = [sys.executable, "-P", "-m", "pip", "--python", python]
-    subprocess.run([*pip, "install", "--quiet", "-c", ROOT / "constraints.txt", wheel], check=True)
+    pip = [sys.executable, "-P", "-m", "pip", "--python", str(python)]
+    constraints = str(ROOT / "constraints.txt")
+    subprocess.run([*pip, "install", "--quiet", "-c", constraints, str(wheel)], check=True)
     return python.parent
 
 

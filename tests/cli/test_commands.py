@@ -13,8 +13,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from intaglio import __version__
-from intaglio.cli import doctor
-from intaglio.cli.commands import app
+from intaglio.cli import commands, doctor
+from intaglio.cli.frame import app
 from intaglio.errors import BundleError, ParityError
 
 TERMINAL_CODES = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
@@ -33,6 +33,7 @@ def intaglio(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 def invoke(*arguments: str | Path) -> Result:
     """Run the command within this process."""
+    assert commands  # importing it adds the commands to the app
     return CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="intaglio")
 
 

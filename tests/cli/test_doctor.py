@@ -35,7 +35,7 @@ def test_a_broken_engine_is_told_not_raised(monkeypatch: pytest.MonkeyPatch) -> 
     def broken(name: str) -> None:
         raise ImportError(f"{name}: libfoo.so is missing")
 
-    monkeypatch.setattr(doctor.importlib, "import_module", broken)
+    monkeypatch.setattr(importlib, "import_module", broken)
 
     assert doctor.diagnose().engine_error == "onnxruntime: libfoo.so is missing"
 

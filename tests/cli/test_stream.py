@@ -29,7 +29,7 @@ def test_a_stop_ends_the_text(bundle: Path) -> None:
     def run(stop: list[str]) -> list[int]:
         session = Session.load(bundle)
         return stream.continue_text(
-            session, "ab", stop, str, max_new_tokens=20, temperature=1.0, seed=3
+            session, "ab", stop, lambda _: None, max_new_tokens=20, temperature=1.0, seed=3
         )[0]
 
     made = run([])
