@@ -5,6 +5,7 @@ the path they have in the repository.  A Python block that starts with `# name.p
 file, for the blocks after it to use.
 """
 
+import json
 import os
 import re
 import subprocess
@@ -74,6 +75,21 @@ def test_what_does_not_run_is_still_there() -> None:
     }
 
     assert set(NOT_RUN) <= lines
+
+
+def test_figures_are_those_that_the_benchmarks_recorded() -> None:
+    """Each number of the README's ratios is a value of the script in its row, rounded."""
+    rows = re.findall(
+        r"^\|[^|]+\| ([^|]+) \|[^|]+\| `(\w+)\.py` \|$",
+        (ROOT / "README.md").read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
+
+    assert rows
+    for ratio, script in rows:
+        recorded = json.loads((ROOT / "benchmarks" / "results" / f"{script}.json").read_text())
+        values = {f"{row['value']:.2f}" for row in recorded["rows"]}
+        assert set(re.findall(r"[\d.]+", ratio)) <= values, f"{ratio}: {script}"
 
 
 def test_links_between_documents_lead_somewhere() -> None:
