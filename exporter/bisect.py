@@ -194,10 +194,9 @@ def _describe(
     carried: bool,
 ) -> Divergence:
     region = list(_region(value, agreed))
-    computing = [node for node in region if node.op_type not in MOVES] or region
     changed = tuple(_changed(region, *initializers))
-    owners = [n for n in computing if any(v is not None and v.name in changed for v in n.inputs)]
-    node = (owners or computing)[-1]
+    blamed = [n for n in region if _reads(n, changed)] or region
+    node = next((n for n in reversed(blamed) if n.op_type not in MOVES), blamed[-1])
     return Divergence(
         module=module_of(node),
         op=node.op_type,
@@ -208,6 +207,14 @@ def _describe(
         parameters=changed,
         others=tuple(str(other.name) for other in region if other is not node),
     )
+
+
+def _reads(node: ir.Node, names: Sequence[str]) -> bool:
+    """Whether `node` takes one of the parameters `names`, transposed or cast perhaps."""
+    values = [value for value in node.inputs if value is not None]
+    moved = [v.producer() for v in values if v.name not in names]
+    moves = [n for n in moved if n is not None and n.op_type in MOVES]
+    return any(v.name in names for v in values) or any(_reads(n, names) for n in moves)
 
 
 def _region(value: ir.Value, agreed: set[str]) -> Iterator[ir.Node]:

@@ -1,5 +1,8 @@
 """Layers that every language model here has: norm, feed-forward, the residual stream."""
 
+from collections.abc import Sequence
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -50,28 +53,35 @@ class Block(nn.Module):
         return y
 
 
+class Sizes(Protocol):
+    """What the config of every language model says of all but its mixers."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def intermediate_size(self) -> int: ...
+    @property
+    def norm_eps(self) -> float: ...
+    @property
+    def tie_embeddings(self) -> bool: ...
+
+
 class LanguageModel(nn.Module):
     """Token embedding, blocks around the given mixers, a norm and the logits."""
 
-    def __init__(
-        self,
-        mixers: list[nn.Module],
-        *,
-        vocab_size: int,
-        hidden_size: int,
-        intermediate_size: int,
-        norm_eps: float,
-        tie_embeddings: bool,
-    ) -> None:
+    def __init__(self, mixers: Sequence[nn.Module], sizes: Sizes) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(vocab_size, hidden_size)
+        self.embed_tokens = nn.Embedding(sizes.vocab_size, sizes.hidden_size)
         self.layers = nn.ModuleList(
-            Block(mixer, hidden_size, intermediate_size, norm_eps) for mixer in mixers
+            Block(mixer, sizes.hidden_size, sizes.intermediate_size, sizes.norm_eps)
+            for mixer in mixers
         )
-        self.norm = RMSNorm(hidden_size, norm_eps)
-        self.lm_head = nn.Linear(hidden_size, vocab_size, bias=False)
+        self.norm = RMSNorm(sizes.hidden_size, sizes.norm_eps)
+        self.lm_head = nn.Linear(sizes.hidden_size, sizes.vocab_size, bias=False)
         self.apply(_initialise)
-        if tie_embeddings:
+        if sizes.tie_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
 
     def forward(self, input_ids: Tensor) -> Tensor:

@@ -117,19 +117,7 @@ def build(config: Config) -> LanguageModel:
         else GatedDeltaNet(config)
         for layer in range(config.num_layers)
     ]
-    return LanguageModel(
-        mixers,
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        norm_eps=config.norm_eps,
-        tie_embeddings=config.tie_embeddings,
-    )
-
-
-def inputs(config: Config, batch: int, time: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Random token ids."""
-    return token_ids(config.vocab_size, batch, time, generator)
+    return LanguageModel(mixers, config)
 
 
 GATED_DELTANET = Model(
@@ -137,7 +125,7 @@ GATED_DELTANET = Model(
     summary="Gated DeltaNet with short convolutions and one attention layer in four.",
     config=Config,
     build=build,
-    inputs=inputs,
+    inputs=token_ids,
     presets={"tiny": TINY},
     recipe=Recipe(),
     source="arXiv:2412.06464",

@@ -8,7 +8,6 @@ Source: Yang et al. 2023, arXiv:2312.06635, section 4.
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -77,19 +76,7 @@ class GatedLinearAttention(nn.Module):
 
 def build(config: Config) -> LanguageModel:
     """The module of `config`, freshly initialised."""
-    return LanguageModel(
-        [GatedLinearAttention(config) for _ in range(config.num_layers)],
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        norm_eps=config.norm_eps,
-        tie_embeddings=config.tie_embeddings,
-    )
-
-
-def inputs(config: Config, batch: int, time: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Random token ids."""
-    return token_ids(config.vocab_size, batch, time, generator)
+    return LanguageModel([GatedLinearAttention(config) for _ in range(config.num_layers)], config)
 
 
 GLA = Model(
@@ -97,7 +84,7 @@ GLA = Model(
     summary="Gated Linear Attention: a matrix state with a learned decay per key.",
     config=Config,
     build=build,
-    inputs=inputs,
+    inputs=token_ids,
     presets={"tiny": TINY},
     recipe=Recipe(),
     source="arXiv:2312.06635",

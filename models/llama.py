@@ -92,19 +92,7 @@ def sliding_window(time: int, window: int, device: torch.device) -> Tensor:
 
 def build(config: Config) -> LanguageModel:
     """The module of `config`, freshly initialised."""
-    return LanguageModel(
-        [Attention(config) for _ in range(config.num_layers)],
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        norm_eps=config.norm_eps,
-        tie_embeddings=config.tie_embeddings,
-    )
-
-
-def inputs(config: Config, batch: int, time: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Random token ids."""
-    return token_ids(config.vocab_size, batch, time, generator)
+    return LanguageModel([Attention(config) for _ in range(config.num_layers)], config)
 
 
 LLAMA = Model(
@@ -112,7 +100,7 @@ LLAMA = Model(
     summary="Transformer with RoPE, grouped queries and an optional sliding window.",
     config=Config,
     build=build,
-    inputs=inputs,
+    inputs=token_ids,
     presets={"tiny": TINY, "window": WINDOW},
     recipe=Recipe(),
     source="arXiv:2302.13971, arXiv:2310.06825",

@@ -66,11 +66,9 @@ class Model:
         return self.config(**values)
 
 
-def token_ids(
-    vocabulary: int, batch: int, time: int, generator: torch.Generator
-) -> dict[str, Tensor]:
-    """Random token ids [batch, time], the input of every language model."""
-    return {"input_ids": torch.randint(vocabulary, (batch, time), generator=generator)}
+def token_ids(config: Any, batch: int, time: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Random token ids [batch, time] below `config.vocab_size`: the input of a language model."""
+    return {"input_ids": torch.randint(config.vocab_size, (batch, time), generator=generator)}
 
 
 def save(path: str | Path, model: str, config: Any, module: nn.Module) -> None:

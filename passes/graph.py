@@ -158,10 +158,9 @@ class Emitter:
 
 
 def replace_uses(old: ir.Value, new: ir.Value) -> None:
-    """Let every consumer of `old` take `new`; a graph output keeps its name."""
-    outputs = old.is_graph_output()
+    """Let every consumer of `old` take `new`, which means the same and takes over its name."""
     name = old.name
     ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
-    if outputs:
+    if new.producer() is not None:
         old.name = f"{name}.before"
         new.name = name

@@ -53,6 +53,7 @@ def package_files() -> set[str]:
         for package, folder in ROOMS.items()
         for path in (ROOT / folder).rglob("*")
         if path.suffix in (".py", ".json") or path.name == "py.typed"
+        if path.parent.name != "checkpoints"
     }
 
 

@@ -15,14 +15,14 @@ they start at `Timing.sources` and meet the data at `Timing.frontier`, where sta
 row its own offset.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 import onnx_ir as ir
 
 from intaglio.errors import PassError
 from intaglio.passes.graph import describe, dims
-from intaglio.state import TIME
+from intaglio.state import BATCH, TIME
 
 
 class Length(Enum):
@@ -69,6 +69,35 @@ class Timing:
 def refuse(node: ir.Node, reason: str) -> PassError:
     """The error for a node that cannot be stepped; the caller raises it."""
     return PassError(f"{describe(node)} {reason}")
+
+
+def batchless(value: ir.Value) -> bool:
+    """Whether `value` is the same for all rows, as positions are."""
+    return all(BATCH not in str(dim) for dim in dims(value) or ())
+
+
+def shifted(fact: Along, by: int) -> Along:
+    """`fact` with its axis moved by `by`."""
+    return replace(fact, axis=fact.axis + by)
+
+
+def moved(fact: Along, axis: int, *, flat: bool | None = None) -> Along:
+    """`fact` with its axis at `axis`."""
+    return replace(fact, axis=axis, flat=fact.flat if flat is None else flat)
+
+
+def only(node: ir.Node, timing: Timing, index: int = 0) -> Along:
+    """The fact of input `index`; no other input may depend on tokens."""
+    fact = timing.of(node.inputs[index])
+    others = [timing.of(v) for i, v in enumerate(node.inputs) if i != index]
+    if not isinstance(fact, Along) or any(isinstance(other, Along) for other in others):
+        raise refuse(node, "takes values of tokens where only constants keep tokens apart.")
+    return fact
+
+
+def normal(axis: int, rank: int) -> int:
+    """`axis` counted from the front."""
+    return axis + rank if axis < 0 else axis
 
 
 def analyse(graph: ir.Graph) -> Timing:

@@ -1,0 +1,80 @@
+"""Rules for the operators that statefulize gives a state, and for rotary positions."""
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from intaglio.passes.graph import attribute, dims
+
+from .time import Along, Fact, Timing, only, refuse
+
+
+def attention(node: ir.Node, timing: Timing) -> Sequence[Fact]:
+    for name, value in zip(("query", "key", "value"), node.inputs, strict=False):
+        fact = timing.of(value)
+        rank = len(dims(value) or ()) if value is not None else 0
+        if fact is None:
+            raise refuse(
+                node,
+                f"takes its {name} from outside the sequence (cross attention), which has no step.",
+            )
+        if fact != Along(2) or rank != 4:
+            raise refuse(node, f"has a {name} that is not [batch, heads, time, head size].")
+    if not attribute(node, "is_causal", 0):
+        raise refuse(
+            node,
+            "lets each token attend to later ones (is_causal is not set and there is no causal "
+            "mask), so it cannot be stepped.",
+        )
+    timing.mixers.append(node)
+    return [Along(2)]
+
+
+def linear_attention(node: ir.Node, timing: Timing) -> Sequence[Fact]:
+    for index, value in enumerate(node.inputs):
+        if value is not None and index != 3 and timing.of(value) != Along(1):
+            raise refuse(node, f"has an input {index} that is not [batch, time, ...].")
+    timing.mixers.append(node)
+    return [Along(1), None]
+
+
+def conv(node: ir.Node, timing: Timing) -> Sequence[Fact]:
+    fact = only(node, timing)
+    weight = dims(node.inputs[1]) or ()
+    spatial = fact.axis - 2
+    if fact.axis == 0 and not (fact.lead or fact.trail):
+        return [fact]
+    if spatial < 0:
+        raise refuse(node, "has time as its channels: it sums over time.")
+    size = len(weight) - 2
+    kernel = int(weight[fact.axis])
+    reach = (kernel - 1) * list(attribute(node, "dilations") or [1] * size)[spatial]
+    pads = list(attribute(node, "pads") or [0] * 2 * size)
+    lead, trail = fact.lead + pads[spatial], fact.trail + pads[spatial + size]
+    auto = attribute(node, "auto_pad", "NOTSET")
+    if auto not in ("NOTSET", b"NOTSET", "VALID", b"VALID"):
+        raise refuse(node, f"pads itself ({auto}), which looks ahead in time.")
+    if list(attribute(node, "strides") or [1] * size)[spatial] != 1:
+        raise refuse(node, "skips tokens (its stride along time is not 1).")
+    if lead < reach:
+        raise refuse(
+            node,
+            f"looks {reach - lead} tokens ahead: a causal convolution of kernel {kernel} is padded "
+            f"by {reach} on the left.",
+        )
+    if lead > reach or trail < 0:
+        raise refuse(node, "shifts the sequence in time by more than its kernel.")
+    if kernel > 1:
+        if size > 1 or fact.flat:
+            raise refuse(node, "is a convolution over time and space at once.")
+        timing.mixers.append(node)
+    return [Along(fact.axis, fact.flat, lead=0, trail=trail)]
+
+
+def rotary(node: ir.Node, timing: Timing) -> Sequence[Fact]:
+    fact = timing.of(node.inputs[0])
+    tables = [timing.of(value) for value in node.inputs[1:]]
+    rank = len(dims(node.inputs[0]) or ())
+    if fact != Along(2 if rank == 4 else 1) or None in tables:
+        raise refuse(node, "rotates something that is not a sequence at its positions.")
+    return [fact]

@@ -1,0 +1,178 @@
+"""Rules for operators that move, cut or join entries: time must come through in one piece."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from intaglio.passes.graph import attribute, constant, dims, input_of, integers
+from intaglio.state import BATCH, TIME
+
+from .time import Along, Fact, Timing, batchless, moved, normal, only, refuse, shifted
+
+
+def transpose(node: ir.Node, timing: Timing) -> Sequence[Fact]:
+    fact = only(node, timing)
+    rank = len(dims(node.inputs[0]) or ())
+    perm = list(attribute(node, "perm") or reversed(range(rank)))
+    return [moved(fact, perm.index(fact.axis))]
+
+
+def unsqueeze(node: ir.Node, timing: Timing) -> Sequence[Fact]:
+    fact, added = only(node, timing), integers(node.inputs[1])
+    if added is None:
+        raise refuse(node, "adds axes that are not constant.")
+    rank = len(dims(node.inputs[0]) or ()) + len(added)
+    new = {normal(axis, rank) for axis in added}
+    kept = [axis for axis in range(rank) if axis not in new]
+    return [moved(fact, kept[fact.axis])]
+
+
+def squeeze(node: ir.Node, timing: Timing) -> Sequence[Fact]:
+    fact, gone = only(node, timing), integers(input_of(node, 1))
+    rank = len(dims(node.inputs[0]) or ())
+    if gone is None or fact.axis in {normal(axis, rank) for axis in gone}:
+        raise refuse(node, "squeezes the time axis: the number of tokens was frozen to one.")
+    return [moved(fact, fact.axis - sum(normal(axis, rank) < fact.axis for axis in gone))]
+
+
+def _factors(shape: Sequence[int | str]) -> tuple[int, Counter[str]]:
+    """A product of dimensions as its integer part and its symbols."""
+    number, symbols = 1, Counter[str]()
+    for dim in shape:
+        for factor in str(dim).replace("(", "").replace(")", "").split("*"):
+            if factor.strip().isdigit():
+                number *= int(factor)
+            else:
+                symbols[factor.strip()] += 1
+    return number, symbols
+
+
+def reshape(node: ir.Node, timing: Timing) -> Sequence[Fact]:
+    fact = only(node, timing)
+    before, after = dims(node.inputs[0]), dims(node.outputs[0])
+    if before is None or after is None:
+        raise refuse(node, "has an unknown shape.")
+    outer = _factors(before[: fact.axis])
+    length = _factors(before[fact.axis : fact.axis + 1])
+    for axis, dim in enumerate(after):
+        if _factors(after[:axis]) == outer and _factors([dim]) == length:
+            return [moved(fact, axis)]
+        if fact.flat and axis and tuple(after[axis - 1 : axis + 1]) == (BATCH, TIME):
+            if _factors(after[: axis - 1]) == outer:
+                return [moved(fact, axis, flat=False)]
+            continue
+        if fact.flat or not fact.axis or before[fact.axis - 1] != BATCH:
+            continue
+        rows = _factors(before[: fact.axis - 1])
+        if _factors([dim]) == _factors([BATCH, TIME]) and _factors(after[:axis]) == rows:
+            return [moved(fact, axis, flat=True)]
+    raise refuse(
+        node,
+        f"reshapes {list(before)} to {list(after)}, which loses the time axis: the number of "
+        "tokens is merged with something else or was frozen to a constant.",
+    )
+
+
+def expand(node: ir.Node, timing: Timing) -> Sequence[Fact]:
+    fact = timing.of(node.inputs[0])
+    shape = dims(node.outputs[0])
+    if not isinstance(fact, Along) or shape is None:
+        raise refuse(node, "expands to a shape that is not known.")
+    moved = shifted(fact, len(shape) - len(dims(node.inputs[0]) or ()))
+    if TIME not in str(shape[moved.axis]) or sum(TIME in str(dim) for dim in shape) > 1:
+        raise refuse(node, "repeats entries along time.")
+    return [Along(moved.axis, moved.flat, moved.positional and batchless(node.outputs[0]))]
+
+
+def concat(node: ir.Node, timing: Timing) -> Sequence[Fact]:
+    rank = len(dims(node.outputs[0]) or ())
+    axis = normal(attribute(node, "axis"), rank)
+    facts = [timing.of(value) for value in node.inputs]
+    along = [fact for fact in facts if isinstance(fact, Along)]
+    if len(along) < len(facts) or len({(f.axis, f.flat, f.lead, f.trail) for f in along}) > 1:
+        raise refuse(node, "joins values that do not all lie along time in the same way.")
+    if axis == along[0].axis:
+        raise refuse(node, "joins sequences along time.")
+    fact = along[0]
+    positional = all(f.positional for f in along) and batchless(node.outputs[0])
+    return [Along(fact.axis, fact.flat, positional, fact.lead, fact.trail)]
+
+
+def split(node: ir.Node, timing: Timing) -> Sequence[Fact]:
+    fact = only(node, timing)
+    rank = len(dims(node.inputs[0]) or ())
+    if normal(attribute(node, "axis", 0), rank) == fact.axis:
+        raise refuse(node, "splits the sequence along time.")
+    return [fact] * len(node.outputs)
+
+
+def cut(node: ir.Node, timing: Timing) -> Sequence[Fact]:
+    fact = timing.of(node.inputs[0])
+    starts, ends = integers(node.inputs[1]), input_of(node, 2)
+    rank = len(dims(node.inputs[0]) or ())
+    axes, steps = integers(input_of(node, 3)), integers(input_of(node, 4))
+    if not isinstance(fact, Along) or starts is None or ends is None:
+        raise refuse(node, "slices at places that depend on the number of tokens.")
+    axes = [normal(axis, rank) for axis in axes or range(len(starts))]
+    if fact.axis not in axes:
+        return [fact]
+    at = axes.index(fact.axis)
+    kept = (dims(node.outputs[0]) or ())[fact.axis]
+    if starts[at] == 0 and (steps or [1] * len(axes))[at] == 1 and kept == TIME and not fact.flat:
+        return [Along(fact.axis, False, fact.positional, fact.lead, 0)]
+    raise refuse(node, "takes only some of the tokens, or takes them in another order.")
+
+
+def pad(node: ir.Node, timing: Timing) -> Sequence[Fact]:
+    fact, pads = only(node, timing), integers(node.inputs[1])
+    rank = len(dims(node.inputs[0]) or ())
+    axes = integers(input_of(node, 3)) or list(range(rank))
+    if pads is None:
+        raise refuse(node, "pads by amounts that are not constant.")
+    where = [normal(axis, rank) for axis in axes]
+    if fact.axis not in where:
+        return [fact]
+    at = where.index(fact.axis)
+    lead, trail = pads[at], pads[at + len(where)]
+    fill = constant(input_of(node, 2))
+    zero = fill is None or not fill.any()
+    if attribute(node, "mode", "constant") not in ("constant", b"constant") or not zero:
+        raise refuse(node, "pads the sequence in time with something else than zeros.")
+    if fact.lead + lead < 0 or fact.trail + trail < 0:
+        raise refuse(node, "cuts tokens off the sequence.")
+    flat, positional = fact.flat, fact.positional
+    return [Along(fact.axis, flat, positional, fact.lead + lead, fact.trail + trail)]
+
+
+def gather(node: ir.Node, timing: Timing) -> Sequence[Fact]:
+    data, indices = timing.of(node.inputs[0]), timing.of(node.inputs[1])
+    rank, picks = len(dims(node.inputs[0]) or ()), len(dims(node.inputs[1]) or ())
+    axis = normal(attribute(node, "axis", 0), rank)
+    if data is None and isinstance(indices, Along):
+        return [shifted(indices, axis)]
+    if isinstance(data, Along) and indices is None:
+        if axis == data.axis:
+            raise refuse(node, "picks tokens out of the sequence.")
+        return [moved(data, data.axis if data.axis < axis else data.axis + picks - 1)]
+    raise refuse(node, "picks entries of one token by another.")
+
+
+def along_elements(node: ir.Node, timing: Timing) -> Sequence[Fact]:
+    """GatherElements and ScatterElements on another axis than time."""
+    rank = len(dims(node.inputs[0]) or ())
+    axis = normal(attribute(node, "axis", 0), rank)
+    along = {fact for fact in map(timing.of, node.inputs) if isinstance(fact, Along)}
+    places = {(fact.axis, fact.flat) for fact in along}
+    whole = all(timing.of(value) is not None for value in node.inputs)
+    if len(places) > 1 or not whole or axis in {fact.axis for fact in along}:
+        raise refuse(node, "moves entries between tokens.")
+    fact = next(iter(along))
+    return [Along(fact.axis, fact.flat)]
+
+
+def tile(node: ir.Node, timing: Timing) -> Sequence[Fact]:
+    fact, repeats = only(node, timing), integers(node.inputs[1])
+    if repeats is None or repeats[fact.axis] != 1:
+        raise refuse(node, "repeats entries along time.")
+    return [fact]
