@@ -158,9 +158,10 @@ def _tail(paths: Sequence[str], own: str) -> str:
     others = [path for path in paths if path != own]
     if not others:
         return ""
-    parts = own.partition("#")[0].split(".")
-    for length in range(1, len(parts) + 1):
+    path = own.partition("#")[0]
+    parts = path.split(".")
+    for length in range(1, len(parts) + 1 if path else 1):
         end = ".".join(parts[-length:])
         if not any(f".{path.partition('#')[0]}".endswith(f".{end}") for path in others):
             return f".{end}"
-    return f".{own.replace('#', '.')}"
+    return f".{own.replace('#', '.').lstrip('.')}"

@@ -1,7 +1,6 @@
 """Statefulize: every accepted graph steps exactly, every other one is refused by name."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -14,7 +13,6 @@ from intaglio.errors import PassError
 from intaglio.ops import linear_attention
 from intaglio.passes import evaluate, pipeline, stepping
 from intaglio.passes.base import Context
-from intaglio.passes.exact.statefulize import Statefulize
 from intaglio.state import Layout
 
 D, HEADS, KV_HEADS, SIZE, VOCABULARY = 32, 4, 2, 8, 31
@@ -415,62 +413,12 @@ def test_what_mixes_tokens_is_refused_by_name(name: str, traced: Traced) -> None
         pipeline.run(model, pipeline.standard(), context)
 
 
-def test_an_unknown_operator_is_refused_as_soon_as_time_reaches_it() -> None:
-    """Nothing is passed through because no rule knows it."""
-    model = ir.from_onnx_text("""
-        <ir_version: 10, opset_import: ["" : 24]>
-        g (float[batch, time, 4] x) => (float[batch, time, 4] y) { y = Det4 (x) }
-    """)
-    with pytest.raises(PassError, match="not known to act on each token alone"):
-        Statefulize().run(model, Context())
-
-
-@pytest.mark.parametrize(
-    ("body", "reason"),
-    [
-        ("y = Reshape <allowzero=0> (x, shape)", "frozen"),
-        ("y = Add (x, long)", "frozen"),
-        ("z = Identity (x) y = Expand (long, whole)", "no time axis|not known"),
-    ],
-)
-def test_a_frozen_number_of_tokens_is_refused(body: str, reason: str) -> None:
-    """A constant that was as long as the example sequence does not pass for a parameter."""
-    model = ir.from_onnx_text(f"""
-        <ir_version: 10, opset_import: ["" : 24]>
-        g (float[batch, time, 4] x) => (float[batch, 5, 4] y)
-        <float[5, 4] long = {{{", ".join(["1.0"] * 20)}}}, int64[3] shape = {{-1, 5, 4}},
-         int64[3] whole = {{1, 5, 4}}>
-        {{ {body} }}
-    """)
-    with pytest.raises(PassError, match=reason):
-        Statefulize().run(model, Context())
-
-
 @pytest.mark.parametrize("spelling", ["embedding", "slice"])
 def test_a_table_of_positions_ends_the_context(spelling: str, traced: Traced) -> None:
     """Thirteen rows of learned positions allow thirteen tokens, however they are looked up."""
     model, context = stepped(Residual(Learned(spelling), Attention("")), traced)
     assert context.max_context == ROWS
     assert any(node.op_type == "Gather" for node in model.graph)
-
-
-def test_a_sliced_table_ends_the_context_of_a_graph_from_anywhere() -> None:
-    """The limit is read off the graph, not only off the trace."""
-    model = ir.from_onnx_text("""
-        <ir_version: 10, opset_import: ["" : 24]>
-        g (float[batch, time, 2] x) => (float[batch, time, 2] y)
-        <float[3, 2] table = {1.0, 2.0, 3.0, 4.0, 5.0, 6.0}, int64[1] zero = {0}>
-        {
-          count = Shape <start = 1, end = 2> (x)
-          rows = Slice (table, zero, count, zero)
-          y = Add (x, rows)
-        }
-    """)
-    sliced = next(node for node in model.graph if node.op_type == "Slice").outputs[0]
-    sliced.shape, sliced.type = ir.Shape(["time", 2]), ir.TensorType(ir.DataType.FLOAT)
-    context = Context()
-    Statefulize().run(model, context)
-    assert context.max_context == 3
 
 
 def test_repeated_heads_are_cached_once(traced: Traced) -> None:
@@ -511,21 +459,3 @@ def test_a_window_keeps_its_last_entries_only(traced: Traced) -> None:
         for spec in context.states:
             assert spec.layout is Layout.WINDOW
             assert spec.shape == ("batch", KV_HEADS, 3, SIZE)
-
-
-def test_recurrent_states_are_single_precision_and_caches_follow_the_activations() -> None:
-    """A half-precision model keeps its sums in single precision."""
-    model = ir.from_onnx_text("""
-        <ir_version: 13, opset_import: ["" : 27]>
-        g (float16[batch, time, 8] x, float16[batch, 2, time, 4] q)
-          => (float16[batch, time, 8] y, float16[batch, 2, time, 4] z)
-        {
-          y, state = LinearAttention <update_rule = "linear", q_num_heads = 2, kv_num_heads = 2,
-            scale = 0.5> (x, x, x)
-          z = Attention <is_causal = 1> (q, q, q)
-        }
-    """)
-    context = Context()
-    Statefulize().run(model, context)
-    dtypes: dict[str, Any] = {spec.port: spec.dtype for spec in context.states}
-    assert dtypes == {"recurrent": "float32", "key": "float16", "value": "float16"}

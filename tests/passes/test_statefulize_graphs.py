@@ -1,0 +1,98 @@
+"""Statefulize on graphs written as text: what no PyTorch module would trace to, or not plainly."""
+
+from typing import Any
+
+import onnx_ir as ir
+import pytest
+from onnx_ir.passes import common
+
+from intaglio.errors import PassError
+from intaglio.passes.base import Context
+from intaglio.passes.exact.statefulize import Statefulize
+
+
+def test_an_unknown_operator_is_refused_as_soon_as_time_reaches_it() -> None:
+    """Nothing is passed through because no rule knows it."""
+    model = ir.from_onnx_text("""
+        <ir_version: 10, opset_import: ["" : 24]>
+        g (float[batch, time, 4] x) => (float[batch, time, 4] y) { y = Det4 (x) }
+    """)
+    with pytest.raises(PassError, match="not known to act on each token alone"):
+        Statefulize().run(model, Context())
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("y = Reshape <allowzero=0> (x, shape)", "frozen"),
+        ("y = Add (x, long)", "frozen"),
+        ("z = Identity (x) y = Expand (long, whole)", "no time axis|not known"),
+    ],
+)
+def test_a_frozen_number_of_tokens_is_refused(body: str, reason: str) -> None:
+    """A constant that was as long as the example sequence does not pass for a parameter."""
+    model = ir.from_onnx_text(f"""
+        <ir_version: 10, opset_import: ["" : 24]>
+        g (float[batch, time, 4] x) => (float[batch, 5, 4] y)
+        <float[5, 4] long = {{{", ".join(["1.0"] * 20)}}}, int64[3] shape = {{-1, 5, 4}},
+         int64[3] whole = {{1, 5, 4}}>
+        {{ {body} }}
+    """)
+    with pytest.raises(PassError, match=reason):
+        Statefulize().run(model, Context())
+
+
+def test_a_sliced_table_ends_the_context_of_a_graph_from_anywhere() -> None:
+    """The limit is read off the graph, not only off the trace."""
+    model = ir.from_onnx_text("""
+        <ir_version: 10, opset_import: ["" : 24]>
+        g (float[batch, time, 2] x) => (float[batch, time, 2] y)
+        <float[3, 2] table = {1.0, 2.0, 3.0, 4.0, 5.0, 6.0}, int64[1] zero = {0}>
+        {
+          count = Shape <start = 1, end = 2> (x)
+          rows = Slice (table, zero, count, zero)
+          y = Add (x, rows)
+        }
+    """)
+    sliced = next(node for node in model.graph if node.op_type == "Slice").outputs[0]
+    sliced.shape, sliced.type = ir.Shape(["time", 2]), ir.TensorType(ir.DataType.FLOAT)
+    context = Context()
+    Statefulize().run(model, context)
+    assert context.max_context == 3
+
+
+def test_states_of_one_module_are_told_apart_by_the_order_of_its_calls() -> None:
+    """A graph without modules counts its calls."""
+    model = ir.from_onnx_text(
+        """
+        <ir_version: 13, opset_import: ["" : 27]>
+        g (float[batch, time, 8] x) => (float[batch, time, 8] z)
+        {
+          y, s = LinearAttention <update_rule = "linear", %s> (x, x, x)
+          z, r = LinearAttention <update_rule = "linear", %s> (y, y, y)
+        }
+    """.replace("%s", "q_num_heads = 2, kv_num_heads = 2")
+    )
+    context = Context()
+    common.ShapeInferencePass()(model)
+    Statefulize().run(model, context)
+    names = [(spec.input, spec.call) for spec in context.states]
+    assert names == [("past.0.recurrent.0", 0), ("past.0.recurrent.1", 1)]
+
+
+def test_recurrent_states_are_single_precision_and_caches_follow_the_activations() -> None:
+    """A half-precision model keeps its sums in single precision."""
+    model = ir.from_onnx_text("""
+        <ir_version: 13, opset_import: ["" : 27]>
+        g (float16[batch, time, 8] x, float16[batch, 2, time, 4] q)
+          => (float16[batch, time, 8] y, float16[batch, 2, time, 4] z)
+        {
+          y, state = LinearAttention <update_rule = "linear", q_num_heads = 2, kv_num_heads = 2,
+            scale = 0.5> (x, x, x)
+          z = Attention <is_causal = 1> (q, q, q)
+        }
+    """)
+    context = Context()
+    Statefulize().run(model, context)
+    dtypes: dict[str, Any] = {spec.port: spec.dtype for spec in context.states}
+    assert dtypes == {"recurrent": "float32", "key": "float16", "value": "float16"}
