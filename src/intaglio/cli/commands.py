@@ -186,18 +186,20 @@ def run_(
         console.message(str(latency))
     elif prompt is not None:
         console.stream(prompt)
-        made, text, latency = stream.continue_text(
-            session,
-            prompt,
-            stop or [],
-            console.stream,
-            max_new_tokens=steps or TOKENS,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-        )
-        console.stream("\n")
+        try:
+            made, text, latency = stream.continue_text(
+                session,
+                prompt,
+                stop or [],
+                console.stream,
+                max_new_tokens=steps or TOKENS,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                seed=seed,
+            )
+        finally:
+            console.stream("\n")
         console.result({"tokens": made, "text": text, "latency": latency.to_json()})
         console.message(str(latency))
 
