@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import sys
 import time
 
@@ -32,6 +33,18 @@ def test_text_and_tables_go_to_stdout_messages_to_stderr(
         ["[red]", "1"],
     ]
     assert err == "working [1/2]\n"
+
+
+def test_names_from_a_bundle_do_not_steer_the_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Escape sequences in what is printed lose their escape character."""
+    console = Console(Flags())
+    console.text("\x1b[2Jname")
+    console.table([["\x1b]0;title\x07"]], ["name"])
+    console.message("\x9b31mred")
+
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", "".join(capsys.readouterr()))
 
 
 def test_json_leaves_one_object_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:

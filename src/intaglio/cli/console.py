@@ -5,6 +5,7 @@ holds exactly one JSON object, whatever happens.
 """
 
 import json
+import re
 import sys
 import tempfile
 import time
@@ -18,6 +19,8 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from intaglio import __version__
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but newline and tab
 
 Report = Callable[[str, float | None], None]  # what is being done, and the part of it done
 
@@ -57,7 +60,7 @@ class Console:
     def text(self, line: str = "") -> None:
         """Print a line of the result for people; nothing under `--json`."""
         if not self.flags.json:
-            self._out.print(line, soft_wrap=True)
+            _print(self._out, line)
 
     def stream(self, text: str) -> None:
         """Print a piece of a result as it comes; nothing under `--json`."""
@@ -77,12 +80,12 @@ class Console:
         for number, row in enumerate([head, *rows]):
             cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
             line = f"  {'  '.join(cells)}".rstrip()
-            self._out.print(line, soft_wrap=True, style=None if number else "dim")
+            _print(self._out, line, style=None if number else "dim")
 
     def message(self, text: str) -> None:
         """Tell people on stderr, unless they asked for quiet."""
         if not self.flags.quiet:
-            self._err.print(text, soft_wrap=True)
+            _print(self._err, text)
 
     def detail(self, text: str) -> None:
         """Tell people who asked for more."""
@@ -104,7 +107,7 @@ class Console:
         """Say what went wrong, under `--json` to machines as well; return the exit code."""
         if self.flags.debug:
             traceback.print_exception(error)
-        self._err.print(f"intaglio: {said}", soft_wrap=True)
+        _print(self._err, f"intaglio: {said}")
         fault = {"type": type(error).__name__, "message": said, "exit_code": code}
         self.result({"error": fault})
         return code
@@ -129,6 +132,15 @@ def _rich(stream: TextIO) -> RichConsole:
     return RichConsole(
         file=stream, force_terminal=stream.isatty(), markup=False, highlight=False, emoji=False
     )
+
+
+def plain(text: str) -> str:
+    """Text with U+FFFD for control characters: neither a model nor a bundle steers a terminal."""
+    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def _print(console: RichConsole, text: str, style: str | None = None) -> None:
+    console.print(plain(text), soft_wrap=True, style=style)
 
 
 def _bars(console: RichConsole) -> Progress:

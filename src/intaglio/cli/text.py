@@ -1,15 +1,15 @@
 """Text and tokens of a bundle: bytes where the vocabulary has 256 entries, else ids in decimal."""
 
 import codecs
-import re
 from typing import Protocol
 
 from intaglio.errors import InputError
 from intaglio.runtime.manifest import Manifest
 from intaglio.state import BATCH, TIME
 
+from .console import plain
+
 BYTES = 256
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # a model must not steer a terminal
 
 
 class Codec(Protocol):
@@ -34,7 +34,7 @@ class ByteCodec:
 
     def decode(self, token: int) -> str:
         """The characters that one more byte completes."""
-        return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", self._decoder.decode(bytes([token])))
+        return plain(self._decoder.decode(bytes([token])))
 
 
 class IdCodec:
