@@ -145,14 +145,31 @@ def test_gradients_agree_with_those_of_the_loop_over_chunks() -> None:
 
 
 def test_the_torch_operator_is_declared_rightly() -> None:
-    """Its schema and its fake tensors agree with what it does."""
+    """Its schema, its fake tensors and where its gradient is registered are what it does."""
     for sample in LINEAR_ATTENTION.samples(torch.float32):
         tensors = ("query", "key", "value", "past_state", "decay", "beta")
-        positional = tuple(sample.get(name) for name in tensors)
+        positional = tuple(
+            None if sample.get(name) is None else sample[name].clone().requires_grad_()
+            for name in tensors
+        )
         options = {"scale": 0.0, "chunk_size": 64}
         options |= {name: value for name, value in sample.items() if name not in tensors}
-        tests = ("test_schema", "test_faketensor")
+        tests = ("test_schema", "test_faketensor", "test_autograd_registration")
         torch.library.opcheck(LINEAR_ATTENTION.torch_op, positional, options, test_utils=tests)
+
+
+def test_the_torch_operator_has_the_gradient_of_the_function() -> None:
+    """Called by itself too, with one tensor as query and key, and a second time."""
+    sample = draw("gated_delta", batch=1, time=3, size=2, strongest=2.0)
+    rest = {name: value for name, value in sample.items() if not isinstance(value, Tensor)}
+    names = ("query", "value", "past_state", "decay", "beta")
+    leaves = [sample[name].clone().requires_grad_() for name in names]
+
+    def operator(query: Tensor, *others: Tensor) -> Any:
+        return LINEAR_ATTENTION.torch_op(query, query, *others, **rest)
+
+    assert torch.autograd.gradcheck(operator, leaves)
+    assert torch.autograd.gradgradcheck(operator, leaves, fast_mode=True)
 
 
 def test_the_standard_and_the_native_kernel_compute_the_samples(

@@ -88,20 +88,20 @@ def _run_chunks(
     k_start, k_end, q_start, kept = k, k, q, None
     if g is not None:
         k_start, k_end = k * g.cumsum(-2).exp(), k * _sums_to_end(g).exp()
-        q_start, kept = q * g.cumsum(-2).exp()[..., None, :, :], g.sum(-2).exp()[..., None]
+        q_start = q * g.cumsum(-2).exp()[..., None, :, :]
+        kept = g.sum(-2).exp()[..., None].unbind(2)
     if b is None:
         scores, new, old = _scores(q, k, g), v, None
     else:
         both = _scores(torch.cat((q, k[..., None, :, :]), -3), k, g)
         scores = both[..., :-1, :, :]
-        new, old = _solve_delta(b * both[..., -1, :, :], b * v, b * k_start)
+        new, carried = _solve_delta(b * both[..., -1, :, :], b * v, b * k_start)
+        old = carried.unbind(2)
     states, updates = [], []
-    for n in range(k.shape[2]):
-        update = new[:, :, n] if old is None else new[:, :, n] - old[:, :, n] @ state
+    for n, (k_n, update) in enumerate(zip(k_end.mT.unbind(2), new.unbind(2), strict=True)):
         states.append(state)
-        updates.append(update)
-        rest = state if kept is None else state * kept[:, :, n]
-        state = rest + k_end[:, :, n].mT @ update
+        updates.append(update if old is None else update - old[n] @ state)
+        state = (state if kept is None else state * kept[n]) + k_n @ updates[-1]
     u, before = (torch.stack(x, 2)[..., None, :, :] for x in (updates, states))
     return scores @ u + q_start @ before, state
 
@@ -152,8 +152,8 @@ def _decayed_scores(x: Tensor, k: Tensor, g: Tensor) -> Tensor:
         first, second = _halves(scores)
         since1, since2 = _halves(since)
         until1, until2 = _halves(until)
-        early, late = (torch.unflatten(y, -2, (-1, 2, size)) for y in (k, x))
-        across = (late[..., 1, :, :] * since2.exp()) @ (early[..., 0, :, :] * until1.exp()).mT
+        early, late = (torch.unflatten(y, -2, (-1, 2, size)).unbind(-3) for y in (k, x))
+        across = (late[1] * since2.exp()) @ (early[0] * until1.exp()).mT
         scores = torch.cat(
             (
                 torch.cat((first, torch.zeros_like(first)), -1),
@@ -168,8 +168,8 @@ def _decayed_scores(x: Tensor, k: Tensor, g: Tensor) -> Tensor:
 
 def _halves(blocks: Tensor) -> tuple[Tensor, Tensor]:
     """Split [..., 2n, size, D] into the first and the second block of each pair."""
-    pairs = torch.unflatten(blocks, -3, (-1, 2))
-    return pairs[..., 0, :, :], pairs[..., 1, :, :]
+    first, second = torch.unflatten(blocks, -3, (-1, 2)).unbind(-3)
+    return first, second
 
 
 def _power_of_two(n: int) -> int:

@@ -41,6 +41,33 @@ def _shapes(
     return query.new_empty(batch, time, q_heads * dv), state
 
 
+def _setup_context(
+    ctx: Any,
+    inputs: tuple[Tensor | None, ...],
+    keyword_only_inputs: Options,
+    output: tuple[Tensor, Tensor],  # noqa: ARG001
+) -> None:
+    ctx.save_for_backward(*inputs)
+    ctx.options = keyword_only_inputs
+
+
+def _backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    """Compute the chunks again, recorded this time, and differentiate them."""
+    again = torch.is_grad_enabled()  # the gradients are to be differentiated themselves
+    with torch.enable_grad():
+        # One tensor may be several arguments: views tell them apart.
+        inputs: list[Any] = [None if x is None else x.view_as(x) for x in ctx.saved_tensors]
+        outputs = forward(*inputs, **ctx.options)
+    needs = ctx.needs_input_grad  # shorter than inputs where trailing ones were left out
+    wanted = [x for x, needed in zip(inputs, needs, strict=False) if needed]
+    found = iter(
+        torch.autograd.grad(outputs, wanted, grads, create_graph=again, materialize_grads=True)
+    )
+    return tuple(next(found) if needed else None for needed in needs)
+
+
+_op.register_autograd(_backward, setup_context=_setup_context)
+
 _node = bare_node("LinearAttention", 27)
 
 
