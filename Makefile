@@ -24,8 +24,8 @@ types: env
 	$(BIN)/mypy -p intaglio
 	$(BIN)/mypy tests $(wildcard benchmarks/*.py)
 
-pytest: env
-	$(BIN)/pytest
+pytest: env # two workers of one thread each: more threads run slower on models this small
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 demo: env ## Export a trained checkpoint, verify it, stream text from it
 	rm -rf demo
