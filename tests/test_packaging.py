@@ -71,7 +71,12 @@ def test_the_sdist_holds_what_the_wheel_is_built_from(dist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
 
-    assert {"pyproject.toml", "README.md", "LICENSE", "src/intaglio/cli/commands.py"} <= names
+    assert {
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "src/intaglio/cli/frame.py",
+    } <= names
     assert {"runtime/manifest.schema.json", "passes/exact/statefulize.py"} <= names
 
 

@@ -1,5 +1,14 @@
 """The command `intaglio`."""
 
-from .commands import main
+import typer
 
-__all__ = ["main"]
+from . import commands
+from .frame import app
+
+__all__ = ["commands", "main"]
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    # Not app(): that would replace sys.excepthook.
+    typer.main.get_command(app)(prog_name="intaglio")

@@ -1,0 +1,8 @@
+"""The commands, one file each: parse, call one function of the library, print.
+
+Everything beyond numpy, ONNX Runtime, typer and rich is imported by the command that needs it, so
+that `--help` and the runtime's commands work without any extra.  Importing this package registers
+them, in the order in which `--help` lists them.
+"""
+
+from . import export, run, verify, inspect, doctor, list_  # noqa: F401, I001

@@ -1,0 +1,29 @@
+"""`intaglio doctor`: what can be built and run here."""
+
+from intaglio import __version__
+from intaglio.cli import doctor
+from intaglio.cli.console import Console
+from intaglio.cli.frame import command
+
+
+@command
+def doctor_(console: Console) -> None:
+    """Show what can be built and run here, and what is missing."""
+    diagnosis = doctor.diagnose()
+    report = diagnosis.to_json()
+    console.text(f"intaglio {__version__}, Python {report['python']}, {report['platform']}")
+    for ability, found in report["can"].items():
+        lack = f"no, missing {', '.join(found['missing'])}"
+        console.text(f"{ability}: {'yes' if found['ok'] else lack}")
+    console.text(
+        "target ort: " + (diagnosis.engine_error or f"yes, with {', '.join(diagnosis.providers)}")
+    )
+    console.text("\npackages")
+    console.table(
+        [
+            [entry.name, entry.installed or "missing", f">={entry.minimum}", entry.extra or "-"]
+            for entry in diagnosis.packages
+        ],
+        ["name", "installed", "asked for", "extra"],
+    )
+    console.result(report)

@@ -1,0 +1,106 @@
+"""`intaglio export`: a trained checkpoint to a verified bundle."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from intaglio.cli.console import Console
+from intaglio.cli.frame import command
+
+from .options import Config, ImportFrom, Key, Model, Steps, Tolerance, limits
+
+
+class Cache(StrEnum):
+    """Layouts of key-value caches."""
+
+    STATIC = "static"
+    GROW = "grow"
+
+
+@command
+def export_(
+    console: Console,
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A trained checkpoint.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The bundle to write.")],
+    target: Annotated[str, typer.Option(metavar="LIST", help="Engines, with commas.")] = "ort",
+    model: Model = None,
+    config: Config = None,
+    key: Key = None,
+    import_from: ImportFrom = None,
+    pass_: Annotated[
+        list[str] | None,
+        typer.Option("--pass", metavar="NAME[:TOML]", help="A pass to run; repeatable."),
+    ] = None,
+    kv: Annotated[Cache, typer.Option(help="Layout of key-value caches.")] = Cache.STATIC,
+    min_shapes: Annotated[
+        str, typer.Option("--minShapes", metavar="NAME:1x1,...", help="Least shapes to serve.")
+    ] = "",
+    opt_shapes: Annotated[
+        str, typer.Option("--optShapes", metavar="NAME:1x16,...", help="Usual shapes.")
+    ] = "",
+    max_shapes: Annotated[
+        str, typer.Option("--maxShapes", metavar="NAME:1x512,...", help="Largest shapes.")
+    ] = "",
+    shapes: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME:MIN:OPT:MAX", help="All three of an input; repeatable."),
+    ] = None,
+    dtype: Annotated[str, typer.Option(metavar="fp32", help="Type of the weights.")] = "fp32",
+    tolerance: Tolerance = None,
+    steps: Steps = 512,
+    check_passes: Annotated[
+        bool, typer.Option("--check-passes", help="Hold each exact pass to its promise.")
+    ] = False,
+    no_verify: Annotated[
+        bool, typer.Option("--no-verify", help="Do not compare the bundle with its source.")
+    ] = False,
+    require_parity: Annotated[
+        bool, typer.Option("--require-parity", help="Fail if an engine could not be compared.")
+    ] = False,
+    no_portable: Annotated[
+        bool, typer.Option("--no-portable", help="Leave the portable graph out.")
+    ] = False,
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Let --pass FILE.py:FUNCTION run that file.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
+) -> None:
+    """Export a trained checkpoint to a verified bundle."""
+    from intaglio import export
+    from intaglio.cli import summary
+    from intaglio.exporter.shapes import Shapes
+
+    given = Shapes.parse(
+        minimum=min_shapes, optimum=opt_shapes, maximum=max_shapes, shapes=shapes or []
+    )
+    with console.progress() as progress:
+        report = export(
+            source,
+            out,
+            targets=target.split(","),
+            model=model,
+            config=config,
+            key=key,
+            import_from=import_from or [],
+            passes=pass_ or [],
+            kv=kv.value,
+            shapes=given if given.ranges else None,
+            dtype=dtype,
+            tolerance=limits(tolerance),
+            check_passes=check_passes,
+            verify=not no_verify,
+            steps=steps,
+            require_parity=require_parity,
+            force=force,
+            portable=not no_portable,
+            allow_code=allow_code,
+            progress=progress,
+        )
+    for note in report.notes:
+        console.message(f"note: {note}")
+    for phase, seconds in report.seconds.items():
+        console.detail(f"{phase}: {seconds:.1f} s")
+    summary.show(console, report.manifest, str(out), {})
+    console.result(report.to_json())

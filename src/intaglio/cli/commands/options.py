@@ -1,0 +1,41 @@
+"""Options that several commands share, and how their texts are read."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[
+    str | None, typer.Option(metavar="NAME|PKG.MOD:FACTORY", help="What the weights are of.")
+]
+Config = Annotated[Path | None, typer.Option(metavar="FILE", help="What the model is built with.")]
+Key = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Which state dict, if there are several.")
+]
+ImportFrom = Annotated[
+    list[Path] | None, typer.Option(metavar="DIR", help="Where the factory's module lies.")
+]
+Steps = Annotated[int, typer.Option(min=1, metavar="N", help="Steps to compare.")]
+BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder of a bundle.")]
+Tolerance = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=VALUE", help="Limit of an output's or a state's error; repeatable."),
+]
+
+
+def limits(texts: list[str] | None) -> dict[str, float]:
+    """Read the values of ``--tolerance``.
+
+    Raises:
+        typer.BadParameter: if one is not ``NAME=VALUE``.
+    """
+    found = {}
+    for text in texts or []:
+        name, _, value = text.rpartition("=")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            name = ""
+        if not name:
+            raise typer.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--tolerance")
+    return found

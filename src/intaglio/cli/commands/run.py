@@ -1,0 +1,75 @@
+"""`intaglio run`: continue a text, or step through arrays."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from intaglio.cli.console import Console
+from intaglio.cli.frame import command
+
+from .options import BundlePath
+
+TOKENS = 100  # generated unless --steps says otherwise
+
+
+@command
+def run_(
+    console: Console,
+    bundle: BundlePath,
+    prompt: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="Text to continue; token ids if not of bytes."),
+    ] = None,
+    inputs: Annotated[
+        Path | None, typer.Option(metavar="FILE.npz", help="Arrays to step through instead.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE.npz", help="Keep the outputs.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="At most; 100 tokens, or all arrays.")
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
+    top_k: Annotated[int | None, typer.Option(help="Draw from so many tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Draw from this share.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Draw the same again.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="End after this text; repeatable.")
+    ] = None,
+) -> None:
+    """Run a bundle: continue a text as it is generated, or step through arrays."""
+    if (prompt is None) == (inputs is None):
+        raise typer.BadParameter("give --prompt or --inputs")
+    if out is not None and inputs is None:
+        raise typer.BadParameter("--out keeps the outputs of --inputs")
+    from intaglio.cli import stream
+    from intaglio.runtime import Session
+
+    session = Session.load(bundle)
+    if inputs is not None:
+        outputs, latency = stream.step_arrays(session, stream.read_arrays(inputs), steps)
+        if out is not None:
+            stream.write_arrays(out, outputs)
+        shapes = {name: list(array.shape) for name, array in outputs.items()}
+        console.table([[name, str(shape)] for name, shape in shapes.items()], ["output", "shape"])
+        console.result({"outputs": shapes, "latency": latency.to_json()})
+        console.message(str(latency))
+    elif prompt is not None:
+        console.stream(prompt)
+        try:
+            made, text, latency = stream.continue_text(
+                session,
+                prompt,
+                stop or [],
+                console.stream,
+                max_new_tokens=steps or TOKENS,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                seed=seed,
+            )
+        finally:
+            console.stream("\n")
+        console.result({"tokens": made, "text": text, "latency": latency.to_json()})
+        console.message(str(latency))

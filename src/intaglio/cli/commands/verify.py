@@ -1,0 +1,49 @@
+"""`intaglio verify`: a bundle against its source."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from intaglio.cli.console import Console
+from intaglio.cli.frame import command
+
+from .options import BundlePath, Config, ImportFrom, Key, Model, Steps, Tolerance, limits
+
+
+@command
+def verify_(
+    console: Console,
+    bundle: BundlePath,
+    against: Annotated[Path, typer.Option(metavar="SOURCE", help="The checkpoint it came from.")],
+    model: Model = None,
+    config: Config = None,
+    key: Key = None,
+    import_from: ImportFrom = None,
+    steps: Steps = 512,
+    tolerance: Tolerance = None,
+    bisect: Annotated[
+        bool, typer.Option("--bisect", help="Name the first node that diverges.")
+    ] = False,
+) -> int:
+    """Compare a bundle with its source, step by step: outputs and carried states."""
+    from intaglio import verify
+    from intaglio.cli import summary
+
+    with console.progress() as progress:
+        report = verify(
+            bundle,
+            against,
+            model=model,
+            config=config,
+            key=key,
+            import_from=import_from or [],
+            steps=steps,
+            tolerance=limits(tolerance),
+            bisect=bisect,
+            progress=progress,
+        )
+    console.text(report.summary())
+    summary.show_parity(console, report.to_json())
+    console.result(report.to_json())
+    return 0 if report.passed else 3
