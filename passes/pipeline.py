@@ -13,6 +13,7 @@ from intaglio.errors import PassError
 
 from . import PASSES
 from .base import Context, Exact, Lower, Pass, PassResult
+from .changes import changes, makers
 from .check import check as check_pass
 from .exact.fold_constants import FoldConstants
 from .exact.fold_repeated_heads import FoldRepeatedHeads
@@ -36,6 +37,7 @@ class PassRecord:
     name: str
     options: Mapping[str, Any]
     result: PassResult
+    changes: Sequence[Mapping[str, Any]]
     nodes: tuple[int, int]
     initializers: tuple[int, int]
     bytes: tuple[int, int]
@@ -49,6 +51,7 @@ class PassRecord:
             "changed": self.result.changed,
             "notes": list(self.result.notes),
             "details": dict(self.result.details),
+            "changes": list(self.changes),
             "nodes": list(self.nodes),
             "initializers": list(self.initializers),
             "bytes": list(self.bytes),
@@ -95,15 +98,16 @@ def run(
 ) -> list[PassRecord]:
     """Run `passes` over `model` in place; with `check`, hold exact ones to their promise."""
     records = []
+    now, made = _size(model), makers(model)
     for index, step in enumerate(passes):
         if progress is not None:
             progress(step.name, index / len(passes))
         checked = check and isinstance(step, Exact | Lower)
         before = model.clone() if checked else None
         states = list(context.states)
-        was = _size(model)
+        was, had = now, made
         result = step.run(model, context)
-        now = _size(model)
+        now, made = _size(model), makers(model)
         error = None
         if before is not None and result.changed:
             error = check_pass(step.name, before, model, states, context)
@@ -112,6 +116,7 @@ def run(
                 name=step.name,
                 options=asdict(step),  # type: ignore[call-overload]
                 result=result,
+                changes=changes(had, made),
                 nodes=(was[0], now[0]),
                 initializers=(was[1], now[1]),
                 bytes=(was[2], now[2]),

@@ -72,6 +72,7 @@ def test_records_say_what_changed() -> None:
         "changed": False,
         "notes": [],
         "details": {},
+        "changes": [],
         "nodes": [2, 2],
         "initializers": [1, 1],
         "bytes": [8, 8],
