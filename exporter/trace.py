@@ -21,6 +21,7 @@ from intaglio.ops.op import DOMAIN
 from intaglio.passes.base import Context
 from intaglio.passes.exact.stabilize_log_sigmoid import StabilizeLogSigmoid
 from intaglio.passes.graph import MODULE
+from intaglio.passes.own_ops import define
 from intaglio.passes.relabel import relabel
 
 from .capture import capture, quiet, summary
@@ -70,7 +71,7 @@ def trace(source: Source) -> Traced:
     aliases = tied_names(source.module)
     _name_tied(model.graph, aliases)
     relabel(model, OPSET)
-    _adopt_standard_ops(model)
+    _adopt_ops(model)
     # PyTorch writes log-sigmoid as Log(Sigmoid(x)), which is -inf where trained gates go.
     StabilizeLogSigmoid().run(model, Context())
     check_trace(source, program, model, max_context)
@@ -195,13 +196,14 @@ def _name_tied(graph: ir.Graph, aliases: dict[str, str]) -> None:
         graph.initializers.add(value)
 
 
-def _adopt_standard_ops(model: ir.Model) -> None:
-    """Move the ops that PyTorch's converter cannot label yet into the standard's own domain."""
+def _adopt_ops(model: ir.Model) -> None:
+    """Move the ops that PyTorch's converter cannot label yet into their own domains."""
     domains = {op.onnx_type: op.domain for op in OPS}
     for node in model.graph.all_nodes():
         if node.domain == DOMAIN:
             node.domain, node.version = domains[node.op_type], None
     model.opset_imports.pop(DOMAIN, None)
+    define(model)
 
 
 def _notes(

@@ -37,6 +37,14 @@ def matmul(node: ir.Node, timing: Timing) -> Sequence[Fact]:
     return [Along(axis, along[0][1].flat, positional)]
 
 
+def row_product(node: ir.Node, timing: Timing) -> Sequence[Fact]:
+    """A product of each row with a constant matrix."""
+    fact = only(node, timing)
+    if fact.axis == len(dims(node.inputs[0]) or ()) - 1:
+        raise refuse(node, "sums over time.")
+    return [fact]
+
+
 def gemm(node: ir.Node, timing: Timing) -> Sequence[Fact]:
     fact = only(node, timing)
     if fact.axis != (1 if attribute(node, "transA", 0) else 0):

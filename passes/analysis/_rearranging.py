@@ -158,6 +158,11 @@ def gather(node: ir.Node, timing: Timing) -> Sequence[Fact]:
     raise refuse(node, "picks entries of one token by another.")
 
 
+def row_gather(node: ir.Node, timing: Timing) -> Sequence[Fact]:
+    """A row of a constant table for each index."""
+    return [only(node, timing)]
+
+
 def along_elements(node: ir.Node, timing: Timing) -> Sequence[Fact]:
     """GatherElements and ScatterElements on another axis than time."""
     rank = len(dims(node.inputs[0]) or ())

@@ -201,6 +201,8 @@ RULES: dict[str, Rule] = {
     "TopK": combining.top_k,
     "Transpose": rearranging.transpose,
     "Unsqueeze": rearranging.unsqueeze,
+    "intaglio::AffineLowBitGather": rearranging.row_gather,
+    "intaglio::AffineLowBitMatMul": combining.row_product,
     **dict.fromkeys(
         "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd "
         "ReduceSum ReduceSumSquare".split(),

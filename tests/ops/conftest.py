@@ -13,7 +13,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from intaglio.ops.op import Op, Sample
+from intaglio.ops.op import Op, Sample, overload, own_function
 
 Array = npt.NDArray[Any]
 Engine = Callable[[Sample], list[Array]]
@@ -57,20 +57,59 @@ def engine_of() -> Callable[..., Engine]:
         model = helper.make_model(
             helper.make_graph([node], op.name, inputs, results), opset_imports=imports
         )
-        model.ir_version = onnx.IR_VERSION
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = 1, 3
-        session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-
-        def run(given: Sample) -> list[Array]:
-            results: list[Array] = session.run(None, {n: given[n].numpy() for n in names if n})
-            return results
-
-        return run
+        return _engine(model, names)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def own_engine_of() -> Callable[..., Engine]:
+    """An operator of our own as ONNX Runtime runs the body that it carries."""
+
+    def make(op: Op, sample: Sample, opset: int) -> Engine:
+        present = [name for name in op.inputs if isinstance(sample.get(name), Tensor)]
+        attributes = op.attributes(sample)
+        outputs = [formal.name for formal in op.schema.outputs]
+        node = helper.make_node(
+            op.onnx_type,
+            [name if name in present else "" for name in op.inputs],
+            outputs,
+            domain=op.domain,
+            overload=overload(present, attributes),
+            **attributes,
+        )
+        inputs = [
+            helper.make_tensor_value_info(
+                name,
+                helper.np_dtype_to_tensor_dtype(sample[name].numpy().dtype),
+                [None] * sample[name].dim(),
+            )
+            for name in present
+        ]
+        results = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
+        model = helper.make_model(
+            helper.make_graph([node], op.name, inputs, results),
+            functions=[own_function(op, present, attributes, opset)],
+            opset_imports=[helper.make_opsetid("", opset), helper.make_opsetid(op.domain, 1)],
+        )
+        return _engine(model, present)
+
+    return make
+
+
+def _engine(model: onnx.ModelProto, names: Sequence[str]) -> Engine:
+    model.ir_version = onnx.IR_VERSION
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+    def run(given: Sample) -> list[Array]:
+        results: list[Array] = session.run(None, {n: given[n].numpy() for n in names if n})
+        return results
+
+    return run
 
 
 def cuts(length: int, parts: Sequence[int]) -> Iterator[list[int]]:

@@ -1,17 +1,36 @@
 """Operators that carry state or that ONNX lacks: meaning, ONNX form and samples, one file each."""
 
+from ._low_bit_packing import Codes, Floats, Packed, dequantize_codes, pack_codes, unpack_codes
+from .affine_low_bit_gather import AFFINE_LOW_BIT_GATHER, affine_low_bit_gather
+from .affine_low_bit_mat_mul import AFFINE_LOW_BIT_MAT_MUL, affine_low_bit_mat_mul
 from .attention import ATTENTION, attention
 from .causal_conv_with_state import CAUSAL_CONV_WITH_STATE, causal_conv_with_state
 from .linear_attention import LINEAR_ATTENTION, linear_attention
 
-OPS = (ATTENTION, CAUSAL_CONV_WITH_STATE, LINEAR_ATTENTION)
+OPS = (
+    AFFINE_LOW_BIT_GATHER,
+    AFFINE_LOW_BIT_MAT_MUL,
+    ATTENTION,
+    CAUSAL_CONV_WITH_STATE,
+    LINEAR_ATTENTION,
+)
 
 __all__ = [
+    "AFFINE_LOW_BIT_GATHER",
+    "AFFINE_LOW_BIT_MAT_MUL",
     "ATTENTION",
     "CAUSAL_CONV_WITH_STATE",
     "LINEAR_ATTENTION",
     "OPS",
+    "Codes",
+    "Floats",
+    "Packed",
+    "affine_low_bit_gather",
+    "affine_low_bit_mat_mul",
     "attention",
     "causal_conv_with_state",
+    "dequantize_codes",
     "linear_attention",
+    "pack_codes",
+    "unpack_codes",
 ]

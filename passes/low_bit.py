@@ -1,0 +1,122 @@
+"""Weights of few bits in a graph: how a pass puts one in place of a float weight.
+
+The initializers that take the place of a parameter NAME [N, K] are called NAME.codes, NAME.scale
+and NAME.offset, so that reports, and verification against the dequantized weights, find them again.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from intaglio.ops import Codes, Floats, Packed, dequantize_codes, pack_codes
+from intaglio.ops.op import DOMAIN
+
+from .graph import Emitter, attributes_of, constant, dims, input_of
+
+MATMUL, GATHER = "AffineLowBitMatMul", "AffineLowBitGather"
+CODES, SCALE, OFFSET = ".codes", ".scale", ".offset"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowBitWeight:
+    """A weight [N, K]: packed codes [N, G, bytes], scale and offset [N, G], G = ceil(K/group)."""
+
+    packed: Packed
+    scale: Floats
+    offset: Floats | None
+    K: int
+    bits: int
+    group: int
+
+    @classmethod
+    def of(
+        cls, codes: Codes, scale: Floats, offset: Floats | None, *, bits: int, group: int
+    ) -> "LowBitWeight":
+        """Pack signed codes int8 [N, K], in -2^(bits-1) .. 2^(bits-1) - 1."""
+        packed = pack_codes(codes, bits, group)
+        K = codes.shape[1]
+        return cls(packed=packed, scale=scale, offset=offset, K=K, bits=bits, group=group)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the weight."""
+        return int(self.packed.shape[0])
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits that the weight takes for each of its entries, scales and offsets included."""
+        arrays = (self.packed, self.scale, *(() if self.offset is None else (self.offset,)))
+        return 8 * sum(int(array.nbytes) for array in arrays) / (self.rows * self.K)
+
+    def dequantize(self) -> Floats:
+        """The float weight [N, K] that it stands for."""
+        sizes = {"K": self.K, "bits": self.bits, "group": self.group}
+        return dequantize_codes(self.packed, self.scale, self.offset, **sizes)
+
+
+def add_weight(graph: ir.Graph, name: str, weight: LowBitWeight) -> list[ir.Value | None]:
+    """Register the initializers of `weight` for the parameter `name`; return them in order."""
+    arrays = {CODES: weight.packed, SCALE: weight.scale, OFFSET: weight.offset}
+    values: list[ir.Value | None] = []
+    for suffix, array in arrays.items():
+        if array is None:
+            values.append(None)
+            continue
+        key = f"{name}{suffix}"
+        if key not in graph.initializers:
+            tensor = ir.tensor(np.ascontiguousarray(array), name=key)
+            value = ir.Value(
+                name=key,
+                type=ir.TensorType(tensor.dtype),
+                shape=ir.Shape(array.shape),
+                const_value=tensor,
+            )
+            graph.register_initializer(value)
+        values.append(graph.initializers[key])
+    return values
+
+
+def product(
+    emit: Emitter,
+    input_: ir.Value,
+    values: list[ir.Value | None],
+    weight: LowBitWeight,
+    bias: ir.Value | None = None,
+) -> ir.Value:
+    """Emit `input_` times the transpose of `weight`, whose `values` came from `add_weight`.
+
+    Whoever emits such nodes calls `intaglio.passes.own_ops.define` on the model at the end.
+    """
+    shape = dims(input_)
+    return emit.node(
+        MATMUL,
+        [input_, *values, *(() if bias is None else (bias,))],
+        [(input_.dtype, None if shape is None else [*shape[:-1], weight.rows])],
+        {"K": weight.K, "N": weight.rows, "bits": weight.bits, "group": weight.group},
+        domain=DOMAIN,
+    )[0]
+
+
+def weight_of(node: ir.Node) -> LowBitWeight:
+    """The weight of an AffineLowBitMatMul or AffineLowBitGather whose weight is constant."""
+    packed, scale, offset = (constant(input_of(node, index)) for index in (1, 2, 3))
+    assert packed is not None
+    assert scale is not None
+    sizes = attributes_of(node)
+    return LowBitWeight(
+        packed=packed,
+        scale=scale,
+        offset=offset,
+        K=sizes["K"],
+        bits=sizes["bits"],
+        group=sizes["group"],
+    )
+
+
+def low_bit_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """Every product and look-up with a weight of few bits."""
+    for node in model.graph.all_nodes():
+        if node.domain == DOMAIN and node.op_type in (MATMUL, GATHER):
+            yield node

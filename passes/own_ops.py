@@ -1,0 +1,34 @@
+"""Operators of our own, each with its meaning in standard ones beside the graph.
+
+A node of the domain intaglio names a function of the model (its overload), whose body any runtime
+that reads the standard can run.  A pass that adds such nodes calls `define` when it is done.
+"""
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from intaglio.ops import OPS
+from intaglio.ops.op import DOMAIN, overload, own_function
+
+from .graph import attributes_of
+
+VERSION = 1
+OWN = {op.onnx_type: op for op in OPS if op.domain == DOMAIN}
+
+
+def define(model: ir.Model) -> None:
+    """Give every node of an operator of our own its function; drop functions that nobody calls."""
+    opset = model.opset_imports[""]
+    for node in model.graph.all_nodes():
+        if node.domain != DOMAIN:
+            continue
+        op = OWN[node.op_type]
+        pairs = zip(op.inputs, node.inputs, strict=False)
+        present = [name for name, value in pairs if value is not None]
+        attributes = {name: attributes_of(node)[name] for name in op.schema.attributes}
+        node.overload, node.version = overload(present, attributes), None
+        if node.op_identifier() not in model.functions:
+            function = ir.serde.deserialize_function(own_function(op, present, attributes, opset))
+            model.functions[function.identifier()] = function
+        model.opset_imports[DOMAIN] = VERSION
+    common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
