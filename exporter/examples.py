@@ -1,22 +1,28 @@
 """Example inputs of a module: what its forward takes, and random values of any batch and time.
 
-Every input is ``[batch, time, ...]``, or ``[batch]``.  Token ids are recognised by their name and
-drawn from the vocabulary; everything else follows the examples that the factory gave.
+Every input is ``[batch, time, ...]``, or ``[batch]``, unless its axes are named.  Token ids are
+recognised by their name and drawn from the vocabulary; everything else follows the examples that
+the user or the factory gave.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from intaglio.errors import SourceError
+from intaglio.errors import OptionError, SourceError
 from intaglio.state import BATCH, TIME
 
 TOKEN_NAMES = ("input_ids", "ids", "idx", "tokens", "token_ids", "x")
 
 Sampler = Callable[[int, int, int], dict[str, Tensor]]  # (batch, time, seed) -> inputs
+Inputs = Mapping[str, Any] | str | Path
+Axes = Mapping[str, Sequence[int | str]]
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,7 @@ class InputSpec:
 
     name: str
     dtype: torch.dtype
-    rest: tuple[int, ...] | None  # the dimensions after time; None for [batch]
+    shape: tuple[int | str, ...]  # with the names of the free axes
     high: int = 2
     mean: float = 0.0
     std: float = 1.0
@@ -33,11 +39,12 @@ class InputSpec:
     @property
     def dynamic(self) -> dict[int, str]:
         """Which axes are free, and what they are called."""
-        return {0: BATCH} if self.rest is None else {0: BATCH, 1: TIME}
+        return {axis: dim for axis, dim in enumerate(self.shape) if isinstance(dim, str)}
 
     def sample(self, batch: int, time: int, generator: torch.Generator) -> Tensor:
         """Draw a tensor of `batch` rows and `time` steps."""
-        shape = (batch,) if self.rest is None else (batch, time, *self.rest)
+        sizes = {BATCH: batch, TIME: time}
+        shape = [sizes[dim] if isinstance(dim, str) else dim for dim in self.shape]
         if self.dtype is torch.bool:
             return torch.rand(shape, generator=generator) < self.mean
         if self.dtype.is_floating_point:
@@ -53,6 +60,65 @@ def sampler(specs: tuple[InputSpec, ...]) -> Sampler:
         return {spec.name: spec.sample(batch, time, generator) for spec in specs}
 
     return sample
+
+
+def describe_inputs(
+    module: nn.Module, inputs: Inputs | None, axes: Axes | None, owner: str
+) -> tuple[InputSpec, ...]:
+    """Describe the inputs of `module`, from examples where there are any, else by guessing.
+
+    Raises:
+        SourceError: if an example cannot be read or does not fit, or nothing can be guessed.
+        OptionError: if `axes` do not fit the inputs.
+    """
+    if inputs is None:
+        specs = guess_specs(module, owner)
+    else:
+        specs = specs_from_examples(module, read_inputs(inputs), owner)
+    return name_axes(specs, axes or {})
+
+
+def read_inputs(inputs: Inputs) -> dict[str, Any]:
+    """Example inputs as tensors, from a mapping of tensors or arrays, or an ``.npz`` file.
+
+    Raises:
+        SourceError: if the file is missing or no ``.npz`` of plain arrays.
+    """
+    if isinstance(inputs, str | Path):
+        try:
+            with np.load(inputs, allow_pickle=False) as archive:
+                inputs = dict(archive)
+        except (OSError, ValueError, AttributeError, TypeError) as error:
+            raise SourceError(
+                f"The example inputs {inputs} cannot be read ({error}); save them with "
+                "numpy.savez(FILE, name=array)."
+            ) from error
+    return {
+        name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+        for name, value in inputs.items()
+    }
+
+
+def name_axes(specs: Sequence[InputSpec], axes: Axes) -> tuple[InputSpec, ...]:
+    """Give the inputs that `axes` names the dimensions that it says.
+
+    Raises:
+        OptionError: if an input is unknown, a rank differs, or a name is not batch or time.
+    """
+    known = {spec.name: spec for spec in specs}
+    for name, dims in axes.items():
+        if name not in known:
+            raise OptionError(f"--axes names {name!r}; the inputs are: {', '.join(known)}.")
+        words = "x".join(map(str, dims))
+        names = [dim for dim in dims if isinstance(dim, str)]
+        if len(dims) != len(known[name].shape):
+            raise OptionError(
+                f"--axes {name}:{words}: the input has {len(known[name].shape)} axes."
+            )
+        if not set(names) <= {BATCH, TIME} or len(set(names)) < len(names):
+            raise OptionError(f"--axes {name}:{words}: free axes are called batch and time.")
+        known[name] = replace(known[name], shape=tuple(dims))
+    return tuple(known.values())
 
 
 def specs_from_examples(
@@ -89,10 +155,11 @@ def guess_specs(module: nn.Module, owner: str) -> tuple[InputSpec, ...]:
         raise SourceError(
             f"{owner} takes {', '.join(required) or 'no inputs by name'}: what to trace it with is "
             f"not known. Example inputs are guessed only for one input of token ids "
-            f"({', '.join(TOKEN_NAMES)}) of a module with an nn.Embedding. Let the factory return "
-            "(module, {name: tensor}) with tensors of [batch, time, ...]."
+            f"({', '.join(TOKEN_NAMES)}) of a module with an nn.Embedding. Give them: --inputs "
+            "FILE.npz with arrays of [batch, time, ...], or a factory that returns "
+            "(module, {name: tensor})."
         )
-    specs = (InputSpec(name, torch.int64, (), high=vocabulary),)
+    specs = (InputSpec(name, torch.int64, (BATCH, TIME), high=vocabulary),)
     _try(module, sampler(specs), owner)
     return specs
 
@@ -103,14 +170,14 @@ def _spec(module: nn.Module, name: str, value: object, owner: str) -> InputSpec:
             f"{owner} gave the example input {name!r} as {_describe(value)}; it should be a "
             "tensor of [batch, time, ...] or [batch]."
         )
-    rest = tuple(value.shape[2:]) if value.ndim > 1 else None
+    shape = (BATCH, TIME, *value.shape[2:])[: value.ndim]
     if not value.dtype.is_floating_point and value.dtype is not torch.bool:
         known = _vocabulary(module) if name in TOKEN_NAMES else None
-        return InputSpec(name, value.dtype, rest, high=known or int(value.max()) + 1)
+        return InputSpec(name, value.dtype, shape, high=known or int(value.max()) + 1)
     numbers = value.double()
     mean, std = float(numbers.mean()), float(numbers.std(correction=0))
     half = value.dtype in (torch.float16, torch.bfloat16)  # modules run in float32
-    return InputSpec(name, torch.float32 if half else value.dtype, rest, mean=mean, std=std)
+    return InputSpec(name, torch.float32 if half else value.dtype, shape, mean=mean, std=std)
 
 
 def _describe(value: object) -> str:
@@ -133,5 +200,6 @@ def _try(module: nn.Module, sample: Sampler, owner: str) -> None:
     except Exception as error:
         raise SourceError(
             f"{owner} does not run on token ids of [batch, time], the guess for its input: "
-            f"{type(error).__name__}: {error}. Let the factory return (module, {{name: tensor}})."
+            f"{type(error).__name__}: {error}. Give them: --inputs FILE.npz, or a factory that "
+            "returns (module, {name: tensor})."
         ) from error

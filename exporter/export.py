@@ -18,9 +18,10 @@ from intaglio.state import PAST_LENGTH
 
 from .bundle import BundleWriter
 from .graph_files import save_graphs
+from .load import load_source
 from .parity import ParityReport
 from .shapes import Shapes
-from .source import Source, load_source
+from .source import Source
 from .trace import trace
 from .verify import verify as verify_bundle
 
@@ -68,6 +69,8 @@ def export(
     config: Mapping[str, Any] | str | Path | None = None,
     key: str | None = None,
     import_from: Sequence[str | Path] = (),
+    inputs: Mapping[str, Any] | str | Path | None = None,
+    axes: Mapping[str, Sequence[int | str]] | None = None,
     passes: Sequence[str | Pass] = (),
     kv: Literal["static", "grow"] = "static",
     shapes: Shapes | None = None,
@@ -80,18 +83,21 @@ def export(
     force: bool = False,
     portable: bool = True,
     allow_code: bool = False,
+    allow_pickle: bool = False,
     progress: Progress | None = None,
 ) -> ExportReport:
     """Export a checkpoint to a bundle at `out`, verified against its source.
 
     Args:
-        source: a file for `load_source`, or what that returned.
+        source: a path for `load_source`, or what that returned.
         out: the bundle's folder.
         targets: the engines to lower for.
         model: the model that the weights belong to, see `load_source`.
         config: what the model is built with, see `load_source`.
         key: where the file holds the state dict, see `load_source`.
         import_from: folders with the model's code, see `load_source`.
+        inputs: example inputs, see `load_source`.
+        axes: the dimensions of inputs, see `load_source`.
         passes: the user's passes, as ``NAME:OPTIONS`` or objects; run before statefulize.
         kv: layout of key-value caches: one buffer written in place, or past and present.
         shapes: what the bundle has to serve; a batch fixed to 1 allows faster attention.
@@ -104,6 +110,7 @@ def export(
         force: replace a bundle that is there.
         portable: keep `model.onnx`, the graph for any runtime.
         allow_code: run ``FILE.py:FUNCTION`` passes, and code that the checkpoint names.
+        allow_pickle: load pickled objects, see `load_source`.
         progress: is told each phase and, where known, the fraction of it that is done.
 
     Raises:
@@ -132,7 +139,10 @@ def export(
                     config=config,
                     key=key,
                     import_from=import_from,
+                    inputs=inputs,
+                    axes=axes,
                     allow_code=allow_code,
+                    allow_pickle=allow_pickle,
                 )
         batch = _fixed_batch(source, shapes)
         compiled = _compile(source, parsed, kv, batch, clock, check=check_passes)

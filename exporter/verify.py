@@ -23,9 +23,10 @@ from intaglio.runtime.session import Session
 from intaglio.state import TIME, StateSpec
 
 from .bisect import bisect as find_divergence
+from .load import load_source
 from .parity import OUTPUT, STATE, ParityReport, Row
 from .reference import Reference, reference
-from .source import Source, load_source
+from .source import Source
 
 LIMITS = {"float16": 2e-2, "bfloat16": 5e-2}
 LIMIT = 1e-4  # of all other dtypes
@@ -45,6 +46,9 @@ def verify(
     config: Mapping[str, Any] | str | Path | None = None,
     key: str | None = None,
     import_from: Sequence[str | Path] = (),
+    inputs: Mapping[str, Any] | str | Path | None = None,
+    axes: Mapping[str, Sequence[int | str]] | None = None,
+    allow_pickle: bool = False,
     steps: int = 512,
     batch: int = 2,
     tolerance: Mapping[str, float] | None = None,
@@ -55,12 +59,14 @@ def verify(
 
     Args:
         bundle: the folder that `intaglio export` wrote.
-        source: a file as for `load_source`, with `model`, `config`, `key` and `import_from`, or
-            what that returned.
+        source: a path as for `load_source`, or what that returned.
         model: the source's model, where neither it nor the bundle names one of intaglio's.
-        config: what the model is built with.
-        key: where the file holds the state dict, if it holds several.
-        import_from: folders in which a factory's module is looked for.
+        config: what the model is built with, see `load_source`.
+        key: where the file holds the state dict, see `load_source`.
+        import_from: folders with the model's code, see `load_source`.
+        inputs: example inputs, see `load_source`.
+        axes: the dimensions of inputs, see `load_source`.
+        allow_pickle: load pickled objects, see `load_source`.
         steps: tokens to run, fewer where the model's context ends.
         batch: rows to run, unless the bundle has a fixed number.
         tolerance: limits by name of output or state, instead of the default of the graph's dtype:
@@ -81,18 +87,27 @@ def verify(
     if not isinstance(source, Source):
         if model is None and config is None:
             model, config = _named_by(manifest)
-        source = load_source(source, model=model, config=config, key=key, import_from=import_from)
+        source = load_source(
+            source,
+            model=model,
+            config=config,
+            key=key,
+            import_from=import_from,
+            inputs=inputs,
+            axes=axes,
+            allow_pickle=allow_pickle,
+        )
     _require_same(manifest, "inputs", source.dynamic)
     steps = min(steps, manifest.limits.max_context or steps)
     batch = manifest.limits.batch or batch
     if progress is not None:
         progress("source", None)
-    inputs = source.random_inputs(batch, steps, SEED)
-    wanted = reference(source, inputs)
+    drawn = source.random_inputs(batch, steps, SEED)
+    wanted = reference(source, drawn)
     _require_same(manifest, "outputs", wanted.outputs)
     run = _Run(
         session=Session.load(opened),
-        inputs={name: value.numpy() for name, value in inputs.items()},
+        inputs={name: value.numpy() for name, value in drawn.items()},
         axes={
             name: axis
             for name, axes in source.dynamic.items()

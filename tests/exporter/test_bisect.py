@@ -11,8 +11,9 @@ import torch
 from intaglio.exporter.bisect import bisect, first_divergence
 from intaglio.exporter.export import export
 from intaglio.exporter.graph_files import load_graph
+from intaglio.exporter.load import load_source
 from intaglio.exporter.shapes import Shapes
-from intaglio.exporter.source import Source, load_source
+from intaglio.exporter.source import Source
 from intaglio.exporter.trace import trace
 from intaglio.models import find, save
 from intaglio.models.gated_deltanet import Config

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from intaglio.errors import SourceError
 from intaglio.exporter.examples import InputSpec, guess_specs, sampler, specs_from_examples
+from intaglio.state import BATCH, TIME
 
 
 class Tokens(nn.Module):
@@ -61,7 +62,7 @@ def test_token_ids_are_recognised_and_drawn_from_the_vocabulary(
     specs = guess_specs(module, "it")
     ids = sampler(specs)(50, 20, 0)[name]
 
-    assert specs == (InputSpec(name, torch.int64, (), high=11),)
+    assert specs == (InputSpec(name, torch.int64, (BATCH, TIME), high=11),)
     assert specs[0].dynamic == {0: "batch", 1: "time"}
     assert ids.shape == (50, 20)
     assert (int(ids.min()), int(ids.max())) == (0, 10)
@@ -70,7 +71,7 @@ def test_token_ids_are_recognised_and_drawn_from_the_vocabulary(
 @pytest.mark.parametrize("module", [Floats(), Pair(), nn.Linear(3, 3)])
 def test_what_cannot_be_guessed_asks_for_example_inputs(module: nn.Module) -> None:
     """Features, several inputs, an unknown name."""
-    with pytest.raises(SourceError, match=r"Let the factory return \(module, \{name: tensor\}"):
+    with pytest.raises(SourceError, match=r"--inputs .*that returns \(module, \{name: tensor\}"):
         guess_specs(module, "it")
 
 

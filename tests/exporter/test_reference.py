@@ -92,7 +92,7 @@ def source_of(module: nn.Module) -> Source:
         sha256="",
         model="test",
         config={},
-        module=module.eval().requires_grad_(False),
+        body=module.eval().requires_grad_(False),
         dynamic={"input_ids": {0: "batch", 1: "time"}},
         aliases={},
         sample=sampler(guess_specs(module, "the test")),

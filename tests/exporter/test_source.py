@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from intaglio.errors import SourceError
-from intaglio.exporter.source import EXAMPLE_BATCH, EXAMPLE_TIME, load_source
+from intaglio.exporter.load import load_source
+from intaglio.exporter.source import EXAMPLE_BATCH, EXAMPLE_TIME
 from intaglio.models import FORMAT, MODELS, Model, save
 
 CODE = """

@@ -69,7 +69,7 @@ def source_of(module: nn.Module) -> Source:
         sha256="",
         model="test",
         config={},
-        module=module.eval().requires_grad_(False),
+        body=module.eval().requires_grad_(False),
         dynamic={spec.name: spec.dynamic for spec in specs},
         aliases={},
         sample=sampler(specs),

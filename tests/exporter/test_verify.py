@@ -18,9 +18,10 @@ from intaglio.errors import BundleError, OptionError
 from intaglio.exporter import verify as verification
 from intaglio.exporter.examples import guess_specs, sampler
 from intaglio.exporter.export import export
+from intaglio.exporter.load import load_source
 from intaglio.exporter.reference import reference
 from intaglio.exporter.shapes import Shapes
-from intaglio.exporter.source import Source, load_source
+from intaglio.exporter.source import Source
 from intaglio.exporter.verify import verify
 from intaglio.ops import linear_attention
 from intaglio.runtime.session import Session
@@ -87,7 +88,7 @@ def source_of(module: nn.Module) -> Source:
         sha256="0" * 64,
         model="test",
         config={},
-        module=module.eval().requires_grad_(False),
+        body=module.eval().requires_grad_(False),
         dynamic={"input_ids": {0: "batch", 1: "time"}},
         aliases={},
         sample=sampler(guess_specs(module, "the test")),
@@ -111,7 +112,7 @@ def changed(source: Source, change: Callable[[Model], None]) -> Source:
     module = copy.deepcopy(source.module)
     assert isinstance(module, Model)
     change(module)
-    return replace(source, module=module)
+    return replace(source, body=module)
 
 
 def test_a_right_bundle_passes_in_every_split(bundle: Path, source: Source) -> None:

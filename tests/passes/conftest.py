@@ -39,7 +39,7 @@ def traced() -> Traced:
             sha256="",
             model="test",
             config={},
-            module=module.eval(),
+            body=module.eval(),
             dynamic={"input_ids": {0: "batch", 1: "time"}},
             aliases={},
             sample=sample,

@@ -9,7 +9,19 @@ import typer
 from intaglio.cli.console import Console
 from intaglio.cli.frame import command
 
-from .options import Config, ImportFrom, Key, Model, Steps, Tolerance, limits
+from .options import (
+    AllowPickle,
+    Axes,
+    Config,
+    ImportFrom,
+    Inputs,
+    Key,
+    Model,
+    Steps,
+    Tolerance,
+    dimensions,
+    limits,
+)
 
 
 class Cache(StrEnum):
@@ -29,6 +41,8 @@ def export_(
     config: Config = None,
     key: Key = None,
     import_from: ImportFrom = None,
+    inputs: Inputs = None,
+    axes: Axes = None,
     pass_: Annotated[
         list[str] | None,
         typer.Option("--pass", metavar="NAME[:TOML]", help="A pass to run; repeatable."),
@@ -65,6 +79,7 @@ def export_(
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Let --pass FILE.py:FUNCTION run that file.")
     ] = False,
+    allow_pickle: AllowPickle = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
 ) -> None:
     """Export a trained checkpoint to a verified bundle."""
@@ -84,6 +99,8 @@ def export_(
             config=config,
             key=key,
             import_from=import_from or [],
+            inputs=inputs,
+            axes=dimensions(axes),
             passes=pass_ or [],
             kv=kv.value,
             shapes=given if given.ranges else None,
@@ -96,6 +113,7 @@ def export_(
             force=force,
             portable=not no_portable,
             allow_code=allow_code,
+            allow_pickle=allow_pickle,
             progress=progress,
         )
     for note in report.notes:

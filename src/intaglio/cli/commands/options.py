@@ -15,12 +15,39 @@ Key = Annotated[
 ImportFrom = Annotated[
     list[Path] | None, typer.Option(metavar="DIR", help="Where the factory's module lies.")
 ]
+Inputs = Annotated[
+    Path | None, typer.Option(metavar="FILE.npz", help="Example inputs, where not token ids.")
+]
+Axes = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME:DIMS", help="Layout of an input, as mel:batchx80xtime; repeatable."),
+]
+AllowPickle = Annotated[
+    bool, typer.Option("--allow-pickle", help="Load pickled objects: runs code of the file.")
+]
 Steps = Annotated[int, typer.Option(min=1, metavar="N", help="Steps to compare.")]
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder of a bundle.")]
 Tolerance = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME=VALUE", help="Limit of an output's or a state's error; repeatable."),
 ]
+
+
+def dimensions(texts: list[str] | None) -> dict[str, list[int | str]]:
+    """Read the values of ``--axes``.
+
+    Raises:
+        typer.BadParameter: if one is not ``NAME:DIMS``.
+    """
+    found: dict[str, list[int | str]] = {}
+    for text in texts or []:
+        name, _, dims = text.rpartition(":")
+        if not name or not all(dims.split("x")):
+            raise typer.BadParameter(
+                f"{text!r} is not NAME:DIMS, as mel:batchx80xtime", param_hint="--axes"
+            )
+        found[name] = [int(dim) if dim.isdecimal() else dim for dim in dims.split("x")]
+    return found
 
 
 def limits(texts: list[str] | None) -> dict[str, float]:

@@ -8,7 +8,20 @@ import typer
 from intaglio.cli.console import Console
 from intaglio.cli.frame import command
 
-from .options import BundlePath, Config, ImportFrom, Key, Model, Steps, Tolerance, limits
+from .options import (
+    AllowPickle,
+    Axes,
+    BundlePath,
+    Config,
+    ImportFrom,
+    Inputs,
+    Key,
+    Model,
+    Steps,
+    Tolerance,
+    dimensions,
+    limits,
+)
 
 
 @command
@@ -20,6 +33,9 @@ def verify_(
     config: Config = None,
     key: Key = None,
     import_from: ImportFrom = None,
+    inputs: Inputs = None,
+    axes: Axes = None,
+    allow_pickle: AllowPickle = False,
     steps: Steps = 512,
     tolerance: Tolerance = None,
     bisect: Annotated[
@@ -38,6 +54,9 @@ def verify_(
             config=config,
             key=key,
             import_from=import_from or [],
+            inputs=inputs,
+            axes=dimensions(axes),
+            allow_pickle=allow_pickle,
             steps=steps,
             tolerance=limits(tolerance),
             bisect=bisect,

@@ -1,0 +1,97 @@
+"""Files of weights: `torch.save` and safetensors, with the model that the weights belong to."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from intaglio.errors import SourceError
+from intaglio.exporter.checkpoint import Checkpoint, read_checkpoint
+from intaglio.exporter.examples import InputSpec, Sampler, describe_inputs, sampler
+from intaglio.exporter.factory import build_from_factory, read_config
+from intaglio.exporter.source import EXAMPLE_BATCH, EXAMPLE_TIME, Source
+from intaglio.exporter.weights import load_weights, tied_names
+from intaglio.models import find
+from intaglio.state import BATCH, TIME
+
+from .options import LoadOptions
+
+
+def load(path: Path, options: LoadOptions) -> Source:
+    """Read the weights at `path` into their model.
+
+    Raises:
+        SourceError: if the file, the model or the config cannot be read, or do not fit together.
+    """
+    checkpoint = read_checkpoint(path, key=options.key)
+    wanted = options.model or checkpoint.model
+    if wanted is None:
+        raise SourceError(
+            f"{path} holds weights and does not say which model they belong to. Say it: --model "
+            "NAME (see intaglio list models) or --model package.module:factory, with --config FILE."
+        )
+    if options.model is None and ":" in wanted and not options.allow_code:
+        raise SourceError(
+            f"{path} asks to be built by the code {wanted!r}. Where that is trusted, name it with "
+            f"--model {wanted}, or allow it with --allow-code."
+        )
+    values = read_config(options.config if options.config is not None else checkpoint.config)
+    if ":" in wanted:
+        module, sample, dynamic = _from_factory(wanted, values, options)
+    else:
+        options.refuse(f"the model {wanted!r}, whose inputs are known", "inputs", "axes")
+        module, sample, dynamic = _from_models(wanted, values)
+    notes = load_weights(module, checkpoint.tensors, checkpoint.path)
+    module.eval().requires_grad_(requires_grad=False)
+    return Source(
+        path=checkpoint.path,
+        name=checkpoint.path.name,
+        format=checkpoint.format,
+        sha256=checkpoint.sha256,
+        model=wanted,
+        config=values,
+        body=module,
+        dynamic=dynamic,
+        aliases=tied_names(module),
+        sample=sample,
+        notes=(*checkpoint.notes, *notes, *_overrides(checkpoint, wanted, values)),
+    )
+
+
+def _from_factory(
+    spec: str, config: Mapping[str, Any], options: LoadOptions
+) -> tuple[nn.Module, Sampler, dict[str, dict[int, str]]]:
+    module, inputs = build_from_factory(spec, config, [Path(p) for p in options.import_from])
+    given = inputs if options.inputs is None else options.inputs
+    specs = describe_inputs(module.eval(), given, options.axes, f"The model of {spec!r}")
+    return module, sampler(specs), _dynamic(specs)
+
+
+def _dynamic(specs: Sequence[InputSpec]) -> dict[str, dict[int, str]]:
+    return {spec.name: spec.dynamic for spec in specs}
+
+
+def _from_models(
+    name: str, config: Mapping[str, Any]
+) -> tuple[nn.Module, Sampler, dict[str, dict[int, str]]]:
+    model = find(name)
+    values = model.configure(config)
+    module = model.build(values).eval()
+
+    def sample(batch: int, time: int, seed: int) -> dict[str, Tensor]:
+        return model.inputs(values, batch, time, torch.Generator().manual_seed(seed))
+
+    dynamic = {name: {0: BATCH, 1: TIME} for name in sample(EXAMPLE_BATCH, EXAMPLE_TIME, 0)}
+    return module, sample, dynamic
+
+
+def _overrides(checkpoint: Checkpoint, model: str, config: Mapping[str, Any]) -> list[str]:
+    """Say where what the user typed replaced what the checkpoint names."""
+    name, notes = checkpoint.path.name, []
+    if checkpoint.model is not None and checkpoint.model != model:
+        notes.append(f"{name} names the model {checkpoint.model!r}; built as {model!r} instead.")
+    if checkpoint.config is not None and dict(checkpoint.config) != config:
+        notes.append(f"{name} names another config, which was not used.")
+    return notes
