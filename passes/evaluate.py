@@ -1,26 +1,71 @@
 """Running graphs, or parts of them, in ONNX Runtime: how passes learn and are checked."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime
-from onnx_ir.passes import common
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
+LENT = 1 << 20  # bytes from which an initializer is lent to the engine
+
 
 def session(model: ir.Model, *, optimize: bool = False) -> onnxruntime.InferenceSession:
-    """An ONNX Runtime session of `model`, as written (`optimize=False`) or optimised."""
+    """An ONNX Runtime session of `model`, as written (`optimize=False`) or optimised.
+
+    Large initializers are lent to the engine, not copied: a protobuf holds at most 2 GiB.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
     level = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(
-        ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    graph, lent = _lend(model)
+    options.add_external_initializers(list(lent), list(lent.values()))
+    return _Session(graph, options, lent)
+
+
+class _Session(onnxruntime.InferenceSession):  # type: ignore[misc]
+    """A session that keeps alive what it was lent."""
+
+    def __init__(
+        self,
+        model: ir.Model,
+        options: onnxruntime.SessionOptions,
+        lent: Mapping[str, onnxruntime.OrtValue],
+    ) -> None:
+        self._lent = lent
+        super().__init__(
+            ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+
+
+def _lend(model: ir.Model) -> tuple[ir.Model, dict[str, onnxruntime.OrtValue]]:
+    """`model` with its large initializers outside, and those as values of the engine's."""
+    large = {
+        name: tensor
+        for name, value in model.graph.initializers.items()
+        if (tensor := value.const_value) is not None and tensor.nbytes >= LENT and _plain(tensor)
+    }
+    if not large:
+        return model, {}
+    model = model.clone()
+    for name, tensor in large.items():
+        model.graph.initializers[name].const_value = ir.ExternalTensor(
+            "lent", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name
+        )
+    return model, {
+        name: onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(tensor.numpy()))
+        for name, tensor in large.items()
+    }
+
+
+def _plain(tensor: ir.TensorProtocol) -> bool:
+    """Whether numpy has the type of `tensor` itself: bfloat16 and sub-byte types are not lent."""
+    return tensor.dtype != ir.DataType.STRING and tensor.numpy().dtype.isbuiltin == 1
 
 
 def run(model: ir.Model, feeds: Arrays, *, optimize: bool = False) -> dict[str, npt.NDArray[Any]]:
@@ -31,18 +76,51 @@ def run(model: ir.Model, feeds: Arrays, *, optimize: bool = False) -> dict[str, 
 
 
 def part(model: ir.Model, values: Sequence[ir.Value]) -> ir.Model:
-    """A copy of the nodes that `values` are computed from, with `values` as its only outputs."""
-    names = [value.name for value in values]
-    clone = model.clone()
-    found = {v.name: v for node in clone.graph for v in node.outputs}
-    found.update({v.name: v for v in clone.graph.inputs})
-    clone.graph.outputs.clear()
-    for name, value in zip(names, values, strict=True):
-        output = found[name]
-        output.type = output.type or value.type
-        clone.graph.outputs.append(output)
-    common.RemoveUnusedNodesPass()(clone)
-    used = {v.name for node in clone.graph for v in node.inputs if v is not None}
-    for unused in [v for v in clone.graph.inputs if v.name not in used]:
-        clone.graph.inputs.remove(unused)
-    return clone
+    """A copy of the nodes that `values` are computed from, with `values` as its only outputs.
+
+    The work is proportional to the part, not to the model: passes ask for one part per layer.
+    """
+    nodes, sources = _ancestors(values)
+    view = ir.GraphView(
+        [value for value in sources if value.is_graph_input()],
+        values,
+        nodes=nodes,
+        initializers=[value for value in sources if value.is_initializer()],
+        opset_imports=model.graph.opset_imports,
+        name=model.graph.name,
+    )
+    functions = [function.clone() for function in model.functions.values()]
+    return ir.Model(view.clone(), ir_version=model.ir_version, functions=functions)
+
+
+def _ancestors(values: Sequence[ir.Value]) -> tuple[list[ir.Node], list[ir.Value]]:
+    """The nodes behind `values`, each after those it takes from, and the values they start at."""
+    nodes: dict[ir.Node, None] = {}
+    sources: dict[ir.Value, None] = {}
+    pending: list[tuple[ir.Value | ir.Node, bool]] = [(value, False) for value in reversed(values)]
+    while pending:
+        entry, ready = pending.pop()
+        node = entry if isinstance(entry, ir.Node) else entry.producer()
+        if node is None:
+            assert isinstance(entry, ir.Value)
+            sources[entry] = None
+        elif ready:
+            nodes[node] = None
+        elif node not in nodes:
+            pending.append((node, True))
+            pending += [(value, False) for value in reversed(list(_taken(node)))]
+    return list(nodes), list(sources)
+
+
+def _taken(node: ir.Node) -> Iterator[ir.Value]:
+    """The values that `node` takes, those that its subgraphs take from outside included."""
+    yield from (value for value in node.inputs if value is not None)
+    for attribute in node.attributes.values():
+        graphs: Sequence[ir.Graph] = ()
+        if attribute.type == ir.AttributeType.GRAPH:
+            graphs = [attribute.as_graph()]
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            graphs = attribute.as_graphs()
+        for graph in graphs:
+            for inner in graph.all_nodes():
+                yield from (v for v in inner.inputs if v is not None and v.graph is node.graph)
