@@ -86,7 +86,7 @@ def verify(
         raise OptionError(f"{steps} steps of {batch} rows cannot be compared; at least 1 of 1 can.")
     if not isinstance(source, Source):
         if model is None and config is None:
-            model, config = _named_by(manifest)
+            model, config = named_by(manifest)
         source = load_source(
             source,
             model=model,
@@ -254,7 +254,7 @@ def _limits(manifest: Manifest, tolerance: Mapping[str, float]) -> dict[str, flo
     return {name: tolerance.get(name, default) for name in names}
 
 
-def _named_by(manifest: Manifest) -> tuple[str | None, Mapping[str, Any] | None]:
+def named_by(manifest: Manifest) -> tuple[str | None, Mapping[str, Any] | None]:
     """Model and config that the bundle names, for a file of weights alone.
 
     Only a model of intaglio's own: to build another would run code of the bundle's choice.

@@ -36,13 +36,15 @@ def choose_target(bundle: Bundle, target: str) -> str:
     return target
 
 
-def open_engine(bundle: Bundle, target: str, threads: int | None) -> Any:
+def open_engine(bundle: Bundle, target: str, threads: int | None, trace: str | None = None) -> Any:
     """An `onnxruntime.InferenceSession` of `target`, the same one while any holder is alive.
 
     Args:
         bundle: where the graph and its weights lie; their sizes and hashes are checked.
         target: name of an entry of the manifest's targets.
         threads: threads for the work inside one operator; None leaves it to ONNX Runtime.
+        trace: how the name of the file starts to which a new engine writes the time of each node,
+            once its `end_profiling` is called; None for no such file.
 
     Raises:
         BundleError: if a file is absent or changed, or ONNX Runtime refuses the graph.
@@ -51,11 +53,11 @@ def open_engine(bundle: Bundle, target: str, threads: int | None) -> Any:
     with _lock:
         engine = _opened.get(key)
         if engine is None:
-            engine = _opened[key] = _open(bundle, target, threads)
+            engine = _opened[key] = _open(bundle, target, threads, trace)
         return engine
 
 
-def _open(bundle: Bundle, target: str, threads: int | None) -> Any:
+def _open(bundle: Bundle, target: str, threads: int | None, trace: str | None) -> Any:
     entry = bundle.target(target)
     graph = bundle.read(entry.path)
     for name in entry.data:
@@ -65,6 +67,9 @@ def _open(bundle: Bundle, target: str, threads: int | None) -> Any:
     options.add_session_config_entry(_EXTERNAL_FOLDER, str(bundle.root))
     if threads is not None:
         options.intra_op_num_threads = threads
+    if trace is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = trace
     try:
         engine = onnxruntime.InferenceSession(
             graph, options, providers=["CPUExecutionProvider"], enable_fallback=0

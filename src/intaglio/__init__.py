@@ -1,7 +1,7 @@
 """intaglio: engrave a trained PyTorch model onto an edge engine.
 
-`export` and `verify` do what the commands of these names do.  They need the extra ``export``,
-while `intaglio.runtime` needs nothing beyond the package.
+`export`, `verify` and `profile` do what the commands of these names do.  The first two need the
+extra ``export``, while `profile` and `intaglio.runtime` need nothing beyond the package.
 """
 
 import importlib
@@ -12,10 +12,15 @@ from intaglio.errors import MissingExtraError
 if TYPE_CHECKING:
     from intaglio.exporter.export import export as export
     from intaglio.exporter.verify import verify as verify
+    from intaglio.profiling import profile as profile
 
 __version__ = "0.1.0"
 
-_FACADE = {"export": "intaglio.exporter.export", "verify": "intaglio.exporter.verify"}
+_FACADE = {
+    "export": "intaglio.exporter.export",
+    "profile": "intaglio.profiling",
+    "verify": "intaglio.exporter.verify",
+}
 _EXTRA = {"torch", "onnx", "onnx_ir", "onnxscript", "safetensors"}
 
 

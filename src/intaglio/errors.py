@@ -55,6 +55,10 @@ class InputError(IntaglioError):
     """An array given to a step has the wrong name, dtype or shape."""
 
 
+class ProfileError(IntaglioError):
+    """A measurement could not be taken."""
+
+
 class ParityError(IntaglioError):
     """An engine does not compute what its source computes."""
 

@@ -306,7 +306,7 @@ def test_a_file_of_weights_is_built_as_the_bundle_says(
     foreign = replace(manifest, source={**manifest.source, "model": "evil:build"})
 
     assert asked == [("weights.pt", "test", {}), ("weights.pt", "mine.py:build", {"a": 1})]
-    assert verification._named_by(foreign) == (None, None)
+    assert verification.named_by(foreign) == (None, None)
 
 
 def test_the_report_is_plain_json(bundle: Path, source: Source) -> None:

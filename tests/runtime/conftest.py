@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from intaglio.runtime.graph import MODULE
 from intaglio.runtime.manifest import FileRecord, Limits, Manifest, Target, TensorSpec
 from intaglio.runtime.session import Session
 from intaglio.state import BATCH, CAPACITY, PAST, PAST_LENGTH, TIME, Layout, StateSpec
@@ -32,10 +33,13 @@ class GraphBuilder:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
         self.states: list[StateSpec] = []
+        self.module = ""
 
     def emit(self, op: str, inputs: list[str], *outputs: str, **attributes: Any) -> str:
         names = list(outputs) or [f"{op}_{len(self.nodes)}"]
-        self.nodes.append(helper.make_node(op, inputs, names, **attributes))
+        node = helper.make_node(op, inputs, names, name=f"node_{names[0]}", **attributes)
+        node.metadata_props.add(key=MODULE, value=self.module)
+        self.nodes.append(node)
         return names[0]
 
     def constant(self, array: Array) -> str:
@@ -161,7 +165,9 @@ class GraphBuilder:
     def model(self, layouts: tuple[str, ...]) -> onnx.ModelProto:
         x = self.emit("Gather", [self.weight(VOCABULARY, MODEL), "input_ids"])
         for layer, layout in enumerate(layouts):
+            self.module = f"layers.{layer}"
             x = self.emit("Add", [x, getattr(self, layout)(x, layer)])
+        self.module = "head"
         self.emit("MatMul", [x, self.weight(MODEL, VOCABULARY)], "logits")
         self.emit("Identity", [x], "hidden")
         graph = helper.make_graph(
@@ -195,7 +201,7 @@ def _info(name: str, dtype: Any, shape: tuple[int | str | None, ...]) -> onnx.Va
     )
 
 
-def build_bundle(
+def _build_bundle(
     folder: Path,
     layouts: tuple[str, ...] = LAYOUTS,
     *,
@@ -241,11 +247,17 @@ def _externalize(model: onnx.ModelProto, path: Path) -> None:
             file.write(raw.ljust(-(-len(raw) // 64) * 64, b"\0"))
 
 
+@pytest.fixture(scope="session")
+def build_bundle() -> MakeBundle:
+    """Make a bundle in a folder that is given, for fixtures that many tests share."""
+    return _build_bundle
+
+
 @pytest.fixture
 def make_bundle(tmp_path: Path) -> MakeBundle:
-    """Make bundles in fresh folders; arguments as `build_bundle` takes them."""
+    """Make bundles in fresh folders; arguments as `_build_bundle` takes them."""
     count = iter(range(100))
-    return lambda *layouts, **options: build_bundle(
+    return lambda *layouts, **options: _build_bundle(
         tmp_path / f"bundle-{next(count)}", layouts or LAYOUTS, **options
     )
 

@@ -1,0 +1,255 @@
+"""Measuring bundles: latencies, memory and operators, each bundle in a fresh process.
+
+Contestants take turns, round by round, so that what disturbs the machine disturbs all of them;
+ratios are medians over rounds.  The words of options are those of trtexec: warm-up in
+milliseconds, duration in seconds, a least number of iterations, percentiles.
+"""
+
+import datetime as dt
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+
+from intaglio.errors import BundleError, OptionError
+from intaglio.runtime import machine
+from intaglio.runtime.bundle import Bundle
+from intaglio.runtime.engine import choose_target
+from intaglio.runtime.graph import Graph, read_graph
+from intaglio.runtime.worker import Worker
+from intaglio.state import TIME
+
+from .profile_ops import Names, OpProfile, op_profile, read_trace
+from .profile_report import BUNDLE, Measured, Phase, ProfileReport, Timing
+from .profile_settings import Contestant, ProfileSettings
+from .weights import total, weights_of
+
+CHILD = "intaglio.runtime.profile_child"
+CONTEXTS = (128, 1024, 4096)
+PROMPTS = (512,)
+EVENTS = 100_000  # of the engine's profiler, about 600 bytes each
+TRACED = 20  # calls of each phase, at most
+
+Progress = Callable[[str, float | None], None]
+
+
+def profile(
+    bundles: Sequence[str | os.PathLike[str] | Bundle],
+    settings: ProfileSettings | None = None,
+    *,
+    peers: Sequence[Contestant] = (),
+    progress: Progress | None = None,
+) -> ProfileReport:
+    """Measure bundles side by side, and whatever else takes part.
+
+    Args:
+        bundles: folders that `intaglio export` wrote; ratios are to the first.
+        settings: what to measure.
+        peers: further contestants.
+        progress: is told what runs and the fraction of it that is done.
+
+    Raises:
+        BundleError: if a bundle cannot be opened, or takes other inputs than the first.
+        OptionError: if a bundle cannot do what `settings` ask for.
+        ProfileError: if a process ends before it has answered.
+    """
+    settings = settings or ProfileSettings()
+    tell = progress or (lambda what, done: None)  # noqa: ARG005
+    opened = [b if isinstance(b, Bundle) else Bundle.open(b) for b in bundles]
+    phases = phases_of(opened, settings)
+    graphs = [read_graph(bundle, choose_target(bundle, settings.target)) for bundle in opened]
+    ours = [_contestant(bundle, settings, opened) for bundle in opened]
+    load_before = machine.load_average()
+    measured = _measure([*ours, *peers], phases, settings, tell)
+    for index, (bundle, graph) in enumerate(zip(opened, graphs, strict=True)):
+        tell(f"operators: {ours[index].name}", index / len(ours))
+        ops = _trace(ours[index], graph, phases, settings) if settings.ops else ()
+        measured[index] = _with_graph(measured[index], bundle, graph, ops)
+    return ProfileReport(
+        taken=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        machine={
+            **machine.describe(),
+            "load_before": load_before,
+            "load_after": machine.load_average(),
+        },
+        versions={name: version(name) for name in ("intaglio", "numpy", "onnxruntime")},
+        options=asdict(settings),
+        percentiles=settings.percentiles,
+        measured=measured,
+    )
+
+
+def phases_of(bundles: Sequence[Bundle], settings: ProfileSettings) -> list[Phase]:
+    """What to measure: prefills, then steps in the order of their contexts.
+
+    Raises:
+        BundleError: if the bundles take different inputs.
+        OptionError: if one cannot do what `settings` ask for.
+    """
+    first = bundles[0].manifest
+    for bundle in bundles:
+        if bundle.manifest.inputs != first.inputs:
+            raise BundleError(
+                f"{bundle.root} takes {_inputs(bundle)}, {bundles[0].root} takes "
+                f"{_inputs(bundles[0])}. Bundles are measured side by side on the same inputs."
+            )
+        if bundle.manifest.limits.batch not in (None, settings.batch):
+            raise OptionError(
+                f"{bundle.root} was exported for a batch of {bundle.manifest.limits.batch}, not of "
+                f"{settings.batch}. Give --batch {bundle.manifest.limits.batch}."
+            )
+    ends = [b.manifest.limits.max_context for b in bundles if b.manifest.limits.max_context]
+    end = min(ends, default=None)
+    timed = any(TIME in spec.shape for spec in first.inputs)
+    stateful = all(bundle.manifest.states for bundle in bundles)
+    prompts = _within(settings.prompts, PROMPTS, end, "prompt") if timed else [1]
+    last = None if end is None else end - 1  # the step itself needs a position
+    contexts = _within(settings.contexts, CONTEXTS, last, "context") if timed and stateful else []
+    return [
+        *(Phase("prefill", tokens) for tokens in prompts),
+        *(Phase("step", tokens) for tokens in contexts),
+    ]
+
+
+def _within(
+    wanted: Sequence[int] | None, usual: Sequence[int], end: int | None, what: str
+) -> list[int]:
+    """The tokens wanted, sorted; the usual ones, as far as positions reach, if none are."""
+    if wanted is None:
+        return [tokens for tokens in usual if end is None or tokens <= end] or [end or 1]
+    beyond = [tokens for tokens in wanted if end is not None and tokens > end]
+    if beyond:
+        raise OptionError(
+            f"A {what} of {beyond[0]} tokens does not fit: the model's positions allow {end}."
+        )
+    return sorted(set(wanted))
+
+
+def _contestant(bundle: Bundle, settings: ProfileSettings, among: Sequence[Bundle]) -> Contestant:
+    """The bundle, named by its folder, or by its whole path where several folders agree."""
+    target = choose_target(bundle, settings.target)
+    alike = [other for other in among if other.root.name == bundle.root.name]
+    source = bundle.manifest.source
+    return Contestant(
+        name=bundle.root.name if len(alike) == 1 else str(bundle.root),
+        kind=BUNDLE,
+        child=CHILD,
+        load={
+            "bundle": str(bundle.root),
+            "target": target,
+            "threads": settings.threads,
+            "capacity": settings.capacity,
+        },
+        about={
+            "target": target,
+            "model": str(source.get("model") or ""),
+            "source": str(source["name"]),
+            "intaglio": bundle.manifest.intaglio,
+        },
+    )
+
+
+def _measure(
+    contestants: Sequence[Contestant],
+    phases: Sequence[Phase],
+    settings: ProfileSettings,
+    tell: Progress,
+) -> list[Measured]:
+    """Let all of them take turns in every phase."""
+    with ExitStack() as stack:
+        workers = [stack.enter_context(Worker(c.name, c.child)) for c in contestants]
+        loaded = []
+        for contestant, worker in zip(contestants, workers, strict=True):
+            tell(f"load: {contestant.name}", None)
+            loaded.append(worker.call("load", **contestant.load))
+        timings: list[list[Timing]] = [[] for _ in workers]
+        for index, phase in enumerate(phases):
+            tell(str(phase), index / len(phases))
+            for kept, timing in zip(timings, _turns(workers, phase, settings), strict=True):
+                kept.append(timing)
+    return [
+        Measured(
+            name=contestant.name,
+            kind=contestant.kind,
+            about=contestant.about,
+            load_seconds=facts["seconds"],
+            before=facts["before"],
+            loaded=facts["resident"],
+            weights=facts.get("weights"),
+            timings=kept,
+        )
+        for contestant, facts, kept in zip(contestants, loaded, timings, strict=True)
+    ]
+
+
+def _turns(workers: Sequence[Worker], phase: Phase, settings: ProfileSettings) -> list[Timing]:
+    """One phase: everybody gets ready and warm, then they alternate."""
+    for worker in workers:
+        worker.call("ready", kind=phase.kind, tokens=phase.tokens, batch=settings.batch)
+        worker.call("run", seconds=settings.warmup / 1e3, iterations=1)
+    rounds: list[list[list[float]]] = [[] for _ in workers]
+    least = -(-settings.iterations // settings.rounds)
+    for _ in range(settings.rounds):
+        for worker, kept in zip(workers, rounds, strict=True):
+            seconds = settings.duration / settings.rounds
+            kept.append(worker.call("run", seconds=seconds, iterations=least))
+    footprints = [worker.call("footprint") for worker in workers]
+    return [
+        Timing(
+            phase=phase,
+            batch=settings.batch,
+            rounds=kept,
+            states=found.get("states"),
+            states_held=found.get("states_held"),
+            capacity=found.get("capacity"),
+            peak=found["peak"],
+        )
+        for kept, found in zip(rounds, footprints, strict=True)
+    ]
+
+
+def _trace(
+    contestant: Contestant, graph: Graph, phases: Sequence[Phase], settings: ProfileSettings
+) -> list[OpProfile]:
+    """Where the time of each phase goes, with the engine's profiler on, in another process."""
+    calls = max(1, min(TRACED, EVENTS // (max(len(graph.nodes), 1) * len(phases))))
+    with (
+        tempfile.TemporaryDirectory(prefix="intaglio-") as folder,
+        Worker(contestant.name, contestant.child) as worker,
+    ):
+        worker.call("load", **contestant.load, trace=str(Path(folder) / "trace"))
+        parts = []
+        for phase in phases:
+            worker.call("ready", kind=phase.kind, tokens=phase.tokens, batch=settings.batch)
+            worker.call("run", seconds=0, iterations=1)
+            start = worker.call("steps")
+            parts.append((phase, start, worker.call("run", seconds=0, iterations=calls)))
+        events = read_trace(Path(worker.call("end_trace")))
+    names = Names(graph)
+    return [
+        op_profile(phase.kind, phase.tokens, events[start : start + len(times)], times, names)
+        for phase, start, times in parts
+    ]
+
+
+def _with_graph(
+    entry: Measured, bundle: Bundle, graph: Graph, ops: Sequence[OpProfile]
+) -> Measured:
+    """Add what is known without running: weights, and how states are described."""
+    return replace(
+        entry,
+        weights=sum(tensor.nbytes for tensor in graph.tensors.values()),
+        bits=total(weights_of(graph)).bits,
+        states=[spec.to_json() for spec in bundle.manifest.states],
+        ops=ops,
+    )
+
+
+def _inputs(bundle: Bundle) -> str:
+    return ", ".join(
+        f"{spec.name} {spec.dtype} [{', '.join(map(str, spec.shape))}]"
+        for spec in bundle.manifest.inputs
+    )

@@ -1,0 +1,188 @@
+"""The process in which a bundle is profiled: `python -m intaglio.runtime.profile_child`.
+
+A step is measured at exactly the context that was asked for: before each one, the session's count
+of tokens is set back, which costs nothing and leaves caches and recurrent states as large and as
+full as they were.  Their values are then those of another history, which no kernel's time depends
+on.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from intaglio.errors import ProfileError
+from intaglio.runtime import machine
+from intaglio.runtime.bundle import Bundle
+from intaglio.runtime.engine import choose_target, open_engine
+from intaglio.runtime.manifest import Manifest, TensorSpec
+from intaglio.runtime.session import Session
+from intaglio.runtime.shapes import shape_of
+from intaglio.runtime.worker import serve
+from intaglio.state import BATCH, TIME
+
+CHUNK = 512  # tokens consumed at once on the way to a context
+
+Array = npt.NDArray[Any]
+_clock = time.perf_counter
+
+
+class Runner:
+    """A session and the call that is measured next."""
+
+    def __init__(self) -> None:
+        self._steps = 0
+        self._batch = 1
+        self._call: Callable[[], float]
+
+    def load(
+        self,
+        bundle: str,
+        target: str,
+        threads: int | None,
+        capacity: int | None,
+        trace: str | None = None,
+    ) -> dict[str, Any]:
+        """Open the bundle; seconds and bytes that it took."""
+        before, start = machine.resident(), _clock()
+        opened = Bundle.open(bundle)
+        if trace is not None:  # the session shares this engine
+            self._engine = open_engine(opened, choose_target(opened, target), threads, trace)
+        self._session = Session.load(opened, target, threads=threads, capacity=capacity)
+        seconds = _clock() - start
+        return {"seconds": seconds, "before": before, "resident": machine.resident()}
+
+    def ready(self, kind: str, tokens: int, batch: int) -> None:
+        """Get ready to measure calls of one kind.
+
+        Args:
+            kind: "prefill", `tokens` at once in the initial state; or "step", one token after
+                `tokens` others.
+            tokens: length of the prompt, or of the context.
+            batch: rows.
+        """
+        self._batch = batch
+        if kind == "prefill":
+            self._take(inputs_for(self._session.manifest, batch, tokens, tokens))
+            self._call = self._prefill(tokens)
+        else:
+            self._advance(tokens)
+            self._call = self._step(tokens)
+
+    def run(self, seconds: float, iterations: int) -> list[float]:
+        """Seconds of each call: at least `iterations` of them, and until `seconds` are over."""
+        times: list[float] = []
+        end = _clock() + seconds
+        while len(times) < iterations or _clock() < end:
+            times.append(self._call())
+        return times
+
+    def footprint(self) -> dict[str, Any]:
+        """Bytes that the process and the states take by now, and the caches' room in tokens."""
+        state = self._session.state
+        values = state.carried.values().values()
+        return {
+            "resident": machine.resident(),
+            "peak": machine.peak(),
+            "states": sum(value.nbytes for value in values),
+            "states_held": state.memory,
+            "capacity": state.capacity,
+        }
+
+    def steps(self) -> int:
+        """Calls of the engine so far."""
+        return self._steps
+
+    def end_trace(self) -> str:
+        """Have the engine write the time of each node; the file's path."""
+        return str(self._engine.end_profiling())
+
+    def _take(self, inputs: Mapping[str, Array]) -> float:
+        self._steps += 1
+        start = _clock()
+        self._session.step(inputs)
+        return _clock() - start
+
+    def _prefill(self, tokens: int) -> Callable[[], float]:
+        inputs = inputs_for(self._session.manifest, self._batch, tokens, tokens)
+        rows = list(range(self._batch))
+
+        def call() -> float:
+            self._session.state.reset(rows)
+            return self._take(inputs)
+
+        return call
+
+    def _step(self, context: int) -> Callable[[], float]:
+        inputs = inputs_for(self._session.manifest, self._batch, 1, context)
+
+        def call() -> float:
+            carried = self._session.state.carried
+            carried.past_length[:] = context
+            carried.longest = context
+            return self._take(inputs)
+
+        return call
+
+    def _advance(self, context: int) -> None:
+        """Consume random tokens until each row has consumed `context`."""
+        state = self._session.state
+        if state.batch != self._batch or state.carried.longest > context:
+            state.reset()
+        while (done := state.carried.longest) < context:
+            part = min(CHUNK, context - done)
+            self._take(inputs_for(self._session.manifest, self._batch, part, done))
+
+
+def inputs_for(manifest: Manifest, batch: int, time: int, seed: int) -> dict[str, Array]:
+    """Inputs of a step: random token ids, random floats, masks that let everything through.
+
+    Token ids stay below the size of the first output's last axis, the vocabulary of a language
+    model; further integer inputs are 0.
+
+    Raises:
+        ProfileError: if an input has a free dimension beside batch and time.
+    """
+    return dict(_inputs(manifest, batch, time, np.random.default_rng(seed)))
+
+
+def _inputs(
+    manifest: Manifest, batch: int, time: int, random: np.random.Generator
+) -> Iterator[tuple[str, Array]]:
+    vocabulary = next(iter(manifest.outputs)).shape[-1:]
+    limit = next((size for size in vocabulary if isinstance(size, int)), 1)
+    integers = [spec for spec in manifest.inputs if spec.dtype.startswith(("int", "uint"))]
+    tokens = next((spec for spec in integers if "mask" not in spec.name), None)
+    for spec in manifest.inputs:
+        shape = _shape(spec, batch, time)
+        if spec is tokens:
+            yield spec.name, random.integers(0, max(limit, 1), shape).astype(spec.dtype)
+        elif spec.dtype == "bool" or "mask" in spec.name:
+            yield spec.name, np.ones(shape, spec.dtype)
+        elif spec in integers:
+            yield spec.name, np.zeros(shape, spec.dtype)
+        else:
+            yield spec.name, random.standard_normal(shape).astype(spec.dtype)
+
+
+def _shape(spec: TensorSpec, batch: int, time: int) -> tuple[int, ...]:
+    try:
+        return shape_of(spec, {BATCH: batch, TIME: time})
+    except KeyError as error:
+        raise ProfileError(
+            f"The input {spec.name!r} has the free dimension {error.args[0]!r}; only batch and "
+            "time can be chosen. Export the bundle with that dimension fixed."
+        ) from error
+
+
+def main() -> None:
+    """Serve the parent."""
+    runner = Runner()
+    names = ("load", "ready", "run", "footprint", "steps", "end_trace")
+    serve({name: getattr(runner, name) for name in names})
+
+
+if __name__ == "__main__":
+    main()

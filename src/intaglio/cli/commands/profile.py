@@ -1,0 +1,126 @@
+"""`intaglio profile`: latencies, memory and operators of bundles, side by side."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from intaglio.cli.console import Console
+from intaglio.cli.frame import command
+
+from .options import (
+    AllowPickle,
+    Axes,
+    BundlePath,
+    Config,
+    ImportFrom,
+    Inputs,
+    Key,
+    Model,
+    dimensions,
+)
+
+
+@command
+def profile_(
+    console: Console,
+    bundle: BundlePath,
+    others: Annotated[
+        list[Path] | None, typer.Argument(metavar="[OTHER]...", help="Further bundles.")
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(metavar="SOURCE", help="Measure the source in PyTorch, too."),
+    ] = None,
+    model: Model = None,
+    config: Config = None,
+    key: Key = None,
+    import_from: ImportFrom = None,
+    inputs: Inputs = None,
+    axes: Axes = None,
+    allow_pickle: AllowPickle = False,
+    contexts: Annotated[
+        str | None,
+        typer.Option("--context", metavar="N,...", help="Tokens before a step; 128,1024,4096."),
+    ] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option("--prompt-length", metavar="N,...", help="Tokens of a prefill; 512."),
+    ] = None,
+    batch: Annotated[int, typer.Option(metavar="N", help="Rows.")] = 1,
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", help="Threads; the engine chooses otherwise.")
+    ] = None,
+    capacity: Annotated[
+        int | None, typer.Option(metavar="N", help="Tokens that caches have room for at first.")
+    ] = None,
+    target: Annotated[str, typer.Option(metavar="NAME", help="Engine of the bundles.")] = "auto",
+    warmup: Annotated[
+        float, typer.Option("--warmUp", metavar="MS", help="Uncounted calls before each.")
+    ] = 200,
+    duration: Annotated[
+        float, typer.Option(metavar="S", help="Seconds of each measurement, at least.")
+    ] = 3,
+    iterations: Annotated[
+        int, typer.Option(metavar="N", help="Calls of each measurement, at least.")
+    ] = 10,
+    percentile: Annotated[
+        str, typer.Option(metavar="P,...", help="Percentiles of latency to report.")
+    ] = "90,95,99",
+    no_ops: Annotated[
+        bool, typer.Option("--no-ops", help="Do not trace operators in another process.")
+    ] = False,
+) -> None:
+    """Measure bundles side by side: latencies, memory, and where the time goes."""
+    from intaglio import profile
+    from intaglio.cli import profile_tables
+    from intaglio.runtime import ProfileSettings
+
+    settings = ProfileSettings(
+        contexts=None if contexts is None else _numbers(contexts, "--context"),
+        prompts=None if prompts is None else _numbers(prompts, "--prompt-length"),
+        batch=batch,
+        target=target,
+        threads=threads,
+        capacity=capacity,
+        warmup=warmup,
+        duration=duration,
+        iterations=iterations,
+        percentiles=[float(rank) for rank in _words(percentile, "--percentile")],
+        ops=not no_ops,
+    )
+    with console.progress() as progress:
+        found = profile(
+            bundle,
+            *(others or []),
+            settings=settings,
+            against=against,
+            model=model,
+            config=config,
+            key=key,
+            import_from=import_from or [],
+            inputs=inputs,
+            axes=dimensions(axes),
+            allow_pickle=allow_pickle,
+            progress=progress,
+        )
+    profile_tables.show(console, found)
+    for warning in found.warnings:
+        console.message(f"warning: {warning}")
+    for note in found.notes:
+        console.message(f"note: {note}")
+    console.result(found.to_json())
+
+
+def _numbers(text: str, option: str) -> list[int]:
+    numbers = _words(text, option)
+    if not all(number.is_integer() for number in numbers):
+        raise typer.BadParameter(f"{text!r} is not N,...", param_hint=option)
+    return [int(number) for number in numbers]
+
+
+def _words(text: str, option: str) -> list[float]:
+    try:
+        return [float(word) for word in text.split(",")]
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is not N,...", param_hint=option) from error

@@ -1,0 +1,94 @@
+"""A profile as tables for a terminal."""
+
+from collections.abc import Sequence
+
+from intaglio.runtime.profile_ops import OpProfile
+from intaglio.runtime.profile_report import Measured, ProfileReport, Timing
+
+from .console import Console
+from .summary import amount
+
+TOP = 8  # modules and operators that are listed
+
+
+def show(console: Console, report: ProfileReport) -> None:
+    """Print latencies, memory and operators of each contestant, then the ratios."""
+    machine, threads = report.machine, report.options["threads"]
+    load = machine["load_before"]
+    console.text(
+        f"machine  {machine['processor']}, {machine['cores']} cores, "
+        f"threads: {threads or 'as the engine chooses'}, "
+        f"load average {'unknown' if load is None else load[0]}"
+    )
+    for entry in report.measured:
+        console.text()
+        _contestant(console, entry, report.percentiles)
+    if ratios := report.ratios:
+        console.text(f"\nlatency against {report.measured[0].name}, median of pairs (quartiles)")
+        console.table(
+            [
+                [r.name, str(r.phase), f"{r.ratio:.2f}", f"({r.low:.2f} to {r.high:.2f})"]
+                for r in ratios
+            ],
+            ["name", "phase", "ratio", ""],
+        )
+
+
+def module_name(path: str) -> str:
+    """A module's path for people; the root has none."""
+    return path or "(top)"
+
+
+def _contestant(console: Console, entry: Measured, percentiles: Sequence[float]) -> None:
+    about = ", ".join(value for key, value in entry.about.items() if value and key != "intaglio")
+    console.text(f"{entry.kind:<7}  {entry.name} ({about}), loaded in {entry.load_seconds:.2f} s")
+    names = ["median", *(f"p{rank:g}" for rank in percentiles)]
+    head = ["ms", *names, "calls", "tokens/s", "states", "capacity", "process"]
+    console.table([_timing(timing, percentiles) for timing in entry.timings], head)
+    console.text(f"  memory: {_memory(entry)}")
+    for ops in {profile.kind: profile for profile in entry.ops}.values():  # the longest context
+        _ops(console, ops)
+
+
+def _timing(timing: Timing, percentiles: Sequence[float]) -> list[str]:
+    ranks = [50, *percentiles]
+    return [
+        str(timing.phase),
+        *(f"{timing.percentile(rank) * 1e3:.3f}" for rank in ranks),
+        str(len(timing.seconds)),
+        f"{timing.tokens_per_second:.0f}",
+        "-" if timing.states is None else amount(timing.states),
+        "-" if timing.capacity is None else str(timing.capacity),
+        "-" if timing.peak is None else amount(timing.peak),
+    ]
+
+
+def _memory(entry: Measured) -> str:
+    parts = {
+        "weights": entry.weights,
+        "arena of the engine": entry.arena,
+        "process at its peak": entry.peak,
+        "before loading": entry.before,
+    }
+    words = [f"{name} {amount(size)}" for name, size in parts.items() if size is not None]
+    if entry.bits is not None:
+        words.insert(1, f"{entry.bits:.3g} bits per weight")
+    return ", ".join(words)
+
+
+def _ops(console: Console, ops: OpProfile) -> None:
+    phase = "prefill of" if ops.kind == "prefill" else "step at"
+    console.text(
+        f"\n  where the time goes, {phase} {ops.tokens}: {ops.total:.3f} ms while traced, "
+        f"{ops.overhead:.3f} ms of it between operators"
+    )
+    modules = [(module_name(name), time) for name, time in ops.by_module()]
+    operators = [(f"{nodes} x {name}", time) for name, nodes, time in ops.by_op()]
+    for title, rows in (("module", modules), ("operator", operators)):
+        kept, rest = rows[:TOP], rows[TOP:]
+        if rest:
+            kept.append((f"{len(rest)} more", sum(time for _, time in rest)))
+        console.table(
+            [[name, f"{time:.3f}", f"{time / (ops.kernels or 1):.0%}"] for name, time in kept],
+            [title, "ms", "share"],
+        )

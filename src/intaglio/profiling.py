@@ -1,0 +1,68 @@
+"""`intaglio.profile`: measuring bundles, and their source in PyTorch beside them."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from intaglio.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from intaglio.runtime import Bundle, ProfileSettings
+    from intaglio.runtime.profile_report import ProfileReport
+    from intaglio.runtime.profile_settings import Contestant
+
+PathLike = str | os.PathLike[str]
+
+
+def profile(
+    bundle: PathLike,
+    *others: PathLike,
+    settings: "ProfileSettings | None" = None,
+    against: PathLike | None = None,
+    progress: Callable[[str, float | None], None] | None = None,
+    **source: Any,
+) -> "ProfileReport":
+    """Measure bundles side by side: latencies, memory, operators; each in a fresh process.
+
+    What was found about a bundle is kept in its `report.json` where that can be written.
+
+    Args:
+        bundle: the folder that `intaglio export` wrote; ratios are to this one.
+        others: further bundles, which take the same inputs.
+        settings: what to measure and how long.
+        against: the source, to be measured in PyTorch; a path as for `intaglio.verify`.
+        progress: is told what runs and the fraction of it that is done.
+        source: options for loading the source, as `intaglio.verify` takes them: model, config, key
+            and the like; arrays in files.
+
+    Raises:
+        IntaglioError: whatever the user can mend: a bundle that cannot be opened, settings that it
+            does not allow, a process that ended before it had answered.
+    """
+    from intaglio.runtime import Bundle, ProfileSettings
+    from intaglio.runtime.profile import profile as measure
+    from intaglio.runtime.report_file import keep
+
+    settings = settings or ProfileSettings()
+    opened = [Bundle.open(path) for path in (bundle, *others)]
+    peers: list[Contestant] = []
+    if against is not None:
+        peers.append(_eager(Path(against), opened[0], settings, source))
+    found = measure(opened, settings, peers=peers, progress=progress)
+    notes = [
+        keep(entry, "profile", replace(found, measured=[measured]).to_json())
+        for entry, measured in zip(opened, found.measured[: len(opened)], strict=True)
+    ]
+    return replace(found, notes=[*found.notes, *filter(None, notes)])
+
+
+def _eager(
+    source: Path, bundle: "Bundle", settings: "ProfileSettings", options: Mapping[str, Any]
+) -> "Contestant":
+    try:
+        from intaglio.exporter.eager import contestant
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("Measuring a source in PyTorch", "export") from error
+    return contestant(source, bundle, settings.threads, options)

@@ -1,0 +1,254 @@
+"""Bundles profiled side by side: what is measured, in what state, and what is refused."""
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from intaglio.errors import BundleError, OptionError, ProfileError
+from intaglio.runtime.bundle import Bundle
+from intaglio.runtime.manifest import Limits, Manifest, TensorSpec
+from intaglio.runtime.profile import phases_of, profile
+from intaglio.runtime.profile_child import CHUNK, Runner, inputs_for
+from intaglio.runtime.profile_ops import ENGINE
+from intaglio.runtime.profile_report import Phase, ProfileReport
+from intaglio.runtime.profile_settings import Contestant, ProfileSettings
+from intaglio.state import BATCH, TIME
+
+MakeBundle = Callable[..., Path]
+
+QUICK = ProfileSettings(
+    contexts=[9, 3], prompts=[5], batch=2, threads=1, warmup=0, duration=0, iterations=4
+)
+STEP = 4 * 2 * 2 * 4  # bytes of keys of a token: float32, two rows, two heads of width 4
+
+
+@pytest.fixture
+def bundle(make_bundle: MakeBundle) -> Bundle:
+    return Bundle.open(make_bundle("static", "recurrent", "conv"))
+
+
+@pytest.fixture(scope="module")
+def report(
+    build_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> ProfileReport:
+    """Two bundles whose folders have the same name."""
+    first, second = (tmp_path_factory.mktemp("folder") / "bundle" for _ in range(2))
+    build_bundle(first, ("static", "recurrent", "conv"))
+    build_bundle(second, ("grow",), external=True)
+    return profile([first, second], QUICK)
+
+
+def test_contestants_are_measured_in_turns_in_every_phase(report: ProfileReport) -> None:
+    """Prefills first, contexts in order, as many calls as were asked for, ratios round by round."""
+    phases = [Phase("prefill", 5), Phase("step", 3), Phase("step", 9)]
+
+    assert report.phases == phases
+    for entry in report.measured:
+        assert [timing.phase for timing in entry.timings] == phases
+        for timing in entry.timings:
+            assert [len(times) for times in timing.rounds] == [1] * 4
+            assert min(timing.seconds) > 0
+    assert [(r.phase, r.pairs) for r in report.ratios] == [(phase, 4) for phase in phases]
+    assert report.measured[0].name != report.measured[1].name
+
+
+def test_bytes_of_weights_states_arena_and_process_are_told_apart(report: ProfileReport) -> None:
+    """States by their shapes: keys and values of the tokens, recurrent and convolution states."""
+    static, grow = report.measured
+    fixed = (
+        4 * 2 * (2 * 4 * 4 + 8 * 3)
+    )  # float32, two rows: a matrix a head, three inputs a channel
+    at_nine, grown = static.timings[2], grow.timings[2]
+
+    assert at_nine.states == 2 * STEP * 10 + fixed  # the step's own token is held afterwards
+    assert at_nine.states_held == 2 * STEP * 256 + 2 * fixed  # fixed ones have two buffers
+    assert (at_nine.capacity, grown.capacity) == (256, 256)
+    assert grown.states == 2 * STEP * 10
+    for entry in report.measured:
+        held = [entry.before, entry.loaded, entry.peak, entry.weights, entry.arena]
+        assert all(size is not None and size > 0 for size in held)
+        assert entry.bits == 32
+
+
+def test_time_of_operators_is_given_to_modules(report: ProfileReport) -> None:
+    """Every module of the graph is there, the operators that carry state among them."""
+    for entry, layers, carrier in zip(
+        report.measured, (3, 1), ("LinearAttention", "Attention"), strict=True
+    ):
+        assert [(ops.kind, ops.tokens) for ops in entry.ops] == [
+            ("prefill", 5),
+            ("step", 3),
+            ("step", 9),
+        ]
+        for ops in entry.ops:
+            modules = {op.module for op in ops.ops}
+            assert {f"layers.{i}" for i in range(layers)} | {"head"} <= modules | {ENGINE}
+            assert carrier in {op.op for op in ops.ops}
+            assert ops.calls > 0
+            assert ops.total * 1.001 >= ops.kernels
+
+
+def test_a_step_is_measured_at_the_very_context(bundle: Bundle) -> None:
+    """However often it is repeated, and after contexts that were shorter."""
+    runner = Runner()
+    runner.load(str(bundle.root), "auto", 1, None)
+    for context in (3, CHUNK + 5):
+        runner.ready("step", context, 2)
+        for _ in range(2):
+            assert len(runner.run(0, 3)) == 3
+            assert runner._session.state.past_length.tolist() == [context + 1] * 2
+            assert runner._session.state.carried.longest == context + 1
+
+
+def test_a_prefill_starts_from_nothing(bundle: Bundle) -> None:
+    runner = Runner()
+    runner.load(str(bundle.root), "auto", 1, None)
+    runner.ready("step", 9, 1)
+    runner.ready("prefill", 4, 1)
+    runner.run(0, 3)
+
+    assert runner._session.state.past_length.tolist() == [4]
+
+
+def test_calls_go_on_until_the_time_is_over(bundle: Bundle) -> None:
+    runner = Runner()
+    runner.load(str(bundle.root), "auto", 1, None)
+    runner.ready("step", 1, 1)
+    times = runner.run(0.05, 1)
+
+    assert sum(times) <= 0.05 + times[-1]
+    assert len(times) > 1
+
+
+def spec(name: str, dtype: str, *shape: int | str) -> TensorSpec:
+    return TensorSpec(name, dtype, shape)
+
+
+def with_inputs(manifest: Manifest, *inputs: TensorSpec) -> Manifest:
+    return replace(manifest, inputs=inputs)
+
+
+def test_inputs_are_such_as_a_model_takes(bundle: Bundle) -> None:
+    """Token ids of the vocabulary, masks that hide nothing, floats of both signs, else zeros."""
+    manifest = with_inputs(
+        bundle.manifest,
+        spec("attention_mask", "int64", BATCH, TIME),
+        spec("input_ids", "int32", BATCH, TIME),
+        spec("token_type_ids", "int64", BATCH, TIME),
+        spec("features", "float32", BATCH, TIME, 8),
+        spec("keep", "bool", BATCH),
+    )
+    inputs = inputs_for(manifest, 3, 500, 0)
+    ids = inputs["input_ids"]
+
+    assert {name: array.shape for name, array in inputs.items()} == {
+        "attention_mask": (3, 500),
+        "input_ids": (3, 500),
+        "token_type_ids": (3, 500),
+        "features": (3, 500, 8),
+        "keep": (3,),
+    }
+    assert {name: str(array.dtype) for name, array in inputs.items()} == {
+        entry.name: entry.dtype for entry in manifest.inputs
+    }
+    assert (ids.min(), ids.max()) == (0, 22)
+    assert inputs["attention_mask"].all()
+    assert inputs["keep"].all()
+    assert not inputs["token_type_ids"].any()
+    assert inputs["features"].min() < 0 < inputs["features"].max()
+
+
+def test_a_dimension_that_nobody_chooses_is_refused(bundle: Bundle) -> None:
+    manifest = with_inputs(bundle.manifest, spec("image", "float32", BATCH, "height"))
+
+    with pytest.raises(ProfileError, match="'image' has the free dimension 'height'"):
+        inputs_for(manifest, 1, 1, 0)
+
+
+def limited(bundle: Bundle, **limits: int) -> Bundle:
+    return replace(bundle, manifest=replace(bundle.manifest, limits=Limits(**limits)))
+
+
+def test_usual_contexts_end_where_positions_do(bundle: Bundle) -> None:
+    """A step needs a position of its own; a model shorter than all of them is filled."""
+    usual, short = ProfileSettings(), limited(bundle, max_context=100)
+
+    assert [str(phase) for phase in phases_of([bundle], usual)] == [
+        *("prefill 512", "step at 128", "step at 1024", "step at 4096"),
+    ]
+    assert [str(phase) for phase in phases_of([limited(bundle, max_context=1025)], usual)] == [
+        *("prefill 512", "step at 128", "step at 1024"),
+    ]
+    assert [str(phase) for phase in phases_of([bundle, short], usual)] == [
+        *("prefill 100", "step at 99"),
+    ]
+
+
+def test_without_states_there_is_no_step(bundle: Bundle) -> None:
+    """An encoder reads everything at once; what knows no time is called as it is."""
+    encoder = replace(bundle, manifest=replace(bundle.manifest, states=()))
+    fixed = replace(
+        encoder, manifest=with_inputs(encoder.manifest, spec("image", "float32", BATCH, 8))
+    )
+
+    assert phases_of([encoder], QUICK) == [Phase("prefill", 5)]
+    assert phases_of([fixed], QUICK) == [Phase("prefill", 1)]
+
+
+def test_what_does_not_fit_is_refused_before_anything_runs(bundle: Bundle) -> None:
+    other = replace(bundle, manifest=with_inputs(bundle.manifest, spec("x", "float32", BATCH)))
+
+    with pytest.raises(OptionError, match=r"context of 9 tokens does not fit.*allow 8"):
+        phases_of([limited(bundle, max_context=9)], QUICK)
+    with pytest.raises(OptionError, match=r"prompt of 5 tokens does not fit.*allow 4"):
+        phases_of([limited(bundle, max_context=4)], replace(QUICK, contexts=[2]))
+    with pytest.raises(OptionError, match=r"batch of 1, not of 2\. Give --batch 1"):
+        phases_of([limited(bundle, batch=1)], QUICK)
+    with pytest.raises(BundleError, match=r"takes x float32 \[batch\].*takes input_ids int64"):
+        phases_of([bundle, other], QUICK)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"batch": 0}, "batch is 0"),
+        ({"iterations": 0}, "iterations is 0"),
+        ({"duration": -1}, "duration is -1"),
+        ({"duration": float("nan")}, "duration is nan"),
+        ({"threads": 0}, "threads is 0"),
+        ({"capacity": 0}, "capacity is 0"),
+        ({"contexts": [4, 0]}, "context is 0"),
+        ({"prompts": [-1]}, "prompt length is -1"),
+        ({"percentiles": [0.0]}, "percentile is 0"),
+        ({"percentiles": [101.0]}, "percentile is 101"),
+    ],
+)
+def test_settings_out_of_range_are_refused(options: dict[str, object], words: str) -> None:
+    with pytest.raises(OptionError, match=words):
+        ProfileSettings(**options)  # type: ignore[arg-type]
+
+
+def test_a_step_that_the_engine_refuses_is_told_as_in_a_session(bundle: Bundle) -> None:
+    """What a child raises is what a session of one's own would have raised."""
+    (bundle.root / "ort/model.onnx").write_bytes(b"other")
+
+    with pytest.raises(BundleError, match=r"ort/model\.onnx has 5 bytes"):
+        profile([bundle.root], QUICK)
+
+
+def test_a_contestant_that_dies_ends_the_profile(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its signal and its name are told."""
+    child = "from intaglio.runtime.worker import serve\nimport os\n"
+    (tmp_path / "peer_of_tests.py").write_text(
+        child + "serve({'load': lambda: os.kill(os.getpid(), 9)})"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.fspath(tmp_path))
+    peer = Contestant(name="the peer", kind="eager", child="peer_of_tests", load={})
+
+    with pytest.raises(ProfileError, match="measured the peer was ended by SIGKILL"):
+        profile([bundle], QUICK, peers=[peer])
