@@ -10,6 +10,7 @@ from .exact.fuse_rms_norm import FuseRmsNorm
 from .exact.fuse_rotary import FuseRotary
 from .exact.merge_duplicates import MergeDuplicates
 from .exact.remove_dead import RemoveDead
+from .exact.remove_no_ops import RemoveNoOps
 from .exact.stabilize_log_sigmoid import StabilizeLogSigmoid
 from .exact.statefulize import Statefulize
 from .lower.ort_domains import OrtDomains
@@ -23,6 +24,7 @@ PASSES: tuple[type[Pass], ...] = (
     FuseRotary,
     MergeDuplicates,
     RemoveDead,
+    RemoveNoOps,
     StabilizeLogSigmoid,
     Statefulize,
     OrtDomains,

@@ -23,6 +23,7 @@ from .exact.fuse_rms_norm import FuseRmsNorm
 from .exact.fuse_rotary import FuseRotary
 from .exact.merge_duplicates import MergeDuplicates
 from .exact.remove_dead import RemoveDead
+from .exact.remove_no_ops import RemoveNoOps
 from .exact.stabilize_log_sigmoid import StabilizeLogSigmoid
 from .exact.statefulize import Statefulize
 from .lower.ort_domains import OrtDomains
@@ -67,6 +68,7 @@ def standard(kv: Literal["static", "grow"] = "static", extra: Sequence[Pass] = (
         # tidy what tracing leaves
         RemoveDead(),
         FoldConstants(),
+        RemoveNoOps(),
         MergeDuplicates(),
         StabilizeLogSigmoid(),
         FuseRmsNorm(),
@@ -77,10 +79,17 @@ def standard(kv: Literal["static", "grow"] = "static", extra: Sequence[Pass] = (
         Statefulize(kv=kv),
         # tidy what that left
         FoldConstants(),
+        RemoveNoOps(),
         MergeDuplicates(),
         FuseRotary(),
         RemoveDead(),
     ]
+
+
+def whole(extra: Sequence[Pass] = ()) -> list[Pass]:
+    """From a traced graph to a portable one that takes whole sequences and carries nothing."""
+    keep = [step for step in standard(extra=extra) if not isinstance(step, Statefulize)]
+    return [step for step in keep if not isinstance(step, FoldRepeatedHeads)]
 
 
 def lowering(target: str) -> list[Pass]:

@@ -1,6 +1,7 @@
 """x * rsqrt(mean(x^2) + eps) * weight -> RMSNormalization(x, weight), over the last axis.
 
-Holds where the mean is taken over the last axis alone and the weight is one number per entry of it
+Holds where the mean is taken over the last axis alone and the weight is one number per entry of it,
+a parameter or what is computed from one, like Gemma's 1 + w
 (Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4).  RMSNormalization is in the standard since opset
 23; engines have one kernel for what PyTorch writes as seven nodes.
 """
@@ -47,7 +48,7 @@ def _match(node: ir.Node) -> tuple[ir.Value, ir.Value, float] | None:
     """(x, weight, epsilon) where `node` is the product of a normalised x and its weight."""
     for normal, weight in factors(node.outputs[0]):
         shape, last = dims(weight), dims(normal)
-        if weight.producer() is not None or shape is None or not last or shape != last[-1:]:
+        if shape is None or not last or shape != last[-1:]:
             continue
         for x, scale in factors(normal):
             epsilon = _epsilon(scale, x)

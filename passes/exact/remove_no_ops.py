@@ -1,0 +1,81 @@
+"""Drop nodes that give back what they take: Identity, whole slices, products with one.
+
+    x[0:], x * 1, x / 1, x + 0, x - 0, transpose(x, (0, 1, ..)), expand and reshape to its own shape
+
+Libraries index with ``x[:, :, None, :]`` and scale by factors that are one, which hides from other
+passes what stands before and behind.  Shapes are compared as they are known, symbols included.
+"""
+
+import onnx_ir as ir
+
+from intaglio.passes.base import Context, Exact, PassResult
+from intaglio.passes.graph import attribute, constant, dims, input_of, integers
+
+UNITS = {"Mul": 1, "Div": 1, "Add": 0, "Sub": 0}
+COMMUTES = ("Mul", "Add")
+LAST = 2**31 - 1  # ends of slices from here on mean the end of any axis
+
+
+class RemoveNoOps(Exact):
+    """Drop nodes that give back what they take."""
+
+    def run(self, model: ir.Model, context: Context) -> PassResult:  # noqa: ARG002
+        """Let consumers take the input instead; outputs of the graph keep their node."""
+        graph = model.graph
+        outputs = set(graph.outputs)
+        removed = 0
+        for node in list(graph):
+            if node.domain or len(node.outputs) != 1 or node.outputs[0] in outputs:
+                continue
+            same = _same(node)
+            if same is None or same.dtype != node.outputs[0].dtype:
+                continue
+            ir.convenience.replace_all_uses_with(node.outputs[0], same)
+            graph.remove(node, safe=True)
+            removed += 1
+        return PassResult(changed=removed > 0, details={"removed": removed})
+
+
+def _same(node: ir.Node) -> ir.Value | None:
+    """The input that the output of `node` equals, if it is known to equal one."""
+    x = input_of(node, 0)
+    if node.op_type == "Identity":
+        return x
+    if node.op_type in UNITS:
+        return _unchanged_by_unit(node)
+    if node.op_type == "Transpose":
+        perm = list(attribute(node, "perm") or [])
+        return x if perm and perm == sorted(perm) else None
+    if node.op_type == "Slice":
+        return x if _takes_all(node) else None
+    if node.op_type in ("Expand", "Reshape", "Cast"):
+        return x if _equal_shapes(x, node.outputs[0]) else None
+    return None
+
+
+def _unchanged_by_unit(node: ir.Node) -> ir.Value | None:
+    x, unit = node.inputs
+    for value, other in ((x, unit), (unit, x)) if node.op_type in COMMUTES else ((x, unit),):
+        array = constant(other)
+        if array is None or array.size != 1 or not _equal_shapes(value, node.outputs[0]):
+            continue
+        if array.item() == UNITS[node.op_type]:
+            return value
+    return None
+
+
+def _takes_all(node: ir.Node) -> bool:
+    starts, ends = integers(node.inputs[1]), integers(node.inputs[2])
+    steps = integers(input_of(node, 4)) or [1]
+    axes = integers(input_of(node, 3))
+    shape = dims(node.inputs[0])
+    if starts is None or ends is None or any(starts) or any(step != 1 for step in steps):
+        return False
+    sizes = [shape[axis] for axis in axes or range(len(ends))] if shape is not None else []
+    known = [size if isinstance(size, int) else LAST for size in sizes] or [LAST] * len(ends)
+    return all(end >= min(size, LAST) for end, size in zip(ends, known, strict=True))
+
+
+def _equal_shapes(a: ir.Value | None, b: ir.Value | None) -> bool:
+    known = dims(a)
+    return known is not None and "?" not in known and known == dims(b)

@@ -1,0 +1,56 @@
+"""RemoveNoOps: nodes that give back what they take go, those that only look so stay."""
+
+from collections.abc import Callable
+
+import onnx_ir as ir
+import pytest
+
+from intaglio.passes.exact.remove_no_ops import RemoveNoOps
+
+GRAPH = """
+    <ir_version: 10, opset_import: ["" : 24]>
+    g (float[batch, time, 2] x) => (float[batch, time, 2] y)
+    <float one = {1.0}, float zero = {0.0}, float two = {2.0},
+     int64[1] first = {0}, int64[1] second = {1}, int64[1] third = {2},
+     int64[1] end = {9223372036854775807}, int64[3] shape = {0, 0, 2}, float[%s] h>
+    { %s  y = Neg (h) }
+"""
+
+
+def outcome(apply: Callable[..., ir.Model], node: str, shape: str = "batch, time, 2") -> bool:
+    """Whether the node that makes `h` was dropped; the check runs both graphs."""
+    model = apply(GRAPH % (shape, node), RemoveNoOps())
+    return [entry.op_type for entry in model.graph] == ["Neg"]
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        "h = Identity (x)",
+        "h = Slice (x, first, end, second)",
+        "h = Slice (x, first, third, third, second)",
+        "h = Mul (one, x)",
+        "h = Div (x, one)",
+        "h = Add (x, zero)",
+        "h = Sub (x, zero)",
+        "h = Transpose <perm = [0, 1, 2]> (x)",
+        "h = Reshape (x, shape)",
+        "h = Cast <to = 1> (x)",
+    ],
+)
+def test_what_changes_nothing_goes(apply: Callable[..., ir.Model], node: str) -> None:
+    assert outcome(apply, node)
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        "h = Mul (x, two)",
+        "h = Div (one, x)",
+        "h = Sub (zero, x)",
+        "h = Slice (x, first, second, third)",
+    ],
+)
+def test_what_changes_a_value_stays(apply: Callable[..., ir.Model], node: str) -> None:
+    shape = "batch, time, 1" if "Slice" in node else "batch, time, 2"
+    assert not outcome(apply, node, shape)
