@@ -87,11 +87,14 @@ def first_divergence(bundle: Path, traced: ir.Model, *, limit: float) -> Diverge
     context = traced.graph.initializers, lowered.graph.initializers
     tokens = min(TOKENS, manifest.limits.max_context or TOKENS)
     second = min(SECOND, tokens - 1)
-    inputs = stepping.random_inputs(traced, [], 1, tokens)
+    defaults = {s.name: s.default for s in manifest.inputs if s.default is not None}
+    inputs = stepping.random_inputs(traced, [], 1, tokens, defaults=defaults)
     shared = _shared(traced, lowered)
     wanted = evaluate.run(_exposed(traced, shared), inputs)
     probe = _exposed(lowered, shared)
     parts = [[tokens], [tokens - second, second]] if second else [[tokens]]
+    if manifest.whole:
+        del parts[1:]
     for carried, split in enumerate(parts):
         got = _last_part(probe, manifest, inputs, split)
         found = _first(lowered, got, wanted, tokens, split[-1], limit)

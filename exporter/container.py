@@ -89,12 +89,10 @@ def _kind(path: Path) -> str:
 def _directory_advice(path: Path) -> str:
     if (path / "manifest.json").exists():
         return "It looks like a bundle, which is exported already: try intaglio run or inspect."
-    if (path / "config.json").exists():
-        return (
-            "Hugging Face directories are not supported yet: give one weights file "
-            "(model.safetensors) and the module that it belongs to with --model."
-        )
-    return "Give the checkpoint file itself: .pt, .pth, .bin or .safetensors."
+    return (
+        "Give a checkpoint, .pt, .pth, .bin or .safetensors, or a Hugging Face directory, which "
+        "has a config.json beside its weights."
+    )
 
 
 def _check_archive(path: Path) -> None:

@@ -223,9 +223,9 @@ def _compile(
     with clock.phase("trace"):
         traced = trace(source)
     model = traced.model
-    context = Context(max_context=traced.max_context, batch=batch)
+    context = Context(max_context=traced.max_context, batch=batch, defaults=source.defaults)
     with clock.phase("passes"):
-        steps = pipeline.standard(kv, extra)
+        steps = pipeline.whole(extra) if source.whole else pipeline.standard(kv, extra)
         records = pipeline.run(model, steps, context, check=check, progress=clock.report)
         ort = model.clone()
         steps = pipeline.lowering("ort")
@@ -257,10 +257,16 @@ def _write(
             },
             passes=tuple(record.to_json() for record in compiled.records),
             recipe=recipe,
-            inputs=tuple(_tensor(v) for v in graph.inputs if v.name not in taken),
+            inputs=tuple(
+                _tensor(v, source.defaults.get(str(v.name)))
+                for v in graph.inputs
+                if v.name not in taken
+            ),
             outputs=tuple(_tensor(v) for v in graph.outputs if v.name not in left),
             states=tuple(context.states),
             past_length=any(value.name == PAST_LENGTH for value in graph.inputs),
+            whole=source.whole,
+            text={} if source.text is None else source.text.save(writer.path),
             targets={
                 "ort": Target(
                     path=LOWERED,
@@ -282,10 +288,10 @@ def _with_evidence(manifest: Manifest, parity: ParityReport) -> Manifest:
     return replace(manifest, targets=targets, parity=parity.to_json())
 
 
-def _tensor(value: ir.Value) -> TensorSpec:
+def _tensor(value: ir.Value, default: float | None = None) -> TensorSpec:
     assert value.name is not None
     assert value.dtype is not None
-    return TensorSpec(value.name, value.dtype.numpy().name, _shape(value))
+    return TensorSpec(value.name, value.dtype.numpy().name, _shape(value), default)
 
 
 def _shape(value: ir.Value) -> tuple[int | str, ...]:

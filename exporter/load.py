@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from .source import Source
-from .sources import weights
+from .sources import huggingface, weights
 from .sources.options import Config, LoadOptions
 
 Kind = tuple[Callable[[Path], bool], Callable[[Path, LoadOptions], Source]]
 
-KINDS: tuple[Kind, ...] = ()
+KINDS: tuple[Kind, ...] = ((huggingface.fits, huggingface.load),)
 """How to tell each kind of source, the first that fits; all other paths are files of weights."""
 
 
@@ -29,7 +29,7 @@ def load_source(
     """Load a trained model and what it takes to trace it.
 
     Args:
-        path: a file of ``torch.save`` or safetensors.
+        path: a file of ``torch.save`` or safetensors, or a Hugging Face directory.
         model: a model of `intaglio.models`, or ``package.module:factory``: naming a factory
             is consent to run its code.  Needed unless the checkpoint names its model.
         config: what the model or factory is built with: a mapping, or a JSON or TOML file.

@@ -148,6 +148,8 @@ class _Attention:
 def _fold_heads(entries: Tensor, spec: StateSpec) -> Tensor:
     """Undo the repetition of key-value heads that a module did before attention."""
     heads = int(spec.shape[1])
+    if heads % entries.shape[1] == 0:  # traced with repeated heads that it shares when it runs
+        return entries.repeat_interleave(heads // entries.shape[1], 1)
     repeats = entries.shape[1] // heads
     folded = entries[:, ::repeats] if entries.shape[1] == heads * repeats else entries
     if not torch.equal(folded.repeat_interleave(repeats, 1), entries):

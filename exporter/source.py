@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 from intaglio.errors import SourceError
 
 from .examples import Sampler
+from .text import Text
 
 # Example sizes are odd primes: a batch or time of 1, or one equal to a dimension of the module,
 # could be frozen into the graph.
@@ -27,7 +28,9 @@ class Source:
     a graph in training form.  `dynamic` names the free axes of each input, `aliases` maps the
     further names of tied parameters to the name that `module.named_parameters` lists, `model` says
     what the weights are of where that was named, `config` holds JSON values, `notes` what loading
-    decided.
+    decided.  `whole` says that the model takes whole sequences, in which tokens see later ones, or
+    gives one result for all: it is exported without states.  `defaults` holds the value of each
+    input that may be left out, `text` the tokenizer that belongs to the model.
     """
 
     path: Path
@@ -41,6 +44,9 @@ class Source:
     config: dict[str, Any] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    whole: bool = False
+    defaults: dict[str, float] = field(default_factory=dict)
+    text: Text | None = None
 
     @cached_property
     def module(self) -> nn.Module:

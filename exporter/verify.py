@@ -23,6 +23,7 @@ from intaglio.runtime.session import Session
 from intaglio.state import TIME, StateSpec
 
 from .bisect import bisect as find_divergence
+from .huggingface.directory import FORMAT as HUGGINGFACE
 from .load import load_source
 from .parity import OUTPUT, STATE, ParityReport, Row
 from .reference import Reference, reference
@@ -118,7 +119,7 @@ def verify(
         limits=limits,
         progress=progress,
     )
-    splits = _splits(steps)
+    splits = [[steps]] if manifest.whole else _splits(steps)
     rows, unknown = run.compare(splits)
     report = ParityReport(
         against=source.name,
@@ -259,8 +260,8 @@ def named_by(manifest: Manifest) -> tuple[str | None, Mapping[str, Any] | None]:
 
     Only a model of intaglio's own: to build another would run code of the bundle's choice.
     """
-    model = manifest.source.get("model")
-    if model is None or ":" in model or manifest.source["format"] == FORMAT:
+    model, kind = manifest.source.get("model"), manifest.source["format"]
+    if model is None or ":" in model or kind == FORMAT or kind.startswith(HUGGINGFACE):
         return None, None
     return model, manifest.source.get("config")
 

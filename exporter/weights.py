@@ -6,7 +6,7 @@ A tied parameter has several names, of which the file may hold one or all.
 """
 
 import difflib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +48,9 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Any], path: Path) -> t
     ignored = [name for name, value in found.items() if _is_extra(name, value, expected)]
     for name in ignored:
         del found[name]
-    _check_values(found, module, path)
+    check_values(found, module, path)
     _fill_ties(found, {k: v for k, v in tied_names(module).items() if k in expected}, path)
-    _check_names(found, expected, path)
+    check_names(found, expected, path)
     _check_tensors(found, expected, path)
     module.load_state_dict(found)
     return _notes(found, ignored, path)
@@ -111,7 +111,12 @@ def _same(a: object, b: object) -> bool:
     return isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b)
 
 
-def _check_names(found: Collection[str], expected: Collection[str], path: Path) -> None:
+def check_names(found: Collection[str], expected: Collection[str], path: Path) -> None:
+    """Hold the names of a file to those of the module, one to one.
+
+    Raises:
+        SourceError: if a name is missing or unexpected; similar ones are named beside it.
+    """
     missing = [name for name in expected if name not in found]
     unexpected = [name for name in found if name not in expected]
     if not missing and not unexpected:
@@ -141,7 +146,12 @@ def _with_neighbours(names: list[str], others: list[str]) -> list[str]:
     return lines
 
 
-def _check_values(found: Mapping[str, Any], module: nn.Module, path: Path) -> None:
+def check_values(found: Mapping[str, Any], module: nn.Module, path: Path) -> None:
+    """Refuse values that no trained parameter has.
+
+    Raises:
+        SourceError: if a parameter is sparse or quantized, or holds NaN or Inf.
+    """
     buffers = {name for name, _ in module.named_buffers(remove_duplicate=False)}
     for name, tensor in _all_tensors(module):
         value = found.get(name)
@@ -157,7 +167,7 @@ def _check_values(found: Mapping[str, Any], module: nn.Module, path: Path) -> No
 
 
 def _check_tensors(found: Mapping[str, Any], expected: Mapping[str, Any], path: Path) -> None:
-    wrong = []
+    wrong: list[tuple[str, Sequence[int], Sequence[int]]] = []
     for name, value in expected.items():
         tensor = found[name]
         if not isinstance(value, Tensor):
@@ -167,13 +177,25 @@ def _check_tensors(found: Mapping[str, Any], expected: Mapping[str, Any], path: 
         if tensor.is_floating_point() != value.is_floating_point():
             raise SourceError(f"{path}: {name!r} is {tensor.dtype}, in the model {value.dtype}.")
         if tensor.shape != value.shape:
-            shapes = f"{list(tensor.shape)} in the file, {list(value.shape)} in the model"
-            wrong.append(f"  {name}: {shapes}")
+            wrong.append((name, tensor.shape, value.shape))
+    check_shapes(wrong, path)
+
+
+def check_shapes(wrong: Sequence[tuple[str, Sequence[int], Sequence[int]]], path: Path) -> None:
+    """Refuse tensors of other shapes, each given by name, shape in the file, shape in the model.
+
+    Raises:
+        SourceError: if there is any.
+    """
     if not wrong:
         return
+    lines = [
+        f"  {name}: {list(found)} in the file, {list(expected)} in the model"
+        for name, found, expected in wrong[:SHOWN]
+    ]
     more = [f"  and {len(wrong) - SHOWN} more"] if len(wrong) > SHOWN else []
     head = f"The weights of {path} have other shapes than the model:"
-    raise SourceError("\n".join([head, *wrong[:SHOWN], *more, "Check the config."]))
+    raise SourceError("\n".join([head, *lines, *more, "Check the config."]))
 
 
 def _notes(found: Mapping[str, Any], ignored: list[str], path: Path) -> tuple[str, ...]:

@@ -16,12 +16,13 @@ class Context:
 
     `states` is filled by statefulize; `max_context` is the largest number of tokens that the
     graph's position tables allow, None without one; `batch` is the fixed batch size, None when
-    it is free.
+    it is free; `defaults` holds the value of each input that may be left out.
     """
 
     states: list[StateSpec] = field(default_factory=list)
     max_context: int | None = None
     batch: int | None = None
+    defaults: Mapping[str, float] = field(default_factory=dict)
 
     def limit_context(self, tokens: int) -> None:
         """Lower `max_context` to `tokens` unless it is lower already."""

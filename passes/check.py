@@ -72,7 +72,9 @@ def _same_interface(before: ir.Model, after: ir.Model, context: Context) -> Pair
     for time in (1, min(5, room)):
         past = np.arange(batch, dtype=np.int64) % max(1, room - time + 1)
         feeds: dict[str, Array] = dict(
-            stepping.random_inputs(before, context.states, batch, time, seed=time)
+            stepping.random_inputs(
+                before, context.states, batch, time, seed=time, defaults=context.defaults
+            )
         )
         if context.states:
             carried, past = stepping.random_states(context.states, past, room, seed=time)

@@ -20,9 +20,17 @@ Arrays = dict[str, Array]
 
 
 def random_inputs(
-    model: ir.Model, states: Sequence[StateSpec], batch: int, time: int, seed: int = 0
+    model: ir.Model,
+    states: Sequence[StateSpec],
+    batch: int,
+    time: int,
+    seed: int = 0,
+    defaults: Mapping[str, float] | None = None,
 ) -> Arrays:
-    """Random arrays for the source's own inputs; token ids stay within their embedding."""
+    """Random arrays for the source's own inputs; token ids stay within their embedding.
+
+    What may be left out holds its default: random masks would hide all tokens of some row.
+    """
     random = np.random.default_rng(seed)
     carried = {spec.input for spec in states} | {PAST_LENGTH}
     sizes = {BATCH: batch, TIME: time}
@@ -32,7 +40,9 @@ def random_inputs(
             continue
         shape = [dim if isinstance(dim, int) else sizes[dim] for dim in dims(value) or ()]
         dtype = (value.dtype or ir.DataType.FLOAT).numpy()
-        if np.issubdtype(dtype, np.integer):
+        if value.name in (defaults or {}):
+            feeds[value.name] = np.full(shape, (defaults or {})[value.name], dtype)
+        elif np.issubdtype(dtype, np.integer):
             feeds[value.name] = random.integers(0, _rows(value), shape).astype(dtype)
         else:
             feeds[value.name] = random.standard_normal(shape).astype(dtype)

@@ -227,6 +227,11 @@ def _padded(prompts: Sequence[Tokens]) -> tuple[npt.NDArray[np.int64], npt.NDArr
 def _token_input(session: Session, logits: str) -> str:
     """Name of the input of tokens, of a session fit for generation."""
     manifest = session.manifest
+    if manifest.whole:
+        raise InputError(
+            "Generation needs a model that goes on from what it has seen; this bundle takes whole "
+            "sequences, in which each token sees all others. Call session.step with one."
+        )
     names = [spec.name for spec in manifest.inputs]
     if len(names) != 1 or len(manifest.inputs[0].shape) != 2:
         raise InputError(

@@ -25,11 +25,15 @@ NOT_RUN = "not run"
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One input or output of the source; `dtype` is numpy's name, `shape` ints and symbols."""
+    """One input or output of the source; `dtype` is numpy's name, `shape` ints and symbols.
+
+    An input with a `default` may be left out of a step: it is then filled with that.
+    """
 
     name: str
     dtype: str
     shape: tuple[int | str, ...]
+    default: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +80,10 @@ class Manifest:
     `source` holds name, sha256 and format, and model and config where known; `passes` the records
     of the passes in order; `inputs` and `outputs` are the source's own, without states and without
     past_length; `past_length` says whether the graph takes that; `files` maps every file of the
-    bundle but the manifest and report.json, by its path with forward slashes.
+    bundle but the manifest and report.json, by its path with forward slashes.  `whole` says that
+    each call takes a whole sequence, as an encoder does, and nothing is carried to the next.
+    `text` holds what turns text into tokens, empty where the source had no tokenizer:
+    ``tokenizer`` and ``template``, paths of files; ``eos``, the tokens that end a text.
     """
 
     source: Mapping[str, Any]
@@ -87,6 +94,8 @@ class Manifest:
     targets: Mapping[str, Target]
     files: Mapping[str, FileRecord]
     limits: Limits = field(default_factory=Limits)
+    whole: bool = False
+    text: Mapping[str, Any] = field(default_factory=dict)
     passes: tuple[Mapping[str, Any], ...] = ()
     recipe: Mapping[str, Any] = field(default_factory=dict)
     parity: Mapping[str, Any] = field(default_factory=dict)
@@ -109,6 +118,8 @@ class Manifest:
             "outputs": [_tensor_to_json(spec) for spec in self.outputs],
             "states": [spec.to_json() for spec in self.states],
             "past_length": self.past_length,
+            "whole": self.whole,
+            "text": dict(self.text),
             "limits": asdict(self.limits),
             "targets": {
                 name: {**asdict(target), "data": list(target.data)}
@@ -139,6 +150,8 @@ class Manifest:
             outputs=tuple(_tensor_from_json(spec) for spec in entry["outputs"]),
             states=tuple(StateSpec.from_json(spec) for spec in entry["states"]),
             past_length=entry["past_length"],
+            whole=entry.get("whole", False),
+            text=entry.get("text", {}),
             limits=Limits(**entry["limits"]),
             targets={
                 key: Target(**{**target, "data": tuple(target["data"])})
@@ -208,8 +221,10 @@ def _check(entry: Any, name: str) -> None:
 
 
 def _tensor_to_json(spec: TensorSpec) -> dict[str, Any]:
-    return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
+    entry = {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
+    return entry if spec.default is None else {**entry, "default": spec.default}
 
 
 def _tensor_from_json(entry: Mapping[str, Any]) -> TensorSpec:
-    return TensorSpec(entry["name"], entry["dtype"], tuple(entry["shape"]))
+    shape = tuple(entry["shape"])
+    return TensorSpec(entry["name"], entry["dtype"], shape, entry.get("default"))

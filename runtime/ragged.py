@@ -2,7 +2,7 @@
 
 Every operator of a step graph works row by row, so the outcome is that of separate runs, and no
 mask enters the graph.  Rows 3, 0 and 5 tokens long take two steps: tokens 0-2 of rows 0 and 2,
-then tokens 3-4 of row 2.
+then tokens 3-4 of row 2.  Whole sequences, of an encoder, run apart by their length.
 """
 
 from collections.abc import Mapping, Sequence
@@ -46,8 +46,11 @@ def step_rows(
     Returns:
         The outputs, 0 beyond a row's length.
     """
-    carried = state.begin(sizes[BATCH])
     results = _zeros(manifest.outputs, sizes, out)
+    if manifest.whole:
+        _run_alike(stepper, state, manifest, arrays, sizes, counts, results)
+        return results
+    carried = state.begin(sizes[BATCH])
     if counts.min() < counts.max():
         carried = _own_copy(carried, manifest, counts)
     start = 0
@@ -64,6 +67,25 @@ def step_rows(
         start = int(stop)
     state.carried = carried
     return results
+
+
+def _run_alike(
+    stepper: Stepper,
+    state: State,
+    manifest: Manifest,
+    arrays: Mapping[str, Array],
+    sizes: Sizes,
+    counts: Counts,
+    results: Mapping[str, Array],
+) -> None:
+    """Run whole sequences of each length together: a later token may change an earlier one."""
+    for length in np.unique(counts[counts > 0]):
+        rows, window = np.flatnonzero(counts == length), slice(0, int(length))
+        cut = {s.name: arrays[s.name][_index(s, rows, window)] for s in manifest.inputs}
+        alike = {**sizes, BATCH: len(rows), TIME: int(length)}
+        outputs = stepper.step(state.begin(len(rows)), cut, alike)
+        for spec in manifest.outputs:
+            results[spec.name][_index(spec, rows, window)] = outputs[spec.name]
 
 
 def _own_copy(carried: Carried, manifest: Manifest, counts: Counts) -> Carried:

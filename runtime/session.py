@@ -101,6 +101,7 @@ class Session:
 
         Any way to cut a sequence into steps gives the same outputs.  The first step after load or
         reset decides the number of rows.  A step that fails leaves the state as it was.
+        A bundle of whole sequences (`manifest.whole`) carries nothing: each call stands alone.
 
         Args:
             inputs: arrays by name, as the manifest's `inputs` say: for language models
@@ -118,12 +119,14 @@ class Session:
             StateError: if the number of rows changed, or a row would exceed max_context or a
                 fixed capacity.
         """
-        if lengths is None:
+        if lengths is None and not self.bundle.manifest.whole:
             carried = self.state.carried
             plan = self._stepper.known(carried, inputs)
             if plan is not None:
                 return self._stepper.run(carried, plan, inputs, out)
         manifest = self.bundle.manifest
+        if manifest.whole:
+            self.state.reset()
         arrays = as_arrays(inputs, manifest.inputs)
         sizes = sizes_of(arrays, manifest.inputs, manifest.limits)
         if lengths is not None:

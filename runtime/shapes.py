@@ -15,22 +15,36 @@ Sizes = Mapping[str, int]
 
 
 def as_arrays(inputs: Mapping[str, Any], specs: Sequence[TensorSpec]) -> dict[str, Array]:
-    """The inputs of a step as arrays of the right rank.
+    """The inputs of a step as arrays of the right rank, those that may be left out filled.
 
     Raises:
         InputError: if one is missing, unknown or of another rank or dtype.
     """
     names = [spec.name for spec in specs]
-    for name in names:
-        if name not in inputs:
-            raise InputError(f"The input {name!r} is missing. A step takes: {_list(names)}.")
+    for spec in specs:
+        if spec.name not in inputs and spec.default is None:
+            raise InputError(f"The input {spec.name!r} is missing. A step takes: {_list(names)}.")
     for name in inputs:
         if name not in names:
             raise InputError(
                 f"There is no input {name!r}. A step takes: {_list(names)}; the session itself "
                 "carries states and positions."
             )
-    return {spec.name: _as_array(inputs[spec.name], spec) for spec in specs}
+    arrays = {s.name: _as_array(inputs[s.name], s) for s in specs if s.name in inputs}
+    sizes = {
+        dim: size
+        for spec in specs
+        if spec.name in arrays
+        for dim, size in zip(spec.shape, arrays[spec.name].shape, strict=True)
+        if isinstance(dim, str)
+    }
+    return {s.name: arrays[s.name] if s.name in arrays else _filled(s, sizes) for s in specs}
+
+
+def _filled(spec: TensorSpec, sizes: Sizes) -> Array:
+    if not all(isinstance(dim, int) or dim in sizes for dim in spec.shape):
+        raise InputError(f"The input {spec.name!r} is missing: its size follows from no other.")
+    return np.full(shape_of(spec, sizes), spec.default, spec.dtype)
 
 
 def _as_array(value: Any, spec: TensorSpec) -> Array:

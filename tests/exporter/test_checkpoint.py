@@ -212,7 +212,6 @@ def test_a_file_cut_anywhere_is_an_error_of_ours(tmp_path: Path, legacy: bool) -
     ("files", "message"),
     [
         ((), "there is no such file"),
-        (("config.json", "model.safetensors"), "Hugging Face directories are not supported yet"),
         (("manifest.json",), "a bundle, which is exported already"),
         (("notes.txt",), "is a directory"),
     ],
