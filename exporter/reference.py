@@ -5,9 +5,10 @@ which are caught while the module runs: keys and values of attention, the argume
 attention, the inputs of causal convolutions.  The module runs in float64 where it can.
 """
 
-import copy
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,6 +25,7 @@ from intaglio.state import Layout, StateSpec
 from .modules import ModuleStack
 from .outputs import name_outputs
 from .source import Source
+from .widened import Widened
 
 Array = npt.NDArray[Any]
 Key = tuple[str, str, int]  # module path, operator, which call of it within the module
@@ -75,19 +77,20 @@ class Reference:
 def reference(source: Source, inputs: Mapping[str, Tensor]) -> Reference:
     """Run `source.module` once on whole sequences, `inputs` being [batch, time, ...] each."""
     try:
-        module = copy.deepcopy(source.module).double()
         wide = {n: x.double() if x.is_floating_point() else x for n, x in inputs.items()}
-        return _run(module, wide)
+        return _run(source.module, wide, Widened(source.module))
     except ParityError:
         raise
     except Exception:  # noqa: BLE001  a module that fixes its dtype inside runs as it is
-        return _run(source.module, inputs)
+        return _run(source.module, inputs, contextlib.nullcontext())
 
 
-def _run(module: nn.Module, inputs: Mapping[str, Tensor]) -> Reference:
+def _run(
+    module: nn.Module, inputs: Mapping[str, Tensor], precision: AbstractContextManager[Any]
+) -> Reference:
     stack = ModuleStack(module)
     recorder = _Recorder(stack)
-    with torch.no_grad(), stack, recorder:
+    with torch.no_grad(), stack, recorder, precision:
         outputs = name_outputs(module, module(**inputs))
     dtypes = {value.dtype for value in outputs.values() if value.is_floating_point()}
     return Reference(

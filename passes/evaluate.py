@@ -16,15 +16,20 @@ LENT = 1 << 20  # bytes from which an initializer is lent to the engine
 def session(model: ir.Model, *, optimize: bool = False) -> onnxruntime.InferenceSession:
     """An ONNX Runtime session of `model`, as written (`optimize=False`) or optimised.
 
-    Large initializers are lent to the engine, not copied: a protobuf holds at most 2 GiB.
+    Large initializers are lent to the engine, not copied: a protobuf holds at most 2 GiB.  Nothing
+    is kept from one call to the next.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
+    options.enable_cpu_mem_arena = False
     level = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
     graph, lent = _lend(model)
+    # The first call alone would copy them, the second alone looks for a file.
     options.add_external_initializers(list(lent), list(lent.values()))
+    for name, array in lent.items():
+        options.add_initializer(name, array)
     return _Session(graph, options, lent)
 
 

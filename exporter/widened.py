@@ -1,0 +1,49 @@
+"""Run a module in float64 without a copy of it in float64.
+
+`module.double()` on a copy triples the memory of the weights.  Here each parameter and buffer is
+widened when an operation takes it, and dropped after that operation.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
+
+# What asks a tensor about itself and not for its numbers.
+ABOUT = {
+    *(getattr(Tensor, name).__get__ for name in "shape device ndim layout requires_grad".split()),
+    *(getattr(Tensor, name) for name in "size dim numel stride is_contiguous".split()),
+    Tensor.is_floating_point,
+    Tensor.__len__,
+}
+
+
+class Widened(TorchFunctionMode):
+    """Inside, the floating-point parameters and buffers of `module` are float64 to all who ask."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        tensors = (*module.parameters(), *module.buffers())
+        self._own = {id(tensor) for tensor in tensors if tensor.is_floating_point()}
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Call `func` with what is the module's own widened."""
+        del types  # part of the protocol
+        if func in ABOUT:
+            return func(*args, **(kwargs or {}))
+        wide_args, wide_kwargs = tree_map(self._widen, (args, dict(kwargs or {})))
+        return func(*wide_args, **wide_kwargs)
+
+    def _widen(self, value: Any) -> Any:
+        if isinstance(value, Tensor) and id(value) in self._own:
+            return value.detach().to(torch.float64)
+        return value
