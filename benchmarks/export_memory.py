@@ -108,7 +108,7 @@ def measure(quick: bool) -> list[Row]:
 
 def _peak(what: str, source: Path, bundle: Path) -> tuple[int, list[tuple[str, int]]]:
     """Peak bytes of a process that does `what`, and the peak until each phase began."""
-    arguments = [sys.executable, "-c", CHILD, what, source, bundle, str(STEPS)]
+    arguments = [sys.executable, "-c", CHILD, what, str(source), str(bundle), str(STEPS)]
     out = subprocess.run(arguments, check=True, capture_output=True, text=True).stdout
     found = json.loads(out.splitlines()[-1])
     first: dict[str, int] = {}

@@ -13,6 +13,9 @@ from intaglio.exporter.widened import Widened
 class Mixed(nn.Module):
     """Takes weights in every way: by modules, functions, methods, operators and their dtype."""
 
+    table: Tensor
+    counts: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.embed = nn.Embedding(11, 8)
