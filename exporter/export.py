@@ -73,6 +73,7 @@ def export(
     axes: Mapping[str, Sequence[int | str]] | None = None,
     passes: Sequence[str | Pass] = (),
     kv: Literal["static", "grow"] = "static",
+    ort_accuracy: Literal["fast", "exact"] = "fast",
     shapes: Shapes | None = None,
     dtype: str | None = None,
     tolerance: Mapping[str, float] | None = None,
@@ -100,6 +101,8 @@ def export(
         axes: the dimensions of inputs, see `load_source`.
         passes: the user's passes, as ``NAME:OPTIONS`` or objects; run before statefulize.
         kv: layout of key-value caches: one buffer written in place, or past and present.
+        ort_accuracy: how ONNX Runtime multiplies by weights of few bits: activations rounded to 8
+            bits, or slowly in full precision, for verification only.
         shapes: what the bundle has to serve; a batch fixed to 1 allows faster attention.
         dtype: what the weights are stored in; fp32 so far.
         tolerance: limits of parity by name, instead of the defaults.
@@ -122,6 +125,8 @@ def export(
         raise OptionError(f"The targets {', '.join(targets)} are not supported yet; ort is.")
     if kv not in ("static", "grow"):
         raise OptionError(f"kv is {kv!r}; it should be static or grow.")
+    if ort_accuracy not in ("fast", "exact"):
+        raise OptionError(f"ort_accuracy is {ort_accuracy!r}; it should be fast or exact.")
     if dtype not in (None, "fp32"):
         raise OptionError(f"The dtype {dtype} is not supported yet; fp32 is.")
     if require_parity and not verify:
@@ -145,11 +150,12 @@ def export(
                     allow_pickle=allow_pickle,
                 )
         batch = _fixed_batch(source, shapes)
-        compiled = _compile(source, parsed, kv, batch, clock, check=check_passes)
+        compiled = _compile(source, parsed, kv, ort_accuracy, batch, clock, check=check_passes)
         recipe = {
             "targets": list(targets),
             "passes": [p if isinstance(p, str) else p.name for p in passes],
             "kv": kv,
+            "ort_accuracy": ort_accuracy,
             "shapes": {} if shapes is None else shapes.to_json(),
             "dtype": "fp32",
             "portable": portable,
@@ -215,6 +221,7 @@ def _compile(
     source: Source,
     extra: Sequence[Pass],
     kv: Literal["static", "grow"],
+    accuracy: Literal["fast", "exact"],
     batch: int | None,
     clock: _Clock,
     *,
@@ -228,9 +235,17 @@ def _compile(
         steps = pipeline.whole(extra) if source.whole else pipeline.standard(kv, extra)
         records = pipeline.run(model, steps, context, check=check, progress=clock.report)
         ort = model.clone()
-        steps = pipeline.lowering("ort")
-        records += pipeline.run(ort, steps, context, check=check, progress=clock.report)
-    return _Compiled(portable=model, ort=ort, context=context, records=records, notes=traced.notes)
+        records += pipeline.lower(
+            ort, "ort", context, accuracy=accuracy, check=check, progress=clock.report
+        )
+    advice = [line for record in records for line in record.result.advice]
+    return _Compiled(
+        portable=model,
+        ort=ort,
+        context=context,
+        records=records,
+        notes=(*traced.notes, *advice),
+    )
 
 
 def _write(

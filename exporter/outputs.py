@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from intaglio.errors import TraceError
 
+from .low_bit_modules import LowBitEmbedding
+
 
 def name_outputs(module: nn.Module, value: Any) -> dict[str, Tensor]:
     """Give each tensor that `module` returned its name.
@@ -38,7 +40,7 @@ def name_outputs(module: nn.Module, value: Any) -> dict[str, Tensor]:
 
 
 def _is_vocabulary(module: nn.Module, value: Tensor) -> bool:
-    embeddings = (m for m in module.modules() if isinstance(m, nn.Embedding))
+    embeddings = (m for m in module.modules() if isinstance(m, nn.Embedding | LowBitEmbedding))
     return value.ndim > 0 and any(value.shape[-1] == m.num_embeddings for m in embeddings)
 
 

@@ -1,7 +1,7 @@
 """What a verification found: one row per output or state and way of splitting the tokens."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ from intaglio.runtime.compare import Deviation
 
 from .bisect import Divergence
 
-OUTPUT, STATE = "output", "state"
+OUTPUT, STATE, KL = "output", "state", "mean divergence of next tokens"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,9 @@ class ParityReport:
 
     `against` names the source and `precision` what it ran in; `seed` drew the inputs.  `unknown`
     lists states that do not follow from the source; they are compared between splits only.
-    `divergence` is the first node at fault, where it was asked for and found.
+    `divergence` is the first node at fault, where it was asked for and found.  Where the bundle has
+    weights of few bits, `against` is the source with its weights dequantized, and `quantization`
+    tells how far that moved each output of the source itself; it has no limit.
     """
 
     against: str
@@ -61,6 +63,7 @@ class ParityReport:
     rows: Sequence[Row]
     unknown: Sequence[str] = ()
     divergence: Divergence | None = None
+    quantization: Mapping[str, float] | None = None
 
     @property
     def passed(self) -> bool:
@@ -78,13 +81,21 @@ class ParityReport:
         worst, found = self.worst, self.worst.found
         numbers = f"error {found.error:.1e}, limit {found.limit:.0e}"
         if self.passed:
-            return f"Parity holds over {scope}: the largest is {worst.who} ({numbers})."
+            return (
+                f"Parity holds over {scope}: the largest is {worst.who} ({numbers}).{self._moved()}"
+            )
         failed = {row.found.name for row in self.rows if not row.found.passed}
         cause = f" {self.divergence.summary()}" if self.divergence is not None else ""
         return (
             f"Parity fails over {scope}: of outputs and states {len(failed)} differ, most of all "
             f"{worst.who} after token {found.worst_step}, split {worst.split} ({numbers}).{cause}"
         )
+
+    def _moved(self) -> str:
+        if self.quantization is None:
+            return ""
+        found = (f"{name} {error:.1e}" for name, error in self.quantization.items())
+        return f" Quantization itself moved the source's outputs: {', '.join(found)}."
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values, for the manifest."""
@@ -99,6 +110,7 @@ class ParityReport:
             "rows": [row.to_json() for row in self.rows],
             "unknown": list(self.unknown),
             "divergence": None if self.divergence is None else self.divergence.to_json(),
+            "quantization": None if self.quantization is None else dict(self.quantization),
         }
 
 

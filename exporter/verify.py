@@ -3,7 +3,8 @@
 The bundle runs over the same tokens several times: one at a time, all at once, and in parts of
 unequal length.  Outputs are compared at every token, states after the 1st, 2nd, 63rd, 64th and last
 (around the chunks of 64 in which linear attention is computed), with the source in float64 where it
-runs so.  error(a, b) = max|a-b| / max|b|, over all tokens.
+runs so.  error(a, b) = max|a-b| / max|b|, over all tokens.  A bundle with weights of few bits is
+held to its source with these weights dequantized, see `quantized.py`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from intaglio.errors import BundleError, OptionError
 from intaglio.models import FORMAT
 from intaglio.runtime.bundle import Bundle
-from intaglio.runtime.compare import Comparison
+from intaglio.runtime.compare import Comparison, Deviation
 from intaglio.runtime.manifest import Manifest
 from intaglio.runtime.session import Session
 from intaglio.state import TIME, StateSpec
@@ -25,7 +26,18 @@ from intaglio.state import TIME, StateSpec
 from .bisect import bisect as find_divergence
 from .huggingface.directory import FORMAT as HUGGINGFACE
 from .load import load_source
+from .parity import KL as DIVERGENCE
 from .parity import OUTPUT, STATE, ParityReport, Row
+from .quantized import (
+    KL,
+    KL_LIMIT,
+    LOGITS,
+    MeanKl,
+    dequantized,
+    has_int8_activations,
+    quantization_error,
+)
+from .quantized import LIMIT as LOW_BIT_LIMIT
 from .reference import Reference, reference
 from .source import Source
 
@@ -71,7 +83,8 @@ def verify(
         steps: tokens to run, fewer where the model's context ends.
         batch: rows to run, unless the bundle has a fixed number.
         tolerance: limits by name of output or state, instead of the default of the graph's dtype:
-            1e-4 for fp32, 2e-2 for fp16, 5e-2 for bf16.
+            1e-4 for fp32, 2e-2 for fp16, 5e-2 for bf16; 5e-2 where weights of few bits meet
+            activations of 8, and 1e-3 for the divergence of next tokens there, `logits.kl`.
         bisect: name the first node that diverges, where parity fails.
         progress: is told what runs and, where known, the fraction of it that is done.
 
@@ -104,8 +117,12 @@ def verify(
     if progress is not None:
         progress("source", None)
     drawn = source.random_inputs(batch, steps, SEED)
-    wanted = reference(source, drawn)
+    held = dequantized(source, opened)
+    wanted = reference(held or source, drawn)
     _require_same(manifest, "outputs", wanted.outputs)
+    moved = None
+    if held is not None:
+        moved = quantization_error(wanted.outputs, reference(source, drawn).outputs)
     run = _Run(
         session=Session.load(opened),
         inputs={name: value.numpy() for name, value in drawn.items()},
@@ -122,7 +139,7 @@ def verify(
     splits = [[steps]] if manifest.whole else _splits(steps)
     rows, unknown = run.compare(splits)
     report = ParityReport(
-        against=source.name,
+        against=(held or source).name,
         precision=wanted.precision,
         steps=steps,
         batch=batch,
@@ -130,9 +147,12 @@ def verify(
         splits=tuple(map(_words, splits)),
         rows=rows,
         unknown=unknown,
+        quantization=moved,
     )
     if bisect and not report.passed:
-        report = replace(report, divergence=find_divergence(Path(bundle), source))
+        limit = LOW_BIT_LIMIT if KL in limits else LIMIT
+        divergence = find_divergence(Path(bundle), held or source, limit=limit)
+        report = replace(report, divergence=divergence)
     return report
 
 
@@ -155,11 +175,14 @@ class _Run:
         rows: list[Row] = []
         first: Arrays = {}
         for split in splits:
+            kl = MeanKl(self.limits[KL]) if KL in self.limits else None
             outputs, states, last = self._follow(
-                split, [specs[n] for n in specs if n not in unknown]
+                split, [specs[n] for n in specs if n not in unknown], kl
             )
             rows += self._rows(OUTPUT, outputs, split, "source")
             rows += self._rows(STATE, states, split, "source")
+            if kl is not None:
+                rows.append(_row(DIVERGENCE, "", split, "source", kl.deviation()))
             if first:
                 others = Comparison(LIMIT, self.limits)
                 others.add(sum(split), last, {name: first[name] for name in unknown})
@@ -168,7 +191,7 @@ class _Run:
         return rows, tuple(unknown)
 
     def _follow(
-        self, split: Sequence[int], specs: Sequence[StateSpec]
+        self, split: Sequence[int], specs: Sequence[StateSpec], kl: MeanKl | None
     ) -> tuple[Comparison, Comparison, Arrays]:
         """Run one split; the outputs and states compared, and the states at the end."""
         axes = {
@@ -187,6 +210,8 @@ class _Run:
                     if axis is not None or token == steps - 1
                 }
                 outputs.add(token + 1, got, expected)
+                if kl is not None:
+                    kl.add(token + 1, got[LOGITS], expected[LOGITS])
             if end in STATE_STEPS or end == steps:
                 carried = self.session.state.save().arrays
                 states.add(end, carried, self._states(specs, end))
@@ -213,13 +238,11 @@ class _Run:
     ) -> Iterator[Row]:
         modules = {spec.input: spec.module for spec in self.session.manifest.states}
         for deviation in found.deviations():
-            yield Row(
-                kind=kind,
-                module=modules.get(deviation.name, ""),
-                split=_words(split),
-                against=against,
-                found=deviation,
-            )
+            yield _row(kind, modules.get(deviation.name, ""), split, against, deviation)
+
+
+def _row(kind: str, module: str, split: Sequence[int], against: str, found: Deviation) -> Row:
+    return Row(kind=kind, module=module, split=_words(split), against=against, found=found)
 
 
 def _at(array: Array, axis: int | None, index: int) -> Array:
@@ -246,13 +269,18 @@ def _limits(manifest: Manifest, tolerance: Mapping[str, float]) -> dict[str, flo
     dtypes |= {spec.dtype for spec in manifest.states}
     default = max(LIMITS.get(dtype, LIMIT) for dtype in dtypes)
     names = [spec.name for spec in manifest.outputs] + [spec.input for spec in manifest.states]
+    special = {}
+    if has_int8_activations(manifest):
+        default = max(default, LOW_BIT_LIMIT)
+        special = {KL: KL_LIMIT} if LOGITS in names else {}
+    names += special
     unknown = [name for name in tolerance if name not in names]
     if unknown:
         raise OptionError(
             f"There is no output or state {unknown[0]!r} to give a tolerance; there are: "
             f"{', '.join(names)}."
         )
-    return {name: tolerance.get(name, default) for name in names}
+    return {name: tolerance.get(name, special.get(name, default)) for name in names}
 
 
 def named_by(manifest: Manifest) -> tuple[str | None, Mapping[str, Any] | None]:

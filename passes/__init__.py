@@ -15,6 +15,7 @@ from .exact.stabilize_log_sigmoid import StabilizeLogSigmoid
 from .exact.statefulize import Statefulize
 from .lower.ort_domains import OrtDomains
 from .lower.ort_group_query_attention import OrtGroupQueryAttention
+from .lower.ort_low_bit import OrtLowBit
 from .lower.ort_relabel import OrtRelabel
 
 PASSES: tuple[type[Pass], ...] = (
@@ -29,5 +30,6 @@ PASSES: tuple[type[Pass], ...] = (
     Statefulize,
     OrtDomains,
     OrtGroupQueryAttention,
+    OrtLowBit,
     OrtRelabel,
 )

@@ -31,11 +31,15 @@ class Context:
 
 @dataclass(frozen=True, kw_only=True)
 class PassResult:
-    """What one run of a pass did: `notes` for people, `details` (JSON values) for reports."""
+    """What one run of a pass did: `notes` for people, `details` (JSON values) for reports.
+
+    `advice` is what the user should hear at once: a choice that another one beats.
+    """
 
     changed: bool
     notes: Sequence[str] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
+    advice: Sequence[str] = ()
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)

@@ -1,13 +1,17 @@
 """Weights of few bits in a graph: how a pass puts one in place of a float weight.
 
 The initializers that take the place of a parameter NAME [N, K] are called NAME.codes, NAME.scale
-and NAME.offset, so that reports, and verification against the dequantized weights, find them again.
+and NAME.offset (NAME.T.codes and so on where the parameter stands as [K, N]), so that reports, and
+verification against the dequantized weights, find them again.
 """
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from intaglio.ops import Codes, Floats, Packed, dequantize_codes, pack_codes
@@ -17,6 +21,8 @@ from .graph import Emitter, attributes_of, constant, dims, input_of
 
 MATMUL, GATHER = "AffineLowBitMatMul", "AffineLowBitGather"
 CODES, SCALE, OFFSET = ".codes", ".scale", ".offset"
+TURNED = ".T"  # behind the name of a parameter that stands as [K, N]
+PARTS = "intaglio.parts"  # metadata key of an initializer: the initializers that it is made of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,26 +62,40 @@ class LowBitWeight:
         return dequantize_codes(self.packed, self.scale, self.offset, **sizes)
 
 
-def add_weight(graph: ir.Graph, name: str, weight: LowBitWeight) -> list[ir.Value | None]:
-    """Register the initializers of `weight` for the parameter `name`; return them in order."""
+def add_weight(
+    graph: ir.Graph, name: str, weight: LowBitWeight, *, turned: bool = False
+) -> list[ir.Value | None]:
+    """Register the initializers of `weight` for the parameter `name`; return them in order.
+
+    `turned` says that the parameter stands as [K, N], the transpose of `weight`.
+    """
+    name = f"{name}{TURNED}" if turned else name
     arrays = {CODES: weight.packed, SCALE: weight.scale, OFFSET: weight.offset}
-    values: list[ir.Value | None] = []
-    for suffix, array in arrays.items():
-        if array is None:
-            values.append(None)
-            continue
-        key = f"{name}{suffix}"
-        if key not in graph.initializers:
-            tensor = ir.tensor(np.ascontiguousarray(array), name=key)
-            value = ir.Value(
-                name=key,
-                type=ir.TensorType(tensor.dtype),
-                shape=ir.Shape(array.shape),
-                const_value=tensor,
-            )
-            graph.register_initializer(value)
-        values.append(graph.initializers[key])
-    return values
+    return [
+        None if array is None else add_initializer(graph, f"{name}{suffix}", array)
+        for suffix, array in arrays.items()
+    ]
+
+
+def add_initializer(
+    graph: ir.Graph, name: str, array: npt.NDArray[Any], parts: Sequence[str] = ()
+) -> ir.Value:
+    """Register `array` as `name`, or return what is registered so.
+
+    `parts` names initializers whose bytes it holds one after the other: they are stored once.
+    """
+    if name not in graph.initializers:
+        tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+        value = ir.Value(
+            name=name,
+            type=ir.TensorType(tensor.dtype),
+            shape=ir.Shape(array.shape),
+            const_value=tensor,
+        )
+        if len(parts) > 1:
+            value.metadata_props[PARTS] = json.dumps(list(parts))
+        graph.register_initializer(value)
+    return graph.initializers[name]
 
 
 def product(
@@ -113,6 +133,13 @@ def weight_of(node: ir.Node) -> LowBitWeight:
         bits=sizes["bits"],
         group=sizes["group"],
     )
+
+
+def parameter_of(node: ir.Node) -> tuple[str, bool]:
+    """Name of the parameter whose place the weight of `node` took, and whether it is [K, N]."""
+    codes = node.inputs[1]
+    name = "" if codes is None else str(codes.name).removesuffix(CODES)
+    return name.removesuffix(TURNED), name.endswith(TURNED)
 
 
 def low_bit_nodes(model: ir.Model) -> Iterator[ir.Node]:

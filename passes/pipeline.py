@@ -5,7 +5,7 @@ import gc
 import importlib.util
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -26,8 +26,10 @@ from .exact.remove_dead import RemoveDead
 from .exact.remove_no_ops import RemoveNoOps
 from .exact.stabilize_log_sigmoid import StabilizeLogSigmoid
 from .exact.statefulize import Statefulize
+from .low_bit import low_bit_nodes
 from .lower.ort_domains import OrtDomains
 from .lower.ort_group_query_attention import OrtGroupQueryAttention
+from .lower.ort_low_bit import OrtLowBit
 from .lower.ort_relabel import OrtRelabel
 
 Progress = Callable[[str, float | None], None]
@@ -92,11 +94,47 @@ def whole(extra: Sequence[Pass] = ()) -> list[Pass]:
     return [step for step in keep if not isinstance(step, FoldRepeatedHeads)]
 
 
-def lowering(target: str) -> list[Pass]:
-    """From the portable step graph to the one that `target` runs fastest."""
+def lowering(target: str, accuracy: Literal["fast", "exact"] = "fast") -> list[Pass]:
+    """From the portable step graph to the one that `target` runs fastest.
+
+    `accuracy` is that of weights of few bits, see `OrtLowBit`.
+    """
     if target != "ort":
         raise PassError(f"there is no target {target!r}; the targets are: ort.")
-    return [OrtDomains(), OrtGroupQueryAttention(), RemoveDead(), OrtRelabel()]
+    return [
+        OrtLowBit(accuracy=accuracy),
+        OrtDomains(),
+        OrtGroupQueryAttention(),
+        RemoveDead(),
+        OrtRelabel(),
+    ]
+
+
+def lower(
+    model: ir.Model,
+    target: str,
+    context: Context,
+    *,
+    accuracy: Literal["fast", "exact"] = "fast",
+    check: bool = False,
+    progress: Progress | None = None,
+) -> list[PassRecord]:
+    """Lower `model` for `target` in place; with `check`, hold each pass to its promise.
+
+    Rounding activations to 8 bits turns the last bit of one result into more of the next, so a
+    graph that does so is checked in its exact form.
+    """
+    rounds = accuracy == "fast" and any(low_bit_nodes(model))
+    proven: list[PassRecord] = []
+    if check and rounds:
+        context_of_proof = replace(context, states=list(context.states))
+        steps = lowering(target, "exact")
+        proven = run(model.clone(), steps, context_of_proof, check=True, progress=progress)
+    steps = lowering(target, accuracy)
+    records = run(model, steps, context, check=check and not rounds, progress=progress)
+    if not proven:
+        return records
+    return [replace(r, error=p.error) for r, p in zip(records, proven, strict=True)]
 
 
 def run(

@@ -34,7 +34,10 @@ def show(console: Console, manifest: Manifest, where: str, damage: Mapping[str, 
     if source.get("model"):
         console.text(f"model    {source['model']}")
     for name, target in manifest.targets.items():
-        console.text(f"target   {name}: {target.path}, opset {target.opset}, {target.parity}")
+        console.text(
+            f"target   {name}: {target.path}, opset {target.opset}, {target.parity}"
+            f"{_accuracy(manifest) if name == 'ort' else ''}"
+        )
     console.text(f"context  {_context(manifest)}")
     _tensors(console, "inputs", manifest.inputs)
     _tensors(console, "outputs", manifest.outputs)
@@ -71,6 +74,9 @@ def show_parity(console: Console, parity: Mapping[str, Any]) -> None:
         ],
         ["stream", "largest error", "limit", "after token"],
     )
+    if parity.get("quantization"):
+        moved = (f"{name} {error:.1e}" for name, error in parity["quantization"].items())
+        console.text(f"quantization moved the source's own outputs: {', '.join(moved)}")
 
 
 def amount(size: int) -> str:
@@ -81,6 +87,14 @@ def amount(size: int) -> str:
         if size < 1000 * scale or unit == "GB":
             break
     return f"{size / scale:.3g} {unit}"
+
+
+def _accuracy(manifest: Manifest) -> str:
+    """What a reader has to know of the products with weights of few bits."""
+    found = {record.get("details", {}).get("accuracy") for record in manifest.passes}
+    if "exact" in found:
+        return "; weights of few bits in full precision: slow, to verify with"
+    return "; activations rounded to 8 bits" if "fast" in found else ""
 
 
 def _context(manifest: Manifest) -> str:

@@ -31,6 +31,13 @@ class Cache(StrEnum):
     GROW = "grow"
 
 
+class Accuracy(StrEnum):
+    """How ONNX Runtime multiplies by weights of few bits."""
+
+    FAST = "fast"
+    EXACT = "exact"
+
+
 @command
 def export_(
     console: Console,
@@ -48,6 +55,9 @@ def export_(
         typer.Option("--pass", metavar="NAME[:TOML]", help="A pass to run; repeatable."),
     ] = None,
     kv: Annotated[Cache, typer.Option(help="Layout of key-value caches.")] = Cache.STATIC,
+    ort_accuracy: Annotated[
+        Accuracy, typer.Option(help="Weights of few bits; exact is slow, to verify with.")
+    ] = Accuracy.FAST,
     min_shapes: Annotated[
         str, typer.Option("--minShapes", metavar="NAME:1x1,...", help="Least shapes to serve.")
     ] = "",
@@ -103,6 +113,7 @@ def export_(
             axes=dimensions(axes),
             passes=pass_ or [],
             kv=kv.value,
+            ort_accuracy=ort_accuracy.value,
             shapes=given if given.ranges else None,
             dtype=dtype,
             tolerance=limits(tolerance),
