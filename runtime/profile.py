@@ -226,12 +226,13 @@ def _trace(
             worker.call("ready", kind=phase.kind, tokens=phase.tokens, batch=settings.batch)
             worker.call("run", seconds=0, iterations=1)
             start = worker.call("steps")
-            parts.append((phase, start, worker.call("run", seconds=0, iterations=calls)))
+            worker.call("run", seconds=0, iterations=calls)
+            parts.append((phase, start))
         events = read_trace(Path(worker.call("end_trace")))
     names = Names(graph)
     return [
-        op_profile(phase.kind, phase.tokens, events[start : start + len(times)], times, names)
-        for phase, start, times in parts
+        op_profile(phase.kind, phase.tokens, events[start : start + calls], names)
+        for phase, start in parts
     ]
 
 
@@ -243,7 +244,7 @@ def _with_graph(
         entry,
         weights=sum(tensor.nbytes for tensor in graph.tensors.values()),
         bits=total(weights_of(graph)).bits,
-        states=[spec.to_json() for spec in bundle.manifest.states],
+        states=bundle.manifest.states,
         ops=ops,
     )
 

@@ -49,7 +49,6 @@ class OpProfile:
         calls: how many were traced.
         ops: the nodes, in the order in which they run.
         overhead: milliseconds of a call that the engine spends between nodes, tracing included.
-        total: milliseconds of a call, as the caller sees it.
         arena_held: most bytes that the engine's arena held, weights that it copied included.
         arena_used: most bytes of them in use at one time.
     """
@@ -59,7 +58,6 @@ class OpProfile:
     calls: int
     ops: Sequence[OpTime]
     overhead: float
-    total: float
     arena_held: int | None
     arena_used: int | None
 
@@ -68,13 +66,18 @@ class OpProfile:
         """Milliseconds of all nodes together."""
         return sum(op.milliseconds for op in self.ops)
 
+    @property
+    def engine(self) -> float:
+        """Milliseconds of a call within the engine."""
+        return self.kernels + self.overhead
+
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
         return {
             "kind": self.kind,
             "tokens": self.tokens,
             "calls": self.calls,
-            "total_ms": self.total,
+            "engine_ms": self.engine,
             "kernels_ms": self.kernels,
             "overhead_ms": self.overhead,
             "arena_held_bytes": self.arena_held,
@@ -162,10 +165,8 @@ def read_trace(path: Path) -> list[list[Event]]:
     return calls
 
 
-def op_profile(
-    kind: str, tokens: int, calls: Sequence[Sequence[Event]], seconds: Sequence[float], names: Names
-) -> OpProfile:
-    """Summarize calls of one kind, given with the seconds that each took for its caller.
+def op_profile(kind: str, tokens: int, calls: Sequence[Sequence[Event]], names: Names) -> OpProfile:
+    """Summarize calls of one kind.
 
     Times are means of the middle half of the calls, so that an interruption of one does not make
     its node look slow.
@@ -195,7 +196,6 @@ def op_profile(
         calls=len(calls),
         ops=ops,
         overhead=midmean(between) / 1e3,
-        total=midmean(seconds) * 1e3,
         arena_held=held if held >= 0 else None,
         arena_used=used if used >= 0 else None,
     )

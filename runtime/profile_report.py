@@ -1,12 +1,13 @@
 """What a profile found: latencies, memory and operators of each contestant, side by side."""
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+from intaglio.state import StateSpec
 
 from .profile_ops import OpProfile
 
@@ -122,7 +123,7 @@ class Measured:
     before: int | None = None
     loaded: int | None = None
     ops: Sequence[OpProfile] = ()
-    states: Sequence[Mapping[str, Any]] = ()
+    states: Sequence[StateSpec] = ()
 
     @property
     def peak(self) -> int | None:
@@ -153,7 +154,7 @@ class Measured:
                 "arena_bytes": self.arena,
             },
             "bits_per_weight": self.bits,
-            "states": [dict(state) for state in self.states],
+            "states": [spec.to_json() for spec in self.states],
             "timings": [timing.to_json(percentiles) for timing in self.timings],
             "ops": [entry.to_json() for entry in self.ops],
         }
@@ -257,14 +258,15 @@ def _busy(machine: Mapping[str, Any]) -> list[str]:
 
 def _noisy(entry: Measured) -> list[str]:
     """Name the phases whose slowest calls are far from the usual ones."""
-    ratios = {
-        timing.phase: timing.percentile(99) / timing.median
+    found = [
+        f"{timing.phase} ({timing.percentile(99) / timing.median:.1f} times)"
         for timing in entry.timings
-        if not math.isclose(timing.median, 0)
-    }
-    return [
-        f"{entry.name}, {phase}: the 99th percentile is {ratio:.1f} times the median; something "
-        "else ran meanwhile, or the machine changed its clock."
-        for phase, ratio in ratios.items()
-        if ratio > NOISY
+        if timing.percentile(99) > NOISY * timing.median
     ]
+    if not found:
+        return []
+    said = (
+        f"{entry.name} was disturbed: the 99th percentile is far above the median in "
+        f"{', '.join(found)}. Something else ran meanwhile, or the processor changed its clock."
+    )
+    return [said]

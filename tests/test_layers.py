@@ -31,11 +31,12 @@ ALLOWED = {
         "intaglio.runtime",
     },
     "intaglio.runtime": {"intaglio.runtime"},
+    "intaglio.report": {"intaglio.report", "intaglio.runtime"},
 }
 OPS_KNOW = {"intaglio", "intaglio.errors"}  # ops stand below the contract of carried states
 
 # What `pip install intaglio` does not bring.
-EXTRAS = {"torch", "onnx", "onnx_ir", "onnxscript", "safetensors", "triton"}
+EXTRAS = {"torch", "onnx", "onnx_ir", "onnxscript", "safetensors", "triton", "matplotlib"}
 
 
 def room(module: str) -> str:

@@ -1,5 +1,6 @@
 """`intaglio.profile`: measuring bundles, and their source in PyTorch beside them."""
 
+import importlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -21,6 +22,7 @@ def profile(
     *others: PathLike,
     settings: "ProfileSettings | None" = None,
     against: PathLike | None = None,
+    report: PathLike | None = None,
     progress: Callable[[str, float | None], None] | None = None,
     **source: Any,
 ) -> "ProfileReport":
@@ -33,6 +35,7 @@ def profile(
         others: further bundles, which take the same inputs.
         settings: what to measure and how long.
         against: the source, to be measured in PyTorch; a path as for `intaglio.verify`.
+        report: where to write a page for people; needs the extra ``report``.
         progress: is told what runs and the fraction of it that is done.
         source: options for loading the source, as `intaglio.verify` takes them: model, config, key
             and the like; arrays in files.
@@ -47,6 +50,7 @@ def profile(
 
     settings = settings or ProfileSettings()
     opened = [Bundle.open(path) for path in (bundle, *others)]
+    page = None if report is None else _page()
     peers: list[Contestant] = []
     if against is not None:
         peers.append(_eager(Path(against), opened[0], settings, source))
@@ -55,7 +59,21 @@ def profile(
         keep(entry, "profile", replace(found, measured=[measured]).to_json())
         for entry, measured in zip(opened, found.measured[: len(opened)], strict=True)
     ]
-    return replace(found, notes=[*found.notes, *filter(None, notes)])
+    found = replace(found, notes=[*found.notes, *filter(None, notes)])
+    if page is not None and report is not None:
+        page(found, Path(report))
+    return found
+
+
+def _page() -> "Callable[[ProfileReport, Path], None]":
+    """What writes the page, found before anything is measured for it."""
+    try:
+        importlib.import_module("matplotlib")
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("A report page", "report") from error
+    from intaglio.report.page import write_page
+
+    return write_page
 
 
 def _eager(

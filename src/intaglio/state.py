@@ -6,6 +6,7 @@ one graph output.  The graph may also take `PAST_LENGTH`, the number of tokens e
 consumed, from which positions, masks and write indices are computed.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -17,6 +18,14 @@ BATCH = "batch"  # symbolic dimensions of step graphs
 TIME = "time"
 CAPACITY = "capacity"
 PAST = "past"
+
+_BITS = {f"{sign}int{bits}": bits for sign in ("", "u") for bits in (8, 16, 32, 64)} | {
+    "bool": 8,
+    "float16": 16,
+    "bfloat16": 16,
+    "float32": 32,
+    "float64": 64,
+}
 
 
 class Layout(StrEnum):
@@ -57,6 +66,12 @@ class StateSpec:
     def grows(self) -> bool:
         """Whether memory and time of a step grow with the tokens consumed."""
         return self.layout in (Layout.STATIC, Layout.GROW)
+
+    def nbytes(self, batch: int, tokens: int) -> int:
+        """Bytes that `batch` rows take, with `tokens` tokens in them where the state grows."""
+        sizes = {BATCH: batch, CAPACITY: tokens, PAST: tokens}
+        elements = math.prod(dim if isinstance(dim, int) else sizes[dim] for dim in self.shape)
+        return elements * _BITS[self.dtype] // 8
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in a manifest."""

@@ -88,7 +88,7 @@ def test_time_of_operators_is_given_to_modules(report: ProfileReport) -> None:
             assert {f"layers.{i}" for i in range(layers)} | {"head"} <= modules | {ENGINE}
             assert carrier in {op.op for op in ops.ops}
             assert ops.calls > 0
-            assert ops.total * 1.001 >= ops.kernels
+            assert 0 < ops.kernels < ops.engine
 
 
 def test_a_step_is_measured_at_the_very_context(bundle: Bundle) -> None:

@@ -71,7 +71,8 @@ def test_a_noisy_phase_and_a_busy_machine_are_warned_of() -> None:
     assert report(calm, load=[1.9, 0, 0]).warnings == []
     assert "load average 2.0 on 4 cores" in report(calm, load=[2.0, 0, 0]).warnings[0]
     [warning] = report(calm, noisy).warnings
-    assert warning.startswith("noisy, step at 128: the 99th percentile is 9.0 times the median")
+    assert warning.startswith("noisy was disturbed")
+    assert "above the median in step at 128 (9.0 times)." in warning
 
 
 def test_json_holds_everything_and_plain_values_alone() -> None:

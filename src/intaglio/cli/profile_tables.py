@@ -79,8 +79,8 @@ def _memory(entry: Measured) -> str:
 def _ops(console: Console, ops: OpProfile) -> None:
     phase = "prefill of" if ops.kind == "prefill" else "step at"
     console.text(
-        f"\n  where the time goes, {phase} {ops.tokens}: {ops.total:.3f} ms while traced, "
-        f"{ops.overhead:.3f} ms of it between operators"
+        f"\n  where the time goes, {phase} {ops.tokens}: {ops.engine:.3f} ms in the engine while "
+        f"traced, {ops.overhead:.3f} ms of it between operators"
     )
     modules = [(module_name(name), time) for name, time in ops.by_module()]
     operators = [(f"{nodes} x {name}", time) for name, nodes, time in ops.by_op()]

@@ -4,12 +4,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from intaglio.errors import BundleError
 from intaglio.runtime.bundle import Bundle
 from intaglio.runtime.manifest import Manifest, TensorSpec
-from intaglio.state import BATCH, CAPACITY, PAST, StateSpec
+from intaglio.state import StateSpec
 
 from .console import Console
 
@@ -113,23 +111,15 @@ def _tensors(console: Console, title: str, specs: Sequence[TensorSpec]) -> None:
 
 def _carried(states: Sequence[StateSpec]) -> str:
     fixed, per_token = (
-        sum(_bytes(spec) for spec in states if spec.grows is grows) for grows in (False, True)
+        sum(spec.nbytes(1, 1) for spec in states if spec.grows is grows) for grows in (False, True)
     )
     parts = [amount(fixed)] if fixed or not per_token else []
     parts += [f"{amount(per_token)} for each token of context"] if per_token else []
     return f"{len(states)}, for each row {' and '.join(parts)}"
 
 
-def _bytes(spec: StateSpec) -> int:
-    """Bytes of one row, for one token where the state grows."""
-    free = {BATCH, CAPACITY, PAST}
-    elements = math.prod(1 if size in free else int(size) for size in spec.shape)
-    # numpy has no bfloat16
-    return elements * (2 if spec.dtype == "bfloat16" else np.dtype(spec.dtype).itemsize)
-
-
 def _state(spec: StateSpec) -> list[str]:
-    size = amount(_bytes(spec)) + (" a token" if spec.grows else "")
+    size = amount(spec.nbytes(1, 1)) + (" a token" if spec.grows else "")
     return [spec.input, _shape(spec.shape), spec.dtype, str(spec.layout), size, spec.module]
 
 

@@ -70,6 +70,9 @@ def profile_(
     no_ops: Annotated[
         bool, typer.Option("--no-ops", help="Do not trace operators in another process.")
     ] = False,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Write a page with all figures.")
+    ] = None,
 ) -> None:
     """Measure bundles side by side: latencies, memory, and where the time goes."""
     from intaglio import profile
@@ -102,6 +105,7 @@ def profile_(
             inputs=inputs,
             axes=dimensions(axes),
             allow_pickle=allow_pickle,
+            report=report,
             progress=progress,
         )
     profile_tables.show(console, found)
@@ -109,6 +113,8 @@ def profile_(
         console.message(f"warning: {warning}")
     for note in found.notes:
         console.message(f"note: {note}")
+    if report is not None:
+        console.message(f"note: the page is {report}")
     console.result(found.to_json())
 
 

@@ -1,0 +1,343 @@
+"""The page of a profile: one file, no script, nothing loaded from elsewhere."""
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+from intaglio.runtime.profile_ops import OpProfile
+from intaglio.runtime.profile_report import Measured, Phase, ProfileReport, Timing
+
+from . import charts
+from .html import Html, element, join, table
+from .tree import Branch, tree
+
+# Even if a name got through unescaped, a browser would run and load nothing.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+UNKNOWN = "-"
+_TOP = 12  # operators that are listed
+
+_TERMS = {
+    "prefill n": "One call with n tokens at once, from the initial state.",
+    "step at n": "One call with one token, after n tokens; repeated at exactly that context.",
+    "latency": "Time of Session.step as its caller sees it, the copy of outputs included; for "
+    "PyTorch a forward pass over the prompt, or over the context and the token.",
+    "states": "Bytes that the carried states hold after the call, all rows.",
+    "weights": "Bytes of the initializers of the graph that the engine is given.",
+    "bits per weight": "Bytes of floating-point and packed initializers, scales and offsets "
+    "included, by the number of weights that they stand for.",
+    "arena": "The most memory that the engine's allocator held while operators were traced: "
+    "intermediate values, and weights that it copied.",
+    "process": "The most physical memory of the process that ran it, libraries included, up to "
+    "the end of the phase.",
+    "time by module": "From the profiler of ONNX Runtime, in another process: tracing slows the "
+    "call down, so shares count more than times. Times are whole microseconds each.",
+}
+
+
+def write_page(report: ProfileReport, path: Path) -> None:
+    """Write the page of `report` to `path`."""
+    path.write_text(page(report), encoding="utf-8")
+
+
+def page(report: ProfileReport) -> str:
+    """The page of `report`."""
+    title = ", ".join(entry.name for entry in report.measured)
+    style = resources.files(__package__).joinpath("style.css").read_text(encoding="utf-8")
+    head = join(
+        Html('<meta charset="utf-8">'),
+        Html(f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'),
+        Html('<meta name="viewport" content="width=device-width, initial-scale=1">'),
+        element("title", f"Profile of {title}"),
+        element("style", Html(style)),
+    )
+    sections = [
+        _opening(report, title),
+        _latency(report),
+        _comparison(report),
+        _distributions(report),
+        _contexts(report),
+        *(_operators(entry) for entry in report.measured if entry.ops),
+        _memory(report),
+        _states(report),
+        _closing(report),
+    ]
+    body = element("body", element("main", *filter(None, sections)))
+    return f'<!doctype html>\n<html lang="en">{element("head", head)}{body}</html>\n'
+
+
+def amount(size: float | None) -> str:
+    """Bytes as people read them."""
+    if size is None:
+        return UNKNOWN
+    for unit, scale in (("B", 1), ("kB", 1e3), ("MB", 1e6), ("GB", 1e9)):
+        if size < 1000 * scale or unit == "GB":
+            break
+    return f"{size / scale:.3g} {unit}"
+
+
+def milliseconds(seconds: float) -> str:
+    """Three digits of milliseconds, and all of whole ones."""
+    value = seconds * 1e3
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def _opening(report: ProfileReport, title: str) -> Html:
+    machine, options = report.machine, report.options
+    load = machine.get("load_before")
+    facts = [
+        f"{machine.get('processor', 'unknown processor')}, {machine['cores']} cores",
+        f"threads: {options.get('threads') or 'as the engine chooses'}",
+        f"batch {options.get('batch', 1)}",
+        f"load average {'unknown' if load is None else load[0]}",
+        *(f"{name} {version}" for name, version in report.versions.items()),
+        report.taken.replace("T", " ").replace("+00:00", " UTC"),
+    ]
+    return join(
+        element("div", "intaglio profile", class_="eyebrow"),
+        element("h1", title),
+        element("p", " · ".join(facts), class_="facts"),
+        *(element("p", warning, class_="warning") for warning in report.warnings),
+        element("h3", report.measured[0].name) if len(report.measured) > 1 else "",
+        _tiles(report.measured[0]),
+    )
+
+
+def _tiles(entry: Measured) -> Html:
+    """The first contestant in a few numbers."""
+    tiles: list[tuple[str, str]] = []
+    prefills = [timing for timing in entry.timings if timing.phase.kind == "prefill"]
+    steps = [timing for timing in entry.timings if timing.phase.kind == "step"]
+    ends = steps if len(steps) < 2 else [steps[0], steps[-1]]
+    tiles += [(f"{milliseconds(t.median)} ms", f"{t.phase}, median") for t in ends]
+    if steps:
+        tiles.append((f"{steps[0].tokens_per_second:,.0f}", f"tokens/s, {steps[0].phase}"))
+    if prefills:
+        rate = prefills[-1].tokens_per_second
+        tiles.append((f"{rate:,.0f}", f"tokens/s, {prefills[-1].phase}"))
+    tiles.append((amount(entry.weights), _bits(entry)))
+    if steps and steps[-1].states is not None:
+        tiles.append((amount(steps[-1].states), f"states, {steps[-1].phase}"))
+    tiles.append((amount(entry.peak), "process at its peak"))
+    shown = [element("div", element("b", a), element("span", b), class_="tile") for a, b in tiles]
+    return element("div", *shown, class_="tiles")
+
+
+def _bits(entry: Measured) -> str:
+    return "of weights" if entry.bits is None else f"of weights, {entry.bits:.3g} bits each"
+
+
+def _legend(report: ProfileReport) -> Html:
+    if len(report.measured) == 1:
+        return Html("")
+    entries = [
+        element("li", _swatch(index), entry.name) for index, entry in enumerate(report.measured)
+    ]
+    return element("ul", *entries, class_="legend")
+
+
+def _swatch(index: int) -> Html:
+    return element("span", class_=f"swatch s{index % charts.SERIES}")
+
+
+def _section(title: str, said: str, *content: object) -> Html:
+    return element("section", element("h2", title), element("p", said), *content)
+
+
+def _latency(report: ProfileReport) -> Html:
+    ranks = report.percentiles
+    head = ["ms", "median", *(f"p{rank:g}" for rank in ranks), "min", "max", "calls", "tokens/s"]
+    several = len(report.measured) > 1
+    rows = [
+        _row(join(_swatch(index), label) if several else label, timing, ranks)
+        for phase in report.phases
+        for index, entry in enumerate(report.measured)
+        if (timing := entry.timing(phase))
+        for label in [f"{phase}, {entry.name}" if several else str(phase)]
+    ]
+    said = "Time of one call in milliseconds, all rows of the batch together."
+    return _section("Latency", said, table([*head], rows))
+
+
+def _row(label: object, timing: Timing, ranks: Sequence[float]) -> list[object]:
+    return [
+        label,
+        element("b", milliseconds(timing.median)),
+        *(milliseconds(timing.percentile(rank)) for rank in (*ranks, 0, 100)),
+        f"{len(timing.seconds):,}",
+        f"{timing.tokens_per_second:,.0f}",
+    ]
+
+
+def _comparison(report: ProfileReport) -> Html | None:
+    ratios = report.ratios
+    if not ratios:
+        return None
+    names = [entry.name for entry in report.measured]
+    said = (
+        f"Latency as a multiple of {names[0]}: the median of {ratios[0].pairs} pairs of rounds "
+        "that took turns, with the range from the lower to the upper quartile. Below 1 is faster."
+    )
+    figure = _figure("Ratios of latency, lower is faster", charts.comparison(ratios, names))
+    rows: list[list[object]] = [
+        [
+            join(_swatch(names.index(r.name)), f"{r.phase}, {r.name}"),
+            element("b", charts.multiple(r.ratio)),
+            f"{charts.multiple(r.low)} to {charts.multiple(r.high)}",
+        ]
+        for r in ratios
+    ]
+    head: list[object] = ["", "ratio", "quartiles"]
+    content = element("div", figure, table(head, rows), class_="charts")
+    return _section("Side by side", said, _legend(report), content)
+
+
+def _figure(caption: str, svg: Html) -> Html:
+    return element("figure", element("figcaption", caption), svg)
+
+
+def _distributions(report: ProfileReport) -> Html:
+    figures = [_figure(str(phase), charts.distribution(report, phase)) for phase in report.phases]
+    said = (
+        "How often a call took how long; the dashed line is the median. The slowest half per cent "
+        "of the calls are beyond the right edge, in the table above."
+    )
+    content = element("div", *figures, class_="charts")
+    return _section("Distribution of latencies", said, _legend(report), content)
+
+
+def _contexts(report: ProfileReport) -> Html | None:
+    contexts = [phase for phase in report.phases if phase.kind == "step"]
+    if len(contexts) < 2:
+        return None
+    said = (
+        "What a step costs as more tokens lie behind it: flat for a state of fixed size, growing "
+        "for a cache of keys and values. The band runs from the 10th to the 90th percentile."
+    )
+    figures = [
+        _figure("Time of a step", charts.context_curve(report)),
+        _figure("Size of the states, all rows", charts.state_curve(report)),
+    ]
+    content = element("div", *figures, class_="charts")
+    return _section("Context", said, _legend(report), content)
+
+
+def _operators(entry: Measured) -> Html:
+    latest = {ops.kind: ops for ops in entry.ops}  # of the steps the one at the longest context
+    said = (
+        "Time of the operators by the module of the source that they came from, in a traced run. "
+        "Open a module to see what is within it."
+    )
+    parts = [part for ops in latest.values() for part in _traced(ops)]
+    return _section(f"Where the time goes: {entry.name}", said, *parts)
+
+
+def _traced(ops: OpProfile) -> list[Html]:
+    whole = ops.kernels + max(ops.overhead, 0)
+    overhead = _leaf("between operators", ops.overhead, whole, quiet=True)
+    root = tree(ops.by_module())
+    rows = [_branch(child, whole, depth=0) for child in root.ordered()]
+    if root.own:
+        rows.append(_leaf("(no module)", root.own, whole))
+    operators = ops.by_op()
+    head: list[object] = ["operator", "nodes", "ms", "share"]
+    shown: list[list[object]] = [
+        [element("code", op), nodes, f"{time:.3f}", f"{time / (whole or 1):.0%}"]
+        for op, nodes, time in operators[:_TOP]
+    ]
+    if rest := operators[_TOP:]:
+        time = sum(time for _, _, time in rest)
+        nodes = sum(nodes for _, nodes, _ in rest)
+        shown.append([f"{len(rest)} more", nodes, f"{time:.3f}", f"{time / (whole or 1):.0%}"])
+    return [
+        element("h3", f"{Phase(ops.kind, ops.tokens)}: {ops.engine:.3g} ms in the engine, traced"),
+        element("div", *rows, overhead, class_="tree"),
+        table(head, shown),
+    ]
+
+
+def _branch(branch: Branch, whole: float, depth: int) -> Html:
+    if not branch.children:
+        return _leaf(branch.name, branch.own, whole)
+    inner = [_branch(child, whole, depth + 1) for child in branch.ordered()]
+    if branch.own:
+        inner.append(_leaf("(itself)", branch.own, whole))
+    summary = element("summary", _bar(branch.name, branch.total, whole))
+    return element("details", summary, *inner, open="" if depth == 0 else None)
+
+
+def _leaf(name: str, time: float, whole: float, *, quiet: bool = False) -> Html:
+    return element("div", _bar(name, time, whole), class_="leaf quiet" if quiet else "leaf")
+
+
+def _bar(name: str, time: float, whole: float) -> Html:
+    share = max(time, 0) / whole if whole else 0
+    bar = element("i", style=f"width:{share:.2%}")
+    return element(
+        "div",
+        element("span", name, class_="label", title=name),
+        element("span", bar, class_="bar"),
+        element("span", f"{time:.3f} ms"),
+        element("span", f"{share:.0%}"),
+        class_="row",
+    )
+
+
+def _memory(report: ProfileReport) -> Html:
+    head: list[object] = ["", *(entry.name for entry in report.measured)]
+    last = [entry.timings[-1] for entry in report.measured]
+    lines = {
+        "weights": [amount(entry.weights) for entry in report.measured],
+        "bits per weight": [
+            UNKNOWN if entry.bits is None else f"{entry.bits:.3g}" for entry in report.measured
+        ],
+        f"states, {last[0].phase}": [amount(timing.states) for timing in last],
+        "buffers of the states": [amount(timing.states_held) for timing in last],
+        "arena of the engine": [amount(entry.arena) for entry in report.measured],
+        "process before loading": [amount(entry.before) for entry in report.measured],
+        "process after loading": [amount(entry.loaded) for entry in report.measured],
+        "process at its peak": [amount(entry.peak) for entry in report.measured],
+        "seconds to load": [f"{entry.load_seconds:.3g}" for entry in report.measured],
+    }
+    rows: list[list[object]] = [[name, *values] for name, values in lines.items()]
+    said = "Each measured by itself; they overlap, so they do not add up to the process."
+    return _section("Memory", said, table(head, rows))
+
+
+def _states(report: ProfileReport) -> Html | None:
+    parts = []
+    for entry in report.measured:
+        if not entry.states:
+            continue
+        contexts = [t.phase.tokens for t in entry.timings if t.phase.kind == "step"]
+        batch = entry.timings[0].batch
+        columns = [f"at {tokens:,}" for tokens in contexts]
+        head: list[object] = ["state", "module", "layout", "shape", "dtype", *columns]
+        rows: list[list[object]] = [
+            [
+                element("code", spec.input),
+                element("code", spec.module),
+                str(spec.layout),
+                f"[{', '.join(map(str, spec.shape))}]",
+                spec.dtype,
+                *(amount(spec.nbytes(batch, tokens)) for tokens in contexts),
+            ]
+            for spec in entry.states
+        ]
+        parts += [element("h3", entry.name), table(head, rows, class_="text")]
+    if not parts:
+        return None
+    said = "What a session carries from step to step, with its bytes at each context, all rows."
+    return _section("States", said, *parts)
+
+
+def _closing(report: ProfileReport) -> Html:
+    terms = [join(element("dt", term), element("dd", meaning)) for term, meaning in _TERMS.items()]
+    options = report.options
+    said = (
+        f"Each ran in a process of its own. Before each measurement {options.get('warmup')} ms of "
+        f"calls did not count; it then took at least {options.get('duration')} seconds and "
+        f"{options.get('iterations')} calls, in rounds in which all took turns."
+    )
+    return element(
+        "footer", element("h2", "How to read this"), element("p", said), element("dl", *terms)
+    )

@@ -1,0 +1,110 @@
+"""`intaglio profile`: options, tables, JSON, the page, and what is refused."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from intaglio.cli import commands
+from intaglio.cli.frame import app
+from intaglio.runtime.bundle import Bundle
+from intaglio.runtime.report_file import read_report
+
+QUICK = ["--context=9,3", "--prompt-length=5", "--threads=1", "--warmUp=0", "--duration=0"]
+
+
+def invoke(*arguments: str | Path) -> Result:
+    assert commands
+    texts = ["profile", *map(str, arguments)]
+    return CliRunner().invoke(app, texts, prog_name="intaglio", catch_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def ran(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
+    """One run with a page, as text."""
+    out = tmp_path_factory.mktemp("page") / "report.html"
+    options = [*QUICK, "--iterations=3", "--batch=2", "--percentile=50,99.9", "--report", str(out)]
+    return invoke(bundle, *options), out
+
+
+def test_tables_tell_latency_memory_and_where_the_time_goes(ran: tuple[Result, Path]) -> None:
+    result, out = ran
+
+    assert result.exit_code == 0
+    for words in (
+        *("prefill 5", "step at 3", "step at 9", "p99.9", "tokens/s", "threads: 1"),
+        *("32 bits per weight", "arena of the engine", "process at its peak"),
+        *("where the time goes, step at 9", "lm_head", "4 x MatMul"[2:], "between operators"),
+    ):
+        assert words in result.stdout, words
+    assert f"the page is {out}" in result.stderr
+
+
+def test_the_page_is_written_and_the_report_kept(ran: tuple[Result, Path], bundle: Path) -> None:
+    """The bundle keeps the figures without the page."""
+    assert "Where the time goes: bundle" in ran[1].read_text(encoding="utf-8")
+    kept = read_report(Bundle.open(bundle))["profile"]
+    assert [timing["batch"] for timing in kept["measured"][0]["timings"]] == [2, 2, 2]
+    assert {timing["iterations"] for timing in kept["measured"][0]["timings"]} == {3}
+
+
+def test_json_is_one_object_with_both_bundles(bundle: Path) -> None:
+    result = invoke(bundle, bundle, *QUICK, "--iterations=2", "--no-ops", "--json", "--quiet")
+    found = json.loads(result.stdout)
+
+    assert result.stderr == ""
+    assert len(found["measured"]) == 2
+    assert {entry["pairs"] for entry in found["ratios"]} == {2}
+    assert found["measured"][0]["ops"] == []
+    assert found["options"]["contexts"] == [9, 3]
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--context=1,x", "not N,..."),
+        ("--context=1.5", "not N,..."),
+        ("--percentile=p99", "not N,..."),
+        ("--context=", "not N,..."),
+    ],
+)
+def test_lists_that_are_none_are_faults_of_usage(bundle: Path, option: str, words: str) -> None:
+    result = invoke(bundle, option)
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert words in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--batch=0"], "batch is 0"),
+        (["--percentile=101"], "percentile is 101"),
+        (["--target=trt"], "cannot run the target 'trt'"),
+    ],
+)
+def test_what_cannot_be_measured_exits_1(bundle: Path, options: list[str], words: str) -> None:
+    result = invoke(bundle, *options)
+
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert words in result.stderr
+
+
+def test_a_missing_bundle_is_named(tmp_path: Path) -> None:
+    result = invoke(tmp_path / "absent")
+
+    assert result.exit_code == 1
+    assert f"{tmp_path / 'absent'} does not exist" in result.stderr
+
+
+def test_a_page_without_its_extra_is_refused_before_anything_is_measured(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    result = invoke(bundle, "--report", tmp_path / "x.html")
+
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "pip install 'intaglio[report]'" in result.stderr
+    assert not (tmp_path / "x.html").exists()

@@ -1,0 +1,188 @@
+"""The page of a profile: it holds what was found, loads nothing, and nothing breaks out of it."""
+
+import re
+from collections.abc import Sequence
+from html.parser import HTMLParser
+
+import pytest
+
+from intaglio.report.page import page
+from intaglio.runtime.profile_ops import OpProfile, OpTime
+from intaglio.runtime.profile_report import Measured, Phase, ProfileReport, Timing
+from intaglio.state import Layout, StateSpec
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "</style></title><b onclick='x'>",
+    "$\\frac{1}{$ {% javascript:alert(1) %}",
+    "a\x00b\x1b[31m\u202egnp.exe\ud800",
+    "層.注意",
+]
+
+
+def state(name: str) -> StateSpec:
+    return StateSpec(
+        input=name,
+        output="present",
+        dtype="float32",
+        shape=("batch", 2, "capacity", 4),
+        layout=Layout.STATIC,
+        axis=2,
+        op=name,
+        port="key",
+        module=name,
+        layer=0,
+        call=0,
+    )
+
+
+def measured(name: str, modules: Sequence[str], *contexts: int) -> Measured:
+    phases = [Phase("prefill", 8), *(Phase("step", tokens) for tokens in contexts)]
+    ops = [
+        OpTime(node=f"n{i}", op=f"Op{module}", module=module, milliseconds=0.25 * (i + 1))
+        for i, module in enumerate(modules)
+    ]
+    return Measured(
+        name=name,
+        kind="bundle",
+        load_seconds=0.25,
+        weights=123_456,
+        bits=4.5,
+        about={"model": name},
+        timings=[
+            Timing(
+                phase=phase,
+                batch=2,
+                rounds=[[0.001, 0.002, 0.0015]] * 4,
+                states=1000,
+                peak=10_000_000,
+            )
+            for phase in phases
+        ],
+        ops=[
+            OpProfile(
+                kind=phase.kind,
+                tokens=phase.tokens,
+                calls=3,
+                ops=ops,
+                overhead=0.5,
+                arena_held=2_000_000,
+                arena_used=1000,
+            )
+            for phase in phases
+        ],
+        states=[state(modules[0])],
+    )
+
+
+def report(*entries: Measured, machine: str = "a processor") -> ProfileReport:
+    return ProfileReport(
+        taken="2025-01-01T00:00:00+00:00",
+        machine={"processor": machine, "cores": 2, "load_before": [9.0, 0.0, 0.0]},
+        versions={"onnxruntime": "1.0"},
+        options={"threads": 1, "batch": 2, "warmup": 1, "duration": 1, "iterations": 3},
+        percentiles=(90, 99),
+        measured=entries,
+    )
+
+
+class Reader(HTMLParser):
+    """Collects elements, attributes and text, and checks that elements close in order."""
+
+    def __init__(self, content: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(content)
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes += attrs
+        if tag != "meta":
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def llama_and_gla() -> list[Measured]:
+    modules = ["layers.0.attn", "layers.0.mlp", "layers.1.mlp", ""]
+    return [measured(name, modules, 16, 64) for name in ("llama", "gla")]
+
+
+@pytest.fixture(scope="module")
+def both() -> str:
+    return page(report(*llama_and_gla()))
+
+
+def test_the_page_tells_what_was_found(both: str) -> None:
+    """Latencies, ratios, time by module and operator, states with their bytes, memory, warnings."""
+    shown = Reader(both)
+
+    for words in (
+        *("llama, gla", "step at 64", "tokens/s", "1.00 to 1.00", "load average 9.0 on 2 cores"),
+        *("Side by side", "times the latency of the first: llama", "tokens of context"),
+        *("layers", "attn", "0.250 ms", "between operators", "0.500 ms", "Oplayers.0.mlp"),
+        *("static", "[batch, 2, capacity, 4]", "4.1 kB", "arena of the engine", "2 MB", "123 kB"),
+    ):
+        assert words in shown.text, words
+
+
+def test_one_bundle_at_one_context_is_a_page_too() -> None:
+    """Without a comparison, a curve, or, for an encoder, any step or state."""
+    alone = Reader(page(report(measured("llama", ["norm"], 16))))
+    encoder = Reader(page(report(measured("bert", ["norm"]))))
+
+    for shown in (alone, encoder):
+        assert "Side by side" not in shown.text
+        assert "tokens of context" not in shown.text
+
+
+def test_hostile_names_are_text_wherever_they_stand(both: str) -> None:
+    """As bundle, module, operator, state and processor, in tables, charts and titles."""
+    entries = [measured(name, [f"layers.{name}", name], 16, 64) for name in HOSTILE]
+    plain = Reader(both)
+    shown = Reader(page(report(*entries, machine=HOSTILE[0])))
+
+    assert shown.tags <= plain.tags
+    assert {key for key, _ in shown.attributes} <= {key for key, _ in plain.attributes}
+    assert not re.search("[\x00-\x08\x0b-\x1f\u202e\ud800-\udfff]", shown.text)
+    for name in HOSTILE:
+        assert name in shown.text or not name.isprintable()
+
+
+def test_nothing_is_loaded_from_elsewhere_and_nothing_runs(both: str) -> None:
+    """No script, no reference but to the page's own parts, and a policy that forbids the rest."""
+    shown = Reader(both)
+    links = [value for key, value in shown.attributes if key in ("href", "src", "xlink:href")]
+
+    assert not shown.tags & {"script", "link", "img", "iframe", "object", "image", "a"}
+    assert links
+    assert all(value is not None and value.startswith("#") for value in links)
+    assert set(re.findall(r"url\((.)", both)) <= {"#"}
+    assert "@import" not in both
+    assert not re.search(r"https?://", both)
+    assert "default-src 'none'" in both
+
+
+def test_what_is_referred_to_is_there(both: str) -> None:
+    """Markers and clipping areas keep their names when charts are put into one page."""
+    names = set(re.findall(r'id="([^"]+)"', both))
+
+    assert set(re.findall(r'href="#([^"]+)"', both)) <= names
+    assert set(re.findall(r"url\(#([^)]+)\)", both)) <= names
+
+
+def test_the_same_figures_make_the_same_page(both: str) -> None:
+    assert page(report(*llama_and_gla())) == both
