@@ -34,11 +34,13 @@ MEND = (
 
 
 def capture(source: Source) -> tuple[ExportedProgram, int | None]:
-    """Return the program of `source.module`, and the largest time its tables allow, if any.
+    """Return the program of `source`, and the largest time its tables allow, if any.
 
     Raises:
         TraceError: if the module cannot be captured with batch and time free; it names the module.
     """
+    if isinstance(source.body, ExportedProgram):
+        return source.body, _context_limit(source, source.body, _Watch({}))
     inputs = source.inputs
     _refuse_single_examples(source)
     shapes = {name: dict.fromkeys(source.dynamic.get(name, {}), Dim.DYNAMIC) for name in inputs}
@@ -133,7 +135,9 @@ def _context_limit(source: Source, program: ExportedProgram, watch: _Watch) -> i
     """Hold every dimension asked to be free to that; return the bound of time."""
     limits = []
     symbols: dict[Any, str] = {}
-    values = {n.name: n.meta["val"] for n in program.graph.nodes if n.op == "placeholder"}
+    holders = [node for node in program.graph.nodes if node.op == "placeholder"]
+    specs = program.graph_signature.input_specs
+    values = {s.arg.name: n.meta["val"] for s, n in zip(specs, holders, strict=True)}
     for name, axes in source.dynamic.items():
         for axis, symbol in axes.items():
             size = values[name].shape[axis]
@@ -154,7 +158,8 @@ def _context_limit(source: Source, program: ExportedProgram, watch: _Watch) -> i
                 raise TraceError(_bounded(symbol, f"at least {interval.lower}", path))
             if interval.upper < UNBOUNDED:
                 limit = int(interval.upper)
-                if symbol != TIME or _runs_at(source, limit + 1):
+                traced = isinstance(source.body, nn.Module)
+                if symbol != TIME or (traced and _runs_at(source, limit + 1)):
                     path = watch.culprit(symbol, upper=interval.upper)
                     raise TraceError(_bounded(symbol, f"at most {limit}", path))
                 limits.append(limit)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from intaglio.errors import SourceError
 from intaglio.models import FORMAT
@@ -31,29 +31,39 @@ STATE_KEYS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """What a file holds: its weights, and its model and config where it names them."""
+    """What a file holds: its weights, and its model and config where it names them.
+
+    `module` is a pickled module, which holds its weights itself.
+    """
 
     path: Path
     format: str
     sha256: str
     tensors: Mapping[str, Any]
+    module: nn.Module | None = None
     model: str | None = None
     config: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
 
 
-def read_checkpoint(path: Path, *, key: str | None = None) -> Checkpoint:
+def read_checkpoint(
+    path: Path, *, key: str | None = None, allow_pickle: bool = False
+) -> Checkpoint:
     """Read `path`; `key` (dotted) says where its state dict is, None finds it.
+
+    With `allow_pickle` pickled objects are loaded, a module among them, by running their code.
 
     Raises:
         SourceError: if the file is missing, empty, truncated, of a kind that is not read, would
             run code, or holds no state dict.
     """
-    kind, content = read_container(path)
+    kind, content = read_container(path, allow_pickle=allow_pickle)
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     if isinstance(content, Mapping) and "format" in content and "state_dict" in content:
         return _named(path, content, sha256)
+    if (module := _find_module(content, key)) is not None:
+        return Checkpoint(path=path, format=kind, sha256=sha256, tensors={}, module=module)
     where, tensors = _state_at(path, content, key) if key else _find_state(path, content)
     return Checkpoint(
         path=path,
@@ -62,6 +72,14 @@ def read_checkpoint(path: Path, *, key: str | None = None) -> Checkpoint:
         tensors=tensors,
         notes=_note_alternatives(path, content, where) if not key else (),
     )
+
+
+def _find_module(content: object, key: str | None) -> nn.Module | None:
+    """The pickled module at the top of a file, under `key`, or where state dicts are looked for."""
+    places = [content]
+    if isinstance(content, Mapping):
+        places = [content.get(name) for name in ([key] if key else STATE_KEYS)]
+    return next((place for place in places if isinstance(place, nn.Module)), None)
 
 
 def _named(path: Path, content: Mapping[str, Any], sha256: str) -> Checkpoint:

@@ -10,6 +10,7 @@ import pathlib
 import pickle
 import re
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +42,33 @@ SAVE_ADVICE = (
     "NAME or --model package.module:factory."
 )
 
+PICKLE_ADVICE = (
+    f"{SAVE_ADVICE} Or allow its code to run with --allow-pickle, and say with --import-from DIR "
+    "where its classes lie."
+)
 
-def read_container(path: Path) -> tuple[str, object]:
+
+def read_container(path: Path, *, allow_pickle: bool = False) -> tuple[str, object]:
     """Return the kind of the file, ``safetensors``, ``torch`` or ``torch-legacy``, and its content.
+
+    With `allow_pickle` also what holds pickled objects is read, which runs their author's code.
 
     Raises:
         SourceError: if the file is missing, empty, truncated, of a kind that is not read, or would
             run code; none of it is run.
     """
     kind = _kind(path)
-    return kind, _read_safetensors(path) if kind == "safetensors" else _read_torch(path)
+    if kind == "safetensors":
+        return kind, _read_safetensors(path)
+    if kind == "pickle" and allow_pickle:
+        with path.open("rb") as file:
+            return kind, _unpickle(path, lambda: pickle.load(file))  # noqa: S301  it was allowed
+    if kind == "pickle":
+        raise SourceError(
+            f"{path} is a plain pickle, which can run any code when it is loaded. It was not "
+            f"loaded. {PICKLE_ADVICE}"
+        )
+    return kind, _read_torch(path, allow_pickle=allow_pickle)
 
 
 def _kind(path: Path) -> str:
@@ -63,11 +81,6 @@ def _kind(path: Path) -> str:
         head = file.read(64)
     if not head:
         raise SourceError(f"{path} is empty: writing it was cut short. Save or copy it again.")
-    if path.suffix in (".onnx", ".pt2"):
-        raise SourceError(
-            f"{path}: {path.suffix} files are not supported yet as a source. "
-            "Export from the checkpoint (.pt, .pth, .bin or .safetensors) and its model instead."
-        )
     if head.startswith(b"PK\x03\x04"):
         _check_archive(path)
         return "torch"
@@ -76,10 +89,7 @@ def _kind(path: Path) -> str:
     if path.suffix == ".safetensors" or head[8:10] in (b'{"', b"{ "):
         return "safetensors"
     if head.startswith(b"\x80") and head[1] <= pickle.HIGHEST_PROTOCOL:
-        raise SourceError(
-            f"{path} is a plain pickle, which can run any code when it is loaded. It was not "
-            f"loaded. {SAVE_ADVICE}"
-        )
+        return "pickle"
     raise SourceError(
         f"{path} is neither a file of torch.save nor safetensors (it begins with {head[:8]!r}). "
         "Give a checkpoint: .pt, .pth, .bin or .safetensors."
@@ -106,30 +116,39 @@ def _check_archive(path: Path) -> None:
             f"{path} is a TorchScript archive, which is not a source: it holds compiled code. "
             f"{SAVE_ADVICE}"
         )
-    if "archive_format" in names or "models/model.json" in names:
-        raise SourceError(
-            f"{path} is an exported program (.pt2), which is not supported yet as a source. "
-            "Export from the checkpoint and its model instead."
-        )
     if "data.pkl" not in names:
         raise SourceError(f"{path} is a zip archive, but not one that torch.save writes.")
 
 
-def _read_torch(path: Path) -> object:
+def _read_torch(path: Path, *, allow_pickle: bool) -> object:
     try:
         with torch.serialization.safe_globals(HARMLESS):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        if allow_pickle:
+            return _unpickle(path, lambda: torch.load(path, map_location="cpu", weights_only=False))
         names = _unsafe_names(path, str(error))
         raise SourceError(
             f"{path} holds pickled objects{names}, not only tensors. Loading them can run any "
-            f"code that the file's author chose, so nothing was loaded. {SAVE_ADVICE}"
+            f"code that the file's author chose, so nothing was loaded. {PICKLE_ADVICE}"
         ) from error
     except Exception as error:
         # PyTorch raises whatever its reader stumbled over: RuntimeError, EOFError, KeyError, ...
         raise SourceError(
             f"{path} is truncated or damaged: {str(error).partition('. ')[0]}. Copy it again."
         ) from error
+
+
+def _unpickle(path: Path, load: Callable[[], object]) -> object:
+    """Load pickled objects, with the classes that they need."""
+    try:
+        return load()
+    except (ImportError, AttributeError) as error:
+        raise SourceError(
+            f"{path} needs code that is not found ({error}). Say where it lies: --import-from DIR."
+        ) from error
+    except Exception as error:
+        raise SourceError(f"{path} cannot be unpickled: {type(error).__name__}: {error}") from error
 
 
 def _unsafe_names(path: Path, message: str) -> str:

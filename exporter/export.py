@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import onnx_ir as ir
+from torch import nn
+from torch.export import ExportedProgram
 
 from intaglio.errors import OptionError, ParityError
 from intaglio.passes import pipeline
@@ -61,7 +63,7 @@ class ExportReport:
 
 
 def export(
-    source: str | Path | Source,
+    source: str | Path | nn.Module | ExportedProgram | Source,
     out: str | Path,
     *,
     targets: Sequence[str] = TARGETS,
@@ -90,7 +92,7 @@ def export(
     """Export a checkpoint to a bundle at `out`, verified against its source.
 
     Args:
-        source: a path for `load_source`, or what that returned.
+        source: what `load_source` takes, or what it returned.
         out: the bundle's folder.
         targets: the engines to lower for.
         model: the model that the weights belong to, see `load_source`.

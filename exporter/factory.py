@@ -53,7 +53,7 @@ def build_from_factory(
     Raises:
         SourceError: if it cannot be found, or it or its import raises, or it returns other things.
     """
-    with _on_path([*import_from, Path.cwd()]):
+    with importable_from(import_from):
         factory = _import(spec)
         try:
             made = _call(factory, spec, config)
@@ -90,10 +90,10 @@ def _parse_config(path: Path) -> object:
 
 
 @contextlib.contextmanager
-def _on_path(folders: Sequence[Path]) -> Iterator[None]:
-    """Put `folders` in front of the import path for a while."""
+def importable_from(folders: Sequence[str | Path]) -> Iterator[None]:
+    """Put `folders`, and the working directory, in front of the import path for a while."""
     before = list(sys.path)
-    sys.path[:0] = [str(folder.resolve()) for folder in folders]
+    sys.path[:0] = [str(Path(folder).resolve()) for folder in (*folders, Path.cwd())]
     try:
         yield
     finally:

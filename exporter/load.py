@@ -4,18 +4,25 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+from torch.export import ExportedProgram
+
 from .source import Source
-from .sources import huggingface, weights
+from .sources import graph, huggingface, modules, program, weights
 from .sources.options import Config, LoadOptions
 
 Kind = tuple[Callable[[Path], bool], Callable[[Path, LoadOptions], Source]]
 
-KINDS: tuple[Kind, ...] = ((huggingface.fits, huggingface.load),)
+KINDS: tuple[Kind, ...] = (
+    (huggingface.fits, huggingface.load),
+    (program.fits, program.load),
+    (graph.fits, graph.load),
+)
 """How to tell each kind of source, the first that fits; all other paths are files of weights."""
 
 
 def load_source(
-    path: str | Path,
+    path: str | Path | nn.Module | ExportedProgram,
     *,
     model: str | None = None,
     config: Config | None = None,
@@ -29,7 +36,8 @@ def load_source(
     """Load a trained model and what it takes to trace it.
 
     Args:
-        path: a file of ``torch.save`` or safetensors, or a Hugging Face directory.
+        path: a file of ``torch.save``, safetensors, ``torch.export.save`` or ONNX, a Hugging Face
+            directory, or a module or program in memory.
         model: a model of `intaglio.models`, or ``package.module:factory``: naming a factory
             is consent to run its code.  Needed unless the checkpoint names its model.
         config: what the model or factory is built with: a mapping, or a JSON or TOML file.
@@ -56,5 +64,9 @@ def load_source(
         allow_code=allow_code,
         allow_pickle=allow_pickle,
     )
+    if isinstance(path, nn.Module):
+        return modules.in_memory(path, options)
+    if isinstance(path, ExportedProgram):
+        return program.in_memory(path, options)
     load = next((load for fits, load in KINDS if fits(Path(path))), weights.load)
     return load(Path(path), options)

@@ -1,9 +1,10 @@
 """The names of a module's outputs: the same for its graph, its reference stream and its bundle."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor, fx, nn
 
 from intaglio.errors import TraceError
 
@@ -40,8 +41,19 @@ def name_outputs(module: nn.Module, value: Any) -> dict[str, Tensor]:
 
 
 def _is_vocabulary(module: nn.Module, value: Tensor) -> bool:
-    embeddings = (m for m in module.modules() if isinstance(m, nn.Embedding | LowBitEmbedding))
-    return value.ndim > 0 and any(value.shape[-1] == m.num_embeddings for m in embeddings)
+    return value.ndim > 0 and value.shape[-1] in vocabularies(module)
+
+
+def vocabularies(module: nn.Module) -> Iterator[int]:
+    """Rows of the tables that a module, or a program as one, looks tokens up in."""
+    for child in module.modules():
+        if isinstance(child, nn.Embedding | LowBitEmbedding):
+            yield child.num_embeddings
+    for node in module.graph.nodes if isinstance(module, fx.GraphModule) else ():
+        if node.target is torch.ops.aten.embedding.default:
+            table = node.args[0].meta.get("val")
+            if isinstance(table, Tensor):
+                yield table.shape[0]
 
 
 def _kind(value: object) -> str:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy.typing as npt
+import onnx_ir as ir
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -22,6 +23,7 @@ from intaglio.errors import ParityError
 from intaglio.ops import OPS
 from intaglio.state import Layout, StateSpec
 
+from .adopt import open_original, run_original
 from .modules import ModuleStack
 from .outputs import name_outputs
 from .source import Source
@@ -75,7 +77,11 @@ class Reference:
 
 
 def reference(source: Source, inputs: Mapping[str, Tensor]) -> Reference:
-    """Run `source.module` once on whole sequences, `inputs` being [batch, time, ...] each."""
+    """Run `source` once on whole sequences, `inputs` being [batch, time, ...] each."""
+    if isinstance(source.body, ir.Model):
+        arrays = {name: value.numpy() for name, value in inputs.items()}
+        outputs = run_original(open_original(source.path), arrays)
+        return Reference(outputs=outputs, precision="float32", calls={})
     try:
         wide = {n: x.double() if x.is_floating_point() else x for n, x in inputs.items()}
         return _run(source.module, wide, Widened(source.module))
@@ -96,7 +102,8 @@ def _run(
     return Reference(
         outputs={name: value.numpy() for name, value in outputs.items()},
         precision="float64" if dtypes <= {torch.float64} else "float32",
-        calls=recorder.calls,
+        # The code of a program is in one piece: its calls do not say which module they are of.
+        calls={} if isinstance(module, fx.GraphModule) else recorder.calls,
     )
 
 

@@ -5,7 +5,6 @@ labelled 18), unoptimised, since its optimiser folds parameters away and merges 
 result is then proven to mean the same at the opset that intaglio speaks.
 """
 
-import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,17 +13,17 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
-from intaglio import __version__
 from intaglio.errors import TraceError
 from intaglio.ops import OPS
 from intaglio.ops.op import DOMAIN
 from intaglio.passes.base import Context
 from intaglio.passes.exact.stabilize_log_sigmoid import StabilizeLogSigmoid
-from intaglio.passes.graph import MODULE
 from intaglio.passes.own_ops import define
 from intaglio.passes.relabel import relabel
 
+from .adopt import adopt_graph
 from .capture import capture, quiet, summary
+from .metadata import strip
 from .modules import named
 from .outputs import name_outputs
 from .source import Source
@@ -34,7 +33,6 @@ from .weights import tied_names
 OPSET = 27
 TORCH_OPSET = 23
 TRANSLATIONS = {op.torch_op: op.translation for op in OPS if op.translation is not None}
-_SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +50,7 @@ class Traced:
 
 
 def trace(source: Source) -> Traced:
-    """Capture `source.module` as one graph of opset 27 with free batch and time.
+    """Return `source` as one graph of opset 27 with free batch and time.
 
     Initializers carry the names of parameters and buffers, nodes the path of their module
     (`intaglio.passes.graph.module_of`).  The graph is compared with the module at other shapes.
@@ -61,14 +59,16 @@ def trace(source: Source) -> Traced:
         TraceError: if the module cannot be captured so; it names the module at fault.
         PassError: if an op that PyTorch emitted has another meaning at opset 27.
     """
+    if isinstance(source.body, ir.Model):
+        return Traced(model=adopt_graph(source, OPSET), max_context=None, aliases={}, notes=())
     program, max_context = capture(source)
     _relax_grouped_queries(program)
     model = _convert(source, program)
     with torch.no_grad():
         names = list(name_outputs(source.module, source.module(**source.inputs)))
     _name_outputs(model.graph, names)
-    _strip(model)
-    aliases = tied_names(source.module)
+    strip(model)
+    aliases = source.aliases or tied_names(source.module)
     _name_tied(model.graph, aliases)
     relabel(model, OPSET)
     _adopt_ops(model)
@@ -163,31 +163,6 @@ def _name_outputs(graph: ir.Graph, names: list[str]) -> None:
         output.name = name
 
 
-def _strip(model: ir.Model) -> None:
-    """Keep the module path of each node and drop all else that PyTorch noted: local paths too."""
-    for node in model.graph.all_nodes():
-        scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
-        # The last scope is the operation; a scope that no module has stands for the root.
-        path = scopes[-2] if len(scopes) > 1 else ""
-        node.metadata_props.clear()
-        node.meta.clear()
-        node.doc_string = None
-        if path and not path.startswith("_empty_nn_module_stack"):
-            node.metadata_props[MODULE] = path
-        for value in node.outputs:
-            value.metadata_props.clear()
-            value.meta.clear()
-    graph = model.graph
-    for value in (*graph.inputs, *graph.initializers.values()):
-        value.metadata_props.clear()
-        value.meta.clear()
-    for holder in (graph, model):
-        holder.metadata_props.clear()
-        holder.meta.clear()
-        holder.doc_string = None
-    model.producer_name, model.producer_version = "intaglio", __version__
-
-
 def _name_tied(graph: ir.Graph, aliases: dict[str, str]) -> None:
     """Give an initializer that PyTorch kept under a further name the first one."""
     for name in [name for name in graph.initializers if name in aliases]:
@@ -212,7 +187,7 @@ def _notes(
     if max_context is not None:
         yield f"The model takes at most {max_context} tokens."
     used = model.graph.initializers
-    unused = [n for n, _ in source.module.named_parameters() if n not in used]
+    unused = [n for n, _ in source.module.named_parameters() if n not in used | aliases.keys()]
     if unused:
         yield f"{len(unused)} parameters are not used: {', '.join(unused[:6])}."
     for alias, name in aliases.items():

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
+from torch import nn
+from torch.export import ExportedProgram
 
 from intaglio.errors import BundleError, OptionError
 from intaglio.models import FORMAT
@@ -53,7 +55,7 @@ Progress = Callable[[str, float | None], None]
 
 def verify(
     bundle: str | Path,
-    source: str | Path | Source,
+    source: str | Path | nn.Module | ExportedProgram | Source,
     *,
     model: str | None = None,
     config: Mapping[str, Any] | str | Path | None = None,
@@ -72,7 +74,7 @@ def verify(
 
     Args:
         bundle: the folder that `intaglio export` wrote.
-        source: a path as for `load_source`, or what that returned.
+        source: what `load_source` takes, or what it returned.
         model: the source's model, where neither it nor the bundle names one of intaglio's.
         config: what the model is built with, see `load_source`.
         key: where the file holds the state dict, see `load_source`.

@@ -6,6 +6,7 @@ A tied parameter has several names, of which the file may hold one or all.
 """
 
 import difflib
+import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,30 @@ def tied_names(module: nn.Module) -> dict[str, str]:
         if first != name:
             aliases[name] = first
     return aliases
+
+
+def hash_tensors(tensors: Mapping[str, Any]) -> str:
+    """SHA-256 of the names and bytes of `tensors`, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, value in tensors.items():
+        if isinstance(value, Tensor):
+            flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(name.encode() + flat.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def adopt_weights(module: nn.Module, path: Path) -> tuple[str, ...]:
+    """Make a module that holds its weights already ready, in place; return notes for people.
+
+    Raises:
+        SourceError: if a parameter is sparse or quantized, or holds NaN or Inf.
+    """
+    found = dict(_all_tensors(module))
+    check_values(found, module, path)
+    notes = _notes(found, [], path)
+    _widen(module)
+    module.eval().requires_grad_(requires_grad=False)
+    return notes
 
 
 def load_weights(module: nn.Module, tensors: Mapping[str, Any], path: Path) -> tuple[str, ...]:
@@ -153,16 +178,25 @@ def check_values(found: Mapping[str, Any], module: nn.Module, path: Path) -> Non
         SourceError: if a parameter is sparse or quantized, or holds NaN or Inf.
     """
     buffers = {name for name, _ in module.named_buffers(remove_duplicate=False)}
-    for name, tensor in _all_tensors(module):
-        value = found.get(name)
-        if not isinstance(value, Tensor):
-            continue
-        if value.layout != torch.strided or value.is_quantized:
+    dtypes = {name: tensor.dtype for name, tensor in _all_tensors(module)}
+    values = {name: value for name, value in found.items() if isinstance(value, Tensor)}
+    for name, value in values.items():
+        if name in dtypes and (value.layout != torch.strided or value.is_quantized):
             raise SourceError(f"{path}: {name!r} is sparse or quantized, which is not read.")
+    check_finite({n: v.to(dtypes[n]) for n, v in values.items() if n in dtypes}, buffers, path)
+
+
+def check_finite(tensors: Mapping[str, Tensor], buffers: Collection[str], path: Path) -> None:
+    """Refuse weights that are no numbers.
+
+    Raises:
+        SourceError: if a tensor holds NaN, or one that is not in `buffers` holds Inf.
+    """
+    for name, value in tensors.items():
         if value.isnan().any():
             raise SourceError(f"{path}: {name!r} holds NaN. Take an earlier checkpoint.")
         # A mask kept as a buffer may be infinite, a trained parameter may not.
-        if name not in buffers and not value.to(tensor.dtype).isfinite().all():
+        if name not in buffers and value.isinf().any():
             raise SourceError(f"{path}: {name!r} holds Inf. Take an earlier checkpoint.")
 
 

@@ -6,6 +6,8 @@ if __name__ != "intaglio.passes":
 from .base import Pass
 from .exact.fold_constants import FoldConstants
 from .exact.fold_repeated_heads import FoldRepeatedHeads
+from .exact.fold_sizes import FoldSizes
+from .exact.fuse_attention import FuseAttention
 from .exact.fuse_rms_norm import FuseRmsNorm
 from .exact.fuse_rotary import FuseRotary
 from .exact.merge_duplicates import MergeDuplicates
@@ -21,6 +23,8 @@ from .lower.ort_relabel import OrtRelabel
 PASSES: tuple[type[Pass], ...] = (
     FoldConstants,
     FoldRepeatedHeads,
+    FoldSizes,
+    FuseAttention,
     FuseRmsNorm,
     FuseRotary,
     MergeDuplicates,

@@ -19,6 +19,8 @@ from .changes import changes, makers
 from .check import check as check_pass
 from .exact.fold_constants import FoldConstants
 from .exact.fold_repeated_heads import FoldRepeatedHeads
+from .exact.fold_sizes import FoldSizes
+from .exact.fuse_attention import FuseAttention
 from .exact.fuse_rms_norm import FuseRmsNorm
 from .exact.fuse_rotary import FuseRotary
 from .exact.merge_duplicates import MergeDuplicates
@@ -69,11 +71,13 @@ def standard(kv: Literal["static", "grow"] = "static", extra: Sequence[Pass] = (
     return [
         # tidy what tracing leaves
         RemoveDead(),
+        FoldSizes(),
         FoldConstants(),
         RemoveNoOps(),
         MergeDuplicates(),
         StabilizeLogSigmoid(),
         FuseRmsNorm(),
+        FuseAttention(),
         # what the user asked for
         *extra,
         # carry the past in states

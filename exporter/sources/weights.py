@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from intaglio.errors import SourceError
 from intaglio.exporter.checkpoint import Checkpoint, read_checkpoint
 from intaglio.exporter.examples import InputSpec, Sampler, describe_inputs, sampler
-from intaglio.exporter.factory import build_from_factory, read_config
+from intaglio.exporter.factory import build_from_factory, importable_from, read_config
 from intaglio.exporter.source import EXAMPLE_BATCH, EXAMPLE_TIME, Source
 from intaglio.exporter.weights import load_weights, tied_names
 from intaglio.models import find
 from intaglio.state import BATCH, TIME
 
+from . import modules
 from .options import LoadOptions
 
 
@@ -25,7 +26,10 @@ def load(path: Path, options: LoadOptions) -> Source:
     Raises:
         SourceError: if the file, the model or the config cannot be read, or do not fit together.
     """
-    checkpoint = read_checkpoint(path, key=options.key)
+    with importable_from(options.import_from if options.allow_pickle else ()):
+        checkpoint = read_checkpoint(path, key=options.key, allow_pickle=options.allow_pickle)
+    if checkpoint.module is not None:
+        return modules.unpickled(checkpoint, checkpoint.module, options)
     wanted = options.model or checkpoint.model
     if wanted is None:
         raise SourceError(

@@ -6,6 +6,8 @@ and batches with random contents in every other input; the result is compared wi
 `j <= i` and with sliding windows `i - w < j <= i`.
 """
 
+import bisect
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,26 +16,31 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from intaglio.passes import evaluate
-from intaglio.passes.graph import constant
+from intaglio.passes.graph import constant, dims
 from intaglio.state import BATCH, TIME
 
 LENGTHS = (1, 2, 3, 7)
+LOW = -1e4  # what models add to masked scores, or less: the weight is zero then
 LONGEST = 8192
 """Largest constant in a mask's nodes that is looked past; a wider window is not told from none."""
 
 
 @dataclass(frozen=True)
 class Causal:
-    """Token i sees the tokens j <= i, and only the last `window` of them where that is set."""
+    """Token i sees the tokens j <= i, and only the last `window` of them where that is set.
+
+    `limit` is the most tokens that a table of the mask holds, None without one.
+    """
 
     window: int | None = None
+    limit: int | None = None
 
 
 def recognise(model: ir.Model, value: ir.Value) -> Causal | None:
     """What the mask `value` of shape [.., T, T] allows; None where it is something else.
 
-    A boolean mask allows where it is true; a float mask where it does not push a score to minus
-    infinity, and is nothing known if it adds anything else.
+    A boolean mask allows where it is true; a float mask where it does not push a score to `LOW` or
+    below, and is nothing known if it adds anything else.
     """
     graph = evaluate.part(model, [value])
     numbers = _numbers(graph)
@@ -42,20 +49,52 @@ def recognise(model: ir.Model, value: ir.Value) -> Causal | None:
     session = evaluate.session(graph)
     random = np.random.default_rng(0)
     windows: set[int | None] = set()
-    longest = 0
-    for time in sorted({*LENGTHS, *(number + 2 for number in numbers)}):
+
+    def run(batch: int, time: int) -> npt.NDArray[Any]:
+        feeds = {v.name: _contents(v, batch, time, random) for v in graph.graph.inputs}
+        mask: npt.NDArray[Any] = session.run(None, feeds)[0]
+        return mask
+
+    for time in _lengths(numbers, run):
         for batch in (1, 2):
-            feeds = {v.name: _contents(v, batch, time, random) for v in graph.graph.inputs}
-            seen = _allowed(session.run(None, feeds)[0], time)
+            seen = _allowed(run(batch, time), time)
             window = None if seen is None else _window(seen)
             if window is None:
                 return None
             windows.add(window if window < time else None)
-            longest = max(longest, time)
     narrow = windows - {None}
     if len(narrow) > 1:
         return None
-    return Causal(next(iter(narrow), None))
+    return Causal(next(iter(narrow), None), _limit(graph))
+
+
+def _lengths(numbers: Iterable[int], run: Callable[[int, int], Any]) -> list[int]:
+    """Lengths to try: small ones, and one past each number, as far as the nodes run at all."""
+    wanted = sorted({*LENGTHS, *(number + 2 for number in numbers)})
+
+    def fails(time: int) -> bool:
+        try:
+            run(1, time)
+        except Exception:  # noqa: BLE001  ONNX Runtime raises its own kinds
+            return True
+        return False
+
+    if not fails(wanted[-1]):
+        return wanted
+    end = bisect.bisect_left(range(wanted[-1]), True, key=fails)  # a table ends there
+    return [*(time for time in wanted if time < end), end - 1]
+
+
+def _limit(model: ir.Model) -> int | None:
+    """Rows of the smallest constant table of which a part as long as the sequence is taken."""
+    rows = [
+        length
+        for node in model.graph
+        if node.op_type == "Slice" and (table := constant(node.inputs[0])) is not None
+        for length, dim in zip(table.shape, dims(node.outputs[0]) or (), strict=False)
+        if TIME in str(dim)
+    ]
+    return min(rows, default=None)
 
 
 def _numbers(model: ir.Model) -> set[int]:
@@ -65,9 +104,9 @@ def _numbers(model: ir.Model) -> set[int]:
         for array in map(constant, node.inputs):
             if array is None or array.size != 1 or array.dtype == np.bool_:
                 continue
-            number = abs(float(array.reshape(()).item()))
-            if 1 < number < 2**31 - 1 and number.is_integer():
-                found.add(int(number))
+            number = float(array.reshape(()).item())
+            if LOW < number < 2**31 - 1 and abs(number) > 1 and number.is_integer():
+                found.add(int(abs(number)))
     return found
 
 
@@ -87,12 +126,11 @@ def _allowed(mask: npt.NDArray[Any], time: int) -> npt.NDArray[np.bool_] | None:
     if mask.dtype == np.bool_:
         allowed = mask
     else:
-        low = (
-            mask < np.finfo(mask.dtype).min / 4 if np.issubdtype(mask.dtype, np.floating) else None
-        )
-        if low is None or mask[~low].any():
+        if not np.issubdtype(mask.dtype, np.floating):
             return None
-        allowed = ~low
+        allowed = mask > LOW
+        if mask[allowed].any():
+            return None
     tables = allowed.reshape(-1, time, time)
     return tables[0] if (tables == tables[0]).all() else None
 

@@ -45,7 +45,7 @@ class Statefulize(Exact):
         if context.states:
             raise PassError("statefulize: the graph carries states already.")
         graph = model.graph
-        windows = _drop_masks(model)
+        windows = _drop_masks(model, context)
         common.RemoveUnusedNodesPass()(model)
         timing = analyse(graph)
         step = StepValues(graph)
@@ -77,7 +77,7 @@ def _trail(timing: Timing, value: ir.Value | None) -> int:
     return fact.trail if isinstance(fact, Along) else 0
 
 
-def _drop_masks(model: ir.Model) -> dict[ir.Node, int | None]:
+def _drop_masks(model: ir.Model, context: Context) -> dict[ir.Node, int | None]:
     """Turn causal masks into `is_causal`; return the window of each attention that has one."""
     windows: dict[ir.Node, int | None] = {}
     known: dict[ir.Value, Causal | None] = {}
@@ -100,6 +100,8 @@ def _drop_masks(model: ir.Model) -> dict[ir.Node, int | None]:
         node.replace_input_with(3, None)
         node.attributes["is_causal"] = ir.AttrInt64("is_causal", 1)
         windows[node] = found.window
+        if found.limit is not None:
+            context.limit_context(found.limit)
     return windows
 
 

@@ -229,28 +229,8 @@ def test_what_is_no_file_is_refused_by_kind(
         read_checkpoint(path)
 
 
-def test_programs_are_refused_by_kind(tmp_path: Path) -> None:
-    """ONNX, exported and TorchScript programs are no sources yet, whatever they are called."""
-    (tmp_path / "model.onnx").write_bytes(b"\x08\x0a")
-    for name, member in (("ts.pt", "ts/code/net.py"), ("ep.pt", "ep/archive_format")):
-        with zipfile.ZipFile(tmp_path / name, "w") as archive:
-            archive.writestr(member, "x")
-    with zipfile.ZipFile(tmp_path / "array.npz", "w") as archive:
-        archive.writestr("array.npy", "x")
-
-    with pytest.raises(SourceError, match=r"\.onnx files are not supported yet"):
-        read_checkpoint(tmp_path / "model.onnx")
-    with pytest.raises(SourceError, match="TorchScript archive"):
-        read_checkpoint(tmp_path / "ts.pt")
-    with pytest.raises(SourceError, match=r"exported program .* not supported yet"):
-        read_checkpoint(tmp_path / "ep.pt")
-    with pytest.raises(SourceError, match=r"zip archive, but not one that torch\.save writes"):
-        read_checkpoint(tmp_path / "array.npz")
-
-
-def test_archives_of_pytorch_itself_are_told_apart(tmp_path: Path) -> None:
-    """What PyTorch writes today has the marks that the refusals look for."""
-    module = nn.Linear(2, 2)
+def test_archives_without_weights_are_refused_by_kind(tmp_path: Path) -> None:
+    """TorchScript, as PyTorch itself writes it, and others, whatever they are called."""
     script = (
         "import sys, torch; m = torch.nn.Linear(2, 2); "
         "torch.jit.save(torch.jit.trace(m, torch.ones(1, 2)), sys.argv[1])"
@@ -258,13 +238,29 @@ def test_archives_of_pytorch_itself_are_told_apart(tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "-P", "-W", "ignore", "-c", script, tmp_path / "ts.pt"], check=True
     )
-    torch.export.save(torch.export.export(module, (torch.ones(1, 2),)), tmp_path / "ep.pt2")
-    (tmp_path / "ep.pt2").rename(tmp_path / "ep.pt")
+    with zipfile.ZipFile(tmp_path / "array.npz", "w") as archive:
+        archive.writestr("array.npy", "x")
 
-    with pytest.raises(SourceError, match="TorchScript archive"):
+    with pytest.raises(SourceError, match=r"TorchScript archive.*state_dict\(\).*--model"):
         read_checkpoint(tmp_path / "ts.pt")
-    with pytest.raises(SourceError, match="exported program"):
-        read_checkpoint(tmp_path / "ep.pt")
+    with pytest.raises(SourceError, match=r"zip archive, but not one that torch\.save writes"):
+        read_checkpoint(tmp_path / "array.npz")
+
+
+def test_pickled_objects_are_loaded_where_that_was_allowed(tmp_path: Path) -> None:
+    """Beside the weights, or a whole module of PyTorch's own."""
+    torch.save({"model": weights(), "extra": {1, 2}, "where": Version()}, tmp_path / "state.pt")
+    torch.save({"model": nn.Linear(2, 2)}, tmp_path / "module.pt")
+    (tmp_path / "plain.pkl").write_bytes(pickle.dumps(nn.Linear(2, 2)))
+
+    assert_weights(read_checkpoint(tmp_path / "state.pt", allow_pickle=True).tensors)
+    for name in ("module.pt", "plain.pkl"):
+        found = read_checkpoint(tmp_path / name, allow_pickle=True)
+        assert isinstance(found.module, nn.Linear)
+
+
+class Version:
+    """An object of a class that is not data."""
 
 
 def test_a_file_without_weights_is_refused(tmp_path: Path) -> None:

@@ -145,9 +145,12 @@ def _scope(parity: Mapping[str, Any]) -> str:
     if not parity:
         return "not compared with the source"
     verdict = "holds" if parity["passed"] else "fails"
+    unknown = len(parity.get("unknown", ()))
+    states = f"; {unknown} states against one call of all tokens alone" if unknown else ""
     return (
         f"{verdict} over {parity['steps']} steps of {parity['batch']} rows, against "
         f"{parity['against']} in {parity['precision']}, in parts of {'; '.join(parity['splits'])}"
+        f"{states}"
     )
 
 

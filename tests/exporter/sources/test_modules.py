@@ -1,0 +1,105 @@
+"""Modules that hold their weights: in memory as they are, pickled with the user's consent."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from intaglio.errors import SourceError
+from intaglio.exporter.export import export
+from intaglio.exporter.load import load_source
+
+CODE = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(7, 4)
+
+    def forward(self, input_ids):
+        return self.embed(input_ids) @ self.embed.weight.T
+"""
+
+
+def pickled(folder: Path, wrap: str) -> Path:
+    """Save a module of a class that is not on the path; forget the class again."""
+    code = folder / "code"
+    code.mkdir()
+    (code / "pickled_nets.py").write_text(CODE)
+    sys.path.insert(0, str(code))
+    try:
+        from pickled_nets import Net  # type: ignore[import-not-found]
+
+        module: nn.Module = Net()
+        wrapped = {"bare": module, "parallel": nn.DataParallel(module), "nested": {"ema": module}}
+        torch.save(wrapped[wrap], folder / "model.pt")
+    finally:
+        sys.path.remove(str(code))
+        del sys.modules["pickled_nets"]
+    return folder / "model.pt"
+
+
+@pytest.mark.parametrize("wrap", ["bare", "parallel", "nested"])
+def test_a_pickled_module_is_loaded_with_consent_and_its_code(tmp_path: Path, wrap: str) -> None:
+    """Neither alone is enough, and each message names what is missing."""
+    path = pickled(tmp_path, wrap)
+
+    with pytest.raises(SourceError, match=r"any code .*--allow-pickle.*--import-from"):
+        load_source(path)
+    with pytest.raises(SourceError, match=r"pickled_nets.*--import-from DIR"):
+        load_source(path, allow_pickle=True)
+    source = load_source(path, allow_pickle=True, import_from=[tmp_path / "code"])
+    sys.modules.pop("pickled_nets", None)
+
+    assert source.model == "pickled_nets:Net"
+    assert source.dynamic == {"input_ids": {0: "batch", 1: "time"}}
+    assert not source.module.training
+
+
+class Mel(nn.Module):
+    """Takes [batch, channels, time]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Conv1d(3, 4, 2, padding=1, bias=False)
+
+    def forward(self, mel: Tensor) -> Tensor:
+        y: Tensor = self.mix(mel)[:, :, : mel.shape[2]]
+        return y
+
+
+def test_a_module_in_memory_is_exported_and_stays_as_it_was(tmp_path: Path) -> None:
+    """Example inputs and the layout of their axes are given beside it; it goes on training."""
+    module = Mel().train()
+
+    report = export(
+        module,
+        tmp_path / "bundle",
+        inputs={"mel": torch.randn(1, 3, 9)},
+        axes={"mel": ("batch", 3, "time")},
+        steps=9,
+    )
+
+    assert report.parity is not None
+    assert report.parity.passed
+    assert report.manifest.inputs[0].shape == ("batch", 3, "time")
+    assert report.manifest.source["name"] == "Mel"
+    assert module.training
+    assert module.mix.weight.requires_grad
+
+
+def test_example_inputs_may_come_from_a_file(tmp_path: Path) -> None:
+    np.savez(tmp_path / "inputs.npz", input=np.ones((2, 3, 5), np.float32))
+    layer = nn.Linear(5, 5)
+
+    source = load_source(layer, inputs=tmp_path / "inputs.npz")
+
+    assert source.inputs["input"].shape[2:] == (5,)
+    with pytest.raises(SourceError, match=r"cannot be read .*numpy\.savez"):
+        load_source(layer, inputs=tmp_path / "absent.npz")
+    with pytest.raises(SourceError, match=r"what to trace it with is not known.*--inputs"):
+        load_source(layer)

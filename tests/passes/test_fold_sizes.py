@@ -1,0 +1,34 @@
+"""FoldSizes: known sizes become numbers, free ones stay."""
+
+from collections.abc import Callable
+
+import onnx_ir as ir
+
+from intaglio.passes.exact.fold_sizes import FoldSizes
+from intaglio.passes.graph import constant
+
+TEXT = """
+    <ir_version: 10, opset_import: ["" : 24]>
+    g (float[batch, time, 6] x)
+      => (int64 width, int64[1] last, int64[1] tail, int64 length, int64[3] all)
+    <float[batch, time, 6] z, int64 one = {1},
+     int64 two = {2}, int64[1] minus = {-1}, int64[1] end = {9223372036854775807}>
+    {
+      shape = Shape (x)
+      width = Gather (shape, two)
+      last = Slice (shape, minus, end)
+      tail = Shape <start = 2> (x)
+      length = Gather (shape, one)
+      z = Tanh (x)
+      all = Shape (z)
+    }
+"""
+
+
+def test_sizes_that_are_known_become_numbers(apply: Callable[..., ir.Model]) -> None:
+    """Picked by Gather, Slice or Shape itself; the number of tokens is taken from an input."""
+    model = apply(TEXT, FoldSizes())
+    found = [constant(value) for value in model.graph.outputs]
+    assert [None if x is None else x.tolist() for x in found] == [6, [6], [6], None, None]
+    shapes = [node for node in model.graph if node.op_type == "Shape"]
+    assert {node.inputs[0].name for node in shapes if node.inputs[0]} == {"x"}
