@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-import importlib.util
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -33,6 +32,7 @@ from .lower.ort_domains import OrtDomains
 from .lower.ort_group_query_attention import OrtGroupQueryAttention
 from .lower.ort_low_bit import OrtLowBit
 from .lower.ort_relabel import OrtRelabel
+from .user import pass_from_file
 
 Progress = Callable[[str, float | None], None]
 
@@ -220,7 +220,7 @@ def parse(spec: str, *, allow_code: bool = False) -> Pass:
     """
     name, _, text = spec.partition(":")
     if name.endswith(".py"):
-        return _from_file(Path(name), text, allow_code=allow_code)
+        return pass_from_file(Path(name), text, allow_code=allow_code)
     known = {entry.name: entry for entry in PASSES}
     if name not in known:
         raise PassError(f"there is no pass {name!r}; the passes are: {', '.join(sorted(known))}.")
@@ -253,24 +253,3 @@ def _fits(value: object, kind: Any) -> bool:
     if plain is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, plain) if isinstance(plain, type) else True
-
-
-def _from_file(path: Path, function: str, *, allow_code: bool) -> Pass:
-    if not allow_code:
-        raise PassError(f"--pass {path} runs the code in that file; allow it with --allow-code.")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise PassError(f"--pass {path}: there is no such Python file.")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, function):
-        raise PassError(f"--pass {path}:{function}: the file defines no such function.")
-    rewrite: Callable[[ir.Model], Any] = getattr(module, function)
-
-    class UserPass(Exact):
-        """A rewrite from the user's own file."""
-
-        def run(self, model: ir.Model, context: Context) -> PassResult:  # noqa: ARG002
-            return PassResult(changed=bool(rewrite(model)), notes=[f"{path}:{function}"])
-
-    return UserPass()
