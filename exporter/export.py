@@ -19,9 +19,12 @@ from intaglio.runtime.manifest import NOT_RUN, Limits, Manifest, Target, TensorS
 from intaglio.state import PAST_LENGTH
 
 from .bundle import BundleWriter
+from .factory import read_config
 from .graph_files import save_graphs
 from .load import load_source
 from .parity import ParityReport
+from .recipe import FILE_NAME as RECIPE
+from .recipe import Recipe, as_entry, read_recipe
 from .shapes import Shapes
 from .source import Source
 from .trace import trace
@@ -66,34 +69,38 @@ def export(
     source: str | Path | nn.Module | ExportedProgram | Source,
     out: str | Path,
     *,
-    targets: Sequence[str] = TARGETS,
+    recipe: Recipe | str | Path | None = None,
+    targets: Sequence[str] | None = None,
     model: str | None = None,
     config: Mapping[str, Any] | str | Path | None = None,
     key: str | None = None,
     import_from: Sequence[str | Path] = (),
     inputs: Mapping[str, Any] | str | Path | None = None,
     axes: Mapping[str, Sequence[int | str]] | None = None,
-    passes: Sequence[str | Pass] = (),
-    kv: Literal["static", "grow"] = "static",
-    ort_accuracy: Literal["fast", "exact"] = "fast",
+    passes: Sequence[str | Pass | Callable[..., Any]] | None = None,
+    kv: Literal["static", "grow"] | None = None,
+    ort_accuracy: Literal["fast", "exact"] | None = None,
     shapes: Shapes | None = None,
     dtype: str | None = None,
     tolerance: Mapping[str, float] | None = None,
-    check_passes: bool = False,
-    verify: bool = True,
-    steps: int = 512,
+    check_passes: bool | None = None,
+    verify: bool | None = None,
+    steps: int | None = None,
     require_parity: bool = False,
     force: bool = False,
-    portable: bool = True,
+    portable: bool | None = None,
     allow_code: bool = False,
     allow_pickle: bool = False,
     progress: Progress | None = None,
 ) -> ExportReport:
     """Export a checkpoint to a bundle at `out`, verified against its source.
 
+    Options that are None are as the recipe says, or as `Recipe` has them.
+
     Args:
         source: what `load_source` takes, or what it returned.
         out: the bundle's folder.
+        recipe: a recipe, or the file that a bundle holds as `recipe.toml`.
         targets: the engines to lower for.
         model: the model that the weights belong to, see `load_source`.
         config: what the model is built with, see `load_source`.
@@ -101,7 +108,8 @@ def export(
         import_from: folders with the model's code, see `load_source`.
         inputs: example inputs, see `load_source`.
         axes: the dimensions of inputs, see `load_source`.
-        passes: the user's passes, as ``NAME:OPTIONS`` or objects; run before statefulize.
+        passes: the user's passes, as ``NAME:OPTIONS``, objects or functions; run before
+            statefulize.
         kv: layout of key-value caches: one buffer written in place, or past and present.
         ort_accuracy: how ONNX Runtime multiplies by weights of few bits: activations rounded to 8
             bits, or slowly in full precision, for verification only.
@@ -123,52 +131,53 @@ def export(
             beside `out` with the suffix ``.failed``.
         IntaglioError: whatever else the user can mend; `out` is then as it was.
     """
-    if tuple(targets) != TARGETS:
-        raise OptionError(f"The targets {', '.join(targets)} are not supported yet; ort is.")
-    if kv not in ("static", "grow"):
-        raise OptionError(f"kv is {kv!r}; it should be static or grow.")
-    if ort_accuracy not in ("fast", "exact"):
-        raise OptionError(f"ort_accuracy is {ort_accuracy!r}; it should be fast or exact.")
-    if dtype not in (None, "fp32"):
-        raise OptionError(f"The dtype {dtype} is not supported yet; fp32 is.")
-    if require_parity and not verify:
-        raise OptionError("Parity cannot be required of an export that is not verified.")
-    parsed = [
-        p if isinstance(p, Pass) else pipeline.parse(p, allow_code=allow_code) for p in passes
-    ]
+    how = (recipe if isinstance(recipe, Recipe) else read_recipe(recipe)).override(
+        targets=targets,
+        model=model,
+        config=None if config is None else read_config(config),
+        key=key,
+        axes=axes,
+        passes=None if passes is None else [as_entry(entry) for entry in passes],
+        kv=kv,
+        ort_accuracy=ort_accuracy,
+        shapes=None if shapes is None else shapes.to_json(),
+        dtype=dtype,
+        tolerance=tolerance,
+        check_passes=check_passes,
+        verify=verify,
+        steps=steps,
+        portable=portable,
+    )
+    _check(how, require_parity=require_parity)
+    parsed = how.build_passes(allow_code=allow_code)
     clock = _Clock(progress)
     with BundleWriter(out, force=force) as writer:
         with clock.phase("load"):
             if not isinstance(source, Source):
                 source = load_source(
                     source,
-                    model=model,
-                    config=config,
-                    key=key,
+                    model=how.model or None,
+                    config=how.config or None,
+                    key=how.key or None,
                     import_from=import_from,
                     inputs=inputs,
-                    axes=axes,
+                    axes=how.axes,
                     allow_code=allow_code,
                     allow_pickle=allow_pickle,
                 )
-        batch = _fixed_batch(source, shapes)
-        compiled = _compile(source, parsed, kv, ort_accuracy, batch, clock, check=check_passes)
-        recipe = {
-            "targets": list(targets),
-            "passes": [p if isinstance(p, str) else p.name for p in passes],
-            "kv": kv,
-            "ort_accuracy": ort_accuracy,
-            "shapes": {} if shapes is None else shapes.to_json(),
-            "dtype": "fp32",
-            "portable": portable,
-        }
+        batch = _fixed_batch(source, Shapes.from_json(how.shapes))
+        compiled = _compile(source, parsed, how, batch, clock)
         with clock.phase("write"):
-            manifest = _write(writer, source, compiled, recipe, portable=portable)
+            manifest = _write(writer, source, compiled, how)
         parity = None
-        if verify:
+        if how.verify:
             with clock.phase("verify"):
                 parity = verify_bundle(
-                    writer.path, source, steps=steps, tolerance=tolerance, progress=clock.report
+                    writer.path,
+                    source,
+                    steps=how.steps,
+                    tolerance=how.tolerance,
+                    progress=clock.report,
                 )
             manifest = _with_evidence(manifest, parity)
         if parity is not None and not parity.passed:
@@ -222,23 +231,25 @@ class _Clock:
 def _compile(
     source: Source,
     extra: Sequence[Pass],
-    kv: Literal["static", "grow"],
-    accuracy: Literal["fast", "exact"],
+    how: Recipe,
     batch: int | None,
     clock: _Clock,
-    *,
-    check: bool,
 ) -> _Compiled:
     with clock.phase("trace"):
         traced = trace(source)
     model = traced.model
     context = Context(max_context=traced.max_context, batch=batch, defaults=source.defaults)
     with clock.phase("passes"):
-        steps = pipeline.whole(extra) if source.whole else pipeline.standard(kv, extra)
-        records = pipeline.run(model, steps, context, check=check, progress=clock.report)
+        steps = pipeline.whole(extra) if source.whole else pipeline.standard(how.kv, extra)
+        records = pipeline.run(model, steps, context, check=how.check_passes, progress=clock.report)
         ort = model.clone()
         records += pipeline.lower(
-            ort, "ort", context, accuracy=accuracy, check=check, progress=clock.report
+            ort,
+            "ort",
+            context,
+            accuracy=how.ort_accuracy,
+            check=how.check_passes,
+            progress=clock.report,
         )
     advice = [line for record in records for line in record.result.advice]
     return _Compiled(
@@ -254,11 +265,10 @@ def _write(
     writer: BundleWriter,
     source: Source,
     compiled: _Compiled,
-    recipe: Mapping[str, Any],
-    *,
-    portable: bool,
+    how: Recipe,
 ) -> Manifest:
-    graphs = {PORTABLE: compiled.portable} if portable else {}
+    graphs = {PORTABLE: compiled.portable} if how.portable else {}
+    (writer.path / RECIPE).write_text(how.to_toml(), encoding="utf-8")
     opened = save_graphs(writer.path, {**graphs, LOWERED: compiled.ort})
     graph, context = compiled.ort.graph, compiled.context
     taken = {PAST_LENGTH, *(state.input for state in context.states)}
@@ -273,7 +283,7 @@ def _write(
                 "config": source.config,
             },
             passes=tuple(record.to_json() for record in compiled.records),
-            recipe=recipe,
+            recipe=how.to_json(),
             inputs=tuple(
                 _tensor(v, source.defaults.get(str(v.name)))
                 for v in graph.inputs
@@ -320,10 +330,22 @@ def _shape(value: ir.Value) -> tuple[int | str, ...]:
     )
 
 
-def _fixed_batch(source: Source, shapes: Shapes | None) -> int | None:
+def _check(how: Recipe, *, require_parity: bool) -> None:
+    """Refuse what cannot be, before anything is loaded."""
+    if tuple(how.targets) != TARGETS:
+        raise OptionError(f"The targets {', '.join(how.targets)} are not supported yet; ort is.")
+    if how.kv not in ("static", "grow"):
+        raise OptionError(f"kv is {how.kv!r}; it should be static or grow.")
+    if how.ort_accuracy not in ("fast", "exact"):
+        raise OptionError(f"ort_accuracy is {how.ort_accuracy!r}; it should be fast or exact.")
+    if how.dtype != "fp32":
+        raise OptionError(f"The dtype {how.dtype} is not supported yet; fp32 is.")
+    if require_parity and not how.verify:
+        raise OptionError("Parity cannot be required of an export that is not verified.")
+
+
+def _fixed_batch(source: Source, shapes: Shapes) -> int | None:
     """Return 1 if `shapes` allow that batch alone; another fixed one gains nothing over a free."""
-    if shapes is None:
-        return None
     declared = {
         name: tuple(source.dynamic[name].get(axis, size) for axis, size in enumerate(value.shape))
         for name, value in source.inputs.items()

@@ -80,6 +80,19 @@ class Shapes:
             raise OptionError("The shapes give different batches to different inputs.")
         return next((low for low, high in batches if low == high), None)
 
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> Self:
+        """Back from a recipe.
+
+        Raises:
+            OptionError: if an entry is not three ascending shapes.
+        """
+        names = ("minimum", "optimum", "maximum")
+        for name, given in entry.items():
+            if not isinstance(given, Mapping) or sorted(given) != sorted(names):
+                raise OptionError(f"The shapes of {name!r} should be {', '.join(names)}.")
+        return cls({n: _range(n, *(tuple(given[k]) for k in names)) for n, given in entry.items()})
+
     def to_json(self) -> dict[str, Any]:
         """As it stands in a manifest's recipe."""
         return {

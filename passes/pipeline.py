@@ -6,6 +6,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import onnx_ir as ir
@@ -221,9 +222,7 @@ def parse(spec: str, *, allow_code: bool = False) -> Pass:
     name, _, text = spec.partition(":")
     if name.endswith(".py"):
         return pass_from_file(Path(name), text, allow_code=allow_code)
-    known = {entry.name: entry for entry in PASSES}
-    if name not in known:
-        raise PassError(f"there is no pass {name!r}; the passes are: {', '.join(sorted(known))}.")
+    known(name)
     try:
         options = tomllib.loads(f"options = {{{text}}}")["options"]
     except tomllib.TOMLDecodeError as error:
@@ -231,22 +230,49 @@ def parse(spec: str, *, allow_code: bool = False) -> Pass:
             f"the options of --pass {spec!r} are not TOML ({error}); write them as "
             f"{name}:key=value,other=[1, 2]."
         ) from error
-    kinds = get_type_hints(known[name])
-    allowed = [field.name for field in fields(known[name])]  # type: ignore[arg-type]
+    return build(name, options)
+
+
+def known(name: str) -> type[Pass]:
+    """The pass called `name`.
+
+    Raises:
+        PassError: if there is none.
+    """
+    found = {entry.name: entry for entry in PASSES}
+    if name not in found:
+        raise PassError(f"there is no pass {name!r}; the passes are: {', '.join(sorted(found))}.")
+    return found[name]
+
+
+def build(name: str, options: Mapping[str, Any]) -> Pass:
+    """The pass called `name` with `options`.
+
+    Raises:
+        PassError: an unknown pass or option, or an option of the wrong type.
+    """
+    kind = known(name)
+    kinds = get_type_hints(kind)
+    allowed = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     for option, value in options.items():
         if option not in allowed:
             raise PassError(
                 f"the pass {name!r} has no option {option!r}; "
                 f"it has: {', '.join(allowed) or 'none'}."
             )
-        if not _fits(value, kinds[option]):
+        if not fits(value, kinds[option]):
             raise PassError(f"{name}: {option} = {value!r} should be of type {kinds[option]}.")
-    return known[name](**options)
+    return kind(**options)
 
 
-def _fits(value: object, kind: Any) -> bool:
+def fits(value: object, kind: Any) -> bool:
+    """Whether `value`, as TOML gives it, is of the type `kind`."""
     if get_origin(kind) is Literal:
         return value in get_args(kind)
+    if get_origin(kind) is UnionType:
+        return any(fits(value, one) for one in get_args(kind))
+    if get_origin(kind) is Sequence:
+        return isinstance(value, list)
     plain = get_origin(kind) or kind
     if plain is float:
         return isinstance(value, int | float) and not isinstance(value, bool)

@@ -153,7 +153,12 @@ def test_the_manifest_says_what_was_done(exported: ExportReport, source: Source)
     assert manifest.targets["ort"].opset == 24
     assert exported.parity is not None
     assert manifest.parity == exported.parity.to_json()
-    assert set(manifest.files) == {"model.onnx", "model.onnx.data", "ort/model.onnx"}
+    assert set(manifest.files) == {
+        "model.onnx",
+        "model.onnx.data",
+        "ort/model.onnx",
+        "recipe.toml",
+    }
     assert list(exported.seconds) == ["load", "trace", "passes", "write", "verify"]
     assert json.loads(json.dumps(exported.to_json()))["bytes"] == exported.bytes
 

@@ -17,7 +17,6 @@ from .options import (
     Inputs,
     Key,
     Model,
-    Steps,
     Tolerance,
     dimensions,
     limits,
@@ -43,7 +42,12 @@ def export_(
     console: Console,
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A trained checkpoint.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The bundle to write.")],
-    target: Annotated[str, typer.Option(metavar="LIST", help="Engines, with commas.")] = "ort",
+    recipe: Annotated[
+        Path | None, typer.Option(metavar="FILE.toml", help="Options, as a bundle's recipe.toml.")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(metavar="LIST", help="Engines, with commas; ort.")
+    ] = None,
     model: Model = None,
     config: Config = None,
     key: Key = None,
@@ -54,10 +58,11 @@ def export_(
         list[str] | None,
         typer.Option("--pass", metavar="NAME[:TOML]", help="A pass to run; repeatable."),
     ] = None,
-    kv: Annotated[Cache, typer.Option(help="Layout of key-value caches.")] = Cache.STATIC,
+    kv: Annotated[Cache | None, typer.Option(help="Layout of key-value caches; static.")] = None,
     ort_accuracy: Annotated[
-        Accuracy, typer.Option(help="Weights of few bits; exact is slow, to verify with.")
-    ] = Accuracy.FAST,
+        Accuracy | None,
+        typer.Option(help="Weights of few bits; fast, and exact to verify with."),
+    ] = None,
     min_shapes: Annotated[
         str, typer.Option("--minShapes", metavar="NAME:1x1,...", help="Least shapes to serve.")
     ] = "",
@@ -71,9 +76,11 @@ def export_(
         list[str] | None,
         typer.Option(metavar="NAME:MIN:OPT:MAX", help="All three of an input; repeatable."),
     ] = None,
-    dtype: Annotated[str, typer.Option(metavar="fp32", help="Type of the weights.")] = "fp32",
+    dtype: Annotated[str | None, typer.Option(metavar="fp32", help="Type of the weights.")] = None,
     tolerance: Tolerance = None,
-    steps: Steps = 512,
+    steps: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Steps to compare; 512.")
+    ] = None,
     check_passes: Annotated[
         bool, typer.Option("--check-passes", help="Hold each exact pass to its promise.")
     ] = False,
@@ -104,25 +111,26 @@ def export_(
         report = export(
             source,
             out,
-            targets=target.split(","),
+            recipe=recipe,
+            targets=target.split(",") if target else None,
             model=model,
             config=config,
             key=key,
             import_from=import_from or [],
             inputs=inputs,
-            axes=dimensions(axes),
-            passes=pass_ or [],
-            kv=kv.value,
-            ort_accuracy=ort_accuracy.value,
+            axes=dimensions(axes) or None,
+            passes=pass_ or None,
+            kv=kv.value if kv else None,
+            ort_accuracy=ort_accuracy.value if ort_accuracy else None,
             shapes=given if given.ranges else None,
             dtype=dtype,
-            tolerance=limits(tolerance),
-            check_passes=check_passes,
-            verify=not no_verify,
+            tolerance=limits(tolerance) or None,
+            check_passes=check_passes or None,
+            verify=False if no_verify else None,
             steps=steps,
             require_parity=require_parity,
             force=force,
-            portable=not no_portable,
+            portable=False if no_portable else None,
             allow_code=allow_code,
             allow_pickle=allow_pickle,
             progress=progress,
