@@ -172,7 +172,7 @@ def test_options_reach_the_export(checkpoint: Path, tmp_path: Path) -> None:
     manifest = report["manifest"]
 
     assert {state["layout"] for state in manifest["states"]} == {"grow"}
-    assert manifest["recipe"]["passes"] == ["fold-constants:limit=10"]
+    assert manifest["recipe"]["passes"] == [{"name": "fold-constants", "options": {"limit": 10}}]
     assert manifest["recipe"]["shapes"]["input_ids"]["maximum"] == [1, 64]
     assert "model.onnx" not in manifest["files"]
     assert {row["limit"] for row in report["parity"]["rows"] if row["name"] == "logits"} == {0.5}
