@@ -81,7 +81,9 @@ class ParityReport:
         worst, found = self.worst, self.worst.found
         numbers = f"error {found.error:.1e}, limit {found.limit:.0e}"
         if self.passed:
-            prefill = f" {len(self.unknown)} states were compared with one call of all tokens alone."
+            prefill = (
+                f" {len(self.unknown)} states were compared with one call of all tokens alone."
+            )
             return (
                 f"Parity holds over {scope}: the largest is {worst.who} ({numbers}).{self._moved()}"
                 f"{prefill if self.unknown else ''}"
