@@ -36,7 +36,9 @@ ALLOWED = {
 OPS_KNOW = {"intaglio", "intaglio.errors"}  # ops stand below the contract of carried states
 
 # What `pip install intaglio` does not bring.
-EXTRAS = {"torch", "onnx", "onnx_ir", "onnxscript", "safetensors", "triton", "matplotlib"}
+EXTRAS = set(
+    "matplotlib onnx onnx_ir onnxscript safetensors tokenizers torch transformers triton".split()
+)
 
 
 def room(module: str) -> str:

@@ -25,6 +25,18 @@ def test_what_is_missing_or_too_old_is_named(monkeypatch: pytest.MonkeyPatch) ->
     assert can["export"] == {"ok": False, "missing": ["torch>=2.11", "onnx>=1.22"]}
 
 
+def test_hugging_face_directories_need_three_extras(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without tokenizers neither they nor text can be had; export goes on."""
+    versions = {"tokenizers": None}
+    monkeypatch.setattr(doctor, "_installed", lambda name: versions.get(name, "99.0"))
+    can = doctor.diagnose().to_json()["can"]
+
+    assert can["export"]["ok"]
+    assert (
+        can["run_text"]["missing"] == can["export_huggingface"]["missing"] == ["tokenizers>=0.20"]
+    )
+
+
 def test_versions_are_compared_as_numbers() -> None:
     """2.9 is older than 2.11, and a local version part does not count."""
     assert not doctor.Package("torch", "export", "2.11", "2.9.1").ok
@@ -41,7 +53,15 @@ def test_a_broken_engine_is_told_not_raised(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(
-    ("module", "extra"), [("torch", "export"), ("onnx_ir", "export"), ("numpy", None), ("x", None)]
+    ("module", "extra"),
+    [
+        ("torch", "export"),
+        ("onnx_ir", "export"),
+        ("tokenizers", "text"),
+        ("transformers", "hf"),
+        ("numpy", None),
+        ("x", None),
+    ],
 )
 def test_the_extra_that_brings_a_module_is_known(module: str, extra: str | None) -> None:
     assert doctor.extra_of(module) == extra

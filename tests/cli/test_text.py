@@ -4,8 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from intaglio.cli.text import ByteCodec, IdCodec, codec
+from intaglio.cli.text import ByteCodec, IdCodec, TokenizerCodec, codec
 from intaglio.errors import InputError
 from intaglio.runtime import Manifest
 from intaglio.runtime.manifest import FILE_NAME, TensorSpec
@@ -50,3 +51,52 @@ def test_the_codec_follows_the_bundle(bundle: Path) -> None:
     assert isinstance(codec(replace(manifest, outputs=(wide,))), IdCodec)
     with pytest.raises(InputError, match=r"takes x \[batch, time, 3\].*--inputs"):
         codec(replace(manifest, inputs=(features,)))
+
+
+@pytest.fixture
+def words() -> TokenizerCodec:
+    """Byte-level pairs, 258 of them and one special token."""
+    pieces = {piece: i for i, piece in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    made = Tokenizer(models.BPE(vocab={**pieces, "th": 256, "the": 257},
+                                merges=[("t", "h"), ("th", "e")]))  # fmt: skip
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens(["<eos>"])
+    return TokenizerCodec(made.to_str().encode(), 259, eos=[258])
+
+
+def test_a_tokenizer_streams_whole_characters(words: TokenizerCodec) -> None:
+    """Four bytes of one character are shown with the last; special tokens are not shown."""
+    text = " the né 🎈!"
+    ids = words.encode(text)
+    words.encode("a prompt")
+    pieces = [words.decode(token) for token in [*ids, 258]]
+
+    assert len(ids) > len(text) - 2
+    assert "".join(pieces) == text
+    assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
+    assert pieces.count("🎈") == 1
+
+
+def test_a_character_that_never_ends_comes_with_the_end(words: TokenizerCodec) -> None:
+    first, *_ = words.encode("é")
+    words.encode("x")
+
+    assert words.decode(first) == ""
+    assert words.finish() == "\N{REPLACEMENT CHARACTER}"
+    assert words.finish() == ""
+
+
+def test_a_tokenizer_ends_a_text_with_its_own_token(words: TokenizerCodec) -> None:
+    """A text to stop at is cut into tokens in many ways, so it is looked for in the text."""
+    assert words.endings(["stop"]) == [[258]]
+
+
+def test_a_tokenizer_of_another_model_is_told(words: TokenizerCodec) -> None:
+    small = TokenizerCodec(words._tokenizer.to_str().encode(), 200)
+    with pytest.raises(InputError, match="not the tokenizer of this model"):
+        small.encode("the")
+    with pytest.raises(InputError, match="holds no token"):
+        words.encode("")
+    with pytest.raises(InputError, match="cannot be read"):
+        TokenizerCodec(b"{}", 200)

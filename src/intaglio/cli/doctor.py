@@ -15,8 +15,15 @@ from intaglio import __version__
 
 _REQUIREMENT = re.compile(r"""([\w.-]+)(?:>=([\w.]+))?(?:.*extra == ["'](\w+)["'])?""")
 
-# What intaglio does without any extra, and with each.
-ABILITIES = {"run": "", "export": "export", "bench": "bench"}
+# What intaglio does without any extra, and with which.
+ABILITIES: dict[str, tuple[str, ...]] = {
+    "run": (),
+    "run_text": ("text",),
+    "export": ("export",),
+    "export_huggingface": ("export", "text", "hf"),
+    "bench": ("export", "text", "hf", "bench"),
+}
+EXTRAS = frozenset(extra for extras in ABILITIES.values() for extra in extras)
 
 
 @dataclass(frozen=True)
@@ -42,9 +49,9 @@ class Diagnosis:
     providers: tuple[str, ...]
     engine_error: str | None
 
-    def lacks(self, extra: str) -> list[str]:
-        """What is missing or too old for an extra, as pip would be asked for it."""
-        needed = [entry for entry in self.packages if entry.extra in ("", extra)]
+    def lacks(self, *extras: str) -> list[str]:
+        """What is missing or too old for some extras, as pip would be asked for it."""
+        needed = [entry for entry in self.packages if entry.extra in ("", *extras)]
         return [f"{entry.name}>={entry.minimum}" for entry in needed if not entry.ok]
 
     def to_json(self) -> dict[str, Any]:
@@ -58,8 +65,8 @@ class Diagnosis:
                 "ort": {"providers": list(self.providers), "error": self.engine_error},
             },
             "can": {
-                ability: {"ok": not self.lacks(extra), "missing": self.lacks(extra)}
-                for ability, extra in ABILITIES.items()
+                ability: {"ok": not self.lacks(*extras), "missing": self.lacks(*extras)}
+                for ability, extras in ABILITIES.items()
             },
         }
 
@@ -86,7 +93,7 @@ def extra_of(package: str) -> str | None:
 def _packages() -> Iterator[Package]:
     for line in importlib.metadata.requires("intaglio") or []:
         match = _REQUIREMENT.match(line)
-        if match is None or match[1] == "intaglio" or (match[3] or "") not in ABILITIES.values():
+        if match is None or match[1] == "intaglio" or (match[3] or "") not in ("", *EXTRAS):
             continue
         yield Package(match[1], match[3] or "", match[2] or "0", _installed(match[1]))
 

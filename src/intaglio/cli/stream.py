@@ -72,12 +72,13 @@ def continue_text(
     Raises:
         InputError: if the bundle is no language model, or an option does not fit it.
     """
-    words = codec(session.manifest)
+    place = session.manifest.text.get("tokenizer")
+    words = codec(session.manifest, None if place is None else session.bundle.read(place))
     ids = words.encode(prompt)
     tokens = generate(
         session,
         ids,
-        stop=[words.encode(text) for text in stop],
+        stop=words.endings(stop),
         logits=session.manifest.outputs[0].name,
         **options,
     )
@@ -87,7 +88,18 @@ def continue_text(
         seconds.append(spent)
         pieces.append(words.decode(token))
         tell(pieces[-1])
+        if place is not None and _ends(pieces, stop):
+            break
+    if rest := words.finish():
+        pieces.append(rest)
+        tell(rest)
     return made, "".join(pieces), Latency(seconds, len(ids))
+
+
+def _ends(pieces: Sequence[str], stop: Sequence[str]) -> bool:
+    """Whether the last piece completes one of the texts `stop`."""
+    tail = "".join(pieces)
+    return any(text in tail[-len(pieces[-1]) - len(text) :] for text in stop if pieces[-1])
 
 
 def _timed(tokens: Iterator[int]) -> Iterator[tuple[int, float]]:
@@ -123,6 +135,8 @@ def step_arrays(
 ) -> tuple[dict[str, Array], Latency]:
     """Give arrays to the session one time step after the other, at most `steps` of them.
 
+    A bundle of whole sequences gets them at once.
+
     Returns:
         The outputs of all steps joined along time, or of the last one where an output has no time.
 
@@ -142,8 +156,10 @@ def step_arrays(
             f"{', '.join(spec.name for spec in manifest.inputs)}."
         )
     made, seconds = [], []
-    for at in range(min(lengths.pop(), steps or np.iinfo(np.int64).max)):
-        part = {name: x[:, at : at + 1] if name in timed else x for name, x in arrays.items()}
+    count = min(lengths.pop(), steps or np.iinfo(np.int64).max)
+    width = count if manifest.whole else 1
+    for at in range(0, count, width):
+        part = {name: x[:, at : at + width] if name in timed else x for name, x in arrays.items()}
         start = time.perf_counter()
         made.append(session.step(part))
         seconds.append(time.perf_counter() - start)

@@ -37,6 +37,11 @@ def show(console: Console, manifest: Manifest, where: str, damage: Mapping[str, 
             f"{_accuracy(manifest) if name == 'ort' else ''}"
         )
     console.text(f"context  {_context(manifest)}")
+    if manifest.whole:
+        console.text("calls    whole sequences, in which tokens see later ones; nothing is carried")
+    if manifest.text:
+        ends = ", ".join(map(str, manifest.text["eos"])) or "none"
+        console.text(f"text     {manifest.text['tokenizer']}, tokens that end a text: {ends}")
     _tensors(console, "inputs", manifest.inputs)
     _tensors(console, "outputs", manifest.outputs)
     console.text(f"\nstates   {_carried(manifest.states)}")
@@ -104,9 +109,13 @@ def _context(manifest: Manifest) -> str:
 def _tensors(console: Console, title: str, specs: Sequence[TensorSpec]) -> None:
     console.text(f"\n{title}")
     console.table(
-        [[spec.name, _shape(spec.shape), spec.dtype] for spec in specs],
-        ["name", "shape", "dtype"],
+        [[spec.name, _shape(spec.shape), spec.dtype, _default(spec)] for spec in specs],
+        ["name", "shape", "dtype", ""],
     )
+
+
+def _default(spec: TensorSpec) -> str:
+    return "" if spec.default is None else f"may be left out: {spec.default:g}"
 
 
 def _carried(states: Sequence[StateSpec]) -> str:

@@ -1,7 +1,11 @@
-"""Text and tokens of a bundle: bytes where the vocabulary has 256 entries, else ids in decimal."""
+"""Text and tokens of a bundle: by its tokenizer if it has one, which needs the extra ``text``.
+
+Without one, tokens are bytes where the vocabulary has 256 entries, and ids in decimal elsewhere.
+"""
 
 import codecs
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 from intaglio.errors import InputError
 from intaglio.runtime.manifest import Manifest
@@ -21,6 +25,12 @@ class Codec(Protocol):
     def decode(self, token: int) -> str:
         """The text that one more token completes; control characters come as U+FFFD."""
 
+    def finish(self) -> str:
+        """What was held back for a character that never became whole."""
+
+    def endings(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokens that end generation, where one of `texts` should end it."""
+
 
 class ByteCodec:
     """UTF-8; bytes of a character that is not complete yet are held back."""
@@ -35,6 +45,14 @@ class ByteCodec:
     def decode(self, token: int) -> str:
         """The characters that one more byte completes."""
         return plain(self._decoder.decode(bytes([token])))
+
+    def finish(self) -> str:
+        """Nothing: bytes that are no character were never shown."""
+        return ""
+
+    def endings(self, texts: Sequence[str]) -> list[list[int]]:
+        """The bytes of each text."""
+        return [self.encode(text) for text in texts]
 
 
 class IdCodec:
@@ -61,13 +79,89 @@ class IdCodec:
         """The id and a space."""
         return f"{token} "
 
+    def finish(self) -> str:
+        """Nothing is held back."""
+        return ""
 
-def codec(manifest: Manifest) -> Codec:
-    """The codec that fits the vocabulary, the size of the first output's last axis.
+    def endings(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text."""
+        return [self.encode(text) for text in texts]
+
+
+class TokenizerCodec:
+    """A tokenizer of the `tokenizers` library; a text ends with one of the tokens `eos`.
+
+    A token is part of a character, or of a word whose spaces depend on what came before, so each
+    is decoded behind those before it, and held back until its last character is whole.
+    """
+
+    def __init__(self, content: bytes, vocabulary: int, eos: Sequence[int] = ()) -> None:
+        """Read `content`, a tokenizer.json.
+
+        Raises:
+            InputError: if it is none.
+        """
+        import tokenizers
+
+        try:
+            self._tokenizer: Any = tokenizers.Tokenizer.from_str(content.decode())
+        except Exception as error:
+            raise InputError(f"The tokenizer of the bundle cannot be read: {error}.") from error
+        self._vocabulary = vocabulary
+        self._eos = list(eos)
+        self._ids: list[int] = []
+        self._shown = 0  # how many of the ids have been shown whole
+        self._before = 0  # from which on they are decoded together with the next
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a text, with those that the tokenizer puts before and behind.
+
+        Raises:
+            InputError: if there are none, or the model does not know one.
+        """
+        self._ids = list(self._tokenizer.encode(text).ids)
+        self._shown, self._before = len(self._ids), max(len(self._ids) - 4, 0)
+        beyond = next((token for token in self._ids if token >= self._vocabulary), None)
+        if beyond is not None:
+            raise InputError(
+                f"The tokenizer gives the token {beyond}, the model knows those below "
+                f"{self._vocabulary}: it is not the tokenizer of this model."
+            )
+        if not self._ids:
+            raise InputError("The prompt holds no token. Give a text to continue.")
+        return list(self._ids)
+
+    def decode(self, token: int) -> str:
+        """The characters that one more token completes."""
+        self._ids.append(token)
+        text = self._new_text()
+        if text.endswith("\N{REPLACEMENT CHARACTER}"):
+            return ""
+        self._before, self._shown = self._shown, len(self._ids)
+        return plain(text)
+
+    def finish(self) -> str:
+        """What the last tokens hold of a character, as U+FFFD."""
+        text = self._new_text() if self._shown < len(self._ids) else ""
+        self._before, self._shown = self._shown, len(self._ids)
+        return plain(text)
+
+    def endings(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens that end a text; `texts` themselves may be cut into tokens in many ways."""
+        del texts
+        return [[token] for token in self._eos]
+
+    def _new_text(self) -> str:
+        known = self._tokenizer.decode(self._ids[self._before : self._shown])
+        return str(self._tokenizer.decode(self._ids[self._before :]))[len(known) :]
+
+
+def codec(manifest: Manifest, tokenizer: bytes | None = None) -> Codec:
+    """The codec of `tokenizer`, else what fits the vocabulary: the first output's last axis.
 
     Raises:
         InputError: if the bundle takes other inputs than token ids, or gives other outputs than
-            logits.
+            logits, or the tokenizer cannot be read.
     """
     inputs, (output, *_) = manifest.inputs, manifest.outputs
     vocabulary = output.shape[-1]
@@ -78,4 +172,6 @@ def codec(manifest: Manifest) -> Codec:
             f"The bundle takes {names} and gives {output.name}: that is no text. "
             "Give arrays with --inputs FILE.npz."
         )
+    if tokenizer is not None:
+        return TokenizerCodec(tokenizer, vocabulary, manifest.text.get("eos", ()))
     return ByteCodec() if vocabulary == BYTES else IdCodec(vocabulary)

@@ -19,7 +19,7 @@ def run_(
     bundle: BundlePath,
     prompt: Annotated[
         str | None,
-        typer.Option(metavar="TEXT", help="Text to continue; token ids if not of bytes."),
+        typer.Option(metavar="TEXT", help="Text to continue; ids without a tokenizer."),
     ] = None,
     inputs: Annotated[
         Path | None, typer.Option(metavar="FILE.npz", help="Arrays to step through instead.")
