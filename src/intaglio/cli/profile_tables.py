@@ -6,7 +6,7 @@ from intaglio.runtime.profile_ops import OpProfile
 from intaglio.runtime.profile_report import Measured, ProfileReport, Timing
 
 from .console import Console
-from .summary import amount
+from .summary import amount, module_name
 
 TOP = 8  # modules and operators that are listed
 
@@ -32,11 +32,6 @@ def show(console: Console, report: ProfileReport) -> None:
             ],
             ["name", "phase", "ratio", ""],
         )
-
-
-def module_name(path: str) -> str:
-    """A module's path for people; the root has none."""
-    return path or "(top)"
 
 
 def _contestant(console: Console, entry: Measured, percentiles: Sequence[float]) -> None:

@@ -100,6 +100,11 @@ def _accuracy(manifest: Manifest) -> str:
     return "; activations rounded to 8 bits" if "fast" in found else ""
 
 
+def module_name(path: str) -> str:
+    """A module's path for people; the root has none."""
+    return path or "(top)"
+
+
 def _context(manifest: Manifest) -> str:
     limits = manifest.limits
     tokens = f"up to {limits.max_context} tokens" if limits.max_context else "any length"

@@ -66,3 +66,27 @@ def limits(texts: list[str] | None) -> dict[str, float]:
         if not name:
             raise typer.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--tolerance")
     return found
+
+
+def numbers(text: str, option: str) -> list[float]:
+    """Read a list of numbers with commas, the value of `option`.
+
+    Raises:
+        typer.BadParameter: if it is none.
+    """
+    try:
+        return [float(word) for word in text.split(",")]
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is not N,...", param_hint=option) from error
+
+
+def whole_numbers(text: str, option: str) -> list[int]:
+    """Read a list of whole numbers with commas, the value of `option`.
+
+    Raises:
+        typer.BadParameter: if it is none.
+    """
+    found = numbers(text, option)
+    if not all(number.is_integer() for number in found):
+        raise typer.BadParameter(f"{text!r} is not N,...", param_hint=option)
+    return [int(number) for number in found]

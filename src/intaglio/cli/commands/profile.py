@@ -18,6 +18,8 @@ from .options import (
     Key,
     Model,
     dimensions,
+    numbers,
+    whole_numbers,
 )
 
 
@@ -80,8 +82,8 @@ def profile_(
     from intaglio.runtime import ProfileSettings
 
     settings = ProfileSettings(
-        contexts=None if contexts is None else _numbers(contexts, "--context"),
-        prompts=None if prompts is None else _numbers(prompts, "--prompt-length"),
+        contexts=None if contexts is None else whole_numbers(contexts, "--context"),
+        prompts=None if prompts is None else whole_numbers(prompts, "--prompt-length"),
         batch=batch,
         target=target,
         threads=threads,
@@ -89,7 +91,7 @@ def profile_(
         warmup=warmup,
         duration=duration,
         iterations=iterations,
-        percentiles=[float(rank) for rank in _words(percentile, "--percentile")],
+        percentiles=numbers(percentile, "--percentile"),
         ops=not no_ops,
     )
     with console.progress() as progress:
@@ -116,17 +118,3 @@ def profile_(
     if report is not None:
         console.message(f"note: the page is {report}")
     console.result(found.to_json())
-
-
-def _numbers(text: str, option: str) -> list[int]:
-    numbers = _words(text, option)
-    if not all(number.is_integer() for number in numbers):
-        raise typer.BadParameter(f"{text!r} is not N,...", param_hint=option)
-    return [int(number) for number in numbers]
-
-
-def _words(text: str, option: str) -> list[float]:
-    try:
-        return [float(word) for word in text.split(",")]
-    except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is not N,...", param_hint=option) from error

@@ -1,0 +1,193 @@
+"""A deeper look into a bundle: weights and their bits, states at a context, what passes changed."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from intaglio.runtime.bundle import Bundle
+from intaglio.runtime.bundle_diff import BundleDiff, Entry
+from intaglio.runtime.engine import AUTO, choose_target
+from intaglio.runtime.graph import read_graph
+from intaglio.runtime.manifest import Manifest
+from intaglio.runtime.weights import Total, Weight, by_kind, by_module, total, weights_of
+
+from .console import Console
+from .summary import amount, module_name
+
+CODE = (".plan", ".engine", ".cubin", ".ptx", ".fatbin", ".so", ".dll", ".py")  # what runs
+TOP = 20  # rows of a long table, unless --verbose asks for all
+NONE = "-"
+
+
+def weights(bundle: Bundle) -> list[Weight]:
+    """The weights of the graph that runs first.
+
+    Raises:
+        BundleError: if its file is absent, changed or no graph.
+    """
+    return weights_of(read_graph(bundle, choose_target(bundle, AUTO)))
+
+
+def weights_to_json(found: Sequence[Weight]) -> dict[str, Any]:
+    """Bits per weight: of all together, by kind, and by module."""
+    return {
+        **total(found).to_json(),
+        "by_kind": {name: entry.to_json() for name, entry in by_kind(found).items()},
+        "by_module": {name: entry.to_json() for name, entry in by_module(found).items()},
+    }
+
+
+def show_weights(console: Console, found: Sequence[Weight]) -> None:
+    """Print how many weights there are and the bits of each, scales and offsets included."""
+    everything = total(found)
+    size = amount(everything.bytes)
+    console.text(f"\nweights  {everything.count:,} in {size}, {_bits(everything)} bits each")
+    head = ["tensors", "weights", "size", "bits per weight"]
+    console.table(_totals(by_kind(found)), ["kind", *head])
+    if console.flags.verbose:
+        console.table(_totals(by_module(found)), ["module", *head])
+
+
+def show_states(console: Console, manifest: Manifest, contexts: Sequence[int], batch: int) -> None:
+    """Print the bytes of each state after so many tokens."""
+    if not contexts or not manifest.states:
+        return
+    rows = [
+        [spec.input, *(amount(spec.nbytes(batch, tokens)) for tokens in contexts)]
+        for spec in manifest.states
+    ]
+    sums = [sum(s.nbytes(batch, tokens) for s in manifest.states) for tokens in contexts]
+    console.text(f"\nstates by context, batch of {batch}")
+    console.table(
+        [*rows, ["all", *map(amount, sums)]],
+        ["input", *(f"at {tokens:,}" for tokens in contexts)],
+    )
+
+
+def show_code(console: Console, manifest: Manifest) -> None:
+    """Print the files that hold code: whoever made the bundle wrote it."""
+    code = code_files(manifest)
+    console.text(
+        f"\ncode     {', '.join(code) or 'none: the bundle holds graphs and weights alone'}"
+    )
+
+
+def code_files(manifest: Manifest) -> list[str]:
+    """Files of the bundle that hold compiled code."""
+    return [name for name in sorted(manifest.files) if name.endswith(CODE)]
+
+
+def show_changes(console: Console, manifest: Manifest) -> None:
+    """Print what each pass did to the nodes of which modules."""
+    console.text("\nwhat the passes changed, nodes in each module")
+    rows = [
+        [record["name"], words, module_words(change["modules"])]
+        for record in manifest.passes
+        for change in record.get("changes", ())
+        for words in [_did(change)]
+    ]
+    console.table(_limited(console, rows), ["pass", "nodes", "modules"])
+
+
+def show_diff(console: Console, diff: BundleDiff, names: tuple[str, str]) -> None:
+    """Print what differs between two bundles."""
+    one, other = names
+    console.text(f"bundle   {one} against {other}")
+    if diff.same:
+        console.text("same     inputs, outputs, states, nodes and weights are equal")
+    for title, entries in _grouped(diff.entries):
+        console.text(f"\n{title}")
+        rows = [[entry.name, entry.a or NONE, entry.b or NONE] for entry in entries]
+        console.table(rows, ["name", one, other])
+    console.text(f"\npasses   {'other ones' if diff.passes else 'the same'}")
+    rows = [[entry.name, entry.a or NONE, entry.b or NONE] for entry in diff.passes]
+    console.table(rows, ["name", one, other])
+    before, after = diff.counts
+    console.text(f"\nnodes    {before} against {after}")
+    console.table(_limited(console, _node_rows(diff)), ["operator", one, other, "modules"])
+    left, right = diff.totals
+    console.text(
+        f"\nweights  {amount(left.bytes)} against {amount(right.bytes)}, bits of each "
+        f"{_bits(left)} against {_bits(right)}; {diff.equal_weights} of them equal"
+    )
+    rows = [
+        [change.name, change.a or NONE, change.b or NONE, _distance(change.distance)]
+        for change in sorted(diff.weights, key=lambda change: -(change.distance or 0))
+    ]
+    console.table(_limited(console, rows), ["name", one, other, "max|a-b| / max|a|"])
+
+
+def module_words(paths: Sequence[str]) -> str:
+    """Module paths in few words: ``layers.{0-2,5}.mlp`` for four of them."""
+    patterns: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for path in paths:
+        parts = path.split(".")
+        place = next((i for i, part in enumerate(parts) if part.isdecimal()), None)
+        if place is None:
+            patterns[module_name(path),] = []
+        else:
+            before, after = ".".join(parts[:place]), ".".join(parts[place + 1 :])
+            patterns[before, after].append(int(parts[place]))
+    return ", ".join(_pattern(key, numbers) for key, numbers in patterns.items())
+
+
+def _pattern(key: tuple[str, ...], numbers: Sequence[int]) -> str:
+    if len(key) == 1:
+        return key[0]
+    words = _ranges(numbers)
+    middle = words if words.isdecimal() else f"{{{words}}}"
+    return ".".join(filter(None, [key[0], middle, key[1]]))
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Numbers as ranges: 0-2,5."""
+    words = []
+    for _, group in groupby(enumerate(sorted(set(numbers))), lambda pair: pair[1] - pair[0]):
+        run = [number for _, number in group]
+        words.append(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]))
+    return ",".join(words)
+
+
+def _did(change: Mapping[str, Any]) -> str:
+    signs = {"removed": "-", "added": "+", "retyped": ""}
+    return ", ".join(
+        f"{sign}{count} {op}" if sign else f"{count} {op}"
+        for kind, sign in signs.items()
+        for op, count in change.get(kind, {}).items()
+    )
+
+
+def _grouped(entries: Sequence[Entry]) -> list[tuple[str, list[Entry]]]:
+    return [(f"{kind}s", list(group)) for kind, group in groupby(entries, lambda e: e.kind)]
+
+
+def _node_rows(diff: BundleDiff) -> list[list[str]]:
+    """Modules in which the same operator changed alike stand in one row."""
+    alike: dict[tuple[str, int, int], list[str]] = defaultdict(list)
+    for change in diff.nodes:
+        alike[change.op, change.a, change.b].append(change.module)
+    return [[op, str(a), str(b), module_words(modules)] for (op, a, b), modules in alike.items()]
+
+
+def _totals(totals: Mapping[str, Total]) -> list[list[str]]:
+    return [
+        [module_name(name), str(t.tensors), f"{t.count:,}", amount(t.bytes), _bits(t)]
+        for name, t in totals.items()
+    ]
+
+
+def _limited(console: Console, rows: list[list[str]]) -> list[list[str]]:
+    """The first rows, and how many more there are; all of them under --verbose."""
+    rest = len(rows) - TOP
+    if console.flags.verbose or rest <= 1:
+        return rows
+    return [*rows[:TOP], [f"{rest} more with -v", *[""] * (len(rows[0]) - 1)]]
+
+
+def _bits(found: Total) -> str:
+    return NONE if found.bits is None else f"{found.bits:.4g}"
+
+
+def _distance(distance: float | None) -> str:
+    return NONE if distance is None else f"{distance:.1e}"

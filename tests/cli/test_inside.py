@@ -1,0 +1,119 @@
+"""`inspect` in depth and `inspect --diff`: weights, states at a context, changes, code."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+import intaglio
+from intaglio.cli import commands, inside
+from intaglio.cli.console import Console, Flags
+from intaglio.cli.frame import app
+from intaglio.runtime.bundle import Bundle
+from intaglio.runtime.manifest import FileRecord
+
+
+def invoke(*arguments: str | Path) -> Result:
+    assert commands
+    texts = ["inspect", *map(str, arguments)]
+    return CliRunner().invoke(app, texts, prog_name="intaglio", catch_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def growing(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("exported") / "growing"
+    intaglio.export(checkpoint, path, kv="grow", verify=False)
+    return path
+
+
+def test_weights_are_told_with_their_bits(bundle: Path) -> None:
+    shown = invoke(bundle)
+    found = json.loads(invoke(bundle, "--json").stdout)["weights"]
+
+    assert "32 bits each" in shown.stdout
+    assert found["bits_per_weight"] == 32
+    assert found["bytes"] == 4 * found["weights"]
+    assert list(found["by_kind"]) == ["float32"]
+    assert found["by_module"]["lm_head"]["weights"] == 256 * 16
+
+
+def test_states_are_told_at_the_contexts_asked_for(bundle: Path) -> None:
+    """Keys and values of one layer: two heads of 8 in float32, three rows."""
+    shown = invoke(bundle, "--context=10,1000", "--batch=3").stdout
+    manifest = Bundle.open(bundle).manifest
+    found = json.loads(invoke(bundle, "--context=10", "--batch=3", "--json").stdout)["states"]
+
+    assert "states by context, batch of 3" in shown
+    assert "at 1,000" in shown
+    for spec in manifest.states:
+        width = spec.shape[1] * spec.shape[3]  # type: ignore[operator]
+        assert found[spec.input] == {"10": 3 * 10 * width * 4}
+
+
+def test_what_the_passes_changed_is_told_by_module(bundle: Path) -> None:
+    shown = invoke(bundle, "-v").stdout
+
+    assert "what the passes changed" in shown
+    assert "1 Mul -> RMSNormalization" in shown
+    assert "+2 TensorScatter" in shown
+    assert "layers.0.mixer" in shown
+
+
+def test_compiled_code_is_named(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever runs a bundle of somebody else's wants to know."""
+    manifest = Bundle.open(bundle).manifest
+    plan = FileRecord("ab" * 32, 7)
+    coded = replace(manifest, files={**manifest.files, "trt/engine.plan": plan})
+    inside.show_code(Console(Flags()), manifest)
+    inside.show_code(Console(Flags()), coded)
+    none, some = capsys.readouterr().out.strip().split("\n\n")
+
+    assert none.startswith("code     none")
+    assert some == "code     trt/engine.plan"
+
+
+def test_a_damaged_graph_leaves_the_rest_of_the_page(bundle: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    (copy / "manifest.json").write_bytes((bundle / "manifest.json").read_bytes())
+    result = invoke(copy)
+
+    assert result.exit_code == 1
+    assert "statefulize" in result.stdout
+    assert "the weights cannot be counted" in result.stderr
+
+
+def test_two_bundles_are_compared(bundle: Path, growing: Path) -> None:
+    shown = invoke("--diff", bundle, growing)
+    found = json.loads(invoke(bundle, growing, "--diff", "--json").stdout)
+
+    assert shown.exit_code == 0
+    for words in ("past_key_values.0.key", "kv='grow'", "TensorScatter", "layers.0.mixer"):
+        assert words in shown.stdout
+    assert not found["same"]
+    assert found["weights"] == []
+    assert "same     inputs" in invoke("--diff", bundle, bundle).stdout
+
+
+@pytest.mark.parametrize("second", [True, False])
+def test_two_bundles_and_diff_go_together(bundle: Path, *, second: bool) -> None:
+    result = invoke(bundle, *([bundle] if second else ["--diff"]))
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "--diff A B" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("paths", "words"),
+    [
+        (["layers.0.mlp", "layers.1.mlp", "layers.2.mlp", "layers.5.mlp"], "layers.{0-2,5}.mlp"),
+        (["layers.3.mlp"], "layers.3.mlp"),
+        (["layers.0", "norm", ""], "layers.0, norm, (top)"),
+        (["h.0.a.1", "h.1.a.1"], "h.{0-1}.a.1"),
+        ([], ""),
+    ],
+)
+def test_modules_that_count_up_are_told_in_few_words(paths: list[str], words: str) -> None:
+    assert inside.module_words(paths) == words
