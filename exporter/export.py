@@ -20,6 +20,7 @@ from intaglio.state import PAST_LENGTH
 
 from .bundle import BundleWriter
 from .factory import read_config
+from .genai import add_genai
 from .graph_files import save_graphs
 from .load import load_source
 from .parity import ParityReport
@@ -89,6 +90,7 @@ def export(
     require_parity: bool = False,
     force: bool = False,
     portable: bool | None = None,
+    layout: Literal["bundle", "genai"] | None = None,
     allow_code: bool = False,
     allow_pickle: bool = False,
     progress: Progress | None = None,
@@ -122,6 +124,7 @@ def export(
         require_parity: refuse to export without verification.
         force: replace a bundle that is there.
         portable: keep `model.onnx`, the graph for any runtime.
+        layout: whether the folder is a bundle alone, or one that onnxruntime-genai opens as well.
         allow_code: run ``FILE.py:FUNCTION`` passes, and code that the checkpoint names.
         allow_pickle: load pickled objects, see `load_source`.
         progress: is told each phase and, where known, the fraction of it that is done.
@@ -147,6 +150,7 @@ def export(
         verify=verify,
         steps=steps,
         portable=portable,
+        layout=layout,
     )
     _check(how, require_parity=require_parity)
     parsed = how.build_passes(allow_code=allow_code)
@@ -169,6 +173,8 @@ def export(
         compiled = _compile(source, parsed, how, batch, clock)
         with clock.phase("write"):
             manifest = _write(writer, source, compiled, how)
+            if how.layout == "genai":
+                manifest = add_genai(writer.path, manifest)
         parity = None
         if how.verify:
             with clock.phase("verify"):
@@ -311,7 +317,7 @@ def _write(
 
 def _with_evidence(manifest: Manifest, parity: ParityReport) -> Manifest:
     verdict = "passed" if parity.passed else "failed"
-    targets = {name: replace(entry, parity=verdict) for name, entry in manifest.targets.items()}
+    targets = {**manifest.targets, "ort": replace(manifest.targets["ort"], parity=verdict)}
     return replace(manifest, targets=targets, parity=parity.to_json())
 
 
@@ -338,6 +344,8 @@ def _check(how: Recipe, *, require_parity: bool) -> None:
         raise OptionError(f"kv is {how.kv!r}; it should be static or grow.")
     if how.ort_accuracy not in ("fast", "exact"):
         raise OptionError(f"ort_accuracy is {how.ort_accuracy!r}; it should be fast or exact.")
+    if how.layout not in ("bundle", "genai"):
+        raise OptionError(f"layout is {how.layout!r}; it should be bundle or genai.")
     if how.dtype != "fp32":
         raise OptionError(f"The dtype {how.dtype} is not supported yet; fp32 is.")
     if require_parity and not how.verify:

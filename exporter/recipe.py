@@ -39,6 +39,7 @@ class Recipe:
     shapes: Mapping[str, Any] = field(default_factory=dict)
     dtype: str = "fp32"
     portable: bool = True
+    layout: Literal["bundle", "genai"] = "bundle"
     check_passes: bool = False
     verify: bool = True
     steps: int = 512

@@ -15,6 +15,7 @@ from .exact.remove_dead import RemoveDead
 from .exact.remove_no_ops import RemoveNoOps
 from .exact.stabilize_log_sigmoid import StabilizeLogSigmoid
 from .exact.statefulize import Statefulize
+from .lower.genai_inputs import GenaiInputs
 from .lower.ort_domains import OrtDomains
 from .lower.ort_group_query_attention import OrtGroupQueryAttention
 from .lower.ort_low_bit import OrtLowBit
@@ -32,6 +33,7 @@ PASSES: tuple[type[Pass], ...] = (
     RemoveNoOps,
     StabilizeLogSigmoid,
     Statefulize,
+    GenaiInputs,
     OrtDomains,
     OrtGroupQueryAttention,
     OrtLowBit,

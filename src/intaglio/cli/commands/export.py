@@ -30,6 +30,13 @@ class Cache(StrEnum):
     GROW = "grow"
 
 
+class Layout(StrEnum):
+    """What the folder is, beside a bundle."""
+
+    BUNDLE = "bundle"
+    GENAI = "genai"
+
+
 class Accuracy(StrEnum):
     """How ONNX Runtime multiplies by weights of few bits."""
 
@@ -93,6 +100,9 @@ def export_(
     no_portable: Annotated[
         bool, typer.Option("--no-portable", help="Leave the portable graph out.")
     ] = False,
+    layout: Annotated[
+        Layout | None, typer.Option(help="A bundle alone, or a folder of onnxruntime-genai too.")
+    ] = None,
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Let --pass FILE.py:FUNCTION run that file.")
     ] = False,
@@ -131,6 +141,7 @@ def export_(
             require_parity=require_parity,
             force=force,
             portable=False if no_portable else None,
+            layout=None if layout is None else layout.value,
             allow_code=allow_code,
             allow_pickle=allow_pickle,
             progress=progress,
