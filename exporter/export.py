@@ -183,6 +183,7 @@ def export(
                     source,
                     steps=how.steps,
                     tolerance=how.tolerance,
+                    keep=False,  # the manifest holds it
                     progress=clock.report,
                 )
             manifest = _with_evidence(manifest, parity)

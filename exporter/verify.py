@@ -19,6 +19,7 @@ from torch.export import ExportedProgram
 
 from intaglio.errors import BundleError, OptionError
 from intaglio.models import FORMAT
+from intaglio.runtime import report_file
 from intaglio.runtime.bundle import Bundle
 from intaglio.runtime.compare import Comparison, Deviation
 from intaglio.runtime.manifest import Manifest
@@ -68,6 +69,7 @@ def verify(
     batch: int = 2,
     tolerance: Mapping[str, float] | None = None,
     bisect: bool = False,
+    keep: bool = True,
     progress: Progress | None = None,
 ) -> ParityReport:
     """Compare a bundle with the source that it was exported from.
@@ -88,6 +90,7 @@ def verify(
             1e-4 for fp32, 2e-2 for fp16, 5e-2 for bf16; 5e-2 where weights of few bits meet
             activations of 8, and 1e-3 for the divergence of next tokens there, `logits.kl`.
         bisect: name the first node that diverges, where parity fails.
+        keep: write what was found into the bundle's `report.json`, where that can be written.
         progress: is told what runs and, where known, the fraction of it that is done.
 
     Raises:
@@ -155,6 +158,8 @@ def verify(
         limit = LOW_BIT_LIMIT if KL in limits else LIMIT
         divergence = find_divergence(Path(bundle), held or source, limit=limit)
         report = replace(report, divergence=divergence)
+    if keep:
+        report_file.keep(opened, "verify", report.to_json())
     return report
 
 

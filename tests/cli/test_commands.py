@@ -153,6 +153,7 @@ def test_export_prints_one_page_and_leaves_a_verified_bundle(
         assert word in run.stdout
     assert "trace ..." in run.stderr
     assert (out / "manifest.json").is_file()
+    assert not (out / "report.json").exists()  # the manifest holds the evidence
 
 
 def test_quiet_export_says_nothing_on_stderr(checkpoint: Path, tmp_path: Path) -> None:
@@ -203,6 +204,8 @@ def test_verify_tells_whether_parity_holds(checkpoint: Path, bundle: Path) -> No
     assert (held.exit_code, json.loads(held.stdout)["passed"]) == (0, True)
     assert failed.exit_code == 3
     assert "Parity fails over 5 steps" in failed.stdout
+    kept = json.loads((bundle / "report.json").read_text())["verify"]  # of the last one
+    assert (kept["passed"], kept["steps"]) == (False, 5)
 
 
 def test_a_failed_export_exits_3_and_leaves_no_bundle(checkpoint: Path, tmp_path: Path) -> None:

@@ -37,6 +37,13 @@ def test_hugging_face_directories_need_three_extras(monkeypatch: pytest.MonkeyPa
     )
 
 
+def test_every_extra_is_known() -> None:
+    """Whoever adds one to pyproject.toml says what it is for; dev is for those who work here."""
+    provided = importlib.metadata.metadata("intaglio").get_all("Provides-Extra") or []
+
+    assert set(provided) - {"dev"} == doctor.EXTRAS
+
+
 def test_versions_are_compared_as_numbers() -> None:
     """2.9 is older than 2.11, and a local version part does not count."""
     assert not doctor.Package("torch", "export", "2.11", "2.9.1").ok
@@ -58,6 +65,7 @@ def test_a_broken_engine_is_told_not_raised(monkeypatch: pytest.MonkeyPatch) -> 
         ("torch", "export"),
         ("onnx_ir", "export"),
         ("tokenizers", "text"),
+        ("matplotlib", "report"),
         ("transformers", "hf"),
         ("numpy", None),
         ("x", None),

@@ -21,7 +21,9 @@ ABILITIES: dict[str, tuple[str, ...]] = {
     "run_text": ("text",),
     "export": ("export",),
     "export_huggingface": ("export", "text", "hf"),
-    "bench": ("export", "text", "hf", "bench"),
+    "export_graphsurgeon_passes": ("export", "graphsurgeon"),
+    "profile_page": ("report",),
+    "bench": ("export", "text", "hf", "report", "bench"),
 }
 EXTRAS = frozenset(extra for extras in ABILITIES.values() for extra in extras)
 
