@@ -1,11 +1,12 @@
 """Put a bundle in its place whole or not at all.
 
 Everything is written to a hidden directory beside the destination, which is renamed when it is
-complete and on disk.  At every instant the destination is the old bundle, the new one or absent,
-and what a killed run left behind is cleared by the next one.
+complete and on disk.  At every instant the destination is the old bundle or the new one (see
+`exchange` for where it may be absent), and what a killed run left is cleared by the next one.
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -19,6 +20,8 @@ from typing import Self
 
 from intaglio.errors import BundleError
 from intaglio.runtime.manifest import FILE_NAME, FileRecord, Manifest
+
+from .exchange import exchange, replace_by_two_renames
 
 PARTIAL = ".partial"  # a bundle in the making
 RETIRED = ".retired"  # an old bundle that is being replaced
@@ -56,11 +59,15 @@ class BundleWriter:
         """
         _check_free(self.destination, force=self._force)
         _check_free(self.failed, force=True)
-        with self._told():
+        with self.told():
             self.destination.parent.mkdir(parents=True, exist_ok=True)
             self._clear_stale()
-            self._partial.mkdir()
-            lock = _lock(self._partial)
+            try:
+                self._partial.mkdir()
+                lock = _lock(self._partial)
+            except BaseException:  # an interruption here, before there is anything to leave
+                shutil.rmtree(self._partial, ignore_errors=True)
+                raise
         if lock is None:
             raise BundleError(f"{self._partial} is being cleared by another run. Try again.")
         self._lock = lock
@@ -77,7 +84,7 @@ class BundleWriter:
 
     def write_manifest(self, manifest: Manifest) -> Manifest:
         """Write the manifest with size and hash of every file that is there; return it so."""
-        with self._told():
+        with self.told():
             files = {
                 path.relative_to(self._partial).as_posix(): FileRecord.of(path)
                 for path in sorted(self._partial.rglob("*"))
@@ -103,7 +110,7 @@ class BundleWriter:
 
     def _place(self, manifest: Manifest, place: Path, *, force: bool) -> Manifest:
         complete = self.write_manifest(manifest)
-        with self._told():
+        with self.told():
             _sync(self._partial)
             _check_free(place, force=force)
             _swap(self._partial, place)
@@ -113,12 +120,18 @@ class BundleWriter:
         return self.destination.with_name(f".{self.destination.name}{suffix}")
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        """Turn what the file system says into an error of ours."""
+    def told(self) -> Iterator[None]:
+        """Turn what the file system says while the bundle is written into an error of ours.
+
+        Raises:
+            BundleError: in place of any OSError.
+        """
         try:
             yield
         except OSError as error:
-            raise BundleError(f"{self.destination} cannot be written: {error}.") from error
+            full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+            advice = " Make room, or choose another place." if full else ""
+            raise BundleError(f"{self.destination} cannot be written: {error}.{advice}") from error
 
     def _clear_stale(self) -> None:
         """Remove what killed runs left; give back an old bundle that was never replaced."""
@@ -160,8 +173,10 @@ def _check_free(place: Path, *, force: bool) -> None:
 def _is_bundle(path: Path) -> bool:
     """Whether `path` is a directory with a manifest of ours."""
     try:
+        if not (path / FILE_NAME).is_file():  # a pipe would not end
+            return False
         content = json.loads((path / FILE_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(content, dict) and {"schema_version", "intaglio"} <= content.keys()
 
@@ -207,19 +222,16 @@ def _sync_entry(path: Path) -> None:
 
 def _swap(new: Path, place: Path) -> None:
     """Rename `new` to `place`; what was there goes, or comes back if the renaming fails."""
-    if not place.exists():
-        new.rename(place)
-        _sync_entry(place.parent)
-        return
+    lock = _lock(place) if place.exists() else None
     retired = place.with_name(f".{place.name}.{secrets.token_hex(4)}{RETIRED}")
-    lock = _lock(place)
     try:
-        place.rename(retired)
-        new.rename(place)
+        if not place.exists():
+            new.rename(place)
+        elif not exchange(new, place):
+            replace_by_two_renames(new, place, retired)
         _sync_entry(place.parent)
     finally:
-        if retired.exists() and not place.exists():
-            retired.rename(place)
-        shutil.rmtree(retired, ignore_errors=True)
+        for old in (new, retired):
+            shutil.rmtree(old, ignore_errors=True)
         if lock is not None:
             os.close(lock)

@@ -275,8 +275,9 @@ def _write(
     how: Recipe,
 ) -> Manifest:
     graphs = {PORTABLE: compiled.portable} if how.portable else {}
-    (writer.path / RECIPE).write_text(how.to_toml(), encoding="utf-8")
-    opened = save_graphs(writer.path, {**graphs, LOWERED: compiled.ort})
+    with writer.told():
+        (writer.path / RECIPE).write_text(how.to_toml(), encoding="utf-8")
+        opened = save_graphs(writer.path, {**graphs, LOWERED: compiled.ort})
     graph, context = compiled.ort.graph, compiled.context
     taken = {PAST_LENGTH, *(state.input for state in context.states)}
     left = {state.output for state in context.states}

@@ -170,7 +170,10 @@ class Manifest:
         )
         draft = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            draft.write_text(text + "\n", encoding="utf-8", newline="\n")
+            with draft.open("w", encoding="utf-8", newline="\n") as file:
+                file.write(text + "\n")
+                file.flush()
+                os.fsync(file.fileno())  # so that a crash cannot put the name before the content
             draft.replace(path)
         finally:
             draft.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from intaglio.errors import BundleError
+from intaglio.exporter import bundle
 from intaglio.exporter.bundle import BundleWriter
 from intaglio.runtime.manifest import Manifest
 
@@ -156,7 +157,7 @@ def test_a_bundle_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> N
 def test_an_interruption_between_the_renames_brings_the_old_bundle_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ctrl-C does not leave the place empty, though a kill may, until the next run."""
+    """Ctrl-C does not leave the place empty, also where the kernel cannot exchange names."""
     place = tmp_path / "bundle"
     write(place, "old")
     rename = Path.rename
@@ -166,12 +167,37 @@ def test_an_interruption_between_the_renames_brings_the_old_bundle_back(
             raise KeyboardInterrupt
         return rename(path, target)
 
+    monkeypatch.setattr(bundle, "exchange", lambda *_: False)
     monkeypatch.setattr(Path, "rename", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write(place, "new", force=True)
 
     assert held(place) == "old"
     assert entries(tmp_path) == ["bundle"]
+
+
+@pytest.mark.parametrize("operation", ["_lock", "_sync", "_sync_entry", "exchange"])
+def test_an_interruption_of_any_operation_leaves_nothing_half_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    """Before and after each: the old bundle or the new one stands alone."""
+    place = tmp_path / "bundle"
+    real = getattr(bundle, operation)
+    for late in (False, True):
+        write(place, "old", force=True)
+
+        def interrupted(*arguments: Path, late: bool = late) -> object:
+            if late:
+                real(*arguments)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(bundle, operation, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                write(place, "new", force=True)
+
+        assert held(place) in ("old", "new")
+        assert entries(tmp_path) == ["bundle"]
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_of_ours(tmp_path: Path) -> None:
@@ -182,43 +208,75 @@ def test_a_folder_that_cannot_be_written_is_an_error_of_ours(tmp_path: Path) -> 
         BundleWriter(tmp_path / "file" / "bundle").__enter__()
 
 
-CHILD = """
-import os, signal, sys
+# Forks a process for every n, which replaces a bundle and dies at its nth operation.
+FORKS = """
+import os, resource, signal, sys
+from itertools import count
 from pathlib import Path
 
-tests, place, remaining = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
-sys.path.insert(0, tests)
+sys.path.insert(0, sys.argv[1])
+import test_bundle
 from test_bundle import write
 
-def count(event, args):
-    global remaining
-    changes = event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "open")
-    if changes and str(place.parent) in str(args):
-        remaining -= 1
-        if remaining == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+OPERATIONS = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "open", "ctypes.dlsym")
 
-sys.addaudithook(count)
-write(place, "new", force=True)
+def die_at_operation(n):
+    def hook(event, args):
+        nonlocal n
+        if event in OPERATIONS:
+            n -= 1
+            if n == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(hook)
+
+def die_at_byte(n):
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40 * n, 40 * n))
+
+def fail_at_byte(n):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40 * n, 40 * n))
+
+if sys.argv[3] == "without":
+    test_bundle.bundle.exchange = lambda *_: False
+for n in count(1):
+    place = Path(str(n), "bundle")
+    write(place, "old")
+    if (child := os.fork()) == 0:
+        globals()[sys.argv[2]](n)
+        try:
+            write(place, "new", force=True)
+        except test_bundle.BundleError as error:
+            Path("said").write_text(str(error)[-35:])
+            os._exit(1)
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(code)
+    if code == 0:
+        break
 """
 
 
-def run_killed(place: Path, after: int) -> int:
-    """Replace the bundle at `place` in a process that kills itself at its nth file operation."""
-    arguments = [str(Path(__file__).parent), str(place), str(after)]
-    return subprocess.run([sys.executable, "-P", "-c", CHILD, *arguments], check=False).returncode
+def run_forks(folder: Path, fault: str, exchange: str) -> list[tuple[Path, int]]:
+    """The places of bundles, and how the processes ended that replaced them."""
+    command = [sys.executable, "-P", "-c", FORKS, str(Path(__file__).parent), fault, exchange]
+    done = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+    codes = map(int, done.stdout.split())
+    return [(folder / str(n) / "bundle", code) for n, code in enumerate(codes, 1)]
 
 
-def test_a_killed_export_leaves_the_old_bundle_the_new_one_or_none(tmp_path: Path) -> None:
-    """Killed at any file operation; the next run clears up, and what was there is there again."""
+@pytest.mark.parametrize("fault", ["die_at_operation", "die_at_byte"])
+@pytest.mark.parametrize("exchange", ["with", "without"])
+def test_a_killed_export_leaves_the_old_bundle_or_the_new_one(
+    tmp_path: Path, fault: str, exchange: str
+) -> None:
+    """Killed at any file operation or within any write; the next run clears up.
+
+    Where names cannot be exchanged the place may be empty, until the next run.
+    """
     seen = set()
-    for after in range(1, 100):
-        place = tmp_path / str(after) / "bundle"
-        write(place, "old")
-        code = run_killed(place, after)
-        if code == 0:
-            break
-        assert code == -signal.SIGKILL
+    *killed, (_, last) = run_forks(tmp_path, fault, exchange)
+    for place, code in killed:
+        assert code == -(signal.SIGKILL if fault == "die_at_operation" else signal.SIGXFSZ)
         seen.add(held(place))
 
         with pytest.raises(BundleError, match=r"exists\. Replace it with --force"):
@@ -227,8 +285,24 @@ def test_a_killed_export_leaves_the_old_bundle_the_new_one_or_none(tmp_path: Pat
         assert held(place) == "next"
         assert entries(place.parent) == ["bundle"]
 
-    assert code == 0
-    assert seen == {"old", "", "new"}
+    assert last == 0
+    assert len(killed) > 10
+    if fault == "die_at_byte":
+        assert seen == {"old"}
+    else:
+        assert seen == ({"old", "new"} if exchange == "with" else {"old", "", "new"})
+
+
+def test_a_full_disk_is_told_and_leaves_the_old_bundle_alone(tmp_path: Path) -> None:
+    """At any byte of any file; what was written before is removed."""
+    *refused, (_, last) = run_forks(tmp_path, "fail_at_byte", "with")
+    for place, code in refused:
+        assert code == 1
+        assert held(place) == "old"
+        assert entries(place.parent) == ["bundle"]
+
+    assert last == 0
+    assert (tmp_path / "said").read_text() == "Make room, or choose another place."
 
 
 def test_the_attempt_of_a_living_process_is_not_cleared(tmp_path: Path) -> None:
