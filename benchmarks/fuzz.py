@@ -1,0 +1,205 @@
+"""Mutated checkpoints, configs, bundles, graphs and arrays, given to the command line.
+
+    python benchmarks/fuzz.py [--quick] [--seed N] [--case N] [--json]
+
+Each case runs `intaglio` in a child of its own, forked from one process that has imported
+everything, with the limits below on time and memory.  A case fails if it prints a traceback, dies,
+exits with another code than 0 or 1, outlives the limits, leaves something half-written, or runs
+code that was planted in its input.  `--seed N --case K` runs one case again and shows all of it.
+"""
+
+import argparse
+import contextlib
+import importlib
+import os
+import resource
+import select
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing import Process
+from pathlib import Path
+from random import Random
+
+import torch
+from evidence import Row, run
+from fuzz_cases import KINDS, MODULES, OUT, WEIGHTS, Kind, prepare, write_inputs
+from fuzz_mutations import CANARY
+
+import intaglio.cli
+import intaglio.exporter.export
+import intaglio.runtime
+
+CASES, QUICK = 2200, 220
+SECONDS = 20  # of processor time
+PATIENCE = 90.0  # seconds on the clock, for what waits without working
+MEMORY = 2 << 30  # bytes of address space beyond what the imports take
+WORKERS = 2
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a case; `fault` is empty if it did what it should."""
+
+    number: int
+    kind: str
+    change: str
+    code: int
+    fault: str
+    said: str
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--case", type=int)
+    options, sys.argv[1:] = parser.parse_known_args()
+    if options.case is None:
+        run(__doc__, lambda quick: measure(QUICK if quick else CASES, options.seed))
+        return
+    with _inputs() as inputs:
+        for verdict in _verdicts(range(options.case, options.case + 1), options.seed, inputs):
+            print(f"{verdict.kind}: {verdict.change}\n{verdict.said}\nexit code {verdict.code}")
+            print(f"fault: {verdict.fault or 'none'}")
+
+
+def measure(cases: int, seed: int) -> list[Row]:
+    """A row for each kind of input: how many cases failed."""
+    start = time.monotonic()
+    print(f"seed {seed}, {cases} cases", file=sys.stderr)
+    with _inputs() as inputs:
+        verdicts = list(_verdicts(range(cases), seed, inputs))
+    for verdict in verdicts:
+        if verdict.fault:
+            print(
+                f"--seed {seed} --case {verdict.number} ({verdict.kind}: {verdict.change}): "
+                f"{verdict.fault}\n  {verdict.said[-600:]}",
+                file=sys.stderr,
+            )
+    rows = [_row(kind.name, [v for v in verdicts if v.kind == kind.name]) for kind in KINDS]
+    rows.append(_row(f"all, seed {seed}", verdicts))
+    minutes = (time.monotonic() - start) / 60
+    return [*rows, Row(name="duration", value=minutes, unit="minutes")]
+
+
+def _row(name: str, verdicts: list[Verdict]) -> Row:
+    faults = Counter(verdict.fault for verdict in verdicts if verdict.fault)
+    codes = Counter(verdict.code for verdict in verdicts)
+    note = ", ".join(f"{count} exit {code}" for code, count in sorted(codes.items()))
+    found = ", ".join(f"{count} {fault}" for fault, count in faults.items())
+    return Row(
+        name=name,
+        value=sum(faults.values()),
+        unit=f"of {len(verdicts)} cases",
+        target="0",
+        holds=not faults,
+        note=f"{note}; {found}" if found else note,
+    )
+
+
+@contextlib.contextmanager
+def _inputs() -> Iterator[Path]:
+    """A folder with the whole inputs; another process writes them, so that this has no threads."""
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
+        writer = Process(target=write_inputs, args=(Path(folder),))
+        writer.start()
+        writer.join()
+        if writer.exitcode:
+            sys.exit("the inputs could not be written")
+        for name in (Path(folder) / MODULES).read_text().split():
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
+        yield Path(folder)
+
+
+def _verdicts(numbers: range, seed: int, inputs: Path) -> Iterator[Verdict]:
+    """Run cases, `WORKERS` at a time; yield what became of each as it ends."""
+    torch.set_num_threads(1)
+    drawn = [kind for kind in KINDS for _ in range(WEIGHTS.get(kind.name, 1))]
+    waiting = iter(numbers)
+    running: dict[int, tuple[int, int, Kind, Path, float]] = {}
+    while True:
+        while len(running) < WORKERS and (number := next(waiting, None)) is not None:
+            kind = drawn[number % len(drawn)]
+            folder = Path(tempfile.mkdtemp(prefix="case-", dir=inputs))
+            child = _fork(kind, inputs, folder, Random(f"{seed}:{number}"))
+            pidfd = os.pidfd_open(child)
+            running[pidfd] = (child, number, kind, folder, time.monotonic() + PATIENCE)
+        if not running:
+            return
+        soonest = min(entry[-1] for entry in running.values()) - time.monotonic()
+        ended, _, _ = select.select(list(running), [], [], max(0.0, soonest))
+        late = [fd for fd, entry in running.items() if entry[-1] <= time.monotonic()]
+        for pidfd in {*ended, *late}:
+            child, number, kind, folder, _ = running.pop(pidfd)
+            if pidfd not in ended:
+                os.kill(child, signal.SIGKILL)
+            os.close(pidfd)
+            _, status = os.waitpid(child, 0)
+            hung = pidfd not in ended or -os.waitstatus_to_exitcode(status) == signal.SIGXCPU
+            yield _judge(number, kind, folder, status, hung=hung)
+            shutil.rmtree(folder)
+
+
+def _fork(kind: Kind, inputs: Path, folder: Path, random: Random) -> int:
+    child = os.fork()
+    if child:
+        return child
+    code = 99
+    try:
+        os.chdir(folder)
+        (folder / "change").write_text(prepare(kind, inputs, folder, random), errors="replace")
+        code = _run(kind, folder)
+    finally:
+        os._exit(code)
+
+
+def _run(kind: Kind, folder: Path) -> int:
+    """Run the command line in this process as the program does, under limits."""
+    said = os.open(folder / "said", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(said, stream)
+    tempfile.tempdir = str(folder)  # where a fault of ours leaves its log
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    used = int(time.process_time())
+    resource.setrlimit(resource.RLIMIT_CPU, (used + SECONDS, used + SECONDS + 5))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    sys.argv = ["intaglio", *kind.arguments]
+    try:
+        intaglio.cli.main()
+    except SystemExit as end:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
+
+
+def _judge(number: int, kind: Kind, folder: Path, status: int, *, hung: bool) -> Verdict:
+    code = os.waitstatus_to_exitcode(status)
+    said = _text(folder / "said") + "".join(map(_text, sorted(folder.glob("intaglio-*.log"))))
+    faults = {
+        "ran planted code": (folder / CANARY).exists(),
+        "hung": hung,
+        f"died of signal {-code}": code < 0 and not hung,
+        f"exit code {code}": code > 1,
+        "printed a traceback": "Traceback (most recent call last)" in said and code in (0, 1),
+        "said nothing": code == 1 and not said.strip(),
+        "left something behind": code != 0 and any(folder.glob(f"*{OUT}*")),
+    }
+    fault = next((name for name, found in faults.items() if found), "")
+    return Verdict(number, kind.name, _text(folder / "change"), code, fault, said)
+
+
+def _text(path: Path) -> str:
+    return path.read_text(errors="replace") if path.exists() else ""
+
+
+if __name__ == "__main__":
+    main()
