@@ -9,7 +9,6 @@ import collections
 import pathlib
 import pickle
 import re
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,8 @@ import torch
 from torch import Tensor
 
 from intaglio.errors import SourceError
+
+from .untrusted import archive_names, read_head
 
 # Plain data that training scripts store beside the weights; building them runs none of their code.
 HARMLESS: list[Any] = [
@@ -73,14 +74,9 @@ def read_container(path: Path, *, allow_pickle: bool = False) -> tuple[str, obje
 
 def _kind(path: Path) -> str:
     """Name the container by its first bytes: safetensors, torch or torch-legacy."""
-    if not path.exists():
-        raise SourceError(f"{path}: there is no such file.")
     if path.is_dir():
         raise SourceError(f"{path} is a directory. {_directory_advice(path)}")
-    with path.open("rb") as file:
-        head = file.read(64)
-    if not head:
-        raise SourceError(f"{path} is empty: writing it was cut short. Save or copy it again.")
+    head = read_head(path)
     if head.startswith(b"PK\x03\x04"):
         _check_archive(path)
         return "torch"
@@ -107,10 +103,7 @@ def _directory_advice(path: Path) -> str:
 
 def _check_archive(path: Path) -> None:
     """Refuse zip archives that do not hold a pickled state dict."""
-    if not zipfile.is_zipfile(path):
-        raise SourceError(f"{path} is truncated: the end of its archive is missing. Copy it again.")
-    with zipfile.ZipFile(path) as archive:
-        names = [name.partition("/")[2] for name in archive.namelist()]
+    names = [name.partition("/")[2] for name in archive_names(path)]
     if "constants.pkl" in names or any(name.startswith("code/") for name in names):
         raise SourceError(
             f"{path} is a TorchScript archive, which is not a source: it holds compiled code. "
@@ -133,10 +126,15 @@ def _read_torch(path: Path, *, allow_pickle: bool) -> object:
             f"code that the file's author chose, so nothing was loaded. {PICKLE_ADVICE}"
         ) from error
     except Exception as error:
-        # PyTorch raises whatever its reader stumbled over: RuntimeError, EOFError, KeyError, ...
-        raise SourceError(
-            f"{path} is truncated or damaged: {str(error).partition('. ')[0]}. Copy it again."
-        ) from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> SourceError:
+    """PyTorch raises whatever its reader stumbled over: RuntimeError, EOFError, KeyError, ..."""
+    said = str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
+    if isinstance(error, MemoryError) or "allocate memory" in said:
+        said = "it asks for more memory than there is"
+    return SourceError(f"{path} is truncated or damaged: {said or error!r}. Copy it again.")
 
 
 def _unpickle(path: Path, load: Callable[[], object]) -> object:
@@ -154,7 +152,7 @@ def _unpickle(path: Path, load: Callable[[], object]) -> object:
 def _unsafe_names(path: Path, message: str) -> str:
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except (ValueError, RuntimeError, pickle.UnpicklingError):  # the legacy container
+    except Exception:  # noqa: BLE001  the legacy container, or a damaged one
         names = re.findall(r"GLOBAL (\S+)", message)
     harmless = {
         f"{item.__module__}.{item.__qualname__}" for item in HARMLESS if hasattr(item, "mro")
@@ -166,7 +164,7 @@ def _unsafe_names(path: Path, message: str) -> str:
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(path)
-    except safetensors.SafetensorError as error:
+    except Exception as error:  # SafetensorError, and KeyError for a type that PyTorch lacks
         raise SourceError(
             f"{path} is not a whole safetensors file ({error}). Copy it again."
         ) from error

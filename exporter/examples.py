@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from intaglio.errors import OptionError, SourceError
+from intaglio.errors import InputError, OptionError, SourceError
+from intaglio.runtime.arrays import read_npz
 from intaglio.state import BATCH, TIME
 
 TOKEN_NAMES = ("input_ids", "ids", "idx", "tokens", "token_ids", "x")
@@ -86,13 +87,9 @@ def read_inputs(inputs: Inputs) -> dict[str, Any]:
     """
     if isinstance(inputs, str | Path):
         try:
-            with np.load(inputs, allow_pickle=False) as archive:
-                inputs = dict(archive)
-        except (OSError, ValueError, AttributeError, TypeError) as error:
-            raise SourceError(
-                f"The example inputs {inputs} cannot be read ({error}); save them with "
-                "numpy.savez(FILE, name=array)."
-            ) from error
+            inputs = read_npz(inputs)
+        except InputError as error:
+            raise SourceError(f"The example inputs: {error}") from error
     return {
         name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
         for name, value in inputs.items()

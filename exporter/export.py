@@ -293,9 +293,11 @@ def _write(
             passes=tuple(record.to_json() for record in compiled.records),
             recipe=how.to_json(),
             inputs=tuple(
-                _tensor(v, source.defaults.get(str(v.name)))
-                for v in graph.inputs
-                if v.name not in taken
+                replace(
+                    _tensor(value, source.defaults.get(str(value.name))), below=_table_rows(value)
+                )
+                for value in graph.inputs
+                if value.name not in taken
             ),
             outputs=tuple(_tensor(v) for v in graph.outputs if v.name not in left),
             states=tuple(context.states),
@@ -321,6 +323,17 @@ def _with_evidence(manifest: Manifest, parity: ParityReport) -> Manifest:
     verdict = "passed" if parity.passed else "failed"
     targets = {**manifest.targets, "ort": replace(manifest.targets["ort"], parity=verdict)}
     return replace(manifest, targets=targets, parity=parity.to_json())
+
+
+def _table_rows(value: ir.Value) -> int | None:
+    """Rows of the smallest table that `value` picks rows of, as token ids do; None if of none."""
+    tables = [
+        table.shape
+        for node, port in value.uses()
+        if node.op_type == "Gather" and port == 1 and node.attributes.get_int("axis", 0) == 0
+        if (table := node.inputs[0]) is not None and table.shape is not None
+    ]
+    return min((rows for shape in tables if isinstance(rows := shape[0], int)), default=None)
 
 
 def _tensor(value: ir.Value, default: float | None = None) -> TensorSpec:

@@ -84,7 +84,7 @@ def _parse_config(path: Path) -> object:
         raise SourceError(f"The config {path} cannot be read: {error.strerror}.") from error
     try:
         return tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-    except ValueError as error:  # JSONDecodeError and TOMLDecodeError alike
+    except (ValueError, RecursionError) as error:  # not JSON or TOML, or nested without end
         kind = "TOML" if path.suffix == ".toml" else "JSON"
         raise SourceError(f"The config {path} is not valid {kind}: {error}.") from error
 

@@ -46,7 +46,7 @@ def adopt_weights(module: nn.Module, path: Path) -> tuple[str, ...]:
     """Make a module that holds its weights already ready, in place; return notes for people.
 
     Raises:
-        SourceError: if a parameter is sparse or quantized, or holds NaN or Inf.
+        SourceError: if a parameter holds NaN or Inf.
     """
     found = dict(_all_tensors(module))
     check_values(found, module, path)
@@ -66,6 +66,29 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Any], path: Path) -> t
             holds NaN or Inf.
     """
     _widen(module)
+    found, ignored = _fitting(module, tensors, path)
+    check_values(found, module, path)
+    _check_ties(found, tied_names(module), path)
+    module.load_state_dict(found)
+    return _notes(found, ignored, path)
+
+
+def check_fit(module: nn.Module, tensors: Mapping[str, Any], path: Path) -> None:
+    """Hold names, kinds and shapes of `tensors` to those of `module`, which may be without data.
+
+    Raises:
+        SourceError: if they do not fit one to one.
+    """
+    _fitting(module, tensors, path)
+
+
+def _fitting(
+    module: nn.Module, tensors: Mapping[str, Any], path: Path
+) -> tuple[dict[str, Any], list[str]]:
+    """The entries of the file by the module's names, and the names of those that are left out.
+
+    No value is looked at: a stride of 0 makes a huge tensor of a single number.
+    """
     expected = module.state_dict()
     found = _unwrap(tensors, expected.keys(), path)
     if "n_averaged" in found.keys() - expected.keys():  # of torch.optim.swa_utils.AveragedModel
@@ -73,12 +96,10 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Any], path: Path) -> t
     ignored = [name for name, value in found.items() if _is_extra(name, value, expected)]
     for name in ignored:
         del found[name]
-    check_values(found, module, path)
-    _fill_ties(found, {k: v for k, v in tied_names(module).items() if k in expected}, path)
+    _fill_ties(found, {k: v for k, v in tied_names(module).items() if k in expected})
     check_names(found, expected, path)
     _check_tensors(found, expected, path)
-    module.load_state_dict(found)
-    return _notes(found, ignored, path)
+    return found, ignored
 
 
 def _all_tensors(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
@@ -117,23 +138,27 @@ def _plain_name(key: str, expected: Collection[str]) -> str:
     return name if name in expected else key
 
 
-def _fill_ties(found: dict[str, Any], aliases: Mapping[str, str], path: Path) -> None:
-    """Give every name of a tied tensor the one value that the file holds."""
-    for alias, kept in aliases.items():
-        if alias in found and kept in found and not _same(found[alias], found[kept]):
-            raise SourceError(
-                f"{path}: {alias!r} and {kept!r} are one tied parameter in the model, but the "
-                "file holds different values for them. Build the model untied."
-            )
+def _fill_ties(found: dict[str, Any], ties: Mapping[str, str]) -> None:
+    """Give every name of a tied tensor a value, where the file holds one under another name."""
+    for alias, kept in ties.items():
         if alias in found:
             found.setdefault(kept, found[alias])
-    for alias, kept in aliases.items():
+    for alias, kept in ties.items():
         if kept in found:
             found.setdefault(alias, found[kept])
 
 
+def _check_ties(found: Mapping[str, Any], ties: Mapping[str, str], path: Path) -> None:
+    for alias, kept in ties.items():
+        if alias in found and not _same(found[alias], found[kept]):
+            raise SourceError(
+                f"{path}: {alias!r} and {kept!r} are one tied parameter in the model, but the "
+                "file holds different values for them. Build the model untied."
+            )
+
+
 def _same(a: object, b: object) -> bool:
-    return isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b)
+    return a is b or (isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b))
 
 
 def check_names(found: Collection[str], expected: Collection[str], path: Path) -> None:
@@ -175,14 +200,11 @@ def check_values(found: Mapping[str, Any], module: nn.Module, path: Path) -> Non
     """Refuse values that no trained parameter has.
 
     Raises:
-        SourceError: if a parameter is sparse or quantized, or holds NaN or Inf.
+        SourceError: if a parameter holds NaN or Inf.
     """
     buffers = {name for name, _ in module.named_buffers(remove_duplicate=False)}
     dtypes = {name: tensor.dtype for name, tensor in _all_tensors(module)}
     values = {name: value for name, value in found.items() if isinstance(value, Tensor)}
-    for name, value in values.items():
-        if name in dtypes and (value.layout != torch.strided or value.is_quantized):
-            raise SourceError(f"{path}: {name!r} is sparse or quantized, which is not read.")
     check_finite({n: v.to(dtypes[n]) for n, v in values.items() if n in dtypes}, buffers, path)
 
 
@@ -208,6 +230,8 @@ def _check_tensors(found: Mapping[str, Any], expected: Mapping[str, Any], path: 
             continue
         if not isinstance(tensor, Tensor):
             raise SourceError(f"{path}: {name!r} is not a tensor but {type(tensor).__name__}.")
+        if kind := _unreadable(tensor):
+            raise SourceError(f"{path}: {name!r} is {kind}, which is not read. Save it dense.")
         if tensor.is_floating_point() != value.is_floating_point():
             raise SourceError(f"{path}: {name!r} is {tensor.dtype}, in the model {value.dtype}.")
         if tensor.shape != value.shape:
@@ -230,6 +254,17 @@ def check_shapes(wrong: Sequence[tuple[str, Sequence[int], Sequence[int]]], path
     more = [f"  and {len(wrong) - SHOWN} more"] if len(wrong) > SHOWN else []
     head = f"The weights of {path} have other shapes than the model:"
     raise SourceError("\n".join([head, *lines, *more, "Check the config."]))
+
+
+def _unreadable(tensor: Tensor) -> str:
+    """In a word, what a tensor is that cannot be copied into a parameter; empty if it can."""
+    if tensor.is_meta:
+        return "without data (on the device 'meta')"
+    if tensor.is_nested or tensor.layout != torch.strided or tensor.is_quantized:
+        return "sparse, nested or quantized"
+    if type(tensor) not in (Tensor, nn.Parameter):
+        return f"a {type(tensor).__name__}"
+    return "complex" if tensor.is_complex() else ""
 
 
 def _notes(found: Mapping[str, Any], ignored: list[str], path: Path) -> tuple[str, ...]:

@@ -1,10 +1,11 @@
 """What a model is: a system of the literature as an ordinary module, its configs and its recipe."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,7 @@ class Model:
         """The config of these values.
 
         Raises:
-            SourceError: a value is missing or unknown; both are named.
+            SourceError: a value is missing, unknown or of another kind; it is named.
         """
         known = {field.name: field for field in fields(self.config)}
         unknown = [name for name in values if name not in known]
@@ -63,7 +64,35 @@ class Model:
                 f"{' and '.join(part for part in parts if part)}. "
                 f"Its values are: {', '.join(known)}."
             )
+        hints = get_type_hints(self.config)
+        for name, value in values.items():
+            if not _fits(value, hints[name]):
+                raise SourceError(
+                    f"The config of the model {self.name!r} has {name} = {value!r}; it should be "
+                    f"{_words(hints[name])}."
+                )
         return self.config(**values)
+
+
+def _fits(value: object, kind: Any) -> bool:
+    """Whether a config's field of this annotation takes `value`; integers are sizes and counts."""
+    if alternatives := get_args(kind):
+        return any(_fits(value, alternative) for alternative in alternatives)
+    if isinstance(value, bool):
+        return kind is bool
+    if kind is int:
+        return isinstance(value, int) and value >= 1
+    if kind is float:
+        return isinstance(value, int | float) and -math.inf < value < math.inf
+    return isinstance(value, kind)
+
+
+def _words(kind: Any) -> str:
+    names = {int: "an integer of at least 1", float: "a number", bool: "true or false"}
+    return " or ".join(
+        "null" if part is type(None) else names.get(part, f"of type {part.__name__}")
+        for part in get_args(kind) or (kind,)
+    )
 
 
 def token_ids(config: Any, batch: int, time: int, generator: torch.Generator) -> dict[str, Tensor]:

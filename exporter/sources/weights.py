@@ -1,23 +1,27 @@
 """Files of weights: `torch.save` and safetensors, with the model that the weights belong to."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from intaglio.errors import SourceError
 from intaglio.exporter.checkpoint import Checkpoint, read_checkpoint
 from intaglio.exporter.examples import InputSpec, Sampler, describe_inputs, sampler
 from intaglio.exporter.factory import build_from_factory, importable_from, read_config
 from intaglio.exporter.source import EXAMPLE_BATCH, EXAMPLE_TIME, Source
-from intaglio.exporter.weights import load_weights, tied_names
+from intaglio.exporter.weights import check_fit, load_weights, tied_names
 from intaglio.models import find
 from intaglio.state import BATCH, TIME
 
 from . import modules
 from .options import LoadOptions
+
+PARAMETERS = 1000  # that a model may have beyond twice the entries of its file
 
 
 def load(path: Path, options: LoadOptions) -> Source:
@@ -46,7 +50,7 @@ def load(path: Path, options: LoadOptions) -> Source:
         module, sample, dynamic = _from_factory(wanted, values, options)
     else:
         options.refuse(f"the model {wanted!r}, whose inputs are known", "inputs", "axes")
-        module, sample, dynamic = _from_models(wanted, values)
+        module, sample, dynamic = _from_models(wanted, values, checkpoint)
     notes = load_weights(module, checkpoint.tensors, checkpoint.path)
     module.eval().requires_grad_(requires_grad=False)
     return Source(
@@ -78,17 +82,56 @@ def _dynamic(specs: Sequence[InputSpec]) -> dict[str, dict[int, str]]:
 
 
 def _from_models(
-    name: str, config: Mapping[str, Any]
+    name: str, config: Mapping[str, Any], checkpoint: Checkpoint
 ) -> tuple[nn.Module, Sampler, dict[str, dict[int, str]]]:
     model = find(name)
     values = model.configure(config)
-    module = model.build(values).eval()
+    with _told(name), torch.device("meta"), _at_most(PARAMETERS + 2 * len(checkpoint.tensors)):
+        outline = model.build(values)  # takes no memory, however large the config says
+    check_fit(outline, checkpoint.tensors, checkpoint.path)
+    with _told(name):
+        module = model.build(values).eval()
 
     def sample(batch: int, time: int, seed: int) -> dict[str, Tensor]:
         return model.inputs(values, batch, time, torch.Generator().manual_seed(seed))
 
     dynamic = {name: {0: BATCH, 1: TIME} for name in sample(EXAMPLE_BATCH, EXAMPLE_TIME, 0)}
     return module, sample, dynamic
+
+
+@contextlib.contextmanager
+def _told(name: str) -> Iterator[None]:
+    """Whatever a model of ours raises while it is built, its config is at fault."""
+    try:
+        yield
+    except SourceError:
+        raise
+    except Exception as error:
+        said = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
+        raise SourceError(
+            f"The model {name!r} cannot be built with this config: {said}."
+        ) from error
+
+
+@contextlib.contextmanager
+def _at_most(count: int) -> Iterator[None]:
+    """Stop the building of a module once it has more parameters than a file could hold."""
+    left = count
+
+    def register(_module: nn.Module, _name: str, _parameter: nn.Parameter) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise SourceError(
+                f"The config asks for more than {count} parameters, far more than the file holds. "
+                "Check its number of layers."
+            )
+
+    hook = register_module_parameter_registration_hook(register)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _overrides(checkpoint: Checkpoint, model: str, config: Mapping[str, Any]) -> list[str]:

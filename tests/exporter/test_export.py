@@ -145,6 +145,7 @@ def test_the_manifest_says_what_was_done(exported: ExportReport, source: Source)
     }
     assert [spec.name for spec in manifest.inputs] == ["input_ids"]
     assert manifest.inputs[0].shape == ("batch", "time")
+    assert manifest.inputs[0].below == 16  # rows of the embedding
     assert [(spec.name, spec.dtype) for spec in manifest.outputs] == [("logits", "float32")]
     assert [state.module for state in manifest.states] == ["layers.0"] * 2 + ["layers.1"] * 2
     assert "statefulize" in [record["name"] for record in manifest.passes]

@@ -140,7 +140,10 @@ def test_a_value_beyond_the_range_of_float32_is_told() -> None:
     ("bias", "message"),
     [
         (torch.ones(4, dtype=torch.int8), "is torch.int8, in the model torch.float32"),
-        (torch.ones(4).to_sparse(), "is sparse or quantized"),
+        (torch.ones(4).to_sparse(), "is sparse, nested or quantized"),
+        (torch.ones(4, device="meta"), "is without data"),
+        (torch.ones(4, dtype=torch.complex64), "is complex"),
+        (torch.ones(1).expand(2**50), r"\[1125899906842624\] in the file, \[4\] in the model"),
         ([1.0, 1.0, 1.0, 1.0], "is not a tensor but list"),
     ],
 )

@@ -66,6 +66,28 @@ def test_a_config_that_does_not_fit_is_told(model: tuple[Model, str]) -> None:
         model[0].configure({"hidden_sise": 8})
 
 
+@pytest.mark.parametrize("value", ["8", 0, -8, 8.0, True, None, [8]])
+def test_a_config_of_another_kind_is_told(model: tuple[Model, str], value: object) -> None:
+    """Sizes and counts are integers of at least 1."""
+    with pytest.raises(SourceError, match=r"has hidden_size = .*should be an integer of at least"):
+        model[0].configure({"hidden_size": value})
+    with pytest.raises(SourceError, match=r"norm_eps = .* should be a number"):
+        model[0].configure({"norm_eps": math.nan})
+    assert model[0].configure({"norm_eps": 1}).norm_eps == 1
+
+
+def test_a_model_takes_no_memory_on_the_device_without(model: tuple[Model, str]) -> None:
+    """So a file is held to a config before the config's sizes are allocated."""
+    with torch.device("meta"):
+        module = built(model)
+    real = built(model).state_dict()
+
+    assert all(value.is_meta for value in module.state_dict().values())
+    assert {k: v.shape for k, v in module.state_dict().items()} == {
+        k: v.shape for k, v in real.items()
+    }
+
+
 def test_an_unknown_model_is_told_with_those_there_are() -> None:
     """The nearest name is offered."""
     with pytest.raises(SourceError, match=r"no model 'lama', perhaps 'llama'.*gated-deltanet, gla"):
