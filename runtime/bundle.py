@@ -9,8 +9,11 @@ handed over as bytes, with the root as the folder of its external tensors (sessi
 A target's `data` in the manifest names the files that its graph opens in this way.
 """
 
+import contextlib
 import hashlib
 import os
+import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Self
@@ -45,7 +48,8 @@ class Bundle:
                 f"{root} is not a bundle: it has no {FILE_NAME}. "
                 "Give the folder that intaglio export wrote."
             )
-        bundle = cls(root.resolve(), Manifest.load(root / FILE_NAME))
+        root = root.resolve()
+        bundle = cls(root, Manifest.load(_inside(root, FILE_NAME)))
         for name in bundle.manifest.files:
             bundle.locate(name)
         for target in bundle.manifest.targets.values():
@@ -81,15 +85,7 @@ class Bundle:
         Raises:
             BundleError: if the path leaves the bundle.
         """
-        foreign = PureWindowsPath(name)
-        outside = foreign.drive or foreign.root or ".." in foreign.parts or not foreign.parts
-        path = self.root / PurePosixPath(name)
-        if outside or not path.resolve().is_relative_to(self.root):
-            raise BundleError(
-                f"{self.root / FILE_NAME} names {name!r}, which leaves the bundle. Paths must be "
-                f"relative and stay inside. Do not use this bundle unless you know its origin."
-            )
-        return path
+        return _inside(self.root, name)
 
     def check(self, name: str) -> Path:
         """Where the file `name` lies, once its size and hash are those of the manifest.
@@ -97,29 +93,39 @@ class Bundle:
         Raises:
             BundleError: if it is absent, unlisted or changed.
         """
-        expected, path = self._record(name), self.locate(name)
-        try:
-            size = path.stat().st_size
-            found = FileRecord.of(path) if size == expected.bytes else FileRecord("", size)
-        except OSError as error:
-            raise BundleError(
-                f"{self.root} lacks the file {name!r}: {error.strerror}. {AGAIN}"
-            ) from error
+        expected, path = self._sized(name)
+        with self._told(name):
+            found = FileRecord.of(path)
         self._compare(name, found, expected)
         return path
 
     def read(self, name: str) -> bytes:
         """The content of the file `name`, checked as by `check`: the very bytes that are used."""
-        expected, path = self._record(name), self.locate(name)
-        try:
+        expected, path = self._sized(name)
+        with self._told(name):
             content = path.read_bytes()
-        except OSError as error:
-            raise BundleError(
-                f"{self.root} lacks the file {name!r}: {error.strerror}. {AGAIN}"
-            ) from error
         found = FileRecord(hashlib.sha256(content).hexdigest(), len(content))
         self._compare(name, found, expected)
         return content
+
+    def _sized(self, name: str) -> tuple[FileRecord, Path]:
+        """What a file should be and where it lies, once it is an ordinary file of that size."""
+        expected, path = self._record(name), self.locate(name)
+        with self._told(name):
+            status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise BundleError(f"{self.root / name} is not an ordinary file. {AGAIN}")
+        self._compare(name, FileRecord(expected.sha256, status.st_size), expected)
+        return expected, path
+
+    @contextlib.contextmanager
+    def _told(self, name: str) -> Iterator[None]:
+        """Turn what the file system says of a file into an error of ours."""
+        try:
+            yield
+        except (OSError, ValueError) as error:  # ValueError: a name with a null character
+            said = getattr(error, "strerror", None) or error
+            raise BundleError(f"{self.root} lacks the file {name!r}: {said}. {AGAIN}") from error
 
     def _record(self, name: str) -> FileRecord:
         record = self.manifest.files.get(name)
@@ -140,3 +146,20 @@ class Bundle:
                 f"{self.root / name} was changed after export: its SHA-256 is not the one in the "
                 f"manifest. {AGAIN}"
             )
+
+
+def _inside(root: Path, name: str) -> Path:
+    """Where the file `name` of the bundle at `root` lies, links followed only within it."""
+    foreign = PureWindowsPath(name)
+    outside = foreign.drive or foreign.root or ".." in foreign.parts or not foreign.parts
+    path = root / PurePosixPath(name)
+    try:
+        outside = outside or not path.resolve().is_relative_to(root)
+    except (OSError, RuntimeError, ValueError):  # a loop of links, a name too long, a null
+        outside = True
+    if outside:
+        raise BundleError(
+            f"{root / FILE_NAME} names {name!r}, which leaves the bundle. Paths must be relative "
+            "and stay inside. Do not use this bundle unless you know its origin."
+        )
+    return path

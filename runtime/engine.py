@@ -9,13 +9,26 @@ import onnxruntime
 
 from intaglio.errors import BundleError
 from intaglio.runtime.bundle import Bundle
-from intaglio.state import PAST_LENGTH
+from intaglio.state import BATCH, PAST_LENGTH
 
 AUTO = "auto"
 TARGETS = ("ort",)  # in the order in which AUTO prefers them
 
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 _SILENT = 4  # what goes wrong is raised, so ONNX Runtime need not log it
+
+# Dtypes by the names that ONNX Runtime gives them, where they differ from numpy's.
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    **{
+        f"tensor({name})": name
+        for name in (
+            *("bool", "float16", "bfloat16", "int8", "int16", "int32", "int64"),
+            *("uint8", "uint16", "uint32", "uint64"),
+        )
+    },
+}
 
 _opened: WeakValueDictionary[tuple[str, int | None], Any] = WeakValueDictionary()
 _lock = threading.Lock()
@@ -79,6 +92,7 @@ def _open(bundle: Bundle, target: str, threads: int | None, trace: str | None) -
             f"ONNX Runtime {onnxruntime.__version__} refuses {bundle.root / entry.path}: {error}"
         ) from error
     _check_names(bundle, entry.path, engine)
+    _check_values(bundle, entry.path, engine)
     return engine
 
 
@@ -97,6 +111,28 @@ def _check_names(bundle: Bundle, path: str, engine: Any) -> None:
             raise BundleError(
                 f"{bundle.root / path} {what} {', '.join(sorted(found))}, but the manifest says "
                 f"{', '.join(sorted(expected))}. Export the bundle again."
+            )
+
+
+def _check_values(bundle: Bundle, path: str, engine: Any) -> None:
+    """Refuse a graph whose types or fixed sizes are not those of its manifest."""
+    manifest = bundle.manifest
+    described = {
+        **{spec.name: (spec.dtype, spec.shape) for spec in (*manifest.inputs, *manifest.outputs)},
+        **{spec.input: (spec.dtype, spec.shape) for spec in manifest.states},
+        **{spec.output: (spec.dtype, spec.shape) for spec in manifest.states},
+    }
+    for value in (*engine.get_inputs(), *engine.get_outputs()):
+        dtype, shape = described.get(value.name, ("int64", (BATCH,)))
+        found = _DTYPES.get(value.type, value.type)
+        fits = len(shape) == len(value.shape) and all(
+            a == b or isinstance(a, str) or not isinstance(b, int)
+            for a, b in zip(shape, value.shape, strict=True)
+        )
+        if found != dtype or not fits:
+            raise BundleError(
+                f"{bundle.root / path} has {value.name!r} as {found} {value.shape}, but the "
+                f"manifest says {dtype} {list(shape)}. Export the bundle again."
             )
 
 

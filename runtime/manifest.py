@@ -15,12 +15,14 @@ from typing import Any, Self
 
 from intaglio import __version__
 from intaglio.errors import BundleError
+from intaglio.runtime.contradictions import contradictions
 from intaglio.runtime.schema import faults
 from intaglio.state import StateSpec
 
 SCHEMA_VERSION = 1
 FILE_NAME = "manifest.json"
 NOT_RUN = "not run"
+LARGEST = 64 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,14 @@ class TensorSpec:
     """One input or output of the source; `dtype` is numpy's name, `shape` ints and symbols.
 
     An input with a `default` may be left out of a step: it is then filled with that.
+    `below` bounds an input that picks rows of a table, as token ids do: from 0 to below it.
     """
 
     name: str
     dtype: str
     shape: tuple[int | str, ...]
     default: float | None = None
+    below: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,12 +191,34 @@ class Manifest:
         """
         path = Path(path)
         try:
-            entry = json.loads(path.read_text(encoding="utf-8"))
+            if path.stat().st_size > LARGEST:
+                raise BundleError(f"{path} has more than {LARGEST} bytes, which no manifest needs.")
+            entry = json.loads(
+                path.read_text(encoding="utf-8"),
+                object_pairs_hook=_unique,
+                parse_constant=_refuse_constant,
+            )
         except OSError as error:
             raise BundleError(f"{path} cannot be read: {error.strerror}.") from error
+        except RecursionError as error:
+            raise BundleError(f"{path} is nested too deeply for a manifest.") from error
         except ValueError as error:
             raise BundleError(f"{path} is not JSON: {error}. Export the bundle again.") from error
         return cls.from_json(entry, str(path))
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; readers disagree about a key that comes twice, so none may."""
+    entry = dict(pairs)
+    if len(entry) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in entry if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} comes twice in one object")
+    return entry
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 @cache
@@ -214,7 +240,7 @@ def _check_version(entry: Any, name: str) -> None:
 
 
 def _check(entry: Any, name: str) -> None:
-    found = list(faults(entry, schema(), schema()))
+    found = list(faults(entry, schema(), schema())) or list(contradictions(entry))
     if found:
         more = f" ({len(found) - 3} more)" if len(found) > 3 else ""
         raise BundleError(
@@ -224,10 +250,9 @@ def _check(entry: Any, name: str) -> None:
 
 
 def _tensor_to_json(spec: TensorSpec) -> dict[str, Any]:
-    entry = {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
-    return entry if spec.default is None else {**entry, "default": spec.default}
+    entry = {**asdict(spec), "shape": list(spec.shape)}
+    return {key: value for key, value in entry.items() if value is not None}
 
 
 def _tensor_from_json(entry: Mapping[str, Any]) -> TensorSpec:
-    shape = tuple(entry["shape"])
-    return TensorSpec(entry["name"], entry["dtype"], shape, entry.get("default"))
+    return TensorSpec(**{**entry, "shape": tuple(entry["shape"])})

@@ -9,7 +9,7 @@ from onnxruntime import OrtValue
 from intaglio.errors import InputError
 from intaglio.runtime.buffers import dtype_of
 from intaglio.runtime.carried import Carried
-from intaglio.runtime.manifest import Manifest
+from intaglio.runtime.manifest import Manifest, TensorSpec
 from intaglio.runtime.shapes import Array, Sizes, check_out, shape_of
 from intaglio.state import PAST_LENGTH, TIME
 
@@ -45,6 +45,12 @@ class Plan:
             (spec.name, shape_of(spec, sizes), dtype_of(spec.dtype, spec.name))
             for spec in manifest.outputs
         ]
+        # Seen as unsigned, a negative id is huge: one comparison finds both kinds of stray.
+        self._bounded = [
+            (spec, buffer, buffer.view(f"u{buffer.itemsize}"))
+            for spec, (_, buffer) in zip(manifest.inputs, self._feeds, strict=True)
+            if spec.below is not None and buffer.dtype.kind == "i"
+        ]
         self._past = carried.past_value if manifest.past_length else None
         self._bindings = [self._bind(carried, side) for side in (0, 1)]
 
@@ -52,7 +58,8 @@ class Plan:
         """Copy the inputs of one step in.
 
         Raises:
-            InputError: if one has a dtype that does not widen safely to the graph's.
+            InputError: if one has a dtype that does not widen safely to the graph's, or an id that
+                its table does not have.
         """
         for name, buffer in self._feeds:
             try:
@@ -62,6 +69,9 @@ class Plan:
                     f"The input {name!r} is {inputs[name].dtype}, should be {buffer.dtype}. "
                     f"Convert it with astype({str(buffer.dtype)!r})."
                 ) from error
+        for spec, buffer, unsigned in self._bounded:
+            if unsigned.max() >= spec.below:
+                raise InputError(_stray(spec, buffer))
 
     def results(self, out: Arrays | None) -> dict[str, Array]:
         """Arrays for the outputs of one step: those of `out`, and new ones for the rest.
@@ -100,3 +110,13 @@ class Plan:
         for state in carried.buffers:
             state.bind(binding, side)
         return binding
+
+
+def _stray(spec: TensorSpec, ids: Array) -> str:
+    """Say which id is none of the table's, and where it stands."""
+    assert spec.below is not None
+    place = tuple(np.argwhere((ids < 0) | (ids >= spec.below))[0].tolist())
+    return (
+        f"The input {spec.name!r} has {ids[place]} at {list(place)}; it should be from 0 to "
+        f"{spec.below - 1}. Is this the tokenizer of this model?"
+    )

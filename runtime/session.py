@@ -5,12 +5,13 @@ logits = session.step({"input_ids": ids})["logits"]
 """
 
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy.typing as npt
 
-from intaglio.errors import InputError
+from intaglio.errors import InputError, StateError
 from intaglio.runtime.bundle import Bundle
 from intaglio.runtime.carried import Settings
 from intaglio.runtime.engine import AUTO, choose_target, open_engine
@@ -42,6 +43,7 @@ class Session:
         self.state = state
         self._engine = engine
         self._stepper = Stepper(engine, bundle.manifest)
+        self._turn = threading.Lock()
 
     @classmethod
     def load(
@@ -116,9 +118,25 @@ class Session:
         Raises:
             InputError: if an input is missing, unknown, or of a wrong dtype or shape, or a value
                 is one the model cannot take, like a token beyond its vocabulary.
-            StateError: if the number of rows changed, or a row would exceed max_context or a
-                fixed capacity.
+            StateError: if the number of rows changed, a row would exceed max_context or a fixed
+                capacity, or another thread is within a step of this session.
         """
+        if not self._turn.acquire(blocking=False):
+            raise StateError(
+                "A session serves one thread, and another one is within its step. Give each thread "
+                "a session of its own, by fork or load: sessions of one bundle share its weights."
+            )
+        try:
+            return self._step(inputs, lengths, out)
+        finally:
+            self._turn.release()
+
+    def _step(
+        self,
+        inputs: Mapping[str, npt.ArrayLike],
+        lengths: Sequence[int] | npt.NDArray[Any] | None,
+        out: Mapping[str, Array] | None,
+    ) -> dict[str, Array]:
         if lengths is None and not self.bundle.manifest.whole:
             carried = self.state.carried
             plan = self._stepper.known(carried, inputs)

@@ -6,16 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
-from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 
-from intaglio.errors import StateError
+from intaglio.errors import InputError, StateError
+from intaglio.runtime.arrays import read_npz
 from intaglio.runtime.buffers import Array
 from intaglio.runtime.carried import Carried, Settings
 
 SNAPSHOT_VERSION = 1
+LARGEST = 2**40  # tokens
 _HEADER = "intaglio"
 _PAST_LENGTH = "past_length"
 
@@ -62,27 +63,38 @@ class Snapshot:
             StateError: if `path` cannot be read or is not a snapshot.
         """
         try:
-            with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as content:
-                header = json.loads(str(content[_HEADER]))
-                names = set(content.files) - {_HEADER, _PAST_LENGTH}
-                if header["version"] != SNAPSHOT_VERSION:
-                    raise StateError(
-                        f"{path} is a snapshot of version {header['version']}; this intaglio reads "
-                        f"version {SNAPSHOT_VERSION}. Take it again."
-                    )
-                return cls(
-                    fingerprint=header["fingerprint"],
-                    capacity=header["capacity"],
-                    past_length=content[_PAST_LENGTH],
-                    arrays={name: content[name] for name in sorted(names)},
+            arrays = read_npz(path)
+            header = json.loads(str(arrays.pop(_HEADER)))
+            if header["version"] != SNAPSHOT_VERSION:
+                raise StateError(
+                    f"{path} is a snapshot of version {header['version']}; this intaglio reads "
+                    f"version {SNAPSHOT_VERSION}. Take it again."
                 )
-        except OSError as error:
-            raise StateError(f"{path} cannot be read: {error.strerror or error}.") from error
-        except (BadZipFile, ValueError, KeyError, TypeError, EOFError) as error:
+            return cls(
+                fingerprint=header["fingerprint"],
+                capacity=header["capacity"],
+                past_length=arrays.pop(_PAST_LENGTH),
+                arrays=arrays,
+            )
+        except (InputError, ValueError, KeyError, TypeError, RecursionError) as error:
+            if isinstance(error.__cause__, OSError):
+                raise StateError(str(error)) from error
             raise StateError(
                 f"{path} is not a snapshot, or it is damaged ({error}). "
                 "Give a file that session.state.save wrote."
             ) from error
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether its numbers are those of a snapshot: a file may hold anything."""
+        length, capacity = self.past_length, self.capacity
+        return (
+            length.ndim == 1
+            and length.dtype == np.int64
+            and bool((length >= 0).all())
+            and type(capacity) is int
+            and 1 <= capacity <= LARGEST
+        )
 
 
 class State:
@@ -141,6 +153,8 @@ class State:
                 "The snapshot belongs to another bundle: its graph or weights are not those of "
                 "this session. Restore it in a session of the bundle that it was taken from."
             )
+        if not snapshot.is_sound:
+            raise StateError("The snapshot is damaged: it counts no tokens that a state can hold.")
         batch = len(snapshot.past_length)
         carried = Carried(self._settings, batch, snapshot.capacity)
         if batch:

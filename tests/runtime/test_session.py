@@ -4,6 +4,7 @@ import gc
 import threading
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ Array = npt.NDArray[Any]
 MakeSession = Callable[..., Session]
 MakeIds = Callable[..., Array]
 
+VOCABULARY = 23  # of the bundles in conftest.py
 LAYOUTS = [("recurrent",), ("conv",), ("window",), ("static",), ("grow",)]
 MIXED = ("recurrent", "conv", "window", "static")
 every_layout = pytest.mark.parametrize("layouts", [*LAYOUTS, MIXED], ids="+".join)
@@ -296,6 +298,51 @@ def test_two_threads_with_a_session_each_give_what_each_gives_alone(
         thread.join()
 
     assert all(np.array_equal(found[index], alone[index]) for index in (0, 1))
+
+
+def test_a_second_thread_in_one_session_is_refused(
+    make_session: MakeSession, make_ids: MakeIds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a step runs; the step itself, the state and later steps are not disturbed."""
+    session, alone, ids = make_session("conv"), make_session("conv"), make_ids(1, 4)
+    run, within, go_on = session._stepper._run_with_iobinding, threading.Event(), threading.Event()
+
+    def slow(binding: Any) -> None:
+        within.set()
+        assert go_on.wait(60)
+        run(binding)
+
+    monkeypatch.setattr(session._stepper, "_run_with_iobinding", slow)
+    results = []
+    first = threading.Thread(
+        target=lambda: results.append(session.step({"input_ids": ids})["logits"])
+    )
+    first.start()
+    assert within.wait(60)
+    with pytest.raises(StateError, match=r"A session serves one thread.*by fork or load"):
+        session.step({"input_ids": ids})
+    go_on.set()
+    first.join()
+
+    assert np.array_equal(results[0], alone.step({"input_ids": ids})["logits"])
+    assert same_state(session, alone)
+    session.step({"input_ids": ids})
+
+
+def test_an_id_that_its_table_lacks_is_told_with_its_place(make_session: MakeSession) -> None:
+    """Below zero too, where ONNX would count from the end; padding beyond a row's length may be."""
+    bundle = make_session("conv").bundle
+    (spec,) = bundle.manifest.inputs
+    bounded = replace(bundle.manifest, inputs=(replace(spec, below=VOCABULARY),))
+    session = Session.load(replace(bundle, manifest=bounded), threads=1)
+    session.step({"input_ids": [[0, VOCABULARY - 1]]})
+    for bad, place in (([[0, VOCABULARY]], r"23 at \[0, 1\]"), ([[-1, 0]], r"-1 at \[0, 0\]")):
+        with pytest.raises(InputError, match=rf"'input_ids' has {place}.*from 0 to 22"):
+            session.step({"input_ids": bad})
+    session.state.reset()
+    session.step({"input_ids": [[1, 2], [3, -100]]}, lengths=[2, 1])
+
+    assert session.state.past_length.tolist() == [2, 1]
 
 
 def test_a_cache_is_written_in_place(make_session: MakeSession) -> None:

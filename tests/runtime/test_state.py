@@ -1,5 +1,6 @@
 """States are saved, restored, selected and reset row by row, and fit only where they belong."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,45 @@ def test_a_snapshot_never_runs_code(make_session: MakeSession, tmp_path: Path) -
 
     with pytest.raises(StateError, match="is not a snapshot"):
         session.state.restore(tmp_path / "bad.npz")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("past_length", np.array([-1])),
+        ("past_length", np.array([2.0])),
+        ("past_length", np.array(2)),
+        ("past_length", np.array([[2]])),
+        ("capacity", 0),
+        ("capacity", 2**62),
+        ("capacity", "8"),
+        ("capacity", None),
+    ],
+)
+def test_a_snapshot_that_counts_nonsense_is_refused(
+    make_session: MakeSession, key: str, value: Any
+) -> None:
+    """Whoever wrote the file: nothing is allocated or replaced."""
+    session = make_session("static")
+    session.step({"input_ids": [[1, 2]]})
+    bad = dataclasses.replace(session.state.save(), **{key: value})
+
+    with pytest.raises(StateError, match="is damaged"):
+        session.state.restore(bad)
+    assert session.state.past_length.tolist() == [2]
+
+
+def test_a_snapshot_may_be_restored_twice(make_session: MakeSession) -> None:
+    """It is a copy: what follows the first time does not change the second."""
+    session = make_session(*MIXED)
+    session.step({"input_ids": [[1, 2]]})
+    snapshot = session.state.save()
+    results = []
+    for _ in range(2):
+        session.state.restore(snapshot)
+        results.append(session.step({"input_ids": [[3]]})["logits"])
+
+    assert np.array_equal(results[0], results[1])
 
 
 def test_a_snapshot_whose_arrays_do_not_fit_is_refused(make_session: MakeSession) -> None:

@@ -1,0 +1,66 @@
+"""Arrays by name in a file of numpy's ``.npz`` format, from whomever it comes."""
+
+import math
+import os
+import stat
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from intaglio.errors import InputError
+
+Array = npt.NDArray[Any]
+
+
+def read_npz(path: str | os.PathLike[str]) -> dict[str, Array]:
+    """Arrays by name.  No pickled object is built, and no memory taken for what is not there.
+
+    Raises:
+        InputError: if it cannot be read as a whole file of plain arrays.
+    """
+    path = Path(path)
+    try:
+        _require_ordinary(path)
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            _require_memory(sum(member.file_size for member in members))
+            return {entry.filename.removesuffix(".npy"): _read(archive, entry) for entry in members}
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except Exception as error:  # zip archives and numpy's headers can be wrong in many ways
+        said = str(error).rstrip(".") or type(error).__name__
+        raise InputError(
+            f"{path} cannot be read as arrays by name: {said}. Write it with numpy.savez."
+        ) from error
+
+
+def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        header = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0
+        )
+        shape, _, dtype = header(file)
+        left = member.file_size - file.tell()
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > left:
+        raise ValueError(f"{member.filename} says that it has the shape {shape}, which it has not")
+    with archive.open(member) as file:
+        array: Array = np.lib.format.read_array(file, allow_pickle=False)
+        return array
+
+
+def _require_ordinary(path: Path) -> None:
+    """Refuse what may never end, like a pipe."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("it is not an ordinary file")
+
+
+def _require_memory(claimed: int) -> None:
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if claimed > memory:
+        raise ValueError(f"it says that it holds {claimed} bytes, more than there is memory")
