@@ -38,12 +38,10 @@ def test_a_stop_ends_the_text(bundle: Path) -> None:
     assert run([chr(made[at])]) == made[: at + 1]
 
 
-def test_arrays_are_given_step_by_step(bundle: Path, tmp_path: Path) -> None:
+def test_arrays_are_given_step_by_step(bundle: Path) -> None:
     """The outputs joined along time are those of one call."""
     ids = np.array([[1, 2, 3, 4], [5, 6, 7, 8]])
-    np.savez(tmp_path / "ids.npz", input_ids=ids)
-    arrays = stream.read_arrays(tmp_path / "ids.npz")
-    outputs, latency = stream.step_arrays(Session.load(bundle), arrays)
+    outputs, latency = stream.step_arrays(Session.load(bundle), {"input_ids": ids})
     whole = Session.load(bundle).step({"input_ids": ids})["logits"]
 
     assert outputs["logits"].shape == (2, 4, 256)
@@ -69,24 +67,6 @@ def test_fewer_steps_than_there_are(bundle: Path) -> None:
 def test_arrays_that_do_not_fit_are_refused(bundle: Path, arrays: dict[str, stream.Array]) -> None:
     with pytest.raises(InputError):
         stream.step_arrays(Session.load(bundle), arrays)
-
-
-@pytest.mark.parametrize("content", [b"", b"no arrays", None])
-def test_a_file_that_is_no_npz_is_refused(content: bytes | None, tmp_path: Path) -> None:
-    path = tmp_path / "x.npz"
-    if content is not None:
-        path.write_bytes(content)
-
-    with pytest.raises(InputError, match=r"x\.npz cannot be read"):
-        stream.read_arrays(path)
-
-
-def test_an_array_file_alone_is_refused(tmp_path: Path) -> None:
-    """Files of numpy.save are read by numpy, too, but name no input."""
-    np.save(tmp_path / "x.npy", np.ones(3))
-
-    with pytest.raises(InputError, match=r"numpy\.savez"):
-        stream.read_arrays(tmp_path / "x.npy")
 
 
 def test_latency_leaves_the_prompt_out_of_the_steps() -> None:

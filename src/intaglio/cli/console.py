@@ -20,7 +20,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from intaglio import __version__
 
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but newline and tab
+# All but newline and tab; what turns the direction of text; halves of a character.
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 Report = Callable[[str, float | None], None]  # what is being done, and the part of it done
 
@@ -55,7 +56,7 @@ class Console:
     def result(self, value: Mapping[str, Any]) -> None:
         """Print the one JSON object of a command under `--json`; nothing otherwise."""
         if self.flags.json:
-            self.write(json.dumps(value, ensure_ascii=False) + "\n")
+            self.write(json.dumps(value) + "\n")  # in ASCII, which every terminal can print
 
     def text(self, line: str = "") -> None:
         """Print a line of the result for people; nothing under `--json`."""

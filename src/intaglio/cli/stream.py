@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -107,21 +106,6 @@ def _timed(tokens: Iterator[int]) -> Iterator[tuple[int, float]]:
     for token in tokens:
         yield token, time.perf_counter() - start
         start = time.perf_counter()
-
-
-def read_arrays(path: Path) -> dict[str, Array]:
-    """Arrays of a .npz file.
-
-    Raises:
-        InputError: if it cannot be read as one.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            return {name: content[name] for name in content.files}
-    except (OSError, EOFError, ValueError, TypeError, BadZipFile) as error:
-        raise InputError(
-            f"{path} cannot be read as arrays by name: {error}. Write it with numpy.savez."
-        ) from error
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:

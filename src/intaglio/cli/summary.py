@@ -158,12 +158,13 @@ def _scope(parity: Mapping[str, Any]) -> str:
     """What was compared with what."""
     if not parity:
         return "not compared with the source"
-    verdict = "holds" if parity["passed"] else "fails"
+    told = {"steps": "?", "batch": "?", "against": "?", "precision": "?", "splits": (), **parity}
+    verdict = "holds" if parity.get("passed") else "fails"
     unknown = len(parity.get("unknown", ()))
     states = f"; {unknown} states against one call of all tokens alone" if unknown else ""
     return (
-        f"{verdict} over {parity['steps']} steps of {parity['batch']} rows, against "
-        f"{parity['against']} in {parity['precision']}, in parts of {'; '.join(parity['splits'])}"
+        f"{verdict} over {told['steps']} steps of {told['batch']} rows, against "
+        f"{told['against']} in {told['precision']}, in parts of {'; '.join(told['splits'])}"
         f"{states}"
     )
 

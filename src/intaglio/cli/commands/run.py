@@ -45,10 +45,11 @@ def run_(
         raise typer.BadParameter("--out keeps the outputs of --inputs")
     from intaglio.cli import stream
     from intaglio.runtime import Session
+    from intaglio.runtime.arrays import read_npz
 
     session = Session.load(bundle)
     if inputs is not None:
-        outputs, latency = stream.step_arrays(session, stream.read_arrays(inputs), steps)
+        outputs, latency = stream.step_arrays(session, read_npz(inputs), steps)
         if out is not None:
             stream.write_arrays(out, outputs)
         shapes = {name: list(array.shape) for name, array in outputs.items()}
