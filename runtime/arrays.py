@@ -29,7 +29,8 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, Array]:
             _require_memory(sum(member.file_size for member in members))
             return {entry.filename.removesuffix(".npy"): _read(archive, entry) for entry in members}
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
+        said = error.strerror or error
+        raise InputError(f"{path} cannot be read: {said}. Write it with numpy.savez.") from error
     except Exception as error:  # zip archives and numpy's headers can be wrong in many ways
         said = str(error).rstrip(".") or type(error).__name__
         raise InputError(

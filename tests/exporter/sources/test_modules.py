@@ -99,7 +99,7 @@ def test_example_inputs_may_come_from_a_file(tmp_path: Path) -> None:
     source = load_source(layer, inputs=tmp_path / "inputs.npz")
 
     assert source.inputs["input"].shape[2:] == (5,)
-    with pytest.raises(SourceError, match=r"cannot be read .*numpy\.savez"):
+    with pytest.raises(SourceError, match=r"cannot be read.*numpy\.savez"):
         load_source(layer, inputs=tmp_path / "absent.npz")
     with pytest.raises(SourceError, match=r"what to trace it with is not known.*--inputs"):
         load_source(layer)
