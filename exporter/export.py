@@ -1,5 +1,6 @@
 """The whole way from a checkpoint to a bundle: load, trace, run the passes, write, verify."""
 
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,11 +15,12 @@ from torch.export import ExportedProgram
 
 from intaglio.errors import OptionError, ParityError
 from intaglio.passes import pipeline
-from intaglio.passes.base import Context, Pass
+from intaglio.passes.base import Calibrated, Context, Pass
 from intaglio.runtime.manifest import NOT_RUN, Limits, Manifest, Target, TensorSpec
 from intaglio.state import PAST_LENGTH
 
 from .bundle import BundleWriter
+from .calibration import Arrays, read_calibration
 from .factory import read_config
 from .genai import add_genai
 from .graph_files import save_graphs
@@ -79,6 +81,8 @@ def export(
     inputs: Mapping[str, Any] | str | Path | None = None,
     axes: Mapping[str, Sequence[int | str]] | None = None,
     passes: Sequence[str | Pass | Callable[..., Any]] | None = None,
+    calib: str | Path | Arrays | None = None,
+    work: str | Path | None = None,
     kv: Literal["static", "grow"] | None = None,
     ort_accuracy: Literal["fast", "exact"] | None = None,
     shapes: Shapes | None = None,
@@ -112,6 +116,10 @@ def export(
         axes: the dimensions of inputs, see `load_source`.
         passes: the user's passes, as ``NAME:OPTIONS``, objects or functions; run before
             statefulize.
+        calib: what calibrated passes learn from: a file ``.npz`` or ``.txt``, a folder of these,
+            or arrays by the names of inputs.
+        work: where calibrated passes keep each layer that is finished, for a run that is cut off
+            to go on; else a folder beside `out`, gone when the bundle is there.
         kv: layout of key-value caches: one buffer written in place, or past and present.
         ort_accuracy: how ONNX Runtime multiplies by weights of few bits: activations rounded to 8
             bits, or slowly in full precision, for verification only.
@@ -154,6 +162,8 @@ def export(
     )
     _check(how, require_parity=require_parity)
     parsed = how.build_passes(allow_code=allow_code)
+    if calib is not None and not any(isinstance(step, Calibrated) for step in parsed):
+        raise OptionError("Calibration data is given, and no pass that learns from it.")
     clock = _Clock(progress)
     with BundleWriter(out, force=force) as writer:
         with clock.phase("load"):
@@ -170,7 +180,9 @@ def export(
                     allow_pickle=allow_pickle,
                 )
         batch = _fixed_batch(source, Shapes.from_json(how.shapes))
-        compiled = _compile(source, parsed, how, batch, clock)
+        place = None if calib is None else Path(work or f"{writer.destination}.work")
+        teacher = None if calib is None else _Teacher(calib, place)
+        compiled = _compile(source, parsed, how, batch, clock, teacher)
         with clock.phase("write"):
             manifest = _write(writer, source, compiled, how)
             if how.layout == "genai":
@@ -191,6 +203,8 @@ def export(
             kept = writer.fail(manifest)
             raise ParityError(f"{parity.summary()} The attempt is kept in {kept}.")
         manifest = writer.commit(manifest)
+        if place is not None and work is None:
+            shutil.rmtree(place, ignore_errors=True)
     return ExportReport(
         out=Path(out),
         manifest=manifest,
@@ -209,6 +223,14 @@ class _Compiled:
     context: Context
     records: Sequence[pipeline.PassRecord]
     notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Teacher:
+    """What calibrated passes learn from, and where they keep what they have finished."""
+
+    data: str | Path | Arrays
+    work: Path | None
 
 
 class _Clock:
@@ -241,11 +263,22 @@ def _compile(
     how: Recipe,
     batch: int | None,
     clock: _Clock,
+    teacher: _Teacher | None,
 ) -> _Compiled:
     with clock.phase("trace"):
         traced = trace(source)
     model = traced.model
-    context = Context(max_context=traced.max_context, batch=batch, defaults=source.defaults)
+    context = Context(
+        max_context=traced.max_context,
+        batch=batch,
+        defaults=source.defaults,
+        progress=clock.report,
+    )
+    if teacher is not None:
+        with clock.phase("calibration"):
+            data = read_calibration(teacher.data, source, traced.max_context)
+        context.calibration, context.work = data, teacher.work
+        context.module = source.body if isinstance(source.body, nn.Module) else None
     with clock.phase("passes"):
         steps = pipeline.whole(extra) if source.whole else pipeline.standard(how.kv, extra)
         records = pipeline.run(model, steps, context, check=how.check_passes, progress=clock.report)

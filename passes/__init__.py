@@ -4,6 +4,9 @@ if __name__ != "intaglio.passes":
     raise ImportError(f"imported as {__name__!r}: use intaglio.passes")
 
 from .base import Pass
+from .calibrated.decoupleq import Decoupleq
+from .calibrated.gptq import Gptq
+from .calibrated.rtn import Rtn
 from .exact.fold_constants import FoldConstants
 from .exact.fold_repeated_heads import FoldRepeatedHeads
 from .exact.fold_sizes import FoldSizes
@@ -22,6 +25,9 @@ from .lower.ort_low_bit import OrtLowBit
 from .lower.ort_relabel import OrtRelabel
 
 PASSES: tuple[type[Pass], ...] = (
+    Decoupleq,
+    Gptq,
+    Rtn,
     FoldConstants,
     FoldRepeatedHeads,
     FoldSizes,

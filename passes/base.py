@@ -1,13 +1,19 @@
 """What a pass is, what it promises, and what it reports."""
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, dataclass_transform
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
 
 import onnx_ir as ir
 
 from intaglio.state import StateSpec
+
+if TYPE_CHECKING:
+    from .calibration import Calibration
+
+Progress = Callable[[str, float | None], None]  # what is being done, and the part of it done
 
 
 @dataclass
@@ -17,12 +23,20 @@ class Context:
     `states` is filled by statefulize; `max_context` is the largest number of tokens that the
     graph's position tables allow, None without one; `batch` is the fixed batch size, None when
     it is free; `defaults` holds the value of each input that may be left out.
+
+    Calibrated passes learn from `calibration`, refine through `module` (the source's PyTorch
+    module, where it has one), keep what they have finished in the folder `work`, and tell
+    `progress` how far they are.
     """
 
     states: list[StateSpec] = field(default_factory=list)
     max_context: int | None = None
     batch: int | None = None
     defaults: Mapping[str, float] = field(default_factory=dict)
+    calibration: "Calibration | None" = None
+    module: Any = None
+    work: Path | None = None
+    progress: Progress | None = None
 
     def limit_context(self, tokens: int) -> None:
         """Lower `max_context` to `tokens` unless it is lower already."""

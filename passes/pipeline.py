@@ -3,7 +3,7 @@
 import contextlib
 import gc
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import UnionType
@@ -14,7 +14,7 @@ import onnx_ir as ir
 from intaglio.errors import PassError
 
 from . import PASSES
-from .base import Context, Exact, Lower, Pass, PassResult
+from .base import Context, Exact, Lower, Pass, PassResult, Progress
 from .changes import changes, makers
 from .check import check as check_pass
 from .exact.fold_constants import FoldConstants
@@ -34,8 +34,6 @@ from .lower.ort_group_query_attention import OrtGroupQueryAttention
 from .lower.ort_low_bit import OrtLowBit
 from .lower.ort_relabel import OrtRelabel
 from .user import pass_from_file
-
-Progress = Callable[[str, float | None], None]
 
 
 @dataclass(frozen=True, kw_only=True)

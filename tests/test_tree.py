@@ -31,7 +31,9 @@ def models() -> Iterable[str]:
 # A registry, the folders whose files declare its entries, and the folder of their tests.
 REGISTRIES = [
     pytest.param(ops, ["src/intaglio/ops"], "tests/ops", id="ops"),
-    pytest.param(passes, ["passes/exact", "passes/lower"], "tests/passes", id="passes"),
+    pytest.param(
+        passes, ["passes/exact", "passes/calibrated", "passes/lower"], "tests/passes", id="passes"
+    ),
     pytest.param(models, ["models"], "tests/models", id="models"),
 ]
 HELPERS = {"op", "model", "training"}  # what ops and models are, beside these themselves

@@ -1,6 +1,14 @@
 """Operators that carry state or that ONNX lacks: meaning, ONNX form and samples, one file each."""
 
-from ._low_bit_packing import Codes, Floats, Packed, dequantize_codes, pack_codes, unpack_codes
+from ._low_bit_packing import (
+    BITS,
+    Codes,
+    Floats,
+    Packed,
+    dequantize_codes,
+    pack_codes,
+    unpack_codes,
+)
 from .affine_low_bit_gather import AFFINE_LOW_BIT_GATHER, affine_low_bit_gather
 from .affine_low_bit_mat_mul import AFFINE_LOW_BIT_MAT_MUL, affine_low_bit_mat_mul
 from .attention import ATTENTION, attention
@@ -19,6 +27,7 @@ __all__ = [
     "AFFINE_LOW_BIT_GATHER",
     "AFFINE_LOW_BIT_MAT_MUL",
     "ATTENTION",
+    "BITS",
     "CAUSAL_CONV_WITH_STATE",
     "LINEAR_ATTENTION",
     "OPS",

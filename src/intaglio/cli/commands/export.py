@@ -65,6 +65,14 @@ def export_(
         list[str] | None,
         typer.Option("--pass", metavar="NAME[:TOML]", help="A pass to run; repeatable."),
     ] = None,
+    calib: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="What passes learn from: .npz, .txt, or a folder."),
+    ] = None,
+    work: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where finished layers are kept, to resume."),
+    ] = None,
     kv: Annotated[Cache | None, typer.Option(help="Layout of key-value caches; static.")] = None,
     ort_accuracy: Annotated[
         Accuracy | None,
@@ -130,6 +138,8 @@ def export_(
             inputs=inputs,
             axes=dimensions(axes) or None,
             passes=pass_ or None,
+            calib=calib,
+            work=work,
             kv=kv.value if kv else None,
             ort_accuracy=ort_accuracy.value if ort_accuracy else None,
             shapes=given if given.ranges else None,

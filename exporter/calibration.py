@@ -1,0 +1,288 @@
+"""Calibration data as the user has it: arrays, text, or a folder of either, in batches of rows.
+
+An ``.npz`` file holds an array for each input, by its name, [batch, time, ...], and `lengths`
+[batch] where rows are padded at their end.  Text is cut into rows of `LENGTH` tokens: bytes where
+the vocabulary has 256 entries, else those of the source's tokenizer.  Files are read when their
+rows are asked for, and once before, to refuse what is wrong with them.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+from zipfile import BadZipFile
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from intaglio.errors import InputError, MissingExtraError
+from intaglio.passes.calibration import HELD_OUT, Batch, Calibration
+from intaglio.state import BATCH, TIME
+
+from .source import Source
+from .text import TOKENIZER
+
+LENGTH = 512  # tokens of a row of text
+BATCH_TOKENS = 2048
+LENGTHS = "lengths"
+BYTES = 256
+
+Array = npt.NDArray[Any]
+Arrays = Mapping[str, Array]
+
+
+def read_calibration(
+    data: str | Path | Arrays, source: Source, max_context: int | None = None
+) -> Calibration:
+    """Batches of what `data` holds, for the inputs of `source`.
+
+    Args:
+        data: a file ``.npz`` or ``.txt``, a folder of such files, or arrays by name.
+        source: whose inputs they are.
+        max_context: the longest row that the source takes.
+
+    Raises:
+        InputError: data that cannot be read, is empty, has NaN, or does not fit the inputs.
+    """
+    reader = _Reader(source, max_context)
+    if isinstance(data, Mapping):
+        arrays = reader.check({n: np.asarray(x) for n, x in data.items()}, "the calibration data")
+        digest = hashlib.sha256()
+        for name, array in sorted(arrays.items()):
+            digest.update(f"{name} {array.dtype} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        parts = _batches(None, reader.size(arrays))
+        return Calibration(batches=_Rows(parts, reader, arrays), sha256=digest.hexdigest())
+    paths = _files(Path(data))
+    digest, parts = hashlib.sha256(), []
+    for path in paths:
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+        parts += _batches(path, reader.size(reader.read(path)))
+    return Calibration(batches=_Rows(parts, reader, None), sha256=digest.hexdigest())
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Rows `first` to `end` of a file, or of the arrays given."""
+
+    path: Path | None
+    first: int
+    end: int
+
+
+def _batches(path: Path | None, size: tuple[int, int]) -> list[_Part]:
+    """Cut rows into batches, so many that one can be held out."""
+    rows, steps = size
+    step = max(1, min(BATCH_TOKENS // max(steps, 1), rows // HELD_OUT))
+    return [_Part(path, first, min(first + step, rows)) for first in range(0, rows, step)]
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        found = sorted(p for p in path.iterdir() if p.suffix in (".npz", ".txt"))
+        if not found:
+            raise InputError(f"{path} has no .npz and no .txt files to calibrate with.")
+        return found
+    if path.suffix not in (".npz", ".txt") or not path.is_file():
+        what = "is no .npz and no .txt file" if path.exists() else "does not exist"
+        raise InputError(
+            f"The calibration data {path} {what}: give arrays named like the model's inputs as "
+            ".npz, text as .txt, or a folder of these."
+        )
+    return [path]
+
+
+class _Rows(Sequence[Batch]):
+    """Batches that are read when they are asked for; the last file stays in memory."""
+
+    def __init__(self, parts: Sequence[_Part], reader: "_Reader", arrays: Arrays | None) -> None:
+        self._parts = parts
+        self._reader = reader
+        self._arrays = arrays
+        self._path: Path | None = None
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    @overload
+    def __getitem__(self, index: int) -> Batch: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Batch]: ...
+    def __getitem__(self, index: int | slice) -> Batch | list[Batch]:
+        """Read one batch, or several."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        part = self._parts[index]
+        if self._arrays is None or (part.path is not None and part.path != self._path):
+            assert part.path is not None
+            self._arrays, self._path = self._reader.read(part.path), part.path
+        return self._reader.batch(self._arrays, part.first, part.end)
+
+
+class _Reader:
+    """Reads files as the inputs of a source."""
+
+    def __init__(self, source: Source, max_context: int | None) -> None:
+        self._source = source
+        self._examples = {n: x.numpy() for n, x in source.inputs.items()}
+        self._needed = self._examples.keys() - self._source.defaults.keys()
+        self._limit = max_context
+
+    def read(self, path: Path) -> Arrays:
+        """The arrays of a file.
+
+        Raises:
+            InputError: it cannot be read, or does not fit.
+        """
+        if path.suffix == ".txt":
+            return self._text(path)
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+                arrays = dict(archive)
+        except (OSError, ValueError, AttributeError, TypeError, BadZipFile) as error:
+            raise InputError(
+                f"The calibration data {path} cannot be read ({error}); save it with "
+                "numpy.savez(FILE, name=array)."
+            ) from error
+        return self.check(arrays, str(path))
+
+    def size(self, arrays: Arrays) -> tuple[int, int]:
+        """Rows and steps of arrays that were checked."""
+        found = {BATCH: 1, TIME: 1}
+        for name in self._examples.keys() & arrays.keys():
+            axes = self._source.dynamic[name]
+            found |= {symbol: arrays[name].shape[axis] for axis, symbol in axes.items()}
+        return found[BATCH], found[TIME]
+
+    def batch(self, arrays: Arrays, first: int, end: int) -> Batch:
+        """Some rows of arrays that were checked."""
+        rows = range(first, end)
+        inputs = {}
+        for name, axes in self._source.dynamic.items():
+            along = next((axis for axis, symbol in axes.items() if symbol == BATCH), None)
+            inputs[name] = arrays[name] if along is None else arrays[name].take(rows, along)
+        lengths = arrays[LENGTHS][first:end] if LENGTHS in arrays else None
+        return Batch(inputs=inputs, rows=end - first, steps=self.size(arrays)[1], lengths=lengths)
+
+    def check(self, arrays: Arrays, where: str) -> Arrays:
+        """The arrays in the dtypes of the inputs, once they are known to fit.
+
+        Raises:
+            InputError: a name, a shape, a dtype or a value that does not.
+        """
+        given = arrays.keys() - {LENGTHS}
+        if not self._needed <= given <= self._examples.keys():
+            raise InputError(
+                f"{where} has {_list(given)}; the model takes {_list(self._examples)}. Name the "
+                "arrays like the model's inputs."
+            )
+        checked = {name: self._fit(name, arrays[name], where) for name in given}
+        rows, steps = self.size(checked)
+        if not rows or not steps:
+            raise InputError(f"{where} is empty: it has {rows} rows of {steps} steps.")
+        self._agree(checked, rows, steps, where)
+        checked |= self._left_out(checked, rows, steps)
+        if LENGTHS in arrays:
+            lengths = arrays[LENGTHS]
+            whole = np.issubdtype(lengths.dtype, np.integer) and lengths.shape == (rows,)
+            if not whole or lengths.min() < 1 or lengths.max() > steps:
+                raise InputError(f"{where}: lengths should be {rows} integers from 1 to {steps}.")
+            checked[LENGTHS] = lengths.astype(np.int64)
+        return checked
+
+    def _fit(self, name: str, array: Array, where: str) -> Array:
+        example, axes = self._examples[name], self._source.dynamic[name]
+        wanted = [axes.get(axis, size) for axis, size in enumerate(example.shape)]
+        shape_fits = array.ndim == example.ndim and all(
+            axis in axes or n == example.shape[axis] for axis, n in enumerate(array.shape)
+        )
+        kinds = [np.issubdtype(x.dtype, np.floating) for x in (array, example)]
+        if not shape_fits or kinds[0] != kinds[1] or array.dtype.kind not in "fiub":
+            raise InputError(
+                f"{where} has {name!r} as {array.dtype} {list(array.shape)}; the model takes "
+                f"{example.dtype} [{', '.join(map(str, wanted))}]."
+            )
+        if kinds[0] and not np.isfinite(array).all():
+            raise InputError(f"{where} has NaN or infinity in {name!r}. Take these rows out.")
+        vocabulary = _vocabulary(self._source)
+        if array.dtype.kind in "iu" and vocabulary and array.ndim == 2 and array.size:
+            least, most = int(array.min()), int(array.max())
+            if least < 0 or most >= vocabulary:
+                raise InputError(
+                    f"{where} has token ids from {least} to {most} in {name!r}; the vocabulary "
+                    f"has {vocabulary} entries."
+                )
+        return array.astype(example.dtype)
+
+    def _agree(self, arrays: Arrays, rows: int, steps: int, where: str) -> None:
+        for name in arrays:
+            for axis, symbol in self._source.dynamic[name].items():
+                if arrays[name].shape[axis] != {BATCH: rows, TIME: steps}[symbol]:
+                    raise InputError(
+                        f"{where}: the arrays have different numbers of rows or steps; "
+                        f"{name!r} is {list(arrays[name].shape)}."
+                    )
+        if self._limit is not None and steps > self._limit:
+            raise InputError(
+                f"{where} has rows of {steps} steps; the model takes at most {self._limit}."
+            )
+
+    def _left_out(self, arrays: Arrays, rows: int, steps: int) -> Arrays:
+        """The inputs that have a value of their own when they are not given."""
+        sizes = {BATCH: rows, TIME: steps}
+        filled = {}
+        for name in self._examples.keys() - arrays.keys():
+            example, axes = self._examples[name], self._source.dynamic[name]
+            shape = [sizes[axes[i]] if i in axes else n for i, n in enumerate(example.shape)]
+            filled[name] = np.full(shape, self._source.defaults[name], example.dtype)
+        return filled
+
+    def _text(self, path: Path) -> Arrays:
+        """The tokens of a text, in rows of equal length; what is left at the end is dropped."""
+        axes = [self._source.dynamic[name] for name in self._needed]
+        if axes != [{0: BATCH, 1: TIME}]:
+            raise InputError(
+                f"{path} is text; the model takes {_list(self._examples)}. Give arrays as .npz."
+            )
+        (name,) = self._needed
+        tokens = _tokens(path, self._source)
+        if len(tokens) < 2:
+            raise InputError(f"{path} has {len(tokens)} tokens: there is nothing to learn from.")
+        steps = min(LENGTH, self._limit or LENGTH, max(len(tokens) // HELD_OUT, 2))
+        rows = len(tokens) // steps
+        return self.check({name: tokens[: rows * steps].reshape(rows, steps)}, str(path))
+
+
+def _tokens(path: Path, source: Source) -> Array:
+    if source.text is not None:
+        try:
+            from tokenizers import Tokenizer
+        except ModuleNotFoundError as error:
+            raise MissingExtraError(f"Text for {source.name}", "text") from error
+        tokenizer = Tokenizer.from_str(source.text.files[TOKENIZER].decode())
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path} is no text in UTF-8 ({error}).") from error
+        return np.array(tokenizer.encode(text).ids, np.int64)
+    if _vocabulary(source) != BYTES:
+        raise InputError(
+            f"{path} is text, and {source.name} has no tokenizer. Give token ids as .npz: "
+            "numpy.savez(FILE, NAME=ids) with ids of [batch, time]."
+        )
+    return np.frombuffer(path.read_bytes(), np.uint8)
+
+
+def _vocabulary(source: Source) -> int | None:
+    """Entries of the first embedding of the source's module, None without one."""
+    if not isinstance(source.body, nn.Module):
+        return None
+    found = (m for m in source.body.modules() if isinstance(m, nn.Embedding))
+    first = next(found, None)
+    return None if first is None else first.num_embeddings
+
+
+def _list(names: Any) -> str:
+    return ", ".join(map(repr, sorted(names))) or "nothing"

@@ -1,0 +1,1 @@
+"""Rewrites that trade accuracy for size, and report what they cost."""

@@ -1,0 +1,36 @@
+"""GPTQ: round column by column, passing each error on to the columns that are still open.
+
+Frantar et al. 2022, arXiv:2210.17323.  With `clip`, each row is rounded on a second grid as well,
+its range clipped by the part that rounds best, and keeps the better result.
+"""
+
+from torch import Tensor
+
+from intaglio.passes.calibration import Statistics
+
+from ._affine import Quantized, grid, search_grid
+from ._columns import better, damped, factor, round_columns
+from ._low_bit import LowBit
+
+
+class Gptq(LowBit):
+    """Quantize projections column by column, each error passed on to later columns."""
+
+    clip: bool = False
+    """Search clipped ranges, too."""
+    damping: float = 0.01
+    """Part of the mean diagonal of X^T X that is added to it."""
+
+    def solve(
+        self, weight: Tensor, statistics: Statistics | None, bits: int, group: int
+    ) -> Quantized:
+        """Round on the whole range, and on a clipped one if asked to."""
+        assert statistics is not None
+        hessian = damped(statistics.fitted, self.damping)
+        inverse = factor(hessian)
+        whole = round_columns(weight, *grid(weight, bits, group), bits, group, inverse)
+        if not self.clip:
+            return whole
+        searched = search_grid(weight, hessian, bits, group)
+        clipped = round_columns(weight, *searched, bits, group, inverse)
+        return better(weight, hessian, whole, clipped)[0]
