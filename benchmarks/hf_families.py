@@ -1,0 +1,264 @@
+"""Families of Hugging Face: tiny random models, exported and held to the library itself.
+
+    python benchmarks/hf_families.py [--quick] [--json]
+
+The library's module, in its own attention, is the judge: its full forward over 256 tokens against
+the bundle stepped one by one and in parts, its greedy tokens from its own cache against the
+bundle's, and each of several rows of unequal length against its own run.  error(a, b) is
+max|a-b| / max|b|.  Weights are drawn wide, so that attention matters.  A family that does not
+export is a row with the reason.  Nodes left unfused are Softmax (attention written out), ReduceMean
+(norms) and joined negatives (rotations) of the graph for ONNX Runtime.
+"""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import torch
+import transformers
+from evidence import Row, run
+
+import intaglio
+from intaglio.errors import IntaglioError
+from intaglio.exporter.capture import quiet
+from intaglio.exporter.export import LOWERED
+from intaglio.exporter.graph_files import load_graph
+from intaglio.runtime import Session
+from intaglio.runtime.generation import generate
+
+LIBRARY: Any = transformers  # partly without types
+VOCABULARY, LIMIT, WIDER = 128, 1e-4, 4.0
+LENGTHS = (20, 7, 13)
+AGAINST = f"transformers {transformers.__version__}"
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family: the library's names of its model and its config, and what the config is given."""
+
+    name: str
+    model: str
+    config: str
+    values: dict[str, Any]
+
+
+BASE: dict[str, Any] = {
+    "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "max_position_embeddings": 512, "bos_token_id": None,
+    "eos_token_id": None, "pad_token_id": 0,
+}  # fmt: skip
+GROUPED = {**BASE, "num_key_value_heads": 2, "head_dim": 8}
+SHARED = {**BASE, "num_key_value_heads": 2}
+GPT2 = {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512,
+        "bos_token_id": None, "eos_token_id": None}  # fmt: skip
+BERT = {**BASE, "max_position_embeddings": 300}
+LAYERS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 6}
+MAMBA = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8,
+         "bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}  # fmt: skip
+EXPERTS = {"moe_intermediate_size": 16, "num_experts_per_tok": 2}
+
+FAMILIES = (
+    Family("Llama", "LlamaForCausalLM", "LlamaConfig", GROUPED),
+    Family("Qwen3", "Qwen3ForCausalLM", "Qwen3Config", GROUPED),
+    Family("Mistral", "MistralForCausalLM", "MistralConfig", {**GROUPED, "sliding_window": 6}),
+    Family("Gemma-3", "Gemma3ForCausalLM", "Gemma3TextConfig", {**GROUPED, **LAYERS}),
+    Family("GPT-2", "GPT2LMHeadModel", "GPT2Config", GPT2),
+    Family("Mamba", "MambaForCausalLM", "MambaConfig", MAMBA),
+    Family("Mamba-2", "Mamba2ForCausalLM", "Mamba2Config",
+           {**MAMBA, "num_heads": 8, "head_dim": 8, "n_groups": 2, "chunk_size": 16}),
+    Family("Qwen3-Next", "Qwen3NextForCausalLM", "Qwen3NextConfig",
+           {**GROUPED, **EXPERTS, "layer_types": ["linear_attention", "full_attention"],
+            "num_experts": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+            "linear_num_key_heads": 2, "linear_num_value_heads": 4, "mlp_only_layers": [0, 1],
+            "shared_expert_intermediate_size": 16}),
+    Family("BERT", "BertForMaskedLM", "BertConfig", BERT),
+    Family("DistilBERT", "DistilBertForMaskedLM", "DistilBertConfig",
+           {"vocab_size": VOCABULARY, "dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4,
+            "max_position_embeddings": 300}),
+    Family("RoBERTa", "RobertaForMaskedLM", "RobertaConfig", {**BERT, "type_vocab_size": 1}),
+    Family("ModernBERT", "ModernBertForMaskedLM", "ModernBertConfig",
+           {**BERT, "local_attention": 8, "cls_token_id": 1, "sep_token_id": 2}),
+    Family("T5 encoder", "T5EncoderModel", "T5Config",
+           {"vocab_size": VOCABULARY, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2,
+            "num_heads": 4}),
+    Family("T5", "T5ForConditionalGeneration", "T5Config",
+           {"vocab_size": VOCABULARY, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2,
+            "num_heads": 4}),
+    Family("Phi", "PhiForCausalLM", "PhiConfig", SHARED),
+    Family("Phi-3", "Phi3ForCausalLM", "Phi3Config", SHARED),
+    Family("Qwen2", "Qwen2ForCausalLM", "Qwen2Config", SHARED),
+    Family("OLMo-2", "Olmo2ForCausalLM", "Olmo2Config", SHARED),
+    Family("SmolLM3", "SmolLM3ForCausalLM", "SmolLM3Config", SHARED),
+    Family("StableLM", "StableLmForCausalLM", "StableLmConfig", SHARED),
+    Family("Starcoder-2", "Starcoder2ForCausalLM", "Starcoder2Config", SHARED),
+    Family("Granite", "GraniteForCausalLM", "GraniteConfig", SHARED),
+    Family("Gemma", "GemmaForCausalLM", "GemmaConfig", GROUPED),
+    Family("GPT-NeoX", "GPTNeoXForCausalLM", "GPTNeoXConfig", BASE),
+    Family("Cohere", "CohereForCausalLM", "CohereConfig", SHARED),
+    Family("Falcon", "FalconForCausalLM", "FalconConfig",
+           {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_kv_heads": 2, "new_decoder_architecture": True,
+            "bos_token_id": None, "eos_token_id": None}),
+    Family("OPT", "OPTForCausalLM", "OPTConfig",
+           {**BASE, "ffn_dim": 48, "word_embed_proj_dim": 32}),
+    Family("Gemma-2", "Gemma2ForCausalLM", "Gemma2Config", {**GROUPED, "sliding_window": 6}),
+    Family("GPT-J", "GPTJForCausalLM", "GPTJConfig", {**GPT2, "rotary_dim": 4}),
+    Family("GPT-Neo", "GPTNeoForCausalLM", "GPTNeoConfig",
+           {"vocab_size": VOCABULARY, "hidden_size": 32, "num_layers": 2, "num_heads": 4,
+            "attention_types": [[["global", "local"], 1]], "window_size": 6,
+            "max_position_embeddings": 512, "bos_token_id": None, "eos_token_id": None}),
+    Family("Bloom", "BloomForCausalLM", "BloomConfig",
+           {"vocab_size": VOCABULARY, "hidden_size": 32, "n_layer": 2, "n_head": 4,
+            "bos_token_id": None, "eos_token_id": None}),
+    Family("Mixtral", "MixtralForCausalLM", "MixtralConfig", {**GROUPED, "num_local_experts": 4}),
+    Family("Qwen3-MoE", "Qwen3MoeForCausalLM", "Qwen3MoeConfig",
+           {**GROUPED, **EXPERTS, "num_experts": 4}),
+    Family("GPT-OSS", "GptOssForCausalLM", "GptOssConfig",
+           {**GROUPED, **LAYERS, "num_local_experts": 4}),
+)  # fmt: skip
+FIRST = 9  # of a quick run
+
+
+def measure(quick: bool) -> list[Row]:
+    """Rows for every family."""
+    torch.set_num_threads(1)
+    families = FAMILIES[:FIRST] if quick else FAMILIES
+    rows: list[Row] = []
+    for family in families:
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                rows += _rows(family, Path(folder), *((64, 16) if quick else (256, 64)))
+            except IntaglioError as error:
+                rows.append(_row(family, "exports", 0, "", "1", holds=False, note=str(error)))
+            except Exception as error:  # noqa: BLE001  a fault of ours is a row as well
+                note = f"a fault of intaglio: {type(error).__name__}: {error}"
+                rows.append(_row(family, "exports", 0, "", "1", holds=False, note=note))
+    return rows
+
+
+def _row(
+    family: Family, what: str, value: float, unit: str, target: str | None = None, **facts: Any
+) -> Row:
+    name = f"{family.name}: {what}"
+    return Row(name=name, value=value, unit=unit, target=target, against=AGAINST, **facts)
+
+
+def _rows(family: Family, folder: Path, time_steps: int, generated: int) -> Iterator[Row]:
+    judge = _save(family, folder / "source")
+    start = time.perf_counter()
+    report = intaglio.export(folder / "source", folder / "bundle", verify=False)
+    yield _row(family, "export", time.perf_counter() - start, "s", note=_states(report.manifest))
+    yield _row(family, "nodes left unfused", *_unfused(folder / "bundle"))
+    session = Session.load(folder / "bundle", threads=1)
+    ids = np.random.default_rng(0).integers(2, VOCABULARY, (2, time_steps))
+    wanted = _forward(judge, ids)
+    if report.manifest.whole:
+        yield _error(family, "whole sequences", _stepped(session, ids, [time_steps]), wanted)
+    else:
+        ones, parts = [1] * time_steps, [5, time_steps - 12, 1, 6]
+        yield _error(family, "stepped one by one", _stepped(session, ids, ones), wanted)
+        yield _error(family, "stepped in parts", _stepped(session, ids, parts), wanted)
+        yield _generation(family, judge, session, ids[:1, :8], generated)
+    yield _unequal(family, judge, session, ids[0])
+
+
+def _save(family: Family, path: Path) -> Any:
+    """Write a random directory; return the module as the library reads it back."""
+    torch.manual_seed(0)
+    config = getattr(LIBRARY, family.config)(**family.values)
+    with quiet(), torch.no_grad():
+        module = getattr(LIBRARY, family.model)(config)
+        for name, parameter in module.named_parameters():
+            if parameter.ndim == 2 and "embed" not in name:
+                parameter.mul_(WIDER)
+        module.save_pretrained(path)
+        kind = getattr(LIBRARY, family.model)
+        return kind.from_pretrained(path, attn_implementation="eager").eval()
+
+
+def _states(manifest: Any) -> str:
+    layouts = [f"{spec.op} {spec.layout}" for spec in manifest.states]
+    counts = {layout: layouts.count(layout) for layout in dict.fromkeys(layouts)}
+    return ", ".join(f"{n} {layout}" for layout, n in counts.items()) or "whole sequences"
+
+
+def _unfused(bundle: Path) -> tuple[int, str]:
+    """Nodes that a standard operator could hold, by kind: their number, and which."""
+    graph = load_graph(bundle, LOWERED).graph
+    turned = [n for n in graph if n.op_type == "Concat" and any(map(_negative, n.inputs))]
+    counts = {
+        "rotation": len(turned),
+        "norm": sum(node.op_type == "ReduceMean" for node in graph),
+        "attention": sum(node.op_type == "Softmax" for node in graph),
+    }
+    left = ", ".join(f"{n} {kind}" for kind, n in counts.items() if n)
+    return sum(counts.values()), left or "nodes"
+
+
+def _negative(value: ir.Value | None) -> bool:
+    node = None if value is None else value.producer()
+    return node is not None and node.op_type == "Neg"
+
+
+def _forward(judge: Any, ids: Array) -> Array:
+    """The first output of the library's own forward."""
+    with torch.no_grad():
+        mask = torch.ones(ids.shape, dtype=torch.int64)
+        found: Array = judge(torch.from_numpy(ids), attention_mask=mask)[0].numpy()
+        return found
+
+
+def _stepped(session: Session, ids: Array, parts: list[int]) -> Array:
+    session.state.reset()
+    name, ends = session.manifest.outputs[0].name, np.cumsum([0, *parts])
+    found = [session.step({"input_ids": ids[:, a:b]})[name] for a, b in zip(ends, ends[1:])]  # noqa: B905, RUF007
+    return np.concatenate(found, axis=1)
+
+
+def _error(family: Family, what: str, got: Array, wanted: Array) -> Row:
+    error = float(np.abs(got - wanted).max() / np.abs(wanted).max())
+    return _row(family, what, error, "error", f"<= {LIMIT:.0e}", holds=error <= LIMIT)
+
+
+def _generation(family: Family, judge: Any, session: Session, ids: Array, count: int) -> Row:
+    """How many greedy tokens are those of the library with its own cache."""
+    prompt = torch.from_numpy(ids)
+    judge.generation_config.eos_token_id = None
+    with quiet(), torch.no_grad():
+        wanted = judge.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=count,
+            do_sample=False,
+            pad_token_id=0,
+        )
+    session.state.reset()
+    got = list(generate(session, ids[0], max_new_tokens=count))
+    same = sum(a == b for a, b in zip(got, wanted[0, ids.shape[1] :].tolist(), strict=True))
+    return _row(family, "greedy tokens", same, "tokens", str(count), holds=same == count)
+
+
+def _unequal(family: Family, judge: Any, session: Session, tokens: Array) -> Row:
+    """Rows of unequal length in one call, each against its own run."""
+    session.state.reset()
+    ids = np.stack([tokens[row : row + max(LENGTHS)] for row in range(len(LENGTHS))])
+    name = session.manifest.outputs[0].name
+    found = session.step({"input_ids": ids}, lengths=LENGTHS)[name]
+    pairs = [
+        (found[row : row + 1, :length], _forward(judge, ids[row : row + 1, :length]))
+        for row, length in enumerate(LENGTHS)
+    ]
+    got, wanted = (np.concatenate([p[i] for p in pairs], axis=1) for i in (0, 1))
+    return _error(family, "rows of unequal length", got, wanted)
+
+
+if __name__ == "__main__":
+    run(__doc__, measure)
