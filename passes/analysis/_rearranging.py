@@ -163,6 +163,18 @@ def row_gather(node: ir.Node, timing: Timing) -> Sequence[Fact]:
     return [only(node, timing)]
 
 
+def gather_nd(node: ir.Node, timing: Timing) -> Sequence[Fact]:
+    """Constant places in the first axes, of which time is none."""
+    fact, places = timing.of(node.inputs[0]), dims(node.inputs[1]) or ("?",)
+    depth = places[-1]
+    constant_places = timing.of(node.inputs[1]) is None and isinstance(depth, int)
+    if not isinstance(fact, Along) or not constant_places or attribute(node, "batch_dims", 0):
+        raise refuse(node, "picks entries of one token by another.")
+    if fact.axis < int(depth):
+        raise refuse(node, "picks tokens out of the sequence.")
+    return [moved(fact, fact.axis - int(depth) + len(places) - 1)]
+
+
 def along_elements(node: ir.Node, timing: Timing) -> Sequence[Fact]:
     """GatherElements and ScatterElements on another axis than time."""
     rank = len(dims(node.inputs[0]) or ())

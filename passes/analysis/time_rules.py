@@ -179,6 +179,7 @@ RULES: dict[str, Rule] = {
     "Expand": rearranging.expand,
     "Gather": rearranging.gather,
     "GatherElements": rearranging.along_elements,
+    "GatherND": rearranging.gather_nd,
     "Gemm": combining.gemm,
     "GroupNormalization": combining.channel_norm,
     "Hardmax": combining.softmax,

@@ -96,3 +96,23 @@ def test_recurrent_states_are_single_precision_and_caches_follow_the_activations
     Statefulize().run(model, context)
     dtypes: dict[str, Any] = {spec.port: spec.dtype for spec in context.states}
     assert dtypes == {"recurrent": "float32", "key": "float16", "value": "float16"}
+
+
+@pytest.mark.parametrize(("first", "works"), [("[2, 0, 1]", True), ("[1, 2, 0]", False)])
+def test_constant_places_are_picked_from_other_axes_than_time(first: str, works: bool) -> None:
+    """An index that is a list, as in x[..., [2]], picks channels; it never picks tokens."""
+    model = ir.from_onnx_text(f"""
+        <ir_version: 10, opset_import: ["" : 24]>
+        g (float[batch, time, 4] x) => (float[batch, time, 1] y)
+        <int64[1, 1] places = {{2}}, float[4, batch, time] front, float[1, batch, time] picked>
+        {{
+          front = Transpose <perm = {first}> (x)
+          picked = GatherND (front, places)
+          y = Transpose <perm = [1, 2, 0]> (picked)
+        }}
+    """)
+    if works:
+        Statefulize().run(model, Context())
+        return
+    with pytest.raises(PassError, match="picks tokens out of the sequence"):
+        Statefulize().run(model, Context())
