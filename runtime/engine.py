@@ -15,6 +15,9 @@ AUTO = "auto"
 TARGETS = ("ort",)  # in the order in which AUTO prefers them
 
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
+OPTIMIZED = ".onnx"
+WEIGHTS = "weights"
+_OPTIMIZED_WEIGHTS = "session.optimized_model_external_initializers_file_name"
 _SILENT = 4  # what goes wrong is raised, so ONNX Runtime need not log it
 
 # Dtypes by the names that ONNX Runtime gives them, where they differ from numpy's.
@@ -56,8 +59,9 @@ def open_engine(bundle: Bundle, target: str, threads: int | None, trace: str | N
         bundle: where the graph and its weights lie; their sizes and hashes are checked.
         target: name of an entry of the manifest's targets.
         threads: threads for the work inside one operator; None leaves it to ONNX Runtime.
-        trace: how the name of the file starts to which a new engine writes the time of each node,
-            once its `end_profiling` is called; None for no such file.
+        trace: how the names of files start to which a new engine writes the time of each node,
+            once its `end_profiling` is called, and at once the graph that it made of the bundle's,
+            with its weights in `WEIGHTS` beside it; None for no such files.
 
     Raises:
         BundleError: if a file is absent or changed, or ONNX Runtime refuses the graph.
@@ -83,6 +87,8 @@ def _open(bundle: Bundle, target: str, threads: int | None, trace: str | None) -
     if trace is not None:
         options.enable_profiling = True
         options.profile_file_prefix = trace
+        options.optimized_model_filepath = f"{trace}{OPTIMIZED}"
+        options.add_session_config_entry(_OPTIMIZED_WEIGHTS, WEIGHTS)
     try:
         engine = onnxruntime.InferenceSession(
             graph, options, providers=["CPUExecutionProvider"], enable_fallback=0

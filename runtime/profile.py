@@ -17,8 +17,8 @@ from pathlib import Path
 from intaglio.errors import BundleError, OptionError
 from intaglio.runtime import machine
 from intaglio.runtime.bundle import Bundle
-from intaglio.runtime.engine import choose_target
-from intaglio.runtime.graph import Graph, read_graph
+from intaglio.runtime.engine import OPTIMIZED, WEIGHTS, choose_target
+from intaglio.runtime.graph import Graph, parse_graph, read_graph
 from intaglio.runtime.worker import Worker
 from intaglio.state import TIME
 
@@ -174,7 +174,7 @@ def _measure(
         Measured(
             name=contestant.name,
             kind=contestant.kind,
-            about=contestant.about,
+            about={**contestant.about, **facts.get("about", {})},
             load_seconds=facts["seconds"],
             before=facts["before"],
             loaded=facts["resident"],
@@ -220,7 +220,10 @@ def _trace(
         tempfile.TemporaryDirectory(prefix="intaglio-") as folder,
         Worker(contestant.name, contestant.child) as worker,
     ):
-        worker.call("load", **contestant.load, trace=str(Path(folder) / "trace"))
+        trace = Path(folder) / "trace"
+        (Path(folder) / WEIGHTS).symlink_to(os.devnull)  # nobody reads them
+        worker.call("load", **contestant.load, trace=str(trace))
+        optimized = parse_graph(trace.with_name(trace.name + OPTIMIZED).read_bytes())
         parts = []
         for phase in phases:
             worker.call("ready", kind=phase.kind, tokens=phase.tokens, batch=settings.batch)
@@ -229,7 +232,7 @@ def _trace(
             worker.call("run", seconds=0, iterations=calls)
             parts.append((phase, start))
         events = read_trace(Path(worker.call("end_trace")))
-    names = Names(graph)
+    names = Names(graph, optimized)
     return [
         op_profile(phase.kind, phase.tokens, events[start : start + calls], names)
         for phase, start in parts

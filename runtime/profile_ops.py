@@ -115,22 +115,31 @@ class OpProfile:
 class Names:
     """Finds the node of a graph that an event of the engine speaks of.
 
-    An optimizer of ONNX Runtime names what it makes after one of the nodes or values that it
-    replaces (``node_silu_3/QuickGeluFusion/``, ``InsertedPrecisionFreeCast_silu_3``), so an unknown
-    name belongs to the known one that it starts with, or else holds as a word.
+    What an optimizer of ONNX Runtime makes of several nodes gives a value that one of them gave,
+    mostly the last: that one's module owns it.  Where it gives another value, it is named after one
+    of the nodes or values that it replaces (``InsertedPrecisionFreeCast_silu_3``), so it belongs to
+    the known name that it starts with, or else holds as a word.
     """
 
-    def __init__(self, graph: Graph) -> None:
-        self._graph = graph
+    def __init__(self, graph: Graph, optimized: Graph | None = None) -> None:
+        """Know the bundle's graph, and the one that the engine made of it."""
         self._modules = {node.name: node.module for node in graph.nodes if node.name}
         self._ops = {node.name: node.op.rpartition("::")[2] for node in graph.nodes}
         values = {name: node.module for node in graph.nodes for name in node.outputs if name}
         self._anything = {**values, **self._modules}
+        self._fused = {
+            node.name: values[output]
+            for node in (optimized.nodes if optimized is not None else ())
+            for output in reversed(node.outputs)
+            if output in values
+        }
 
     def owner(self, name: str, op: str) -> tuple[str, bool]:
         """Module of the node called `name` in the engine, and whether it is a fused one."""
         if name in self._modules:
             return self._modules[name], self._ops[name] != op
+        if name in self._fused:
+            return self._fused[name], True
         for end in range(len(name) - 1, 0, -1):
             if name[:end] in self._anything and not name[end].isalnum():
                 return self._anything[name[:end]], True

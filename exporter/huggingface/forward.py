@@ -2,7 +2,8 @@
 
 A module of the library takes dozens of options and returns caches, hidden states and losses.  Its
 class is exchanged for a subclass whose `forward` takes the inputs asked for, turns the cache off
-and keeps the tensors; parameters and submodules stay as they are, under their own names.
+and keeps the tensors; parameters and submodules stay as they are, under their own names.  The
+library's own step is kept as `step_with_cache`, for those who compare with it.
 """
 
 import inspect
@@ -12,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 FIXED = {"use_cache": False, "return_dict": True}
+CACHES = ("past_key_values", "cache_params")  # what the library calls the state of a sequence
 
 
 def plain_forward(module: nn.Module, inputs: Sequence[str]) -> None:
@@ -25,8 +27,18 @@ def plain_forward(module: nn.Module, inputs: Sequence[str]) -> None:
         outputs = kind.forward(self, **given, **fixed)
         return {name: x for name, x in outputs.items() if isinstance(x, Tensor)}
 
+    cache = next((name for name in CACHES if name in takes), None)
+
+    def step_with_cache(self: nn.Module, past: Any, **given: Tensor) -> tuple[Tensor, Any]:
+        """Take the next tokens as the library does: the first output, and the state after them."""
+        carried = {} if past is None else {str(cache): past}
+        outputs = kind.forward(self, **given, **carried, use_cache=True, return_dict=True)
+        return next(x for x in outputs.values() if isinstance(x, Tensor)), outputs[str(cache)]
+
     self_ = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     named = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in inputs]
     forward.__signature__ = inspect.Signature([self_, *named])  # type: ignore[attr-defined]
     body: dict[str, Any] = {"forward": forward, "__module__": kind.__module__}
+    if cache is not None:
+        body["step_with_cache"] = step_with_cache
     module.__class__ = type(kind.__name__, (kind,), body)

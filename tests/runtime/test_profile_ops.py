@@ -51,6 +51,21 @@ def test_a_node_of_the_engine_belongs_to_the_module_it_is_named_after(
     assert NAMES.owner(name, op) == owner
 
 
+def test_a_fused_node_belongs_to_the_module_whose_value_it_gives() -> None:
+    """Even where it is named after nothing."""
+    graph = Graph((node("add", "Add", "mlp", "sum"), node("norm", "Norm", "ln", "normed")), {})
+    skip = Node(
+        name="SkipLayerNormalization_token_1",
+        op="SkipLayerNormalization",
+        module="",
+        inputs=(),
+        outputs=("normed", "", "sum"),
+        integers={},
+    )
+
+    assert Names(graph, Graph((skip,), {})).owner(skip.name, skip.op) == ("ln", True)
+
+
 def event(name: str, start: int, duration: int, op: str = "Mul", **memory: int) -> dict[str, Any]:
     arguments = {"op_name": op, **{key: str(value) for key, value in memory.items()}}
     return {

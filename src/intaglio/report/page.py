@@ -20,7 +20,8 @@ _TERMS = {
     "prefill n": "One call with n tokens at once, from the initial state.",
     "step at n": "One call with one token, after n tokens; repeated at exactly that context.",
     "latency": "Time of Session.step as its caller sees it, the copy of outputs included; for "
-    "PyTorch a forward pass over the prompt, or over the context and the token.",
+    "PyTorch a forward pass over the prompt; a step there is one over the context and the token, "
+    "or the library's own with its cache, as is told below the latencies.",
     "states": "Bytes that the carried states hold after the call, all rows.",
     "weights": "Bytes of the initializers of the graph that the engine is given.",
     "bits per weight": "Bytes of floating-point and packed initializers, scales and offsets "
@@ -155,7 +156,12 @@ def _latency(report: ProfileReport) -> Html:
         for label in [f"{phase}, {entry.name}" if several else str(phase)]
     ]
     said = "Time of one call in milliseconds, all rows of the batch together."
-    return _section("Latency", said, table([*head], rows))
+    steps = [
+        element("p", f"{entry.name}: a step is {step}.")
+        for entry in report.measured
+        if (step := entry.about.get("step"))
+    ]
+    return _section("Latency", said, table([*head], rows), *steps)
 
 
 def _row(label: object, timing: Timing, ranks: Sequence[float]) -> list[object]:
