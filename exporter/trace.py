@@ -25,6 +25,7 @@ from .adopt import adopt_graph
 from .capture import capture, quiet, summary
 from .metadata import strip
 from .modules import named
+from .mutations import idle_buffers
 from .outputs import name_outputs
 from .source import Source
 from .trace_check import check_trace
@@ -62,6 +63,7 @@ def trace(source: Source) -> Traced:
     if isinstance(source.body, ir.Model):
         return Traced(model=adopt_graph(source, OPSET), max_context=None, aliases={}, notes=())
     program, max_context = capture(source)
+    idle = idle_buffers(program)
     _relax_grouped_queries(program)
     model = _convert(source, program)
     with torch.no_grad():
@@ -79,7 +81,7 @@ def trace(source: Source) -> Traced:
         model=model,
         max_context=max_context,
         aliases=aliases,
-        notes=tuple(_notes(source, model, max_context, aliases)),
+        notes=(*_notes(source, model, max_context, aliases), *map(_left_out, idle)),
     )
 
 
@@ -179,6 +181,10 @@ def _adopt_ops(model: ir.Model) -> None:
             node.domain, node.version = domains[node.op_type], None
     model.opset_imports.pop(DOMAIN, None)
     define(model)
+
+
+def _left_out(buffer: str) -> str:
+    return f"The buffer {buffer} is written by each call, but no output depends on it: left out."
 
 
 def _notes(
