@@ -57,8 +57,8 @@ class BundleWriter:
         Raises:
             BundleError: if the destination is in the way, or nothing can be written beside it.
         """
-        _check_free(self.destination, force=self._force)
-        _check_free(self.failed, force=True)
+        check_place(self.destination, force=self._force)
+        check_place(self.failed, force=True)
         with self.told():
             self.destination.parent.mkdir(parents=True, exist_ok=True)
             self._clear_stale()
@@ -112,7 +112,7 @@ class BundleWriter:
         complete = self.write_manifest(manifest)
         with self.told():
             _sync(self._partial)
-            _check_free(place, force=force)
+            check_place(place, force=force)
             _swap(self._partial, place)
         return complete
 
@@ -158,7 +158,12 @@ def _siblings(place: Path, suffix: str) -> list[Path]:
     ]
 
 
-def _check_free(place: Path, *, force: bool) -> None:
+def check_place(place: Path, *, force: bool) -> None:
+    """Hold a destination to be free, or with `force` a bundle.
+
+    Raises:
+        BundleError: if it is neither.
+    """
     if not os.path.lexists(place):
         return
     if not _is_bundle(place):

@@ -1,26 +1,22 @@
 """The whole way from a checkpoint to a bundle: load, trace, run the passes, write, verify."""
 
 import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from importlib.metadata import version
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import onnx_ir as ir
 from torch import nn
 from torch.export import ExportedProgram
 
 from intaglio.errors import OptionError, ParityError
-from intaglio.passes import pipeline
-from intaglio.passes.base import Calibrated, Context, Pass
-from intaglio.runtime.manifest import NOT_RUN, Limits, Manifest, Target, TensorSpec
-from intaglio.state import PAST_LENGTH
+from intaglio.passes.base import Calibrated, Pass
+from intaglio.runtime.manifest import Manifest
 
-from .bundle import BundleWriter
-from .calibration import Arrays, read_calibration
+from .bundle import BundleWriter, check_place
+from .calibration import Arrays
+from .compile import Clock, Compiled, Progress, Teacher, compile_source, weigh
+from .describe import LOWERED, describe, with_evidence
 from .factory import read_config
 from .genai import add_genai
 from .graph_files import save_graphs
@@ -30,37 +26,38 @@ from .recipe import FILE_NAME as RECIPE
 from .recipe import Recipe, as_entry, read_recipe
 from .shapes import Shapes
 from .source import Source
-from .trace import trace
 from .verify import verify as verify_bundle
 
 TARGETS = ("ort",)
 PORTABLE = "model.onnx"
-LOWERED = "ort/model.onnx"
-DISTRIBUTIONS = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch")
-
-Progress = Callable[[str, float | None], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportReport:
-    """What an export did: the bundle's place and manifest, the evidence, seconds per phase."""
+    """What an export did: the bundle's place and manifest, the evidence, seconds per phase.
+
+    After a dry run the manifest lists no files, and `estimate` is about what they would hold.
+    """
 
     out: Path
     manifest: Manifest
     parity: ParityReport | None
     seconds: Mapping[str, float]
     notes: tuple[str, ...]
+    estimate: int | None = None
 
     @property
     def bytes(self) -> int:
         """Size of the bundle's files together, without the manifest."""
-        return sum(record.bytes for record in self.manifest.files.values())
+        written = sum(record.bytes for record in self.manifest.files.values())
+        return written if self.estimate is None else self.estimate
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
         return {
             "out": str(self.out),
             "bytes": self.bytes,
+            "dry_run": self.estimate is not None,
             "seconds": dict(self.seconds),
             "notes": list(self.notes),
             "parity": None if self.parity is None else self.parity.to_json(),
@@ -93,6 +90,7 @@ def export(
     steps: int | None = None,
     require_parity: bool = False,
     force: bool = False,
+    dry_run: bool = False,
     portable: bool | None = None,
     layout: Literal["bundle", "genai"] | None = None,
     allow_code: bool = False,
@@ -131,6 +129,7 @@ def export(
         steps: how many steps to compare.
         require_parity: refuse to export without verification.
         force: replace a bundle that is there.
+        dry_run: load, trace and run the passes, refuse what an export would, and write nothing.
         portable: keep `model.onnx`, the graph for any runtime.
         layout: whether the folder is a bundle alone, or one that onnxruntime-genai opens as well.
         allow_code: run ``FILE.py:FUNCTION`` passes, and code that the checkpoint names.
@@ -164,27 +163,42 @@ def export(
     parsed = how.build_passes(allow_code=allow_code)
     if calib is not None and not any(isinstance(step, Calibrated) for step in parsed):
         raise OptionError("Calibration data is given, and no pass that learns from it.")
-    clock = _Clock(progress)
-    with BundleWriter(out, force=force) as writer:
+    clock = Clock(progress)
+
+    def load() -> Source:
         with clock.phase("load"):
-            if not isinstance(source, Source):
-                source = load_source(
-                    source,
-                    model=how.model or None,
-                    config=how.config or None,
-                    key=how.key or None,
-                    import_from=import_from,
-                    inputs=inputs,
-                    axes=how.axes,
-                    allow_code=allow_code,
-                    allow_pickle=allow_pickle,
-                )
-        batch = _fixed_batch(source, Shapes.from_json(how.shapes))
+            if isinstance(source, Source):
+                return source
+            return load_source(
+                source,
+                model=how.model or None,
+                config=how.config or None,
+                key=how.key or None,
+                import_from=import_from,
+                inputs=inputs,
+                axes=how.axes,
+                allow_code=allow_code,
+                allow_pickle=allow_pickle,
+            )
+
+    if dry_run:
+        check_place(Path(out), force=force)
+        loaded = load()
+        compiled = compile_source(loaded, parsed, how, clock, Teacher.of(calib, None))
+        return ExportReport(
+            out=Path(out),
+            manifest=describe(loaded, compiled, how, (), {}),
+            parity=None,
+            seconds=clock.seconds,
+            notes=(*loaded.notes, *compiled.notes),
+            estimate=weigh(compiled),
+        )
+    with BundleWriter(out, force=force) as writer:
+        loaded = load()
         place = None if calib is None else Path(work or f"{writer.destination}.work")
-        teacher = None if calib is None else _Teacher(calib, place)
-        compiled = _compile(source, parsed, how, batch, clock, teacher)
+        compiled = compile_source(loaded, parsed, how, clock, Teacher.of(calib, place))
         with clock.phase("write"):
-            manifest = _write(writer, source, compiled, how)
+            manifest = _write(writer, loaded, compiled, how)
             if how.layout == "genai":
                 manifest = add_genai(writer.path, manifest)
         parity = None
@@ -192,13 +206,13 @@ def export(
             with clock.phase("verify"):
                 parity = verify_bundle(
                     writer.path,
-                    source,
+                    loaded,
                     steps=how.steps,
                     tolerance=how.tolerance,
                     keep=False,  # the manifest holds it
                     progress=clock.report,
                 )
-            manifest = _with_evidence(manifest, parity)
+            manifest = with_evidence(manifest, parity)
         if parity is not None and not parity.passed:
             kept = writer.fail(manifest)
             raise ParityError(f"{parity.summary()} The attempt is kept in {kept}.")
@@ -210,178 +224,17 @@ def export(
         manifest=manifest,
         parity=parity,
         seconds=clock.seconds,
-        notes=(*source.notes, *compiled.notes),
+        notes=(*loaded.notes, *compiled.notes),
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Compiled:
-    """The graphs made from a source: the portable one and the one for ONNX Runtime."""
-
-    portable: ir.Model
-    ort: ir.Model
-    context: Context
-    records: Sequence[pipeline.PassRecord]
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Teacher:
-    """What calibrated passes learn from, and where they keep what they have finished."""
-
-    data: str | Path | Arrays
-    work: Path | None
-
-
-class _Clock:
-    """Times the phases of an export and tells the user's callable about them."""
-
-    def __init__(self, progress: Progress | None) -> None:
-        self.seconds: dict[str, float] = {}
-        self._progress = progress
-        self._phase = ""
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Time what runs in the context under `name`."""
-        self._phase = name
-        if self._progress is not None:
-            self._progress(name, None)
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - start, 3)
-
-    def report(self, what: str, done: float | None) -> None:
-        """Pass on the progress made within the phase."""
-        if self._progress is not None:
-            self._progress(f"{self._phase}: {what}", done)
-
-
-def _compile(
-    source: Source,
-    extra: Sequence[Pass],
-    how: Recipe,
-    batch: int | None,
-    clock: _Clock,
-    teacher: _Teacher | None,
-) -> _Compiled:
-    with clock.phase("trace"):
-        traced = trace(source)
-    model = traced.model
-    context = Context(
-        max_context=traced.max_context,
-        batch=batch,
-        defaults=source.defaults,
-        progress=clock.report,
-    )
-    if teacher is not None:
-        with clock.phase("calibration"):
-            data = read_calibration(teacher.data, source, traced.max_context)
-        context.calibration, context.work = data, teacher.work
-        context.module = source.body if isinstance(source.body, nn.Module) else None
-    with clock.phase("passes"):
-        steps = pipeline.whole(extra) if source.whole else pipeline.standard(how.kv, extra)
-        records = pipeline.run(model, steps, context, check=how.check_passes, progress=clock.report)
-        ort = model.clone()
-        records += pipeline.lower(
-            ort,
-            "ort",
-            context,
-            accuracy=how.ort_accuracy,
-            check=how.check_passes,
-            progress=clock.report,
-        )
-    advice = [line for record in records for line in record.result.advice]
-    return _Compiled(
-        portable=model,
-        ort=ort,
-        context=context,
-        records=records,
-        notes=(*traced.notes, *advice),
-    )
-
-
-def _write(
-    writer: BundleWriter,
-    source: Source,
-    compiled: _Compiled,
-    how: Recipe,
-) -> Manifest:
+def _write(writer: BundleWriter, source: Source, compiled: Compiled, how: Recipe) -> Manifest:
     graphs = {PORTABLE: compiled.portable} if how.portable else {}
     with writer.told():
         (writer.path / RECIPE).write_text(how.to_toml(), encoding="utf-8")
         opened = save_graphs(writer.path, {**graphs, LOWERED: compiled.ort})
-    graph, context = compiled.ort.graph, compiled.context
-    taken = {PAST_LENGTH, *(state.input for state in context.states)}
-    left = {state.output for state in context.states}
-    return writer.write_manifest(
-        Manifest(
-            source={
-                "name": source.name,
-                "sha256": source.sha256,
-                "format": source.format,
-                "model": source.model,
-                "config": source.config,
-            },
-            passes=tuple(record.to_json() for record in compiled.records),
-            recipe=how.to_json(),
-            inputs=tuple(
-                replace(
-                    _tensor(value, source.defaults.get(str(value.name))), below=_table_rows(value)
-                )
-                for value in graph.inputs
-                if value.name not in taken
-            ),
-            outputs=tuple(_tensor(v) for v in graph.outputs if v.name not in left),
-            states=tuple(context.states),
-            past_length=any(value.name == PAST_LENGTH for value in graph.inputs),
-            whole=source.whole,
-            text={} if source.text is None else source.text.save(writer.path),
-            targets={
-                "ort": Target(
-                    path=LOWERED,
-                    data=opened[LOWERED],
-                    opset=compiled.ort.opset_imports[""],
-                    parity=f"{NOT_RUN} (turned off)",
-                )
-            },
-            files={},
-            limits=Limits(max_context=context.max_context, batch=context.batch),
-            versions={name: version(name) for name in DISTRIBUTIONS},
-        )
-    )
-
-
-def _with_evidence(manifest: Manifest, parity: ParityReport) -> Manifest:
-    verdict = "passed" if parity.passed else "failed"
-    targets = {**manifest.targets, "ort": replace(manifest.targets["ort"], parity=verdict)}
-    return replace(manifest, targets=targets, parity=parity.to_json())
-
-
-def _table_rows(value: ir.Value) -> int | None:
-    """Rows of the smallest table that `value` picks rows of, as token ids do; None if of none."""
-    tables = [
-        table.shape
-        for node, port in value.uses()
-        if node.op_type == "Gather" and port == 1 and node.attributes.get_int("axis", 0) == 0
-        if (table := node.inputs[0]) is not None and table.shape is not None
-    ]
-    return min((rows for shape in tables if isinstance(rows := shape[0], int)), default=None)
-
-
-def _tensor(value: ir.Value, default: float | None = None) -> TensorSpec:
-    assert value.name is not None
-    assert value.dtype is not None
-    return TensorSpec(value.name, value.dtype.numpy().name, _shape(value), default)
-
-
-def _shape(value: ir.Value) -> tuple[int | str, ...]:
-    """Sizes and symbols; a dimension that has no name gets that of its place."""
-    assert value.shape is not None
-    return tuple(
-        dim if isinstance(dim, int) else dim.value or f"{value.name}_{axis}"
-        for axis, dim in enumerate(value.shape)
-    )
+    text = {} if source.text is None else source.text.save(writer.path)
+    return writer.write_manifest(describe(source, compiled, how, opened[LOWERED], text))
 
 
 def _check(how: Recipe, *, require_parity: bool) -> None:
@@ -398,12 +251,3 @@ def _check(how: Recipe, *, require_parity: bool) -> None:
         raise OptionError(f"The dtype {how.dtype} is not supported yet; fp32 is.")
     if require_parity and not how.verify:
         raise OptionError("Parity cannot be required of an export that is not verified.")
-
-
-def _fixed_batch(source: Source, shapes: Shapes) -> int | None:
-    """Return 1 if `shapes` allow that batch alone; another fixed one gains nothing over a free."""
-    declared = {
-        name: tuple(source.dynamic[name].get(axis, size) for axis, size in enumerate(value.shape))
-        for name, value in source.inputs.items()
-    }
-    return 1 if shapes.fixed_batch(declared) == 1 else None

@@ -294,6 +294,23 @@ def test_an_option_that_cannot_be_met_is_told_and_nothing_written(
     assert entries(tmp_path) == []
 
 
+def test_a_dry_run_says_what_an_export_would_do_and_writes_nothing(
+    exported: ExportReport, source: Source, tmp_path: Path
+) -> None:
+    """The same passes, states and limits, and about the same size."""
+    plan = export(source, tmp_path / "bundle", steps=STEPS, check_passes=True, dry_run=True)
+
+    assert entries(tmp_path) == []
+    assert plan.manifest.passes == exported.manifest.passes
+    assert plan.manifest.states == exported.manifest.states
+    assert plan.manifest.recipe == exported.manifest.recipe
+    assert plan.manifest.files == {}
+    assert 0.5 * exported.bytes < plan.bytes <= exported.bytes
+    assert plan.to_json()["dry_run"]
+    with pytest.raises(BundleError, match="--force"):
+        export(source, exported.out, dry_run=True)
+
+
 def test_an_existing_bundle_is_refused_before_the_source_is_read(
     exported: ExportReport,
 ) -> None:

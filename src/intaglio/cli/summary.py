@@ -23,11 +23,23 @@ def damage(bundle: Bundle) -> dict[str, str]:
     return wrong
 
 
-def show(console: Console, manifest: Manifest, where: str, damage: Mapping[str, str]) -> None:
-    """Print the summary of the bundle that `manifest` describes; `damage` maps files to faults."""
+def show(
+    console: Console,
+    manifest: Manifest,
+    where: str,
+    damage: Mapping[str, str],
+    estimate: int | None = None,
+) -> None:
+    """Print the summary of the bundle that `manifest` describes; `damage` maps files to faults.
+
+    With an `estimate` of its bytes, the bundle is one that would be written.
+    """
     source = manifest.source
-    size = sum(record.bytes for record in manifest.files.values())
-    console.text(f"bundle   {where}, {amount(size)}, written by intaglio {manifest.intaglio}")
+    if estimate is None:
+        size = sum(record.bytes for record in manifest.files.values())
+        console.text(f"bundle   {where}, {amount(size)}, written by intaglio {manifest.intaglio}")
+    else:
+        console.text(f"plan     {where}, about {amount(estimate)}; nothing was written")
     console.text(f"source   {source['name']}, sha256 {source['sha256'][:12]}")
     if source.get("model"):
         console.text(f"model    {source['model']}")
@@ -55,6 +67,8 @@ def show(console: Console, manifest: Manifest, where: str, damage: Mapping[str, 
         _notes(console, manifest.passes)
     console.text(f"\nparity   {_scope(manifest.parity)}")
     show_parity(console, manifest.parity)
+    if estimate is not None:
+        return
     console.text("\nfiles")
     console.table(
         [

@@ -115,6 +115,9 @@ def export_(
         bool, typer.Option("--allow-code", help="Let --pass FILE.py:FUNCTION run that file.")
     ] = False,
     allow_pickle: AllowPickle = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what an export would do; write nothing.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
 ) -> None:
     """Export a trained checkpoint to a verified bundle."""
@@ -150,6 +153,7 @@ def export_(
             steps=steps,
             require_parity=require_parity,
             force=force,
+            dry_run=dry_run,
             portable=False if no_portable else None,
             layout=None if layout is None else layout.value,
             allow_code=allow_code,
@@ -160,5 +164,5 @@ def export_(
         console.message(f"note: {note}")
     for phase, seconds in report.seconds.items():
         console.detail(f"{phase}: {seconds:.1f} s")
-    summary.show(console, report.manifest, str(out), {})
+    summary.show(console, report.manifest, str(out), {}, report.estimate)
     console.result(report.to_json())

@@ -1,0 +1,138 @@
+"""From a source to its graphs: trace it, run the passes, lower the result for each target."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import onnx_ir as ir
+from torch import nn
+
+from intaglio.passes import pipeline
+from intaglio.passes.base import Context, Pass
+
+from .calibration import Arrays, read_calibration
+from .recipe import Recipe
+from .shapes import Shapes
+from .source import Source
+from .trace import trace
+
+Progress = Callable[[str, float | None], None]
+
+
+class Clock:
+    """Times the phases of an export and tells the user's callable about them."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.seconds: dict[str, float] = {}
+        self._progress = progress
+        self._phase = ""
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time what runs in the context under `name`."""
+        self._phase = name
+        if self._progress is not None:
+            self._progress(name, None)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 3)
+
+    def report(self, what: str, done: float | None) -> None:
+        """Pass on the progress made within the phase."""
+        if self._progress is not None:
+            self._progress(f"{self._phase}: {what}", done)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """The graphs made from a source: the portable one and the one for ONNX Runtime."""
+
+    portable: ir.Model
+    ort: ir.Model
+    context: Context
+    records: Sequence[pipeline.PassRecord]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """What calibrated passes learn from, and where they keep what they have finished."""
+
+    data: str | Path | Arrays
+    work: Path | None
+
+    @classmethod
+    def of(cls, data: str | Path | Arrays | None, work: Path | None) -> Self | None:
+        """One with `data`, none without."""
+        return None if data is None else cls(data, work)
+
+
+def compile_source(
+    source: Source,
+    extra: Sequence[Pass],
+    how: Recipe,
+    clock: Clock,
+    teacher: Teacher | None = None,
+) -> Compiled:
+    """Trace `source` and run all passes, `extra` being the user's.
+
+    Raises:
+        IntaglioError: if it cannot be traced, or a pass refuses it.
+    """
+    batch = _fixed_batch(source, Shapes.from_json(how.shapes))
+    with clock.phase("trace"):
+        traced = trace(source)
+    model = traced.model
+    context = Context(
+        max_context=traced.max_context,
+        batch=batch,
+        defaults=source.defaults,
+        progress=clock.report,
+    )
+    if teacher is not None:
+        with clock.phase("calibration"):
+            data = read_calibration(teacher.data, source, traced.max_context)
+        context.calibration, context.work = data, teacher.work
+        context.module = source.body if isinstance(source.body, nn.Module) else None
+    with clock.phase("passes"):
+        steps = pipeline.whole(extra) if source.whole else pipeline.standard(how.kv, extra)
+        records = pipeline.run(model, steps, context, check=how.check_passes, progress=clock.report)
+        ort = model.clone()
+        records += pipeline.lower(
+            ort,
+            "ort",
+            context,
+            accuracy=how.ort_accuracy,
+            check=how.check_passes,
+            progress=clock.report,
+        )
+    advice = [line for record in records for line in record.result.advice]
+    return Compiled(
+        portable=model,
+        ort=ort,
+        context=context,
+        records=records,
+        notes=(*traced.notes, *advice),
+    )
+
+
+def _fixed_batch(source: Source, shapes: Shapes) -> int | None:
+    """Return 1 if `shapes` allow that batch alone; another fixed one gains nothing over a free."""
+    declared = {
+        name: tuple(source.dynamic[name].get(axis, size) for axis, size in enumerate(value.shape))
+        for name, value in source.inputs.items()
+    }
+    return 1 if shapes.fixed_batch(declared) == 1 else None
+
+
+def weigh(compiled: Compiled) -> int:
+    """Bytes of the weights of both graphs, which share what is the same."""
+    initializers = (
+        value.const_value
+        for model in (compiled.portable, compiled.ort)
+        for value in model.graph.initializers.values()
+    )
+    return sum({t.name: t.nbytes for t in initializers if t is not None}.values())
