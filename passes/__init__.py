@@ -13,6 +13,7 @@ from .exact.fold_sizes import FoldSizes
 from .exact.fuse_attention import FuseAttention
 from .exact.fuse_rms_norm import FuseRmsNorm
 from .exact.fuse_rotary import FuseRotary
+from .exact.fuse_token_shift import FuseTokenShift
 from .exact.merge_duplicates import MergeDuplicates
 from .exact.remove_dead import RemoveDead
 from .exact.remove_no_ops import RemoveNoOps
@@ -34,6 +35,7 @@ PASSES: tuple[type[Pass], ...] = (
     FuseAttention,
     FuseRmsNorm,
     FuseRotary,
+    FuseTokenShift,
     MergeDuplicates,
     RemoveDead,
     RemoveNoOps,

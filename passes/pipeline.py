@@ -23,6 +23,7 @@ from .exact.fold_sizes import FoldSizes
 from .exact.fuse_attention import FuseAttention
 from .exact.fuse_rms_norm import FuseRmsNorm
 from .exact.fuse_rotary import FuseRotary
+from .exact.fuse_token_shift import FuseTokenShift
 from .exact.merge_duplicates import MergeDuplicates
 from .exact.remove_dead import RemoveDead
 from .exact.remove_no_ops import RemoveNoOps
@@ -77,6 +78,7 @@ def standard(kv: Literal["static", "grow"] = "static", extra: Sequence[Pass] = (
         StabilizeLogSigmoid(),
         FuseRmsNorm(),
         FuseAttention(),
+        FuseTokenShift(),
         # what the user asked for
         *extra,
         # carry the past in states
