@@ -91,7 +91,7 @@ def phases_of(bundles: Sequence[Bundle], settings: ProfileSettings) -> list[Phas
     """
     first = bundles[0].manifest
     for bundle in bundles:
-        if bundle.manifest.inputs != first.inputs:
+        if _inputs(bundle) != _inputs(bundles[0]):
             raise BundleError(
                 f"{bundle.root} takes {_inputs(bundle)}, {bundles[0].root} takes "
                 f"{_inputs(bundles[0])}. Bundles are measured side by side on the same inputs."

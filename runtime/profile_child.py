@@ -139,8 +139,9 @@ class Runner:
 def inputs_for(manifest: Manifest, batch: int, time: int, seed: int) -> dict[str, Array]:
     """Inputs of a step: random token ids, random floats, masks that let everything through.
 
-    Token ids stay below the size of the first output's last axis, the vocabulary of a language
-    model; further integer inputs are 0.
+    An input that may be left out has the value that it would then have.  Token ids stay below the
+    bound that the manifest gives, or else below the size of the first output's last axis, the
+    vocabulary of a language model; further integer inputs are 0.
 
     Raises:
         ProfileError: if an input has a free dimension beside batch and time.
@@ -151,14 +152,19 @@ def inputs_for(manifest: Manifest, batch: int, time: int, seed: int) -> dict[str
 def _inputs(
     manifest: Manifest, batch: int, time: int, random: np.random.Generator
 ) -> Iterator[tuple[str, Array]]:
-    vocabulary = next(iter(manifest.outputs)).shape[-1:]
-    limit = next((size for size in vocabulary if isinstance(size, int)), 1)
+    last = manifest.outputs[0].shape[-1:]
+    vocabulary = next((size for size in last if isinstance(size, int) and size), 1)
     integers = [spec for spec in manifest.inputs if spec.dtype.startswith(("int", "uint"))]
-    tokens = next((spec for spec in integers if "mask" not in spec.name), None)
+    bounds = {spec.name: spec.below for spec in integers if spec.below is not None}
+    if not bounds:
+        tokens = [spec.name for spec in integers if "mask" not in spec.name]
+        bounds = dict.fromkeys(tokens[:1], vocabulary)
     for spec in manifest.inputs:
         shape = _shape(spec, batch, time)
-        if spec is tokens:
-            yield spec.name, random.integers(0, max(limit, 1), shape).astype(spec.dtype)
+        if spec.default is not None:
+            yield spec.name, np.full(shape, spec.default, spec.dtype)
+        elif spec.name in bounds:
+            yield spec.name, random.integers(0, bounds[spec.name], shape).astype(spec.dtype)
         elif spec.dtype == "bool" or "mask" in spec.name:
             yield spec.name, np.ones(shape, spec.dtype)
         elif spec in integers:

@@ -2,12 +2,15 @@
 
 Every floating-point initializer is a weight, biases, norms and tables of constants among them.
 A packed weight of few bits counts the weights that it stands for; the scales and offsets that it is
-unpacked with are no weights, but their bytes are its own.
+unpacked with are no weights, but their bytes are its own: inputs of the operator, and what intaglio
+calls ``NAME.scale`` and ``NAME.offset`` beside ``NAME.codes`` (`passes/low_bit.py`), since offsets
+that an operator cannot take are added by others.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .graph import Graph, Node, Tensor
@@ -27,6 +30,7 @@ _PACKINGS: Mapping[str, _Packing] = {
     "intaglio::AffineLowBitMatMul": _Packing(1, (2, 3)),
     "intaglio::AffineLowBitGather": _Packing(1, (2, 3)),
 }
+_PART = re.compile(r"(.+?)\.(codes|scale|offset)(?:\||\.ort\.|$)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +80,12 @@ def weights_of(graph: Graph) -> list[Weight]:
             if weight is not None:
                 packed.setdefault(weight.name, weight)
                 parts |= used
+    names = {part[1]: name for name in packed if (part := _PART.match(name))}
+    for tensor in graph.tensors.values():
+        whole = _whole(tensor.name, names)
+        if whole is not None and tensor.name not in parts:
+            parts.add(tensor.name)
+            packed[whole] = replace(packed[whole], bytes=packed[whole].bytes + tensor.nbytes)
     found = []
     for tensor in graph.tensors.values():
         if tensor.name in packed:
@@ -138,3 +148,9 @@ def _packed(node: Node, tensors: Mapping[str, Tensor]) -> tuple[Weight | None, s
         bytes=codes.nbytes + sum(tensors[name].nbytes for name in used),
     )
     return weight, used
+
+
+def _whole(name: str, codes: Mapping[str, str]) -> str | None:
+    """The packed weight whose scale or offset the initializer `name` is, by its name."""
+    part = _PART.match(name)
+    return None if part is None or part[2] == "codes" else codes.get(part[1])

@@ -161,6 +161,21 @@ def test_inputs_are_such_as_a_model_takes(bundle: Bundle) -> None:
     assert inputs["features"].min() < 0 < inputs["features"].max()
 
 
+def test_bounds_and_defaults_of_inputs_hold(bundle: Bundle) -> None:
+    """An input that picks rows of a table stays within it; one that may be left out is as if so."""
+    manifest = with_inputs(
+        bundle.manifest,
+        TensorSpec("segments", "int64", (BATCH, TIME), below=2),
+        TensorSpec("padding_mask", "int64", (BATCH, TIME), default=0),
+        spec("bias", "int64", BATCH, TIME),
+    )
+    inputs = inputs_for(manifest, 3, 50, 0)
+
+    assert set(inputs["segments"].flat) == {0, 1}
+    assert not inputs["padding_mask"].any()
+    assert not inputs["bias"].any()
+
+
 def test_a_dimension_that_nobody_chooses_is_refused(bundle: Bundle) -> None:
     manifest = with_inputs(bundle.manifest, spec("image", "float32", BATCH, "height"))
 
@@ -200,6 +215,7 @@ def test_without_states_there_is_no_step(bundle: Bundle) -> None:
 
 def test_what_does_not_fit_is_refused_before_anything_runs(bundle: Bundle) -> None:
     other = replace(bundle, manifest=with_inputs(bundle.manifest, spec("x", "float32", BATCH)))
+    bounded = replace(bundle.manifest.inputs[0], below=7)
 
     with pytest.raises(OptionError, match=r"context of 9 tokens does not fit.*allow 8"):
         phases_of([limited(bundle, max_context=9)], QUICK)
@@ -207,6 +223,7 @@ def test_what_does_not_fit_is_refused_before_anything_runs(bundle: Bundle) -> No
         phases_of([limited(bundle, max_context=4)], replace(QUICK, contexts=[2]))
     with pytest.raises(OptionError, match=r"batch of 1, not of 2\. Give --batch 1"):
         phases_of([limited(bundle, batch=1)], QUICK)
+    phases_of([bundle, replace(bundle, manifest=with_inputs(bundle.manifest, bounded))], QUICK)
     with pytest.raises(BundleError, match=r"takes x float32 \[batch\].*takes input_ids int64"):
         phases_of([bundle, other], QUICK)
 

@@ -86,5 +86,21 @@ def test_packed_rows_of_a_table_count_by_their_bits() -> None:
     assert (weight.count, weight.bytes) == (320, 200)
 
 
+def test_an_offset_that_another_node_adds_counts_too() -> None:
+    """By its name beside the codes; a parameter that only sounds alike is a weight of its own."""
+    groups = N * K // BLOCK
+    codes, scales = "q.codes|k.codes.ort.data", "q.scale|k.scale.ort.scales"
+    arrays = {
+        codes: np.zeros((N, K // BLOCK, BLOCK // 2), np.uint8),
+        scales: np.zeros(groups, np.float32),
+        "q.offset|k.offset.ort.offset": np.zeros(groups, np.float32),
+        "norm.scale": np.zeros(3, np.float32),
+    }
+    found = weights_of(graph(matmul(4, ["x", codes, scales]), **arrays))
+
+    assert [(w.name, w.count) for w in found] == [(codes, K * N), ("norm.scale", 3)]
+    assert total(found[:1]).bits == 6.0
+
+
 def test_no_weights_have_no_bits() -> None:
     assert total(weights_of(graph())).bits is None
