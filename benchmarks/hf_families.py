@@ -27,7 +27,7 @@ from evidence import Row, run
 import intaglio
 from intaglio.errors import IntaglioError
 from intaglio.exporter.capture import quiet
-from intaglio.exporter.export import LOWERED
+from intaglio.exporter.describe import LOWERED
 from intaglio.exporter.graph_files import load_graph
 from intaglio.runtime import Session
 from intaglio.runtime.generation import generate

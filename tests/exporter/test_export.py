@@ -265,7 +265,7 @@ def test_options_reach_the_graph(source: Source, tmp_path: Path) -> None:
     assert "GroupQueryAttention" in ops(fixed.out / "ort" / "model.onnx")
     assert fixed.manifest.limits.batch == 1
     assert fixed.manifest.recipe["shapes"]["input_ids"]["maximum"] == [1, 512]
-    assert set(fixed.manifest.files) == {"ort/model.onnx", "ort/model.onnx.data"}
+    assert set(fixed.manifest.files) == {"recipe.toml", "ort/model.onnx", "ort/model.onnx.data"}
     assert {state.layout for state in growing.manifest.states} == {"grow"}
     assert "TensorScatter" not in ops(growing.out / "ort" / "model.onnx")
 

@@ -120,7 +120,8 @@ class Attention(nn.Module):
             k, v = (t.repeat_interleave(HEADS // t.shape[1], 1) for t in (k, v))
             scores = (q @ k.transpose(-1, -2)) / SIZE**0.5
             future = torch.ones(time, time, dtype=torch.bool).triu(1)
-            y = scores.masked_fill(future, float("-inf")).softmax(-1) @ v
+            scores = scores.masked_fill(future, float("-inf")) if self.causal else scores
+            y = scores.softmax(-1) @ v
         else:
             mask = self.mask(time)
             y = F.scaled_dot_product_attention(
@@ -234,6 +235,8 @@ ACCEPTED: dict[str, Callable[[], Sequence[nn.Module]]] = {
     "gated per key": lambda: [Recurrence("gated", per_key=True)],
     "delta": lambda: [Recurrence("delta")],
     "gated delta": lambda: [Recurrence("gated_delta")],
+    "attention by hand": lambda: [Attention("", manual=True)],
+    "token shift": lambda: [Planted(lambda x: F.pad(x, (0, 0, 1, -1)))],
     "hybrid": lambda: [Convolution("trim"), Recurrence("gated_delta"), Attention(), Flattened()],
     "learned positions": lambda: [Learned("embedding"), Attention("")],
     "learned positions sliced": lambda: [Learned("slice"), Attention("")],
@@ -352,8 +355,8 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     ),
     "flip": (lambda: Planted(lambda x: x.flip(1)), r"layers\.0: Slice .* another order"),
     "last token for all": (lambda: Planted(last_only), r"layers\.0: Slice .* some of the tokens"),
-    "token shift": (
-        lambda: Planted(lambda x: F.pad(x, (0, 0, 1, -1))),
+    "token ahead": (
+        lambda: Planted(lambda x: F.pad(x, (0, 0, -1, 1))),
         r"layers\.0: (Pad|Slice) .* (tokens|padded)",
     ),
     "softmax over time": (
@@ -393,8 +396,8 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         r"layers\.0: Attention .* neither causal nor a sliding window",
     ),
     "attention by hand": (
-        lambda: Attention(manual=True),
-        r"layers\.0: \w+ .*scaled_dot_product_attention",
+        lambda: Attention(manual=True, causal=False),
+        r"layers\.0: Attention .* later ones",
     ),
     "symmetric convolution": (
         lambda: Convolution("symmetric", kernel=3),
