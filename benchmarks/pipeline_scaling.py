@@ -9,6 +9,7 @@ processor, the least of several runs where they are short.
 """
 
 import gc
+import re
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ import onnx_ir as ir
 import torch
 from evidence import Row, run
 
+from intaglio.exporter.capture import quiet
 from intaglio.exporter.graph_files import save_graphs
 from intaglio.exporter.load import load_source
 from intaglio.exporter.trace import trace
@@ -35,18 +37,44 @@ REPEATED = 6_000  # nodes up to which a size is run three times
 
 @dataclass(frozen=True)
 class Kind:
-    """A system, tiny and shallow, and how many of its last layers are repeated."""
+    """A system, tiny and shallow: how it is written, and how many of its last layers repeat."""
 
     name: str
-    model: str
-    config: Any
+    write: Callable[[Path], Path]
     period: int
 
 
+def _ours(name: str, config: Any, period: int) -> Kind:
+    def write(folder: Path) -> Path:
+        save(folder / "model.pt", name.partition(",")[0], config, find(model).build(config))
+        return folder / "model.pt"
+
+    model = name.partition(",")[0]
+    return Kind(name, write, period)
+
+
+def _qwen3(folder: Path) -> Path:
+    import transformers
+
+    config = transformers.Qwen3Config(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+    )
+    with quiet():
+        transformers.Qwen3ForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
 KINDS = (
-    Kind("Llama type", "llama", replace(llama.TINY, hidden_size=32, intermediate_size=64), 1),
-    Kind("sliding window", "llama", replace(llama.WINDOW, hidden_size=32, intermediate_size=64), 1),
-    Kind("Gated DeltaNet hybrid", "gated-deltanet", replace(gated_deltanet.TINY, num_layers=8), 4),
+    _ours("llama", replace(llama.TINY, hidden_size=32, intermediate_size=64), 1),
+    _ours("llama, sliding window", replace(llama.WINDOW, hidden_size=32, intermediate_size=64), 1),
+    _ours("gated-deltanet, hybrid", replace(gated_deltanet.TINY, num_layers=8), 4),
+    Kind("Qwen3 of transformers", _qwen3, 1),
 )
 
 
@@ -84,9 +112,7 @@ def _rows(kind: Kind, sizes: tuple[int, ...]) -> list[Row]:
 
 def _traced(kind: Kind) -> ir.Model:
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.pt"
-        save(path, kind.model, kind.config, find(kind.model).build(kind.config))
-        return trace(load_source(path)).model
+        return trace(load_source(kind.write(Path(folder)))).model
 
 
 def deepen(model: ir.Model, nodes: int, period: int) -> ir.Model:
@@ -117,8 +143,8 @@ def deepen(model: ir.Model, nodes: int, period: int) -> ir.Model:
 
 
 def _layer(node: ir.Node) -> int | None:
-    parts = module_of(node).split(".")
-    return int(parts[1]) if len(parts) > 1 and parts[1].isdigit() else None
+    found = re.search(r"\blayers\.(\d+)", module_of(node))
+    return int(found[1]) if found else None
 
 
 def _again(

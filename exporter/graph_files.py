@@ -11,6 +11,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from intaglio.passes.collection import uncollected
 from intaglio.passes.low_bit import PARTS
 
 THRESHOLD = 1024  # bytes from which a tensor stands outside the graph
@@ -24,6 +25,11 @@ def save_graphs(folder: Path, graphs: Mapping[str, ir.Model]) -> dict[str, tuple
     a later graph joins to one lie one after the other, so that it finds them joined.  The same
     graphs give the same files.
     """
+    with uncollected():
+        return _save_graphs(folder, graphs)
+
+
+def _save_graphs(folder: Path, graphs: Mapping[str, ir.Model]) -> dict[str, tuple[str, ...]]:
     places: dict[bytes, tuple[str, int]] = {}  # SHA-256 of the bytes: file and offset
     joined = [parts for model in graphs.values() for parts in _joined(model)]
     opened = {}

@@ -1,6 +1,6 @@
 """Running graphs, or parts of them, in ONNX Runtime: how passes learn and are checked."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -80,17 +80,18 @@ def run(model: ir.Model, feeds: Arrays, *, optimize: bool = False) -> dict[str, 
     return dict(zip(names, engine.run(names, dict(feeds)), strict=True))
 
 
-def part(model: ir.Model, values: Sequence[ir.Value]) -> ir.Model:
+def part(model: ir.Model, values: Sequence[ir.Value], given: Sequence[ir.Value] = ()) -> ir.Model:
     """A copy of the nodes that `values` are computed from, with `values` as its only outputs.
 
-    The work is proportional to the part, not to the model: passes ask for one part per layer.
+    What `given` holds becomes an input, and what it is computed from is left out.  The work is
+    proportional to the part, not to the model: passes ask for one part per layer.
     """
-    nodes, sources = _ancestors(values)
+    nodes, sources = _ancestors(values, frozenset(given))
     view = ir.GraphView(
-        [value for value in sources if value.is_graph_input()],
+        [value for value in sources if value.is_graph_input() or value in given],
         values,
         nodes=nodes,
-        initializers=[value for value in sources if value.is_initializer()],
+        initializers=[v for v in sources if v.is_initializer() and v not in given],
         opset_imports=model.graph.opset_imports,
         name=model.graph.name,
     )
@@ -98,7 +99,9 @@ def part(model: ir.Model, values: Sequence[ir.Value]) -> ir.Model:
     return ir.Model(view.clone(), ir_version=model.ir_version, functions=functions)
 
 
-def _ancestors(values: Sequence[ir.Value]) -> tuple[list[ir.Node], list[ir.Value]]:
+def _ancestors(
+    values: Sequence[ir.Value], given: Collection[ir.Value]
+) -> tuple[list[ir.Node], list[ir.Value]]:
     """The nodes behind `values`, each after those it takes from, and the values they start at."""
     nodes: dict[ir.Node, None] = {}
     sources: dict[ir.Value, None] = {}
@@ -106,7 +109,7 @@ def _ancestors(values: Sequence[ir.Value]) -> tuple[list[ir.Node], list[ir.Value
     while pending:
         entry, ready = pending.pop()
         node = entry if isinstance(entry, ir.Node) else entry.producer()
-        if node is None:
+        if node is None or entry in given:
             assert isinstance(entry, ir.Value)
             sources[entry] = None
         elif ready:

@@ -1,9 +1,7 @@
 """Which passes run, in which order, and the record each one leaves."""
 
-import contextlib
-import gc
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import UnionType
@@ -17,6 +15,7 @@ from . import PASSES
 from .base import Context, Exact, Lower, Pass, PassResult, Progress
 from .changes import changes, makers
 from .check import check as check_pass
+from .collection import uncollected
 from .exact.fold_constants import FoldConstants
 from .exact.fold_repeated_heads import FoldRepeatedHeads
 from .exact.fold_sizes import FoldSizes
@@ -151,23 +150,8 @@ def run(
     progress: Progress | None = None,
 ) -> list[PassRecord]:
     """Run `passes` over `model` in place; with `check`, hold exact ones to their promise."""
-    with _uncollected():
+    with uncollected():
         return _run(model, passes, context, check=check, progress=progress)
-
-
-@contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """Put garbage collection off: each one walks the whole graph, the more often the larger it is.
-
-    What a pass drops is still freed, but for the few cycles among nodes.
-    """
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
 
 
 def _run(

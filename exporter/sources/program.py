@@ -22,6 +22,7 @@ from intaglio.errors import SourceError
 from intaglio.exporter.capture import quiet, summary
 from intaglio.exporter.examples import InputSpec, name_axes, sampler
 from intaglio.exporter.source import Source
+from intaglio.exporter.untrusted import archive_names
 from intaglio.exporter.weights import check_finite, hash_tensors
 from intaglio.state import BATCH, TIME
 
@@ -39,11 +40,14 @@ SAVE_AGAIN = (
 
 
 def fits(path: Path) -> bool:
-    """Whether `path` is a file of `torch.export.save`, by its entries or its name."""
+    """Whether `path` is a file of `torch.export.save`, by its entries or its name.
+
+    Raises:
+        SourceError: if it is an archive that is damaged or claims more than it holds.
+    """
     if not path.is_file() or not zipfile.is_zipfile(path):
         return path.is_file() and path.suffix == ".pt2" and path.stat().st_size > 0
-    with zipfile.ZipFile(path) as archive:
-        names = [name.partition("/")[2] for name in archive.namelist()]
+    names = [name.partition("/")[2] for name in archive_names(path)]
     return any(mark in names for mark in MARKS)
 
 

@@ -65,6 +65,19 @@ def test_what_subgraphs_take_from_outside_belongs_to_the_part() -> None:
         assert found["chosen"].tolist() == [wanted]
 
 
+def test_a_part_starts_at_what_is_given() -> None:
+    """What that is computed from is left out; it is an input under its name."""
+    whole = model()
+    doubled = value(whole, "doubled")
+    doubled.type, doubled.shape = whole.graph.inputs[0].type, whole.graph.inputs[0].shape
+    part = evaluate.part(whole, [value(whole, "sum")], given=[doubled])
+
+    assert {str(v.name) for v in part.graph.inputs} == {"doubled", "y"}
+    assert [node.op_type for node in part.graph] == ["Neg", "Add"]
+    feeds = {"doubled": np.array([7], np.float32), "y": np.array([3], np.float32)}
+    assert evaluate.run(part, feeds)["sum"].tolist() == [4]
+
+
 def test_a_part_of_an_input_is_that_input() -> None:
     whole = model()
     part = evaluate.part(whole, [whole.graph.inputs[1]])

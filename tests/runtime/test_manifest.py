@@ -85,6 +85,11 @@ def _unknown_key(entry: dict[str, Any]) -> None:
     entry["targets"]["ort"]["opsett"] = 24
 
 
+def _change_of_nothing(entry: dict[str, Any]) -> None:
+    record = {"name": "tidy", "changed": True, "nodes": [2, 1], "error": None, "notes": []}
+    entry["passes"] = [{**record, "changes": [{"removed": {"Add": 1}}]}]
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -92,6 +97,7 @@ def _unknown_key(entry: dict[str, Any]) -> None:
         (_text_for_batch, "limits.batch is 'four', should be of type integer or null"),
         (_unknown_layout, "states[1].layout is 'ring', should be one of recurrent"),
         (_short_hash, "files['ort/model.onnx'].sha256 is 'abc', should match"),
+        (_change_of_nothing, "passes[0].changes[0] lacks the key 'modules'"),
         (_unknown_key, "targets['ort'] has the unknown key 'opsett'"),
     ],
 )

@@ -64,3 +64,10 @@ def test_a_damaged_program_is_told(tmp_path: Path) -> None:
 
     with pytest.raises(SourceError, match="cannot be read as an exported program"):
         load_source(tmp_path / "broken.pt2", allow_pickle=True)
+    good = torch.export.export(nn.Linear(2, 2), (torch.ones(2, 2),))
+    torch.export.save(good, tmp_path / "good.pt2")
+    data = (tmp_path / "good.pt2").read_bytes()
+    (tmp_path / "directory.pt2").write_bytes(data.replace(b"PK\x01\x02", b"PK\x01\x09"))
+
+    with pytest.raises(SourceError, match="truncated or damaged"):
+        load_source(tmp_path / "directory.pt2", allow_pickle=True)
