@@ -3,7 +3,13 @@
 import torch
 from torch import Tensor, nn
 
-from intaglio.ops import Codes, affine_low_bit_gather, affine_low_bit_mat_mul, pack_codes
+from intaglio.ops import (
+    Codes,
+    affine_low_bit_gather,
+    affine_low_bit_mat_mul,
+    pack_codes,
+    unpack_codes,
+)
 
 
 class _LowBitWeight(nn.Module):
@@ -23,6 +29,10 @@ class _LowBitWeight(nn.Module):
         self.register_buffer("scale", scale.float())
         self.register_buffer("offset", None if offset is None else offset.float())
 
+    def signed(self) -> Codes:
+        """The signed codes int8 [N, K]."""
+        return unpack_codes(self.codes.numpy(), self.K, self.bits, self.group)
+
     def extra_repr(self) -> str:
         """What distinguishes it in a printed module."""
         return f"K={self.K}, N={self.N}, bits={self.bits}, group={self.group}"
@@ -31,10 +41,12 @@ class _LowBitWeight(nn.Module):
 class LowBitLinear(_LowBitWeight):
     """`nn.Linear` with a weight of few bits.
 
-    `codes` are the signed codes int8 [N, K]; `scale` and `offset` are [N, ceil(K/group)].
+    `codes` are the signed codes int8 [N, K]; `scale` and `offset` are [N, ceil(K/group)].  `order`
+    [K] says which input stands at each column, None where that is the column's own.
     """
 
     bias: Tensor | None
+    order: Tensor | None
 
     def __init__(
         self,
@@ -42,18 +54,20 @@ class LowBitLinear(_LowBitWeight):
         scale: Tensor,
         offset: Tensor | None,
         bias: Tensor | None = None,
+        order: Tensor | None = None,
         *,
         bits: int,
         group: int,
     ) -> None:
         super().__init__(codes, scale, offset, bits=bits, group=group)
         self.register_buffer("bias", None if bias is None else bias.float())
+        self.register_buffer("order", order)
         self.in_features, self.out_features = self.K, self.N
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply [..., K] to [..., N]."""
         return affine_low_bit_mat_mul(
-            x,
+            x if self.order is None else x.index_select(-1, self.order),
             self.codes,
             self.scale,
             self.offset,

@@ -1,6 +1,7 @@
 """What a Hugging Face directory holds: its config, and where its weights lie.
 
-Weights are one file or shards with an index, ``model.safetensors`` before ``pytorch_model.bin``.
+Weights are one file or shards with an index, ``model.safetensors`` before ``pytorch_model.bin``;
+last comes ``true_quant.pth``, which decoupleQ leaves beside a config.
 Files are read here and handed to the library, which is never given a path to look things up at;
 pickled weights go through `exporter.container` and run no code.
 """
@@ -18,9 +19,14 @@ from torch import Tensor
 
 from intaglio.errors import SourceError
 from intaglio.exporter.container import read_container
+from intaglio.exporter.low_bit_formats import decoupleq
 
 CONFIG = "config.json"
-SINGLE = ("model.safetensors", "pytorch_model.bin")  # in the order in which they are preferred
+SINGLE = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    decoupleq.FILE,
+)  # in the order in which they are preferred
 INDEX = ".index.json"
 FORMAT = "huggingface/"  # what the formats of these sources begin with
 

@@ -17,6 +17,7 @@ from intaglio.errors import SourceError
 from intaglio.exporter.capture import quiet, summary
 from intaglio.exporter.weights import check_names, check_shapes, check_values
 
+from . import low_bit
 from .directory import Directory, stored_bytes
 
 ATTENTIONS = ("sdpa", "eager")  # in the order in which they are tried
@@ -30,13 +31,16 @@ def build(directory: Directory, *, allow_code: bool) -> tuple[nn.Module, tuple[s
         SourceError: if the library does not know the model, or the weights do not fit it.
     """
     _refuse_early(directory)
+    tensors, stored = low_bit.split(directory, directory.tensors())
     with quiet():
         config = _config(directory, allow_code=allow_code)
         kind = _class(directory, config, allow_code=allow_code)
-        module, report, notes = _fill(directory, kind, config)
+        module, report = _fill(directory, kind, config, tensors)
+    notes = tuple(low_bit.put_in(module, stored, report))
     _check(directory, module, report)
     return module.eval().requires_grad_(requires_grad=False), (
         *notes,
+        *_cost(directory, tensors, module),
         *_unused(report["unexpected_keys"]),
     )
 
@@ -44,13 +48,6 @@ def build(directory: Directory, *, allow_code: bool) -> tuple[nn.Module, tuple[s
 def _refuse_early(directory: Directory) -> None:
     """Refuse what cannot be built as it is, in words of its own."""
     path, config = directory.path, directory.config
-    quantized = config.get("quantization_config")
-    if quantized:
-        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
-        raise SourceError(
-            f"{path} holds weights quantized by {method!r}, which are not read. Export the "
-            "checkpoint that they were made from, in fp32, fp16 or bf16."
-        )
     if config.get("is_encoder_decoder"):
         raise SourceError(
             f"{path} is an encoder-decoder ({_architecture(config) or config.get('model_type')}): "
@@ -78,11 +75,14 @@ def _config(directory: Directory, *, allow_code: bool) -> Any:
             "the model is built: give the weights file with --model package.module:factory."
         )
     try:
-        return transformers.AutoConfig.from_pretrained(
+        config = transformers.AutoConfig.from_pretrained(
             path.resolve(), local_files_only=True, trust_remote_code=allow_code
         )
     except Exception as error:
         raise SourceError(f"{path / 'config.json'} is refused: {summary(error)}.") from error
+    if hasattr(config, low_bit.CONFIG):  # the library would ask for the quantizer's own package
+        delattr(config, low_bit.CONFIG)
+    return config
 
 
 def _code_files(auto_map: Mapping[str, Any]) -> list[str]:
@@ -129,10 +129,9 @@ def _class(directory: Directory, config: Any, *, allow_code: bool) -> Any:
 
 
 def _fill(
-    directory: Directory, kind: Any, config: Any
-) -> tuple[nn.Module, dict[str, Any], tuple[str, ...]]:
+    directory: Directory, kind: Any, config: Any, tensors: Mapping[str, Tensor]
+) -> tuple[nn.Module, dict[str, Any]]:
     """Build the module and put the weights into it; return what the library says it did."""
-    tensors = directory.tensors()
     for attention in ATTENTIONS:
         options = {"attn_implementation": attention, "experts_implementation": "batched_mm"}
         try:
@@ -152,7 +151,7 @@ def _fill(
             raise SourceError(
                 f"{kind.__name__} cannot be built from {directory.path}: {summary(error)}."
             ) from error
-        return module, report, tuple(_cost(directory, tensors, module))
+        return module, report
     raise AssertionError(ATTENTIONS)
 
 
