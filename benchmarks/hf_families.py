@@ -77,7 +77,7 @@ FAMILIES = (
     Family("Qwen3-Next", "Qwen3NextForCausalLM", "Qwen3NextConfig",
            {**GROUPED, **EXPERTS, "layer_types": ["linear_attention", "full_attention"],
             "num_experts": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
-            "linear_num_key_heads": 2, "linear_num_value_heads": 4, "mlp_only_layers": [0, 1],
+            "linear_num_key_heads": 2, "linear_num_value_heads": 4, "mlp_only_layers": [1],
             "shared_expert_intermediate_size": 16}),
     Family("BERT", "BertForMaskedLM", "BertConfig", BERT),
     Family("DistilBERT", "DistilBertForMaskedLM", "DistilBertConfig",

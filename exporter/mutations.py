@@ -5,6 +5,9 @@ without it.  A buffer whose old value reaches an output is a state that outlives
 exporter does not carry: it would be the same for all rows and never be reset.
 """
 
+import operator
+from collections.abc import Iterator
+
 from torch import fx
 from torch._ops import OpOverload
 from torch.export import ExportedProgram
@@ -21,7 +24,11 @@ def idle_buffers(program: ExportedProgram) -> list[str]:
     Raises:
         TraceError: if one of them does reach an output.
     """
-    if not any(_writes(node) for node in program.graph.nodes):
+    signature = program.graph_signature
+    holders = (node for node in program.graph.nodes if node.op == "placeholder")
+    kinds = {node: spec.kind for node, spec in zip(holders, signature.input_specs, strict=True)}
+    written_in_place = {_origin(value) for node in program.graph.nodes for value in _writes(node)}
+    if not any(kinds.get(node) is InputKind.BUFFER for node in written_in_place):
         return []
     with quiet():
         program = program.run_decompositions({})  # which turns what is written into outputs
@@ -50,9 +57,30 @@ def idle_buffers(program: ExportedProgram) -> list[str]:
     return written
 
 
-def _writes(node: fx.Node) -> bool:
-    """Whether `node` is an operator that works in place."""
-    return isinstance(node.target, OpOverload) and node.target._schema.is_mutable  # noqa: SLF001
+def _writes(node: fx.Node) -> Iterator[fx.Node]:
+    """What `node` writes to, if it is an operator that works in place."""
+    if not isinstance(node.target, OpOverload):
+        return
+    formal = node.target._schema.arguments  # noqa: SLF001  PyTorch says it nowhere else
+    given = dict(zip((argument.name for argument in formal), node.args, strict=False))
+    for argument in formal:
+        if argument.is_write:
+            value = (given | node.kwargs).get(argument.name)
+            values = value if isinstance(value, list | tuple) else (value,)
+            yield from (entry for entry in values if isinstance(entry, fx.Node))
+
+
+def _origin(node: fx.Node) -> fx.Node:
+    """What `node` may be a view of."""
+    while node.args and isinstance(source := node.args[0], fx.Node):
+        if isinstance(node.target, OpOverload):
+            results = node.target._schema.returns  # noqa: SLF001
+            if all(result.alias_info is None for result in results):
+                break
+        elif node.target is not operator.getitem:
+            break
+        node = source
+    return node
 
 
 def _reaches(start: fx.Node, ends: set[fx.Node]) -> bool:

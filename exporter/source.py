@@ -1,5 +1,8 @@
 """A source: what was trained, with its weights, and inputs to trace and to check it with."""
 
+import contextlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +33,9 @@ class Source:
     what the weights are of where that was named, `config` holds JSON values, `notes` what loading
     decided.  `whole` says that the model takes whole sequences, in which tokens see later ones, or
     gives one result for all: it is exported without states.  `defaults` holds the value of each
-    input that may be left out, `text` the tokenizer that belongs to the model.
+    input that may be left out, `text` the tokenizer that belongs to the model.  While the module is
+    captured, the context that `tracing` opens holds, in which it may use other code of the same
+    meaning.
     """
 
     path: Path
@@ -47,6 +52,7 @@ class Source:
     whole: bool = False
     defaults: dict[str, float] = field(default_factory=dict)
     text: Text | None = None
+    tracing: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
 
     @cached_property
     def module(self) -> nn.Module:

@@ -62,7 +62,8 @@ def trace(source: Source) -> Traced:
     """
     if isinstance(source.body, ir.Model):
         return Traced(model=adopt_graph(source, OPSET), max_context=None, aliases={}, notes=())
-    program, max_context = capture(source)
+    with source.tracing():
+        program, max_context = capture(source)
     idle = idle_buffers(program)
     _relax_grouped_queries(program)
     model = _convert(source, program)

@@ -13,6 +13,8 @@ from .options import LoadOptions
 
 fits = is_directory
 
+COMPARED = (2, 9, 0)  # rows, tokens and seed of what replaced functions are compared on
+
 
 def load(path: Path, options: LoadOptions) -> Source:
     """Load the module that the directory at `path` describes, with its weights.
@@ -31,6 +33,7 @@ def load(path: Path, options: LoadOptions) -> Source:
     from intaglio.exporter.huggingface import inputs
     from intaglio.exporter.huggingface.forward import plain_forward
     from intaglio.exporter.huggingface.model import build
+    from intaglio.exporter.huggingface.replace import replaced
     from intaglio.exporter.huggingface.tokenizer import read_text
 
     module, notes = build(directory, allow_code=options.allow_code)
@@ -38,6 +41,7 @@ def load(path: Path, options: LoadOptions) -> Source:
     whole = inputs.takes_whole_sequences(module, tokens)
     defaults = inputs.defaults(module, directory.config) if whole else {}
     plain_forward(module, [inputs.TOKENS, *defaults])
+    sample = inputs.tokens_and_masks(tokens, defaults)
     text, said_of_text = read_text(directory, tokens, allow_code=options.allow_code)
     return Source(
         path=path,
@@ -49,9 +53,10 @@ def load(path: Path, options: LoadOptions) -> Source:
         body=module,
         dynamic={name: {0: BATCH, 1: TIME} for name in (inputs.TOKENS, *defaults)},
         aliases=tied_names(module),
-        sample=inputs.tokens_and_masks(tokens, defaults),
+        sample=sample,
         notes=(*notes, *said_of_text),
         whole=whole,
         defaults=defaults,
         text=text,
+        tracing=lambda: replaced(module, sample(*COMPARED)),
     )

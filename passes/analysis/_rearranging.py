@@ -55,18 +55,18 @@ def reshape(node: ir.Node, timing: Timing) -> Sequence[Fact]:
         raise refuse(node, "has an unknown shape.")
     outer = _factors(before[: fact.axis])
     length = _factors(before[fact.axis : fact.axis + 1])
+    merged = fact.flat or (fact.axis and before[fact.axis - 1] == BATCH)
+    rows = outer if fact.flat else _factors(before[: max(fact.axis - 1, 0)])
     for axis, dim in enumerate(after):
         if _factors(after[:axis]) == outer and _factors([dim]) == length:
             return [moved(fact, axis)]
         if fact.flat and axis and tuple(after[axis - 1 : axis + 1]) == (BATCH, TIME):
             if _factors(after[: axis - 1]) == outer:
-                return [moved(fact, axis, flat=False)]
+                return [moved(fact, axis, flat=0)]
             continue
-        if fact.flat or not fact.axis or before[fact.axis - 1] != BATCH:
-            continue
-        rows = _factors(before[: fact.axis - 1])
-        if _factors([dim]) == _factors([BATCH, TIME]) and _factors(after[:axis]) == rows:
-            return [moved(fact, axis, flat=True)]
+        entries, symbols = _factors([dim])
+        if merged and symbols == Counter((BATCH, TIME)) and _factors(after[:axis]) == rows:
+            return [moved(fact, axis, flat=entries)]
     raise refuse(
         node,
         f"reshapes {list(before)} to {list(after)}, which loses the time axis: the number of "
@@ -120,7 +120,7 @@ def cut(node: ir.Node, timing: Timing) -> Sequence[Fact]:
     at = axes.index(fact.axis)
     kept = (dims(node.outputs[0]) or ())[fact.axis]
     if starts[at] == 0 and (steps or [1] * len(axes))[at] == 1 and kept == TIME and not fact.flat:
-        return [Along(fact.axis, False, fact.positional, fact.lead, 0)]
+        return [Along(fact.axis, 0, fact.positional, fact.lead, 0)]
     raise refuse(node, "takes only some of the tokens, or takes them in another order.")
 
 
@@ -164,10 +164,12 @@ def row_gather(node: ir.Node, timing: Timing) -> Sequence[Fact]:
 
 
 def gather_nd(node: ir.Node, timing: Timing) -> Sequence[Fact]:
-    """Constant places in the first axes, of which time is none."""
+    """Constant places in the first axes, of which time is none; or rows of a constant table."""
     fact, places = timing.of(node.inputs[0]), dims(node.inputs[1]) or ("?",)
-    depth = places[-1]
-    constant_places = timing.of(node.inputs[1]) is None and isinstance(depth, int)
+    depth, picked = places[-1], timing.of(node.inputs[1])
+    if fact is None and isinstance(picked, Along) and picked.axis < len(places) - 1:
+        return [picked]
+    constant_places = picked is None and isinstance(depth, int)
     if not isinstance(fact, Along) or not constant_places or attribute(node, "batch_dims", 0):
         raise refuse(node, "picks entries of one token by another.")
     if fact.axis < int(depth):

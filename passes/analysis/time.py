@@ -38,12 +38,14 @@ LENGTH = Length.LENGTH
 class Along:
     """One entry per token along `axis` (not negative).
 
-    `flat`: the axis is batch and time merged.  `lead` and `trail` count extra entries that padding
-    put before and after the tokens; only a causal convolution takes them away again.
+    `flat`: where batch and time are merged into one axis, and axes behind them perhaps, how many
+    entries of it each token has; 0 where time is an axis of its own.  `lead` and `trail` count
+    extra entries that padding put before and after the tokens; only a causal convolution takes
+    them away again.
     """
 
     axis: int
-    flat: bool = False
+    flat: int = 0
     positional: bool = False
     lead: int = 0
     trail: int = 0
@@ -81,7 +83,7 @@ def shifted(fact: Along, by: int) -> Along:
     return replace(fact, axis=fact.axis + by)
 
 
-def moved(fact: Along, axis: int, *, flat: bool | None = None) -> Along:
+def moved(fact: Along, axis: int, *, flat: int | None = None) -> Along:
     """`fact` with its axis at `axis`."""
     return replace(fact, axis=axis, flat=fact.flat if flat is None else flat)
 

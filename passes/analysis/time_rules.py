@@ -94,7 +94,7 @@ def _of_length(node: ir.Node) -> Sequence[Fact]:
             )
         shape = dims(output) or ()
         _symbol(node, shape[axes[0]])
-        facts.append(Along(axes[0], flat=shape[axes[0]] != TIME))
+        facts.append(Along(axes[0], flat=int(shape[axes[0]] != TIME)))
     return facts
 
 

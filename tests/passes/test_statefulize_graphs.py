@@ -116,3 +116,53 @@ def test_constant_places_are_picked_from_other_axes_than_time(first: str, works:
         return
     with pytest.raises(PassError, match="picks tokens out of the sequence"):
         Statefulize().run(model, Context())
+
+
+@pytest.mark.parametrize(
+    ("body", "works"),
+    [
+        ("rows = Reshape (x, width) z = Softmax (rows) y = Reshape (z, back)", True),
+        ("flat = Reshape (x, tokens) rows = Reshape (flat, width) y = Reshape (rows, back)", True),
+        ("rows = Reshape (x, width) z = CumSum (rows, zero) y = Reshape (z, back)", False),
+        ("t = Transpose <perm = [0, 2, 1, 3]> (x) z = Reshape (t, width) y = Relu (z)", False),
+    ],
+)
+def test_heads_may_be_merged_with_the_tokens_they_belong_to(body: str, works: bool) -> None:
+    """As norms over each head and routers do; heads before time would be merged across tokens."""
+    model = ir.from_onnx_text(f"""
+        <ir_version: 10, opset_import: ["" : 24]>
+        g (float[batch, time, 2, 4] x) => (float[batch, time, 8] y)
+        <int64[2] width = {{-1, 4}}, int64[2] tokens = {{-1, 8}}, int64[3] back = {{1, -1, 8}},
+         int64 zero = {{0}}>
+        {{ {body} }}
+    """)
+    heads = ["2*batch*time", 4]
+    shapes = {"rows": heads, "z": heads, "flat": ["batch*time", 8], "t": ["batch", 2, "time", 4]}
+    for value in (value for node in model.graph for value in node.outputs):
+        if value.name in shapes:
+            value.shape, value.type = ir.Shape(shapes[value.name]), model.graph.inputs[0].type
+    if works:
+        Statefulize().run(model, Context())
+        return
+    with pytest.raises(PassError, match=r"accumulates over|loses the time axis"):
+        Statefulize().run(model, Context())
+
+
+@pytest.mark.parametrize(("index", "works"), [("ids", True), ("turned", False)])
+def test_rows_of_a_constant_table_are_picked_by_tokens(index: str, works: bool) -> None:
+    """As the weights of the experts that each token goes to."""
+    model = ir.from_onnx_text(f"""
+        <ir_version: 10, opset_import: ["" : 24]>
+        g (int64[batch, time, 1] ids) => (float[batch, time, 2] y)
+        <float[3, 2] table = {{1.0, 2.0, 3.0, 4.0, 5.0, 6.0}}, int64[batch, 1, time] turned>
+        {{
+          turned = Transpose <perm = [0, 2, 1]> (ids)
+          y = GatherND (table, {index})
+        }}
+    """)
+    common.ShapeInferencePass()(model)
+    if works:
+        Statefulize().run(model, Context())
+        return
+    with pytest.raises(PassError, match="picks entries"):
+        Statefulize().run(model, Context())

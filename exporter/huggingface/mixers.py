@@ -1,0 +1,121 @@
+"""The library's recurrences in plain Python, and the operators that say the same.
+
+The library computes selective scans and delta rules in chunks or in loops over tokens.  A tracer
+unrolls them and fixes the number of tokens, so each is exchanged while a module is traced.
+`MIXERS` is the whole table: the name that a function bears in the library's model files, where
+several families have a copy of it each, and the function that replaces it.  Both are run and
+compared before the replacement is used (`replace`).
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from intaglio.ops import linear_attention
+
+
+def chunk_scan(
+    hidden_states: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    chunk_size: int,
+    D: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    initial_states: Tensor | None = None,
+    dt_softplus: bool = False,
+    dt_limit: tuple[float, float] = (0.0, float("inf")),
+    return_final_states: bool = False,
+    **_: Any,
+) -> Tensor:
+    """Mamba-2: S <- e^{dt A} S + B (dt x)^T, y = S^T C + D x, one decay per head.
+
+    `hidden_states` is [B, T, H, P], `dt` [B, T, H], `A` and `D` [H], `B` and `C` [B, T, G, N] for
+    G groups of heads.
+
+    Source: Dao and Gu 2024, arXiv:2405.21060.
+    """
+    del chunk_size
+    _refuse_states(initial_states, return_final_states)
+    heads, size = hidden_states.shape[2:]
+    x = hidden_states.float()
+    dt = _step_size(dt, dt_bias, softplus=dt_softplus).clamp(*dt_limit)
+    scanned, _state = linear_attention(
+        _per_head(C.float(), heads),
+        _per_head(B.float(), heads),
+        (x * dt[..., None]).flatten(2),
+        decay=dt.float() * A.float(),
+        update_rule="gated",
+        q_num_heads=heads,
+        kv_num_heads=heads,
+        scale=1.0,
+    )
+    y = scanned.unflatten(-1, (heads, size))
+    return y if D is None else y + D[..., None] * x
+
+
+def gated_delta_rule(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    chunk_size: int = 64,
+    initial_state: Tensor | None = None,
+    output_final_state: bool = False,
+    use_qk_l2norm_in_kernel: bool = False,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Gated delta rule: S <- e^g S + beta k (v - e^g S^T k)^T, o = S^T q / sqrt(K).
+
+    `query` and `key` are [B, T, Hk, K], `value` [B, T, H, V], `g` and `beta` [B, T, H]; each key
+    head serves the H / Hk value heads that follow each other.
+
+    Source: Yang et al. 2024, arXiv:2412.06464.
+    """
+    _refuse_states(initial_state, output_final_state)
+    heads, size = value.shape[2:]
+    q, k, v, decay, rate = (x.float() for x in (query, key, value, g, beta))
+    if use_qk_l2norm_in_kernel:
+        q, k = (x * torch.rsqrt((x * x).sum(-1, keepdim=True) + 1e-6) for x in (q, k))
+    output, _state = linear_attention(
+        _per_head(q, heads),
+        _per_head(k, heads),
+        v.flatten(2),
+        decay=decay,
+        beta=rate,
+        update_rule="gated_delta",
+        q_num_heads=heads,
+        kv_num_heads=heads,
+        scale=query.shape[-1] ** -0.5,
+        chunk_size=chunk_size,
+    )
+    return output.unflatten(-1, (heads, size)).to(query.dtype), None
+
+
+def _step_size(dt: Tensor, bias: Tensor | None, *, softplus: bool) -> Tensor:
+    dt = dt if bias is None else dt + bias.to(dt.dtype)
+    return F.softplus(dt) if softplus else dt
+
+
+def _per_head(x: Tensor, heads: int) -> Tensor:
+    """[B, T, G, N] packed for each head as [B, T, heads N], a group serving those in its place."""
+    groups = x.shape[2]
+    if groups != heads:
+        x = x[:, :, :, None].expand(-1, -1, -1, heads // groups, -1)
+    return x.flatten(2)
+
+
+def _refuse_states(given: Tensor | None, wanted: object) -> None:
+    if given is not None or wanted:
+        raise TypeError("it is asked for a state, which a graph in training form has not")
+
+
+MIXERS: Mapping[str, Callable[..., Any]] = {
+    "mamba2_chunk_scan": chunk_scan,
+    "torch_chunk_gated_delta_rule": gated_delta_rule,
+}
