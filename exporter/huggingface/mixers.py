@@ -54,7 +54,7 @@ def chunk_scan(
         kv_num_heads=heads,
         scale=1.0,
     )
-    y = scanned.unflatten(-1, (heads, size))
+    y = torch.unflatten(scanned, -1, (heads, size))
     return y if D is None else y + D[..., None] * x
 
 
@@ -94,7 +94,7 @@ def gated_delta_rule(
         scale=query.shape[-1] ** -0.5,
         chunk_size=chunk_size,
     )
-    return output.unflatten(-1, (heads, size)).to(query.dtype), None
+    return torch.unflatten(output, -1, (heads, size)).to(query.dtype), None
 
 
 def _step_size(dt: Tensor, bias: Tensor | None, *, softplus: bool) -> Tensor:

@@ -136,8 +136,13 @@ def test_heads_may_be_merged_with_the_tokens_they_belong_to(body: str, works: bo
          int64 zero = {{0}}>
         {{ {body} }}
     """)
-    heads = ["2*batch*time", 4]
-    shapes = {"rows": heads, "z": heads, "flat": ["batch*time", 8], "t": ["batch", 2, "time", 4]}
+    heads: list[int | str] = ["2*batch*time", 4]
+    shapes: dict[str | None, list[int | str]] = {
+        "rows": heads,
+        "z": heads,
+        "flat": ["batch*time", 8],
+        "t": ["batch", 2, "time", 4],
+    }
     for value in (value for node in model.graph for value in node.outputs):
         if value.name in shapes:
             value.shape, value.type = ir.Shape(shapes[value.name]), model.graph.inputs[0].type

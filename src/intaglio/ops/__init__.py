@@ -13,6 +13,7 @@ from .affine_low_bit_gather import AFFINE_LOW_BIT_GATHER, affine_low_bit_gather
 from .affine_low_bit_mat_mul import AFFINE_LOW_BIT_MAT_MUL, affine_low_bit_mat_mul
 from .attention import ATTENTION, attention
 from .causal_conv_with_state import CAUSAL_CONV_WITH_STATE, causal_conv_with_state
+from .diagonal_ssm import DIAGONAL_SSM, diagonal_ssm
 from .linear_attention import LINEAR_ATTENTION, linear_attention
 
 OPS = (
@@ -20,6 +21,7 @@ OPS = (
     AFFINE_LOW_BIT_MAT_MUL,
     ATTENTION,
     CAUSAL_CONV_WITH_STATE,
+    DIAGONAL_SSM,
     LINEAR_ATTENTION,
 )
 
@@ -29,6 +31,7 @@ __all__ = [
     "ATTENTION",
     "BITS",
     "CAUSAL_CONV_WITH_STATE",
+    "DIAGONAL_SSM",
     "LINEAR_ATTENTION",
     "OPS",
     "Codes",
@@ -39,6 +42,7 @@ __all__ = [
     "attention",
     "causal_conv_with_state",
     "dequantize_codes",
+    "diagonal_ssm",
     "linear_attention",
     "pack_codes",
     "unpack_codes",

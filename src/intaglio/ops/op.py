@@ -110,13 +110,17 @@ def own_schema(
     outputs: Mapping[str, str],
     optional: Collection[str] = (),
     attributes: Collection[str] = (),
+    strings: Collection[str] = (),
 ) -> onnx.defs.OpSchema:
-    """Describe an operator of our own: types by name ("T" for any float), integer attributes."""
+    """Describe an operator of our own: types by name ("T" for any float).
+
+    `attributes` are integers, `strings` are attributes as well.
+    """
     single, option = (
         getattr(onnx.defs.OpSchema.FormalParameterOption, name) for name in ("Single", "Optional")
     )
     parameter, attribute = onnx.defs.OpSchema.FormalParameter, onnx.defs.OpSchema.Attribute
-    integer = onnx.defs.OpSchema.AttrType.INT
+    kinds = onnx.defs.OpSchema.AttrType
     floats = [f"tensor({kind})" for kind in ("float16", "bfloat16", "float", "double")]
     return onnx.defs.OpSchema(
         onnx_type,
@@ -129,7 +133,10 @@ def own_schema(
         ],
         outputs=[parameter(name, kind) for name, kind in outputs.items()],
         type_constraints=[("T", floats, "Any float.")],
-        attributes=[attribute(name, integer, required=True) for name in attributes],
+        attributes=[
+            *(attribute(name, kinds.INT, required=True) for name in attributes),
+            *(attribute(name, kinds.STRING, required=True) for name in strings),
+        ],
     )
 
 

@@ -56,4 +56,4 @@ def test_a_state_is_neither_taken_nor_given() -> None:
     x = normal(1, 3, 2, 4)
     for option in ({"output_final_state": True}, {"initial_state": normal(1, 2, 4, 4)}):
         with pytest.raises(TypeError, match="asked for a state"):
-            mixers.gated_delta_rule(x, x, x, x[..., 0], x[..., 0], **option)  # type: ignore[arg-type]
+            mixers.gated_delta_rule(x, x, x, x[..., 0], x[..., 0], **option)

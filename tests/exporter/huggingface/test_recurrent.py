@@ -13,7 +13,12 @@ from intaglio.runtime import Session, generate
 
 LIBRARY: Any = transformers  # partly without types
 VOCABULARY, TIME = 31, 20
-SCAN = {"state_size": 4, "vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 1}
+SCAN: dict[str, Any] = {
+    "state_size": 4,
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+}
 FAMILIES: dict[str, tuple[Any, list[str]]] = {
     "mamba2": (
         transformers.Mamba2Config(
