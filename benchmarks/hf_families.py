@@ -6,8 +6,8 @@ The library's module, in its own attention, is the judge: its full forward over 
 the bundle stepped one by one and in parts, its greedy tokens from its own cache against the
 bundle's, and each of several rows of unequal length against its own run.  error(a, b) is
 max|a-b| / max|b|.  Weights are drawn wide, so that attention matters.  A family that does not
-export is a row with the reason.  Nodes left unfused are Softmax (attention written out), ReduceMean
-(norms) and joined negatives (rotations) of the graph for ONNX Runtime.
+export is a row with the reason.  Nodes left unfused are Softmax before a product (attention
+written out), ReduceMean (norms) and joined negatives (rotations) of the graph for ONNX Runtime.
 """
 
 import tempfile
@@ -63,6 +63,8 @@ BERT = {**BASE, "max_position_embeddings": 300}
 LAYERS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 6}
 MAMBA = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8,
          "bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}  # fmt: skip
+DELTA = {"linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2,
+         "linear_num_value_heads": 4}  # fmt: skip
 EXPERTS = {"moe_intermediate_size": 16, "num_experts_per_tok": 2}
 
 FAMILIES = (
@@ -76,8 +78,7 @@ FAMILIES = (
            {**MAMBA, "num_heads": 8, "head_dim": 8, "n_groups": 2, "chunk_size": 16}),
     Family("Qwen3-Next", "Qwen3NextForCausalLM", "Qwen3NextConfig",
            {**GROUPED, **EXPERTS, "layer_types": ["linear_attention", "full_attention"],
-            "num_experts": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
-            "linear_num_key_heads": 2, "linear_num_value_heads": 4, "mlp_only_layers": [1],
+            **DELTA, "num_experts": 4, "mlp_only_layers": [],
             "shared_expert_intermediate_size": 16}),
     Family("BERT", "BertForMaskedLM", "BertConfig", BERT),
     Family("DistilBERT", "DistilBertForMaskedLM", "DistilBertConfig",
@@ -197,10 +198,16 @@ def _unfused(bundle: Path) -> tuple[int, str]:
     counts = {
         "rotation": len(turned),
         "norm": sum(node.op_type == "ReduceMean" for node in graph),
-        "attention": sum(node.op_type == "Softmax" for node in graph),
+        "attention": sum(_weighs(node) for node in graph),
     }
     left = ", ".join(f"{n} {kind}" for kind, n in counts.items() if n)
     return sum(counts.values()), left or "nodes"
+
+
+def _weighs(node: ir.Node) -> bool:
+    """Whether `node` is the Softmax of attention, not of a router."""
+    users = [user.op_type for value in node.outputs for user, _ in value.uses()]
+    return node.op_type == "Softmax" and "MatMul" in users
 
 
 def _negative(value: ir.Value | None) -> bool:

@@ -14,7 +14,36 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from intaglio.ops import linear_attention
+from intaglio.ops import diagonal_ssm, linear_attention
+
+
+def selective_scan(
+    hidden_states: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+    **_: Any,
+) -> Tensor:
+    """Mamba: h <- e^{dt A} h + dt B x, y = (C h + D x) silu(z), for each channel by itself.
+
+    `hidden_states`, `dt` and `z` are [B, D, T], `A` is [D, N], `B` and `C` are [B, N, T].
+
+    Source: Gu and Dao 2023, arXiv:2312.00752.
+    """
+    _refuse_states(None, return_last_state)
+    bias = None if delta_bias is None else delta_bias[:, None]
+    dt = _step_size(dt, bias, softplus=delta_softplus)
+    u, delta, write, read = (x.transpose(1, 2) for x in (hidden_states, dt, B, C))
+    y, _state = diagonal_ssm(u, A.float(), write, read, delta)
+    y = y.transpose(1, 2)
+    y = y if D is None else y + hidden_states * D[:, None]
+    return y if z is None else y * F.silu(z)
 
 
 def chunk_scan(
@@ -116,6 +145,7 @@ def _refuse_states(given: Tensor | None, wanted: object) -> None:
 
 
 MIXERS: Mapping[str, Callable[..., Any]] = {
+    "mamba_selective_scan": selective_scan,
     "mamba2_chunk_scan": chunk_scan,
     "torch_chunk_gated_delta_rule": gated_delta_rule,
 }

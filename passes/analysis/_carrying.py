@@ -38,6 +38,17 @@ def linear_attention(node: ir.Node, timing: Timing) -> Sequence[Fact]:
     return [Along(1), None]
 
 
+def diagonal_ssm(node: ir.Node, timing: Timing) -> Sequence[Fact]:
+    fixed = (1, 2, 3) if attribute(node, "lti", 0) else (1,)
+    for index, value in enumerate(node.inputs[:5]):
+        expected = None if index in fixed else Along(1)
+        if value is not None and timing.of(value) != expected:
+            kind = "the same for all tokens" if index in fixed else "[batch, time, ...]"
+            raise refuse(node, f"has an input {index} that is not {kind}.")
+    timing.mixers.append(node)
+    return [Along(1), None]
+
+
 def conv(node: ir.Node, timing: Timing) -> Sequence[Fact]:
     fact = only(node, timing)
     weight = dims(node.inputs[1]) or ()

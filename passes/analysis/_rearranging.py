@@ -177,6 +177,19 @@ def gather_nd(node: ir.Node, timing: Timing) -> Sequence[Fact]:
     return [moved(fact, fact.axis - int(depth) + len(places) - 1)]
 
 
+def scatter_nd(node: ir.Node, timing: Timing) -> Sequence[Fact]:
+    """Constant places in the first axes, of which time is none, take other values of the token."""
+    data, updates = (timing.of(node.inputs[i]) for i in (0, 2))
+    places = dims(node.inputs[1]) or ("?",)
+    if timing.of(node.inputs[1]) is not None or not isinstance(places[-1], int):
+        raise refuse(node, "writes to places that depend on tokens.")
+    if not isinstance(data, Along) or data.axis < places[-1]:
+        raise refuse(node, "writes to some of the tokens.")
+    if updates != moved(data, data.axis - places[-1] + len(places) - 1):
+        raise refuse(node, "writes values of other tokens.")
+    return [data]
+
+
 def along_elements(node: ir.Node, timing: Timing) -> Sequence[Fact]:
     """GatherElements and ScatterElements on another axis than time."""
     rank = len(dims(node.inputs[0]) or ())

@@ -194,6 +194,7 @@ RULES: dict[str, Rule] = {
     "Reshape": rearranging.reshape,
     "RotaryEmbedding": carrying.rotary,
     "ScatterElements": rearranging.along_elements,
+    "ScatterND": rearranging.scatter_nd,
     "Slice": rearranging.cut,
     "Softmax": combining.softmax,
     "Split": rearranging.split,
@@ -204,6 +205,7 @@ RULES: dict[str, Rule] = {
     "Unsqueeze": rearranging.unsqueeze,
     "intaglio::AffineLowBitGather": rearranging.row_gather,
     "intaglio::AffineLowBitMatMul": combining.row_product,
+    "intaglio::DiagonalSSM": carrying.diagonal_ssm,
     **dict.fromkeys(
         "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd "
         "ReduceSum ReduceSumSquare".split(),

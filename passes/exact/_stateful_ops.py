@@ -59,20 +59,38 @@ def linear_attention(node: ir.Node) -> list[Carried]:
     sizes = [int(_shape(node, v)[2]) // heads for v in (key, value)]
     past = _past("recurrent", ir.DataType.FLOAT, [BATCH, heads, *sizes])
     inputs = [query, key, value, past, input_of(node, 4), input_of(node, 5)]
+    return _recurrence(node, "linear_attention", inputs, past)
+
+
+def diagonal_ssm(node: ir.Node) -> list[Carried]:
+    """Give DiagonalSSM its [batch, channels, states] state, in fp32."""
+    if input_of(node, 5) is not None:
+        raise refuse(node, "already starts from a state.")
+    past = _past("recurrent", ir.DataType.FLOAT, [BATCH, *(dims(node.inputs[1]) or ())])
+    _shape(node, node.inputs[0])
+    inputs = [*node.inputs[:4], input_of(node, 4), past]
+    return _recurrence(node, "diagonal_ssm", inputs, past)
+
+
+def _recurrence(
+    node: ir.Node, op: str, inputs: list[ir.Value | None], past: ir.Value
+) -> list[Carried]:
+    """Emit `node` again with `inputs`, among which is `past`, and the state after it."""
     while inputs[-1] is None:
         inputs.pop()
     old = node.outputs[0]
     new, present = Emitter(node).node(
-        "LinearAttention",
+        node.op_type,
         inputs,
         [(old.dtype, dims(old)), (past.dtype, dims(past))],
         attributes_of(node),
+        node.domain,
     )
     replace_uses(old, new)
     return [
         Carried(
             node=node,
-            op="linear_attention",
+            op=op,
             port="recurrent",
             layout=Layout.RECURRENT,
             past=past,

@@ -22,6 +22,7 @@ from intaglio.passes.analysis.mask import Causal, recognise
 from intaglio.passes.analysis.time import Along, Timing, analyse, refuse
 from intaglio.passes.base import Context, Exact, PassResult
 from intaglio.passes.graph import dims, input_of, module_of
+from intaglio.passes.own_ops import define
 from intaglio.state import StateSpec
 
 from . import _stateful_ops as stateful
@@ -57,6 +58,7 @@ class Statefulize(Exact):
         _connect(graph, carried, context)
         common.RemoveUnusedNodesPass()(model)
         common.TopologicalSortPass()(model)
+        define(model)  # an operator of our own has another body where it starts from a state
         notes += [f"{spec.input} {list(spec.shape)} {spec.layout}" for spec in context.states]
         details = {"states": len(context.states), "max_context": context.max_context}
         return PassResult(changed=True, notes=notes, details=details)
@@ -69,6 +71,8 @@ class Statefulize(Exact):
             return stateful.attention(node, step, window=windows.get(node), grow=grow)
         if node.op_type == "LinearAttention":
             return stateful.linear_attention(node)
+        if node.op_type == "DiagonalSSM":
+            return stateful.diagonal_ssm(node)
         return stateful.convolution(node)
 
 

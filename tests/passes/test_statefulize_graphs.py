@@ -2,13 +2,18 @@
 
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
 from onnx_ir.passes import common
 
 from intaglio.errors import PassError
+from intaglio.ops import DIAGONAL_SSM
+from intaglio.passes import stepping
 from intaglio.passes.base import Context
 from intaglio.passes.exact.statefulize import Statefulize
+from intaglio.passes.own_ops import define
 
 
 def test_an_unknown_operator_is_refused_as_soon_as_time_reaches_it() -> None:
@@ -170,4 +175,44 @@ def test_rows_of_a_constant_table_are_picked_by_tokens(index: str, works: bool) 
         Statefulize().run(model, Context())
         return
     with pytest.raises(PassError, match="picks entries"):
+        Statefulize().run(model, Context())
+
+
+@pytest.mark.parametrize("lti", [0, 1])
+def test_a_state_space_model_carries_its_state(lti: int) -> None:
+    """Any split gives what the operator's own loop gives over all tokens."""
+    mixing = "float[3, 2]" if lti else "float[batch, time, 2]"
+    model = ir.from_onnx_text(f"""
+        <ir_version: 10, opset_import: ["" : 27, "intaglio" : 1]>
+        g (float[batch, time, 3] x, float[batch, time, 2] b) => (float[batch, time, 3] y)
+        <float[3, 2] A = {{-0.5, -1.0, -2.0, -0.1, -0.7, -3.0}}, {mixing} w>
+        {{
+          w = Identity ({"A" if lti else "b"})
+          y, s = intaglio.DiagonalSSM <discretization = "none", lti = {lti}> (x, A, w, w, x)
+        }}
+    """)
+    define(model)
+    context = Context()
+    Statefulize().run(model, context)
+    draw = np.random.default_rng(0).random
+    inputs = {"x": draw((2, 7, 3), np.float32), "b": draw((2, 7, 2), np.float32)}
+    x, b = (torch.from_numpy(array) for array in inputs.values())
+    rates = torch.tensor([[-0.5, -1.0], [-2.0, -0.1], [-0.7, -3.0]])
+    w = rates if lti else b
+    wanted, _ = DIAGONAL_SSM.reference(x, rates, w, w, x, discretization="none", lti=bool(lti))
+
+    assert [(spec.op, spec.shape) for spec in context.states] == [("diagonal_ssm", ("batch", 3, 2))]
+    for parts in ([7], [2, 4, 1], [1] * 7):
+        found = stepping.roll(model, context.states, inputs, parts)["y"]
+        np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_state_space_model_does_not_change_with_the_tokens() -> None:
+    """Rates of each token have no place in the operator."""
+    model = ir.from_onnx_text("""
+        <ir_version: 10, opset_import: ["" : 27, "intaglio" : 1]>
+        g (float[batch, time, 3] x, float[3, time] rates) => (float[batch, time, 3] y)
+        { y, s = intaglio.DiagonalSSM <discretization = "none", lti = 0> (x, rates, x, x) }
+    """)
+    with pytest.raises(PassError, match="input 1 that is not the same for all tokens"):
         Statefulize().run(model, Context())

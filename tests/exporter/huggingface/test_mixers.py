@@ -5,12 +5,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers.models.mamba import modeling_mamba
 from transformers.models.mamba2 import modeling_mamba2
 from transformers.models.qwen3_next import modeling_qwen3_next
 
 from intaglio.exporter.huggingface import mixers
 
 LIBRARY: Any = modeling_mamba2
+SELECTIVE: Any = modeling_mamba
 DELTA: Any = modeling_qwen3_next
 TIME = 11  # more than a chunk, and no multiple of one
 
@@ -18,6 +20,21 @@ TIME = 11  # more than a chunk, and no multiple of one
 def normal(*shape: int) -> Tensor:
     generator = torch.Generator().manual_seed(sum(shape))
     return torch.randn(*shape, generator=generator)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_selective_scans_are_diagonal_state_space_models(gated: bool) -> None:
+    """Step sizes with and without a bias, and the paths around the scan."""
+    options: dict[str, Any] = {"delta_softplus": gated}
+    options |= {"D": normal(4), "z": normal(2, 4, TIME), "delta_bias": normal(4)} if gated else {}
+    dt = normal(2, 4, TIME) if gated else normal(2, 4, TIME).abs()
+    arguments = (normal(2, 4, TIME).flip(0), dt, -normal(4, 5).exp())
+    b, c = normal(2, 5, TIME), normal(2, 5, TIME).flip(1)
+    wanted = SELECTIVE.mamba_selective_scan(*arguments, b, c, **options)
+
+    torch.testing.assert_close(
+        mixers.selective_scan(*arguments, b, c, **options), wanted, rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])

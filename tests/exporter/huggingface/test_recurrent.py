@@ -20,6 +20,7 @@ SCAN: dict[str, Any] = {
     "num_hidden_layers": 1,
 }
 FAMILIES: dict[str, tuple[Any, list[str]]] = {
+    "mamba": (transformers.MambaConfig(**SCAN, eos_token_id=None), ["causal_conv", "diagonal_ssm"]),
     "mamba2": (
         transformers.Mamba2Config(
             **SCAN, num_heads=8, head_dim=4, n_groups=2, chunk_size=4, eos_token_id=None
