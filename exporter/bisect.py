@@ -199,7 +199,9 @@ def _describe(
     region = list(_region(value, agreed))
     changed = tuple(_changed(region, *initializers))
     blamed = [n for n in region if _reads(n, changed)] or region
-    node = next((n for n in reversed(blamed) if n.op_type not in MOVES), blamed[-1])
+    # A rotation in front of fused attention gives no value that the source has: both are suspects.
+    least = (*MOVES, "RotaryEmbedding")
+    node = next((n for n in reversed(blamed) if n.op_type not in least), blamed[-1])
     return Divergence(
         module=module_of(node),
         op=node.op_type,
@@ -215,9 +217,15 @@ def _describe(
 def _reads(node: ir.Node, names: Sequence[str]) -> bool:
     """Whether `node` takes one of the parameters `names`, transposed or cast perhaps."""
     values = [value for value in node.inputs if value is not None]
-    moved = [v.producer() for v in values if v.name not in names]
-    moves = [n for n in moved if n is not None and n.op_type in MOVES]
-    return any(v.name in names for v in values) or any(_reads(n, names) for n in moves)
+    if any(part in names for value in values for part in _parts(value)):
+        return True
+    moved = [value.producer() for value in values]
+    return any(_reads(n, names) for n in moved if n is not None and n.op_type in MOVES)
+
+
+def _parts(value: ir.Value) -> list[str]:
+    """The parameters that an initializer is: itself, or those that lowering stacked by rows."""
+    return str(value.name).split("|")
 
 
 def _region(value: ir.Value, agreed: set[str]) -> Iterator[ir.Node]:
@@ -241,10 +249,15 @@ def _changed(
     """Parameters that the region reads and that are not the source's."""
     for node in region:
         for value in node.inputs:
-            name = "" if value is None else str(value.name)
-            if name in bundle and name in source:
-                ours, theirs = bundle[name].const_value, source[name].const_value
-                assert ours is not None
-                assert theirs is not None
-                if not np.array_equal(ours.numpy(), theirs.numpy()):
+            names = [] if value is None or value.name not in bundle else _parts(value)
+            if not names or not all(name in source for name in names):
+                continue
+            tensors = [source[name].const_value for name in names]
+            theirs = [tensor.numpy() for tensor in tensors if tensor is not None]
+            stack = bundle["|".join(names)].const_value
+            assert stack is not None
+            ours, ends = stack.numpy(), np.cumsum([len(array) for array in theirs[:-1]])
+            pieces = np.split(ours, ends) if len(names) > 1 else [ours]
+            for name, piece, wanted in zip(names, pieces, theirs, strict=True):
+                if not np.array_equal(piece, wanted):
                     yield name

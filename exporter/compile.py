@@ -1,5 +1,6 @@
 """From a source to its graphs: trace it, run the passes, lower the result for each target."""
 
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from torch import nn
 
 from intaglio.passes import pipeline
 from intaglio.passes.base import Context, Pass
+from intaglio.passes.low_bit import PARTS
 
 from .calibration import Arrays, read_calibration
 from .recipe import Recipe
@@ -129,10 +131,16 @@ def _fixed_batch(source: Source, shapes: Shapes) -> int | None:
 
 
 def weigh(compiled: Compiled) -> int:
-    """Bytes of the weights of both graphs, which share what is the same."""
-    initializers = (
-        value.const_value
-        for model in (compiled.portable, compiled.ort)
-        for value in model.graph.initializers.values()
-    )
-    return sum({t.name: t.nbytes for t in initializers if t is not None}.values())
+    """Bytes of the weights of both graphs, which share what is the same.
+
+    One that is made of others counts only where they are not all there.
+    """
+    models = (compiled.portable, compiled.ort)
+    values = {name: v for model in models for name, v in model.graph.initializers.items()}
+    tensors = {
+        tensor.name: tensor.nbytes
+        for value in values.values()
+        if (tensor := value.const_value) is not None
+        and not all(part in values for part in json.loads(value.metadata_props.get(PARTS, '[""]')))
+    }
+    return sum(tensors.values())

@@ -69,7 +69,11 @@ def _takes_all(node: ir.Node) -> bool:
     steps = integers(input_of(node, 4)) or [1]
     axes = integers(input_of(node, 3))
     shape = dims(node.inputs[0])
-    if starts is None or ends is None or any(starts) or any(step != 1 for step in steps):
+    if starts is None or any(starts) or any(step != 1 for step in steps):
+        return False
+    if _equal_shapes(node.inputs[0], node.outputs[0]):
+        return True
+    if ends is None:
         return False
     sizes = [shape[axis] for axis in axes or range(len(ends))] if shape is not None else []
     known = [size if isinstance(size, int) else LAST for size in sizes] or [LAST] * len(ends)

@@ -64,10 +64,12 @@ def find_node(graph: ir.Graph, op: str, layer: int) -> ir.Node:
 
 
 def weight(graph: ir.Graph) -> None:
-    value = graph.initializers["layers.0.mlp.up_proj.weight"]
+    """One entry of the third parameter that ONNX Runtime multiplies together with others."""
+    names = [f"layers.0.mixer.{part}_proj.weight" for part in "qkvg"]
+    value = graph.initializers["|".join(names)]
     assert value.const_value is not None
     array = value.const_value.numpy().copy()
-    array[3, 5] += 0.1
+    array[2 * len(array) // 4 + 3, 5] += 0.1
     value.const_value = ir.tensor(array, name=value.name)
 
 
@@ -99,7 +101,7 @@ def test_a_bundle_as_exported_has_no_divergence(bundle: Path, source: Source) ->
 @pytest.mark.parametrize(
     ("tampering", "module", "op", "parameters", "carried"),
     [
-        (weight, "layers.0.mlp.up_proj", "MatMul", ("layers.0.mlp.up_proj.weight",), False),
+        (weight, "layers.0.mixer", "MatMul", ("layers.0.mixer.v_proj.weight",), False),
         (attribute, "layers.1.mixer", "LinearAttention", (), False),
         (fused, "layers.3.mixer", "GroupQueryAttention", (), False),
         (state, "layers.2.mixer", "LinearAttention", (), True),

@@ -42,6 +42,20 @@ def test_what_changes_nothing_goes(apply: Callable[..., ir.Model], node: str) ->
     assert outcome(apply, node)
 
 
+@pytest.mark.parametrize(("less", "gone"), [("zero_tokens", True), ("second", False)])
+def test_a_slice_as_long_as_its_input_goes(
+    apply: Callable[..., ir.Model], less: str, gone: bool
+) -> None:
+    """Its end need not be constant: it starts at the first entry, and no entry is missing."""
+    node = f"""
+        zero_tokens = Sub (first, first)  length = Shape <start = 1, end = 2> (x)
+        end_of_it = Sub (length, {less})  h = Slice (x, first, end_of_it, second)
+    """
+    model = apply(GRAPH % ("batch, time, 2" if gone else "batch, less, 2", node), RemoveNoOps())
+
+    assert ("Slice" not in [entry.op_type for entry in model.graph]) is gone
+
+
 @pytest.mark.parametrize(
     "node",
     [
