@@ -1,0 +1,187 @@
+"""What each fusion of the lowering for ONNX Runtime saves: nodes, and time of a step.
+
+    python benchmarks/ort_fusions.py [--quick] [--json]
+
+A Llama-type and a Gated DeltaNet hybrid with random weights, each of two sizes, are exported with
+the whole lowering and with one fusion left out.  Both bundles step in turns; the ratio is the time
+without the fusion by the time with it.  Nodes are those that the engine runs, after its own
+optimisations.  A fusion pays if it gains 1 % for a model that it applies to; one that does not is
+not in the lowering.
+"""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import torch
+from evidence import Row, paired, ratio, run
+
+import intaglio
+from intaglio.exporter.shapes import Shapes
+from intaglio.models import find, gated_deltanet, llama, save
+from intaglio.passes import pipeline
+from intaglio.passes.base import Pass
+from intaglio.passes.lower.ort_conv_activation import OrtConvActivation
+from intaglio.passes.lower.ort_decay_gate import OrtDecayGate
+from intaglio.passes.lower.ort_gated_norm import OrtGatedNorm
+from intaglio.passes.lower.ort_packed_heads import OrtPackedHeads
+from intaglio.passes.lower.ort_packed_products import OrtPackedProducts
+from intaglio.passes.lower.ort_skip_norm import OrtSkipNorm
+from intaglio.passes.lower.ort_unit_norm import OrtUnitNorm
+from intaglio.runtime import Session
+
+FUSIONS: tuple[type[Pass], ...] = (
+    OrtPackedHeads,
+    OrtPackedProducts,
+    OrtSkipNorm,
+    OrtUnitNorm,
+    OrtConvActivation,
+    OrtDecayGate,
+    OrtGatedNorm,
+)
+THREADS = 2
+CONTEXT = 128
+GAIN = 1.01
+ONE_ROW = Shapes.parse(shapes=["input_ids:1x1:1x64:1x4096"])
+OPTIMIZED = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A model with random weights, and how often it is stepped."""
+
+    name: str
+    model: str
+    config: Any
+    pairs: int
+
+
+SMALL = llama.Config(
+    vocab_size=1024,
+    hidden_size=256,
+    intermediate_size=768,
+    num_layers=4,
+    num_heads=4,
+    num_kv_heads=2,
+)
+LARGE = llama.Config(
+    vocab_size=4096,
+    hidden_size=512,
+    intermediate_size=1536,
+    num_layers=10,
+    num_heads=8,
+    num_kv_heads=4,
+)
+
+
+def _recurrent(like: llama.Config, layers: int) -> gated_deltanet.Config:
+    return gated_deltanet.Config(
+        vocab_size=like.vocab_size,
+        hidden_size=like.hidden_size,
+        intermediate_size=like.intermediate_size,
+        num_layers=layers,
+        num_heads=like.num_heads,
+        num_kv_heads=like.num_kv_heads,
+        head_size=64,
+    )
+
+
+KINDS = (
+    Kind("Llama, 4M", "llama", SMALL, 1000),
+    Kind("Llama, 35M", "llama", LARGE, 150),
+    Kind("Gated DeltaNet, 4M", "gated-deltanet", _recurrent(SMALL, 4), 1000),
+    Kind("Gated DeltaNet, 33M", "gated-deltanet", _recurrent(LARGE, 8), 150),
+)
+
+
+def measure(quick: bool) -> list[Row]:
+    """For each model, the gain of all fusions together, then of each that applies."""
+    torch.set_num_threads(THREADS)
+    rows = []
+    for kind in KINDS[::2] if quick else KINDS:
+        with tempfile.TemporaryDirectory() as folder:
+            rows += _rows(kind, Path(folder), max(kind.pairs // (4 if quick else 1), 50))
+    return rows
+
+
+def _rows(kind: Kind, folder: Path, pairs: int) -> list[Row]:
+    torch.manual_seed(0)
+    checkpoint = folder / "model.pt"
+    save(checkpoint, kind.model, kind.config, find(kind.model).build(kind.config))
+    whole, applied = _export(checkpoint, folder / "whole", ())
+    rows = [
+        _row(kind, "all fusions", whole, _export(checkpoint, folder / "none", FUSIONS)[0], pairs)
+    ]
+    for fusion in FUSIONS:
+        if fusion.name in applied:
+            without, _ = _export(checkpoint, folder / fusion.name, (fusion,))
+            rows.append(_row(kind, fusion.name, whole, without, pairs))
+    return rows
+
+
+def _export(checkpoint: Path, out: Path, left: Sequence[type[Pass]]) -> tuple[Path, set[str]]:
+    """A bundle whose lowering leaves out `left`, and the passes that changed its graph."""
+
+    def without(*given: Any) -> list[Pass]:
+        return [step for step in lowering(*given) if not isinstance(step, tuple(left))]
+
+    lowering = pipeline.lowering
+    with patch.object(pipeline, "lowering", without):
+        report = intaglio.export(checkpoint, out, shapes=ONE_ROW, verify=False)
+    return out, {entry["name"] for entry in report.manifest.passes if entry["changed"]}
+
+
+def _row(kind: Kind, what: str, whole: Path, without: Path, pairs: int) -> Row:
+    times = paired(_step(without), _step(whole), pairs, warmup=20)
+    value = ratio(*times)
+    before, after = _nodes(without), _nodes(whole)
+    return Row(
+        name=f"{kind.name}: {what}",
+        value=value,
+        unit="ratio",
+        target=f">= {GAIN}",
+        holds=value >= GAIN,
+        against="the lowering without",
+        note=f"{before} nodes -> {after}; {1e3 * sorted(times[1])[len(times[1]) // 2]:.2f} ms",
+    )
+
+
+def _step(bundle: Path) -> Callable[[], object]:
+    session = Session.load(bundle, threads=THREADS)
+    session.step({"input_ids": np.ones((1, CONTEXT), np.int64)})
+    token = {"input_ids": np.ones((1, 1), np.int64)}
+    snapshot = session.state.save()
+    count = 0
+
+    def step() -> None:
+        nonlocal count
+        count += 1
+        if count % 128 == 0:  # the context stays within its buffer
+            session.state.restore(snapshot)
+        session.step(token)
+
+    return step
+
+
+def _nodes(bundle: Path) -> int:
+    """Nodes of the graph that the engine makes of a bundle's."""
+    out = bundle / "optimized.onnx"
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = OPTIMIZED
+    options.optimized_model_filepath = str(out)
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(bundle)
+    )
+    onnxruntime.InferenceSession((bundle / "ort" / "model.onnx").read_bytes(), options)
+    return len(ir.load(out).graph)
+
+
+if __name__ == "__main__":
+    run(__doc__, measure)
