@@ -119,6 +119,19 @@ def product(
     )[0]
 
 
+def look_up(
+    emit: Emitter, node: ir.Node, values: list[ir.Value | None], weight: LowBitWeight
+) -> ir.Value:
+    """Emit the rows of `weight` that the Gather `node` takes of a float table."""
+    return emit.node(
+        GATHER,
+        [node.inputs[1], *values],
+        [(node.outputs[0].dtype, dims(node.outputs[0]))],
+        {"K": weight.K, "N": weight.rows, "bits": weight.bits, "group": weight.group},
+        domain=DOMAIN,
+    )[0]
+
+
 def weight_of(node: ir.Node) -> LowBitWeight:
     """The weight of an AffineLowBitMatMul or AffineLowBitGather whose weight is constant."""
     packed, scale, offset = (constant(input_of(node, index)) for index in (1, 2, 3))

@@ -71,6 +71,12 @@ def uses(weight: ir.Value) -> int:
     )
 
 
+def look_ups(weight: ir.Value) -> list[ir.Node]:
+    """Nodes that take whole rows of a parameter, as embeddings are looked up."""
+    gathers = [node for node, index in weight.uses() if node.op_type == "Gather" and index == 0]
+    return [node for node in gathers if not node.domain and attribute(node, "axis", 0) == 0]
+
+
 def _weight(node: ir.Node) -> tuple[ir.Value, bool] | None:
     """The parameter that `node` multiplies by, and whether a row of it is an output's."""
     if node.domain or node.op_type not in ("MatMul", "Gemm"):

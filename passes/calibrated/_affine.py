@@ -101,12 +101,14 @@ def quantize(weight: Tensor, scale: Tensor, offset: Tensor, bits: int, group: in
     )
 
 
-def errors(difference: Tensor, hessian: Tensor) -> Tensor:
-    """The error e H e^T of each row of a difference [N, K]."""
+def errors(difference: Tensor, hessian: Tensor | None) -> Tensor:
+    """The error e H e^T of each row of a difference [N, K]; None is the identity."""
+    if hessian is None:
+        return difference.square().sum(1)
     return ((difference @ hessian) * difference).sum(1)
 
 
-def relative_error(difference: Tensor, weight: Tensor, hessian: Tensor) -> float:
+def relative_error(difference: Tensor, weight: Tensor, hessian: Tensor | None) -> float:
     """Squared error of all outputs, as a part of the squares of the outputs themselves."""
     whole = errors(weight, hessian).sum().clamp(min=torch.finfo(weight.dtype).tiny)
     return float(errors(difference, hessian).sum() / whole)

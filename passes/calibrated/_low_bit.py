@@ -19,10 +19,11 @@ from torch import Tensor
 
 from intaglio.errors import PassError
 from intaglio.passes import calibration as calibrating
+from intaglio.passes.analysis.projections import look_ups, uses
 from intaglio.passes.base import Calibrated, Context, PassResult
 from intaglio.passes.calibration import Statistics
 from intaglio.passes.graph import Emitter, replace_uses
-from intaglio.passes.low_bit import LowBitWeight, add_weight, product
+from intaglio.passes.low_bit import LowBitWeight, add_weight, look_up, product
 from intaglio.passes.own_ops import define
 from intaglio.passes.replay import Replay
 
@@ -58,6 +59,8 @@ class LowBit(Calibrated):
     """Globs over module paths: what to leave in float."""
     head: bool = False
     """Quantize the projection to the logits, too."""
+    embeddings: bool = False
+    """With a head that is quantized, also the table of embeddings that is tied to it."""
     overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Other bits and group for the paths that a glob fits."""
 
@@ -98,13 +101,12 @@ class LowBit(Calibrated):
                 weight = _weight(layer)
                 solved = self.solve(weight, None, layer.bits, layer.group).as_stored()
                 found.weights[layer.path] = solved
-                unit = torch.eye(weight.shape[1], dtype=weight.dtype)
-                error = relative_error(solved.dequantize() - weight, weight, unit)
+                error = relative_error(solved.dequantize() - weight, weight, None)
                 found.errors[layer.path] = {"weight": error}
-        _rewrite(model, chosen, found)
+        tables = _rewrite(model, chosen, found, tables=self.embeddings)
         return PassResult(
             changed=True,
-            notes=_notes(chosen, found),
+            notes=[*_notes(chosen, found), *map(_note_of_table, tables)],
             advice=found.advice,
             details=_details(context, chosen, found),
         )
@@ -135,7 +137,7 @@ class LowBit(Calibrated):
 
     def _facts(self) -> dict[str, Any]:
         """The options that a layer's result depends on; which layers there are, tells the chain."""
-        choice = {"layers", "skip", "head", "overrides", "bits", "group"}
+        choice = {"layers", "skip", "head", "embeddings", "overrides", "bits", "group"}
         options = asdict(self)
         return {name: value for name, value in options.items() if name not in choice}
 
@@ -224,8 +226,9 @@ def _stage(name: str, run: Replay, model: ir.Model, context: Context) -> dict[st
     return {"stage": name, **calibrating.measure(run, model, context)}
 
 
-def _rewrite(model: ir.Model, chosen: Plan, found: Outcome) -> None:
-    graph = model.graph
+def _rewrite(model: ir.Model, chosen: Plan, found: Outcome, *, tables: bool) -> list[str]:
+    """Put the low-bit operators in; with `tables`, look-ups too; tell which tables those were."""
+    graph, looked_up = model.graph, []
     for layer in chosen.layers:
         projection, solved = layer.projection, found.weights[layer.path]
         weight = LowBitWeight.of(
@@ -235,11 +238,17 @@ def _rewrite(model: ir.Model, chosen: Plan, found: Outcome) -> None:
             bits=solved.bits,
             group=solved.group,
         )
-        name = f"{layer.path}.weight" if layer.tied else projection.weight.name or ""
+        rows = look_ups(projection.weight) if tables and layer.tied else []
+        alone = uses(projection.weight) == 1 + len(rows)  # nothing is left that is float
+        name = projection.weight.name or "" if alone else f"{layer.path}.weight"
         emit = Emitter(projection.node)
         values = add_weight(graph, name, weight)
         x = projection.node.inputs[0]  # of another node than before, where that was a projection
         assert x is not None
+        for node in rows if alone else []:
+            replace_uses(node.outputs[0], look_up(Emitter(node), node, values, weight))
+            graph.remove(node, safe=True)
+            looked_up.append(name)
         result = product(emit, x, values, weight, projection.bias)
         replace_uses(projection.node.outputs[0], result)
         graph.remove(projection.node, safe=True)
@@ -247,6 +256,13 @@ def _rewrite(model: ir.Model, chosen: Plan, found: Outcome) -> None:
         graph.initializers[name].const_value = ir.tensor(array, name=name)
     common.RemoveUnusedNodesPass()(model)
     define(model)
+    return looked_up
+
+
+def _note_of_table(name: str) -> str:
+    return (
+        f"{name} is looked up in the same codes; errors and perplexities are measured before that."
+    )
 
 
 def _notes(chosen: Plan, found: Outcome) -> list[str]:

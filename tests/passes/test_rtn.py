@@ -18,7 +18,7 @@ from intaglio.passes import evaluate, pipeline
 from intaglio.passes.base import Context
 from intaglio.passes.calibrated._affine import grid, quantize
 from intaglio.passes.calibrated.rtn import Rtn
-from intaglio.passes.low_bit import low_bit_nodes, weight_of
+from intaglio.passes.low_bit import low_bit_nodes, parameter_of, weight_of
 
 Quantize = Callable[[Rtn], tuple[ir.Model, Mapping[str, Any]]]
 
@@ -127,6 +127,20 @@ def test_a_tied_head_is_quantized_where_it_is_asked_for_and_the_embedding_stays(
 
     assert paths(details) == ["lm_head"]
     assert {"embed.weight", "lm_head.weight.codes"} <= set(model.graph.initializers)
+
+
+def test_a_tied_table_is_looked_up_in_the_codes_of_its_head(quantized: Quantize) -> None:
+    """With embeddings=true no float table is left, and rows are those of the dequantized weight."""
+    model, _ = quantized(Rtn(bits=4, head=True, embeddings=True, layers=["lm_head"]))
+    net = Net()
+    kinds = {node.op_type: weight_of(node).dequantize() for node in low_bit_nodes(model)}
+    net.embed.weight.data = torch.from_numpy(kinds["AffineLowBitGather"])
+    ids = torch.randint(31, (2, 5), generator=torch.Generator().manual_seed(1))
+    got = evaluate.run(model, {"input_ids": ids.numpy()})["logits"]
+
+    assert "embed.weight" not in model.graph.initializers
+    assert {parameter_of(node) for node in low_bit_nodes(model)} == {("embed.weight", False)}
+    np.testing.assert_allclose(got, net(ids).detach().numpy(), rtol=0, atol=2e-5)
 
 
 def test_overrides_go_before_the_options_for_all(quantized: Quantize) -> None:

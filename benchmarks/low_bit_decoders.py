@@ -1,0 +1,183 @@
+"""Decoders of one shape side by side: ours in several widths, onnxruntime-genai, llama.cpp.
+
+Every decoder is a process of its own.  In a round each of them, in turns, prefills from nothing and
+then takes greedy steps; the others wait.  All have the same number of threads; where that is one,
+speeds are tokens per second of the processor's work.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import transformers
+
+import intaglio
+
+HERE = Path(__file__).parent
+FORMATS = ("Q4_0", "Q2_K", "TQ2_0")
+WIDTHS: dict[str, str] = {
+    "32": "",
+    "8": "rtn:bits=8,group=128,head=true,embeddings=true",
+    "4": "rtn:bits=4,group=64,head=true,embeddings=true",
+    "2": "rtn:bits=2,group=64,head=true,embeddings=true",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """Sizes of a decoder of the Qwen3 family, its embedding tied to its head."""
+
+    hidden: int = 1024
+    layers: int = 28
+    heads: int = 16
+    kv_heads: int = 8
+    head_dim: int = 128
+    ff: int = 3072
+    vocabulary: int = 151936
+
+
+@dataclass(kw_only=True)
+class Decoder:
+    """A process that decodes, and what it has said."""
+
+    name: str
+    path: Path
+    command: Sequence[str]
+    head: str
+    load: float = 0.0
+    prefill: list[float] = field(default_factory=list)
+    decode: list[float] = field(default_factory=list)
+    peak: int = 0
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of its files."""
+        files = [self.path] if self.path.is_file() else self.path.rglob("*")
+        return sum(f.stat().st_size for f in files if f.is_file())
+
+
+def make(shape: Shape, folder: Path, llama: str | None, threads: int) -> list[Decoder]:
+    """Write what is not there yet; a peer that is not installed is left out."""
+    folder.mkdir(parents=True, exist_ok=True)
+    source = folder / "hf"
+    if not source.exists():
+        torch.manual_seed(0)
+        config = transformers.Qwen3Config(
+            vocab_size=shape.vocabulary,
+            hidden_size=shape.hidden,
+            intermediate_size=shape.ff,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.kv_heads,
+            head_dim=shape.head_dim,
+            tie_word_embeddings=True,
+            max_position_embeddings=4096,
+            bos_token_id=None,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+        transformers.Qwen3ForCausalLM(config).save_pretrained(source)
+    return [
+        *_ours(source, folder, threads),
+        *_genai(source, folder, threads),
+        *_llama(shape, folder, llama, threads),
+    ]
+
+
+def _ours(source: Path, folder: Path, threads: int) -> list[Decoder]:
+    worker = [sys.executable, str(HERE / "low_bit_worker.py"), "intaglio"]
+    found = []
+    for width, pass_ in WIDTHS.items():
+        path = folder / f"ours-{width}"
+        if not path.exists():
+            passes = [pass_] if pass_ else []
+            intaglio.export(source, path, passes=passes, verify=False, portable=False)
+        kind = "fp32" if width == "32" else f"{width} bits"
+        command = [*worker, str(path), str(threads)]
+        found.append(Decoder(name=f"ours, {kind}", path=path / "ort", command=command, head=kind))
+    return found
+
+
+def _genai(source: Path, folder: Path, threads: int) -> list[Decoder]:
+    path = folder / "genai-int4"
+    if not path.exists():
+        build = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
+        options = ["-i", str(source), "-o", str(path), "-p", "int4", "-e", "cpu"]
+        cache = ["-c", str(folder / "cache")]
+        subprocess.run([*build, *options, *cache], check=True, capture_output=True)
+    worker = [sys.executable, str(HERE / "low_bit_worker.py"), "genai", str(path), str(threads)]
+    return [Decoder(name="onnxruntime-genai, int4", path=path, command=worker, head="int4")]
+
+
+def _llama(shape: Shape, folder: Path, python: str | None, threads: int) -> list[Decoder]:
+    if python is None:
+        return []
+    worker = [python, str(HERE / "llama_worker.py")]
+    found = []
+    for form in FORMATS:
+        path = folder / "llama" / f"{form}.gguf"
+        path.parent.mkdir(exist_ok=True)
+        if not path.exists():
+            sizes = json.dumps(shape.__dict__)
+            made = [*worker, "make", sizes, str(path), form]
+            subprocess.run(made, check=True, capture_output=True)
+        said = subprocess.run(
+            [*worker, "types", str(path)], check=True, capture_output=True, text=True
+        )
+        head = json.loads(said.stdout)["head"]
+        command = [*worker, "serve", str(path), str(threads)]
+        found.append(Decoder(name=f"llama.cpp, {form}", path=path, command=command, head=head))
+    return found
+
+
+def race(decoders: Sequence[Decoder], length: int, steps: int, rounds: int) -> list[list[float]]:
+    """Let each decoder prefill and step in every round; returns the load averages of the rounds."""
+    processes: list[Any] = []
+    loads = []
+    try:
+        for decoder in decoders:
+            process = subprocess.Popen(
+                decoder.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL, text=True,
+            )  # fmt: skip
+            processes.append(process)
+            decoder.load = _answer(decoder, process)["load"]
+            _ask(decoder, process, length, 2)  # the first use of each graph is not counted
+        for _ in range(rounds):
+            for decoder, process in zip(decoders, processes, strict=True):
+                said = _ask(decoder, process, length, steps)
+                decoder.prefill.append(length / said["prefill"])
+                decoder.decode.append(steps / said["decode"])
+                decoder.peak = int(said["peak"])
+            loads.append([round(x, 2) for x in os.getloadavg()])
+    finally:
+        for process in processes:
+            process.stdin.close()
+            process.wait(60)
+    return loads
+
+
+def _ask(decoder: Decoder, process: Any, length: int, steps: int) -> dict[str, float]:
+    process.stdin.write(f"{length} {steps}\n")
+    process.stdin.flush()
+    return _answer(decoder, process)
+
+
+def _answer(decoder: Decoder, process: Any) -> dict[str, Any]:
+    line = process.stdout.readline()
+    if not line:
+        raise SystemExit(f"{decoder.name} ended with {process.wait(60)}: {decoder.command}")
+    found: dict[str, Any] = json.loads(line)
+    return found
+
+
+def times_as_fast(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Median over rounds of the ratio of two speeds."""
+    return median(a / b for a, b in zip(ours, theirs, strict=True))

@@ -1,0 +1,107 @@
+"""How fast 2 bits run on ONNX Runtime: one product, and a decoder beside others of its shape.
+
+    python benchmarks/low_bit_speed.py [--llama-python PYTHON] [--models DIR] [--threads N]
+                                       [--quick] [--json]
+
+The product is `low_bit_layer`'s.  The decoder has the shape of Qwen3-0.6B and random weights; ours
+is exported by the pass rtn, head and embedding included, and stands beside ONNX Runtime's own
+generator (onnxruntime-genai, int4, made by its model builder from the same directory) and
+llama.cpp's formats, where PYTHON is of an environment with llama-cpp-python and gguf.  DIR keeps
+the models for another run.  Every decoder is a process of N threads, two unless said otherwise; in
+each round all of them work in turns.  With one thread speeds are tokens per second of processor
+time, whose ratios hold on a machine that is busy with other things; with more, of the clock.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+from evidence import Row, run
+from low_bit_decoders import Decoder, Shape, make, race, times_as_fast
+from low_bit_layer import last_level_cache
+from low_bit_layer import rows as layer_rows
+
+PREFILL, STEPS, ROUNDS, THREADS = 64, 24, 3, 2
+SMALL = Shape(hidden=512, layers=4, heads=8, kv_heads=4, head_dim=64, ff=1536, vocabulary=8192)
+GENAI, LLAMA = 1.5, 1.0  # how many times as fast as these decode 2 bits should
+LAYER = (
+    "Against fp32 this is bound by the processor: a product of 2 bits reads a tenth of the bytes "
+    "and unpacks every code, for which AVX2 takes more instructions than AVX-512 with VNNI, where "
+    "8.3 was measured. More cores on one memory, or VNNI, would close it."
+)
+DECODER = {
+    "onnxruntime-genai": "",
+    "llama.cpp": "",
+}
+
+
+def measure(quick: bool, llama_python: str | None, models: str | None, threads: int) -> list[Row]:
+    """Rows of the product, then of the decoders."""
+    with tempfile.TemporaryDirectory() as temporary:
+        return [
+            *layer_rows(quick, LAYER),
+            *_decoders(quick, llama_python, Path(models or temporary), threads),
+        ]
+
+
+def _decoders(quick: bool, llama_python: str | None, folder: Path, threads: int) -> list[Row]:
+    shape, rounds = (SMALL, 2) if quick else (Shape(), ROUNDS)
+    decoders = make(shape, folder / ("small" if quick else "whole"), llama_python, threads)
+    loads = race(decoders, PREFILL, STEPS, rounds)
+    ours = next(x for x in decoders if x.name == "ours, 2 bits")
+    size, cache = ours.bytes, last_level_cache()
+    found = [
+        Row(name="decoder: 2-bit weights", value=size / 2**20, unit="MiB",
+            target=">= 4 last-level caches", holds=size >= 4 * cache,
+            note=f"last-level cache {cache / 2**20:.0f} MiB"),
+        Row(name="decoder: load average", value=median(x[0] for x in loads), unit="processes",
+            note="; ".join(str(x[0]) for x in loads) + f"; {threads} threads each"),
+    ]  # fmt: skip
+    for decoder in decoders:
+        found += _facts(decoder)
+    for decoder in decoders:
+        found += _against(ours, decoder)
+    return found
+
+
+def _facts(decoder: Decoder) -> list[Row]:
+    name, head = f"decoder, {decoder.name}", f"head {decoder.head}"
+    return [
+        Row(name=f"{name}: decode", value=median(decoder.decode), unit="tokens/s", note=head),
+        Row(name=f"{name}: prefill of {PREFILL}", value=median(decoder.prefill), unit="tokens/s"),
+        Row(name=f"{name}: files", value=decoder.bytes / 1e6, unit="MB"),
+        Row(name=f"{name}: load", value=decoder.load, unit="s"),
+        Row(name=f"{name}: peak memory", value=decoder.peak / 1e6, unit="MB"),
+    ]
+
+
+def _against(ours: Decoder, other: Decoder) -> Sequence[Row]:
+    if other is ours:
+        return ()
+    value = times_as_fast(ours.decode, other.decode)
+    peer = other.name.partition(",")[0]
+    least = {"onnxruntime-genai": GENAI, "llama.cpp": LLAMA}.get(peer)
+    missed = least is not None and value < least
+    return (
+        Row(name=f"decoder, 2 bits to {other.name}: decode", value=value, unit="times as fast",
+            target=None if least is None else f">= {least}",
+            holds=None if least is None else not missed,
+            against=other.name,
+            note=DECODER[peer] if missed else f"heads {ours.head} and {other.head}"),
+        Row(name=f"decoder, 2 bits to {other.name}: prefill",
+            value=times_as_fast(ours.prefill, other.prefill), unit="times as fast",
+            against=other.name),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--llama-python")
+    parser.add_argument("--models")
+    parser.add_argument("--threads", type=int, default=THREADS)
+    own, rest = parser.parse_known_args()
+    sys.argv[1:] = rest
+    run(__doc__, lambda quick: measure(quick, own.llama_python, own.models, own.threads))
