@@ -65,6 +65,8 @@ MAMBA = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "s
          "bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}  # fmt: skip
 DELTA = {"linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2,
          "linear_num_value_heads": 4}  # fmt: skip
+HYBRID = {**GROUPED, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8,
+          "mamba_n_groups": 2, "mamba_expand": 2, "mamba_chunk_size": 16}  # fmt: skip
 EXPERTS = {"moe_intermediate_size": 16, "num_experts_per_tok": 2}
 
 FAMILIES = (
@@ -81,6 +83,34 @@ FAMILIES = (
             **DELTA, "num_experts": 4, "mlp_only_layers": [],
             "shared_expert_intermediate_size": 16}),
     Family("BERT", "BertForMaskedLM", "BertConfig", BERT),
+    Family("Falcon-Mamba", "FalconMambaForCausalLM", "FalconMambaConfig", MAMBA),
+    Family("Bamba", "BambaForCausalLM", "BambaConfig", {**HYBRID, "attn_layer_indices": [1]}),
+    Family("Zamba-2", "Zamba2ForCausalLM", "Zamba2Config",
+           {**BASE, "mamba_d_state": 8, "n_mamba_heads": 8, "mamba_headdim": 8, "mamba_ngroups": 2,
+            "chunk_size": 16, "layers_block_type": ["mamba", "hybrid"]}),
+    Family("Falcon-H1", "FalconH1ForCausalLM", "FalconH1Config", {**HYBRID, "mamba_d_ssm": 64}),
+    Family("Granite-4", "GraniteMoeHybridForCausalLM", "GraniteMoeHybridConfig",
+           {**HYBRID, "layer_types": ["mamba", "attention"], "num_local_experts": 4,
+            "num_experts_per_tok": 2, "shared_intermediate_size": 16}),
+    Family("Nemotron-H", "NemotronHForCausalLM", "NemotronHConfig",
+           {**GROUPED, "layers_block_type": ["mamba", "attention"], "mamba_num_heads": 8,
+            "mamba_head_dim": 8, "ssm_state_size": 8, "n_groups": 2, "chunk_size": 16}),
+    Family("Jamba", "JambaForCausalLM", "JambaConfig",
+           {**SHARED, "mamba_d_state": 8, "num_experts": 2, "attn_layer_period": 2,
+            "attn_layer_offset": 1}),
+    Family("Qwen3.5", "Qwen3_5ForCausalLM", "Qwen3_5TextConfig",
+           {**GROUPED, **DELTA, "layer_types": ["linear_attention", "full_attention"]}),
+    Family("OLMo-Hybrid", "OlmoHybridForCausalLM", "OlmoHybridConfig",
+           {**SHARED, **DELTA, "layer_types": ["linear_attention", "full_attention"]}),
+    Family("LFM2", "Lfm2ForCausalLM", "Lfm2Config",
+           {**SHARED, "layer_types": ["conv", "full_attention"]}),
+    Family("RecurrentGemma", "RecurrentGemmaForCausalLM", "RecurrentGemmaConfig",
+           {**SHARED, "block_types": ["recurrent", "attention"], "attention_window_size": 6,
+            "lru_width": 32}),
+    Family("RWKV-4", "RwkvForCausalLM", "RwkvConfig",
+           {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2,
+            "attention_hidden_size": 32, "intermediate_size": 48, "bos_token_id": None,
+            "eos_token_id": None}),
     Family("DistilBERT", "DistilBertForMaskedLM", "DistilBertConfig",
            {"vocab_size": VOCABULARY, "dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4,
             "max_position_embeddings": 300}),
@@ -138,7 +168,8 @@ def measure(quick: bool) -> list[Row]:
             try:
                 rows += _rows(family, Path(folder), *((64, 16) if quick else (256, 64)))
             except IntaglioError as error:
-                rows.append(_row(family, "exports", 0, "", "1", holds=False, note=str(error)))
+                reason = str(error).replace(f"{folder}/", "")
+                rows.append(_row(family, "exports", 0, "", "1", holds=False, note=reason))
             except Exception as error:  # noqa: BLE001  a fault of ours is a row as well
                 note = f"a fault of intaglio: {type(error).__name__}: {error}"
                 rows.append(_row(family, "exports", 0, "", "1", holds=False, note=note))

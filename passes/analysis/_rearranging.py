@@ -112,6 +112,8 @@ def cut(node: ir.Node, timing: Timing) -> Sequence[Fact]:
     starts, ends = integers(node.inputs[1]), input_of(node, 2)
     rank = len(dims(node.inputs[0]) or ())
     axes, steps = integers(input_of(node, 3)), integers(input_of(node, 4))
+    if isinstance(fact, Along) and _cuts_nothing(node, steps):
+        return [fact]
     if not isinstance(fact, Along) or starts is None or ends is None:
         raise refuse(node, "slices at places that depend on the number of tokens.")
     axes = [normal(axis, rank) for axis in axes or range(len(starts))]
@@ -122,6 +124,13 @@ def cut(node: ir.Node, timing: Timing) -> Sequence[Fact]:
     if starts[at] == 0 and (steps or [1] * len(axes))[at] == 1 and kept == TIME and not fact.flat:
         return [Along(fact.axis, 0, fact.positional, fact.lead, 0)]
     raise refuse(node, "takes only some of the tokens, or takes them in another order.")
+
+
+def _cuts_nothing(node: ir.Node, steps: Sequence[int] | None) -> bool:
+    """Whether a Slice takes everything, as x[:, -T:] of T tokens does."""
+    before, after = dims(node.inputs[0]) or ("?",), dims(node.outputs[0])
+    known = steps is not None or input_of(node, 4) is None
+    return known and set(steps or [1]) == {1} and "?" not in before and before == after
 
 
 def pad(node: ir.Node, timing: Timing) -> Sequence[Fact]:

@@ -216,3 +216,53 @@ def test_a_state_space_model_does_not_change_with_the_tokens() -> None:
     """)
     with pytest.raises(PassError, match="input 1 that is not the same for all tokens"):
         Statefulize().run(model, Context())
+
+
+@pytest.mark.parametrize(
+    ("data", "updates", "works"),
+    [("front", "front", True), ("front", "x", False), ("late", "late", False)],
+)
+def test_constant_places_of_other_axes_than_time_are_written(
+    data: str, updates: str, works: bool
+) -> None:
+    """As rotations of several position axes do; tokens are never written to."""
+    model = ir.from_onnx_text(f"""
+        <ir_version: 10, opset_import: ["" : 24]>
+        g (float[batch, time, 4] x) => (float[batch, time, 4] y)
+        <int64[1, 1] places = {{2}}, float[4, batch, time] front,
+         float[time, batch, 4] late>
+        {{
+          front = Transpose <perm = [2, 0, 1]> (x)
+          late = Transpose <perm = [1, 0, 2]> (x)
+          written = ScatterND ({data}, places, {updates})
+          y = Transpose <perm = [1, 2, 0]> (written)
+        }}
+    """)
+    for node in model.graph:
+        if node.op_type == "ScatterND":
+            node.outputs[0].shape = ir.Shape([4, "batch", "time"])
+    if works:
+        Statefulize().run(model, Context())
+        return
+    with pytest.raises(PassError, match=r"of other tokens|some of the tokens"):
+        Statefulize().run(model, Context())
+
+
+@pytest.mark.parametrize(("steps", "works"), [("one", True), ("back", False)])
+def test_a_slice_that_cuts_nothing_off_may_be_counted_from_the_end(steps: str, works: bool) -> None:
+    """As x[:, -T:] is of T tokens; in steps of -1 it would turn time around."""
+    model = ir.from_onnx_text(f"""
+        <ir_version: 10, opset_import: ["" : 24]>
+        g (float[batch, time, 4] x) => (float[batch, time, 4] y)
+        <int64[1] one = {{1}}, int64[1] back = {{-1}}, int64[1] end = {{9223372036854775807}}>
+        {{
+          count = Shape <start = 1, end = 2> (x)
+          start = Neg (count)
+          y = Slice (x, start, end, one, {steps})
+        }}
+    """)
+    if works:
+        Statefulize().run(model, Context())
+        return
+    with pytest.raises(PassError, match="slices at places"):
+        Statefulize().run(model, Context())
