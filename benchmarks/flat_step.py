@@ -8,7 +8,6 @@ and their next tokens are compared before anything is timed.
 """
 
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -150,9 +149,8 @@ def _peer(folder: str, quick: bool) -> list[Row]:
 
 def _build_peer(state: dict[str, torch.Tensor], folder: Path) -> Path:
     """The same weights as a Hugging Face folder, through the peer's model builder."""
+    import genai_peer
     from safetensors.torch import save_file
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
 
     source, out = folder / "hf", folder / "genai"
     source.mkdir()
@@ -168,20 +166,8 @@ def _build_peer(state: dict[str, torch.Tensor], folder: Path) -> Path:
         tensors[renamed] = tensor.contiguous()
     save_file(tensors, source / "model.safetensors", {"format": "pt"})
     (source / "config.json").write_text(json.dumps(_hf_config()))
-    vocabulary = {f"t{i}": i for i in range(PEER.vocab_size)}
-    Tokenizer(WordLevel(vocabulary, unk_token="t0")).save(str(source / "tokenizer.json"))
-    tokenizer = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "t0"}
-    (source / "tokenizer_config.json").write_text(json.dumps(tokenizer))
-    command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(source)]
-    command += ["-o", str(out), "-p", "fp32", "-e", "cpu", "-c", str(folder / "cache")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"the peer's model builder failed:\n{done.stderr[-2000:]}")
-    path = out / "genai_config.json"
-    config = json.loads(path.read_text())
-    config["model"]["decoder"]["session_options"]["intra_op_num_threads"] = THREADS
-    path.write_text(json.dumps(config))
-    return out
+    genai_peer.add_tokenizer(source, PEER.vocab_size)
+    return genai_peer.build(source, out, THREADS)
 
 
 def _hf_config() -> dict[str, Any]:
