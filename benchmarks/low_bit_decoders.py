@@ -63,7 +63,9 @@ class Decoder:
         return sum(f.stat().st_size for f in files if f.is_file())
 
 
-def make(shape: Shape, folder: Path, llama: str | None, threads: int) -> list[Decoder]:
+def make(
+    shape: Shape, folder: Path, llama: str | None, threads: int, widths: Sequence[str]
+) -> list[Decoder]:
     """Write what is not there yet; a peer that is not installed is left out."""
     folder.mkdir(parents=True, exist_ok=True)
     source = folder / "hf"
@@ -85,16 +87,17 @@ def make(shape: Shape, folder: Path, llama: str | None, threads: int) -> list[De
         )
         transformers.Qwen3ForCausalLM(config).save_pretrained(source)
     return [
-        *_ours(source, folder, threads),
+        *_ours(source, folder, threads, widths),
         *_genai(source, folder, threads),
         *_llama(shape, folder, llama, threads),
     ]
 
 
-def _ours(source: Path, folder: Path, threads: int) -> list[Decoder]:
+def _ours(source: Path, folder: Path, threads: int, widths: Sequence[str]) -> list[Decoder]:
     worker = [sys.executable, str(HERE / "low_bit_worker.py"), "intaglio"]
     found = []
-    for width, pass_ in WIDTHS.items():
+    for width in widths:
+        pass_ = WIDTHS[width]
         path = folder / f"ours-{width}"
         if not path.exists():
             passes = [pass_] if pass_ else []
@@ -156,6 +159,7 @@ def race(decoders: Sequence[Decoder], length: int, steps: int, rounds: int) -> l
                 decoder.prefill.append(length / said["prefill"])
                 decoder.decode.append(steps / said["decode"])
                 decoder.peak = int(said["peak"])
+                print(f"{decoder.name}: {decoder.decode[-1]:.1f} tokens/s", file=sys.stderr)
             loads.append([round(x, 2) for x in os.getloadavg()])
     finally:
         for process in processes:

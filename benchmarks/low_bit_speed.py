@@ -1,15 +1,15 @@
-"""How fast 2 bits run on ONNX Runtime: one product, and a decoder beside others of its shape.
+"""How fast a decoder of 2 bits runs on ONNX Runtime, beside other widths and other engines.
 
     python benchmarks/low_bit_speed.py [--llama-python PYTHON] [--models DIR] [--threads N]
-                                       [--quick] [--json]
+                                       [--widths 32,8,4,2] [--quick] [--json]
 
-The product is `low_bit_layer`'s.  The decoder has the shape of Qwen3-0.6B and random weights; ours
-is exported by the pass rtn, head and embedding included, and stands beside ONNX Runtime's own
-generator (onnxruntime-genai, int4, made by its model builder from the same directory) and
-llama.cpp's formats, where PYTHON is of an environment with llama-cpp-python and gguf.  DIR keeps
-the models for another run.  Every decoder is a process of N threads, two unless said otherwise; in
-each round all of them work in turns.  With one thread speeds are tokens per second of processor
-time, whose ratios hold on a machine that is busy with other things; with more, of the clock.
+The decoder has the shape of Qwen3-0.6B and random weights; ours is exported by the pass rtn, head
+and embedding included, in several widths.  Beside it stand ONNX Runtime's own generator
+(onnxruntime-genai, int4, made by its model builder from the same directory) and, where PYTHON is of
+an environment with llama-cpp-python and gguf, llama.cpp's formats.  DIR keeps the models for
+another run.  Every decoder is a process of N threads, two unless said otherwise; in each round all
+of them work in turns.  With one thread speeds are tokens per second of processor time, whose ratios
+hold on a machine that is busy with other things; with more, of the clock.
 """
 
 import argparse
@@ -22,34 +22,27 @@ from statistics import median
 from evidence import Row, run
 from low_bit_decoders import Decoder, Shape, make, race, times_as_fast
 from low_bit_layer import last_level_cache
-from low_bit_layer import rows as layer_rows
 
-PREFILL, STEPS, ROUNDS, THREADS = 64, 24, 3, 2
+PREFILL, STEPS, ROUNDS, THREADS = 32, 16, 2, 2
 SMALL = Shape(hidden=512, layers=4, heads=8, kv_heads=4, head_dim=64, ff=1536, vocabulary=8192)
 GENAI, LLAMA = 1.5, 1.0  # how many times as fast as these decode 2 bits should
-LAYER = (
-    "Against fp32 this is bound by the processor: a product of 2 bits reads a tenth of the bytes "
-    "and unpacks every code, for which AVX2 takes more instructions than AVX-512 with VNNI, where "
-    "8.3 was measured. More cores on one memory, or VNNI, would close it."
-)
 DECODER = {
     "onnxruntime-genai": "",
     "llama.cpp": "",
 }
 
 
-def measure(quick: bool, llama_python: str | None, models: str | None, threads: int) -> list[Row]:
-    """Rows of the product, then of the decoders."""
+def measure(quick: bool, own: argparse.Namespace) -> list[Row]:
+    """Make the decoders, let them race, and compare 2 bits with each other one."""
     with tempfile.TemporaryDirectory() as temporary:
-        return [
-            *layer_rows(quick, LAYER),
-            *_decoders(quick, llama_python, Path(models or temporary), threads),
-        ]
+        return _decoders(quick, own, Path(own.models or temporary))
 
 
-def _decoders(quick: bool, llama_python: str | None, folder: Path, threads: int) -> list[Row]:
+def _decoders(quick: bool, own: argparse.Namespace, folder: Path) -> list[Row]:
     shape, rounds = (SMALL, 2) if quick else (Shape(), ROUNDS)
-    decoders = make(shape, folder / ("small" if quick else "whole"), llama_python, threads)
+    widths = own.widths.split(",")
+    folder /= "small" if quick else "whole"
+    decoders = make(shape, folder, own.llama_python, own.threads, widths)
     loads = race(decoders, PREFILL, STEPS, rounds)
     ours = next(x for x in decoders if x.name == "ours, 2 bits")
     size, cache = ours.bytes, last_level_cache()
@@ -58,7 +51,7 @@ def _decoders(quick: bool, llama_python: str | None, folder: Path, threads: int)
             target=">= 4 last-level caches", holds=size >= 4 * cache,
             note=f"last-level cache {cache / 2**20:.0f} MiB"),
         Row(name="decoder: load average", value=median(x[0] for x in loads), unit="processes",
-            note="; ".join(str(x[0]) for x in loads) + f"; {threads} threads each"),
+            note="; ".join(str(x[0]) for x in loads) + f"; threads of each: {own.threads}"),
     ]  # fmt: skip
     for decoder in decoders:
         found += _facts(decoder)
@@ -102,6 +95,7 @@ if __name__ == "__main__":
     parser.add_argument("--llama-python")
     parser.add_argument("--models")
     parser.add_argument("--threads", type=int, default=THREADS)
+    parser.add_argument("--widths", default="32,8,4,2")
     own, rest = parser.parse_known_args()
     sys.argv[1:] = rest
-    run(__doc__, lambda quick: measure(quick, own.llama_python, own.models, own.threads))
+    run(__doc__, lambda quick: measure(quick, own))
