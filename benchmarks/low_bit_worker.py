@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-CAPACITY = 1024  # tokens of context that there is room for
+CAPACITY = 128  # tokens of context that there is room for
 Prefill = Callable[[list[int]], int]  # consumes tokens from an empty context; returns the next one
 Step = Callable[[int], int]
 
