@@ -72,15 +72,17 @@ def measure(cases: int, seed: int) -> list[Row]:
     """A row for each kind of input: how many cases failed."""
     start = time.monotonic()
     print(f"seed {seed}, {cases} cases", file=sys.stderr)
+    verdicts = []
     with _inputs() as inputs:
-        verdicts = list(_verdicts(range(cases), seed, inputs))
-    for verdict in verdicts:
-        if verdict.fault:
-            print(
-                f"--seed {seed} --case {verdict.number} ({verdict.kind}: {verdict.change}): "
-                f"{verdict.fault}\n  {verdict.said[-600:]}",
-                file=sys.stderr,
-            )
+        for verdict in _verdicts(range(cases), seed, inputs):
+            verdicts.append(verdict)
+            if verdict.fault:
+                print(
+                    f"--seed {seed} --case {verdict.number} ({verdict.kind}: {verdict.change}): "
+                    f"{verdict.fault}\n  {verdict.said[-600:]}",
+                    file=sys.stderr,
+                    flush=True,
+                )
     rows = [_row(kind.name, [v for v in verdicts if v.kind == kind.name]) for kind in KINDS]
     rows.append(_row(f"all, seed {seed}", verdicts))
     minutes = (time.monotonic() - start) / 60
