@@ -19,9 +19,11 @@ import torch
 import transformers
 
 import intaglio
+from intaglio.exporter.shapes import Shapes
 
 HERE = Path(__file__).parent
 FORMATS = ("Q4_0", "Q2_K", "TQ2_0")
+ONE_ROW = Shapes.parse(shapes=["input_ids:1x1:1x16:1x4096"])  # the peers decode one row too
 WIDTHS: dict[str, str] = {
     "32": "",
     "8": "rtn:bits=8,group=128,head=true,embeddings=true",
@@ -101,7 +103,9 @@ def _ours(source: Path, folder: Path, threads: int, widths: Sequence[str]) -> li
         path = folder / f"ours-{width}"
         if not path.exists():
             passes = [pass_] if pass_ else []
-            intaglio.export(source, path, passes=passes, verify=False, portable=False)
+            intaglio.export(
+                source, path, passes=passes, shapes=ONE_ROW, verify=False, portable=False
+            )
         kind = "fp32" if width == "32" else f"{width} bits"
         command = [*worker, str(path), str(threads)]
         found.append(Decoder(name=f"ours, {kind}", path=path / "ort", command=command, head=kind))

@@ -11,8 +11,8 @@ another run.  Every decoder is a process of N threads, two unless said otherwise
 of them work in turns.  With one thread speeds are tokens per second of processor time, whose ratios
 hold on a machine that is busy with other things; with more, of the clock.
 
-Caches have room for 128 tokens on every side.  Room matters to ours: a bundle for any batch attends
-to the whole of a static cache, filled or not.
+Caches have room for 128 tokens on every side.  Ours is exported for one row (`--shapes`), as the
+peers decode: a bundle for any batch attends to the whole of a static cache, filled or not.
 """
 
 import argparse
