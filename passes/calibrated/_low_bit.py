@@ -314,4 +314,5 @@ def _details(context: Context, chosen: Plan, found: Outcome) -> dict[str, Any]:
         "skipped": dict(chosen.skipped),
         "stages": found.stages,
         "blocks": found.blocks,
+        "tuned": sorted(found.parameters),
     }

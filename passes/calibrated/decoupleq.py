@@ -5,6 +5,8 @@ Guo et al. 2024, arXiv:2404.12759.  The layer stage is `_alternate.py`, the bloc
 source has none.
 """
 
+from typing import Any
+
 import onnx_ir as ir
 from torch import Tensor
 
@@ -32,6 +34,9 @@ class Decoupleq(LowBit):
     """Times that the block stage goes through the data."""
     rate: float = 1e-3
     """Learning rate of the block stage, relative to a group's scale or a norm's weight."""
+
+    def _facts(self) -> dict[str, Any]:
+        return {n: x for n, x in super()._facts().items() if n not in ("blocks", "epochs", "rate")}
 
     def solve(
         self, weight: Tensor, statistics: Statistics | None, bits: int, group: int

@@ -197,9 +197,18 @@ def test_the_same_input_gives_the_same_bytes_and_finished_layers_are_not_redone(
         raise AssertionError("a finished layer is quantized again")
 
     monkeypatch.setattr(decoupleq, "alternate", never)
+    quantize(small, context_of(small, tmp_path), Decoupleq(group=16, rounds=1, blocks=False))
     second = quantize(small, context_of(small, tmp_path), step)
 
     assert first["details"] == second["details"]
+    floats = small[1].model.graph.initializers
+    moved = {
+        name
+        for name, tensor in first["arrays"].items()
+        if name in floats and tensor.tobytes() != floats[name].const_value.tobytes()  # type: ignore[union-attr]
+    }
+    assert set(first["details"]["tuned"]) == moved  # verification takes these from the bundle
+    assert any("norm" in name for name in moved)
     for name, tensor in first["arrays"].items():
         assert tensor.tobytes() == second["arrays"][name].tobytes()
     other = context_of(small, tmp_path)
