@@ -25,7 +25,7 @@ types: env
 	$(BIN)/mypy tests $(wildcard benchmarks/*.py)
 
 pytest: env # two workers of one thread each: more threads run slower on models this small
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 demo: env ## Export a trained checkpoint, verify it, stream text from it
 	rm -rf demo

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+from onnxruntime import InferenceSession
 
 from intaglio.state import BATCH, CAPACITY, PAST, PAST_LENGTH, TIME, Layout, StateSpec
 
@@ -94,9 +95,13 @@ def roll(
     states: Sequence[StateSpec],
     inputs: Mapping[str, Array],
     parts: Sequence[int],
+    session: InferenceSession | None = None,
 ) -> Arrays:
-    """Outputs of `model` for `inputs` given in `parts` along time, joined along axis 1."""
-    session = evaluate.session(model)
+    """Outputs of `model` for `inputs` given in `parts` along time, joined along axis 1.
+
+    A `session` of `model` serves many calls.
+    """
+    session = session or evaluate.session(model)
     batch = next(iter(inputs.values())).shape[0]
     names = [output.name for output in session.get_outputs()]
     wants_past = PAST_LENGTH in {entry.name for entry in session.get_inputs()}

@@ -269,12 +269,14 @@ def test_any_split_of_the_sequence_equals_one_call_of_the_module(name: str, trac
     for kv in ("static", "grow") if cached else ("static",):
         model, context = stepped(module, traced, kv)
         assert context.states or name == "kernel of one"
+        session = evaluate.session(model)
         for batch in (1, 2, 3):
             ids = torch.randint(VOCABULARY, (batch, T))
             with torch.no_grad():
                 wanted = module(ids).numpy()
             for parts in compositions(T):
-                got = stepping.roll(model, context.states, {"input_ids": ids.numpy()}, parts)
+                feeds = {"input_ids": ids.numpy()}
+                got = stepping.roll(model, context.states, feeds, parts, session)
                 np.testing.assert_allclose(got["logits"], wanted, atol=1e-5, err_msg=str(parts))
 
 
@@ -287,8 +289,9 @@ def test_group_query_attention_steps_exactly_where_the_batch_is_one(traced: Trac
     ids = torch.randint(VOCABULARY, (1, T))
     with torch.no_grad():
         wanted = module(ids).numpy()
+    session = evaluate.session(model)
     for parts in compositions(T):
-        got = stepping.roll(model, context.states, {"input_ids": ids.numpy()}, parts)
+        got = stepping.roll(model, context.states, {"input_ids": ids.numpy()}, parts, session)
         np.testing.assert_allclose(got["logits"], wanted, atol=1e-5, err_msg=str(parts))
 
 
