@@ -31,8 +31,8 @@ SMALL = Shape(hidden=512, layers=4, heads=8, kv_heads=4, head_dim=64, ff=1536, v
 GENAI, LLAMA = 1.5, 1.0  # how many times as fast as these decode 2 bits should
 MISSED = (
     "By `intaglio profile`, half of our step is MatMulNBits, a sixth Attention, and a third the "
-    "many small nodes around: reshapes, transposes, what the offsets add. To try next: an export "
-    "for a batch of 1, whose attention takes GroupQueryAttention, and zero points in the kernel."
+    "many small nodes around: reshapes, transposes, what the offsets add. To try next: zero points "
+    "in the kernel."
 )
 
 
