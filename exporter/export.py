@@ -79,6 +79,7 @@ def export(
     axes: Mapping[str, Sequence[int | str]] | None = None,
     passes: Sequence[str | Pass | Callable[..., Any]] | None = None,
     calib: str | Path | Arrays | None = None,
+    data: str | Path | Arrays | None = None,
     work: str | Path | None = None,
     kv: Literal["static", "grow"] | None = None,
     ort_accuracy: Literal["fast", "exact"] | None = None,
@@ -116,6 +117,8 @@ def export(
             statefulize.
         calib: what calibrated passes learn from: a file ``.npz`` or ``.txt``, a folder of these,
             or arrays by the names of inputs.
+        data: what to verify with, in the same forms; if not given, what calibrated passes learned
+            from, the rows first that they did not fit; without these, random inputs.
         work: where calibrated passes keep each layer that is finished, for a run that is cut off
             to go on; else a folder beside `out`, gone when the bundle is there.
         kv: layout of key-value caches: one buffer written in place, or past and present.
@@ -207,6 +210,7 @@ def export(
                 parity = verify_bundle(
                     writer.path,
                     loaded,
+                    data=calib if data is None else data,
                     steps=how.steps,
                     tolerance=how.tolerance,
                     keep=False,  # the manifest holds it

@@ -47,20 +47,22 @@ class Row:
 class ParityReport:
     """A bundle against its source over `steps` tokens of `batch` rows, split in several ways.
 
-    `against` names the source and `precision` what it ran in; `seed` drew the inputs.  `unknown`
-    lists states that do not follow from the source; they are compared between splits only.
-    `divergence` is the first node at fault, where it was asked for and found.  Where the bundle has
-    weights of few bits, `against` is the source with its weights dequantized, and `quantization`
-    tells how far that moved each output of the source itself; it has no limit.
+    `against` names the source and `precision` what it ran in; `seed` drew the inputs, or they are
+    from `data`, which is its SHA-256.  `unknown` lists states that do not follow from the source;
+    they are compared between splits only.  `divergence` is the first node at fault, where it was
+    asked for and found.  Where the bundle has weights of few bits, `against` is the source with its
+    weights dequantized, and `quantization` tells how far that moved each output of the source
+    itself; it has no limit.
     """
 
     against: str
     precision: str
     steps: int
     batch: int
-    seed: int
+    seed: int | None
     splits: Sequence[str]
     rows: Sequence[Row]
+    data: str | None = None
     unknown: Sequence[str] = ()
     divergence: Divergence | None = None
     quantization: Mapping[str, float] | None = None
@@ -77,7 +79,10 @@ class ParityReport:
 
     def summary(self) -> str:
         """One or two sentences for people."""
-        scope = f"{self.steps} steps of {self.batch} rows against {self.against} ({self.precision})"
+        rows = "random rows" if self.data is None else "rows of the data"
+        scope = (
+            f"{self.steps} steps of {self.batch} {rows} against {self.against} ({self.precision})"
+        )
         worst, found = self.worst, self.worst.found
         numbers = f"error {found.error:.1e}, limit {found.limit:.0e}"
         if self.passed:
@@ -90,6 +95,11 @@ class ParityReport:
             )
         failed = {row.found.name for row in self.rows if not row.found.passed}
         cause = f" {self.divergence.summary()}" if self.divergence is not None else ""
+        if self.data is None and any(row.kind == KL for row in self.rows):
+            cause += (
+                " Where weights have few bits, activations are rounded to 8, which random inputs "
+                "bear worse than real ones: give some with --data."
+            )
         return (
             f"Parity fails over {scope}: of outputs and states {len(failed)} differ, most of all "
             f"{worst.who} after token {found.worst_step}, split {worst.split} ({numbers}).{cause}"
@@ -110,6 +120,7 @@ class ParityReport:
             "steps": self.steps,
             "batch": self.batch,
             "seed": self.seed,
+            "data": self.data,
             "splits": list(self.splits),
             "rows": [row.to_json() for row in self.rows],
             "unknown": list(self.unknown),

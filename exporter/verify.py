@@ -3,8 +3,9 @@
 The bundle runs over the same tokens several times: one at a time, all at once, and in parts of
 unequal length.  Outputs are compared at every token, states after the 1st, 2nd, 63rd, 64th and last
 (around the chunks of 64 in which linear attention is computed), with the source in float64 where it
-runs so.  error(a, b) = max|a-b| / max|b|, over all tokens.  A bundle with weights of few bits is
-held to its source with these weights dequantized, see `quantized.py`.
+runs so.  error(a, b) = max|a-b| / max|b|, over all tokens.  The tokens are random, or the user's,
+see `trial.py`.  A bundle with weights of few bits is held to its source with these weights
+dequantized, see `quantized.py`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,11 +44,11 @@ from .quantized import (
 from .quantized import LIMIT as LOW_BIT_LIMIT
 from .reference import Reference, reference
 from .source import Source
+from .trial import SEED, draw
 
 LIMITS = {"float16": 2e-2, "bfloat16": 5e-2}
 LIMIT = 1e-4  # of all other dtypes
 STATE_STEPS = (1, 2, 63, 64)
-SEED = 0
 
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
@@ -65,6 +66,7 @@ def verify(
     inputs: Mapping[str, Any] | str | Path | None = None,
     axes: Mapping[str, Sequence[int | str]] | None = None,
     allow_pickle: bool = False,
+    data: str | Path | Arrays | None = None,
     steps: int = 512,
     batch: int = 2,
     tolerance: Mapping[str, float] | None = None,
@@ -84,7 +86,9 @@ def verify(
         inputs: example inputs, see `load_source`.
         axes: the dimensions of inputs, see `load_source`.
         allow_pickle: load pickled objects, see `load_source`.
-        steps: tokens to run, fewer where the model's context ends.
+        data: what to run, as for calibration: a file ``.npz`` or ``.txt``, a folder of these, or
+            arrays by the names of inputs; random inputs otherwise.
+        steps: tokens to run, fewer where the model's context ends or the data has no longer rows.
         batch: rows to run, unless the bundle has a fixed number.
         tolerance: limits by name of output or state, instead of the default of the graph's dtype:
             1e-4 for fp32, 2e-2 for fp16, 5e-2 for bf16; 5e-2 where weights of few bits meet
@@ -97,6 +101,7 @@ def verify(
         BundleError: if the bundle cannot be opened, or has other inputs or outputs than the source.
         OptionError: if `steps` or `batch` is not positive, or `tolerance` names what is not there.
         SourceError: if the source cannot be loaded.
+        InputError: if `data` cannot be read or does not fit the inputs.
     """
     opened = Bundle.open(bundle)
     manifest = opened.manifest
@@ -121,7 +126,8 @@ def verify(
     batch = manifest.limits.batch or batch
     if progress is not None:
         progress("source", None)
-    drawn = source.random_inputs(batch, steps, SEED)
+    trial = draw(source, batch, steps, data, manifest.limits.max_context)
+    drawn, steps = trial.inputs, trial.steps
     held = dequantized(source, opened)
     wanted = reference(held or source, drawn)
     _require_same(manifest, "outputs", wanted.outputs)
@@ -148,7 +154,8 @@ def verify(
         precision=wanted.precision,
         steps=steps,
         batch=batch,
-        seed=SEED,
+        seed=SEED if trial.data is None else None,
+        data=trial.data,
         splits=tuple(map(_words, splits)),
         rows=rows,
         unknown=unknown,

@@ -4,8 +4,10 @@ The same function, in the form for which ONNX Runtime has fast kernels: they rou
 of each block to 8 bits (`accuracy_level` 4).  `accuracy="exact"` asks the same nodes for full
 precision, which writes each matrix out on every call: for verification only.
 
-Products of one input become one, of their weights one above the other, cut apart afterwards; what
-the offsets add is the product of the group sums of the input with all of them.
+Products of one input become one, of their weights one above the other, cut apart afterwards.  What
+the offsets add is the product of the group sums of the input with all of them.  The sums are those
+of the rounded input, taken by the same kernel: with the input's own, the error would be that of
+rounding times the codes alone, which are larger than codes and offsets together.
 """
 
 from collections.abc import Iterator, Sequence
@@ -135,24 +137,14 @@ def _multiply(products: Sequence[_Product], level: int, sums: dict[Any, ir.Value
 
     source = _padded(first, emit)
     data, scales, zeros = stacked(0, "data"), stacked(1, "scales"), stacked(2, "zeros")
-    shape = [*(dims(first.input) or ())[:-1], rows]
-    y = emit.node(
-        "MatMulNBits",
-        [source, data, scales, zeros, None, _bias(products, graph)],
-        [(first.input.dtype, shape)],
-        {
-            "K": blocks.K,
-            "N": rows,
-            "bits": blocks.bits,
-            "block_size": blocks.block,
-            "accuracy_level": level,
-        },
-        domain=DOMAIN,
-    )[0]
+    y = _kernel(
+        emit, first, source, [data, scales, zeros, None, _bias(products, graph)], rows, level
+    )
+    shape = dims(y)
     if blocks.offset is not None:
-        key = (first.input, first.group)
+        key = (first.input, first.group, blocks.block)
         if key not in sums:
-            sums[key] = _group_sums(first, emit)
+            sums[key] = _group_sums(first, source, level, emit)
         offsets = stacked(2, "offset")
         turned = emit("Transpose", [offsets], FLOAT, None, perm=[1, 0])
         y = emit("Add", [y, emit("MatMul", [sums[key], turned], FLOAT, shape)], FLOAT, shape)
@@ -165,6 +157,31 @@ def _multiply(products: Sequence[_Product], level: int, sums: dict[Any, ir.Value
         for product, value in zip(products, cut, strict=True):
             replace_uses(product.node.outputs[0], value)
     graph.remove([product.node for product in products], safe=True)
+
+
+def _kernel(
+    emit: Emitter,
+    product: _Product,
+    source: ir.Value,
+    weight: Sequence[ir.Value | None],
+    rows: int,
+    level: int,
+) -> ir.Value:
+    """`source` times the transpose of a `weight` of `rows`, in blocks like those of `product`."""
+    blocks = product.blocks
+    return emit.node(
+        "MatMulNBits",
+        [source, *weight],
+        [(source.dtype, [*(dims(source) or ())[:-1], rows])],
+        {
+            "K": blocks.K,
+            "N": rows,
+            "bits": blocks.bits,
+            "block_size": blocks.block,
+            "accuracy_level": level,
+        },
+        domain=DOMAIN,
+    )[0]
 
 
 def _bias(products: Sequence[_Product], graph: ir.Graph) -> ir.Value | None:
@@ -186,33 +203,36 @@ def _padded(product: _Product, emit: Emitter) -> ir.Value:
     width, group, value = product.blocks.width, product.group, product.input
     if width is None:
         return value
-    outer = list((dims(value) or ())[:-1])
-    apart = _grouped(value, product, emit)
+    *outer, K = dims(value) or ()
+    count = product.blocks.K // width
+    missing = count * product.group - int(K)
+    if missing:  # of a short last group
+        zeros = [0] * (len(outer) + 1)
+        pads = emit.constant([*zeros, *zeros[:-1], missing])
+        value = emit("Pad", [value, pads], value.dtype, [*outer, count * product.group])
+    split = emit.constant([*[0] * len(outer), count, product.group])
+    apart = emit("Reshape", [value, split], value.dtype, [*outer, count, product.group])
     zeros = [0] * (len(outer) + 2)
     pads = emit.constant([*zeros, *zeros[:-1], width - group])
-    filled = emit("Pad", [apart, pads], value.dtype, [*outer, product.blocks.K // width, width])
+    filled = emit("Pad", [apart, pads], value.dtype, [*outer, count, width])
     shape = emit.constant([*[0] * len(outer), product.blocks.K])
     return emit("Reshape", [filled, shape], value.dtype, [*outer, product.blocks.K])
 
 
-def _grouped(value: ir.Value, product: _Product, emit: Emitter) -> ir.Value:
-    """[..., K] -> [..., G, group], a short last group filled up with zeros."""
-    *outer, K = dims(value) or ()
-    count = -(-int(K) // product.group)
-    missing = count * product.group - int(K)
-    if missing:
-        zeros = [0] * (len(outer) + 1)
-        pads = emit.constant([*zeros, *zeros[:-1], missing])
-        value = emit("Pad", [value, pads], value.dtype, [*outer, count * product.group])
-    shape = emit.constant([*[0] * len(outer), count, product.group])
-    return emit("Reshape", [value, shape], value.dtype, [*outer, count, product.group])
-
-
-def _group_sums(product: _Product, emit: Emitter) -> ir.Value:
-    apart = _grouped(product.input, product, emit)
-    *outer, count, _ = dims(apart) or ()
-    axes = emit.constant([len(outer) + 1])
-    return emit("ReduceSum", [apart, axes], apart.dtype, [*outer, count], keepdims=0)
+def _group_sums(product: _Product, source: ir.Value, level: int, emit: Emitter) -> ir.Value:
+    """Sums [..., G] over each group of the input, as the kernel rounds it."""
+    graph, blocks = product.node.graph, product.blocks
+    assert isinstance(graph, ir.Graph)
+    assert blocks.offset is not None
+    K, count = int((dims(product.input) or ())[-1]), blocks.offset.shape[1]
+    codes, scale = np.ones((count, K), np.int8), np.eye(count, dtype=np.float32)
+    ones = to_blocks(LowBitWeight.of(codes, scale, None, bits=blocks.bits, group=product.group))
+    name = f"group_sums.{K}.{product.group}.{blocks.bits}"
+    weight = [
+        add_initializer(graph, f"{name}.data", ones.data),
+        add_initializer(graph, f"{name}.scales", ones.scales),
+    ]
+    return _kernel(emit, product, source, weight, count, level)
 
 
 def _look_up(node: ir.Node, weight: LowBitWeight) -> bool:

@@ -127,7 +127,7 @@ def test_a_right_bundle_passes_in_every_split(bundle: Path, source: Source) -> N
     assert {row.found.limit for row in report.rows} == {1e-4}
     assert report.worst.found.error < 1e-5
     assert (report.precision, report.unknown) == ("float64", ())
-    assert report.summary().startswith("Parity holds over 80 steps of 2 rows against model.pt")
+    assert report.summary().startswith("Parity holds over 80 steps of 2 random rows against model")
 
 
 def test_states_are_compared_at_the_first_and_last_tokens(bundle: Path, source: Source) -> None:

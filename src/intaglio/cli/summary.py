@@ -173,11 +173,12 @@ def _scope(parity: Mapping[str, Any]) -> str:
     if not parity:
         return "not compared with the source"
     told = {"steps": "?", "batch": "?", "against": "?", "precision": "?", "splits": (), **parity}
+    rows = "random rows" if parity.get("data") is None else "rows of the data"
     verdict = "holds" if parity.get("passed") else "fails"
     unknown = len(parity.get("unknown", ()))
     states = f"; {unknown} states against one call of all tokens alone" if unknown else ""
     return (
-        f"{verdict} over {told['steps']} steps of {told['batch']} rows, against "
+        f"{verdict} over {told['steps']} steps of {told['batch']} {rows}, against "
         f"{told['against']} in {told['precision']}, in parts of {'; '.join(told['splits'])}"
         f"{states}"
     )

@@ -13,6 +13,7 @@ from .options import (
     AllowPickle,
     Axes,
     Config,
+    Data,
     ImportFrom,
     Inputs,
     Key,
@@ -69,6 +70,7 @@ def export_(
         Path | None,
         typer.Option(metavar="PATH", help="What passes learn from: .npz, .txt, or a folder."),
     ] = None,
+    data: Data = None,
     work: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Where finished layers are kept, to resume."),
@@ -142,6 +144,7 @@ def export_(
             axes=dimensions(axes) or None,
             passes=pass_ or None,
             calib=calib,
+            data=data,
             work=work,
             kv=kv.value if kv else None,
             ort_accuracy=ort_accuracy.value if ort_accuracy else None,

@@ -26,6 +26,10 @@ AllowPickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Load pickled objects: runs code of the file.")
 ]
 Steps = Annotated[int, typer.Option(min=1, metavar="N", help="Steps to compare.")]
+Data = Annotated[
+    Path | None,
+    typer.Option(metavar="PATH", help="What to verify with: .npz, .txt, or a folder."),
+]
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder of a bundle.")]
 Tolerance = Annotated[
     list[str] | None,

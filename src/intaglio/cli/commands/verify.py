@@ -13,6 +13,7 @@ from .options import (
     Axes,
     BundlePath,
     Config,
+    Data,
     ImportFrom,
     Inputs,
     Key,
@@ -36,6 +37,7 @@ def verify_(
     inputs: Inputs = None,
     axes: Axes = None,
     allow_pickle: AllowPickle = False,
+    data: Data = None,
     steps: Steps = 512,
     tolerance: Tolerance = None,
     bisect: Annotated[
@@ -57,6 +59,7 @@ def verify_(
             inputs=inputs,
             axes=dimensions(axes),
             allow_pickle=allow_pickle,
+            data=data,
             steps=steps,
             tolerance=limits(tolerance),
             bisect=bisect,
