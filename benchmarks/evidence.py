@@ -81,16 +81,19 @@ def versions() -> dict[str, str]:
     return found
 
 
-def run(description: str | None, measure: Callable[[bool], list[Row]]) -> None:
-    """Parse the command line, measure, print."""
+def run(
+    description: str | None, measure: Callable[[bool], list[Row]], chosen: Sequence[str] = ()
+) -> None:
+    """Parse the command line, measure, print; `chosen` are options that the script took itself."""
     parser = argparse.ArgumentParser(description=(description or "").strip().partition("\n")[0])
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--quick", action="store_true", help="a reduced run, under two minutes")
     options = parser.parse_args()
     rows = measure(options.quick)
     if options.json:
-        command = f"python benchmarks/{Path(sys.argv[0]).name}{' --quick' if options.quick else ''}"
-        facts = {"command": command, "machine": machine(), "versions": versions()}
+        words = [f"python benchmarks/{Path(sys.argv[0]).name}", *chosen]
+        words += ["--quick"] if options.quick else []
+        facts = {"command": " ".join(words), "machine": machine(), "versions": versions()}
         print(json.dumps({**facts, "rows": [asdict(row) for row in rows]}, indent=2))
         return
     table = Table("", "value", "unit", "target", "holds", "against", "note")

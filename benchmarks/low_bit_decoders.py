@@ -27,8 +27,8 @@ ONE_ROW = Shapes.parse(shapes=["input_ids:1x1:1x16:1x4096"])  # the peers decode
 WIDTHS: dict[str, str] = {
     "32": "",
     "8": "rtn:bits=8,group=128,head=true,embeddings=true",
-    "4": "rtn:bits=4,group=64,head=true,embeddings=true",
-    "2": "rtn:bits=2,group=64,head=true,embeddings=true",
+    "4": "rtn:bits=4,group=128,head=true,embeddings=true",
+    "2": "rtn:bits=2,group=128,head=true,embeddings=true",
 }
 
 

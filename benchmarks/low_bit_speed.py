@@ -102,4 +102,6 @@ if __name__ == "__main__":
     parser.add_argument("--widths", default="32,8,4,2")
     own, rest = parser.parse_known_args()
     sys.argv[1:] = rest
-    run(__doc__, lambda quick: measure(quick, own))
+    chosen = [f"--threads {own.threads}", f"--widths {own.widths}"]
+    chosen += ["--llama-python PYTHON"] if own.llama_python else []
+    run(__doc__, lambda quick: measure(quick, own), chosen)

@@ -77,34 +77,52 @@ class Reference:
 
 
 def reference(source: Source, inputs: Mapping[str, Tensor]) -> Reference:
-    """Run `source` once on whole sequences, `inputs` being [batch, time, ...] each."""
+    """Run `source` on whole sequences, `inputs` being [batch, time, ...] each.
+
+    Code of its own that was exchanged for operators when it was traced gives the outputs; of the
+    operators, which run in a second pass, are the states.
+    """
     if isinstance(source.body, ir.Model):
         arrays = {name: value.numpy() for name, value in inputs.items()}
         outputs = run_original(open_original(source.path), arrays)
         return Reference(outputs=outputs, precision="float32", calls={})
     try:
         wide = {n: x.double() if x.is_floating_point() else x for n, x in inputs.items()}
-        return _run(source.module, wide, Widened(source.module))
+        return _run(source, wide, Widened(source.module))
     except ParityError:
         raise
     except Exception:  # noqa: BLE001  a module that fixes its dtype inside runs as it is
-        return _run(source.module, inputs, contextlib.nullcontext())
+        return _run(source, inputs, contextlib.nullcontext())
 
 
 def _run(
-    module: nn.Module, inputs: Mapping[str, Tensor], precision: AbstractContextManager[Any]
+    source: Source, inputs: Mapping[str, Tensor], precision: AbstractContextManager[Any]
 ) -> Reference:
-    stack = ModuleStack(module)
-    recorder = _Recorder(stack)
-    with torch.no_grad(), stack, recorder, precision:
-        outputs = name_outputs(module, module(**inputs))
+    module = source.module
+    with precision:
+        outputs, calls = _recorded(module, inputs)
     dtypes = {value.dtype for value in outputs.values() if value.is_floating_point()}
+    with source.tracing() as exchanged:
+        if exchanged:
+            with precision:
+                _, calls = _recorded(module, inputs)
     return Reference(
         outputs={name: value.numpy() for name, value in outputs.items()},
         precision="float64" if dtypes <= {torch.float64} else "float32",
         # The code of a program is in one piece: its calls do not say which module they are of.
-        calls={} if isinstance(module, fx.GraphModule) else recorder.calls,
+        calls={} if isinstance(module, fx.GraphModule) else calls,
     )
+
+
+def _recorded(
+    module: nn.Module, inputs: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[Key, Call]]:
+    """Outputs of a run, and the calls that it made."""
+    stack = ModuleStack(module)
+    recorder = _Recorder(stack)
+    with torch.no_grad(), stack, recorder:
+        outputs = name_outputs(module, module(**inputs))
+    return outputs, recorder.calls
 
 
 class _Recorder(TorchFunctionMode):
@@ -170,46 +188,66 @@ def _fold_heads(entries: Tensor, spec: StateSpec) -> Tensor:
     return folded
 
 
-class _LinearAttention:
-    """The arguments of one call; its states, computed token by token in float64."""
+class _Recurrence:
+    """The arguments of one call of an operator; its states, computed token by token in float64."""
 
-    def __init__(self, arguments: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
-        self._arguments = {n: None if x is None else x.double() for n, x in arguments.items()}
-        self._fixed = fixed
-        self._states: dict[int, Tensor | None] = {0: self._arguments.pop("past_state")}
-
-    @classmethod
-    def catch(
-        cls,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        past_state: Tensor | None = None,
-        decay: Tensor | None = None,
-        beta: Tensor | None = None,
-        **fixed: Any,
-    ) -> "_LinearAttention":
-        arguments = {
-            "query": query,
-            "key": key,
-            "value": value,
-            "past_state": past_state,
-            "decay": decay,
-            "beta": beta,
-        }
-        return cls(arguments, fixed)
+    def __init__(
+        self,
+        op: str,
+        timed: Mapping[str, Tensor | None],
+        fixed: Mapping[str, Any],
+        past_state: Tensor | None,
+    ) -> None:
+        """`timed` are the arguments [batch, time, ...], `fixed` those of all tokens."""
+        self._reference = _OPS[op].reference
+        self._timed = {name: _wide(value) for name, value in timed.items()}
+        self._fixed = {name: _wide(value) for name, value in fixed.items()}
+        self._states: dict[int, Tensor | None] = {0: _wide(past_state)}
 
     def state(self, spec: StateSpec, tokens: int) -> Tensor | None:
         del spec  # there is one state, and it has one layout
         start = max(n for n in self._states if n <= tokens)
         if start < tokens:
-            part = {
-                n: None if x is None else x[:, start:tokens] for n, x in self._arguments.items()
-            }
-            _, self._states[tokens] = _OPS["linear_attention"].reference(
+            part = {n: None if x is None else x[:, start:tokens] for n, x in self._timed.items()}
+            _, self._states[tokens] = self._reference(
                 **part, past_state=self._states[start], **self._fixed
             )
         return self._states[tokens]
+
+
+def _wide(value: Any) -> Any:
+    return value.detach().double() if isinstance(value, Tensor) else value
+
+
+def _linear_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    past_state: Tensor | None = None,
+    decay: Tensor | None = None,
+    beta: Tensor | None = None,
+    **fixed: Any,
+) -> _Recurrence:
+    timed = {"query": query, "key": key, "value": value, "decay": decay, "beta": beta}
+    return _Recurrence("linear_attention", timed, fixed, past_state)
+
+
+def _diagonal_ssm(
+    input: Tensor,  # noqa: A002  the names are the operator's
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    delta: Tensor | None = None,
+    past_state: Tensor | None = None,
+    **fixed: Any,
+) -> _Recurrence:
+    timed: dict[str, Tensor | None] = {"input": input, "delta": delta}
+    mixing = {"B": B, "C": C}
+    if fixed.get("lti", False):
+        fixed |= mixing
+    else:
+        timed |= mixing
+    return _Recurrence("diagonal_ssm", timed, {"A": A, **fixed}, past_state)
 
 
 @dataclass(frozen=True)
@@ -250,6 +288,8 @@ _OPS = {op.name: op for op in OPS}
 CATCHES: dict[Any, tuple[str, Callable[..., Call]]] = {
     F.scaled_dot_product_attention: ("attention", _Attention.catch),
     F.conv1d: ("causal_conv", _Convolution.catch),
-    torch.ops.intaglio.linear_attention: ("linear_attention", _LinearAttention.catch),
-    torch.ops.intaglio.linear_attention.default: ("linear_attention", _LinearAttention.catch),
+    torch.ops.intaglio.linear_attention: ("linear_attention", _linear_attention),
+    torch.ops.intaglio.linear_attention.default: ("linear_attention", _linear_attention),
+    torch.ops.intaglio.diagonal_ssm: ("diagonal_ssm", _diagonal_ssm),
+    torch.ops.intaglio.diagonal_ssm.default: ("diagonal_ssm", _diagonal_ssm),
 }

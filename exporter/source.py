@@ -35,7 +35,7 @@ class Source:
     gives one result for all: it is exported without states.  `defaults` holds the value of each
     input that may be left out, `text` the tokenizer that belongs to the model.  While the module is
     captured, the context that `tracing` opens holds, in which it may use other code of the same
-    meaning.
+    meaning; it yields whether it does.
     """
 
     path: Path
@@ -52,7 +52,7 @@ class Source:
     whole: bool = False
     defaults: dict[str, float] = field(default_factory=dict)
     text: Text | None = None
-    tracing: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+    tracing: Callable[[], AbstractContextManager[bool | None]] = contextlib.nullcontext
 
     @cached_property
     def module(self) -> nn.Module:

@@ -20,16 +20,13 @@ from .exact.remove_no_ops import RemoveNoOps
 from .exact.stabilize_log_sigmoid import StabilizeLogSigmoid
 from .exact.statefulize import Statefulize
 from .lower.genai_inputs import GenaiInputs
-from .lower.ort_conv_activation import OrtConvActivation
 from .lower.ort_decay_gate import OrtDecayGate
 from .lower.ort_domains import OrtDomains
-from .lower.ort_gated_norm import OrtGatedNorm
 from .lower.ort_group_query_attention import OrtGroupQueryAttention
 from .lower.ort_low_bit import OrtLowBit
 from .lower.ort_packed_heads import OrtPackedHeads
 from .lower.ort_packed_products import OrtPackedProducts
 from .lower.ort_relabel import OrtRelabel
-from .lower.ort_skip_norm import OrtSkipNorm
 from .lower.ort_unit_norm import OrtUnitNorm
 
 PASSES: tuple[type[Pass], ...] = (
@@ -52,12 +49,9 @@ PASSES: tuple[type[Pass], ...] = (
     OrtDomains,
     OrtGroupQueryAttention,
     OrtLowBit,
-    OrtConvActivation,
     OrtDecayGate,
-    OrtGatedNorm,
     OrtPackedHeads,
     OrtPackedProducts,
-    OrtSkipNorm,
     OrtUnitNorm,
     OrtRelabel,
 )

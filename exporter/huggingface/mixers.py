@@ -39,8 +39,9 @@ def selective_scan(
     _refuse_states(None, return_last_state)
     bias = None if delta_bias is None else delta_bias[:, None]
     dt = _step_size(dt, bias, softplus=delta_softplus)
-    u, delta, write, read = (x.transpose(1, 2) for x in (hidden_states, dt, B, C))
-    y, _state = diagonal_ssm(u, A.float(), write, read, delta)
+    u, A, delta, write, read = _wide(hidden_states, A, dt, B, C)
+    u, delta, write, read = (x.transpose(1, 2) for x in (u, delta, write, read))
+    y, _state = diagonal_ssm(u, A, write, read, delta)
     y = y.transpose(1, 2)
     y = y if D is None else y + hidden_states * D[:, None]
     return y if z is None else y * F.silu(z)
@@ -71,13 +72,13 @@ def chunk_scan(
     del chunk_size
     _refuse_states(initial_states, return_final_states)
     heads, size = hidden_states.shape[2:]
-    x = hidden_states.float()
     dt = _step_size(dt, dt_bias, softplus=dt_softplus).clamp(*dt_limit)
+    x, dt, A, B, C = _wide(hidden_states, dt, A, B, C)
     scanned, _state = linear_attention(
-        _per_head(C.float(), heads),
-        _per_head(B.float(), heads),
+        _per_head(C, heads),
+        _per_head(B, heads),
         (x * dt[..., None]).flatten(2),
-        decay=dt.float() * A.float(),
+        decay=dt * A,
         update_rule="gated",
         q_num_heads=heads,
         kv_num_heads=heads,
@@ -108,7 +109,7 @@ def gated_delta_rule(
     """
     _refuse_states(initial_state, output_final_state)
     heads, size = value.shape[2:]
-    q, k, v, decay, rate = (x.float() for x in (query, key, value, g, beta))
+    q, k, v, decay, rate = _wide(query, key, value, g, beta)
     if use_qk_l2norm_in_kernel:
         q, k = (x * torch.rsqrt((x * x).sum(-1, keepdim=True) + 1e-6) for x in (q, k))
     output, _state = linear_attention(
@@ -129,6 +130,12 @@ def gated_delta_rule(
 def _step_size(dt: Tensor, bias: Tensor | None, *, softplus: bool) -> Tensor:
     dt = dt if bias is None else dt + bias.to(dt.dtype)
     return F.softplus(dt) if softplus else dt
+
+
+def _wide(*tensors: Tensor) -> list[Tensor]:
+    """In float32, in which the library computes them; in float64 where the model runs so."""
+    wide = any(x.dtype == torch.float64 for x in tensors)
+    return [x.to(torch.float64 if wide else torch.float32) for x in tensors]
 
 
 def _per_head(x: Tensor, heads: int) -> Tensor:

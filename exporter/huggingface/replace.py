@@ -34,10 +34,11 @@ class _Place(NamedTuple):
 
 
 @contextlib.contextmanager
-def replaced(module: nn.Module, inputs: Mapping[str, Tensor]) -> Iterator[None]:
+def replaced(module: nn.Module, inputs: Mapping[str, Tensor]) -> Iterator[bool]:
     """Let `module` use the replacements of `MIXERS` while the context is open.
 
-    Before that it runs on `inputs` once, and each call is held to its replacement.
+    The context yields whether there is one to use.  Before that it runs on `inputs` once, and each
+    call is held to its replacement.
 
     Raises:
         TraceError: if one gives something else; it names the function, the module that called it
@@ -47,7 +48,7 @@ def replaced(module: nn.Module, inputs: Mapping[str, Tensor]) -> Iterator[None]:
     if places:
         _compare(module, inputs, places)
     with _patched(places, lambda place: MIXERS[place.mixer]):
-        yield
+        yield bool(places)
 
 
 def _places(module: nn.Module) -> Iterator[_Place]:

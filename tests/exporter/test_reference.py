@@ -1,5 +1,6 @@
 """The reference stream: the source's outputs, and its states as they follow from its operators."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from intaglio.errors import ParityError
 from intaglio.exporter.examples import guess_specs, sampler
 from intaglio.exporter.reference import Reference, reference
 from intaglio.exporter.source import Source
-from intaglio.ops import linear_attention
+from intaglio.ops import diagonal_ssm, linear_attention
 from intaglio.state import BATCH, CAPACITY, Layout, StateSpec
 
 BATCH_SIZE, STEPS, WIDTH, HEADS, GROUPS, SIZE, KERNEL = 2, 70, 8, 4, 2, 2, 4
@@ -238,6 +239,41 @@ def test_linear_attention_states_follow_its_recurrence(source: Source, found: Re
         got = found.state(wanted, tokens)
         assert got is not None
         np.testing.assert_allclose(got, states[tokens].numpy(), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("lti", [False, True])
+def test_states_of_a_diagonal_ssm_follow_its_recurrence(lti: bool) -> None:
+    """h_t = exp(dt_t A) h_(t-1) + dt_t B_t u_t, with B of each token or one for all."""
+
+    class Scan(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Embedding(20, WIDTH)
+            self.A = nn.Parameter(-torch.rand(WIDTH, SIZE))
+            self.B = nn.Parameter(torch.randn(WIDTH, SIZE))
+
+        def forward(self, input_ids: Tensor) -> Tensor:
+            x = self.embed(input_ids)
+            mixing = self.B if lti else x[..., :SIZE]
+            y, _ = diagonal_ssm(x, self.A, mixing, mixing, x.exp(), lti=lti)
+            return y
+
+    torch.manual_seed(0)
+    origin = source_of(Scan())
+    inputs = origin.random_inputs(BATCH_SIZE, 9, 0)
+    found = reference(origin, inputs)
+    module = copy.deepcopy(origin.module).double()
+    x = module.embed(inputs["input_ids"])
+    state = torch.zeros(BATCH_SIZE, WIDTH, SIZE, dtype=torch.float64)
+    for t in range(4):
+        dt = x[:, t, :, None].exp()
+        write = module.B if lti else x[:, t, None, :SIZE]
+        state = (dt * module.A).exp() * state + dt * x[:, t, :, None] * write
+    wanted = spec("diagonal_ssm", "ssm", "", (BATCH, WIDTH, SIZE), Layout.RECURRENT)
+
+    got = found.state(wanted, 4)
+    assert got is not None
+    np.testing.assert_allclose(got, state.numpy(), rtol=1e-10, atol=1e-12)
 
 
 def test_a_state_that_the_source_never_calls_is_unknown(found: Reference) -> None:

@@ -255,9 +255,14 @@ def stepped(
 ) -> tuple[ir.Model, Context]:
     model, context = traced(module)
     context.batch = batch
+    make_step(model, context, kv)
+    return model, context
+
+
+def make_step(model: ir.Model, context: Context, kv: str) -> None:
+    """From the training form to the graph that ONNX Runtime steps, in place."""
     pipeline.run(model, pipeline.standard(kv), context)  # type: ignore[arg-type]
     pipeline.run(model, pipeline.lowering("ort"), context)
-    return model, context
 
 
 @pytest.mark.parametrize("name", ACCEPTED)
@@ -266,8 +271,10 @@ def test_any_split_of_the_sequence_equals_one_call_of_the_module(name: str, trac
     torch.manual_seed(0)
     module = Residual(*ACCEPTED[name]())
     cached = any(isinstance(layer, Attention) for layer in module.layers)
+    training, found = traced(module)
     for kv in ("static", "grow") if cached else ("static",):
-        model, context = stepped(module, traced, kv)
+        model, context = training.clone(), Context(max_context=found.max_context)
+        make_step(model, context, kv)
         assert context.states or name == "kernel of one"
         session = evaluate.session(model)
         for batch in (1, 2, 3):
