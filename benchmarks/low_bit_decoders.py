@@ -24,11 +24,13 @@ from intaglio.exporter.shapes import Shapes
 HERE = Path(__file__).parent
 FORMATS = ("Q4_0", "Q2_K", "TQ2_0")
 ONE_ROW = Shapes.parse(shapes=["input_ids:1x1:1x16:1x4096"])  # the peers decode one row too
+KINDS = {"32": "fp32", "2z": "2 bits, integer zero points"}
 WIDTHS: dict[str, str] = {
     "32": "",
     "8": "rtn:bits=8,group=128,head=true,embeddings=true",
     "4": "rtn:bits=4,group=128,head=true,embeddings=true",
     "2": "rtn:bits=2,group=128,head=true,embeddings=true",
+    "2z": "rtn:bits=2,group=128,head=true,embeddings=true,zero_points=true",
 }
 
 
@@ -106,7 +108,7 @@ def _ours(source: Path, folder: Path, threads: int, widths: Sequence[str]) -> li
             intaglio.export(
                 source, path, passes=passes, shapes=ONE_ROW, verify=False, portable=False
             )
-        kind = "fp32" if width == "32" else f"{width} bits"
+        kind = KINDS.get(width, f"{width} bits")
         command = [*worker, str(path), str(threads)]
         found.append(Decoder(name=f"ours, {kind}", path=path / "ort", command=command, head=kind))
     return found

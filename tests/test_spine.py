@@ -1,9 +1,10 @@
 """The whole spine on the trained checkpoints: exported, verified, and stepped in every way."""
 
+import copy
 import itertools
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,13 +75,22 @@ def test_512_steps_are_verified_within_the_limits_of_single_precision(exported: 
     parity = exported.report.parity
     assert parity is not None
     assert parity.passed
-    assert parity.steps == 512
-    assert parity.precision == "float64"
+    assert (parity.steps, parity.precision, parity.unknown) == (512, "float64", ())
     assert {row.kind for row in parity.rows} == {"output", "state"}
     for row in parity.rows:
         assert row.found.error <= 1e-4
     checked = [record["error"] for record in exported.report.manifest.passes if record["changed"]]
     assert all(error is not None for error in checked)
+
+
+def test_a_wrong_weight_does_not_pass(exported: Exported) -> None:
+    """One entry of one matrix of the source, moved by the size of its largest."""
+    source = replace(exported.source, body=copy.deepcopy(exported.source.module))
+    weight = list(source.module.parameters())[-2]
+    with torch.no_grad():
+        weight.view(-1)[weight.numel() // 2] += weight.abs().max()
+
+    assert not intaglio.verify(exported.path, source, steps=8, keep=False).passed
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 4])

@@ -53,6 +53,12 @@ class Quantized:
             offset=offset.float().double(),
         )
 
+    def on_zero_points(self) -> "Quantized":
+        """Offsets moved to the integer multiple of the scale, as stored, that they are next to."""
+        scale = self.scale.float()
+        offset = (self.offset / self.scale).round().float() * scale
+        return replace(self, scale=scale.double(), offset=offset.double())
+
 
 def limits(bits: int) -> tuple[int, int]:
     """The least and the greatest code."""
@@ -77,13 +83,19 @@ def by_group(values: Tensor, group: int) -> Tensor:
     return F.pad(values, (0, missing)).reshape(*values.shape[:-1], -1, group)
 
 
-def grid(weight: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor]:
-    """Scale and offset [N, G] whose codes span each group's values and zero."""
+def grid(
+    weight: Tensor, bits: int, group: int, *, zero_points: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Scale and offset [N, G] whose codes span each group's values and zero.
+
+    With `zero_points` offsets are integer multiples of the scale, so that one code stands for zero.
+    """
     size, _ = groups_of(group, weight.shape[1])
     cut = by_group(weight, size)  # zeros that fill the last group do not move its range
     low, high = cut.amin(-1).clamp(max=0), cut.amax(-1).clamp(min=0)
     scale = (high - low) / (2**bits - 1)
     scale = torch.where(scale > 0, scale, 1.0)
+    low = (low / scale).round() * scale if zero_points else low
     return scale, low + scale * 2 ** (bits - 1)
 
 
@@ -114,13 +126,14 @@ def relative_error(difference: Tensor, weight: Tensor, hessian: Tensor | None) -
     return float(errors(difference, hessian).sum() / whole)
 
 
-def search_grid(weight: Tensor, hessian: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor]:
-    """Scale and offset [N, G] of the range whose nearest codes err least, row by row.
+def search_grid(
+    weight: Tensor, hessian: Tensor, scale: Tensor, offset: Tensor, bits: int, group: int
+) -> tuple[Tensor, Tensor]:
+    """Scale and offset [N, G] of the part of a range whose nearest codes err least, row by row.
 
     All groups of a row are clipped by the same part, which is enough to find the few ranges that
     matter at two bits.  The search runs in single precision; nothing of it is kept but the part.
     """
-    scale, offset = grid(weight, bits, group)
     coarse, blame = weight.float(), hessian.float()
     best = torch.full((weight.shape[0],), torch.inf)
     part = torch.ones(weight.shape[0], 1, dtype=weight.dtype)

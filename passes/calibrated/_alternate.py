@@ -10,7 +10,7 @@ change only where its error falls; it never rises.
 import torch
 from torch import Tensor
 
-from ._affine import Quantized, by_group, search_grid
+from ._affine import Quantized, by_group, grid, search_grid
 from ._columns import Factor, better, descend, round_columns
 
 LEAST = 1e-4  # of the rows have to improve for another round
@@ -62,7 +62,7 @@ def alternate(
     `hessian` is damped, `inverse` the factor of its inverse.
     """
     bits, group = start.bits, start.group
-    searched = search_grid(weight, hessian, bits, group)
+    searched = search_grid(weight, hessian, *grid(weight, bits, group), bits, group)
     clipped = round_columns(weight, *searched, bits, group, inverse)
     best, _ = better(weight, hessian, start.as_stored(), clipped)
     best, _ = better(weight, hessian, best, fit_grid(weight, best, hessian))

@@ -18,6 +18,8 @@ class Gptq(LowBit):
 
     clip: bool = False
     """Search clipped ranges, too."""
+    zero_points: bool = False
+    """Offsets that are integer multiples of the scale: coarser, and faster on ONNX Runtime."""
     damping: float = 0.01
     """Part of the mean diagonal of X^T X that is added to it."""
 
@@ -28,9 +30,10 @@ class Gptq(LowBit):
         assert statistics is not None
         hessian = damped(statistics.fitted, self.damping)
         inverse = factor(hessian)
-        whole = round_columns(weight, *grid(weight, bits, group), bits, group, inverse)
-        if not self.clip:
-            return whole
-        searched = search_grid(weight, hessian, bits, group)
-        clipped = round_columns(weight, *searched, bits, group, inverse)
-        return better(weight, hessian, whole, clipped)[0]
+        on = grid(weight, bits, group, zero_points=self.zero_points)
+        found = round_columns(weight, *on, bits, group, inverse)
+        if self.clip:
+            searched = search_grid(weight, hessian, *on, bits, group)
+            clipped = round_columns(weight, *searched, bits, group, inverse)
+            found = better(weight, hessian, found, clipped)[0]
+        return found.on_zero_points() if self.zero_points else found

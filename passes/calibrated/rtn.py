@@ -13,6 +13,9 @@ from ._low_bit import LowBit
 class Rtn(LowBit):
     """Quantize projections to the nearest codes; needs no data, but measures with it."""
 
+    zero_points: bool = False
+    """Offsets that are integer multiples of the scale: coarser, and faster on ONNX Runtime."""
+
     needs_data: ClassVar[bool] = False
 
     def solve(
@@ -23,4 +26,6 @@ class Rtn(LowBit):
         group: int,
     ) -> Quantized:
         """Round."""
-        return quantize(weight, *grid(weight, bits, group), bits, group)
+        on = grid(weight, bits, group, zero_points=self.zero_points)
+        rounded = quantize(weight, *on, bits, group)
+        return rounded.on_zero_points() if self.zero_points else rounded

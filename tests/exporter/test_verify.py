@@ -18,7 +18,6 @@ from intaglio.errors import BundleError, OptionError
 from intaglio.exporter import verify as verification
 from intaglio.exporter.examples import guess_specs, sampler
 from intaglio.exporter.export import export
-from intaglio.exporter.load import load_source
 from intaglio.exporter.reference import reference
 from intaglio.exporter.shapes import Shapes
 from intaglio.exporter.source import Source
@@ -26,7 +25,6 @@ from intaglio.exporter.verify import verify
 from intaglio.ops import linear_attention
 from intaglio.runtime.session import Session
 
-CHECKPOINTS = sorted(Path(__file__).parents[2].glob("models/checkpoints/*.pt"))
 WIDTH, KERNEL, CONTEXT = 8, 3, 90
 STATES = {
     "past_key_values.0.key": "layers.0",
@@ -340,19 +338,3 @@ def test_splits_cover_all_steps_and_stop_where_states_are_compared(steps: int) -
     if steps > 3:
         assert {end for end in (1, 2, 63, 64) if end <= steps} <= ends
         assert all(a < b for a, b in pairwise(sorted(ends)))
-
-
-@pytest.mark.parametrize("checkpoint", CHECKPOINTS, ids=lambda path: path.stem)
-def test_each_trained_checkpoint_holds_over_512_steps(checkpoint: Path, tmp_path: Path) -> None:
-    """Within 1e-4 of float64, outputs and states; a wrong weight of it does not pass."""
-    source = load_source(checkpoint)
-    report = export(source, tmp_path / "bundle").parity
-
-    assert report is not None
-    assert report.passed
-    assert (report.steps, report.precision, report.unknown) == (512, "float64", ())
-    assert max(row.found.error for row in report.rows) <= 1e-4
-    with torch.no_grad():
-        weight = list(source.module.parameters())[-2]
-        weight.view(-1)[weight.numel() // 2] += weight.abs().max()
-    assert not verify(tmp_path / "bundle", source, steps=8).passed

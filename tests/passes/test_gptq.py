@@ -1,5 +1,8 @@
 """Rounding with errors passed on: exact facts of single layers."""
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -13,8 +16,11 @@ from intaglio.passes.calibrated._affine import (
     search_grid,
 )
 from intaglio.passes.calibrated._columns import damped, descend, factor, round_columns
+from intaglio.passes.calibrated._low_bit import LowBit
 from intaglio.passes.calibrated.gptq import Gptq
+from intaglio.passes.calibrated.rtn import Rtn
 from intaglio.passes.calibration import Statistics
+from intaglio.passes.lower._blocks import integer_offset
 
 GROUPS = [-1, 16, 10]
 
@@ -108,11 +114,31 @@ def test_clipping_is_kept_by_the_rows_that_gain(layer: tuple[Tensor, Tensor], gr
 def test_the_searched_range_errs_no_more_than_the_whole(layer: tuple[Tensor, Tensor]) -> None:
     weight, hessian = layer
     whole = quantize(weight, *grid(weight, 2, 16), 2, 16)
-    searched = quantize(weight, *search_grid(weight, hessian, 2, 16), 2, 16)
+    searched = quantize(weight, *search_grid(weight, hessian, *grid(weight, 2, 16), 2, 16), 2, 16)
 
     assert (
         row_errors(weight, searched, hessian) <= row_errors(weight, whole, hessian) * 1.0001
     ).all()
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("step", [Rtn, Gptq, partial(Gptq, clip=True)])
+def test_offsets_may_be_integer_zero_points(
+    step: Callable[..., LowBit], bits: int, layer: tuple[Tensor, Tensor]
+) -> None:
+    """Scale times an integer within the codes, to the bit of single precision; zero stays zero."""
+    weight, hessian = layer
+    weight = weight.clone()
+    weight[:, 3] = 0
+    statistics = Statistics(fitted=hessian, held_out=None, tokens=300)
+    found = step(zero_points=True).solve(weight, statistics, bits, 16).as_stored()
+    points = integer_offset(found.scale.float().numpy(), found.offset.float().numpy(), bits)
+
+    assert points is not None
+    assert (points != 0).any()
+    if step is Rtn:  # at most half a step, and half of one that the range was moved by
+        assert ((found.dequantize() - weight).abs() <= found.by_input(found.scale) * 1.001).all()
+        assert found.dequantize()[:, 3].abs().max() < 1e-6
 
 
 def test_the_relative_error_is_that_of_the_outputs() -> None:
