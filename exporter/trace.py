@@ -17,6 +17,7 @@ from intaglio.errors import TraceError
 from intaglio.ops import OPS
 from intaglio.ops.op import DOMAIN
 from intaglio.passes.base import Context
+from intaglio.passes.collection import uncollected
 from intaglio.passes.exact.stabilize_log_sigmoid import StabilizeLogSigmoid
 from intaglio.passes.own_ops import define
 from intaglio.passes.relabel import relabel
@@ -60,6 +61,11 @@ def trace(source: Source) -> Traced:
         TraceError: if the module cannot be captured so; it names the module at fault.
         PassError: if an op that PyTorch emitted has another meaning at opset 27.
     """
+    with uncollected():
+        return _trace(source)
+
+
+def _trace(source: Source) -> Traced:
     if isinstance(source.body, ir.Model):
         return Traced(model=adopt_graph(source, OPSET), max_context=None, aliases={}, notes=())
     with source.tracing():

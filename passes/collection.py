@@ -1,4 +1,4 @@
-"""Garbage collection, put off while a graph is rewritten or written."""
+"""Garbage collection, put off while a graph is traced, rewritten or written."""
 
 import contextlib
 import gc
