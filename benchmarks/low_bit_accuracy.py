@@ -179,8 +179,8 @@ def _implementation(model: ir.Model, data: Calibration) -> Iterator[tuple[str, f
             layer = evaluate.part(model, [node.outputs[0]], given=[value])
             OrtLowBit(accuracy=way).run(layer, Context())
             (found[way],) = evaluate.run(layer, {str(value.name): x}, optimize=True).values()
-        for way, got in found.items():
-            worst[way] = max(worst[way], float(np.abs(got - wanted).max() / np.abs(wanted).max()))
+        for what, got in found.items():
+            worst[what] = max(worst[what], float(np.abs(got - wanted).max() / np.abs(wanted).max()))
     yield from worst.items()
 
 

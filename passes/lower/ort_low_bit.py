@@ -140,7 +140,7 @@ def _multiply(products: Sequence[_Product], level: int, sums: dict[Any, ir.Value
     y = _kernel(
         emit, first, source, [data, scales, zeros, None, _bias(products, graph)], rows, level
     )
-    shape = dims(y)
+    shape = list(dims(y) or ())
     if blocks.offset is not None:
         key = (first.input, first.group, blocks.block)
         if key not in sums:

@@ -262,7 +262,7 @@ def test_states_of_a_diagonal_ssm_follow_its_recurrence(lti: bool) -> None:
     origin = source_of(Scan())
     inputs = origin.random_inputs(BATCH_SIZE, 9, 0)
     found = reference(origin, inputs)
-    module = copy.deepcopy(origin.module).double()
+    module: Any = copy.deepcopy(origin.module).double()
     x = module.embed(inputs["input_ids"])
     state = torch.zeros(BATCH_SIZE, WIDTH, SIZE, dtype=torch.float64)
     for t in range(4):
