@@ -88,7 +88,9 @@ def change_zip(data: bytes, random: Random) -> Changed:
     at = random.randrange(len(members))
     name, content = members[at]
     method = zipfile.ZIP_STORED
-    what = random.choice(("drop", "double", "rename", "bytes", "pickle", "deflate", "swap", "grow"))
+    pickles = [i for i, (member, _) in enumerate(members) if member.endswith("data.pkl")]
+    ways = ("drop", "double", "rename", "bytes", "deflate", "swap", "grow")
+    what = random.choice((*ways, "pickle") if pickles else ways)
     if what == "drop":
         del members[at]
     elif what == "double":
@@ -98,7 +100,7 @@ def change_zip(data: bytes, random: Random) -> Changed:
     elif what == "bytes":
         members[at] = (name, flip_bytes(content, random)[0])
     elif what == "pickle":
-        at = next(i for i, (member, _) in enumerate(members) if member.endswith("data.pkl"))
+        at = pickles[0]
         changed, what = change_pickle(members[at][1], random)
         members[at] = (members[at][0], changed)
     elif what == "deflate":
@@ -255,7 +257,7 @@ def _scalar(field: FieldDescriptor, value: Any, random: Random) -> Any:
     if field.type in (FieldDescriptor.TYPE_FLOAT, FieldDescriptor.TYPE_DOUBLE):
         return random.choice(FLOATS)
     if field.type == FieldDescriptor.TYPE_ENUM:
-        return random.randrange(12)
+        return random.choice(list(field.enum_type.values_by_number))
     bits = 31 if field.type == FieldDescriptor.TYPE_INT32 else 63
     number = random.choice((*INTEGERS, value + 1, value - 1, value + 64, 16, 27))
     low = 0 if field.type == FieldDescriptor.TYPE_UINT64 else -(1 << bits)

@@ -5,7 +5,7 @@
 Graphs are traced from real modules and made deep by repeating their last layers, weights of their
 own names included.  Each size is four times the one before; the time of a pass may grow fivefold.
 A pass that looks at the whole graph for every layer grows sixteenfold.  Times are those of the
-processor, the least of several runs where they are short.
+processor, the least of several runs.
 """
 
 import gc
@@ -32,7 +32,7 @@ from intaglio.passes.graph import dims, module_of
 
 SIZES = (1_000, 4_000, 16_000, 64_000)
 RATIO = 5.0
-REPEATED = 6_000  # nodes up to which a size is run three times
+REPEATED = 20_000  # nodes up to which a size is run three times, larger ones twice
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def _rows(kind: Kind, sizes: tuple[int, ...]) -> list[Row]:
     for size in sizes:
         model = deepen(small, size, kind.period)
         counts.append(len(model.graph))
-        runs = [_times(model.clone()) for _ in range(3 if size < REPEATED else 1)]
+        runs = [_times(model.clone()) for _ in range(3 if size < REPEATED else 2)]
         seconds.append({name: min(run[name] for run in runs) for name in runs[0]})
     rows = []
     for before, after, n, m in zip(seconds, seconds[1:], counts, counts[1:], strict=False):

@@ -30,6 +30,14 @@ def read_head(path: Path, size: int = 64) -> bytes:
     return head
 
 
+def is_archive(path: Path) -> bool:
+    """Whether the file `path` ends as a zip archive does, a whole one or not."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # of several disks, if that is true
+        return True
+
+
 def archive_names(path: Path) -> list[str]:
     """Names of the members of a zip archive as PyTorch writes it: stored, not compressed.
 

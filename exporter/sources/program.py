@@ -7,7 +7,6 @@ it was captured.  Reading a file evaluates expressions and unpickles parts of it
 
 import copy
 import hashlib
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from intaglio.errors import SourceError
 from intaglio.exporter.capture import quiet, summary
 from intaglio.exporter.examples import InputSpec, name_axes, sampler
 from intaglio.exporter.source import Source
-from intaglio.exporter.untrusted import archive_names
+from intaglio.exporter.untrusted import archive_names, is_archive
 from intaglio.exporter.weights import check_finite, hash_tensors
 from intaglio.state import BATCH, TIME
 
@@ -45,7 +44,7 @@ def fits(path: Path) -> bool:
     Raises:
         SourceError: if it is an archive that is damaged or claims more than it holds.
     """
-    if not path.is_file() or not zipfile.is_zipfile(path):
+    if not path.is_file() or not is_archive(path):
         return path.is_file() and path.suffix == ".pt2" and path.stat().st_size > 0
     names = [name.partition("/")[2] for name in archive_names(path)]
     return any(mark in names for mark in MARKS)
