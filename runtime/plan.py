@@ -1,5 +1,6 @@
 """One shape of step, bound to one memory of states: repeating it costs a copy of its inputs."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from intaglio.state import PAST_LENGTH, TIME
 
 Arrays = Mapping[str, Array]
 
+COPIED = 1 << 16  # bytes up to which copying an output takes less than binding an array for it
 _NOTHING = OrtValue.ortvalue_from_numpy(np.empty(0, np.uint8))
 
 
@@ -45,6 +47,12 @@ class Plan:
             (spec.name, shape_of(spec, sizes), dtype_of(spec.dtype, spec.name))
             for spec in manifest.outputs
         ]
+        self._kept = {
+            name: np.empty(shape, dtype)
+            for name, shape, dtype in self._outputs
+            if math.prod(shape) * dtype.itemsize <= COPIED
+        }
+        self._lent = [name for name, _, _ in self._outputs if name not in self._kept]
         # Seen as unsigned, a negative id is huge: one comparison finds both kinds of stray.
         self._bounded = [
             (spec, buffer, buffer.view(f"u{buffer.itemsize}"))
@@ -88,18 +96,23 @@ class Plan:
         }
 
     def binding(self, carried: Carried, results: Mapping[str, Array]) -> Any:
-        """The binding of the step that `carried` takes next, writing into `results`."""
+        """The binding of the step that `carried` takes next, writing large outputs to `results`."""
         binding = self._bindings[carried.side]
-        for name, array in results.items():
-            binding.bind_ortvalue_output(name, OrtValue.ortvalue_from_numpy(array))
+        for name in self._lent:
+            binding.bind_ortvalue_output(name, OrtValue.ortvalue_from_numpy(results[name]))
         for buffer in carried.appended:
             buffer.bind_step(binding, carried.side, carried.longest, self.time)
         return binding
 
     def release(self, binding: Any) -> None:
         """Let go of the results, which are the caller's."""
-        for name, _, _ in self._outputs:
+        for name in self._lent:
             binding.bind_ortvalue_output(name, _NOTHING)
+
+    def fill(self, results: Mapping[str, Array]) -> None:
+        """Copy the small outputs of the step that was run into `results`."""
+        for name, array in self._kept.items():
+            np.copyto(results[name], array)
 
     def _bind(self, carried: Carried, side: int) -> Any:
         binding = self._engine.io_binding()
@@ -107,6 +120,8 @@ class Plan:
             binding.bind_ortvalue_input(name, OrtValue.ortvalue_from_numpy(buffer))
         if self._past is not None:
             binding.bind_ortvalue_input(PAST_LENGTH, self._past)
+        for name, array in self._kept.items():
+            binding.bind_ortvalue_output(name, OrtValue.ortvalue_from_numpy(array))
         for state in carried.buffers:
             state.bind(binding, side)
         return binding

@@ -71,6 +71,7 @@ class Stepper:
             ) from error
         finally:
             plan.release(binding)
+        plan.fill(results)
         carried.advance(plan.time)
         return results
 
