@@ -5,7 +5,7 @@
 Graphs are traced from real modules and made deep by repeating their last layers, weights of their
 own names included.  Each size is four times the one before; the time of a pass may grow fivefold.
 A pass that looks at the whole graph for every layer grows sixteenfold.  Times are those of the
-processor, the least of several runs.
+processor, the least of several rounds through all sizes: a machine may be slow for minutes.
 """
 
 import gc
@@ -33,7 +33,8 @@ from intaglio.passes.graph import dims, module_of
 
 SIZES = (1_000, 4_000, 16_000, 64_000)
 RATIO = 5.0
-REPEATED = 20_000  # nodes up to which a size is run three times, larger ones twice
+REPEATED = 20_000  # nodes up to which a size is run in every round, larger ones in all but one
+ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -88,12 +89,14 @@ def measure(quick: bool) -> list[Row]:
 
 def _rows(kind: Kind, sizes: tuple[int, ...]) -> list[Row]:
     small = _traced(kind)
-    seconds, counts = [], []
-    for size in sizes:
-        model = deepen(small, size, kind.period)
-        counts.append(len(model.graph))
-        runs = [_times(model.clone()) for _ in range(3 if size < REPEATED else 2)]
-        seconds.append({name: min(run[name] for run in runs) for name in runs[0]})
+    models = [deepen(small, size, kind.period) for size in sizes]
+    runs: list[list[dict[str, float]]] = [[] for _ in sizes]
+    for index in range(ROUNDS):
+        for size, model, times in zip(sizes, models, runs, strict=True):
+            if index or size < REPEATED:
+                times.append(_times(model.clone()))
+    seconds = [{name: min(run[name] for run in times) for name in times[0]} for times in runs]
+    counts = [len(model.graph) for model in models]
     rows = []
     for before, after, n, m in zip(seconds, seconds[1:], counts, counts[1:], strict=False):
         for name in before:

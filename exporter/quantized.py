@@ -30,9 +30,9 @@ from .source import Source
 PORTABLE = "model.onnx"
 LOWERING = "ort-low-bit"  # the pass that brings weights of few bits to ONNX Runtime
 # Of outputs and states, where activations are rounded to 8 bits.  Of the trained checkpoints in
-# models/, 2 bits by rtn on held-out text, the Llama type moves by up to 2.5e-2, the Gated DeltaNet
-# hybrid by 2.9e-2 and GLA by 3.6e-2, all of it rounding.  Random tokens move recurrent ones
-# further, where a sum of states is near zero.
+# models/, 2 bits by rtn on text that was held out, the Llama type moves by up to 2.5e-2, the Gated
+# DeltaNet hybrid by 2.9e-2 and GLA by 3.6e-2, all of it rounding.  Where a state nearly cancels
+# before a norm, single tokens of a recurrent model move further, random ones more often.
 LIMIT = 5e-2
 KL_LIMIT = 1e-3  # nats, of the mean over all tokens
 LOGITS = "logits"

@@ -101,7 +101,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_recurrent_model_of_two_bits_holds_on_text(tmp_path: Path, text: Path) -> None:
-    """Random tokens bring sums of its states near zero, where 8 bits of activations show."""
+    """Random tokens bring its states near zero, where 8 bits of activations show, text seldom."""
     checkpoint, out = MODELS / "checkpoints" / "gla.pt", tmp_path / "bundle"
     with pytest.raises(ParityError, match="give some with --data"):
         export(checkpoint, tmp_path / "random", passes=TWO_BITS, steps=96)
