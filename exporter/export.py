@@ -210,7 +210,7 @@ def export(
                 parity = verify_bundle(
                     writer.path,
                     loaded,
-                    data=calib if data is None else data,
+                    data=compiled.context.calibration if data is None else data,
                     steps=how.steps,
                     tolerance=how.tolerance,
                     keep=False,  # the manifest holds it

@@ -10,6 +10,11 @@ from intaglio.runtime.compare import Deviation
 from .bisect import Divergence
 
 OUTPUT, STATE, KL = "output", "state", "mean divergence of next tokens"
+ROUNDING = (
+    "The bundle rounds activations to 8 bits: an export with --ort-accuracy exact tells whether "
+    "that is all, and --tolerance NAME=VALUE accepts it."
+)
+RANDOM = " Random inputs bear it worse than real ones: give some with --data."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,11 +100,8 @@ class ParityReport:
             )
         failed = {row.found.name for row in self.rows if not row.found.passed}
         cause = f" {self.divergence.summary()}" if self.divergence is not None else ""
-        if self.data is None and any(row.kind == KL for row in self.rows):
-            cause += (
-                " Where weights have few bits, activations are rounded to 8, which random inputs "
-                "bear worse than real ones: give some with --data."
-            )
+        if any(row.kind == KL for row in self.rows):
+            cause += f" {ROUNDING}{'' if self.data else RANDOM}"
         return (
             f"Parity fails over {scope}: of outputs and states {len(failed)} differ, most of all "
             f"{worst.who} after token {found.worst_step}, split {worst.split} ({numbers}).{cause}"

@@ -6,6 +6,7 @@ attention, the inputs of causal convolutions.  The module runs in float64 where 
 """
 
 import contextlib
+import inspect
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -20,7 +21,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from intaglio.errors import ParityError
-from intaglio.ops import OPS
+from intaglio.ops import DIAGONAL_SSM, LINEAR_ATTENTION
+from intaglio.ops.op import Op
 from intaglio.state import Layout, StateSpec
 
 from .adopt import open_original, run_original
@@ -76,11 +78,11 @@ class Reference:
         return array
 
 
-def reference(source: Source, inputs: Mapping[str, Tensor]) -> Reference:
+def reference(source: Source, inputs: Mapping[str, Tensor], *, states: bool = True) -> Reference:
     """Run `source` on whole sequences, `inputs` being [batch, time, ...] each.
 
     Code of its own that was exchanged for operators when it was traced gives the outputs; of the
-    operators, which run in a second pass, are the states.
+    operators, which run in a second pass, are the states.  Without `states` none is known.
     """
     if isinstance(source.body, ir.Model):
         arrays = {name: value.numpy() for name, value in inputs.items()}
@@ -88,29 +90,34 @@ def reference(source: Source, inputs: Mapping[str, Tensor]) -> Reference:
         return Reference(outputs=outputs, precision="float32", calls={})
     try:
         wide = {n: x.double() if x.is_floating_point() else x for n, x in inputs.items()}
-        return _run(source, wide, Widened(source.module))
+        return _run(source, wide, Widened(source.module), states=states)
     except ParityError:
         raise
     except Exception:  # noqa: BLE001  a module that fixes its dtype inside runs as it is
-        return _run(source, inputs, contextlib.nullcontext())
+        return _run(source, inputs, contextlib.nullcontext(), states=states)
 
 
 def _run(
-    source: Source, inputs: Mapping[str, Tensor], precision: AbstractContextManager[Any]
+    source: Source,
+    inputs: Mapping[str, Tensor],
+    precision: AbstractContextManager[Any],
+    *,
+    states: bool,
 ) -> Reference:
     module = source.module
     with precision:
         outputs, calls = _recorded(module, inputs)
     dtypes = {value.dtype for value in outputs.values() if value.is_floating_point()}
-    with source.tracing() as exchanged:
-        if exchanged:
-            with precision:
-                _, calls = _recorded(module, inputs)
+    if states:
+        with source.tracing(module) as exchanged:
+            if exchanged:
+                with precision:
+                    _, calls = _recorded(module, inputs)
     return Reference(
         outputs={name: value.numpy() for name, value in outputs.items()},
         precision="float64" if dtypes <= {torch.float64} else "float32",
         # The code of a program is in one piece: its calls do not say which module they are of.
-        calls={} if isinstance(module, fx.GraphModule) else calls,
+        calls=calls if states and not isinstance(module, fx.GraphModule) else {},
     )
 
 
@@ -191,63 +198,36 @@ def _fold_heads(entries: Tensor, spec: StateSpec) -> Tensor:
 class _Recurrence:
     """The arguments of one call of an operator; its states, computed token by token in float64."""
 
-    def __init__(
-        self,
-        op: str,
-        timed: Mapping[str, Tensor | None],
-        fixed: Mapping[str, Any],
-        past_state: Tensor | None,
-    ) -> None:
-        """`timed` are the arguments [batch, time, ...], `fixed` those of all tokens."""
-        self._reference = _OPS[op].reference
-        self._timed = {name: _wide(value) for name, value in timed.items()}
-        self._fixed = {name: _wide(value) for name, value in fixed.items()}
-        self._states: dict[int, Tensor | None] = {0: _wide(past_state)}
+    def __init__(self, op: Op, arguments: dict[str, Any]) -> None:
+        """Take the arguments by name; those of each token are [batch, time, size]."""
+        wide = {
+            name: value.detach().double() if isinstance(value, Tensor) else value
+            for name, value in arguments.items()
+        }
+        self._reference = op.reference
+        self._states: dict[int, Tensor | None] = {0: wide.pop("past_state", None)}
+        self._timed = {n: x for n, x in wide.items() if isinstance(x, Tensor) and x.ndim == 3}
+        self._fixed = {n: x for n, x in wide.items() if n not in self._timed}
+
+    @classmethod
+    def catch(cls, op: Op) -> "Callable[..., _Recurrence]":
+        """What makes one of the arguments of a call of `op`."""
+        signature = inspect.signature(op.reference)
+
+        def catch(*args: Any, **kwargs: Any) -> _Recurrence:
+            return cls(op, dict(signature.bind(*args, **kwargs).arguments))
+
+        return catch
 
     def state(self, spec: StateSpec, tokens: int) -> Tensor | None:
         del spec  # there is one state, and it has one layout
         start = max(n for n in self._states if n <= tokens)
         if start < tokens:
-            part = {n: None if x is None else x[:, start:tokens] for n, x in self._timed.items()}
+            part = {name: value[:, start:tokens] for name, value in self._timed.items()}
             _, self._states[tokens] = self._reference(
                 **part, past_state=self._states[start], **self._fixed
             )
         return self._states[tokens]
-
-
-def _wide(value: Any) -> Any:
-    return value.detach().double() if isinstance(value, Tensor) else value
-
-
-def _linear_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    past_state: Tensor | None = None,
-    decay: Tensor | None = None,
-    beta: Tensor | None = None,
-    **fixed: Any,
-) -> _Recurrence:
-    timed = {"query": query, "key": key, "value": value, "decay": decay, "beta": beta}
-    return _Recurrence("linear_attention", timed, fixed, past_state)
-
-
-def _diagonal_ssm(
-    input: Tensor,  # noqa: A002  the names are the operator's
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    delta: Tensor | None = None,
-    past_state: Tensor | None = None,
-    **fixed: Any,
-) -> _Recurrence:
-    timed: dict[str, Tensor | None] = {"input": input, "delta": delta}
-    mixing = {"B": B, "C": C}
-    if fixed.get("lti", False):
-        fixed |= mixing
-    else:
-        timed |= mixing
-    return _Recurrence("diagonal_ssm", timed, {"A": A, **fixed}, past_state)
 
 
 @dataclass(frozen=True)
@@ -283,13 +263,11 @@ def _single(value: Any) -> int:
     return int(value[0] if isinstance(value, tuple | list) else value)
 
 
-_OPS = {op.name: op for op in OPS}
-
 CATCHES: dict[Any, tuple[str, Callable[..., Call]]] = {
     F.scaled_dot_product_attention: ("attention", _Attention.catch),
     F.conv1d: ("causal_conv", _Convolution.catch),
-    torch.ops.intaglio.linear_attention: ("linear_attention", _linear_attention),
-    torch.ops.intaglio.linear_attention.default: ("linear_attention", _linear_attention),
-    torch.ops.intaglio.diagonal_ssm: ("diagonal_ssm", _diagonal_ssm),
-    torch.ops.intaglio.diagonal_ssm.default: ("diagonal_ssm", _diagonal_ssm),
 }
+for _op in (LINEAR_ATTENTION, DIAGONAL_SSM):
+    # It may be called by its packet of overloads or by its one overload.
+    for _name in (_op.torch_op, _op.torch_op.overloadpacket):
+        CATCHES[_name] = (_op.name, _Recurrence.catch(_op))

@@ -23,6 +23,10 @@ EXAMPLE_BATCH = 3
 EXAMPLE_TIME = 7
 
 
+def _as_it_is(module: nn.Module) -> AbstractContextManager[bool]:  # noqa: ARG001
+    return contextlib.nullcontext(False)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """A trained model, whatever it was saved as.
@@ -33,9 +37,9 @@ class Source:
     what the weights are of where that was named, `config` holds JSON values, `notes` what loading
     decided.  `whole` says that the model takes whole sequences, in which tokens see later ones, or
     gives one result for all: it is exported without states.  `defaults` holds the value of each
-    input that may be left out, `text` the tokenizer that belongs to the model.  While the module is
-    captured, the context that `tracing` opens holds, in which it may use other code of the same
-    meaning; it yields whether it does.
+    input that may be left out, `text` the tokenizer that belongs to the model.  While the module,
+    or a copy of it, is captured, the context that `tracing` opens for it holds, in which it may use
+    other code of the same meaning; it yields whether it does.
     """
 
     path: Path
@@ -52,7 +56,7 @@ class Source:
     whole: bool = False
     defaults: dict[str, float] = field(default_factory=dict)
     text: Text | None = None
-    tracing: Callable[[], AbstractContextManager[bool | None]] = contextlib.nullcontext
+    tracing: Callable[[nn.Module], AbstractContextManager[bool]] = _as_it_is
 
     @cached_property
     def module(self) -> nn.Module:

@@ -68,7 +68,7 @@ def trace(source: Source) -> Traced:
 def _trace(source: Source) -> Traced:
     if isinstance(source.body, ir.Model):
         return Traced(model=adopt_graph(source, OPSET), max_context=None, aliases={}, notes=())
-    with source.tracing():
+    with source.tracing(source.module):
         program, max_context = capture(source)
     idle = idle_buffers(program)
     _relax_grouped_queries(program)

@@ -22,11 +22,11 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """Inputs of `batch` rows and `steps` steps; `data` is the SHA-256 of what they are from."""
+    """Inputs of `steps` steps, drawn by `seed`, or from the data whose SHA-256 is `data`."""
 
     inputs: dict[str, Tensor]
-    batch: int
     steps: int
+    seed: int | None = None
     data: str | None = None
 
 
@@ -34,7 +34,7 @@ def draw(
     source: Source,
     batch: int,
     steps: int,
-    data: str | Path | Arrays | None = None,
+    data: str | Path | Arrays | Calibration | None = None,
     max_context: int | None = None,
 ) -> Trial:
     """Random inputs, always the same, or the beginnings of the longest rows of `data`.
@@ -46,7 +46,7 @@ def draw(
         source: whose inputs they are.
         batch: how many rows.
         steps: at most so many.
-        data: what `read_calibration` takes.
+        data: what `read_calibration` takes, or returned.
         max_context: the longest row that the source takes.
 
     Raises:
@@ -54,8 +54,8 @@ def draw(
     """
     if data is None:
         drawn = source.random_inputs(batch, steps, SEED)
-        return Trial(inputs=drawn, batch=batch, steps=steps)
-    read = read_calibration(data, source, max_context)
+        return Trial(inputs=drawn, steps=steps, seed=SEED)
+    read = data if isinstance(data, Calibration) else read_calibration(data, source, max_context)
     rows = _longest(read, batch)
     steps = min(steps, *(length for length, _, _ in rows))
     parts = [_row(read.batches[index], row, steps, source) for _, index, row in rows]
@@ -64,7 +64,7 @@ def draw(
         along = next((axis for axis, symbol in axes.items() if symbol == BATCH), None)
         arrays = [part[name] for part in parts]
         inputs[name] = torch.from_numpy(arrays[0] if along is None else np.stack(arrays, along))
-    return Trial(inputs=inputs, batch=batch, steps=steps, data=read.sha256)
+    return Trial(inputs=inputs, steps=steps, data=read.sha256)
 
 
 def _longest(data: Calibration, count: int) -> list[tuple[int, int, int]]:

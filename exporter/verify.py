@@ -20,6 +20,7 @@ from torch.export import ExportedProgram
 
 from intaglio.errors import BundleError, OptionError
 from intaglio.models import FORMAT
+from intaglio.passes.calibration import Calibration
 from intaglio.runtime import report_file
 from intaglio.runtime.bundle import Bundle
 from intaglio.runtime.compare import Comparison, Deviation
@@ -44,7 +45,7 @@ from .quantized import (
 from .quantized import LIMIT as LOW_BIT_LIMIT
 from .reference import Reference, reference
 from .source import Source
-from .trial import SEED, draw
+from .trial import draw
 
 LIMITS = {"float16": 2e-2, "bfloat16": 5e-2}
 LIMIT = 1e-4  # of all other dtypes
@@ -66,7 +67,7 @@ def verify(
     inputs: Mapping[str, Any] | str | Path | None = None,
     axes: Mapping[str, Sequence[int | str]] | None = None,
     allow_pickle: bool = False,
-    data: str | Path | Arrays | None = None,
+    data: str | Path | Arrays | Calibration | None = None,
     steps: int = 512,
     batch: int = 2,
     tolerance: Mapping[str, float] | None = None,
@@ -87,7 +88,7 @@ def verify(
         axes: the dimensions of inputs, see `load_source`.
         allow_pickle: load pickled objects, see `load_source`.
         data: what to run, as for calibration: a file ``.npz`` or ``.txt``, a folder of these, or
-            arrays by the names of inputs; random inputs otherwise.
+            arrays by the names of inputs, or what was read of them; random inputs otherwise.
         steps: tokens to run, fewer where the model's context ends or the data has no longer rows.
         batch: rows to run, unless the bundle has a fixed number.
         tolerance: limits by name of output or state, instead of the default of the graph's dtype:
@@ -133,7 +134,7 @@ def verify(
     _require_same(manifest, "outputs", wanted.outputs)
     moved = None
     if held is not None:
-        moved = quantization_error(wanted.outputs, reference(source, drawn).outputs)
+        moved = quantization_error(wanted.outputs, reference(source, drawn, states=False).outputs)
     run = _Run(
         session=Session.load(opened),
         inputs={name: value.numpy() for name, value in drawn.items()},
@@ -154,7 +155,7 @@ def verify(
         precision=wanted.precision,
         steps=steps,
         batch=batch,
-        seed=SEED if trial.data is None else None,
+        seed=trial.seed,
         data=trial.data,
         splits=tuple(map(_words, splits)),
         rows=rows,

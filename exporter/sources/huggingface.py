@@ -58,5 +58,5 @@ def load(path: Path, options: LoadOptions) -> Source:
         whole=whole,
         defaults=defaults,
         text=text,
-        tracing=lambda: replaced(module, sample(*COMPARED)),
+        tracing=lambda module: replaced(module, sample(*COMPARED)),
     )

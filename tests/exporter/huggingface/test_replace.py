@@ -37,7 +37,7 @@ def program(source: Source) -> torch.export.ExportedProgram:
 
 def test_a_module_uses_the_operator_while_it_is_traced_and_only_then(source: Source) -> None:
     original = getattr(LIBRARY, NAME)
-    with source.tracing():
+    with source.tracing(source.module):
         calls = [node.target for node in program(source).graph.nodes]
 
         assert getattr(LIBRARY, NAME) is mixers.chunk_scan
@@ -49,7 +49,7 @@ def test_a_function_that_a_module_keeps_is_exchanged_there_as_well(source: Sourc
     """Classes of other versions choose between kernels once and remember."""
     part: Any = source.module.get_submodule("backbone.layers.0.mixer")
     part.scan = getattr(LIBRARY, NAME)
-    with source.tracing():
+    with source.tracing(source.module):
         assert part.scan is mixers.chunk_scan
     assert part.scan is getattr(LIBRARY, NAME)
 
@@ -80,7 +80,7 @@ def test_a_function_that_computes_something_else_is_refused(
     """By its name, the module that calls it and the version; nothing stays exchanged."""
     monkeypatch.setattr(LIBRARY, NAME, function)
     where = rf"In module 'backbone\.layers\.0\.mixer', .*\.{function.__name__} of .*{fault}"
-    with pytest.raises(TraceError, match=where), source.tracing():
+    with pytest.raises(TraceError, match=where), source.tracing(source.module):
         pass
 
     assert getattr(LIBRARY, NAME) is function
@@ -94,6 +94,6 @@ def test_a_function_with_other_arguments_is_refused(
     monkeypatch.setitem(mixers.MIXERS, NAME, lambda *, other: other)
 
     fault = r"mamba2_chunk_scan of transformers \d.*TypeError"
-    with pytest.raises(TraceError, match=fault), source.tracing():
+    with pytest.raises(TraceError, match=fault), source.tracing(source.module):
         pass
     assert getattr(LIBRARY, NAME) is original
