@@ -25,7 +25,7 @@ from pathlib import Path
 from statistics import median
 
 from evidence import Row, run
-from low_bit_decoders import Decoder, Shape, make, race, times_as_fast
+from low_bit_decoders import WIDTHS, Decoder, Shape, make, race, times_as_fast
 from low_bit_layer import last_level_cache
 
 PREFILL, STEPS, ROUNDS, THREADS = 64, 16, 9, 2
@@ -50,8 +50,7 @@ def _decoders(quick: bool, own: argparse.Namespace, folder: Path) -> list[Row]:
     decoders = make(shape, folder, own.llama_python, own.threads, widths)
     loads = race(decoders, PREFILL, STEPS, rounds)
     two_bits = [x for x in decoders if x.name.startswith("ours, 2 bits")]
-    ours = two_bits[0]
-    size, cache = ours.bytes, last_level_cache()
+    size, cache = min(decoder.bytes for decoder in two_bits), last_level_cache()
     found = [
         Row(name="decoder: 2-bit weights", value=size / 2**20, unit="MiB",
             target=">= 4 last-level caches", holds=size >= 4 * cache,
@@ -105,6 +104,9 @@ if __name__ == "__main__":
     parser.add_argument("--threads", type=int, default=THREADS)
     parser.add_argument("--widths", default="32,8,4,2,2z")
     own, rest = parser.parse_known_args()
+    given = set(own.widths.split(","))
+    if not given <= set(WIDTHS) or not given & {"2", "2z"}:
+        parser.error(f"--widths should be of {', '.join(WIDTHS)}, with 2 or 2z among them")
     sys.argv[1:] = rest
     chosen = [f"--threads {own.threads}", f"--widths {own.widths}"]
     chosen += ["--llama-python PYTHON"] if own.llama_python else []

@@ -1,4 +1,4 @@
-"""One shape of step, bound to one memory of states: repeating it costs a copy of its inputs."""
+"""One shape of step, bound to one memory of states: repeating it costs copies of its inputs and small outputs."""
 
 import math
 from collections.abc import Mapping
