@@ -1,4 +1,4 @@
-"""One shape of step, bound to one memory of states: repeating it copies inputs and small outputs."""
+"""One shape of step, bound to one memory of states: a repeat copies inputs and small outputs."""
 
 import math
 from collections.abc import Mapping
