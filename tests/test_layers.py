@@ -31,6 +31,7 @@ ALLOWED = {
         "intaglio.runtime",
     },
     "intaglio.runtime": {"intaglio.runtime"},
+    "intaglio.trt_plugins": {"intaglio.trt_plugins", "intaglio.ops", "intaglio.runtime"},
     "intaglio.report": {"intaglio.report", "intaglio.runtime"},
 }
 OPS_KNOW = {"intaglio", "intaglio.errors"}  # ops stand below the contract of carried states

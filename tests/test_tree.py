@@ -28,6 +28,12 @@ def models() -> Iterable[str]:
     return [model.name for model in MODELS]
 
 
+def plugins() -> Iterable[str]:
+    from intaglio.trt_plugins import NAMES
+
+    return NAMES
+
+
 # A registry, the folders whose files declare its entries, and the folder of their tests.
 REGISTRIES = [
     pytest.param(ops, ["src/intaglio/ops"], "tests/ops", id="ops"),
@@ -35,8 +41,9 @@ REGISTRIES = [
         passes, ["passes/exact", "passes/calibrated", "passes/lower"], "tests/passes", id="passes"
     ),
     pytest.param(models, ["models"], "tests/models", id="models"),
+    pytest.param(plugins, ["trt_plugins"], "tests/trt_plugins", id="plugins"),
 ]
-HELPERS = {"op", "model", "training"}  # what ops and models are, beside these themselves
+HELPERS = {"op", "model", "training", "plugin", "compile", "ahead", "worker", "run"}
 
 
 @pytest.mark.parametrize(("registry", "folders", "tests"), REGISTRIES)

@@ -1,0 +1,18 @@
+"""Triton kernels of TensorRT plugins, a file per operator, and their compilation ahead of time."""
+
+if __name__ != "intaglio.trt_plugins":
+    raise ImportError(f"imported as {__name__!r}: use intaglio.trt_plugins")
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .plugin import Plugin
+
+NAMES = ("linear_attention",)
+
+
+def find(name: str) -> "Plugin":
+    """The plugin of the operator called `name`; imports its kernels, and so Triton."""
+    plugin: Plugin = importlib.import_module(f"{__name__}.{name}").PLUGIN
+    return plugin

@@ -1,0 +1,182 @@
+"""Compile many kernels, in child processes, and keep what was compiled.
+
+Children import Triton, so that an export does not, and a compiler that dies takes no export along.
+What they make is kept by its content: the request, the version of Triton and the kernels' files.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import IO, Any
+
+from intaglio.errors import IntaglioError, MissingExtraError
+from intaglio.runtime.launch import Plan
+
+from .plugin import Request, UnsupportedError
+
+INTERPRETED = "TRITON_INTERPRET"  # of which nothing can be compiled
+
+
+@dataclass(frozen=True, kw_only=True)
+class Code:
+    """A compiled kernel and what it takes of a multiprocessor.
+
+    Attributes:
+        ptx: text of the kernel for the capability and later ones.
+        cubin: machine code.
+        registers: of a thread.
+        stack: bytes of a thread; more than 0 where registers spill.
+        shared: bytes of static shared memory of a block.
+    """
+
+    ptx: str
+    cubin: bytes
+    registers: int
+    stack: int
+    shared: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """A plan and the code that it launches, by name."""
+
+    plan: Plan
+    code: Mapping[str, Code]
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan and code as JSON values."""
+        code = {
+            name: {**asdict(each), "cubin": base64.b64encode(each.cubin).decode()}
+            for name, each in self.code.items()
+        }
+        return {"plan": self.plan.to_json(), "code": code}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Compiled":
+        """What `to_json` wrote."""
+        code = {
+            name: Code(**{**each, "cubin": base64.b64decode(each["cubin"])})
+            for name, each in values["code"].items()
+        }
+        return cls(plan=Plan.from_json(values["plan"]), code=code)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Kernels to compile: the plugin's name, the request, and the deployment's version of CUDA."""
+
+    plugin: str
+    request: Request
+    cuda: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The job as JSON values."""
+        return {"plugin": self.plugin, "request": self.request.to_json(), "cuda": self.cuda}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Job":
+        """What `to_json` wrote."""
+        request = Request.from_json(values["request"])
+        return cls(plugin=values["plugin"], request=request, cuda=values["cuda"])
+
+
+def compile_all(
+    jobs: Sequence[Job],
+    *,
+    kept: Path | None = None,
+    workers: int | None = None,
+    done: Callable[[Job], None] = lambda _: None,
+) -> list[Compiled]:
+    """Compile the kernels of every job.
+
+    Args:
+        jobs: what to compile; equal jobs are compiled once.
+        kept: the folder in which compiled kernels are kept; None for the user's cache.
+        workers: child processes at most; None for one per processor.
+        done: called from any thread when a job is compiled.
+
+    Returns:
+        What was compiled, in the order of the jobs.
+
+    Raises:
+        UnsupportedError: if there are no kernels for a job.
+        MissingExtraError: if Triton is not installed.
+    """
+    _triton()
+    folder = kept or cache_folder()
+    files = {_key(job): folder / f"{_key(job)}.json" for job in jobs}
+    missing = {_key(job): job for job in jobs if not files[_key(job)].exists()}
+    if missing:
+        folder.mkdir(parents=True, exist_ok=True)
+        count = min(workers or os.cpu_count() or 1, len(missing))
+        parts = [list(missing.items())[index::count] for index in range(count)]
+        with ThreadPoolExecutor(count) as pool:
+            for _ in pool.map(lambda part: _compile(part, files, done), parts):
+                pass
+    return [Compiled.from_json(json.loads(files[_key(job)].read_bytes())) for job in jobs]
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept when nothing else is said."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "intaglio" / "kernels"
+
+
+def _compile(
+    jobs: Sequence[tuple[str, Job]], files: Mapping[str, Path], done: Callable[[Job], None]
+) -> None:
+    """Have one child compile jobs one after the other."""
+    environment = {name: value for name, value in os.environ.items() if name != INTERPRETED}
+    command = [sys.executable, "-P", "-m", f"{__package__}.worker"]
+    with subprocess.Popen(  # noqa: S603  our own module
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        for key, job in jobs:
+            answer = _ask(child.stdin, child.stdout, job)
+            if "refused" in answer:
+                raise UnsupportedError(answer["refused"])
+            new = files[key].with_suffix(f".{os.getpid()}.new")
+            new.write_text(json.dumps(answer))
+            new.replace(files[key])
+            done(job)
+
+
+def _ask(stdin: IO[str], stdout: IO[str], job: Job) -> dict[str, Any]:
+    print(json.dumps(job.to_json()), file=stdin, flush=True)
+    line = stdout.readline()
+    if not line:
+        raise IntaglioError(f"the compiler of {job.plugin} ended without an answer.")
+    answer: dict[str, Any] = json.loads(line)
+    return answer
+
+
+def _key(job: Job) -> str:
+    text = json.dumps([job.to_json(), _triton(), _sources(job.plugin)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@cache
+def _triton() -> str:
+    try:
+        return version("triton")
+    except PackageNotFoundError:
+        raise MissingExtraError("compiling kernels", "trt") from None
+
+
+@cache
+def _sources(plugin: str) -> str:
+    """A hash of the files that decide what is compiled."""
+    folder = Path(__file__).parent
+    texts = [(folder / f"{name}.py").read_bytes() for name in (plugin, "plugin", "compile")]
+    return hashlib.sha256(b"\0".join(texts)).hexdigest()
