@@ -49,18 +49,22 @@ _DTYPES = {
 _BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "uint8": 1, "int16": 2, "int32": 4}
 
 
-def ptx_version(cuda: str, sm: int) -> int:
+def ptx_version(cuda: str | None, sm: int) -> int:
     """The newest version of PTX that a deployment with this version of CUDA takes, 85 for 8.5.
+
+    Without a version of CUDA, the oldest that knows the capability, and at least that of 12.6.
 
     Raises:
         UnsupportedError: if that CUDA does not know the compute capability.
     """
-    major, minor = (int(part) for part in cuda.split(".")[:2])
-    version = 80 + minor - (minor > 5) if major == 12 else major * 10 - 40 + minor
     least = CAPABILITIES.get(sm)
     if least is None:
         known = ", ".join(map(str, CAPABILITIES))
         raise UnsupportedError(f"no kernels for compute capability {sm}; there are for {known}.")
+    if cuda is None:
+        return max(85, least)
+    major, minor = (int(part) for part in cuda.split(".")[:2])
+    version = 80 + minor - (minor > 5) if major == 12 else major * 10 - 40 + minor
     if version < least:
         raise UnsupportedError(
             f"CUDA {cuda} reads PTX {version / 10}; compute capability {sm} needs {least / 10}."
@@ -74,14 +78,12 @@ def compile_plugin(plugin: Plugin, request: Request, cuda: str | None = None) ->
     Args:
         plugin: what to compile.
         request: the node.
-        cuda: version of CUDA of the deployment; None for the oldest that knows the capability and
-            is at least 12.6.
+        cuda: version of CUDA of the deployment, see `ptx_version`.
 
     Raises:
         UnsupportedError: if there are no kernels for the request.
     """
-    least = CAPABILITIES.get(request.sm, 0)
-    version = ptx_version(cuda, request.sm) if cuda else max(85, least)
+    version = ptx_version(cuda, request.sm)
     kernels = plugin.kernels(request)
     dtypes: dict[str, list[str | None]] = {
         "input": [

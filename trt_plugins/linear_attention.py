@@ -38,7 +38,9 @@ from .plugin import (
 )
 
 MOST = 256  # entries of a head
+CHUNKED = 128  # keys of a head up to which chunks fit registers; wider heads always walk
 STEPS = 16  # tokens up to which the walk is taken
+CHUNK, COLUMNS = 32, 16  # tokens and columns of a chunk's program: no tile that is larger fits
 FIRST_WITH_TF32 = 80
 
 
@@ -324,9 +326,14 @@ def kernels(request: Request) -> Kernels:
         },
         grid=(tiles, heads, batch),
     )  # fmt: skip
-    chunk = 32 if per_key or K > 128 else 64
+    made = (
+        Output(dtype=dtype, shape=(batch, time, q_heads * V)),
+        Output(dtype=state, shape=(batch, heads, K, V)),
+    )
+    if K > CHUNKED:
+        return Kernels(outputs=made, ways=(Way(kernels=[walk]),))
     blocks = {
-        "C": chunk,
+        "C": CHUNK,
         "BK": power_of_two(K, 16),
         "PRECISION": _precision(dtype, request.sm),
     }
@@ -341,7 +348,7 @@ def kernels(request: Request) -> Kernels:
             "inverse": inverse,
         },
         constants={**sizes, "RATES": rates, **blocks},
-        grid=(ceil_div(time, chunk), heads, batch),
+        grid=(ceil_div(time, CHUNK), heads, batch),
     )
     scan = Kernel(
         function=across,
@@ -352,18 +359,17 @@ def kernels(request: Request) -> Kernels:
             "T": time,
             **outputs,
         },
-        constants={**sizes, "V": V, "BV": columns, **blocks},
-        grid=(tiles, heads, batch),
+        constants={**sizes, "V": V, "BV": COLUMNS, **blocks},
+        grid=(ceil_div(V, COLUMNS), heads, batch),
+        warps=8 if per_key else 4,
+        stages=1,
     )
 
     def scratch(rows: int) -> Scratch:
-        return Scratch(dtype="float32", shape=(batch, time, rows, chunk))
+        return Scratch(dtype="float32", shape=(batch, time, rows, CHUNK))
 
     return Kernels(
-        outputs=(
-            Output(dtype=dtype, shape=(batch, time, q_heads * V)),
-            Output(dtype=state, shape=(batch, heads, K, V)),
-        ),
+        outputs=made,
         ways=(
             Way(kernels=[walk], when=less(time, STEPS + 1)),
             Way(
@@ -401,12 +407,10 @@ def requests(sm: int) -> dict[str, Request]:
         return Request(attributes=attributes, inputs=rows, sm=sm)
 
     return {
-        "linear 64x64": request("linear", (8, 8), 64, 64, per_key=False),
         "gated 128x64": request("gated", (24, 24), 128, 64, per_key=False),
         "gated per key 128x256": request("gated", (4, 4), 128, 256, per_key=True),
-        "delta 128x128": request("delta", (16, 16), 128, 128, per_key=False),
         "gated_delta 128x128": request("gated_delta", (32, 32), 128, 128, per_key=False),
-        "gated_delta grouped 256x256": request("gated_delta", (8, 4), 256, 256, per_key=False),
+        "delta 256x256": request("delta", (8, 4), 256, 256, per_key=False),
         "gated_delta per key 128x128": request("gated_delta", (32, 32), 128, 128, per_key=True),
     }
 
