@@ -50,10 +50,11 @@ class Clock:
 
 @dataclass(frozen=True, kw_only=True)
 class Compiled:
-    """The graphs made from a source: the portable one and the one for ONNX Runtime."""
+    """The graphs made from a source: the portable one and the one for each target."""
 
     portable: ir.Model
     ort: ir.Model
+    trt: ir.Model | None
     context: Context
     records: Sequence[pipeline.PassRecord]
     notes: tuple[str, ...]
@@ -111,10 +112,17 @@ def compile_source(
             check=how.check_passes,
             progress=clock.report,
         )
+        trt = None
+        if "trt" in how.targets:
+            trt = model.clone()
+            records += pipeline.lower(
+                trt, "trt", context, check=how.check_passes, progress=clock.report
+            )
     advice = [line for record in records for line in record.result.advice]
     return Compiled(
         portable=model,
         ort=ort,
+        trt=trt,
         context=context,
         records=records,
         notes=(*traced.notes, *advice),
@@ -131,11 +139,12 @@ def _fixed_batch(source: Source, shapes: Shapes) -> int | None:
 
 
 def weigh(compiled: Compiled) -> int:
-    """Bytes of the weights of both graphs, which share what is the same.
+    """Bytes of the weights of all graphs, which share what is the same.
 
     One that is made of others counts only where they are not all there.
     """
-    models = (compiled.portable, compiled.ort)
+    graphs = (compiled.portable, compiled.ort, compiled.trt)
+    models = [model for model in graphs if model is not None]
     values = {name: v for model in models for name, v in model.graph.initializers.items()}
     tensors = {
         tensor.name: tensor.nbytes

@@ -8,6 +8,7 @@ from typing import Any
 import onnx_ir as ir
 
 from intaglio.runtime.manifest import NOT_RUN, Limits, Manifest, Target, TensorSpec
+from intaglio.runtime.trt.build import GRAPH, TARGET
 from intaglio.state import PAST_LENGTH
 
 from .compile import Compiled
@@ -23,10 +24,10 @@ def describe(
     source: Source,
     compiled: Compiled,
     how: Recipe,
-    data: tuple[str, ...],
+    data: Mapping[str, tuple[str, ...]],
     text: Mapping[str, Any],
 ) -> Manifest:
-    """The manifest but for its files; `data` are those of the weights that the target opens."""
+    """The manifest but for its files; `data` are those of the weights that each graph opens."""
     graph, context = compiled.ort.graph, compiled.context
     taken = {PAST_LENGTH, *(state.input for state in context.states)}
     left = {state.output for state in context.states}
@@ -51,12 +52,17 @@ def describe(
         whole=source.whole,
         text=text,
         targets={
-            "ort": Target(
-                path=LOWERED,
-                data=data,
-                opset=compiled.ort.opset_imports[""],
-                parity=f"{NOT_RUN} (turned off)",
+            name: Target(
+                path=path,
+                data=data.get(path, ()),
+                opset=model.opset_imports[""],
+                parity=f"{NOT_RUN} ({why})",
             )
+            for name, path, model, why in (
+                ("ort", LOWERED, compiled.ort, "turned off"),
+                (TARGET, GRAPH, compiled.trt, "no device"),
+            )
+            if model is not None
         },
         files={},
         limits=Limits(max_context=context.max_context, batch=context.batch),

@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 from intaglio.errors import OptionError, ParityError
 from intaglio.passes.base import Calibrated, Pass
 from intaglio.runtime.manifest import Manifest
+from intaglio.runtime.trt.build import GRAPH
 
 from .bundle import BundleWriter, check_place
 from .calibration import Arrays
@@ -26,9 +27,10 @@ from .recipe import FILE_NAME as RECIPE
 from .recipe import Recipe, as_entry, read_recipe
 from .shapes import Shapes
 from .source import Source
+from .trt import add_engine, prepare
 from .verify import verify as verify_bundle
 
-TARGETS = ("ort",)
+TARGETS = ("ort", "trt")
 PORTABLE = "model.onnx"
 
 
@@ -85,6 +87,8 @@ def export(
     ort_accuracy: Literal["fast", "exact"] | None = None,
     shapes: Shapes | None = None,
     dtype: str | None = None,
+    flavour: Literal["auto", "tensorrt", "rtx"] | None = None,
+    sm: Sequence[int] | None = None,
     tolerance: Mapping[str, float] | None = None,
     check_passes: bool | None = None,
     verify: bool | None = None,
@@ -106,7 +110,7 @@ def export(
         source: what `load_source` takes, or what it returned.
         out: the bundle's folder.
         recipe: a recipe, or the file that a bundle holds as `recipe.toml`.
-        targets: the engines to lower for.
+        targets: the engines to lower for: ort, which is in every bundle, and trt.
         model: the model that the weights belong to, see `load_source`.
         config: what the model is built with, see `load_source`.
         key: where the file holds the state dict, see `load_source`.
@@ -126,6 +130,10 @@ def export(
             bits, or slowly in full precision, for verification only.
         shapes: what the bundle has to serve; a batch fixed to 1 allows faster attention.
         dtype: what the weights are stored in; fp32 so far.
+        flavour: which TensorRT builds: the full one, which needs a GPU, TensorRT-RTX, or the first
+            that can here.
+        sm: compute capabilities that the kernels of TensorRT's plugins are compiled for, 87 for
+            8.7; by default those of RTX 30, 40 and 50 and of A100.
         tolerance: limits of parity by name, instead of the defaults.
         check_passes: hold every exact pass to its promise on random inputs.
         verify: compare the written bundle with the source.
@@ -155,6 +163,8 @@ def export(
         ort_accuracy=ort_accuracy,
         shapes=None if shapes is None else shapes.to_json(),
         dtype=dtype,
+        flavour=flavour,
+        sm=sm,
         tolerance=tolerance,
         check_passes=check_passes,
         verify=verify,
@@ -190,7 +200,7 @@ def export(
         compiled = compile_source(loaded, parsed, how, clock, Teacher.of(calib, None))
         return ExportReport(
             out=Path(out),
-            manifest=describe(loaded, compiled, how, (), {}),
+            manifest=describe(loaded, compiled, how, {}, {}),
             parity=None,
             seconds=clock.seconds,
             notes=(*loaded.notes, *compiled.notes),
@@ -200,10 +210,16 @@ def export(
         loaded = load()
         place = None if calib is None else Path(work or f"{writer.destination}.work")
         compiled = compile_source(loaded, parsed, how, clock, Teacher.of(calib, place))
+        trt = None if compiled.trt is None else prepare(compiled, how)
         with clock.phase("write"):
             manifest = _write(writer, loaded, compiled, how)
             if how.layout == "genai":
                 manifest = add_genai(writer.path, manifest)
+        notes = (*loaded.notes, *compiled.notes)
+        if trt is not None:
+            with clock.phase("build"):
+                manifest, advice = add_engine(writer, manifest, trt, clock)
+            notes += advice
         parity = None
         if how.verify:
             with clock.phase("verify"):
@@ -228,23 +244,27 @@ def export(
         manifest=manifest,
         parity=parity,
         seconds=clock.seconds,
-        notes=(*loaded.notes, *compiled.notes),
+        notes=notes,
     )
 
 
 def _write(writer: BundleWriter, source: Source, compiled: Compiled, how: Recipe) -> Manifest:
     graphs = {PORTABLE: compiled.portable} if how.portable else {}
+    graphs[LOWERED] = compiled.ort
+    if compiled.trt is not None:
+        graphs[GRAPH] = compiled.trt
     with writer.told():
         (writer.path / RECIPE).write_text(how.to_toml(), encoding="utf-8")
-        opened = save_graphs(writer.path, {**graphs, LOWERED: compiled.ort})
+        opened = save_graphs(writer.path, graphs)
     text = {} if source.text is None else source.text.save(writer.path)
-    return writer.write_manifest(describe(source, compiled, how, opened[LOWERED], text))
+    return writer.write_manifest(describe(source, compiled, how, opened, text))
 
 
 def _check(how: Recipe, *, require_parity: bool) -> None:
     """Refuse what cannot be, before anything is loaded."""
-    if tuple(how.targets) != TARGETS:
-        raise OptionError(f"The targets {', '.join(how.targets)} are not supported yet; ort is.")
+    for target in how.targets:
+        if target not in TARGETS:
+            raise OptionError(f"There is no target {target!r}; there are: {', '.join(TARGETS)}.")
     if how.kv not in ("static", "grow"):
         raise OptionError(f"kv is {how.kv!r}; it should be static or grow.")
     if how.ort_accuracy not in ("fast", "exact"):

@@ -38,6 +38,8 @@ class Recipe:
     ort_accuracy: Literal["fast", "exact"] = "fast"
     shapes: Mapping[str, Any] = field(default_factory=dict)
     dtype: str = "fp32"
+    flavour: Literal["auto", "tensorrt", "rtx"] = "auto"
+    sm: Sequence[int] = ()
     portable: bool = True
     layout: Literal["bundle", "genai"] = "bundle"
     check_passes: bool = False

@@ -28,6 +28,7 @@ from .lower.ort_packed_heads import OrtPackedHeads
 from .lower.ort_packed_products import OrtPackedProducts
 from .lower.ort_relabel import OrtRelabel
 from .lower.ort_unit_norm import OrtUnitNorm
+from .lower.trt_attention import TrtAttention
 
 PASSES: tuple[type[Pass], ...] = (
     Decoupleq,
@@ -54,4 +55,5 @@ PASSES: tuple[type[Pass], ...] = (
     OrtPackedProducts,
     OrtUnitNorm,
     OrtRelabel,
+    TrtAttention,
 )

@@ -37,6 +37,7 @@ from .lower.ort_packed_heads import OrtPackedHeads
 from .lower.ort_packed_products import OrtPackedProducts
 from .lower.ort_relabel import OrtRelabel
 from .lower.ort_unit_norm import OrtUnitNorm
+from .lower.trt_attention import TrtAttention
 from .user import pass_from_file
 
 
@@ -107,8 +108,10 @@ def lowering(target: str, accuracy: Literal["fast", "exact"] = "fast") -> list[P
 
     `accuracy` is that of weights of few bits, see `OrtLowBit`.
     """
+    if target == "trt":
+        return [TrtAttention(), RemoveDead()]
     if target != "ort":
-        raise PassError(f"there is no target {target!r}; the targets are: ort.")
+        raise PassError(f"there is no target {target!r}; the targets are: ort, trt.")
     return [
         OrtLowBit(accuracy=accuracy),
         OrtDomains(),

@@ -19,13 +19,29 @@ def fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     Raises:
         DamagedError: if `message` is cut off or is no message.
     """
+    for number, value, _ in _walk(message):
+        yield number, value
+
+
+def raw_fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Yield the number of each field and all bytes of it, which together are the message.
+
+    Raises:
+        DamagedError: if `message` is cut off or is no message.
+    """
+    for number, _, whole in _walk(message):
+        yield number, whole
+
+
+def _walk(message: memoryview) -> Iterator[tuple[int, int | memoryview, memoryview]]:
     at = 0
     while at < len(message):
+        start = at
         key, at = _varint(message, at)
         number, kind = key >> 3, key & 7
         if kind == VARINT:
             value, at = _varint(message, at)
-            yield number, value
+            yield number, value, message[start:at]
             continue
         if kind == LENGTH:
             size, at = _varint(message, at)
@@ -35,7 +51,7 @@ def fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
             raise DamagedError(f"a field has the wire type {kind}")
         if at + size > len(message):
             raise DamagedError("a field ends beyond its message")
-        yield number, message[at : at + size]
+        yield number, message[at : at + size], message[start : at + size]
         at += size
 
 

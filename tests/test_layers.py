@@ -29,6 +29,7 @@ ALLOWED = {
         "intaglio.ops",
         "intaglio.passes",
         "intaglio.runtime",
+        "intaglio.trt_plugins",
     },
     "intaglio.runtime": {"intaglio.runtime"},
     "intaglio.trt_plugins": {"intaglio.trt_plugins", "intaglio.ops", "intaglio.runtime"},

@@ -35,6 +35,10 @@ class TraceError(IntaglioError):
     """A module cannot be captured as one graph with dynamic batch and time."""
 
 
+class BuildError(IntaglioError):
+    """TensorRT builds no engine of a graph."""
+
+
 class PassError(IntaglioError):
     """A pass refuses a graph, or its options."""
 

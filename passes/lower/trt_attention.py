@@ -1,0 +1,109 @@
+"""Attention over a cache, in the forms that TensorRT's importer takes.
+
+It takes Attention nodes with one output, and aligns `is_causal` to the upper left where there are
+more keys than queries, while a step has to see all that came before.  So
+
+* Attention(q, k, v, past_key, past_value) -> Concat, Concat, Attention with a mask
+* causal Attention with `nonpad_kv_seqlen` (a static cache) -> Attention with a mask: key s of S is
+  seen by query t of T where s <= valid - T + t
+"""
+
+import onnx_ir as ir
+
+from intaglio.passes.base import Context, Lower, PassResult
+from intaglio.passes.graph import Emitter, attribute, describe, dims, input_of, replace_uses
+
+BOOL, INT64 = ir.DataType.BOOL, ir.DataType.INT64
+PAST_KEY, PAST_VALUE, VALID = 4, 5, 6  # inputs of Attention
+MASK = 3
+
+Key = tuple[ir.Value | None, str, str]
+
+
+class TrtAttention(Lower):
+    """Write cached attention as TensorRT imports it: joined caches and masks that are computed."""
+
+    def run(self, model: ir.Model, context: Context) -> PassResult:  # noqa: ARG002
+        """Rewrite every attention with a cache; masks are shared between layers."""
+        masks: dict[Key, ir.Value] = {}
+        notes = []
+        for node in list(model.graph):
+            if node.op_type != "Attention" or node.domain:
+                continue
+            cached = _join(node)
+            causal = bool(attribute(node, "is_causal", 0))
+            valid = input_of(node, VALID)
+            if causal and (cached or valid is not None):
+                _mask(node, valid, masks)
+            elif valid is not None:
+                _mask(node, valid, masks, causal=False)
+            else:
+                continue
+            notes.append(describe(node))
+        return PassResult(changed=bool(notes), notes=notes)
+
+
+def _join(node: ir.Node) -> bool:
+    """Take the past out of an attention: its keys and values are joined before it."""
+    pasts = [input_of(node, index) for index in (PAST_KEY, PAST_VALUE)]
+    if pasts[0] is None:
+        return False
+    emit = Emitter(node)
+    for index, past in enumerate(pasts, start=1):
+        new, old = node.inputs[index], node.outputs[index]
+        assert new is not None
+        joined = emit("Concat", [past, new], new.dtype, dims(old), axis=2)
+        node.replace_input_with(index, joined)
+        node.replace_input_with(PAST_KEY + index - 1, None)
+        replace_uses(old, joined)
+    node.resize_outputs(1)
+    return True
+
+
+def _mask(
+    node: ir.Node, valid: ir.Value | None, masks: dict[Key, ir.Value], *, causal: bool = True
+) -> None:
+    """Give an attention the mask that its attributes and `valid` [B] stand for."""
+    query, keys = node.inputs[0], node.inputs[1]
+    lengths = str((dims(query) or ())[2]), str((dims(keys) or ())[2])
+    key = (valid, *lengths)
+    if key not in masks:
+        masks[key] = _allowed(node, valid, causal=causal)
+    mask = masks[key]
+    given = input_of(node, MASK)
+    emit = Emitter(node)
+    if given is not None and given.dtype is BOOL:
+        mask = emit("And", [given, mask], BOOL, None)
+    elif given is not None:
+        lowest = emit.constant(-1e30, "float32")
+        mask = emit("Where", [mask, given, lowest], given.dtype, None)
+    node.resize_inputs(MASK + 1)
+    node.replace_input_with(MASK, mask)
+    node.attributes.pop("is_causal", None)
+
+
+def _allowed(node: ir.Node, valid: ir.Value | None, *, causal: bool) -> ir.Value:
+    """Which keys each query may see, bool [B, 1, T, S] ([1, 1, T, S] without `valid`)."""
+    emit = Emitter(node)
+    zero, one = emit.constant(0), emit.constant(1)
+    T, S = (
+        emit(
+            "Squeeze",
+            [emit("Shape", [node.inputs[index]], INT64, [1], start=2, end=3), emit.constant([0])],
+            INT64,
+            [],
+        )
+        for index in (0, 1)
+    )
+    times, places = (emit("Range", [zero, n, one], INT64, None) for n in (T, S))
+    if valid is None:
+        end = emit("Sub", [S, one], INT64, [])
+    else:
+        column = emit("Reshape", [valid, emit.constant([-1, 1, 1, 1])], INT64, None)
+        end = emit("Sub", [column, one], INT64, None)
+    if causal:
+        before = emit("Sub", [end, T], INT64, None)
+        rows = emit("Reshape", [times, emit.constant([1, 1, -1, 1])], INT64, None)
+        end = emit("Add", [emit("Add", [before, one], INT64, None), rows], INT64, None)
+    columns = emit("Reshape", [places, emit.constant([1, 1, 1, -1])], INT64, None)
+    return emit("LessOrEqual", [columns, end], BOOL, None)

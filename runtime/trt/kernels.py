@@ -1,0 +1,112 @@
+"""The kernels of one plugin node as data: a plan and machine code for each compute capability.
+
+They lie in a bundle as `trt/plugins.json` beside a file for each piece of code, and in an engine
+as fields of its plugins.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from intaglio.errors import BundleError
+from intaglio.runtime.bundle import Bundle
+from intaglio.runtime.launch import Plan
+
+INDEX = "trt/plugins.json"
+FOLDER = "trt/kernels"
+_PLANS = "plans"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernels:
+    """What one kind of node launches.
+
+    Attributes:
+        op: the operator, as the plugin is called.
+        plans: by compute capability.
+        code: machine code by ``<capability>/<name>``, the names those of the plan.
+    """
+
+    op: str
+    plans: Mapping[int, Plan]
+    code: Mapping[str, bytes]
+
+    @property
+    def plan(self) -> Plan:
+        """Any of the plans: inputs and outputs are the same for all."""
+        return next(iter(self.plans.values()))
+
+    def for_device(self, capability: int) -> Plan:
+        """The plan for a GPU.
+
+        Raises:
+            BundleError: if there is no code for it.
+        """
+        if capability not in self.plans:
+            known = ", ".join(map(str, sorted(self.plans)))
+            raise BundleError(
+                f"The kernels of {self.op} are for compute capability {known}; this GPU has "
+                f"{capability}. Export again with --sm {capability}."
+            )
+        return self.plans[capability]
+
+    def to_fields(self) -> dict[str, bytes]:
+        """Named bytes, as an engine keeps them."""
+        plans = {str(sm): plan.to_json() for sm, plan in self.plans.items()}
+        return {_PLANS: json.dumps({"op": self.op, "plans": plans}).encode(), **self.code}
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, bytes]) -> Self:
+        """What `to_fields` wrote."""
+        head = json.loads(fields[_PLANS])
+        return cls(
+            op=head["op"],
+            plans={int(sm): Plan.from_json(plan) for sm, plan in head["plans"].items()},
+            code={name: data for name, data in fields.items() if name != _PLANS},
+        )
+
+
+def index(kernels: Mapping[str, Kernels], nodes: Mapping[str, str]) -> dict[str, Any]:
+    """What `INDEX` holds: kernels by name, and for each node of the graph the name of its own."""
+    return {
+        "kernels": {
+            name: {
+                "op": each.op,
+                "plans": {str(sm): plan.to_json() for sm, plan in each.plans.items()},
+                "code": {key: file_of(name, key) for key in each.code},
+            }
+            for name, each in kernels.items()
+        },
+        "nodes": dict(nodes),
+    }
+
+
+def file_of(name: str, key: str) -> str:
+    """The file of a bundle that holds the code `key` of the kernels `name`."""
+    capability, _, entry = key.partition("/")
+    return f"{FOLDER}/{name}.{entry}.sm_{capability}.cubin"
+
+
+def read(bundle: Bundle) -> dict[str, Kernels]:
+    """Kernels by the name of each node that launches them; checked against the manifest.
+
+    Raises:
+        BundleError: if a file is absent or changed.
+    """
+    entry = json.loads(bundle.read(INDEX))
+    kernels = {
+        name: Kernels(
+            op=each["op"],
+            plans={int(sm): Plan.from_json(plan) for sm, plan in each["plans"].items()},
+            code={key: bundle.read(path) for key, path in each["code"].items()},
+        )
+        for name, each in entry["kernels"].items()
+    }
+    return {node: kernels[name] for node, name in entry["nodes"].items()}
+
+
+def capabilities(kernels: Sequence[Kernels]) -> tuple[int, ...]:
+    """The compute capabilities for which all of these have code."""
+    known = [set(each.plans) for each in kernels]
+    return tuple(sorted(set.intersection(*known))) if known else ()

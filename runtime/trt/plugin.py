@@ -1,0 +1,198 @@
+"""The one plugin class: whatever its node computes, it launches the kernels that it carries.
+
+TensorRT's importer looks for LinearAttention and CausalConvWithState under these names, and for
+operators of our own under theirs; all are creators of the interface V3ONE that differ in name.
+While an engine is built, a node's kernels are found by its name; in an engine they are fields of
+the plugin, so that neither Triton nor PyTorch is needed where it runs.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from intaglio.runtime.launch import Expression, Shape, Size, evaluate
+
+from .kernels import Kernels
+from .launcher import ALIGNMENT, Launcher
+
+VERSION = "1"
+
+
+# TensorRT's name of each dtype.
+_DTYPES = {
+    "float16": "HALF",
+    "bfloat16": "BF16",
+    "float32": "FLOAT",
+    "bool": "BOOL",
+    "int32": "INT32",
+    "int64": "INT64",
+    "uint8": "UINT8",
+}
+
+
+def register(trt: Any, kernels: Mapping[str, Kernels], ops: Sequence[str]) -> list[Any]:
+    """Register a creator for each of `ops`; the caller keeps what is returned alive.
+
+    Args:
+        trt: the module of a flavour.
+        kernels: by the names of the nodes of a graph that is to be built; empty to run engines.
+        ops: names of operators.
+    """
+    creators = [_creator(trt, op, kernels) for op in ops]
+    for creator in creators:
+        trt.get_plugin_registry().register_creator(creator, "")
+    return creators
+
+
+def workspace(kernels: Kernels, shapes: Sequence[Shape | None]) -> int:
+    """Bytes of scratch for inputs of at most these shapes, on any GPU."""
+    return max(
+        sum(_aligned(evaluate(size, shapes)) for size in variant.scratch)
+        for plan in kernels.plans.values()
+        for variant in plan.variants
+    )
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def _creator(trt: Any, op: str, kernels: Mapping[str, Kernels]) -> Any:
+    plugin = _plugin(trt)
+
+    class Creator(trt.IPluginCreatorV3One):  # type: ignore[misc]
+        """Makes plugins of one operator."""
+
+        def __init__(self) -> None:
+            trt.IPluginCreatorV3One.__init__(self)
+            self.name, self.plugin_version, self.plugin_namespace = op, VERSION, ""
+            self.field_names = trt.PluginFieldCollection([])
+
+        def create_plugin(self, name: str, fields: Any, phase: Any) -> Any:
+            if phase == trt.TensorRTPhase.RUNTIME:
+                return plugin(Kernels.from_fields(_read(fields)))
+            # The importer's name of a node is that of the graph; None makes it refuse the node.
+            return plugin(kernels[name]) if name in kernels else None
+
+    return Creator()
+
+
+def _read(fields: Any) -> dict[str, bytes]:
+    return {field.name: np.array(field.data).tobytes() for field in fields}
+
+
+def _plugin(trt: Any) -> Any:
+    bases = (
+        trt.IPluginV3,
+        trt.IPluginV3OneCore,
+        trt.IPluginV3OneBuild,
+        trt.IPluginV3OneRuntime,
+    )
+
+    class Plugin(*bases):  # type: ignore[misc]
+        """One node: its kernels, and where it runs, what launches them."""
+
+        def __init__(self, kernels: Kernels) -> None:
+            for base in bases:
+                base.__init__(self)
+            self.kernels = kernels
+            self.plugin_name, self.plugin_version, self.plugin_namespace = kernels.op, VERSION, ""
+            self.num_outputs = len(kernels.plan.outputs)
+            self.launcher: Launcher | None = None
+
+        # What it is
+
+        def get_capability_interface(self, kind: Any) -> Any:  # noqa: ARG002
+            return self
+
+        def clone(self) -> Any:
+            return Plugin(self.kernels)
+
+        # How an engine is built
+
+        def get_output_data_types(self, types: Any) -> list[Any]:  # noqa: ARG002
+            return [_dtype(trt, output.dtype) for output in self.kernels.plan.outputs]
+
+        def get_output_shapes(self, inputs: Any, shape_inputs: Any, builder: Any) -> list[Any]:  # noqa: ARG002
+            return [
+                trt.DimsExprs([_express(trt, size, inputs, builder) for size in output.shape])
+                for output in self.kernels.plan.outputs
+            ]
+
+        def supports_format_combination(self, position: int, tensors: Any, count: int) -> bool:
+            plan = self.kernels.plan
+            wanted = (
+                plan.inputs[position] if position < count else plan.outputs[position - count].dtype
+            )
+            given = tensors[position].desc
+            return given.format == trt.TensorFormat.LINEAR and (
+                wanted is None or given.type == _dtype(trt, wanted)
+            )
+
+        def configure_plugin(self, inputs: Any, outputs: Any) -> None:
+            pass
+
+        def get_valid_tactics(self) -> list[int]:
+            return []
+
+        def set_tactic(self, tactic: int) -> None:
+            pass
+
+        def get_workspace_size(self, inputs: Any, outputs: Any) -> int:  # noqa: ARG002
+            return workspace(self.kernels, [tuple(each.max) for each in inputs])
+
+        # How it runs
+
+        def get_fields_to_serialize(self) -> Any:
+            # TensorRT reads the bytes after this returns, so they live as long as the plugin.
+            self.serialized = [
+                trt.PluginField(name, np.frombuffer(data, np.int8), trt.PluginFieldType.CHAR)
+                for name, data in self.kernels.to_fields().items()
+            ]
+            return trt.PluginFieldCollection(self.serialized)
+
+        def on_shape_change(self, inputs: Any, outputs: Any) -> None:
+            pass
+
+        def attach_to_context(self, context: Any) -> Any:  # noqa: ARG002
+            return self.clone()
+
+        def enqueue(
+            self,
+            input_desc: Any,
+            output_desc: Any,  # noqa: ARG002
+            inputs: Sequence[int],
+            outputs: Sequence[int],
+            workspace: int,
+            stream: int,
+        ) -> int:
+            if self.launcher is None:
+                self.launcher = Launcher(self.kernels)
+            shapes = [tuple(each.dims) for each in input_desc]
+            self.launcher.launch(shapes, inputs, outputs, workspace, stream)
+            return 0
+
+    return Plugin
+
+
+def _dtype(trt: Any, name: str) -> Any:
+    return getattr(trt.DataType, _DTYPES[name])
+
+
+def _express(trt: Any, size: Size, inputs: Any, builder: Any) -> Any:
+    """A size in the words of TensorRT's expression builder."""
+    if not isinstance(size, Expression):
+        return builder.constant(size)
+    if size.operation == "dim":
+        index, axis = size.of
+        return inputs[index][axis]
+    operation = getattr(trt.DimensionOperation, size.operation.upper())
+    a, b = (_express(trt, each, inputs, builder) for each in size.of)
+    return builder.operation(operation, a, b)
+
+
+def describe(kernels: Kernels) -> str:
+    """What a plugin carries, in JSON, without the code."""
+    return json.dumps({str(sm): plan.to_json() for sm, plan in kernels.plans.items()})
