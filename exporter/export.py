@@ -32,6 +32,7 @@ from .verify import verify as verify_bundle
 
 TARGETS = ("ort", "trt")
 PORTABLE = "model.onnx"
+LOWERED_FOR_TRT = "The graph for TensorRT, run by ONNX Runtime: "
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,32 +211,43 @@ def export(
         loaded = load()
         place = None if calib is None else Path(work or f"{writer.destination}.work")
         compiled = compile_source(loaded, parsed, how, clock, Teacher.of(calib, place))
-        trt = None if compiled.trt is None else prepare(compiled, how)
+        request = None if compiled.trt is None else prepare(compiled, how)
         with clock.phase("write"):
             manifest = _write(writer, loaded, compiled, how)
             if how.layout == "genai":
                 manifest = add_genai(writer.path, manifest)
         notes = (*loaded.notes, *compiled.notes)
-        if trt is not None:
+        if compiled.trt is not None and request is not None:
             with clock.phase("build"):
-                manifest, advice = add_engine(writer, manifest, trt, clock)
+                manifest, advice = add_engine(writer, manifest, compiled.trt, request, clock)
             notes += advice
         parity = None
         if how.verify:
             with clock.phase("verify"):
-                parity = verify_bundle(
-                    writer.path,
-                    loaded,
-                    data=compiled.context.calibration if data is None else data,
-                    steps=how.steps,
-                    tolerance=how.tolerance,
-                    keep=False,  # the manifest holds it
-                    progress=clock.report,
-                )
+                for target in ("ort", *(("trt",) if compiled.trt is not None else ())):
+                    found = verify_bundle(
+                        writer.path,
+                        loaded,
+                        data=compiled.context.calibration if data is None else data,
+                        target=target,
+                        steps=how.steps,
+                        tolerance=how.tolerance,
+                        keep=False,  # the manifest holds it
+                        progress=clock.report,
+                    )
+                    parity = parity or found
+                    if not found.passed:
+                        kept = writer.fail(with_evidence(manifest, parity))
+                        what = f"{LOWERED_FOR_TRT if target == 'trt' else ''}{found.summary()}"
+                        raise ParityError(f"{what} The attempt is kept in {kept}.")
+            assert parity is not None
             manifest = with_evidence(manifest, parity)
-        if parity is not None and not parity.passed:
+        if require_parity and compiled.trt is not None:
             kept = writer.fail(manifest)
-            raise ParityError(f"{parity.summary()} The attempt is kept in {kept}.")
+            raise ParityError(
+                "The engine of TensorRT has not run: there is no device that intaglio runs it on "
+                f"here. The attempt is kept in {kept}."
+            )
         manifest = writer.commit(manifest)
         if place is not None and work is None:
             shutil.rmtree(place, ignore_errors=True)

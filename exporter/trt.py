@@ -6,7 +6,6 @@ prove the lowering; the builder is given the nodes alone, which its importer mak
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,17 @@ import onnx_ir as ir
 
 from intaglio.errors import MissingExtraError, OptionError
 from intaglio.ops import OPS
-from intaglio.passes.graph import attributes_of, describe, dims, module_of
+from intaglio.passes.graph import attributes_of, describe, dims
 from intaglio.runtime.bundle import Bundle
+from intaglio.runtime.carried import Settings
+from intaglio.runtime.engine import open_engine
 from intaglio.runtime.manifest import Manifest
+from intaglio.runtime.session import Session
+from intaglio.runtime.state import State
 from intaglio.runtime.trt import kernels as kernel_files
-from intaglio.runtime.trt.build import ENGINE, RECORD, Built, Profile, build
+from intaglio.runtime.trt.build import REQUEST, TARGET, Profile, Request, build
 from intaglio.runtime.trt.kernels import Kernels
-from intaglio.state import BATCH, CAPACITY, PAST, TIME
+from intaglio.state import BATCH, CAPACITY, PAST, TIME, Layout
 from intaglio.trt_plugins import NAMES
 
 from .bundle import BundleWriter
@@ -119,7 +122,8 @@ def compile_kernels(
         MissingExtraError: if Triton is not installed.
     """
     from intaglio.trt_plugins.ahead import Job, compile_all
-    from intaglio.trt_plugins.plugin import Input, Request, UnsupportedError
+    from intaglio.trt_plugins.plugin import Input, UnsupportedError
+    from intaglio.trt_plugins.plugin import Request as KernelRequest
 
     ops = {(op.domain, op.onnx_type): op for op in OPS if op.name in NAMES}
     jobs: dict[str, list[Job]] = {}
@@ -140,7 +144,7 @@ def compile_kernels(
         wanted = [
             Job(
                 plugin=op.name,
-                request=Request(attributes=attributes_of(node), inputs=given, sm=sm),
+                request=KernelRequest(attributes=attributes_of(node), inputs=given, sm=sm),
             )
             for sm in capabilities
         ]
@@ -184,18 +188,34 @@ def write_kernels(folder: Path, kernels: Mapping[str, Kernels], nodes: Mapping[s
     (folder / kernel_files.INDEX).write_text(text + "\n", encoding="utf-8")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """What an engine is built for."""
+def graph_session(bundle: Bundle) -> tuple[Session, int]:
+    """The graph for TensorRT in ONNX Runtime, the bodies of its functions in place of plugins.
 
-    model: ir.Model
-    profiles: tuple[Profile, ...]
-    capabilities: tuple[int, ...]
-    flavour: str
+    Returns:
+        A session, and the tokens that its caches have room for.
+
+    Raises:
+        BundleError: if the bundle has no such graph, or ONNX Runtime refuses it.
+    """
+    bundle.target(TARGET)
+    engine = open_engine(bundle, TARGET, None)
+    manifest = bundle.manifest
+    caches = {spec.input: spec.axis for spec in manifest.states if spec.layout is Layout.STATIC}
+    sizes = [
+        given.shape[axis]
+        for given in engine.get_inputs()
+        if (axis := caches.get(given.name)) is not None
+    ]
+    room = min(sizes, default=LONGEST_CACHE)
+    settings = Settings(
+        specs=manifest.states, max_context=manifest.limits.max_context, capacity=room, grow=False
+    )
+    state = State(settings, bundle.fingerprint(TARGET), manifest.limits.batch)
+    return Session(bundle, TARGET, engine, state), room
 
 
-def prepare(compiled: Compiled, how: Recipe) -> Prepared:
-    """Give the graph for TensorRT the sizes that it needs, and choose what it is built for.
+def prepare(compiled: Compiled, how: Recipe) -> Request:
+    """Give the graph for TensorRT the sizes that it needs, and say what its engine is built for.
 
     Raises:
         OptionError: if a dimension has no size by default and none was given.
@@ -205,8 +225,7 @@ def prepare(compiled: Compiled, how: Recipe) -> Prepared:
     shapes = Shapes.from_json(how.shapes)
     sizes = ranges(model.graph, shapes, context.max_context, context.batch)
     fix_capacity(model, sizes)
-    return Prepared(
-        model=model,
+    return Request(
         profiles=tuple(profiles(model.graph, sizes, whole=not context.states)),
         capabilities=tuple(how.sm) or CAPABILITIES,
         flavour=how.flavour,
@@ -214,48 +233,21 @@ def prepare(compiled: Compiled, how: Recipe) -> Prepared:
 
 
 def add_engine(
-    writer: BundleWriter, manifest: Manifest, prepared: Prepared, clock: Clock
+    writer: BundleWriter, manifest: Manifest, model: ir.Model, request: Request, clock: Clock
 ) -> tuple[Manifest, tuple[str, ...]]:
-    """Add kernels and engine to a bundle in the making that has the graph.
+    """Add kernels and engine to a bundle in the making that has the graph `model`.
 
     Returns:
         The manifest with them, and what the user should know.
     """
-    kernels, nodes = compile_kernels(prepared.model.graph, prepared.capabilities, clock)
+    kernels, nodes = compile_kernels(model.graph, request.capabilities, clock)
     with writer.told():
         write_kernels(writer.path, kernels, nodes)
+        text = json.dumps(request.to_json(), indent=1, sort_keys=True)
+        (writer.path / REQUEST).write_text(text + "\n", encoding="utf-8")
     manifest = writer.write_manifest(manifest)
-    unfinished = build_in(writer.path, prepared, clock)
-    return writer.write_manifest(manifest), () if unfinished is None else (unfinished,)
-
-
-def build_in(folder: Path, prepared: Prepared, clock: Clock) -> str | None:
-    """Build the engine of the bundle in `folder` and write it there.
-
-    Returns:
-        None; or why nothing can be built here, and what finishes the bundle.
-    """
-    asked = {
-        "profiles": [asdict(each) for each in prepared.profiles],
-        "capabilities": list(prepared.capabilities),
-    }
-
-    def write(built: Built | None) -> None:
-        content = {"asked": asked, "built": None if built is None else built.to_json()}
-        (folder / RECORD).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-    write(None)
     try:
-        built = build(
-            Bundle.open(folder),
-            folder / ENGINE,
-            profiles=prepared.profiles,
-            flavour=prepared.flavour,
-            capabilities=prepared.capabilities,
-            modules={str(node.name): module_of(node) for node in prepared.model.graph},
-            progress=clock.report,
-        )
+        bundle, _ = build(Bundle.open(writer.path), progress=clock.report)
     except MissingExtraError:
-        return UNFINISHED
-    write(built)
-    return None
+        return manifest, (UNFINISHED,)
+    return bundle.manifest, ()

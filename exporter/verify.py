@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy.typing as npt
 from torch import nn
@@ -26,6 +26,7 @@ from intaglio.runtime.bundle import Bundle
 from intaglio.runtime.compare import Comparison, Deviation
 from intaglio.runtime.manifest import Manifest
 from intaglio.runtime.session import Session
+from intaglio.runtime.trt.build import TARGET
 from intaglio.state import TIME, StateSpec
 
 from .bisect import bisect as find_divergence
@@ -46,6 +47,7 @@ from .quantized import LIMIT as LOW_BIT_LIMIT
 from .reference import Reference, reference
 from .source import Source
 from .trial import draw
+from .trt import graph_session
 
 LIMITS = {"float16": 2e-2, "bfloat16": 5e-2}
 LIMIT = 1e-4  # of all other dtypes
@@ -68,6 +70,7 @@ def verify(
     axes: Mapping[str, Sequence[int | str]] | None = None,
     allow_pickle: bool = False,
     data: str | Path | Arrays | Calibration | None = None,
+    target: Literal["ort", "trt"] = "ort",
     steps: int = 512,
     batch: int = 2,
     tolerance: Mapping[str, float] | None = None,
@@ -89,6 +92,8 @@ def verify(
         allow_pickle: load pickled objects, see `load_source`.
         data: what to run, as for calibration: a file ``.npz`` or ``.txt``, a folder of these, or
             arrays by the names of inputs, or what was read of them; random inputs otherwise.
+        target: the graph to run, in ONNX Runtime either way: the one that is lowered for it, or the
+            one for TensorRT, with the bodies of its functions in place of plugins.
         steps: tokens to run, fewer where the model's context ends or the data has no longer rows.
         batch: rows to run, unless the bundle has a fixed number.
         tolerance: limits by name of output or state, instead of the default of the graph's dtype:
@@ -124,6 +129,11 @@ def verify(
         )
     _require_same(manifest, "inputs", source.dynamic)
     steps = min(steps, manifest.limits.max_context or steps)
+    if target == TARGET:
+        session, room = graph_session(opened)
+        steps = min(steps, room)
+    else:
+        session = Session.load(opened)
     batch = manifest.limits.batch or batch
     if progress is not None:
         progress("source", None)
@@ -136,7 +146,7 @@ def verify(
     if held is not None:
         moved = quantization_error(wanted.outputs, reference(source, drawn, states=False).outputs)
     run = _Run(
-        session=Session.load(opened),
+        session=session,
         inputs={name: value.numpy() for name, value in drawn.items()},
         axes={
             name: axis

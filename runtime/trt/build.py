@@ -10,18 +10,21 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 from intaglio.errors import BuildError
 from intaglio.runtime.bundle import Bundle
+from intaglio.runtime.graph import read_graph
+from intaglio.runtime.manifest import FILE_NAME, FileRecord
 from intaglio.runtime.trt import flavour as flavours
 
 TARGET = "trt"
 GRAPH = "trt/model.onnx"
 ENGINE = "trt/engine.plan"
-RECORD = "trt/build.json"
+REQUEST = "trt/request.json"  # what the engine is to be built for
+RECORD = "trt/build.json"  # what was built
 _ANSWER = "built"
 
 Progress = Callable[[str, float | None], None]
@@ -99,43 +102,89 @@ def _profile(values: Mapping[str, Any]) -> Profile:
     return Profile(name=values["name"], shapes=shapes)
 
 
-def build(
-    bundle: Bundle,
-    out: Path,
-    *,
-    profiles: Sequence[Profile],
-    flavour: str = flavours.AUTO,
-    capabilities: Sequence[int] = (),
-    modules: Mapping[str, str] | None = None,
-    progress: Progress | None = None,
-) -> Built:
-    """Build the engine of a bundle's `trt/model.onnx` and write it to `out`.
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What an engine is to be built for.
 
-    Args:
-        bundle: with the graph, its weights and its kernels; checked against the manifest.
-        out: the file of the engine.
+    Attributes:
         profiles: shapes to tune for.
-        flavour: tensorrt, rtx, or auto: full TensorRT where it and a GPU are there.
         capabilities: the GPUs that an engine of TensorRT-RTX is for; none for those that its
             kernels have code for.
-        modules: module paths of nodes by their names, for messages.
+        flavour: tensorrt, rtx, or auto: full TensorRT where it and a GPU are there.
+    """
+
+    profiles: tuple[Profile, ...]
+    capabilities: tuple[int, ...]
+    flavour: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """What `to_json` wrote, also after it went through JSON."""
+        return cls(
+            profiles=tuple(_profile(each) for each in values["profiles"]),
+            capabilities=tuple(values["capabilities"]),
+            flavour=values["flavour"],
+        )
+
+
+def build(
+    bundle: Bundle, *, flavour: str | None = None, progress: Progress | None = None
+) -> tuple[Bundle, Built]:
+    """Build the engine of a bundle as its request says, and put it into the bundle.
+
+    The manifest is rewritten last: until then the bundle is as it was.
+
+    Args:
+        bundle: with graph, weights, kernels and request; all are checked against the manifest.
+        flavour: tensorrt, rtx or auto, in place of the request's.
         progress: is told the phase of the builder and the fraction of it that is done.
+
+    Returns:
+        The bundle with the engine, and what the engine is.
 
     Raises:
         MissingExtraError: if no flavour is installed.
+        OptionError: if the flavour asked for cannot build here.
         BuildError: if the importer refuses a node, or the builder finds no implementation.
-        BundleError: if a file of the bundle is absent or changed.
+        BundleError: if the bundle is not for TensorRT, or a file of it is absent or changed.
     """
-    chosen = flavours.choose(flavour)
-    for name in (bundle.target(TARGET).path, *bundle.target(TARGET).data):
+    target = bundle.target(TARGET)
+    request = Request.from_json(json.loads(bundle.read(REQUEST)))
+    chosen = flavours.choose(flavour or request.flavour)
+    for name in target.data:
         bundle.check(name)
-    request = {
-        "root": str(bundle.root),
-        "out": str(out),
-        "flavour": chosen,
-        "capabilities": list(capabilities),
-        "profiles": [asdict(profile) for profile in profiles],
-    }
+    draft = bundle.root / f"{ENGINE}.{os.getpid()}"
+    try:
+        built = _build(bundle, replace(request, flavour=chosen), draft, progress)
+        draft.replace(bundle.root / ENGINE)
+    finally:
+        draft.unlink(missing_ok=True)
+    text = json.dumps(built.to_json(), indent=1)
+    (bundle.root / RECORD).write_text(text + "\n", encoding="utf-8")
+    made = {name: FileRecord.of(bundle.root / name) for name in (ENGINE, RECORD)}
+    manifest = replace(bundle.manifest, files={**bundle.manifest.files, **made})
+    manifest.save(bundle.root / FILE_NAME)
+    return replace(bundle, manifest=manifest), built
+
+
+def read_built(bundle: Bundle) -> Built | None:
+    """What a bundle's engine is; None if it has none yet.
+
+    Raises:
+        BundleError: if the record is changed.
+    """
+    if RECORD not in bundle.manifest.files:
+        return None
+    return Built.from_json(json.loads(bundle.read(RECORD)))
+
+
+def _build(bundle: Bundle, asked: Request, out: Path, progress: Progress | None) -> Built:
+    request = {"root": str(bundle.root), "out": str(out), **asked.to_json()}
+    chosen = asked.flavour
     with tempfile.TemporaryDirectory() as folder:
         environment = _environment(chosen, Path(folder))
         command = [sys.executable, "-P", "-m", "intaglio.runtime.trt.build_child"]
@@ -155,7 +204,8 @@ def build(
             f"It last said: {last[0]}"
         )
     if "refused" in answer:
-        raise BuildError(_refusal(answer["refused"], modules or {}))
+        modules = {node.name: node.module for node in read_graph(bundle, TARGET).nodes}
+        raise BuildError(_refusal(answer["refused"], modules))
     return Built.from_json(answer[_ANSWER])
 
 
@@ -182,8 +232,11 @@ def _refusal(faults: Sequence[Mapping[str, str]], modules: Mapping[str, str]) ->
     lines = []
     for fault in faults:
         node = fault["node"]
+        if not node:
+            lines.append(fault["said"])
+            continue
         where = modules.get(node) or "the model"
-        lines.append(f"{where}: {fault['op'] or 'a node'} {node!r}: {fault['said']}")
+        lines.append(f"{where}: {fault['op']} {node!r}: {fault['said']}")
     return "TensorRT refuses the graph. " + " ".join(lines)
 
 

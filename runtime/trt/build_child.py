@@ -150,22 +150,24 @@ def _logger(trt: Any) -> Any:
 
 def _monitor(trt: Any, tell: Any) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        """Passes on how far the builder is."""
+        """Passes on how far the builder is in its outermost phases."""
 
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.steps: dict[str, int] = {}
 
-        def phase_start(self, name: str, parent: str | None, steps: int) -> None:  # noqa: ARG002
-            self.steps[name] = steps
-            tell({"progress": [name, 0.0]})
+        def phase_start(self, name: str, parent: str | None, steps: int) -> None:
+            if parent is None:
+                self.steps[name] = steps
+                tell({"progress": [name, 0.0]})
 
         def step_complete(self, name: str, step: int) -> bool:
-            tell({"progress": [name, (step + 1) / max(self.steps[name], 1)]})
+            if name in self.steps:
+                tell({"progress": [name, (step + 1) / max(self.steps[name], 1)]})
             return True
 
         def phase_finish(self, name: str) -> None:
-            tell({"progress": [name, 1.0]})
+            self.steps.pop(name, None)
 
     return Monitor()
 

@@ -53,7 +53,22 @@ def models() -> list[dict[str, Any]]:
 
 def targets() -> list[dict[str, Any]]:
     """Every target that ``--target`` can name."""
-    return [{"name": "ort", "engine": "ONNX Runtime on the CPU"}]
+    return [
+        {"name": "ort", "engine": "ONNX Runtime on the CPU"},
+        {"name": "trt", "engine": "TensorRT, or TensorRT-RTX where it is not there"},
+    ]
+
+
+def kernels() -> list[dict[str, Any]]:
+    """Every operator that a plugin of TensorRT computes by a kernel of ours."""
+    from intaglio.ops import OPS
+    from intaglio.trt_plugins import NAMES
+
+    return [
+        {"name": op.name, "onnx": f"{op.domain or 'ai.onnx'}::{op.onnx_type}"}
+        for op in OPS
+        if op.name in NAMES
+    ]
 
 
 def _default(option: Field[Any]) -> Any:

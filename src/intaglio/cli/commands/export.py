@@ -14,6 +14,7 @@ from .options import (
     Axes,
     Config,
     Data,
+    Flavour,
     ImportFrom,
     Inputs,
     Key,
@@ -21,6 +22,7 @@ from .options import (
     Tolerance,
     dimensions,
     limits,
+    numbers,
 )
 
 
@@ -54,7 +56,7 @@ def export_(
         Path | None, typer.Option(metavar="FILE.toml", help="Options, as a bundle's recipe.toml.")
     ] = None,
     target: Annotated[
-        str | None, typer.Option(metavar="LIST", help="Engines, with commas; ort.")
+        str | None, typer.Option(metavar="LIST", help="Engines, with commas; ort, trt.")
     ] = None,
     model: Model = None,
     config: Config = None,
@@ -92,6 +94,11 @@ def export_(
     shapes: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME:MIN:OPT:MAX", help="All three of an input; repeatable."),
+    ] = None,
+    flavour: Annotated[Flavour | None, typer.Option(help="Which TensorRT builds; auto.")] = None,
+    sm: Annotated[
+        str | None,
+        typer.Option(metavar="LIST", help="Compute capabilities of TensorRT's kernels, as 87,90."),
     ] = None,
     dtype: Annotated[str | None, typer.Option(metavar="fp32", help="Type of the weights.")] = None,
     tolerance: Tolerance = None,
@@ -150,6 +157,8 @@ def export_(
             ort_accuracy=ort_accuracy.value if ort_accuracy else None,
             shapes=given if given.ranges else None,
             dtype=dtype,
+            flavour=None if flavour is None else flavour.value,
+            sm=None if sm is None else [int(each) for each in numbers(sm, "--sm")],
             tolerance=limits(tolerance) or None,
             check_passes=check_passes or None,
             verify=False if no_verify else None,

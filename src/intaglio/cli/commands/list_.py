@@ -17,14 +17,17 @@ class Kind(StrEnum):
     PASSES = "passes"
     MODELS = "models"
     TARGETS = "targets"
+    KERNELS = "kernels"
 
 
 @command
 def list_(
     console: Console,
-    kind: Annotated[Kind, typer.Argument(metavar="KIND", help="ops, passes, models or targets.")],
+    kind: Annotated[
+        Kind, typer.Argument(metavar="KIND", help="ops, passes, models, targets or kernels.")
+    ],
 ) -> None:
-    """List the operators, passes, models or targets that intaglio knows."""
+    """List the operators, passes, models, targets or kernels that intaglio knows."""
     entries: list[dict[str, Any]] = getattr(catalogue, kind)()
     head = list(entries[0])
     console.table([[_cell(entry[key]) for key in head] for entry in entries], head)

@@ -1,5 +1,6 @@
 """Options that several commands share, and how their texts are read."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -35,6 +36,14 @@ Tolerance = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME=VALUE", help="Limit of an output's or a state's error; repeatable."),
 ]
+
+
+class Flavour(StrEnum):
+    """The two kinds of TensorRT, and the first that can build here."""
+
+    AUTO = "auto"
+    TENSORRT = "tensorrt"
+    RTX = "rtx"
 
 
 def dimensions(texts: list[str] | None) -> dict[str, list[int | str]]:
