@@ -1,0 +1,64 @@
+"""Kernels of a plugin that were never compiled: plans with bytes for code."""
+
+from collections.abc import Callable
+
+import pytest
+
+from intaglio.runtime.launch import (
+    Buffer,
+    Launch,
+    Output,
+    Plan,
+    Variant,
+    ceil_div,
+    dim,
+    less,
+)
+from intaglio.runtime.trt.kernels import Kernels
+
+
+def _plan(shared: int) -> Plan:
+    def launch(name: str, first: Buffer) -> Launch:
+        return Launch(
+            code=f"{name}_0",
+            entry=name,
+            arguments=(first, Buffer("input", 3), dim(0, 1), Buffer("output", 1)),
+            grid=(ceil_div(dim(0, 1), 32), 4, dim(0, 0)),
+            threads=128,
+            shared=shared,
+        )
+
+    return Plan(
+        inputs=("float16", "float16", "float16", "float32"),
+        outputs=(
+            Output(dtype="float16", shape=(dim(0, 0), dim(0, 1), 64)),
+            Output(dtype="float32", shape=(dim(0, 0), 4, 16, 16)),
+        ),
+        variants=(
+            Variant(when=less(dim(0, 1), 17), launches=(launch("walk", Buffer("input", 0)),)),
+            Variant(
+                when=None,
+                launches=(
+                    launch("within", Buffer("scratch", 1)),
+                    launch("across", Buffer("scratch", 0)),
+                ),
+                scratch=(dim(0, 1) * 4, dim(0, 0) * 100),
+            ),
+        ),
+    )
+
+
+@pytest.fixture
+def make_kernels() -> Callable[..., Kernels]:
+    """Kernels for two GPUs, of which one needs more shared memory than is free for all."""
+
+    def make(op: str = "LinearAttention") -> Kernels:
+        plans = {80: _plan(1024), 90: _plan(100_000)}
+        names = ("walk_0", "within_0", "across_0")
+        return Kernels(
+            op=op,
+            plans=plans,
+            code={f"{sm}/{name}": f"{name} for {sm}".encode() for sm in plans for name in names},
+        )
+
+    return make
