@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from intaglio.errors import MissingExtraError, OptionError
 from intaglio.ops import OPS
+from intaglio.ops.op import Op
 from intaglio.passes.graph import attributes_of, describe, dims
 from intaglio.runtime.bundle import Bundle
 from intaglio.runtime.carried import Settings
@@ -109,6 +110,11 @@ def _sized(value: ir.Value, sizes: Ranges, which: int) -> tuple[int, ...]:
     return tuple(dim if isinstance(dim, int) else sizes[dim][which] for dim in dims(value) or ())
 
 
+def plugin_ops() -> dict[tuple[str, str], Op]:
+    """The operators that plugins compute, by domain and type."""
+    return {(op.domain, op.onnx_type): op for op in OPS if op.name in NAMES}
+
+
 def compile_kernels(
     graph: ir.Graph, capabilities: Sequence[int], clock: Clock
 ) -> tuple[dict[str, Kernels], dict[str, str]]:
@@ -125,7 +131,7 @@ def compile_kernels(
     from intaglio.trt_plugins.plugin import Input, UnsupportedError
     from intaglio.trt_plugins.plugin import Request as KernelRequest
 
-    ops = {(op.domain, op.onnx_type): op for op in OPS if op.name in NAMES}
+    ops = plugin_ops()
     jobs: dict[str, list[Job]] = {}
     nodes: dict[str, str] = {}
     names: dict[str, str] = {}

@@ -325,6 +325,7 @@ def kernels(request: Request) -> Kernels:
             **sizes, "V": V, "RATES": rates, "BK": power_of_two(K), "BV": columns
         },
         grid=(tiles, heads, batch),
+        elements=power_of_two(K) * columns,
     )  # fmt: skip
     made = (
         Output(dtype=dtype, shape=(batch, time, q_heads * V)),
@@ -363,6 +364,7 @@ def kernels(request: Request) -> Kernels:
         grid=(ceil_div(V, COLUMNS), heads, batch),
         warps=8 if per_key else 4,
         stages=1,
+        elements=power_of_two(K, 16) * COLUMNS * CHUNK,
     )
 
     def scratch(rows: int) -> Scratch:

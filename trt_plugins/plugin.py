@@ -82,6 +82,8 @@ class Kernel:
         grid: programs along each axis.
         warps: warps of a program.
         stages: depth to which Triton pipelines loads.
+        elements: weights, or elements of state times tokens, that a program handles in one trip of
+            its main loop, by which instructions are counted; 0 where it has no such loop.
     """
 
     function: Any
@@ -90,6 +92,7 @@ class Kernel:
     grid: tuple[Size, Size, Size]
     warps: int = 4
     stages: int = 2
+    elements: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,18 +1,73 @@
 """Launch a plugin's kernels on tensors of PyTorch: on a GPU, or in Triton's interpreter."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from intaglio.ops.op import Sample
 from intaglio.runtime.launch import Buffer, Shape, Size, evaluate
 
-from .plugin import Input, Kernel, Kernels
+from .plugin import Input, Kernel, Kernels, Plugin, Request
 
 
 def describe(x: Tensor) -> Input:
     """The tensor as part of a request, its last axis and every size known."""
     return Input(str(x.dtype).removeprefix("torch."), tuple(x.shape))
+
+
+def request_of(plugin: Plugin, sample: Sample, sm: int) -> tuple[Request, list[Tensor | None]]:
+    """The request that arguments of an operator stand for, and what its kernels read of them."""
+    given = {name: x for name, x in sample.items() if isinstance(x, Tensor)}
+    attributes = plugin.op.attributes(sample)
+    inputs = prepared(plugin, given, attributes)
+    described = {name: describe(x) for name, x in inputs.items()}
+    request = Request(attributes=attributes, inputs=described, sm=sm)
+    return request, [inputs.get(name) for name in plugin.inputs]
+
+
+def prepared(
+    plugin: Plugin, given: Mapping[str, Tensor], attributes: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """The operator's arguments as the kernels read them."""
+    if plugin.prepare is None:
+        return dict(given)
+    device = next(iter(given.values())).device
+    arrays = plugin.prepare({name: x.cpu().numpy() for name, x in given.items()}, attributes)
+    return {
+        name: torch.from_numpy(np.ascontiguousarray(x)).to(device) for name, x in arrays.items()
+    }
+
+
+def errors(plugin: Plugin, sample: Sample, sm: int) -> list[list[float]]:
+    """max|a-b| / max|b| of each output against the operator in float64, for each way to compute it.
+
+    Every way is taken, whatever the shapes for which a plugin would take it.
+    """
+    exact = {
+        name: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
+        for name, x in sample.items()
+    }
+    wanted = plugin.op.reference(**exact)
+    request, inputs = request_of(plugin, sample, sm)
+    kernels = plugin.kernels(request)
+    found = []
+    for way in kernels.ways:
+        got = run(replace(kernels, ways=[replace(way, when=None)]), inputs)
+        found.append([_error(a, b) for a, b in zip(got, wanted, strict=True)])
+    return found
+
+
+def _error(got: Tensor, wanted: Tensor) -> float:
+    if got.shape != wanted.shape:
+        return float("inf")
+    if not got.numel():
+        return 0.0
+    error = (got.double() - wanted).abs().max() / wanted.abs().max().clamp(min=1e-30)
+    return float(error.nan_to_num(nan=torch.inf))
 
 
 def run(kernels: Kernels, inputs: Sequence[Tensor | None]) -> tuple[Tensor, ...]:

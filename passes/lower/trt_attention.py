@@ -30,16 +30,13 @@ class TrtAttention(Lower):
         for node in list(model.graph):
             if node.op_type != "Attention" or node.domain:
                 continue
-            cached = _join(node)
-            causal = bool(attribute(node, "is_causal", 0))
+            joined = _join(node)
             valid = input_of(node, VALID)
-            if causal and (cached or valid is not None):
+            masked = bool(attribute(node, "is_causal", 0)) and (joined or valid is not None)
+            if masked:
                 _mask(node, valid, masks)
-            elif valid is not None:
-                _mask(node, valid, masks, causal=False)
-            else:
-                continue
-            notes.append(describe(node))
+            if joined or masked:
+                notes.append(describe(node))
         return PassResult(changed=bool(notes), notes=notes)
 
 
@@ -60,15 +57,13 @@ def _join(node: ir.Node) -> bool:
     return True
 
 
-def _mask(
-    node: ir.Node, valid: ir.Value | None, masks: dict[Key, ir.Value], *, causal: bool = True
-) -> None:
-    """Give an attention the mask that its attributes and `valid` [B] stand for."""
+def _mask(node: ir.Node, valid: ir.Value | None, masks: dict[Key, ir.Value]) -> None:
+    """Give a causal attention the mask that it and `valid` [B] stand for."""
     query, keys = node.inputs[0], node.inputs[1]
     lengths = str((dims(query) or ())[2]), str((dims(keys) or ())[2])
     key = (valid, *lengths)
     if key not in masks:
-        masks[key] = _allowed(node, valid, causal=causal)
+        masks[key] = _allowed(node, valid)
     mask = masks[key]
     given = input_of(node, MASK)
     emit = Emitter(node)
@@ -82,7 +77,7 @@ def _mask(
     node.attributes.pop("is_causal", None)
 
 
-def _allowed(node: ir.Node, valid: ir.Value | None, *, causal: bool) -> ir.Value:
+def _allowed(node: ir.Node, valid: ir.Value | None) -> ir.Value:
     """Which keys each query may see, bool [B, 1, T, S] ([1, 1, T, S] without `valid`)."""
     emit = Emitter(node)
     zero, one = emit.constant(0), emit.constant(1)
@@ -96,14 +91,11 @@ def _allowed(node: ir.Node, valid: ir.Value | None, *, causal: bool) -> ir.Value
         for index in (0, 1)
     )
     times, places = (emit("Range", [zero, n, one], INT64, None) for n in (T, S))
-    if valid is None:
-        end = emit("Sub", [S, one], INT64, [])
-    else:
-        column = emit("Reshape", [valid, emit.constant([-1, 1, 1, 1])], INT64, None)
-        end = emit("Sub", [column, one], INT64, None)
-    if causal:
-        before = emit("Sub", [end, T], INT64, None)
-        rows = emit("Reshape", [times, emit.constant([1, 1, -1, 1])], INT64, None)
-        end = emit("Add", [emit("Add", [before, one], INT64, None), rows], INT64, None)
+    end = S
+    if valid is not None:
+        end = emit("Reshape", [valid, emit.constant([-1, 1, 1, 1])], INT64, None)
+    first = emit("Sub", [end, T], INT64, None)
+    rows = emit("Reshape", [times, emit.constant([1, 1, -1, 1])], INT64, None)
+    last = emit("Add", [first, rows], INT64, None)
     columns = emit("Reshape", [places, emit.constant([1, 1, 1, -1])], INT64, None)
-    return emit("LessOrEqual", [columns, end], BOOL, None)
+    return emit("LessOrEqual", [columns, last], BOOL, None)

@@ -1,0 +1,241 @@
+"""export --target trt: a real engine, built without a GPU, whose recurrences are our plugins."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import pytest
+import torch
+
+from intaglio.errors import BuildError, OptionError, ParityError
+from intaglio.exporter import trt as trt_target
+from intaglio.exporter.export import ExportReport, export
+from intaglio.exporter.shapes import Shapes
+from intaglio.models import find, gated_deltanet, save
+from intaglio.ops.op import Op
+from intaglio.runtime.bundle import Bundle
+from intaglio.runtime.manifest import Manifest
+from intaglio.runtime.trt import build as builder
+from intaglio.runtime.trt.build import build, read_built
+
+pytest.importorskip("tensorrt_rtx")
+pytest.importorskip("triton")
+
+SM = 80
+
+
+@pytest.fixture(scope="module")
+def kernels_kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where kernels are kept for this module's exports."""
+    return tmp_path_factory.mktemp("kernels")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _kept_here(kernels_kept: Path) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(kernels_kept))
+        yield
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Gated DeltaNet of two layers, the second of which is attention."""
+    torch.manual_seed(0)
+    config = gated_deltanet.Config(
+        vocab_size=32,
+        hidden_size=32,
+        intermediate_size=32,
+        num_layers=2,
+        num_heads=2,
+        head_size=16,
+        attention_every=2,
+    )
+    path = tmp_path_factory.mktemp("model") / "model.pt"
+    save(path, "gated-deltanet", config, find("gated-deltanet").build(config))
+    return path
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
+    """Its bundle for both targets."""
+    out = tmp_path_factory.mktemp("bundle") / "bundle"
+    return export(checkpoint, out, targets=["ort", "trt"], sm=[SM], steps=40, check_passes=True)
+
+
+def graph(bundle: Path, name: str) -> ir.Model:
+    return ir.load(bundle / name)
+
+
+def test_every_recurrence_is_a_plugin_of_ours(exported: ExportReport) -> None:
+    """No recurrence falls apart into loops, and the engine is there."""
+    bundle = Bundle.open(exported.out)
+    built = read_built(bundle)
+    assert built is not None
+    recurrent = {
+        node.name: node.op_type
+        for node in graph(exported.out, "trt/model.onnx").graph
+        if node.op_type in ("LinearAttention", "CausalConvWithState")
+    }
+    plugins = {layer.name: layer.plugin for layer in built.layers if layer.plugin}
+
+    assert plugins == recurrent
+    assert sorted(set(plugins.values())) == ["CausalConvWithState", "LinearAttention"]
+    assert {layer.kind for layer in built.layers if layer.plugin} == {"PLUGIN_V3"}
+    assert not [layer for layer in built.layers if "LOOP" in layer.kind or "RECUR" in layer.kind]
+    assert (exported.out / "trt/engine.plan").stat().st_size == built.bytes
+    assert built.flavour == "rtx"
+    assert built.capabilities == (SM,)
+
+
+def test_bindings_are_those_of_the_graph_for_onnx_runtime(exported: ExportReport) -> None:
+    """Inputs, outputs and states by name, dtype and shape; a cache has a size, -1 is dynamic."""
+    built = read_built(Bundle.open(exported.out))
+    assert built is not None
+    names = {"FLOAT": "FLOAT", "INT64": "INT64"}
+
+    def bindings(values: Any) -> dict[str, Any]:
+        return {
+            value.name: (
+                value.dtype.name,
+                tuple(
+                    dim if isinstance(dim, int) else 4096 if dim.value == "capacity" else -1
+                    for dim in value.shape
+                ),
+            )
+            for value in values
+        }
+
+    lowered = graph(exported.out, "ort/model.onnx").graph
+    found = {each.name: (names[each.dtype], each.shape) for each in built.inputs}
+    assert found == bindings(lowered.inputs)
+    found = {each.name: (names[each.dtype], each.shape) for each in built.outputs}
+    assert found.keys() == {value.name for value in lowered.outputs}
+    states = {spec.output for spec in Manifest.load(exported.out / "manifest.json").states}
+    wanted = bindings(value for value in lowered.outputs if value.name in states)
+    assert {name: found[name][0] for name in states} == {n: wanted[n][0] for n in states}
+
+
+def test_what_has_not_run_is_never_called_parity(exported: ExportReport) -> None:
+    """The engine's own target says so, whatever ONNX Runtime proved."""
+    targets = exported.manifest.targets
+
+    assert targets["ort"].parity == "passed"
+    assert targets["trt"].parity == "not run (no device)"
+
+
+def test_weights_are_shared_with_the_other_graphs(exported: ExportReport) -> None:
+    """What the graph for TensorRT adds is its own small data."""
+    files = exported.manifest.files
+    assert "trt/model.onnx.data" not in files
+    assert exported.manifest.targets["trt"].data == ("model.onnx.data",)
+    assert any(name.endswith(f".sm_{SM}.cubin") for name in files)
+
+
+def test_two_profiles_cover_step_and_prefill(exported: ExportReport) -> None:
+    """One token for the step; up to 512 for prefill."""
+    built = read_built(Bundle.open(exported.out))
+    assert built is not None
+
+    step, prefill = built.profiles
+    assert step.shapes["input_ids"] == ((1, 1), (1, 1), (1, 1))
+    assert prefill.shapes["input_ids"] == ((1, 1), (1, 64), (1, 512))
+    assert prefill.shapes["past_key_values.1.key"] == ((1, 2, 4096, 16),) * 3
+
+
+def test_a_bundle_is_built_again_where_it_lies(exported: ExportReport, tmp_path: Path) -> None:
+    """`intaglio build` needs the bundle alone; the manifest lists the new engine."""
+    place = tmp_path / "bundle"
+    shutil.copytree(exported.out, place)
+    (place / "trt/engine.plan").unlink()
+    heard: list[str] = []
+    bundle, built = build(Bundle.open(place), progress=lambda what, _: heard.append(what))
+
+    assert read_built(Bundle.open(place)) == built
+    assert bundle.manifest == Manifest.load(place / "manifest.json")
+    bundle.check("trt/engine.plan")
+    assert heard
+
+
+def test_parity_that_is_required_of_an_engine_fails(checkpoint: Path, tmp_path: Path) -> None:
+    """Nothing here can run it; the attempt is kept."""
+    with pytest.raises(ParityError, match="engine of TensorRT has not run"):
+        export(checkpoint, tmp_path / "b", targets=["trt"], sm=[SM], steps=4, require_parity=True)
+    assert not (tmp_path / "b").exists()
+    assert (tmp_path / "b.failed" / "trt" / "engine.plan").exists()
+
+
+def test_without_tensorrt_the_bundle_says_how_it_is_finished(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Graph and kernels are there; the one command finishes it."""
+    monkeypatch.setattr(builder.flavours, "FLAVOURS", {})
+    report = export(checkpoint, tmp_path / "b", targets=["trt"], sm=[SM], verify=False)
+
+    assert any("intaglio build" in note for note in report.notes)
+    assert read_built(Bundle.open(report.out)) is None
+    monkeypatch.undo()
+    build(Bundle.open(report.out))
+    assert read_built(Bundle.open(report.out)) is not None
+
+
+def test_what_the_importer_refuses_is_told_by_module(
+    exported: ExportReport, tmp_path: Path
+) -> None:
+    """The node's module path, its operator, and TensorRT's reason."""
+    place = tmp_path / "bundle"
+    shutil.copytree(exported.out, place)
+    index = json.loads((place / "trt/plugins.json").read_text())
+    (missing, *_) = [name for name in index["nodes"] if "LinearAttention" in name]
+    del index["nodes"][missing]
+    (place / "trt/plugins.json").write_text(json.dumps(index))
+    manifest = Manifest.load(place / "manifest.json")
+    record = type(manifest.files["trt/plugins.json"]).of(place / "trt/plugins.json")
+    dict.__setitem__(manifest.files, "trt/plugins.json", record)  # type: ignore[arg-type]
+    manifest.save(place / "manifest.json")
+
+    with pytest.raises(BuildError, match=r"layers\.0\.\w+: LinearAttention '"):
+        build(Bundle.open(place))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"targets": ["tpu"]}, OptionError, "There is no target 'tpu'; there are: ort, trt"),
+        ({"targets": ["trt"], "flavour": "tensorrt"}, OptionError, "which is not installed"),
+        ({"targets": ["trt"], "sm": [70]}, Exception, "LinearAttention.*no kernels for compute c"),
+    ],
+)
+def test_what_cannot_be_built_is_refused(
+    options: dict[str, Any], error: type[Exception], message: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    """Nothing is left behind."""
+    with pytest.raises(error, match=message):
+        export(checkpoint, tmp_path / "b", verify=False, **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_shapes_decide_the_profiles() -> None:
+    """Trtexec's words; a dimension of another name has to be given."""
+    text = """<ir_version: 10, opset_import: ["" : 24]>
+        g (int64[batch, time] ids, float[batch, frames] mel) => (int64[batch, time] y)
+        { y = Identity (ids) }
+    """
+    made = ir.from_onnx_text(text).graph
+    with pytest.raises(OptionError, match="the sizes of 'frames', an axis of 'mel'"):
+        trt_target.ranges(made, Shapes.parse(), None, None)
+    shapes = Shapes.parse(shapes=["ids:1x1:2x8:4x16", "mel:1x10:2x20:4x30"])
+    sizes = trt_target.ranges(made, shapes, None, None)
+    step, prefill = trt_target.profiles(made, sizes, whole=False)
+
+    assert prefill.shapes == {
+        "ids": ((1, 1), (2, 8), (4, 16)),
+        "mel": ((1, 10), (2, 20), (4, 30)),
+    }
+    assert step.shapes["ids"] == ((1, 1), (2, 1), (4, 1))
+
+
+def test_every_plugin_is_an_operator() -> None:
+    """Kernels are found by the operator's own name."""
+    assert all(isinstance(op, Op) for op in trt_target.plugin_ops().values())

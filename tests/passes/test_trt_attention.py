@@ -1,0 +1,90 @@
+"""TrtAttention: cached attention in one output, and masks that mean what the attributes meant."""
+
+from collections.abc import Callable
+
+import onnx_ir as ir
+
+from intaglio.passes.base import Context
+from intaglio.passes.lower.trt_attention import TrtAttention
+from intaglio.state import Layout, StateSpec
+
+HEAD = '<ir_version: 10, opset_import: ["" : 24]>'
+STATIC = f"""{HEAD}
+    g (float[batch, 4, time, 8] q, float[batch, 2, time, 8] k, int64[batch] past_length,
+       float[batch, 2, capacity, 8] past_k, float[batch, 2, capacity, 8] past_v)
+      => (float[batch, 4, time, 8] y, float[batch, 4, time, 8] z,
+          float[batch, 2, capacity, 8] new_k, float[batch, 2, capacity, 8] new_v)
+    {{
+      count = Shape <start = 2, end = 3> (q)
+      total = Add (past_length, count)
+      new_k = TensorScatter <axis = 2> (past_k, k, past_length)
+      new_v = TensorScatter <axis = 2> (past_v, k, past_length)
+      y = Attention <is_causal = 1, scale = 0.5> (q, new_k, new_v, , , , total)
+      z = Attention <is_causal = 1> (q, new_k, new_v, , , , total)
+    }}
+"""
+GROW = f"""{HEAD}
+    g (float[batch, 4, time, 8] q, float[batch, 2, time, 8] k, bool[time, all] seen,
+       float[batch, 2, past, 8] past_k, float[batch, 2, past, 8] past_v)
+      => (float[batch, 4, time, 8] y, float[batch, 2, all, 8] new_k, float[batch, 2, all, 8] new_v)
+    {{
+      y, new_k, new_v = Attention <is_causal = 1> (q, k, k, MASK, past_k, past_v)
+    }}
+"""
+
+Apply = Callable[..., ir.Model]
+
+
+def caches(layout: Layout, symbol: str) -> list[StateSpec]:
+    return [
+        StateSpec(
+            input=f"past_{port[0]}",
+            output=f"new_{port[0]}",
+            dtype="float32",
+            shape=("batch", 2, symbol, 8),
+            layout=layout,
+            axis=2,
+            op="attention",
+            port=port,
+            module="",
+            layer=0,
+            call=0,
+        )
+        for port in ("key", "value")
+    ]
+
+
+def attentions(model: ir.Model) -> list[ir.Node]:
+    return [node for node in model.graph if node.op_type == "Attention"]
+
+
+def test_a_static_cache_is_masked_to_what_is_valid(apply: Apply) -> None:
+    """Rows of unequal length; two layers share one mask; other attributes stay."""
+    context = Context(states=caches(Layout.STATIC, "capacity"))
+    model = apply(STATIC, TrtAttention(), context)
+
+    first, second = attentions(model)
+    assert first.inputs[3] is second.inputs[3]
+    assert first.attributes.keys() == {"scale"}
+    assert [len(node.inputs) for node in (first, second)] == [4, 4]
+
+
+def test_a_growing_cache_is_joined_and_masked(apply: Apply) -> None:
+    """Causal to the lower right: a step of one token sees all that came before."""
+    context = Context(states=caches(Layout.GROW, "past"))
+    text = GROW.replace(", bool[time, all] seen", "").replace("MASK", "")
+    model = apply(text, TrtAttention(), context)
+
+    (node,) = attentions(model)
+    assert len(node.outputs) == 1
+    assert [v.producer().op_type for v in node.inputs[1:3]] == ["Concat", "Concat"]  # type: ignore[union-attr]
+    assert [value.name for value in model.graph.outputs] == ["y", "new_k", "new_v"]
+
+
+def test_attention_without_a_cache_stays() -> None:
+    """As many queries as keys: upper left and lower right are one."""
+    text = f"""{HEAD}
+        g (float[batch, 4, time, 8] q) => (float[batch, 4, time, 8] y)
+        {{ y = Attention <is_causal = 1> (q, q, q) }}
+    """
+    assert not TrtAttention().run(ir.from_onnx_text(text), Context()).changed
