@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 from intaglio.errors import OptionError, ParityError
 from intaglio.passes.base import Calibrated, Pass
 from intaglio.runtime.manifest import Manifest
+from intaglio.runtime.trt import flavour as flavours
 from intaglio.runtime.trt.build import GRAPH
 
 from .bundle import BundleWriter, check_place
@@ -277,6 +278,8 @@ def _check(how: Recipe, *, require_parity: bool) -> None:
     for target in how.targets:
         if target not in TARGETS:
             raise OptionError(f"There is no target {target!r}; there are: {', '.join(TARGETS)}.")
+    if "trt" in how.targets and how.flavour != flavours.AUTO:
+        flavours.choose(how.flavour)
     if how.kv not in ("static", "grow"):
         raise OptionError(f"kv is {how.kv!r}; it should be static or grow.")
     if how.ort_accuracy not in ("fast", "exact"):

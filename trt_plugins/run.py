@@ -11,7 +11,7 @@ from torch import Tensor
 from intaglio.ops.op import Sample
 from intaglio.runtime.launch import Buffer, Shape, Size, evaluate
 
-from .plugin import Input, Kernel, Kernels, Plugin, Request
+from .plugin import Array, Input, Kernel, Kernels, Plugin, Request
 
 
 def describe(x: Tensor) -> Input:
@@ -36,10 +36,24 @@ def prepared(
     if plugin.prepare is None:
         return dict(given)
     device = next(iter(given.values())).device
-    arrays = plugin.prepare({name: x.cpu().numpy() for name, x in given.items()}, attributes)
-    return {
-        name: torch.from_numpy(np.ascontiguousarray(x)).to(device) for name, x in arrays.items()
-    }
+    arrays = plugin.prepare({name: _array(x) for name, x in given.items()}, attributes)
+    return {name: _tensor(x).to(device) for name, x in arrays.items()}
+
+
+def _array(x: Tensor) -> Array:
+    """The tensor in numpy, which has bfloat16 from a package of its own."""
+    if x.dtype is not torch.bfloat16:
+        return x.cpu().numpy()
+    import ml_dtypes
+
+    return x.cpu().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+
+
+def _tensor(x: Array) -> Tensor:
+    x = np.ascontiguousarray(x)
+    if x.dtype.name == "bfloat16":
+        return torch.from_numpy(x.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(x)
 
 
 def errors(plugin: Plugin, sample: Sample, sm: int) -> list[list[float]]:

@@ -1,4 +1,4 @@
-"""Kernels on a GPU where there is one; else in Triton's interpreter, chosen when they are imported."""
+"""Kernels on a GPU where there is one, else in Triton's interpreter."""
 
 import os
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def check() -> Check:
-    """What a plugin's kernels make of a sample equals the operator in float64, every way of them."""
+    """Every way of a plugin's kernels equals the operator in float64, to its tolerance."""
 
     def check(plugin: Plugin, sample: Sample, *, sm: int = 90) -> None:
         there = {n: x.to(DEVICE) if isinstance(x, Tensor) else x for n, x in sample.items()}
