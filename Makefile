@@ -7,7 +7,7 @@ ROOMS := src exporter models passes runtime trt_plugins
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help env test lint types pytest demo clean FORCE
+.PHONY: help env test lint types pytest gpu demo clean FORCE
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,10 @@ types: env
 
 pytest: env # two workers of one thread each: more threads run slower on models this small
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+
+gpu: ## Compare and time every kernel on this machine's GPU, from the checkout alone
+	$(PYTHON) benchmarks/gpu_kernels.py --json > benchmarks/results/gpu_kernels.json.new
+	mv benchmarks/results/gpu_kernels.json.new benchmarks/results/gpu_kernels.json
 
 demo: env ## Export a trained checkpoint, verify it, stream text from it
 	rm -rf demo

@@ -17,10 +17,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
-PACKAGES = ("intaglio", "numpy", "onnxruntime", "onnxruntime-genai", "torch", "transformers")
+PACKAGES = (
+    *("intaglio", "numpy", "onnxruntime", "onnxruntime-genai"),
+    *("tensorrt-rtx", "torch", "transformers", "triton"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +96,9 @@ def run(
         facts = {"command": " ".join(words), "machine": machine(), "versions": versions()}
         print(json.dumps({**facts, "rows": [asdict(row) for row in rows]}, indent=2))
         return
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table("", "value", "unit", "target", "holds", "against", "note")
     verdict = {True: "yes", False: "NO", None: ""}
     for row in rows:

@@ -1,6 +1,6 @@
 """Launch a plugin's kernels on tensors of PyTorch: on a GPU, or in Triton's interpreter."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -85,7 +85,16 @@ def _error(got: Tensor, wanted: Tensor) -> float:
 
 
 def run(kernels: Kernels, inputs: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
-    """Run the way that fits the shapes of the inputs.
+    """Run the way that fits the shapes of the inputs; outputs and scratch start as NaN."""
+    call, outputs = bind(kernels, inputs)
+    call()
+    return outputs
+
+
+def bind(
+    kernels: Kernels, inputs: Sequence[Tensor | None]
+) -> tuple[Callable[[], None], tuple[Tensor, ...]]:
+    """What runs the way that fits the shapes of the inputs, and the outputs that it writes.
 
     Outputs and scratch start as NaN, so that what no kernel writes is seen.
     """
@@ -97,14 +106,18 @@ def run(kernels: Kernels, inputs: Sequence[Tensor | None]) -> tuple[Tensor, ...]
         return torch.full(sizes, torch.nan, dtype=getattr(torch, dtype), device=device)
 
     way = next(way for way in kernels.ways if way.when is None or evaluate(way.when, shapes))
+    outputs = tuple(poisoned(each.dtype, each.shape) for each in kernels.outputs)
     buffers: dict[str, Sequence[Tensor | None]] = {
         "input": inputs,
-        "output": [poisoned(each.dtype, each.shape) for each in kernels.outputs],
+        "output": outputs,
         "scratch": [poisoned(each.dtype, each.shape) for each in way.scratch],
     }
-    for kernel in way.kernels:
-        launch(kernel, shapes, buffers)
-    return tuple(x for x in buffers["output"] if x is not None)
+
+    def call() -> None:
+        for kernel in way.kernels:
+            launch(kernel, shapes, buffers)
+
+    return call, outputs
 
 
 def launch(

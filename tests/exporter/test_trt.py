@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from intaglio.exporter.shapes import Shapes
 from intaglio.models import find, gated_deltanet, save
 from intaglio.ops.op import Op
 from intaglio.runtime.bundle import Bundle
-from intaglio.runtime.manifest import Manifest
-from intaglio.runtime.trt import build as builder
+from intaglio.runtime.manifest import FileRecord, Manifest
+from intaglio.runtime.trt import flavour
 from intaglio.runtime.trt.build import build, read_built
 
 pytest.importorskip("tensorrt_rtx")
@@ -170,7 +171,7 @@ def test_without_tensorrt_the_bundle_says_how_it_is_finished(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Graph and kernels are there; the one command finishes it."""
-    monkeypatch.setattr(builder.flavours, "FLAVOURS", {})
+    monkeypatch.setattr(flavour, "FLAVOURS", {})
     report = export(checkpoint, tmp_path / "b", targets=["trt"], sm=[SM], verify=False)
 
     assert any("intaglio build" in note for note in report.notes)
@@ -191,9 +192,8 @@ def test_what_the_importer_refuses_is_told_by_module(
     del index["nodes"][missing]
     (place / "trt/plugins.json").write_text(json.dumps(index))
     manifest = Manifest.load(place / "manifest.json")
-    record = type(manifest.files["trt/plugins.json"]).of(place / "trt/plugins.json")
-    dict.__setitem__(manifest.files, "trt/plugins.json", record)  # type: ignore[arg-type]
-    manifest.save(place / "manifest.json")
+    changed = {"trt/plugins.json": FileRecord.of(place / "trt/plugins.json")}
+    replace(manifest, files={**manifest.files, **changed}).save(place / "manifest.json")
 
     with pytest.raises(BuildError, match=r"layers\.0\.\w+: LinearAttention '"):
         build(Bundle.open(place))
