@@ -43,7 +43,7 @@ REGISTRIES = [
     pytest.param(models, ["models"], "tests/models", id="models"),
     pytest.param(plugins, ["trt_plugins"], "tests/trt_plugins", id="plugins"),
 ]
-HELPERS = {"op", "model", "training", "plugin", "compile", "ahead", "worker", "run"}
+HELPERS = {"op", "model", "training", "plugin", "compile", "ahead", "worker", "run", "quick"}
 
 
 @pytest.mark.parametrize(("registry", "folders", "tests"), REGISTRIES)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from intaglio.runtime.bundle import Bundle
 from intaglio.runtime.manifest import FileRecord, Manifest
 from intaglio.runtime.trt import flavour
 from intaglio.runtime.trt.build import build, read_built
+from intaglio.trt_plugins import ahead
 
 pytest.importorskip("tensorrt_rtx")
 pytest.importorskip("triton")
@@ -27,16 +29,10 @@ pytest.importorskip("triton")
 SM = 80
 
 
-@pytest.fixture(scope="module")
-def kernels_kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where kernels are kept for this module's exports."""
-    return tmp_path_factory.mktemp("kernels")
-
-
 @pytest.fixture(scope="module", autouse=True)
-def _kept_here(kernels_kept: Path) -> Any:
+def _kernels_are_kept(kernel_cache: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(kernels_kept))
+        patch.setattr(ahead, "cache_folder", lambda: kernel_cache)
         yield
 
 

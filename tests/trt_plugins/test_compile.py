@@ -13,14 +13,8 @@ from intaglio.trt_plugins.plugin import Request, UnsupportedError
 CAPABILITIES = (80, 87, 90, 120)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where this module's kernels are kept."""
-    return tmp_path_factory.mktemp("kernels")
-
-
 @pytest.mark.parametrize("name", NAMES)
-def test_no_kernel_spills(name: str, folder: Path) -> None:
+def test_no_kernel_spills(name: str, kernel_cache: Path) -> None:
     """Every request of a plugin, on a server, a Jetson and two newer cards."""
     jobs = {
         (what, sm): Job(plugin=name, request=request)
@@ -28,7 +22,7 @@ def test_no_kernel_spills(name: str, folder: Path) -> None:
         for what, request in find(name).requests(sm).items()
     }
     for (what, sm), made in zip(
-        jobs, compile_all(list(jobs.values()), kept=folder, workers=1), strict=True
+        jobs, compile_all(list(jobs.values()), kept=kernel_cache, workers=1), strict=True
     ):
         for entry, code in made.code.items():
             assert code.stack == 0, f"{what} on {sm}: {entry} spills {code.stack} bytes"
