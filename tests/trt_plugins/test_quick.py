@@ -43,7 +43,7 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if compiler is None or lean is None or find_spec("tensorrt_bindings") is None:
         pytest.skip("needs a C compiler and the bindings and lean libraries of TensorRT")
     folder = tmp_path_factory.mktemp("libraries")
-    (place,) = lean.submodule_search_locations or ()
+    place = next(iter(lean.submodule_search_locations or ()))
     (library,) = Path(place).glob("libnvinfer_lean.so.*")
     major = library.name.rpartition(".")[2]
     (folder / f"libnvinfer.so.{major}").symlink_to(library)
