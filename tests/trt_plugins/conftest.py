@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from intaglio.ops.op import Sample
-from intaglio.trt_plugins.plugin import Plugin, Request
+from intaglio.trt_plugins.plugin import Array, Plugin, Request
 from intaglio.trt_plugins.run import describe, run
 
 Check = Callable[..., None]
@@ -65,5 +66,18 @@ def _prepared(
 ) -> dict[str, Tensor]:
     if plugin.prepare is None:
         return dict(given)
-    arrays = plugin.prepare({name: x.numpy() for name, x in given.items()}, attributes)
-    return {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in arrays.items()}
+    arrays = plugin.prepare({name: _array(x) for name, x in given.items()}, attributes)
+    return {name: _tensor(np.ascontiguousarray(x)) for name, x in arrays.items()}
+
+
+def _array(x: Tensor) -> Array:
+    if x.dtype == torch.bfloat16:
+        return x.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    array: Array = x.numpy()
+    return array
+
+
+def _tensor(x: Array) -> Tensor:
+    if x.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(x.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(x)
