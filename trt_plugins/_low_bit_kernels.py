@@ -37,54 +37,54 @@ def gemv(
     PLANES: tl.constexpr,
     SPAN: tl.constexpr,
     PAIRED: tl.constexpr,
-    BM: tl.constexpr,
     BN: tl.constexpr,
     BB: tl.constexpr,
 ):
-    """BM rows of the input by BN of the weight, over SPAN blocks, without tensor cores.
+    """One row of the input by BN of the weight, over SPAN blocks, without tensor cores.
 
-    Each element of the sums [BM, BN, BB, 8] belongs to one place of an int32 word, so that nothing
-    passes between threads until the end.  PAIRED: two inputs of 16 bits are loaded as one int32.
+    Elements of [BN, BB, 8] stand for words of int32.  PAIRED: two inputs of 16 bits are loaded as
+    one int32.
     """
-    split = tl.program_id(2)
-    n = tl.program_id(0) * BN + tl.arange(0, BN)
-    m = tl.program_id(1) * BM + tl.arange(0, BM)
-    in_n = tl.minimum(n, N - 1).to(tl.int64)[None, :, None, None]
-    in_m = tl.minimum(m, M - 1).to(tl.int64)[:, None, None, None]
-    in_b = tl.arange(0, BB)[None, None, :, None]
-    in_w = tl.arange(0, 8)[None, None, None, :]
-    pairs = input.to(tl.pointer_type(tl.int32), bitcast=True) if PAIRED else input
-    total = tl.zeros([BM, BN, BB, 8], tl.float32)
+    m, split = tl.program_id(1).to(tl.int64), tl.program_id(2)
+    start = tl.program_id(0).to(tl.int64) * BN
+    in_tile = tl.minimum(tl.arange(0, BN), (N - 1 - start).to(tl.int32))
+    in_block = tl.arange(0, BB)
+    in_w = tl.arange(0, 8)[None, None, :]
+    rows, x = words + start * (BLOCKS * 8), input + m * K
+    scales, offsets = scale + start * GROUPS, offset + start * GROUPS
+    pairs = x.to(tl.pointer_type(tl.int32), bitcast=True) if PAIRED else x
+    total = tl.zeros([BN, BB], tl.float32)
     for first in range(split * SPAN, split * SPAN + SPAN, BB):
-        block = first + in_b
-        kept = tl.minimum(block, BLOCKS - 1)
-        w = tl.load(words + (in_n * BLOCKS + kept) * 8 + in_w)
+        block = (first + in_block)[None, :, None]
+        kept = tl.minimum(first + in_block, BLOCKS - 1)[None, :]
+        w = tl.load(rows + (in_tile[:, None] * BLOCKS + kept)[:, :, None] * 8 + in_w)
         for q in tl.static_range(8 // PLANES):
-            at = in_n * GROUPS + (kept * 128 // GROUP if PLANES == 8 else kept * (8 // PLANES) + q)
-            s = tl.load(scale + at).to(tl.float32)
-            z = tl.load(offset + at).to(tl.float32)
-            taken = tl.zeros([BM, BN, BB, 8], tl.float32)
-            sums = tl.zeros([BM, 1, BB, 8], tl.float32)
+            group = kept * 128 // GROUP if PLANES == 8 else kept * (8 // PLANES) + q
+            s = tl.load(scales + in_tile[:, None] * GROUPS + group).to(tl.float32)
+            z = tl.load(offsets + in_tile[:, None] * GROUPS + group).to(tl.float32)
+            taken = tl.zeros([BN, BB, 8], tl.float32)
+            sums = tl.zeros([1, BB, 8], tl.float32)
             for i in tl.static_range(PLANES):
-                k = block * 128 + (q * PLANES + i) * 16 + 2 * in_w
+                k = block * 64 + (q * PLANES + i) * 8 + in_w  # of pairs
                 if PAIRED:
-                    pair = tl.load(pairs + in_m * (K // 2) + k // 2, mask=k < K, other=0)
+                    pair = tl.load(pairs + k, mask=k < K // 2, other=0)
                     even = pair.to(tl.int16).to(input.dtype.element_ty, bitcast=True)
                     odd = (pair >> 16).to(tl.int16).to(input.dtype.element_ty, bitcast=True)
                 else:
-                    even = tl.load(input + in_m * K + k, mask=k < K, other=0.0)
-                    odd = tl.load(input + in_m * K + k + 1, mask=k + 1 < K, other=0.0)
+                    even = tl.load(x + 2 * k, mask=2 * k < K, other=0.0)
+                    odd = tl.load(x + 2 * k + 1, mask=2 * k + 1 < K, other=0.0)
                 even, odd = even.to(tl.float32), odd.to(tl.float32)
                 sums += even + odd
                 taken += even * _above_one(w, 2 * (q * PLANES + i))
                 taken += odd * _above_one(w, 2 * (q * PLANES + i) + 16)
-            total += taken * (4 * s) + sums * (z - 6 * s)
-    y = tl.sum(tl.sum(total, 3), 2)
+            total += tl.sum(taken, 2) * (4 * s)
+            total += tl.sum(sums, 2) * (z - 6 * s)
+    y = tl.sum(total, 1)
+    n = start + tl.arange(0, BN)
     if bias is not None:
-        y += tl.load(bias + tl.minimum(n, N - 1)).to(tl.float32)[None, :]
-    at = (split.to(tl.int64) * M + m[:, None]) * N + n[None, :]
-    mask = (m < M)[:, None] & (n < N)[None, :]
-    tl.store(output + at, y.to(output.dtype.element_ty), mask=mask)
+        y += tl.load(bias + tl.minimum(n, N - 1)).to(tl.float32)
+    at = (split * M + m) * N + n
+    tl.store(output + at, y.to(output.dtype.element_ty), mask=n < N)
 
 
 @triton.jit
@@ -122,20 +122,21 @@ def gemm(
     divided by 4 from each to the next.
     """
     split = tl.program_id(2)
-    n = tl.program_id(0) * BN + tl.arange(0, BN)
+    start = tl.program_id(0).to(tl.int64) * BN
+    n = start + tl.arange(0, BN)
     m = tl.program_id(1) * BM + tl.arange(0, BM)
-    in_n = tl.minimum(n, N - 1).to(tl.int64)
+    in_tile = tl.minimum(tl.arange(0, BN), (N - 1 - start).to(tl.int32))
     in_m = tl.minimum(m, M - 1).to(tl.int64)[None, :]
-    halves = words.to(tl.pointer_type(tl.int16), bitcast=True)
-    halves += in_n[:, None] * (BLOCKS * 16) + tl.arange(0, 16)[None, :]
+    halves = words.to(tl.pointer_type(tl.int16), bitcast=True) + start * (BLOCKS * 16)
+    scales, offsets = scale + start * GROUPS, offset + start * GROUPS
+    in_words = in_tile[:, None] * (BLOCKS * 16) + tl.arange(0, 16)[None, :]
     total = tl.zeros([BN, BM], tl.float32)
     for block in range(split * SPAN, tl.minimum(split * SPAN + SPAN, BLOCKS)):
-        w = tl.load(halves + block * 16)
+        w = tl.load(halves + block * 16 + in_words)
         for q in tl.static_range(8 // PLANES):
-            at = in_n * GROUPS
-            at += block * 128 // GROUP if PLANES == 8 else block * (8 // PLANES) + q
-            s = tl.load(scale + at).to(tl.float32)
-            z = tl.load(offset + at).to(tl.float32)
+            group = block * 128 // GROUP if PLANES == 8 else block * (8 // PLANES) + q
+            s = tl.load(scales + group + in_tile * GROUPS).to(tl.float32)
+            z = tl.load(offsets + group + in_tile * GROUPS).to(tl.float32)
             acc = tl.zeros([BN, BM], tl.float32)
             sums = tl.zeros([BN, BM], tl.float32)
             for i in tl.static_range(PLANES):
@@ -162,7 +163,7 @@ def gemm(
                 total += acc * s[:, None]
                 total += sums * z[:, None]
     if bias is not None:
-        total += tl.load(bias + in_n).to(tl.float32)[:, None]
+        total += tl.load(bias + tl.minimum(n, N - 1)).to(tl.float32)[:, None]
     at = (split.to(tl.int64) * M + m[None, :]) * N + n[:, None]
     mask = (m < M)[None, :] & (n < N)[:, None]
     tl.store(output + at, total.to(output.dtype.element_ty), mask=mask)

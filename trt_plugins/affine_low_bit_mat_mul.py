@@ -137,7 +137,7 @@ def kernels(request: Request) -> Kernels:
     ways = []
     if not tensor_cores or GEMV_ROWS:
         most = GEMV_ROWS if tensor_cores else GEMV_MOST
-        ways += [_gemv(node, 1, less(rows, 2)), _gemv(node, 4, less(rows, most + 1))]
+        ways += [_gemv(node, less(rows, most + 1))]
     if tensor_cores:
         ways += [_gemm(node, 8, 128, less(rows, 9)), _gemm(node, 32, 64, less(rows, GEMM_MOST + 1))]
     return Kernels(
@@ -165,12 +165,10 @@ def _compiled() -> bool:
     return isinstance(gemm, triton.JITFunction)
 
 
-def _gemv(node: _Node, most: int, when: Size) -> Way:
-    """Tiles of `most` rows of input; two inputs of 16 bits are one load where rows are aligned."""
-    constants = {
-        "PAIRED": node.dtype != "float32" and node.layout["K"] % 2 == 0,
-        "BM": most, "BN": 64, "BB": 4
-    }  # fmt: skip
+def _gemv(node: _Node, when: Size) -> Way:
+    """Row by row of input; two inputs of 16 bits are one load where rows are aligned to them."""
+    paired = node.dtype != "float32" and node.layout["K"] % 2 == 0
+    constants = {"PAIRED": paired, "BN": 64, "BB": 4}
     return _split(node, gemv, constants, warps=4, when=when)
 
 
@@ -206,7 +204,7 @@ def _split(
             "output": Buffer("output" if whole else "scratch", 0),
         },
         constants={**node.layout, "SPAN": span, **constants},
-        grid=(tiles, ceil_div(node.rows, constants["BM"]), splits),
+        grid=(tiles, ceil_div(node.rows, constants.get("BM", 1)), splits),
         warps=warps,
         stages=STAGES,
     )
