@@ -184,14 +184,8 @@ def _add_plane(
 ):
     """Add the products of codes, and of ones, with the columns of plane P of a block."""
     k = block * 128 + P * 16 + tl.arange(0, 16)[:, None]
-    if K % 128 == 0:
-        x = tl.load(rows + k)
-    else:
-        x = tl.load(rows + k, mask=k < K, other=0.0)
-    if SUBNORMAL:
-        codes = _subnormal(w, P, ASM)
-    else:
-        codes = _signed(w, P, ASM, x.dtype)
+    x = tl.load(rows + k) if K % 128 == 0 else tl.load(rows + k, mask=k < K, other=0.0)
+    codes = _subnormal(w, P, ASM) if SUBNORMAL else _signed(w, P, ASM, x.dtype)
     acc = tl.dot(codes.to(DOT), x.to(DOT), acc, input_precision="ieee")
     ones = tl.full(w.shape, 1.0, DOT)
     return acc, tl.dot(ones, x.to(DOT), sums, input_precision="ieee")
@@ -199,7 +193,7 @@ def _add_plane(
 
 @triton.jit
 def _subnormal(w, P: tl.constexpr, ASM: tl.constexpr):
-    """u 4^(P % 4) 2^-24 in fp16, for plane P of words."""
+    """Plane P of words as u 4^(P % 4) 2^-24 in fp16."""
     if P >= 4:
         w = _moved(w, 8, ASM)
     mask: tl.constexpr = 3 << (P % 4 * 2)
@@ -220,7 +214,7 @@ def _subnormal(w, P: tl.constexpr, ASM: tl.constexpr):
 @triton.jit
 def _signed(w, P: tl.constexpr, ASM: tl.constexpr, DTYPE: tl.constexpr):
     """The signed codes of plane P of words, in fp16 or bf16; in fp32 without ASM."""
-    BF16: tl.constexpr = DTYPE == tl.bfloat16
+    BF16: tl.constexpr = tl.bfloat16 == DTYPE
     PLACE: tl.constexpr = 4 if BF16 and P % 4 == 3 else P % 4 * 2  # below 7 bits of a mantissa
     ONE: tl.constexpr = 0x4300 - 0x80 * PLACE if BF16 else 0x6400 - 0x400 * PLACE
     LESS: tl.constexpr = (128 if BF16 else 1024) / (1 << PLACE) + 2
@@ -275,9 +269,7 @@ def _moved(w, BITS: tl.constexpr, ASM: tl.constexpr):
 
 
 @triton.jit
-def add_splits(
-    parts, bias, M, output, N: tl.constexpr, SPLITS: tl.constexpr, BN: tl.constexpr
-):
+def add_splits(parts, bias, M, output, N: tl.constexpr, SPLITS: tl.constexpr, BN: tl.constexpr):
     """The sum [M, N] of parts [SPLITS, M, N] and of the bias."""
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     m = tl.program_id(1).to(tl.int64)
@@ -335,7 +327,7 @@ def matmul(
     BN: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """input [M, K] by the transpose of weight [N, K], and the bias."""
+    """The product of input [M, K] and the transpose of weight [N, K], and the bias."""
     m = tl.program_id(0) * BM + tl.arange(0, BM)
     n = tl.program_id(1) * BN + tl.arange(0, BN)
     in_m = tl.minimum(m, M - 1).to(tl.int64)[:, None] * K
@@ -348,7 +340,9 @@ def matmul(
             w = tl.load(weight + in_n + (k + in_k)[:, None])
         else:
             x = tl.load(input + in_m + (k + in_k)[None, :], mask=(k + in_k < K)[None, :], other=0.0)
-            w = tl.load(weight + in_n + (k + in_k)[:, None], mask=(k + in_k < K)[:, None], other=0.0)
+            w = tl.load(
+                weight + in_n + (k + in_k)[:, None], mask=(k + in_k < K)[:, None], other=0.0
+            )
         acc = tl.dot(x.to(DOT), w.to(DOT), acc, input_precision="ieee")
     if bias is not None:
         acc += tl.load(bias + tl.minimum(n, N - 1)).to(tl.float32)[None, :]

@@ -116,8 +116,10 @@ def kernels(request: Request) -> Kernels:
     leading = len(request.inputs["input"].shape) - 1
     rows = product([dim(0, axis) for axis in range(leading)])
     blocks = -(-K // BLOCK)
+    tensor_cores = request.sm >= FIRST_WITH_TENSOR_CORES and dtype != "float32"
     node = _Node(
         dtype=dtype,
+        tensor_cores=tensor_cores,
         rows=rows,
         blocks=blocks,
         tensors={
@@ -133,13 +135,12 @@ def kernels(request: Request) -> Kernels:
             "PLANES": min(size, BLOCK) // PLANE,
         },
     )
-    tensor_cores = request.sm >= FIRST_WITH_TENSOR_CORES and dtype != "float32"
     ways = []
     if not tensor_cores or GEMV_ROWS:
         most = GEMV_ROWS if tensor_cores else GEMV_MOST
         ways += [_gemv(node, less(rows, most + 1))]
     if tensor_cores:
-        ways += [_gemm(node, 8, 128, less(rows, 9)), _gemm(node, 32, 64, less(rows, GEMM_MOST + 1))]
+        ways += [_gemm(node, 8, less(rows, 9)), _gemm(node, 32, less(rows, GEMM_MOST + 1))]
     return Kernels(
         outputs=[Output(dtype=dtype, shape=(*(dim(0, axis) for axis in range(leading)), N))],
         ways=[*ways, _written_out(node)],
@@ -151,14 +152,19 @@ class _Node:
     """What the kernels of a node share: constants in `layout`, inputs in `tensors`."""
 
     dtype: str
+    tensor_cores: bool
     rows: Size
     blocks: int
     tensors: Mapping[str, Buffer | None]
     layout: Mapping[str, int]
 
     def dot(self) -> Any:
-        """The dtype of operands of tl.dot: Triton's interpreter takes no bf16."""
-        return getattr(tl, self.dtype if _compiled() else "float32")
+        """The dtype of operands of tl.dot.
+
+        Triton's interpreter multiplies no bf16, and its compiler fp16 of compute capability 7.5
+        with more registers than there are.
+        """
+        return getattr(tl, self.dtype if self.tensor_cores and _compiled() else "float32")
 
 
 def _compiled() -> bool:
@@ -172,14 +178,18 @@ def _gemv(node: _Node, when: Size) -> Way:
     return _split(node, gemv, constants, warps=4, when=when)
 
 
-def _gemm(node: _Node, most: int, columns: int, when: Size) -> Way:
-    """Tiles of `most` rows of input; from 32 on, dividing sums costs more than signed codes do."""
+def _gemm(node: _Node, most: int, when: Size) -> Way:
+    """Tiles of `most` rows of input; from 32 on, dividing sums costs more than signed codes do.
+
+    Two warps multiply on their own on every architecture: four would have Triton take the
+    asynchronous products of compute capability 9.0, each of 16 columns with fences around it.
+    """
     constants = {
         "SUBNORMAL": node.dtype == "float16" and most < 32,
         "ASM": _compiled(),
         "DOT": node.dot(),
         "BM": most,
-        "BN": columns,
+        "BN": 128 if most < 32 and node.layout["PLANES"] >= 4 else 64,
     }
     return _split(node, gemm, constants, warps=2, when=when)
 
