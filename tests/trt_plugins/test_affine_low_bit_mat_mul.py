@@ -96,6 +96,16 @@ def test_half_precision_without_tensor_cores(check: Check, K: int, group: int) -
     check(PLUGIN, draw((3,), K=K, group=group, dtype=HALF), sm=TURING)
 
 
+@pytest.mark.parametrize("dtype", [HALF, BRAIN])
+def test_tensor_cores_may_be_left_out_for_one_row(
+    check: Check, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which is faster is for a GPU to say."""
+    monkeypatch.setattr("intaglio.trt_plugins.affine_low_bit_mat_mul.GEMV_ROWS", 1)
+    assert [len(kernels(asked(sm)).ways) for sm in (TURING, 90)] == [2, 4]
+    check(PLUGIN, draw((1,), dtype=dtype), ways=[0])
+
+
 @pytest.mark.parametrize(("dtype", "without"), [(SINGLE, ("bias",)), (HALF, ())])
 def test_parts_of_columns_are_added(
     check: Check, dtype: torch.dtype, without: tuple[str, ...]
