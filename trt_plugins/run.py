@@ -56,10 +56,12 @@ def _tensor(x: Array) -> Tensor:
     return torch.from_numpy(x)
 
 
-def errors(plugin: Plugin, sample: Sample, sm: int) -> list[list[float]]:
+def errors(
+    plugin: Plugin, sample: Sample, sm: int, ways: Sequence[int] | None = None
+) -> list[list[float]]:
     """max|a-b| / max|b| of each output against the operator in float64, for each way to compute it.
 
-    Every way is taken, whatever the shapes for which a plugin would take it.
+    Every way is taken, or those of `ways`, whatever the shapes for which a plugin would take them.
     """
     exact = {
         name: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
@@ -69,7 +71,7 @@ def errors(plugin: Plugin, sample: Sample, sm: int) -> list[list[float]]:
     request, inputs = request_of(plugin, sample, sm)
     kernels = plugin.kernels(request)
     found = []
-    for way in kernels.ways:
+    for way in kernels.ways if ways is None else [kernels.ways[index] for index in ways]:
         got = run(replace(kernels, ways=[replace(way, when=None)]), inputs)
         found.append([_error(a, b) for a, b in zip(got, wanted, strict=True)])
     return found

@@ -1,7 +1,7 @@
 """Kernels on a GPU where there is one, else in Triton's interpreter."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -28,11 +28,13 @@ def _one_thread() -> None:
 def check() -> Check:
     """Every way of a plugin's kernels equals the operator in float64, to its tolerance."""
 
-    def check(plugin: Plugin, sample: Sample, *, sm: int = 90) -> None:
+    def check(
+        plugin: Plugin, sample: Sample, *, sm: int = 90, ways: Sequence[int] | None = None
+    ) -> None:
         there = {n: x.to(DEVICE) if isinstance(x, Tensor) else x for n, x in sample.items()}
         dtype = next(x.dtype for x in sample.values() if isinstance(x, Tensor))
         limit = plugin.tolerance[str(dtype).removeprefix("torch.")]
-        found = errors(plugin, there, sm)
+        found = errors(plugin, there, sm, ways)
         assert all(error <= limit for way in found for error in way), found
 
     return check
