@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from intaglio.errors import ParityError
-from intaglio.ops import DIAGONAL_SSM, LINEAR_ATTENTION
+from intaglio.ops import DIAGONAL_SSM, LINEAR_ATTENTION, PIECEWISE_LINEAR_RNN
 from intaglio.ops.op import Op
 from intaglio.state import Layout, StateSpec
 
@@ -199,14 +199,20 @@ class _Recurrence:
     """The arguments of one call of an operator; its states, computed token by token in float64."""
 
     def __init__(self, op: Op, arguments: dict[str, Any]) -> None:
-        """Take the arguments by name; those of each token are [batch, time, size]."""
+        """Take the arguments by name; those of each token are [batch, time, size], or a mask."""
         wide = {
-            name: value.detach().double() if isinstance(value, Tensor) else value
+            name: value.detach().double()
+            if isinstance(value, Tensor) and value.is_floating_point()
+            else value
             for name, value in arguments.items()
         }
         self._reference = op.reference
         self._states: dict[int, Tensor | None] = {0: wide.pop("past_state", None)}
-        self._timed = {n: x for n, x in wide.items() if isinstance(x, Tensor) and x.ndim == 3}
+        self._timed = {
+            name: x
+            for name, x in wide.items()
+            if isinstance(x, Tensor) and (x.ndim == 3 or x.dtype == torch.bool)
+        }
         self._fixed = {n: x for n, x in wide.items() if n not in self._timed}
 
     @classmethod
@@ -267,7 +273,7 @@ CATCHES: dict[Any, tuple[str, Callable[..., Call]]] = {
     F.scaled_dot_product_attention: ("attention", _Attention.catch),
     F.conv1d: ("causal_conv", _Convolution.catch),
 }
-for _op in (LINEAR_ATTENTION, DIAGONAL_SSM):
+for _op in (LINEAR_ATTENTION, DIAGONAL_SSM, PIECEWISE_LINEAR_RNN):
     # It may be called by its packet of overloads or by its one overload.
     for _name in (_op.torch_op, _op.torch_op.overloadpacket):
         CATCHES[_name] = (_op.name, _Recurrence.catch(_op))

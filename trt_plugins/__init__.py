@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .plugin import Plugin
 
-NAMES = ("affine_low_bit_mat_mul", "causal_conv_with_state", "linear_attention")
+NAMES = (
+    "affine_low_bit_mat_mul",
+    "causal_conv_with_state",
+    "diagonal_ssm",
+    "linear_attention",
+)
 
 
 def find(name: str) -> "Plugin":

@@ -72,6 +72,16 @@ def diagonal_ssm(node: ir.Node) -> list[Carried]:
     return _recurrence(node, "diagonal_ssm", inputs, past)
 
 
+def piecewise_linear_rnn(node: ir.Node) -> list[Carried]:
+    """Give PiecewiseLinearRNN its [batch, units] state, in fp32."""
+    if input_of(node, 6) is not None:
+        raise refuse(node, "already starts from a state.")
+    past = _past("recurrent", ir.DataType.FLOAT, [BATCH, *(dims(node.inputs[1]) or ())])
+    _shape(node, node.inputs[0])
+    inputs = [*node.inputs[:4], input_of(node, 4), input_of(node, 5), past]
+    return _recurrence(node, "piecewise_linear_rnn", inputs, past)
+
+
 def _recurrence(
     node: ir.Node, op: str, inputs: list[ir.Value | None], past: ir.Value
 ) -> list[Carried]:

@@ -73,6 +73,8 @@ class Statefulize(Exact):
             return stateful.linear_attention(node)
         if node.op_type == "DiagonalSSM":
             return stateful.diagonal_ssm(node)
+        if node.op_type == "PiecewiseLinearRNN":
+            return stateful.piecewise_linear_rnn(node)
         return stateful.convolution(node)
 
 

@@ -15,6 +15,7 @@ from .attention import ATTENTION, attention
 from .causal_conv_with_state import CAUSAL_CONV_WITH_STATE, causal_conv_with_state
 from .diagonal_ssm import DIAGONAL_SSM, diagonal_ssm
 from .linear_attention import LINEAR_ATTENTION, linear_attention
+from .piecewise_linear_rnn import PIECEWISE_LINEAR_RNN, piecewise_linear_rnn
 
 OPS = (
     AFFINE_LOW_BIT_GATHER,
@@ -23,6 +24,7 @@ OPS = (
     CAUSAL_CONV_WITH_STATE,
     DIAGONAL_SSM,
     LINEAR_ATTENTION,
+    PIECEWISE_LINEAR_RNN,
 )
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "DIAGONAL_SSM",
     "LINEAR_ATTENTION",
     "OPS",
+    "PIECEWISE_LINEAR_RNN",
     "Codes",
     "Floats",
     "Packed",
@@ -45,5 +48,6 @@ __all__ = [
     "diagonal_ssm",
     "linear_attention",
     "pack_codes",
+    "piecewise_linear_rnn",
     "unpack_codes",
 ]
