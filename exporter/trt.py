@@ -25,7 +25,7 @@ from intaglio.runtime.trt import kernels as kernel_files
 from intaglio.runtime.trt.build import REQUEST, TARGET, Profile, Request, build
 from intaglio.runtime.trt.kernels import Kernels
 from intaglio.state import BATCH, CAPACITY, PAST, TIME, Layout
-from intaglio.trt_plugins import NAMES
+from intaglio.trt_plugins import INPUTS, NAMES
 
 from .bundle import BundleWriter
 from .compile import Clock, Compiled
@@ -144,7 +144,7 @@ def compile_kernels(
                 value.dtype.numpy().name,
                 tuple(dim if isinstance(dim, int) else None for dim in dims(value) or ()),
             )
-            for name, value in zip(op.inputs, node.inputs, strict=False)
+            for name, value in zip(INPUTS.get(op.name, op.inputs), node.inputs, strict=False)
             if value is not None and value.dtype is not None
         }
         wanted = [

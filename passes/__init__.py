@@ -29,6 +29,7 @@ from .lower.ort_packed_products import OrtPackedProducts
 from .lower.ort_relabel import OrtRelabel
 from .lower.ort_unit_norm import OrtUnitNorm
 from .lower.trt_attention import TrtAttention
+from .lower.trt_low_bit import TrtLowBit
 
 PASSES: tuple[type[Pass], ...] = (
     Decoupleq,
@@ -56,4 +57,5 @@ PASSES: tuple[type[Pass], ...] = (
     OrtUnitNorm,
     OrtRelabel,
     TrtAttention,
+    TrtLowBit,
 )

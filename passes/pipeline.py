@@ -38,6 +38,7 @@ from .lower.ort_packed_products import OrtPackedProducts
 from .lower.ort_relabel import OrtRelabel
 from .lower.ort_unit_norm import OrtUnitNorm
 from .lower.trt_attention import TrtAttention
+from .lower.trt_low_bit import TrtLowBit
 from .user import pass_from_file
 
 
@@ -109,7 +110,7 @@ def lowering(target: str, accuracy: Literal["fast", "exact"] = "fast") -> list[P
     `accuracy` is that of weights of few bits, see `OrtLowBit`.
     """
     if target == "trt":
-        return [TrtAttention(), RemoveDead()]
+        return [TrtLowBit(), TrtAttention(), RemoveDead()]
     if target != "ort":
         raise PassError(f"there is no target {target!r}; the targets are: ort, trt.")
     return [

@@ -16,6 +16,9 @@ NAMES = (
     "linear_attention",
 )
 
+# What kernels read, where that is not what the operator does.
+INPUTS = {"affine_low_bit_mat_mul": ("input", "words", "scale", "offset", "bias")}
+
 
 def find(name: str) -> "Plugin":
     """The plugin of the operator called `name`; imports its kernels, and so Triton."""

@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import triton
 import triton.language as tl
 
 from intaglio.ops import AFFINE_LOW_BIT_MAT_MUL
-from intaglio.ops._low_bit_packing import unpack_codes
+from intaglio.ops._low_bit_planes import BITS, BLOCK, PLANE, size_in_planes, to_planes
 from intaglio.runtime.launch import Buffer, Output, Size, ceil_div, dim, less, product
 
+from . import INPUTS
 from ._low_bit_kernels import add_splits, dequantize, gemm, gemv, matmul
 from .plugin import (
     Array,
@@ -31,9 +31,6 @@ from .plugin import (
     float_of,
 )
 
-BITS = 2
-BLOCK = 128  # columns whose codes stand in 16 words of 16 bits
-PLANE = 16
 FIRST_WITH_TENSOR_CORES = 80  # with those that take bf16 and add in fp32 at full rate
 GEMV_ROWS = 0  # rows of input up to which `gemv` is taken although there are tensor cores
 GEMV_MOST = 8
@@ -59,25 +56,14 @@ def prepare(arguments: Mapping[str, Array], attributes: Mapping[str, Any]) -> di
     Raises:
         UnsupportedError: if there are no kernels for so many bits or such groups.
     """
-    K, N, group, size = _sizes(attributes)
-    blocks = -(-K // BLOCK)
-    codes = np.zeros((N, blocks * BLOCK), np.uint16)
-    codes[:, :K] = unpack_codes(arguments["codes"], K, BITS, group) + 2
-    planes = codes.reshape(N, blocks, BLOCK // PLANE, PLANE)
-    words = np.zeros((N, blocks, PLANE), "<u2")
-    for i in range(BLOCK // PLANE):
-        words |= planes[:, :, i] << np.uint16(2 * i)
-    scale = arguments["scale"]
-    count = -(-blocks * BLOCK // size)
-
-    def regrouped(x: Array) -> Array:
-        x = np.repeat(x, max(1, group // size), 1)[:, :count]
-        return np.concatenate([x, np.zeros((N, count - x.shape[1]), x.dtype)], 1)
-
+    K, _, group, _ = _sizes(attributes)
+    planes = to_planes(
+        arguments["codes"], arguments["scale"], arguments.get("offset"), K=K, group=group
+    )
     return {
-        "words": words.view("<i4"),
-        "scale": regrouped(scale),
-        "offset": regrouped(arguments.get("offset", np.zeros_like(scale))),
+        "words": planes.words,
+        "scale": planes.scale,
+        "offset": planes.offset,
         **{name: arguments[name] for name in ("input", "bias") if name in arguments},
     }
 
@@ -92,15 +78,13 @@ def _sizes(attributes: Mapping[str, Any]) -> tuple[int, int, int, int]:
     if bits != BITS:
         why = "TensorRT's own MatMulNBits takes 4 and 8" if bits in (4, 8) else "none are written"
         raise UnsupportedError(f"weights of {bits} bits; kernels take 2: {why}.")
-    if group >= K:
-        return K, N, group, -(-K // BLOCK) * BLOCK
-    size = next((size for size in (BLOCK, 64, 32, 16) if group % size == 0), None)
+    size = size_in_planes(K, bits, group)
     if size is None:
         raise UnsupportedError(
             f"groups of {group} columns; kernels take multiples of {PLANE}, which tensor cores "
             "take at once, or one group per row."
         )
-    return K, N, group, group if size == BLOCK else size
+    return K, N, group, size
 
 
 def kernels(request: Request) -> Kernels:
@@ -283,9 +267,9 @@ def requests(sm: int) -> dict[str, Request]:
         return Request(attributes=attributes, inputs=inputs, sm=sm)
 
     return {
-        "fp16 4096x4096 by 64": request("float16", 4096, 4096, 64),
         "fp16 14336x4096 by 128": request("float16", 14336, 4096, 128),
         "bf16 2048x2048 by 32": request("bfloat16", 2048, 2048, 32, bias=True),
+        "fp16 4096x4096 by 64": request("float16", 4096, 4096, 64),
         "fp32 1024x1024 by row": request("float32", 1024, 1024, 1024),
     }
 
@@ -295,6 +279,6 @@ PLUGIN = Plugin(
     kernels=kernels,
     requests=requests,
     tolerance={"float32": 2e-6, "float16": 2e-3, "bfloat16": 2e-2},
-    inputs=("input", "words", "scale", "offset", "bias"),
+    inputs=INPUTS["affine_low_bit_mat_mul"],
     prepare=prepare,
 )

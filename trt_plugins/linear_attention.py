@@ -409,10 +409,10 @@ def requests(sm: int) -> dict[str, Request]:
         return Request(attributes=attributes, inputs=rows, sm=sm)
 
     return {
-        "gated 128x64": request("gated", (24, 24), 128, 64, per_key=False),
-        "gated per key 128x256": request("gated", (4, 4), 128, 256, per_key=True),
         "gated_delta 128x128": request("gated_delta", (32, 32), 128, 128, per_key=False),
+        "gated per key 128x256": request("gated", (4, 4), 128, 256, per_key=True),
         "delta 256x256": request("delta", (8, 4), 256, 256, per_key=False),
+        "gated 128x64": request("gated", (24, 24), 128, 64, per_key=False),
         "gated_delta per key 128x128": request("gated_delta", (32, 32), 128, 128, per_key=True),
     }
 
