@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .plugin import Plugin
 
-NAMES = ("causal_conv_with_state", "diagonal_ssm", "linear_attention")
+NAMES = ("causal_conv_with_state", "diagonal_ssm", "linear_attention", "piecewise_linear_rnn")
 
 
 def find(name: str) -> "Plugin":
