@@ -14,6 +14,7 @@ NAMES = (
     "causal_conv_with_state",
     "diagonal_ssm",
     "linear_attention",
+    "piecewise_linear_rnn",
 )
 
 # What kernels read, where that is not what the operator does.

@@ -9,7 +9,7 @@ import torch
 from onnx_ir.passes import common
 
 from intaglio.errors import PassError
-from intaglio.ops import DIAGONAL_SSM
+from intaglio.ops import DIAGONAL_SSM, PIECEWISE_LINEAR_RNN
 from intaglio.passes import stepping
 from intaglio.passes.base import Context
 from intaglio.passes.exact.statefulize import Statefulize
@@ -215,6 +215,60 @@ def test_a_state_space_model_does_not_change_with_the_tokens() -> None:
         { y, s = intaglio.DiagonalSSM <discretization = "none", lti = 0> (x, rates, x, x) }
     """)
     with pytest.raises(PassError, match="input 1 that is not the same for all tokens"):
+        Statefulize().run(model, Context())
+
+
+@pytest.mark.parametrize("num_relu", [0, 1])
+def test_a_piecewise_linear_network_carries_its_state(num_relu: int) -> None:
+    """Any split gives what the operator's own loop gives over all tokens, some of them forced."""
+    model = ir.from_onnx_text(f"""
+        <ir_version: 10, opset_import: ["" : 27, "intaglio" : 1]>
+        g (float[batch, time, 3] x, float[batch, time, 2] f) => (float[batch, time, 3] y)
+        <float[3] a = {{0.5, -0.4, 0.1}}, float[1] zero = {{0}}, int64[1] last = {{-1}},
+         float[3, 3] w = {{0.1, 0.5, -0.3, -0.6, 0.2, 0.4, 0.3, -0.2, 0.6}}>
+        {{
+          most = ReduceMax <keepdims = 0> (x, last)
+          mask = Greater (most, zero)
+          y, s = intaglio.PiecewiseLinearRNN <num_relu = {num_relu}> (x, a, w, a, f, mask)
+        }}
+    """)
+    common.ShapeInferencePass()(model)
+    define(model)
+    context = Context()
+    Statefulize().run(model, context)
+    draw = np.random.default_rng(0).standard_normal
+    inputs = {"x": draw((2, 7, 3), np.float32), "f": draw((2, 7, 2), np.float32)}
+    x, force = (torch.from_numpy(array) for array in inputs.values())
+    a = torch.tensor([0.5, -0.4, 0.1])
+    w = torch.tensor([[0.1, 0.5, -0.3], [-0.6, 0.2, 0.4], [0.3, -0.2, 0.6]])
+    wanted, _ = PIECEWISE_LINEAR_RNN.reference(x, a, w, a, force, x.amax(-1) > 0, num_relu=num_relu)
+
+    (spec,) = context.states
+    assert (spec.op, spec.shape) == ("piecewise_linear_rnn", ("batch", 3))
+    for parts in ([7], [2, 4, 1], [1] * 7):
+        found = stepping.roll(model, context.states, inputs, parts)["y"]
+        np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ("x, rates, w, a", "input 1 that is not the same for all tokens"),
+        ("still, a, w, a, x", r"input 0 that is not \[batch, time, ...\]"),
+        ("x, a, w, a, x, , start", "already starts from a state"),
+    ],
+)
+def test_what_a_piecewise_linear_network_cannot_take_is_named(inputs: str, message: str) -> None:
+    """Parameters are the same for all tokens, drives of each; a state is what is carried."""
+    model = ir.from_onnx_text(f"""
+        <ir_version: 10, opset_import: ["" : 27, "intaglio" : 1]>
+        g (float[batch, time, 3] x, float[time] rates, float[batch, 3] start)
+          => (float[batch, time, 3] y)
+        <float[3] a = {{1, 1, 1}}, float[3, 3] w = {{1, 0, 0, 0, 1, 0, 0, 0, 1}},
+         float[1, 1, 3] still = {{1, 1, 1}}>
+        {{ y, s = intaglio.PiecewiseLinearRNN <num_relu = 1> ({inputs}) }}
+    """)
+    with pytest.raises(PassError, match=message):
         Statefulize().run(model, Context())
 
 

@@ -60,7 +60,7 @@ def body(present: Collection[str], attributes: Mapping[str, Any]) -> str:
         f"present_state, scanned = Scan <num_scan_inputs = {len(taken)}, "
         f"scan_input_axes = [{axes}], scan_output_axes = [1], body = token "
         f"({state}, {', '.join(taken.values())}) => "
-        "(float[batch, units] next, float[batch, units] output_t) {"
+        "(float[batch, units] next, float[batch, 1, units] output_t) {"
     )
     floats = ["drive", *(["force"] if "force" in present else [])]
     return "\n".join(
@@ -73,7 +73,9 @@ def body(present: Collection[str], attributes: Mapping[str, Any]) -> str:
             scan,
             *_token(present, attributes["num_relu"]),
             f"}}> (start, {', '.join(taken)})",
-            "output = CastLike (scanned, drive)",
+            "last = Constant <value_ints = [2]> ()",
+            "states = Squeeze (scanned, last)",
+            "output = CastLike (states, drive)",
         ]
     )
 
@@ -111,4 +113,5 @@ def _token(present: Collection[str], num_relu: int) -> Iterator[str]:
     yield f"kept = Mul (A, {known})"
     yield "moved = Add (kept, mixed)"
     yield "next = Add (moved, drive_t)"
-    yield "output_t = Identity (next)"
+    # Not Identity: once that is eliminated, ONNX Runtime fills one of two equal outputs with noise.
+    yield "output_t = Unsqueeze (next, across)"

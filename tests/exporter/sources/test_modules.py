@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from intaglio.errors import SourceError
 from intaglio.exporter.export import export
 from intaglio.exporter.load import load_source
+from intaglio.ops import piecewise_linear_rnn
 
 CODE = """
 from torch import nn
@@ -90,6 +91,34 @@ def test_a_module_in_memory_is_exported_and_stays_as_it_was(tmp_path: Path) -> N
     assert report.manifest.source["name"] == "Mel"
     assert module.training
     assert module.mix.weight.requires_grad
+
+
+class FreeRun(nn.Module):
+    """An AL-RNN that is warmed up by observations where there are any."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.A = nn.Parameter(0.5 * torch.rand(6))
+        self.W = nn.Parameter(0.2 * torch.randn(6, 6))
+        self.h = nn.Parameter(torch.randn(6))
+
+    def forward(self, observed: Tensor, known: Tensor) -> Tensor:
+        free = observed.new_zeros(*observed.shape[:2], 6)
+        z, _ = piecewise_linear_rnn(free, self.A, self.W, self.h, observed, known, num_relu=2)
+        return z[..., :3]
+
+
+def test_a_network_that_runs_freely_carries_its_state(tmp_path: Path) -> None:
+    """Its length is that of the mask; outputs and states are those of its source at any step."""
+    torch.manual_seed(0)
+    inputs = {"observed": torch.randn(2, 5, 3), "known": torch.rand(2, 5) < 0.5}
+    report = export(FreeRun(), tmp_path / "bundle", inputs=inputs, steps=12, check_passes=True)
+
+    assert report.parity is not None
+    assert report.parity.passed
+    assert "past.0.recurrent" in {row.found.name for row in report.parity.rows}
+    (state,) = report.manifest.states
+    assert (state.op, state.shape) == ("piecewise_linear_rnn", ("batch", 6))
 
 
 def test_example_inputs_may_come_from_a_file(tmp_path: Path) -> None:
