@@ -106,7 +106,13 @@ def _ours(source: Path, folder: Path, threads: int, widths: Sequence[str]) -> li
         if not path.exists():
             passes = [pass_] if pass_ else []
             intaglio.export(
-                source, path, passes=passes, shapes=ONE_ROW, verify=False, portable=False
+                source,
+                path,
+                passes=passes,
+                ort_accuracy="fast",
+                shapes=ONE_ROW,
+                verify=False,
+                portable=False,
             )
         kind = KINDS.get(width, f"{width} bits")
         command = [*worker, str(path), str(threads)]

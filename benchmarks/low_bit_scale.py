@@ -53,7 +53,8 @@ def note(phase, done):
     print(peak, f"{phase} {done}", flush=True)
 
 source, calib, work, out, step = sys.argv[1:]
-intaglio.export(source, out, passes=[step], calib=calib, work=work, verify=False, progress=note)
+intaglio.export(source, out, passes=[step], calib=calib, work=work, ort_accuracy="fast",
+                verify=False, progress=note)
 note("end", 1.0)
 """
 

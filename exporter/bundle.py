@@ -95,6 +95,12 @@ class BundleWriter:
             complete.save(self._partial / FILE_NAME)
         return complete
 
+    def clear(self) -> None:
+        """Remove what was written, for another attempt; whoever has a file open keeps it."""
+        with self.told():
+            for path in self._partial.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
     def commit(self, manifest: Manifest) -> Manifest:
         """Write the manifest and put the bundle in its place; return the manifest as written.
 

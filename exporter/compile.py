@@ -14,6 +14,7 @@ from torch import nn
 from intaglio.passes import pipeline
 from intaglio.passes.base import Context, Pass
 from intaglio.passes.low_bit import PARTS
+from intaglio.passes.lower.ort_low_bit import Accuracy
 
 from .calibration import Arrays, read_calibration
 from .recipe import Recipe
@@ -34,13 +35,14 @@ class Clock:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Time what runs in the context under `name`."""
+        """Time what runs in the context under `name`, again or for the first time."""
         self._phase = name
         if self._progress is not None:
             self._progress(name, None)
         start = time.perf_counter()
         yield
-        self.seconds[name] = round(time.perf_counter() - start, 3)
+        seconds = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        self.seconds[name] = round(seconds, 3)
 
     def report(self, what: str, done: float | None) -> None:
         """Pass on the progress made within the phase."""
@@ -50,14 +52,22 @@ class Clock:
 
 @dataclass(frozen=True, kw_only=True)
 class Compiled:
-    """The graphs made from a source: the portable one and the one for each target."""
+    """The graphs made from a source: the portable one and the one for each target.
+
+    `records` end with those of the lowering for ONNX Runtime; `told` is what tracing had to say.
+    """
 
     portable: ir.Model
     ort: ir.Model
     trt: ir.Model | None
     context: Context
     records: Sequence[pipeline.PassRecord]
-    notes: tuple[str, ...]
+    told: tuple[str, ...]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should hear: of tracing, and advice of passes."""
+        return (*self.told, *(line for r in self.records for line in r.result.advice))
 
 
 @dataclass(frozen=True)
@@ -103,30 +113,41 @@ def compile_source(
     with clock.phase("passes"):
         steps = pipeline.whole(extra) if source.whole else pipeline.standard(how.kv, extra)
         records = pipeline.run(model, steps, context, check=how.check_passes, progress=clock.report)
-        ort = model.clone()
-        records += pipeline.lower(
-            ort,
-            "ort",
-            context,
-            accuracy=how.ort_accuracy,
-            check=how.check_passes,
-            progress=clock.report,
-        )
         trt = None
         if "trt" in how.targets:
             trt = model.clone()
             records += pipeline.lower(
                 trt, "trt", context, check=how.check_passes, progress=clock.report
             )
-    advice = [line for record in records for line in record.result.advice]
+    ort, lowered = lower(model, context, how, clock, how.ort_accuracy)
     return Compiled(
         portable=model,
         ort=ort,
         trt=trt,
         context=context,
-        records=records,
-        notes=(*traced.notes, *advice),
+        records=[*records, *lowered],
+        told=tuple(traced.notes),
     )
+
+
+def lower(
+    portable: ir.Model, context: Context, how: Recipe, clock: Clock, accuracy: Accuracy
+) -> tuple[ir.Model, list[pipeline.PassRecord]]:
+    """The graph for ONNX Runtime, and the records of the passes that made it of the portable one.
+
+    `accuracy` is that of weights of few bits, see `OrtLowBit`.
+    """
+    ort = portable.clone()
+    with clock.phase("passes"):
+        records = pipeline.lower(
+            ort,
+            "ort",
+            context,
+            accuracy=accuracy,
+            check=how.check_passes,
+            progress=clock.report,
+        )
+    return ort, records
 
 
 def _fixed_batch(source: Source, shapes: Shapes) -> int | None:

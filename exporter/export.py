@@ -4,27 +4,25 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import nn
 from torch.export import ExportedProgram
 
 from intaglio.errors import OptionError, ParityError
 from intaglio.passes.base import Calibrated, Pass
+from intaglio.passes.lower.ort_low_bit import Accuracy
 from intaglio.runtime.manifest import Manifest
 from intaglio.runtime.trt import flavour as flavours
-from intaglio.runtime.trt.build import GRAPH
 
+from .attempt import attempt
 from .bundle import BundleWriter, check_place
 from .calibration import Arrays
-from .compile import Clock, Compiled, Progress, Teacher, compile_source, weigh
-from .describe import LOWERED, describe, with_evidence
+from .compile import Clock, Progress, Teacher, compile_source, weigh
+from .describe import describe
 from .factory import read_config
-from .genai import add_genai
-from .graph_files import save_graphs
 from .load import load_source
 from .parity import ParityReport
-from .recipe import FILE_NAME as RECIPE
 from .recipe import Recipe, as_entry, read_recipe
 from .shapes import Shapes
 from .source import Source
@@ -32,7 +30,6 @@ from .trt import add_engine, prepare
 from .verify import verify as verify_bundle
 
 TARGETS = ("ort", "trt")
-PORTABLE = "model.onnx"
 LOWERED_FOR_TRT = "The graph for TensorRT, run by ONNX Runtime: "
 
 
@@ -86,7 +83,7 @@ def export(
     data: str | Path | Arrays | None = None,
     work: str | Path | None = None,
     kv: Literal["static", "grow"] | None = None,
-    ort_accuracy: Literal["fast", "exact"] | None = None,
+    ort_accuracy: Accuracy | None = None,
     shapes: Shapes | None = None,
     dtype: str | None = None,
     flavour: Literal["auto", "tensorrt", "rtx"] | None = None,
@@ -128,8 +125,10 @@ def export(
         work: where calibrated passes keep each layer that is finished, for a run that is cut off
             to go on; else a folder beside `out`, gone when the bundle is there.
         kv: layout of key-value caches: one buffer written in place, or past and present.
-        ort_accuracy: how ONNX Runtime multiplies by weights of few bits: activations rounded to 8
-            bits, or slowly in full precision, for verification only.
+        ort_accuracy: how ONNX Runtime multiplies by weights of few bits: ``fast`` rounds
+            activations to 8 bits, ``fine`` takes them in two parts of 8 bits; ``auto`` is fine
+            where rounding shows on calibration data, and everywhere if it alone fails parity;
+            ``exact`` has full precision, slowly, for verification only.
         shapes: what the bundle has to serve; a batch fixed to 1 allows faster attention.
         dtype: what the weights are stored in; fp32 so far.
         flavour: which TensorRT builds: the full one, which needs a GPU, TensorRT-RTX, or the first
@@ -213,64 +212,44 @@ def export(
         place = None if calib is None else Path(work or f"{writer.destination}.work")
         compiled = compile_source(loaded, parsed, how, clock, Teacher.of(calib, place))
         request = None if compiled.trt is None else prepare(compiled, how)
-        with clock.phase("write"):
-            manifest = _write(writer, loaded, compiled, how)
-            if how.layout == "genai":
-                manifest = add_genai(writer.path, manifest)
-        notes = (*loaded.notes, *compiled.notes)
+        made = attempt(writer, loaded, compiled, how, clock, data)
+        manifest, notes = made.manifest, (*loaded.notes, *made.compiled.notes)
+
+        def failed(why: str) -> ParityError:
+            return ParityError(f"{why} The attempt is kept in {writer.fail(manifest)}.")
+
+        if made.parity is not None and not made.parity.passed:
+            raise failed(made.parity.summary())
         if compiled.trt is not None and request is not None:
             with clock.phase("build"):
                 manifest, advice = add_engine(writer, manifest, compiled.trt, request, clock)
             notes += advice
-        parity = None
-        if how.verify:
-            with clock.phase("verify"):
-                for target in ("ort", *(("trt",) if compiled.trt is not None else ())):
+            if how.verify:
+                with clock.phase("verify"):
                     found = verify_bundle(
                         writer.path,
                         loaded,
                         data=compiled.context.calibration if data is None else data,
-                        target=target,
+                        target="trt",
                         steps=how.steps,
                         tolerance=how.tolerance,
-                        keep=False,  # the manifest holds it
+                        keep=False,
                         progress=clock.report,
                     )
-                    parity = parity or found
-                    if not found.passed:
-                        kept = writer.fail(with_evidence(manifest, parity))
-                        what = f"{LOWERED_FOR_TRT if target == 'trt' else ''}{found.summary()}"
-                        raise ParityError(f"{what} The attempt is kept in {kept}.")
-            assert parity is not None
-            manifest = with_evidence(manifest, parity)
-        if require_parity and compiled.trt is not None:
-            kept = writer.fail(manifest)
-            raise ParityError(
-                "The engine of TensorRT has not run: there is no device that intaglio runs it on "
-                f"here. The attempt is kept in {kept}."
-            )
+                if not found.passed:
+                    raise failed(f"{LOWERED_FOR_TRT}{found.summary()}")
+            if require_parity:
+                raise failed("No engine of TensorRT has run: intaglio runs them on no device yet.")
         manifest = writer.commit(manifest)
         if place is not None and work is None:
             shutil.rmtree(place, ignore_errors=True)
     return ExportReport(
         out=Path(out),
         manifest=manifest,
-        parity=parity,
+        parity=made.parity,
         seconds=clock.seconds,
         notes=notes,
     )
-
-
-def _write(writer: BundleWriter, source: Source, compiled: Compiled, how: Recipe) -> Manifest:
-    graphs = {PORTABLE: compiled.portable} if how.portable else {}
-    graphs[LOWERED] = compiled.ort
-    if compiled.trt is not None:
-        graphs[GRAPH] = compiled.trt
-    with writer.told():
-        (writer.path / RECIPE).write_text(how.to_toml(), encoding="utf-8")
-        opened = save_graphs(writer.path, graphs)
-    text = {} if source.text is None else source.text.save(writer.path)
-    return writer.write_manifest(describe(source, compiled, how, opened, text))
 
 
 def _check(how: Recipe, *, require_parity: bool) -> None:
@@ -282,8 +261,9 @@ def _check(how: Recipe, *, require_parity: bool) -> None:
         flavours.choose(how.flavour)
     if how.kv not in ("static", "grow"):
         raise OptionError(f"kv is {how.kv!r}; it should be static or grow.")
-    if how.ort_accuracy not in ("fast", "exact"):
-        raise OptionError(f"ort_accuracy is {how.ort_accuracy!r}; it should be fast or exact.")
+    if how.ort_accuracy not in get_args(Accuracy):
+        words = ", ".join(get_args(Accuracy))
+        raise OptionError(f"ort_accuracy is {how.ort_accuracy!r}; it should be one of: {words}.")
     if how.layout not in ("bundle", "genai"):
         raise OptionError(f"layout is {how.layout!r}; it should be bundle or genai.")
     if how.dtype != "fp32":

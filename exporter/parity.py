@@ -10,9 +10,16 @@ from intaglio.runtime.compare import Deviation
 from .bisect import Divergence
 
 OUTPUT, STATE, KL = "output", "state", "mean divergence of next tokens"
-ROUNDING = (
-    "The bundle rounds activations to 8 bits: an export with --ort-accuracy exact tells whether "
-    "that is all, and --tolerance NAME=VALUE accepts it."
+ONE_PART, TWO_PARTS = ("fast", "mixed"), "fine"
+INT8_ACTIVATIONS = (*ONE_PART, TWO_PARTS)
+"""What a lowering may have made that rounds activations to 8 bits: all or some of them once."""
+ROUNDED = (
+    "The bundle rounds activations to 8 bits: an export with --ort-accuracy fine takes them in two "
+    "parts, one with exact tells whether that is all, and --tolerance NAME=VALUE accepts it."
+)
+ROUNDED_FINELY = (
+    "The bundle takes activations in two parts of 8 bits: an export with --ort-accuracy exact "
+    "tells whether rounding is at work at all, and --tolerance NAME=VALUE accepts it."
 )
 RANDOM = " Random inputs bear it worse than real ones: give some with --data."
 
@@ -57,7 +64,7 @@ class ParityReport:
     they are compared between splits only.  `divergence` is the first node at fault, where it was
     asked for and found.  Where the bundle has weights of few bits, `against` is the source with its
     weights dequantized, and `quantization` tells how far that moved each output of the source
-    itself; it has no limit.
+    itself; it has no limit.  `accuracy` is how the bundle multiplies by them, None without any.
     """
 
     against: str
@@ -71,11 +78,23 @@ class ParityReport:
     unknown: Sequence[str] = ()
     divergence: Divergence | None = None
     quantization: Mapping[str, float] | None = None
+    accuracy: str | None = None
 
     @property
     def passed(self) -> bool:
         """Whether anything was compared, and all of it stayed within its limit."""
         return bool(self.rows) and all(row.found.passed for row in self.rows)
+
+    @property
+    def failures(self) -> list[Row]:
+        """The rows beyond their limits."""
+        return [row for row in self.rows if not row.found.passed]
+
+    @property
+    def too_coarse(self) -> bool:
+        """Whether it fails, and rounding activations to 8 bits once may be all the fault."""
+        errors = [row.found.error for row in self.failures]
+        return self.accuracy in ONE_PART and bool(errors) and all(map(math.isfinite, errors))
 
     @property
     def worst(self) -> Row:
@@ -98,10 +117,11 @@ class ParityReport:
                 f"Parity holds over {scope}: the largest is {worst.who} ({numbers}).{self._moved()}"
                 f"{prefill if self.unknown else ''}"
             )
-        failed = {row.found.name for row in self.rows if not row.found.passed}
+        failed = {row.found.name for row in self.failures}
         cause = f" {self.divergence.summary()}" if self.divergence is not None else ""
-        if any(row.kind == KL for row in self.rows):
-            cause += f" {ROUNDING}{'' if self.data else RANDOM}"
+        if self.accuracy in INT8_ACTIVATIONS:
+            rounding = ROUNDED_FINELY if self.accuracy == TWO_PARTS else ROUNDED
+            cause += f" {rounding}{'' if self.data else RANDOM}"
         return (
             f"Parity fails over {scope}: of outputs and states {len(failed)} differ, most of all "
             f"{worst.who} after token {found.worst_step}, split {worst.split} ({numbers}).{cause}"

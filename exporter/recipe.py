@@ -17,6 +17,7 @@ from typing import Any, Literal, Self, get_type_hints
 from intaglio.errors import OptionError
 from intaglio.passes import PASSES, pipeline
 from intaglio.passes.base import Pass
+from intaglio.passes.lower.ort_low_bit import Accuracy
 from intaglio.passes.user import pass_of
 
 FILE_NAME = "recipe.toml"
@@ -35,7 +36,7 @@ class Recipe:
     axes: Mapping[str, Any] = field(default_factory=dict)
     passes: Sequence[Any] = ()
     kv: Literal["static", "grow"] = "static"
-    ort_accuracy: Literal["fast", "exact"] = "fast"
+    ort_accuracy: Accuracy = "auto"
     shapes: Mapping[str, Any] = field(default_factory=dict)
     dtype: str = "fp32"
     flavour: Literal["auto", "tensorrt", "rtx"] = "auto"

@@ -32,15 +32,15 @@ from intaglio.state import TIME, StateSpec
 from .bisect import bisect as find_divergence
 from .huggingface.directory import FORMAT as HUGGINGFACE
 from .load import load_source
+from .parity import INT8_ACTIVATIONS, OUTPUT, STATE, ParityReport, Row
 from .parity import KL as DIVERGENCE
-from .parity import OUTPUT, STATE, ParityReport, Row
 from .quantized import (
     KL,
     KL_LIMIT,
     LOGITS,
     MeanKl,
+    accuracy_of,
     dequantized,
-    has_int8_activations,
     quantization_error,
 )
 from .quantized import LIMIT as LOW_BIT_LIMIT
@@ -97,7 +97,7 @@ def verify(
         steps: tokens to run, fewer where the model's context ends or the data has no longer rows.
         batch: rows to run, unless the bundle has a fixed number.
         tolerance: limits by name of output or state, instead of the default of the graph's dtype:
-            1e-4 for fp32, 2e-2 for fp16, 5e-2 for bf16; 5e-2 where weights of few bits meet
+            1e-4 for fp32, 2e-2 for fp16, 5e-2 for bf16; 2e-2 where weights of few bits meet
             activations of 8, and 1e-3 for the divergence of next tokens there, `logits.kl`.
         bisect: name the first node that diverges, where parity fails.
         keep: write what was found into the bundle's `report.json`, where that can be written.
@@ -171,6 +171,7 @@ def verify(
         rows=rows,
         unknown=unknown,
         quantization=moved,
+        accuracy=accuracy_of(manifest),
     )
     if bisect and not report.passed:
         limit = LOW_BIT_LIMIT if KL in limits else LIMIT
@@ -295,7 +296,7 @@ def _limits(manifest: Manifest, tolerance: Mapping[str, float]) -> dict[str, flo
     default = max(LIMITS.get(dtype, LIMIT) for dtype in dtypes)
     names = [spec.name for spec in manifest.outputs] + [spec.input for spec in manifest.states]
     special = {}
-    if has_int8_activations(manifest):
+    if accuracy_of(manifest) in INT8_ACTIVATIONS:
         default = max(default, LOW_BIT_LIMIT)
         special = {KL: KL_LIMIT} if LOGITS in names else {}
     names += special

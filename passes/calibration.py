@@ -83,10 +83,15 @@ class Statistics:
     tokens: int
 
 
-def replay(model: ir.Model, context: Context) -> Replay:
-    """A replay of `model` over the calibration data, carried states as before the first token."""
-    assert context.calibration is not None
-    return Replay(model, [_feeds(model, context, b) for b in context.calibration.batches])
+def replay(model: ir.Model, context: Context, batches: Sequence[int] | None = None) -> Replay:
+    """A replay of `model` over the calibration data, carried states as before the first token.
+
+    Over all of its batches, unless some are named.
+    """
+    data = context.calibration
+    assert data is not None
+    chosen = range(len(data.batches)) if batches is None else batches
+    return Replay(model, [_feeds(model, context, data.batches[index]) for index in chosen])
 
 
 def _feeds(model: ir.Model, context: Context, batch: Batch) -> dict[str, Array]:

@@ -32,7 +32,7 @@ from .low_bit import low_bit_nodes
 from .lower.ort_decay_gate import OrtDecayGate
 from .lower.ort_domains import OrtDomains
 from .lower.ort_group_query_attention import OrtGroupQueryAttention
-from .lower.ort_low_bit import OrtLowBit
+from .lower.ort_low_bit import Accuracy, OrtLowBit
 from .lower.ort_packed_heads import OrtPackedHeads
 from .lower.ort_packed_products import OrtPackedProducts
 from .lower.ort_relabel import OrtRelabel
@@ -104,7 +104,7 @@ def whole(extra: Sequence[Pass] = ()) -> list[Pass]:
     return [step for step in keep if not isinstance(step, FoldRepeatedHeads)]
 
 
-def lowering(target: str, accuracy: Literal["fast", "exact"] = "fast") -> list[Pass]:
+def lowering(target: str, accuracy: Accuracy = "auto") -> list[Pass]:
     """From the portable step graph to the one that `target` runs fastest.
 
     `accuracy` is that of weights of few bits, see `OrtLowBit`.
@@ -131,7 +131,7 @@ def lower(
     target: str,
     context: Context,
     *,
-    accuracy: Literal["fast", "exact"] = "fast",
+    accuracy: Accuracy = "auto",
     check: bool = False,
     progress: Progress | None = None,
 ) -> list[PassRecord]:
@@ -140,7 +140,7 @@ def lower(
     Rounding activations to 8 bits turns the last bit of one result into more of the next, so a
     graph that does so is checked in its exact form.
     """
-    rounds = accuracy == "fast" and any(low_bit_nodes(model))
+    rounds = target == "ort" and accuracy != "exact" and any(low_bit_nodes(model))
     proven: list[PassRecord] = []
     if check and rounds:
         context_of_proof = replace(context, states=list(context.states))

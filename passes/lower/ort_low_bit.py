@@ -1,8 +1,9 @@
 """AffineLowBitMatMul -> com.microsoft::MatMulNBits, AffineLowBitGather -> GatherBlockQuantized.
 
 The same function, in the form for which ONNX Runtime has fast kernels: they round the activations
-of each block to 8 bits (`accuracy_level` 4).  `accuracy="exact"` asks the same nodes for full
-precision, which writes each matrix out on every call: for verification only.
+of each block to 8 bits (`accuracy_level` 4).  Where that is too coarse, they are given the input in
+two parts, see `_two_parts.py`.  `accuracy="exact"` asks the same nodes for full precision, which
+writes each matrix out on every call: for verification only.
 
 Products of one input become one, of their weights one above the other, cut apart afterwards.  What
 the offsets add is the product of the group sums of the input with all of them.  The sums are those
@@ -10,14 +11,14 @@ of the rounded input, taken by the same kernel: with the input's own, the error 
 rounding times the codes alone, which are larger than codes and offsets together.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
 
 from intaglio.passes.base import Context, Lower, PassResult
-from intaglio.passes.graph import Emitter, dims, input_of, module_of, replace_uses
+from intaglio.passes.graph import Emitter, dims, module_of, replace_uses
 from intaglio.passes.low_bit import (
     MATMUL,
     LowBitWeight,
@@ -27,45 +28,102 @@ from intaglio.passes.low_bit import (
 )
 from intaglio.passes.own_ops import define
 
-from ._blocks import Blocks, to_blocks
+from ._blocks import to_blocks
+from ._look_up import DOMAIN, look_up
+from ._product import Product
+from ._rounding import rounding_errors
+from ._two_parts import join, split
 
-DOMAIN = "com.microsoft"
 INT8_ACTIVATIONS, FULL_PRECISION = 4, 0  # accuracy levels of MatMulNBits
 FLOAT = ir.DataType.FLOAT
+LIMIT = 1e-2  # of what rounding its input may make of a layer's output
+COST = {2: 1.6, 4: 1.5, 8: 1.2}
+"""Time of a product of 4096 x 4096 at one row in two parts, by bits, as a part of that in one."""
+
+Accuracy = Literal["auto", "fast", "fine", "exact"]
 
 
 class OrtLowBit(Lower):
     """Use ONNX Runtime's kernels for weights of few bits."""
 
-    accuracy: Literal["fast", "exact"] = "fast"
-    """fast rounds activations to 8 bits; exact is slow, for verification only."""
+    accuracy: Accuracy = "auto"
+    """fast rounds activations to 8 bits, fine takes them in two parts of 8 bits; auto is fine for
+    the products where rounding shows on calibration data; exact is slow, for verification only."""
 
-    def run(self, model: ir.Model, context: Context) -> PassResult:  # noqa: ARG002
+    def run(self, model: ir.Model, context: Context) -> PassResult:
         """Lower every product and look-up; look-ups of unfit groups stay as they are."""
         nodes = [(node, weight_of(node)) for node in low_bit_nodes(model)]
-        products = [_Product(node, weight) for node, weight in nodes if node.op_type == MATMUL]
-        level = FULL_PRECISION if self.accuracy == "exact" else INT8_ACTIVATIONS
-        sums: dict[Any, ir.Value] = {}
-        for together in _by_input(products):
-            _multiply(together, level, sums)
+        products = [Product(node, weight) for node, weight in nodes if node.op_type == MATMUL]
+        errors = rounding_errors(model, context, products) if self.accuracy == "auto" else {}
+        coarse = {product: error for product, error in errors.items() if error > LIMIT}
+        for product in products:
+            product.two_parts = self.accuracy == "fine" or product in coarse
+        _multiply_all(products, FULL_PRECISION if self.accuracy == "exact" else INT8_ACTIVATIONS)
         left = [
-            node for node, weight in nodes if node.op_type != MATMUL and not _look_up(node, weight)
-        ]
-        notes = [
-            f"{module_of(node)}: its groups do not fit GatherBlockQuantized; its rows are written "
-            "out by standard operators."
-            for node in left
+            node for node, weight in nodes if node.op_type != MATMUL and not look_up(node, weight)
         ]
         if nodes:
             model.graph.opset_imports[DOMAIN] = 1
             define(model)
-        kinds = sorted({f"{w.bits} bits, groups of {w.group}" for _, w in nodes})
         return PassResult(
             changed=len(nodes) > len(left),
-            notes=notes,
-            details={"accuracy": self.accuracy, "weights": kinds} if nodes else {},
-            advice=sorted({line for _, weight in nodes for line in _advice(weight)}),
+            notes=[*_measured(coarse), *_written_out(left)],
+            details=self._details([weight for _, weight in nodes], products),
+            advice=[*_in_two_parts(coarse, len(products)), *_better([w for _, w in nodes])],
         )
+
+    def _details(
+        self, weights: Sequence[LowBitWeight], products: Sequence[Product]
+    ) -> dict[str, Any]:
+        """What the graph has now: auto is fast, mixed or fine; look-ups alone are none of these."""
+        if not weights:
+            return {}
+        kinds = sorted({f"{w.bits} bits, groups of {w.group}" for w in weights})
+        if not products:
+            return {"weights": kinds}
+        accuracy: str = self.accuracy
+        count = sum(product.two_parts for product in products)
+        if accuracy == "auto":
+            accuracy = "fast" if not count else "fine" if count == len(products) else "mixed"
+        return {"accuracy": accuracy, "weights": kinds, "in_two_parts": [count, len(products)]}
+
+
+def cost(bits: Sequence[int]) -> str:
+    """What two parts cost products with weights of so many bits, in words."""
+    most = max(COST[4 if b == 3 else b] for b in bits)
+    return f"about {most} times as long as one in decode, and twice as long in prefill"
+
+
+def _measured(coarse: Mapping[Product, float]) -> Iterator[str]:
+    for product, error in coarse.items():
+        yield (
+            f"{module_of(product.node)}: rounding its input to 8 bits makes {error:.1e} of its "
+            f"largest output; two parts of 8 bits take {cost([product.blocks.bits])}."
+        )
+
+
+def _in_two_parts(coarse: Mapping[Product, float], count: int) -> Iterator[str]:
+    if not coarse:
+        return
+    worst = max(coarse, key=lambda product: coarse[product])
+    yield (
+        f"{len(coarse)} of {count} products are computed in two parts of 8 bits: on the "
+        f"calibration data rounding to 8 bits makes up to {coarse[worst]:.1e} of their largest "
+        f"output ({module_of(worst.node)}), the limit being {LIMIT:.0e}. Two parts "
+        f"take {cost([product.blocks.bits for product in coarse])}; --ort-accuracy fast keeps one."
+    )
+
+
+def _written_out(nodes: Sequence[ir.Node]) -> Iterator[str]:
+    for node in nodes:
+        yield (
+            f"{module_of(node)}: its groups do not fit GatherBlockQuantized; its rows are written "
+            "out by standard operators."
+        )
+
+
+def _better(weights: Sequence[LowBitWeight]) -> list[str]:
+    return sorted({line for weight in weights for line in _advice(weight)})
 
 
 def _advice(weight: LowBitWeight) -> Iterator[str]:
@@ -85,42 +143,24 @@ def _advice(weight: LowBitWeight) -> Iterator[str]:
         )
 
 
-class _Product:
-    """A node, its weight as blocks, and the names of the initializers that it reads."""
-
-    def __init__(self, node: ir.Node, weight: LowBitWeight) -> None:
-        self.node = node
-        self.blocks: Blocks = to_blocks(weight)
-        self.rows = weight.rows
-        self.group = min(weight.group, weight.K)
-        self.names = [None if v is None else str(v.name) for v in node.inputs[1:4]]
-        self.bias = input_of(node, 4)
-
-    @property
-    def input(self) -> ir.Value:
-        """What is multiplied."""
-        value = self.node.inputs[0]
-        assert value is not None
-        return value
-
-    @property
-    def form(self) -> tuple[Any, ...]:
-        """What products have to share in order to be computed as one."""
-        blocks = self.blocks
-        kinds = (blocks.zeros is None, blocks.offset is None)
-        bias = self.bias is None or self.bias.const_value is not None
-        return self.input, self.group, blocks.bits, blocks.block, blocks.width, *kinds, bias
-
-
-def _by_input(products: Sequence[_Product]) -> Iterator[list[_Product]]:
+def _by_input(products: Sequence[Product]) -> Iterator[list[Product]]:
     """Products of one input and one form, in the order of the graph."""
-    found: dict[tuple[Any, ...], list[_Product]] = {}
+    found: dict[tuple[Any, ...], list[Product]] = {}
     for product in products:
         found.setdefault(product.form, []).append(product)
     yield from found.values()
 
 
-def _multiply(products: Sequence[_Product], level: int, sums: dict[Any, ir.Value]) -> None:
+def _multiply_all(products: Sequence[Product], level: int) -> None:
+    sources: dict[Any, ir.Value] = {}
+    sums: dict[Any, ir.Value] = {}
+    for together in _by_input(products):
+        _multiply(together, level, sources, sums)
+
+
+def _multiply(
+    products: Sequence[Product], level: int, sources: dict[Any, ir.Value], sums: dict[Any, ir.Value]
+) -> None:
     first = products[0]
     emit, graph, blocks = Emitter(first.node), first.node.graph, first.blocks
     assert isinstance(graph, ir.Graph)
@@ -135,19 +175,21 @@ def _multiply(products: Sequence[_Product], level: int, sums: dict[Any, ir.Value
         array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
         return add_initializer(graph, f"{'|'.join(parts)}.ort.{name}", array, parts)
 
-    source = _padded(first, emit)
-    data, scales, zeros = stacked(0, "data"), stacked(1, "scales"), stacked(2, "zeros")
-    y = _kernel(
-        emit, first, source, [data, scales, zeros, None, _bias(products, graph)], rows, level
-    )
+    if first.source not in sources:
+        source = _padded(first, emit)
+        sources[first.source] = split(source, blocks.block, emit) if first.two_parts else source
+    source, bias = sources[first.source], _bias(products, graph)
+    weight = [stacked(0, "data"), stacked(1, "scales"), stacked(2, "zeros")]
+    y = _product(emit, first, source, weight, rows, level, bias)
     shape = list(dims(y) or ())
     if blocks.offset is not None:
-        key = (first.input, first.group, blocks.block)
-        if key not in sums:
-            sums[key] = _group_sums(first, source, level, emit)
+        if first.source not in sums:
+            sums[first.source] = _group_sums(first, source, level, emit)
         offsets = stacked(2, "offset")
         turned = emit("Transpose", [offsets], FLOAT, None, perm=[1, 0])
-        y = emit("Add", [y, emit("MatMul", [sums[key], turned], FLOAT, shape)], FLOAT, shape)
+        y = emit(
+            "Add", [y, emit("MatMul", [sums[first.source], turned], FLOAT, shape)], FLOAT, shape
+        )
     if len(products) == 1:
         replace_uses(first.node.outputs[0], y)
     else:
@@ -159,22 +201,40 @@ def _multiply(products: Sequence[_Product], level: int, sums: dict[Any, ir.Value
     graph.remove([product.node for product in products], safe=True)
 
 
+def _product(
+    emit: Emitter,
+    product: Product,
+    source: ir.Value,
+    weight: Sequence[ir.Value | None],
+    rows: int,
+    level: int,
+    bias: ir.Value | None = None,
+) -> ir.Value:
+    """`source` times the transpose of a `weight`, and `bias`, which both parts would add."""
+    if not product.two_parts:
+        inputs = [*weight, None, bias]
+        return _kernel(emit, product, source, inputs, rows, level)
+    both = _kernel(emit, product, source, weight, rows, level)
+    y = join(both, [*(dims(product.input) or ())[:-1], rows], emit)
+    return y if bias is None else emit("Add", [y, bias], y.dtype, dims(y))
+
+
 def _kernel(
     emit: Emitter,
-    product: _Product,
+    product: Product,
     source: ir.Value,
     weight: Sequence[ir.Value | None],
     rows: int,
     level: int,
 ) -> ir.Value:
     """`source` times the transpose of a `weight` of `rows`, in blocks like those of `product`."""
-    blocks = product.blocks
+    blocks, (*outer, K) = product.blocks, dims(source) or ()
     return emit.node(
         "MatMulNBits",
         [source, *weight],
-        [(source.dtype, [*(dims(source) or ())[:-1], rows])],
+        [(source.dtype, [*outer, rows])],
         {
-            "K": blocks.K,
+            "K": int(K),
             "N": rows,
             "bits": blocks.bits,
             "block_size": blocks.block,
@@ -184,7 +244,7 @@ def _kernel(
     )[0]
 
 
-def _bias(products: Sequence[_Product], graph: ir.Graph) -> ir.Value | None:
+def _bias(products: Sequence[Product], graph: ir.Graph) -> ir.Value | None:
     biases = [product.bias for product in products]
     if len(products) == 1 or all(bias is None for bias in biases):
         return biases[0]
@@ -198,7 +258,7 @@ def _bias(products: Sequence[_Product], graph: ir.Graph) -> ir.Value | None:
     return add_initializer(graph, f"{name}.ort.bias", np.concatenate(arrays))
 
 
-def _padded(product: _Product, emit: Emitter) -> ir.Value:
+def _padded(product: Product, emit: Emitter) -> ir.Value:
     """The input, each of its groups filled up with zeros to the width of its blocks."""
     width, group, value = product.blocks.width, product.group, product.input
     if width is None:
@@ -210,8 +270,8 @@ def _padded(product: _Product, emit: Emitter) -> ir.Value:
         zeros = [0] * (len(outer) + 1)
         pads = emit.constant([*zeros, *zeros[:-1], missing])
         value = emit("Pad", [value, pads], value.dtype, [*outer, count * product.group])
-    split = emit.constant([*[0] * len(outer), count, product.group])
-    apart = emit("Reshape", [value, split], value.dtype, [*outer, count, product.group])
+    groups = emit.constant([*[0] * len(outer), count, product.group])
+    apart = emit("Reshape", [value, groups], value.dtype, [*outer, count, product.group])
     zeros = [0] * (len(outer) + 2)
     pads = emit.constant([*zeros, *zeros[:-1], width - group])
     filled = emit("Pad", [apart, pads], value.dtype, [*outer, count, width])
@@ -219,7 +279,7 @@ def _padded(product: _Product, emit: Emitter) -> ir.Value:
     return emit("Reshape", [filled, shape], value.dtype, [*outer, product.blocks.K])
 
 
-def _group_sums(product: _Product, source: ir.Value, level: int, emit: Emitter) -> ir.Value:
+def _group_sums(product: Product, source: ir.Value, level: int, emit: Emitter) -> ir.Value:
     """Sums [..., G] over each group of the input, as the kernel rounds it."""
     graph, blocks = product.node.graph, product.blocks
     assert isinstance(graph, ir.Graph)
@@ -232,49 +292,4 @@ def _group_sums(product: _Product, source: ir.Value, level: int, emit: Emitter) 
         add_initializer(graph, f"{name}.data", ones.data),
         add_initializer(graph, f"{name}.scales", ones.scales),
     ]
-    return _kernel(emit, product, source, weight, count, level)
-
-
-def _look_up(node: ir.Node, weight: LowBitWeight) -> bool:
-    """Lower a look-up; False, and nothing done, where its groups are not whole blocks."""
-    blocks, graph = to_blocks(weight), node.graph
-    if blocks.width is not None or blocks.K % blocks.block:
-        return False
-    assert isinstance(graph, ir.Graph)
-    emit, indices, old = Emitter(node), node.inputs[0], node.outputs[0]
-    names = [None if value is None else str(value.name) for value in node.inputs]
-
-    def initializer(index: int, kind: str, array: Any) -> ir.Value | None:
-        name = f"{names[index]}.ort.rows.{kind}"
-        return None if array is None else add_initializer(graph, name, array)
-
-    outer = list((dims(old) or ())[:-1])
-    y = emit.node(
-        "GatherBlockQuantized",
-        [
-            initializer(1, "data", blocks.data.reshape(weight.rows, -1)),
-            indices,
-            initializer(2, "scales", blocks.scales),
-            initializer(2, "zeros", blocks.zeros),
-        ],
-        [(old.dtype, dims(old))],
-        {
-            "bits": blocks.bits,
-            "block_size": blocks.block,
-            "gather_axis": 0,
-            "quantize_axis": 1,
-        },
-        domain=DOMAIN,
-    )[0]
-    if blocks.offset is not None:
-        count, group = blocks.offset.shape[1], min(weight.group, weight.K)
-        shape = emit.constant([*[0] * len(outer), count, group])
-        apart = emit("Reshape", [y, shape], y.dtype, [*outer, count, group])
-        offsets = initializer(3, "offset", blocks.offset[..., None])
-        rows = emit("Gather", [offsets, indices], y.dtype, [*outer, count, 1], axis=0)
-        moved = emit("Add", [apart, rows], y.dtype, [*outer, count, group])
-        flat = emit.constant([*[0] * len(outer), weight.K])
-        y = emit("Reshape", [moved, flat], y.dtype, dims(old))
-    replace_uses(old, y)
-    graph.remove(node, safe=True)
-    return True
+    return _product(emit, product, source, weight, count, level)

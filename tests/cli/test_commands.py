@@ -187,6 +187,13 @@ def test_a_tolerance_that_is_none_is_a_fault_of_usage(text: str, tmp_path: Path)
     assert "NAME=VALUE" in result.stderr
 
 
+def test_an_accuracy_that_is_none_is_a_fault_of_usage(tmp_path: Path) -> None:
+    result = invoke("export", "x.pt", "-o", tmp_path / "b", "--ort-accuracy", "finer")
+
+    assert result.exit_code == 2
+    assert all(word in result.stderr for word in ("finer", "auto", "fast", "fine", "exact"))
+
+
 def test_an_existing_bundle_stays_without_force(checkpoint: Path, bundle: Path) -> None:
     before = (bundle / "manifest.json").read_bytes()
     result = invoke("export", checkpoint, "-o", bundle)

@@ -1,5 +1,6 @@
 """The page about a bundle tells its states' sizes, its passes, and files that are damaged."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -115,3 +116,26 @@ def test_parity_shows_each_stream_where_it_is_farthest(
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
 
     assert lines[1:] == [["logits", "3.0e-07", "1e-04", "1"], ["state", "nan", "1e-04", "1"]]
+
+
+@pytest.mark.parametrize(
+    ("details", "words"),
+    [
+        ({"accuracy": "fast", "in_two_parts": [0, 9]}, "activations rounded to 8 bits"),
+        ({"accuracy": "mixed", "in_two_parts": [2, 9]}, "in two parts for 2 of 9 products"),
+        ({"accuracy": "fine", "in_two_parts": [9, 9]}, "activations in two parts of 8 bits"),
+        ({"accuracy": "exact"}, "in full precision: slow, to verify with"),
+        ({"accuracy": "fast"}, "activations rounded to 8 bits"),
+        ({}, "passed"),
+    ],
+)
+def test_the_target_says_how_activations_are_taken(
+    capsys: pytest.CaptureFixture[str], details: dict[str, Any], words: str
+) -> None:
+    """By what weights of few bits are multiplied with."""
+    record = {**MANIFEST.passes[0], "name": "ort-low-bit", "details": details}
+    manifest = replace(MANIFEST, passes=(*MANIFEST.passes, record))
+    summary.show(Console(Flags()), manifest, "bundle", {})
+    (line,) = (x for x in capsys.readouterr().out.splitlines() if x.startswith("target"))
+
+    assert line.endswith(words)

@@ -142,6 +142,19 @@ def test_a_failed_attempt_is_kept_beside_and_replaces_an_older_one(tmp_path: Pat
     assert held(place) == "old"
 
 
+def test_clearing_leaves_what_is_open_to_whoever_reads_it(tmp_path: Path) -> None:
+    """A session of the first attempt may still have its weights mapped when another is written."""
+    with BundleWriter(tmp_path / "bundle") as writer:
+        (writer.path / "ort").mkdir()
+        file = writer.path / "ort" / "data"
+        file.write_bytes(b"first")
+        with file.open("rb") as opened:
+            writer.clear()
+            assert list(writer.path.iterdir()) == []
+            assert opened.read() == b"first"
+        writer.commit(manifest("new"))
+
+
 def test_a_bundle_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
     """The slower of two exports to one place fails, and the faster one's bundle stays."""
     place = tmp_path / "bundle"

@@ -275,6 +275,7 @@ def test_options_reach_the_graph(source: Source, tmp_path: Path) -> None:
     [
         ({"targets": ["ort", "trt"]}, OptionError, "targets ort, trt are not supported yet"),
         ({"dtype": "fp16"}, OptionError, "dtype fp16 is not supported yet"),
+        ({"ort_accuracy": "finer"}, OptionError, "'finer'; .* auto, fast, fine, exact"),
         ({"kv": "ring"}, OptionError, "'ring'; it should be static or grow"),
         ({"require_parity": True, "verify": False}, OptionError, "cannot be required"),
         ({"passes": ["fold-constnats"]}, PassError, "no pass 'fold-constnats'"),

@@ -63,6 +63,7 @@ def test_a_bundle_is_made_again_from_its_own_recipe(tmp_path: Path) -> None:
         ("steps = 5\nstep = 3", "line 2: unknown key 'step'; perhaps 'steps'"),
         ("[[passes]]\nname = 'x'\noption = {}", "line 3: unknown key 'option'; perhaps 'options'"),
         ("kv = 'static'\nsteps = 'many'", "line 2: steps should not be 'many'"),
+        ("ort_accuracy = 'finer'", "line 1: ort_accuracy should not be 'finer'"),
         ("targets = 'ort'", "line 1: targets should not be 'ort'"),
         ("steps = ", "is not TOML"),
     ],

@@ -157,7 +157,7 @@ def test_a_bundle_is_built_again_where_it_lies(exported: ExportReport, tmp_path:
 
 def test_parity_that_is_required_of_an_engine_fails(checkpoint: Path, tmp_path: Path) -> None:
     """Nothing here can run it; the attempt is kept."""
-    with pytest.raises(ParityError, match="engine of TensorRT has not run"):
+    with pytest.raises(ParityError, match="No engine of TensorRT has run"):
         export(checkpoint, tmp_path / "b", targets=["trt"], sm=[SM], steps=4, require_parity=True)
     assert not (tmp_path / "b").exists()
     assert (tmp_path / "b.failed" / "trt" / "engine.plan").exists()

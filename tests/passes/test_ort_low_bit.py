@@ -1,5 +1,6 @@
 """Lowering weights of few bits: the same function, the fast kernels, one product for one input."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,15 +10,16 @@ import pytest
 
 from intaglio.passes import evaluate
 from intaglio.passes.base import Context, PassResult
+from intaglio.passes.calibration import Batch, Calibration
 from intaglio.passes.exact.remove_dead import RemoveDead
-from intaglio.passes.graph import Emitter, attributes_of, constant, dims
-from intaglio.passes.low_bit import LowBitWeight, add_weight, product
+from intaglio.passes.graph import MODULE, Emitter, attributes_of, constant, dims
+from intaglio.passes.low_bit import LowBitWeight, add_weight, low_bit_nodes, product
 from intaglio.passes.lower.ort_low_bit import OrtLowBit
 from intaglio.passes.own_ops import define
 
 Array = npt.NDArray[Any]
 FLOAT = ir.DataType.FLOAT
-EXACT, FAST = 1e-5, 1e-2  # per layer, of the largest output
+EXACT, FINE, FAST = 1e-5, 1e-3, 1e-2  # per layer, of the largest output
 SUMS = "group_sums."
 KERNEL_BLOCKS = {32, 64, 128}
 """Blocks for which ONNX Runtime has kernels with int8 activations."""
@@ -78,14 +80,24 @@ def lowered(model: ir.Model, accuracy: str) -> tuple[ir.Model, PassResult]:
     return copy, result
 
 
-def feeds_of(model: ir.Model, time: int = 5) -> dict[str, Array]:
+def feeds_of(model: ir.Model, batch: int = 2, time: int = 5) -> dict[str, Array]:
     random = np.random.default_rng(1)
-    sizes = {str(x.name): (2, time, int((dims(x) or ())[2])) for x in model.graph.inputs}
+    sizes = {str(x.name): (batch, time, int((dims(x) or ())[2])) for x in model.graph.inputs}
     return {name: random.standard_normal(n).astype(np.float32) for name, n in sizes.items()}
 
 
-def errors(model: ir.Model, other: ir.Model) -> list[float]:
-    feeds = feeds_of(model)
+def outliers_of(model: ir.Model, batch: int = 2, time: int = 5) -> dict[str, Array]:
+    """Inputs with one huge column: what else is in its block is rounded to half of its size."""
+    feeds = feeds_of(model, batch, time)
+    for x in feeds.values():
+        x[..., 7] = 80 * np.sign(x[..., 7])
+    return feeds
+
+
+def errors(
+    model: ir.Model, other: ir.Model, feeds: Mapping[str, Array] | None = None
+) -> list[float]:
+    feeds = feeds_of(model) if feeds is None else feeds
     wanted, got = evaluate.run(model, feeds), evaluate.run(other, feeds, optimize=True)
     return [
         float(np.abs(got[name] - wanted[name]).max() / np.abs(wanted[name]).max())
@@ -183,6 +195,115 @@ def test_exact_asks_for_full_precision() -> None:
     exact, result = lowered(graph_of([draw(2, 8, 64, 32)]), "exact")
     assert attributes_of(kernels(exact)[0])["accuracy_level"] == 0
     assert result.details["accuracy"] == "exact"
+
+
+@pytest.mark.parametrize("offset", ["none", "floats", "points"])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(
+    ("bits", "K", "group", "least"),
+    [
+        (2, 256, 64, FAST),
+        (8, 100, 100, FAST),
+        (2, 288, 128, FAST),
+        (4, 160, 64, FAST),
+        (4, 120, 48, FAST / 2),  # a padded block holds less that can be rounded
+        (3, 96, 16, FAST / 2),
+    ],
+)
+def test_two_parts_bear_what_one_does_not(
+    bits: int, K: int, group: int, least: float, biased: bool, offset: str
+) -> None:
+    """Outliers, in groups that fit, that end short, that are padded; one token and several."""
+    model = graph_of([draw(bits, 24, K, group, offset)], biased=biased)
+    fine, result = lowered(model, "fine")
+    fast, _ = lowered(model, "fast")
+    for batch, time in ((1, 1), (3, 1), (2, 7)):
+        feeds = outliers_of(model, batch, time)
+        assert errors(model, fine, feeds)[0] <= FINE
+        assert errors(model, fast, feeds)[0] > least
+    assert {attributes_of(node)["accuracy_level"] for node in kernels(fine)} == {4}
+    assert (result.details["accuracy"], result.details["in_two_parts"]) == ("fine", [1, 1])
+
+
+def test_blocks_of_zeros_have_two_parts_too() -> None:
+    """A padded row is no number divided by none."""
+    model = graph_of([draw(2, 24, 128, 64)])
+    feeds = feeds_of(model)
+    feeds["x0"][:, 1:] = 0
+    assert errors(model, lowered(model, "fine")[0], feeds)[0] <= FINE
+
+
+def test_a_vector_has_two_parts_too() -> None:
+    """Without a batch: both parts are rows, their sum is none."""
+    model = graph_of([draw(2, 24, 100, 100)], biased=True)
+    (x,), (y,) = model.graph.inputs, model.graph.outputs
+    x.shape, y.shape = ir.Shape([100]), ir.Shape([24])
+    feeds = {"x0": outliers_of(graph_of([draw(2, 24, 100, 100)]))["x0"][0, 0]}
+    fine, _ = lowered(model, "fine")
+    assert errors(model, fine, feeds)[0] <= FINE
+    assert evaluate.run(fine, feeds)["y0"].shape == (24,)
+
+
+def test_merged_products_share_their_two_parts_and_sums() -> None:
+    """One input, one form: it is split once, multiplied once, and cut into the three."""
+    model = graph_of([draw(2, rows, 128, 64, seed=rows) for rows in (32, 16, 8)], biased=True)
+    fine, _ = lowered(model, "fine")
+    assert len(kernels(fine)) == len(kernels(fine, sums=True)) == 1
+    assert [node.op_type for node in fine.graph].count("Round") == 1
+    assert max(errors(model, fine, outliers_of(model))) <= FINE
+
+
+def calibrated(feeds: Mapping[str, Array]) -> Context:
+    """Data whose last batch is held out: `feeds`, before it a batch that is no trouble."""
+    easy = {name: np.ones_like(x) for name, x in feeds.items()}
+    batches = [Batch(inputs=given, rows=2, steps=5) for given in (easy, feeds)]
+    return Context(calibration=Calibration(batches=batches, sha256=""))
+
+
+def test_auto_takes_in_two_parts_the_product_whose_data_asks_for_it() -> None:
+    """By what is held out; the note names the module, the error and the cost."""
+    weights = [draw(2, 24, 128, 64, seed=seed) for seed in range(3)]
+    model = graph_of(weights, apart=True)
+    feeds = feeds_of(model) | {"x1": outliers_of(model)["x1"]}
+    for index, node in enumerate(low_bit_nodes(model)):
+        node.metadata_props[MODULE] = f"layers.{index}"
+    mixed = model.clone()
+    result = OrtLowBit().run(mixed, calibrated(feeds))
+    found = errors(model, mixed, feeds)
+    alone = errors(model, lowered(model, "fast")[0], feeds)
+
+    assert (found[0], found[2]) == (alone[0], alone[2])
+    assert found[1] <= FINE < FAST < alone[1]
+    assert (result.details["accuracy"], result.details["in_two_parts"]) == ("mixed", [1, 3])
+    (note,) = result.notes
+    assert note.startswith("layers.1: ")
+    assert f"{alone[1]:.1e}" in note
+    assert "times as long" in note
+    assert "1 of 3 products" in result.advice[0]
+    assert "layers.1" in result.advice[0]
+
+
+def test_auto_keeps_apart_what_of_one_input_needs_two_parts() -> None:
+    """Of three products one multiplies the outlier by codes, the others by zeros."""
+    weights = [draw(2, 24, 128, 64, "none", seed=seed) for seed in range(3)]
+    for weight in weights[:2]:
+        weight.scale[:, 0] = 0
+    model = graph_of(weights)
+    mixed = model.clone()
+    feeds = outliers_of(model)
+    result = OrtLowBit().run(mixed, calibrated(feeds))
+    assert [attributes_of(node)["N"] for node in kernels(mixed)] == [48, 24]
+    assert result.details["in_two_parts"] == [1, 3]
+    assert max(errors(model, mixed, feeds)) <= FAST
+
+
+def test_without_data_auto_is_fast() -> None:
+    model = graph_of([draw(2, 24, 128, 64)])
+    auto, result = lowered(model, "auto")
+    assert [node.op_type for node in auto.graph] == [
+        node.op_type for node in lowered(model, "fast")[0].graph
+    ]
+    assert (result.details["accuracy"], result.notes) == ("fast", [])
 
 
 @pytest.mark.parametrize(

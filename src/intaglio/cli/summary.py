@@ -108,10 +108,15 @@ def amount(size: int) -> str:
 
 def _accuracy(manifest: Manifest) -> str:
     """What a reader has to know of the products with weights of few bits."""
-    found = {record.get("details", {}).get("accuracy") for record in manifest.passes}
-    if "exact" in found:
-        return "; weights of few bits in full precision: slow, to verify with"
-    return "; activations rounded to 8 bits" if "fast" in found else ""
+    records = (record.get("details", {}) for record in manifest.passes)
+    found: Mapping[str, Any] = next((d for d in records if "accuracy" in d), {})
+    some, all_ = found.get("in_two_parts", (0, 0))
+    return {
+        "fast": "; activations rounded to 8 bits",
+        "mixed": f"; activations rounded to 8 bits, in two parts for {some} of {all_} products",
+        "fine": "; activations in two parts of 8 bits",
+        "exact": "; weights of few bits in full precision: slow, to verify with",
+    }.get(found.get("accuracy", ""), "")
 
 
 def module_name(path: str) -> str:

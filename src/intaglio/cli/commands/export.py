@@ -43,7 +43,9 @@ class Layout(StrEnum):
 class Accuracy(StrEnum):
     """How ONNX Runtime multiplies by weights of few bits."""
 
+    AUTO = "auto"
     FAST = "fast"
+    FINE = "fine"
     EXACT = "exact"
 
 
@@ -80,7 +82,10 @@ def export_(
     kv: Annotated[Cache | None, typer.Option(help="Layout of key-value caches; static.")] = None,
     ort_accuracy: Annotated[
         Accuracy | None,
-        typer.Option(help="Weights of few bits; fast, and exact to verify with."),
+        typer.Option(
+            help="Activations for weights of few bits: in 8 bits, in two parts of 8 bits, or "
+            "in full precision, to verify with; auto tries."
+        ),
     ] = None,
     min_shapes: Annotated[
         str, typer.Option("--minShapes", metavar="NAME:1x1,...", help="Least shapes to serve.")

@@ -1,0 +1,145 @@
+"""Writing a bundle and comparing it with its source; and what to do where rounding alone fails it.
+
+The first attempt takes activations in 8 bits, where weights of few bits are concerned.  How much
+that shows in a model, above all in a recurrent one, cannot be told from its layers: the comparison
+tells.  Where it fails, products are computed in two parts of 8 bits (`passes/lower/_two_parts.py`).
+"""
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from intaglio.passes import pipeline
+from intaglio.passes.calibration import Calibration
+from intaglio.passes.low_bit import low_bit_nodes, weight_of
+from intaglio.passes.lower.ort_low_bit import OrtLowBit, cost
+from intaglio.runtime.manifest import Manifest
+from intaglio.runtime.trt.build import GRAPH
+
+from .bundle import BundleWriter
+from .calibration import Arrays
+from .compile import Clock, Compiled, lower
+from .describe import LOWERED, describe, with_evidence
+from .genai import add_genai
+from .graph_files import save_graphs
+from .parity import ParityReport
+from .quantized import PORTABLE
+from .recipe import FILE_NAME as RECIPE
+from .recipe import Recipe
+from .source import Source
+from .verify import verify
+
+TOLD = 4  # names in a line for people
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """A bundle that is written, not yet in its place; `parity` is None if it was not asked for."""
+
+    compiled: Compiled
+    manifest: Manifest
+    parity: ParityReport | None
+
+
+def attempt(
+    writer: BundleWriter,
+    source: Source,
+    compiled: Compiled,
+    how: Recipe,
+    clock: Clock,
+    data: str | Path | Arrays | Calibration | None,
+) -> Attempt:
+    """Write a bundle of `compiled` and verify it; with `auto`, again where one part is too coarse.
+
+    Raises:
+        IntaglioError: what writing and verifying raise; no second attempt is made then.
+    """
+    first = _once(writer, source, compiled, how, clock, data)
+    if how.ort_accuracy != "auto" or first.parity is None or not first.parity.too_coarse:
+        return first
+    finer = _finer(compiled, how, clock, first.parity)
+    writer.clear()
+    return _once(writer, source, finer, how, clock, data)
+
+
+def _once(
+    writer: BundleWriter,
+    source: Source,
+    compiled: Compiled,
+    how: Recipe,
+    clock: Clock,
+    data: str | Path | Arrays | Calibration | None,
+) -> Attempt:
+    with clock.phase("write"):
+        manifest = _write(writer, source, compiled, how)
+        if how.layout == "genai":
+            manifest = add_genai(writer.path, manifest)
+    if not how.verify:
+        return Attempt(compiled=compiled, manifest=manifest, parity=None)
+    with clock.phase("verify"):
+        parity = verify(
+            writer.path,
+            source,
+            data=compiled.context.calibration if data is None else data,
+            steps=how.steps,
+            tolerance=how.tolerance,
+            keep=False,  # the manifest holds it
+            progress=clock.report,
+        )
+    return Attempt(compiled=compiled, manifest=with_evidence(manifest, parity), parity=parity)
+
+
+def _write(writer: BundleWriter, source: Source, compiled: Compiled, how: Recipe) -> Manifest:
+    graphs = {PORTABLE: compiled.portable} if how.portable else {}
+    graphs[LOWERED] = compiled.ort
+    if compiled.trt is not None:
+        graphs[GRAPH] = compiled.trt
+    with writer.told():
+        (writer.path / RECIPE).write_text(how.to_toml(), encoding="utf-8")
+        opened = save_graphs(writer.path, graphs)
+    text = {} if source.text is None else source.text.save(writer.path)
+    return writer.write_manifest(describe(source, compiled, how, opened, text))
+
+
+def _finer(compiled: Compiled, how: Recipe, clock: Clock, parity: ParityReport) -> Compiled:
+    """`compiled` with every product in two parts; the record of the pass says why."""
+    ort, records = lower(compiled.portable, compiled.context, how, clock, "fine")
+    why = _why(compiled, parity)
+    told = [_with_note(r, why) if r.name == OrtLowBit.name else r for r in records]
+    kept = compiled.records[: -len(records)]
+    return replace(compiled, ort=ort, records=[*kept, *told])
+
+
+def _with_note(record: pipeline.PassRecord, line: str) -> pipeline.PassRecord:
+    found = record.result
+    notes, advice = [*found.notes, line], [line, *found.advice]
+    return replace(record, result=replace(found, notes=notes, advice=advice))
+
+
+def _why(compiled: Compiled, parity: ParityReport) -> str:
+    bits = [weight_of(node).bits for node in low_bit_nodes(compiled.portable)]
+    failed: dict[str, tuple[float, float]] = {}
+    for row in parity.failures:
+        error, limit = row.found.error, row.found.limit
+        failed[row.found.name] = max(failed.get(row.found.name, (0.0, limit)), (error, limit))
+    worst = sorted(failed, key=lambda name: -failed[name][0] / max(failed[name][1], 1e-30))
+    measured = [f"{name} {failed[name][0]:.1e} (limit {failed[name][1]:.0e})" for name in worst]
+    accepted = [f"--tolerance {name}={_above(failed[name][0])}" for name in worst]
+    return (
+        "activations are taken in two parts of 8 bits: rounded to 8 bits alone, they moved "
+        f"{_some(measured, ', ')}. Products with weights of few bits: two parts take {cost(bits)}. "
+        f"To keep one part: --ort-accuracy fast {_some(accepted, ' ')}."
+    )
+
+
+def _some(words: list[str], between: str) -> str:
+    left = len(words) - TOLD
+    return between.join(words[:TOLD]) + (f" and {left} more" if left > 0 else "")
+
+
+def _above(error: float) -> str:
+    """The least number of one digit that is not less."""
+    if error <= 0:
+        return "0"
+    unit = 10.0 ** math.floor(math.log10(error))
+    return f"{math.ceil(error / unit) * unit:.0e}"
