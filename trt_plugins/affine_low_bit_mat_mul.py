@@ -102,6 +102,7 @@ def kernels(request: Request) -> Kernels:
     blocks = -(-K // BLOCK)
     tensor_cores = request.sm >= FIRST_WITH_TENSOR_CORES and dtype != "float32"
     node = _Node(
+        alone=request.alone,
         dtype=dtype,
         tensor_cores=tensor_cores,
         rows=rows,
@@ -119,6 +120,9 @@ def kernels(request: Request) -> Kernels:
             "PLANES": min(size, BLOCK) // PLANE,
         },
     )
+    if request.alone:
+        way = _gemm(node, 8, None) if tensor_cores else _gemv(node, None)
+        return Kernels(outputs=_outputs(node, leading), ways=[way])
     ways = []
     if not tensor_cores or GEMV_ROWS:
         most = GEMV_ROWS if tensor_cores else GEMV_MOST
@@ -126,7 +130,7 @@ def kernels(request: Request) -> Kernels:
     if tensor_cores:
         ways += [_gemm(node, 8, less(rows, 9)), _gemm(node, 32, less(rows, GEMM_MOST + 1))]
     return Kernels(
-        outputs=[Output(dtype=dtype, shape=(*(dim(0, axis) for axis in range(leading)), N))],
+        outputs=_outputs(node, leading),
         ways=[*ways, _written_out(node)],
     )
 
@@ -135,6 +139,7 @@ def kernels(request: Request) -> Kernels:
 class _Node:
     """What the kernels of a node share: constants in `layout`, inputs in `tensors`."""
 
+    alone: bool
     dtype: str
     tensor_cores: bool
     rows: Size
@@ -151,18 +156,23 @@ class _Node:
         return getattr(tl, self.dtype if self.tensor_cores and _compiled() else "float32")
 
 
+def _outputs(node: _Node, leading: int) -> list[Output]:
+    shape: tuple[Size, ...] = (*(dim(0, axis) for axis in range(leading)), node.layout["N"])
+    return [Output(dtype=node.dtype, shape=shape)]
+
+
 def _compiled() -> bool:
     return isinstance(gemm, triton.JITFunction)
 
 
-def _gemv(node: _Node, when: Size) -> Way:
+def _gemv(node: _Node, when: Size | None) -> Way:
     """Row by row of input; two inputs of 16 bits are one load where rows are aligned to them."""
     paired = node.dtype != "float32" and node.layout["K"] % 2 == 0
     constants = {"PAIRED": paired, "BN": 64, "BB": 4}
     return _split(node, gemv, constants, warps=4, when=when)
 
 
-def _gemm(node: _Node, most: int, when: Size) -> Way:
+def _gemm(node: _Node, most: int, when: Size | None) -> Way:
     """Tiles of `most` rows of input; from 32 on, dividing sums costs more than signed codes do.
 
     Two warps multiply on their own on every architecture: four would have Triton take the
@@ -179,12 +189,14 @@ def _gemm(node: _Node, most: int, when: Size) -> Way:
 
 
 def _split(
-    node: _Node, function: Any, constants: Mapping[str, Any], *, warps: int, when: Size
+    node: _Node, function: Any, constants: Mapping[str, Any], *, warps: int, when: Size | None
 ) -> Way:
     """Launch one kernel, or one for parts of K and one that adds them."""
     N = node.layout["N"]
     tiles = -(-N // constants["BN"])
-    wanted = min(-(-WARPS // (warps * tiles)), max(1, node.blocks // LEAST_BLOCKS))
+    wanted = (
+        1 if node.alone else min(-(-WARPS // (warps * tiles)), max(1, node.blocks // LEAST_BLOCKS))
+    )
     step = constants.get("BB", 1)
     span = -(-node.blocks // (wanted * step)) * step
     splits = -(-node.blocks // span)

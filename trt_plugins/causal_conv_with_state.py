@@ -24,7 +24,7 @@ from .plugin import (
 )
 
 WIDEST = 32  # taps
-TILE, CHANNELS = 128, 8  # of a program of a prefill
+TILE, CHANNELS = 64, 8  # of a program of a prefill; twice as many outputs spill
 STEP, STEP_CHANNELS = 1, 128  # of a program of a step
 
 

@@ -331,7 +331,7 @@ def kernels(request: Request) -> Kernels:
         Output(dtype=dtype, shape=(batch, time, q_heads * V)),
         Output(dtype=state, shape=(batch, heads, K, V)),
     )
-    if K > CHUNKED:
+    if K > CHUNKED or request.alone:
         return Kernels(outputs=made, ways=(Way(kernels=[walk]),))
     blocks = {
         "C": CHUNK,

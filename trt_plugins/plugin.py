@@ -51,16 +51,23 @@ class Request:
         attributes: attributes of the node.
         inputs: by the operator's names; absent ones are left out.
         sm: compute capability, 90 for 9.0.
+        alone: whether one launch has to do it all, without scratch memory, see `quick.py`.
     """
 
     attributes: Mapping[str, Any]
     inputs: Mapping[str, Input]
     sm: int
+    alone: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """The request as JSON values."""
         inputs = {name: [given.dtype, list(given.shape)] for name, given in self.inputs.items()}
-        return {"attributes": dict(self.attributes), "inputs": inputs, "sm": self.sm}
+        return {
+            "attributes": dict(self.attributes),
+            "inputs": inputs,
+            "sm": self.sm,
+            "alone": self.alone,
+        }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
@@ -68,7 +75,12 @@ class Request:
         inputs = {
             name: Input(dtype, tuple(shape)) for name, (dtype, shape) in values["inputs"].items()
         }
-        return cls(attributes=values["attributes"], inputs=inputs, sm=values["sm"])
+        return cls(
+            attributes=values["attributes"],
+            inputs=inputs,
+            sm=values["sm"],
+            alone=values["alone"],
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,7 @@ _DTYPES = {
     "bfloat16": ("BF16", "BF16"),
     "float32": ("FP32", "FLOAT"),
     "int32": ("INT32", "INT32"),
+    "bool": ("BOOL", "BOOL"),
 }
 _CALLS = {"ceil_div": "cdiv", "max": "max", "min": "min"}
 

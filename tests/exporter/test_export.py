@@ -273,7 +273,7 @@ def test_options_reach_the_graph(source: Source, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"targets": ["ort", "trt"]}, OptionError, "targets ort, trt are not supported yet"),
+        ({"targets": ["ort", "tpu"]}, OptionError, "no target 'tpu'; there are: ort, trt"),
         ({"dtype": "fp16"}, OptionError, "dtype fp16 is not supported yet"),
         ({"ort_accuracy": "finer"}, OptionError, "'finer'; .* auto, fast, fine, exact"),
         ({"kv": "ring"}, OptionError, "'ring'; it should be static or grow"),

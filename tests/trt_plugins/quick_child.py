@@ -29,7 +29,13 @@ OPERATIONS: dict[Any, Callable[[int, int], int]] = {
     trt.DimensionOperation.CEIL_DIV: lambda a, b: -(-a // b),
     trt.DimensionOperation.LESS: lambda a, b: int(a < b),
 }
-DTYPES = {"float16": trt.float16, "bfloat16": trt.bfloat16, "float32": trt.float32}
+DTYPES = {
+    "float16": trt.float16,
+    "bfloat16": trt.bfloat16,
+    "float32": trt.float32,
+    "int32": trt.int32,
+    "bool": trt.bool,
+}
 
 
 class Builder:
