@@ -3,7 +3,9 @@
     python benchmarks/gpu_kernels.py [--quick] [--json]          or: make gpu
 
 Needs a CUDA device, PyTorch and Triton; from the checkout alone, nothing has to be installed.
-First each kernel computes the samples of its operator in fp32, fp16 and bf16.  Then kernels are
+First each kernel computes the samples of its operator in fp32, fp16 and bf16, as Triton launches it
+and, where `cuda-bindings` imports, as a plugin does: machine code compiled ahead of time, launched
+through the driver with the arguments of its plan.  Then kernels are
 timed beside their anchors where these import (cuBLAS, GemLite, flash-linear-attention), with the
 same Triton: a CUDA graph of at least 64 launches that go round through copies of all buffers, four
 times the L2 cache together, so that weights and states come from memory.  Absolute times are of the
@@ -25,9 +27,14 @@ from torch import Tensor  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 from intaglio.ops.op import Sample  # noqa: E402
+from intaglio.runtime.launch import evaluate  # noqa: E402
+from intaglio.runtime.trt.kernels import Kernels  # noqa: E402
+from intaglio.runtime.trt.launcher import Launcher  # noqa: E402
+from intaglio.runtime.trt.plugin import workspace  # noqa: E402
 from intaglio.trt_plugins import NAMES, find  # noqa: E402
-from intaglio.trt_plugins.plugin import UnsupportedError  # noqa: E402
-from intaglio.trt_plugins.run import bind, errors, request_of  # noqa: E402
+from intaglio.trt_plugins.compile import compile_plugin  # noqa: E402
+from intaglio.trt_plugins.plugin import Plugin, UnsupportedError  # noqa: E402
+from intaglio.trt_plugins.run import bind, error_of, errors, request_of  # noqa: E402
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LAUNCHES, REPLAYS, WARMUP = 64, 20, 3
@@ -40,7 +47,7 @@ def measure(quick: bool) -> list[Row]:
     """Rows of errors, then of times."""
     if not torch.cuda.is_available():
         raise SystemExit("There is no CUDA device here, or this PyTorch is built without CUDA.")
-    rows = list(_errors())
+    rows = [*_errors(), *_launched()]
     return rows if quick else [*rows, *_times()]
 
 
@@ -66,6 +73,63 @@ def _errors() -> Iterator[Row]:
             yield Row(name=f"{name}, {kind}: error", value=worst, unit="of the largest",
                       target=f"<= {limit:g}", holds=worst <= limit, against="float64",
                       note=note)  # fmt: skip
+
+
+def _launched() -> Iterator[Row]:
+    """What plugins launch in an engine, without the engine."""
+    what = "machine code through the driver"
+    try:
+        importlib.import_module("cuda.bindings.driver")
+    except ImportError:
+        yield _absent(what, "cuda-bindings")
+        return
+    sm = capability()
+    for name in NAMES:
+        plugin = find(name)
+        sample = on_device(next(s for s in plugin.op.samples(torch.float16) if _taken(plugin, s)))
+        request, inputs = request_of(plugin, sample, sm)
+        made = compile_plugin(plugin, request)
+        code = {f"{sm}/{entry}": each.cubin for entry, each in made.code.items()}
+        carried = Kernels(op=plugin.op.onnx_type, plans={sm: made.plan}, code=code)
+        shapes = [None if x is None else tuple(x.shape) for x in inputs]
+        outputs = [
+            torch.full(
+                [evaluate(size, shapes) for size in output.shape],
+                torch.nan,
+                dtype=getattr(torch, output.dtype),
+                device="cuda",
+            )
+            for output in made.plan.outputs
+        ]
+        scratch = torch.empty(workspace(carried, shapes) + 1, dtype=torch.uint8, device="cuda")
+        Launcher(carried).launch(
+            shapes,
+            [0 if x is None else x.data_ptr() for x in inputs],
+            [x.data_ptr() for x in outputs],
+            scratch.data_ptr(),
+            torch.cuda.current_stream().cuda_stream,
+        )
+        torch.cuda.synchronize()
+        exact = {n: x.double() if _floats(x) else x for n, x in sample.items()}
+        pairs = zip(outputs, plugin.op.reference(**exact), strict=True)
+        worst = max(error_of(got, wanted) for got, wanted in pairs)
+        limit = plugin.tolerance["float16"]
+        yield Row(name=f"{name}, float16: {what}", value=worst, unit="of the largest",
+                  target=f"<= {limit:g}", holds=worst <= limit, against="float64")  # fmt: skip
+
+
+def _floats(x: object) -> bool:
+    return isinstance(x, Tensor) and x.is_floating_point()
+
+
+def _taken(plugin: Plugin, sample: Sample) -> bool:
+    """Whether there are kernels for a sample."""
+    try:
+        request, _ = request_of(plugin, sample, capability())
+        plugin.kernels(request)
+    except UnsupportedError:
+        return False
+    return True
 
 
 def capability() -> int:

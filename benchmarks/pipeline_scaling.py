@@ -5,7 +5,9 @@
 Graphs are traced from real modules and made deep by repeating their last layers, weights of their
 own names included.  Each size is four times the one before; the time of a pass may grow fivefold.
 A pass that looks at the whole graph for every layer grows sixteenfold.  Times are those of the
-processor, the least of several rounds through all sizes: a machine may be slow for minutes.
+processor, the least of several rounds through all sizes: a machine may be slow for minutes.  The
+caches are overwritten before each pass: a small graph would be walked within them, a large one not,
+and the ratio would be that of the memory's speeds.
 """
 
 import gc
@@ -35,7 +37,7 @@ from intaglio.passes.graph import dims, module_of
 SIZES = (1_000, 4_000, 16_000, 64_000)
 RATIO = 5.0
 REPEATED = 20_000  # nodes up to which a size is run in every round, larger ones in all but one
-ROUNDS = 4
+ROUNDS = 3
 CACHES = np.zeros(1 << 28, np.uint8)  # larger than the last-level cache
 
 

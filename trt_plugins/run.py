@@ -73,11 +73,12 @@ def errors(
     found = []
     for way in kernels.ways if ways is None else [kernels.ways[index] for index in ways]:
         got = run(replace(kernels, ways=[replace(way, when=None)]), inputs)
-        found.append([_error(a, b) for a, b in zip(got, wanted, strict=True)])
+        found.append([error_of(a, b) for a, b in zip(got, wanted, strict=True)])
     return found
 
 
-def _error(got: Tensor, wanted: Tensor) -> float:
+def error_of(got: Tensor, wanted: Tensor) -> float:
+    """max|got-wanted| / max|wanted|; infinite for another shape or what is not finite."""
     if got.shape != wanted.shape:
         return float("inf")
     if not got.numel():

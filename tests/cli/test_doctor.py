@@ -37,6 +37,20 @@ def test_hugging_face_directories_need_three_extras(monkeypatch: pytest.MonkeyPa
     )
 
 
+def test_tensorrt_is_told_apart_from_what_runs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which flavour is installed, and whether there is a GPU."""
+    versions = {"tensorrt": None, "tensorrt-rtx": "1.7.1"}
+    monkeypatch.setattr(doctor, "_installed", lambda name: versions.get(name, "99.0"))
+    monkeypatch.setattr(doctor, "has_device", lambda: False)
+    found = doctor.diagnose().to_json()
+
+    assert found["targets"]["trt"] == {
+        "flavours": {"tensorrt": None, "rtx": "1.7.1"},
+        "device": False,
+    }
+    assert found["can"]["export_tensorrt"]["ok"]
+
+
 def test_every_extra_is_known() -> None:
     """Whoever adds one to pyproject.toml says what it is for; dev is for those who work here."""
     provided = importlib.metadata.metadata("intaglio").get_all("Provides-Extra") or []

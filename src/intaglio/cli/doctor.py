@@ -7,11 +7,12 @@ import importlib
 import importlib.metadata
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from intaglio import __version__
+from intaglio.runtime.trt.flavour import has_device
 
 _REQUIREMENT = re.compile(r"""([\w.-]+)(?:>=([\w.]+))?(?:.*extra == ["'](\w+)["'])?""")
 
@@ -22,6 +23,7 @@ ABILITIES: dict[str, tuple[str, ...]] = {
     "export": ("export",),
     "export_huggingface": ("export", "text", "hf"),
     "export_graphsurgeon_passes": ("export", "graphsurgeon"),
+    "export_tensorrt": ("export", "trt"),
     "profile_page": ("report",),
     "bench": ("export", "text", "hf", "report", "bench"),
 }
@@ -50,6 +52,8 @@ class Diagnosis:
     packages: tuple[Package, ...]
     providers: tuple[str, ...]
     engine_error: str | None
+    flavours: Mapping[str, str | None]
+    has_device: bool
 
     def lacks(self, *extras: str) -> list[str]:
         """What is missing or too old for some extras, as pip would be asked for it."""
@@ -65,6 +69,7 @@ class Diagnosis:
             "packages": [{**asdict(entry), "ok": entry.ok} for entry in self.packages],
             "targets": {
                 "ort": {"providers": list(self.providers), "error": self.engine_error},
+                "trt": {"flavours": dict(self.flavours), "device": self.has_device},
             },
             "can": {
                 ability: {"ok": not self.lacks(*extras), "missing": self.lacks(*extras)}
@@ -83,7 +88,16 @@ def diagnose() -> Diagnosis:
         fault = str(error)
     else:
         providers = tuple(engine.get_available_providers())
-    return Diagnosis(packages=tuple(_packages()), providers=providers, engine_error=fault)
+    return Diagnosis(
+        packages=tuple(_packages()),
+        providers=providers,
+        engine_error=fault,
+        flavours={
+            "tensorrt": _installed("tensorrt"),
+            "rtx": _installed("tensorrt-rtx"),
+        },
+        has_device=has_device(),
+    )
 
 
 def extra_of(package: str) -> str | None:

@@ -18,6 +18,7 @@ def doctor_(console: Console) -> None:
     console.text(
         "target ort: " + (diagnosis.engine_error or f"yes, with {', '.join(diagnosis.providers)}")
     )
+    console.text(f"target trt: {_trt(diagnosis)}")
     console.text("\npackages")
     console.table(
         [
@@ -27,3 +28,12 @@ def doctor_(console: Console) -> None:
         ["name", "installed", "asked for", "extra"],
     )
     console.result(report)
+
+
+def _trt(diagnosis: doctor.Diagnosis) -> str:
+    """Which TensorRT can build here, and whether there is a GPU."""
+    found = [f"{name} {version}" for name, version in diagnosis.flavours.items() if version]
+    device = "a GPU" if diagnosis.has_device else "no GPU"
+    if not found:
+        return f"builds no engine: no TensorRT is installed; {device}"
+    return f"builds with {' and '.join(found)}; {device}; runs no engine yet"
