@@ -2,8 +2,11 @@
 
 W stays in registers as well up to 128 units, so that a token costs its product and no traffic but
 the drive and the state that is put out.  Wider networks read W again at every token, from the
-caches, in blocks of rows.  All products are in fp32: in free runs errors grow from token to token,
-and a product in tf32 would leave the trajectory soon.
+caches, in blocks of rows; so do those of more than 64 units whose rows no vector load divides, for
+the addresses of all entries at once would fill the registers.
+
+All products are in fp32: in free runs errors grow from token to token, and a product in tf32 would
+leave the trajectory soon.
 """
 
 import triton
@@ -26,6 +29,8 @@ from .plugin import (
 
 MOST = 256  # units
 KEPT = 128  # units up to which W stays in registers
+UNALIGNED = 64  # such units where they are no multiple of VECTOR
+VECTOR = 4  # entries of a load
 ROWS = 32  # of a block of W beyond
 
 
@@ -126,7 +131,7 @@ def kernels(request: Request) -> Kernels:
             "FORCED": given["force"].size(2, "force") if "force" in given else 0,
             "NUM_RELU": int(request.attributes["num_relu"]),
             "BM": width,
-            "BR": width if units <= KEPT else ROWS,
+            "BR": width if units <= (UNALIGNED if units % VECTOR else KEPT) else ROWS,
         },
         grid=(batch, 1, 1),
         warps=1 if width <= 32 else 4 if width <= 64 else 8,
@@ -159,6 +164,7 @@ def requests(sm: int) -> dict[str, Request]:
     return {
         "al_rnn 20": request(20, 2, "float32", 3),
         "legs 64": request(64, 0, "float16", 0),
+        "al_rnn 127": request(127, 20, "float32", 5),
         "al_rnn 128": request(KEPT, 20, "float32", 5),
         "al_rnn 256": request(MOST, 50, "float16", 20),
     }

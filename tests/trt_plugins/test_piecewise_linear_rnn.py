@@ -82,7 +82,7 @@ def test_no_token_leaves_the_state_as_it_is(state: bool) -> None:
     assert torch.equal(last, sample.get("past_state", torch.zeros(2, 20)))
 
 
-@pytest.mark.parametrize("units", [1, 33, 64, 128, 129, 200, 256])
+@pytest.mark.parametrize("units", [1, 33, 64, 127, 128, 129, 200, 256])
 def test_widths_within_registers_and_beyond(check: Check, units: int) -> None:
     """W is kept, or read again in blocks of rows; few widths are those of a tile."""
     check(PLUGIN, draw(4, units, min(units, 7), forced=min(units, 5)))
