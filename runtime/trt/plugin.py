@@ -6,7 +6,6 @@ While an engine is built, a node's kernels are found by its name; in an engine t
 the plugin, so that neither Triton nor PyTorch is needed where it runs.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -191,8 +190,3 @@ def _express(trt: Any, size: Size, inputs: Any, builder: Any) -> Any:
     operation = getattr(trt.DimensionOperation, size.operation.upper())
     a, b = (_express(trt, each, inputs, builder) for each in size.of)
     return builder.operation(operation, a, b)
-
-
-def describe(kernels: Kernels) -> str:
-    """What a plugin carries, in JSON, without the code."""
-    return json.dumps({str(sm): plan.to_json() for sm, plan in kernels.plans.items()})
