@@ -1,8 +1,14 @@
 """What tests of several rooms share."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+from intaglio.runtime.trt.flavour import has_device
+
+if not has_device():  # before PyTorch imports Triton, which asks when it is imported
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(scope="session")

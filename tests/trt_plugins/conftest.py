@@ -1,14 +1,10 @@
-"""Kernels on a GPU where there is one, else in Triton's interpreter."""
+"""Kernels on a GPU where there is one, else in Triton's interpreter (see tests/conftest.py)."""
 
-import os
 from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 from torch import Tensor
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
 
 from intaglio.ops.op import Sample
 from intaglio.trt_plugins.plugin import Plugin
