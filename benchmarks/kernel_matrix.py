@@ -24,6 +24,7 @@ from triton.backends.nvidia.compiler import get_ptxas
 from intaglio.trt_plugins import NAMES, find
 from intaglio.trt_plugins.ahead import Job, compile_all
 from intaglio.trt_plugins.compile import CAPABILITIES
+from intaglio.trt_plugins.plugin import UnsupportedError
 
 RECORD = Path(__file__).parent / "results" / "kernel_matrix.json"
 QUICK = (80, 90)
@@ -40,8 +41,13 @@ def measure(quick: bool) -> list[Row]:
         for sm in chosen
         for what, request in find(name).requests(sm).items()
     }
+    refused = {key: why for key, job in jobs.items() if (why := _refusal(job))}
+    rows = [
+        Row(name=f"{name}, {what}, sm_{sm}", value=0, unit="kernels", note=f"refused: {why}")
+        for (name, what, sm), why in refused.items()
+    ]
+    jobs = {key: job for key, job in jobs.items() if key not in refused}
     recorded = _recorded()
-    rows = []
     compiled = compile_all(list(jobs.values()))
     for ((name, what, sm), job), made in zip(jobs.items(), compiled, strict=True):
         kernels = [k for way in find(name).kernels(job.request).ways for k in way.kernels]
@@ -61,6 +67,15 @@ def measure(quick: bool) -> list[Row]:
                 rows.append(_row(f"{title}: loop", count, "instructions an element", recorded))
     rows += [Row(name=f"version: {tool}", value=value, unit="") for tool, value in tools().items()]
     return rows
+
+
+def _refusal(job: Job) -> str:
+    """Why there are no kernels for a job; empty if there are."""
+    try:
+        find(job.plugin).kernels(job.request)
+    except UnsupportedError as error:
+        return str(error)
+    return ""
 
 
 def _row(name: str, value: float, unit: str, recorded: Mapping[str, float]) -> Row:

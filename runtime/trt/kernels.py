@@ -5,6 +5,7 @@ as fields of its plugins.
 """
 
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -52,9 +53,10 @@ class Kernels:
         return self.plans[capability]
 
     def to_fields(self) -> dict[str, bytes]:
-        """Named bytes, as an engine keeps them."""
+        """Named bytes, as an engine keeps them: each node its own, so code is compressed."""
         plans = {str(sm): plan.to_json() for sm, plan in self.plans.items()}
-        return {_PLANS: json.dumps({"op": self.op, "plans": plans}).encode(), **self.code}
+        head = json.dumps({"op": self.op, "plans": plans}).encode()
+        return {_PLANS: head, **{name: zlib.compress(code) for name, code in self.code.items()}}
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, bytes]) -> Self:
@@ -63,7 +65,7 @@ class Kernels:
         return cls(
             op=head["op"],
             plans={int(sm): Plan.from_json(plan) for sm, plan in head["plans"].items()},
-            code={name: data for name, data in fields.items() if name != _PLANS},
+            code={name: zlib.decompress(x) for name, x in fields.items() if name != _PLANS},
         )
 
 
