@@ -28,8 +28,9 @@ pytest: env # two workers of one thread each: more threads run slower on models 
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 gpu: ## Compare and time every kernel on this machine's GPU, from the checkout alone
-	$(PYTHON) benchmarks/gpu_kernels.py --json > benchmarks/results/gpu_kernels.json.new
-	mv benchmarks/results/gpu_kernels.json.new benchmarks/results/gpu_kernels.json
+	@mkdir -p build
+	$(PYTHON) benchmarks/gpu_kernels.py --json > build/gpu_kernels.json
+	mv build/gpu_kernels.json benchmarks/results/gpu_kernels.json
 
 demo: env ## Export a trained checkpoint, verify it, stream text from it
 	rm -rf demo

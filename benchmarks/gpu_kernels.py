@@ -26,6 +26,7 @@ from evidence import Row, run  # noqa: E402
 from torch import Tensor  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
+from intaglio.errors import UnsupportedError  # noqa: E402
 from intaglio.ops.op import Sample  # noqa: E402
 from intaglio.runtime.launch import evaluate  # noqa: E402
 from intaglio.runtime.trt.kernels import Kernels  # noqa: E402
@@ -33,7 +34,7 @@ from intaglio.runtime.trt.launcher import Launcher  # noqa: E402
 from intaglio.runtime.trt.plugin import workspace  # noqa: E402
 from intaglio.trt_plugins import NAMES, find  # noqa: E402
 from intaglio.trt_plugins.compile import compile_plugin  # noqa: E402
-from intaglio.trt_plugins.plugin import Plugin, UnsupportedError  # noqa: E402
+from intaglio.trt_plugins.plugin import Plugin  # noqa: E402
 from intaglio.trt_plugins.run import bind, error_of, errors, request_of  # noqa: E402
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

@@ -21,10 +21,10 @@ import triton
 from evidence import Row, run
 from triton.backends.nvidia.compiler import get_ptxas
 
+from intaglio.errors import UnsupportedError
 from intaglio.trt_plugins import NAMES, find
 from intaglio.trt_plugins.ahead import Job, compile_all
 from intaglio.trt_plugins.compile import CAPABILITIES
-from intaglio.trt_plugins.plugin import UnsupportedError
 
 RECORD = Path(__file__).parent / "results" / "kernel_matrix.json"
 QUICK = (80, 90)

@@ -6,12 +6,13 @@ prove the lowering; the builder is given the nodes alone, which its importer mak
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
-from intaglio.errors import MissingExtraError, OptionError
+from intaglio.errors import MissingExtraError, NotHereError, OptionError
 from intaglio.ops import OPS
 from intaglio.ops.op import Op
 from intaglio.passes.graph import attributes_of, describe, dims
@@ -39,8 +40,8 @@ TOKENS = (1, 64, 512)  # of a prefill: least, usual, most
 BATCHES = (1, 1, 1)
 
 UNFINISHED = (
-    "No TensorRT is installed here, so the bundle holds its graph and kernels and no engine. "
-    "Finish it on the device with: intaglio build DIR"
+    "The bundle holds graph and kernels for TensorRT, and no engine: {} Finish it on the device "
+    "with: intaglio build DIR"
 )
 
 Ranges = Mapping[str, tuple[int, int, int]]
@@ -56,9 +57,8 @@ def ranges(graph: ir.Graph, shapes: Shapes, max_context: int | None, batch: int 
     known: dict[str, tuple[int, int, int]] = {
         BATCH: BATCHES if batch is None else (batch,) * 3,
         TIME: (TOKENS[0], min(TOKENS[1], most), min(TOKENS[2], most)),
-        CAPACITY: (most,) * 3,
-        PAST: (0, most // 2, most),
     }
+    carried = (CAPACITY, PAST)  # known at the end
     for value in graph.inputs:
         given = shapes.ranges.get(str(value.name))
         for axis, dim in enumerate(dims(value) or ()):
@@ -66,12 +66,13 @@ def ranges(graph: ir.Graph, shapes: Shapes, max_context: int | None, batch: int 
                 continue
             if given is not None:
                 known[dim] = (given.minimum[axis], given.optimum[axis], given.maximum[axis])
-            if dim not in known:
+            if dim not in known and dim not in carried:
                 raise OptionError(
                     f"TensorRT has to know the sizes of {dim!r}, an axis of {value.name!r}: give "
                     f"them with --shapes {value.name}:MIN:OPT:MAX."
                 )
-    return known
+    most = max(most, known[TIME][2])  # a cache holds the longest prefill
+    return {**known, CAPACITY: (most,) * 3, PAST: (0, most // 2, most)}
 
 
 def fix_capacity(model: ir.Model, sizes: Ranges) -> None:
@@ -128,13 +129,13 @@ def compile_kernels(
         MissingExtraError: if Triton is not installed.
     """
     from intaglio.trt_plugins.ahead import Job, compile_all
-    from intaglio.trt_plugins.plugin import Input, UnsupportedError
+    from intaglio.trt_plugins.plugin import Input
     from intaglio.trt_plugins.plugin import Request as KernelRequest
 
     ops = plugin_ops()
     jobs: dict[str, list[Job]] = {}
-    nodes: dict[str, str] = {}
     names: dict[str, str] = {}
+    nodes: dict[str, str] = {}
     for node in graph:
         op = ops.get((node.domain, node.op_type))
         if op is None:
@@ -147,23 +148,23 @@ def compile_kernels(
             for name, value in zip(INPUTS.get(op.name, op.inputs), node.inputs, strict=False)
             if value is not None and value.dtype is not None
         }
-        wanted = [
-            Job(
-                plugin=op.name,
-                request=KernelRequest(attributes=attributes_of(node), inputs=given, sm=sm),
-            )
+        requests = [
+            KernelRequest(attributes=attributes_of(node), inputs=given, sm=sm)
             for sm in capabilities
         ]
+        wanted = [Job(plugin=op.name, request=r, where=describe(node)) for r in requests]
         key = json.dumps([job.to_json() for job in wanted], sort_keys=True)
-        if key not in names:
-            names[key] = f"{op.name}.{len(names)}"
-            jobs[names[key]] = wanted
-            try:
-                compile_all(wanted, done=lambda job: clock.report(_words(job), None))
-            except UnsupportedError as error:
-                raise UnsupportedError(f"{describe(node)}: {error}") from error
-        nodes[str(node.name)] = names[key]
-    kernels = {name: _kernels(wanted, compile_all(wanted)) for name, wanted in jobs.items()}
+        name = names.setdefault(key, f"{op.name}.{len(names)}")
+        jobs.setdefault(name, wanted)
+        nodes[str(node.name)] = name
+    compiled = compile_all(
+        [job for wanted in jobs.values() for job in wanted],
+        done=lambda job: clock.report(_words(job), None),
+    )
+    made = iter(compiled)
+    kernels = {
+        name: _kernels(wanted, list(islice(made, len(wanted)))) for name, wanted in jobs.items()
+    }
     return kernels, nodes
 
 
@@ -253,7 +254,8 @@ def add_engine(
         (writer.path / REQUEST).write_text(text + "\n", encoding="utf-8")
     manifest = writer.write_manifest(manifest)
     try:
-        bundle, _ = build(Bundle.open(writer.path), progress=clock.report)
-    except MissingExtraError:
-        return manifest, (UNFINISHED,)
+        with writer.told():
+            bundle, _ = build(Bundle.open(writer.path), progress=clock.report)
+    except (MissingExtraError, NotHereError) as error:
+        return manifest, (UNFINISHED.format(error),)
     return bundle.manifest, ()

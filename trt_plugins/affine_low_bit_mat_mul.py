@@ -12,6 +12,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
+from intaglio.errors import UnsupportedError
 from intaglio.ops import AFFINE_LOW_BIT_MAT_MUL
 from intaglio.ops._low_bit_planes import BITS, BLOCK, PLANE, size_in_planes, to_planes
 from intaglio.runtime.launch import Buffer, Output, Size, ceil_div, dim, less, product
@@ -26,9 +27,9 @@ from .plugin import (
     Plugin,
     Request,
     Scratch,
-    UnsupportedError,
     Way,
     float_of,
+    tensors_of,
 )
 
 FIRST_WITH_TENSOR_CORES = 80  # with those that take bf16 and add in fp32 at full rate
@@ -38,8 +39,6 @@ GEMM_MOST = 64
 WARPS = 8 * 132  # below which K is split: so many for each multiprocessor of an H200
 LEAST_BLOCKS = 4  # of a part
 STAGES = 4
-
-DEQUANTIZE = dequantize  # for networks that multiply by the weight with a GEMM of their own
 
 
 def prepare(arguments: Mapping[str, Array], attributes: Mapping[str, Any]) -> dict[str, Array]:
@@ -107,10 +106,7 @@ def kernels(request: Request) -> Kernels:
         tensor_cores=tensor_cores,
         rows=rows,
         blocks=blocks,
-        tensors={
-            name: Buffer("input", index) if name in request.inputs else None
-            for index, name in enumerate(PLUGIN.inputs)
-        },
+        tensors=tensors_of(request, PLUGIN.inputs),
         layout={
             "N": N,
             "K": K,

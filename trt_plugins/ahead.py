@@ -8,20 +8,19 @@ import base64
 import hashlib
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from intaglio.errors import IntaglioError, MissingExtraError
+from intaglio.errors import MissingExtraError, UnsupportedError
 from intaglio.runtime.launch import Plan
+from intaglio.runtime.worker import Worker
 
-from .plugin import Request, UnsupportedError
+from .plugin import Request
 
 INTERPRETED = "TRITON_INTERPRET"  # of which nothing can be compiled
 
@@ -72,14 +71,22 @@ class Compiled:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Kernels to compile: the plugin's name, the request, and the deployment's version of CUDA."""
+    """Kernels to compile.
+
+    Attributes:
+        plugin: its name.
+        request: the node.
+        cuda: the deployment's version of CUDA, see `compile.ptx_version`.
+        where: the node as errors speak of it; it decides nothing.
+    """
 
     plugin: str
     request: Request
     cuda: str | None = None
+    where: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """The job as JSON values."""
+        """What decides the code, as JSON values."""
         return {"plugin": self.plugin, "request": self.request.to_json(), "cuda": self.cuda}
 
     @classmethod
@@ -135,30 +142,24 @@ def _compile(
     jobs: Sequence[tuple[str, Job]], files: Mapping[str, Path], done: Callable[[Job], None]
 ) -> None:
     """Have one child compile jobs one after the other."""
-    environment = {name: value for name, value in os.environ.items() if name != INTERPRETED}
-    command = [sys.executable, "-P", "-m", f"{__package__}.worker"]
-    with subprocess.Popen(  # noqa: S603  our own module
-        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as child:
-        assert child.stdin is not None
-        assert child.stdout is not None
+    child = Worker(
+        "kernels",
+        f"{__package__}.worker",
+        does="compiled",
+        fault=UnsupportedError,
+        relief="close other programs",
+        environment={name: value for name, value in os.environ.items() if name != INTERPRETED},
+    )
+    with child:
         for key, job in jobs:
-            answer = _ask(child.stdin, child.stdout, job)
-            if "refused" in answer:
-                raise UnsupportedError(answer["refused"])
+            try:
+                answer = child.call("compile", job=job.to_json())
+            except UnsupportedError as error:
+                raise UnsupportedError(f"{job.where or job.plugin}: {error}") from error
             new = files[key].with_suffix(f".{os.getpid()}.new")
             new.write_text(json.dumps(answer))
             new.replace(files[key])
             done(job)
-
-
-def _ask(stdin: IO[str], stdout: IO[str], job: Job) -> dict[str, Any]:
-    print(json.dumps(job.to_json()), file=stdin, flush=True)
-    line = stdout.readline()
-    if not line:
-        raise IntaglioError(f"the compiler of {job.plugin} ended without an answer.")
-    answer: dict[str, Any] = json.loads(line)
-    return answer
 
 
 def _key(job: Job) -> str:

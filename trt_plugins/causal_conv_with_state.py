@@ -8,6 +8,7 @@ The state before and after may therefore share one buffer, with tiles of one tok
 import triton
 import triton.language as tl
 
+from intaglio.errors import UnsupportedError
 from intaglio.ops import CAUSAL_CONV_WITH_STATE
 from intaglio.runtime.launch import Buffer, Expression, Output, Size, ceil_div, dim, less
 
@@ -17,10 +18,10 @@ from .plugin import (
     Kernels,
     Plugin,
     Request,
-    UnsupportedError,
     Way,
     float_of,
     power_of_two,
+    tensors_of,
 )
 
 MOST = 32  # taps
@@ -103,10 +104,7 @@ def kernels(request: Request) -> Kernels:
     channels, taps = (given["weight"].size(axis, "weight") for axis in (0, 2))
     if taps > MOST:
         raise UnsupportedError(f"a convolution of {taps} taps; its kernels are for up to {MOST}.")
-    names = CAUSAL_CONV_WITH_STATE.inputs
-    tensors = {
-        name: Buffer("input", names.index(name)) if name in given else None for name in names
-    }
+    tensors = tensors_of(request, CAUSAL_CONV_WITH_STATE.inputs)
     batch, time = dim(0, 0), dim(0, 2)
     kept = power_of_two(taps - 1)
 

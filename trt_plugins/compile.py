@@ -17,10 +17,11 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
+from intaglio.errors import UnsupportedError
 from intaglio.runtime.launch import Argument, Buffer, Launch, Plan, Variant, product
 
 from .ahead import Code, Compiled
-from .plugin import Kernel, Plugin, Request, UnsupportedError
+from .plugin import Kernel, Plugin, Request
 
 WARP = 32
 # Compute capabilities, and the first version of PTX that knows each.

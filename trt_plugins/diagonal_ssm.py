@@ -9,6 +9,7 @@ The decay is e^{dt A} = 2^{dt (A log2 e)}, the factor taken into A once before t
 import triton
 import triton.language as tl
 
+from intaglio.errors import UnsupportedError
 from intaglio.ops import DIAGONAL_SSM
 from intaglio.runtime.launch import Buffer, Output, ceil_div, dim
 
@@ -18,10 +19,10 @@ from .plugin import (
     Kernels,
     Plugin,
     Request,
-    UnsupportedError,
     Way,
     float_of,
     power_of_two,
+    tensors_of,
 )
 
 MOST = 256  # states of a channel
@@ -99,10 +100,7 @@ def kernels(request: Request) -> Kernels:
     channels, states = (given["A"].size(axis, "A") for axis in (0, 1))
     if states > MOST:
         raise UnsupportedError(f"{states} states of a channel; at most {MOST} fit a program.")
-    names = DIAGONAL_SSM.inputs
-    tensors = {
-        name: Buffer("input", names.index(name)) if name in given else None for name in names
-    }
+    tensors = tensors_of(request, DIAGONAL_SSM.inputs)
     batch, time = dim(0, 0), dim(0, 1)
     width = power_of_two(states)
     block = min(TILE // width, WIDEST)

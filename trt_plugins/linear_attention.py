@@ -18,6 +18,7 @@ No exponent is ever above 0.  The inverse is found by substitution, not as a pro
 whose terms outgrow fp32 where keys of a chunk are alike.
 """
 
+from intaglio.errors import UnsupportedError
 from intaglio.ops import LINEAR_ATTENTION
 from intaglio.runtime.launch import Buffer, Output, ceil_div, dim, less
 
@@ -29,10 +30,10 @@ from .plugin import (
     Plugin,
     Request,
     Scratch,
-    UnsupportedError,
     Way,
     float_of,
     power_of_two,
+    tensors_of,
 )
 
 MOST = 256  # entries of a head
@@ -65,10 +66,7 @@ def kernels(request: Request) -> Kernels:
         "SCALE": float(attributes.get("scale", 0.0)) or K**-0.5,
         "PER_KEY": per_key,
     }
-    names = LINEAR_ATTENTION.inputs
-    tensors = {
-        name: Buffer("input", names.index(name)) if name in given else None for name in names
-    }
+    tensors = tensors_of(request, LINEAR_ATTENTION.inputs)
     batch, time = dim(0, 0), dim(0, 1)
     columns = 32 if V >= 32 else 16
     tiles = ceil_div(V, columns)

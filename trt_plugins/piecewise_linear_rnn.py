@@ -12,6 +12,7 @@ leave the trajectory soon.
 import triton
 import triton.language as tl
 
+from intaglio.errors import UnsupportedError
 from intaglio.ops import PIECEWISE_LINEAR_RNN
 from intaglio.runtime.launch import Buffer, Output, dim
 
@@ -21,10 +22,10 @@ from .plugin import (
     Kernels,
     Plugin,
     Request,
-    UnsupportedError,
     Way,
     float_of,
     power_of_two,
+    tensors_of,
 )
 
 MOST = 256  # units
@@ -112,10 +113,7 @@ def kernels(request: Request) -> Kernels:
     units = given["A"].size(0, "A")
     if units > MOST:
         raise UnsupportedError(f"a network of {units} units; at most {MOST} fit a program.")
-    names = PIECEWISE_LINEAR_RNN.inputs
-    tensors = {
-        name: Buffer("input", names.index(name)) if name in given else None for name in names
-    }
+    tensors = tensors_of(request, PIECEWISE_LINEAR_RNN.inputs)
     batch, time = dim(0, 0), dim(0, 1)
     width = power_of_two(units, 16)
     kernel = Kernel(

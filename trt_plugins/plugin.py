@@ -11,17 +11,13 @@ from typing import Any, Self
 
 import numpy.typing as npt
 
-from intaglio.errors import IntaglioError
+from intaglio.errors import UnsupportedError
 from intaglio.ops.op import Op
-from intaglio.runtime.launch import Argument, Output, Size
+from intaglio.runtime.launch import Argument, Buffer, Output, Size
 
 Array = npt.NDArray[Any]
 
 FLOATS = ("float16", "bfloat16", "float32")
-
-
-class UnsupportedError(IntaglioError):
-    """An operator has a form for which there is no kernel."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +158,14 @@ class Plugin:
     def name(self) -> str:
         """The name of the operator and of the file."""
         return self.op.name
+
+
+def tensors_of(request: Request, names: Sequence[str]) -> dict[str, Buffer | None]:
+    """The inputs `names` as arguments of kernels; None for those that are absent."""
+    return {
+        name: Buffer("input", index) if name in request.inputs else None
+        for index, name in enumerate(names)
+    }
 
 
 def float_of(request: Request, name: str) -> str:

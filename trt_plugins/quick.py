@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from types import GenericAlias
 from typing import Any
 
+from intaglio.errors import UnsupportedError
 from intaglio.runtime.launch import Buffer, Expression, Launch, Plan, Size
 
 from .ahead import Compiled
-from .plugin import UnsupportedError
 
 NAMESPACE = "intaglio"
 WIDE = (

@@ -1,25 +1,20 @@
-"""A child that compiles: a job as a line of JSON on stdin, what came of it as one on stdout."""
+"""A child that compiles, so that an export imports no Triton: see `ahead.py`."""
 
-import json
-import sys
+from collections.abc import Mapping
+from typing import Any
+
+from intaglio.runtime.worker import serve
 
 from . import find
 from .ahead import Job
 from .compile import compile_plugin
-from .plugin import UnsupportedError
 
 
-def main() -> None:
-    """Answer until stdin ends."""
-    answers, sys.stdout = sys.stdout, sys.stderr  # what a compiler prints is no answer
-    for line in sys.stdin:
-        job = Job.from_json(json.loads(line))
-        try:
-            answer = compile_plugin(find(job.plugin), job.request, job.cuda).to_json()
-        except UnsupportedError as error:
-            answer = {"refused": str(error)}
-        print(json.dumps(answer), file=answers, flush=True)
+def compile_job(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Compile the kernels of a job; both it and they are JSON values."""
+    asked = Job.from_json(job)
+    return compile_plugin(find(asked.plugin), asked.request, asked.cuda).to_json()
 
 
 if __name__ == "__main__":
-    main()
+    serve({"compile": compile_job})

@@ -6,28 +6,25 @@ and built with two optimization profiles: one for steps of a token, one for pref
 
 import json
 import os
-import subprocess
-import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from intaglio.errors import BuildError
+from intaglio.errors import BuildError, BundleError
 from intaglio.runtime.bundle import Bundle
 from intaglio.runtime.graph import read_graph
 from intaglio.runtime.manifest import FILE_NAME, FileRecord
 from intaglio.runtime.trt import flavour as flavours
+from intaglio.runtime.worker import Progress, Worker
 
 TARGET = "trt"
 GRAPH = "trt/model.onnx"
 ENGINE = "trt/engine.plan"
 REQUEST = "trt/request.json"  # what the engine is to be built for
 RECORD = "trt/build.json"  # what was built
-_ANSWER = "built"
 
-Progress = Callable[[str, float | None], None]
 Dims = tuple[int, ...]
 
 
@@ -108,8 +105,7 @@ class Request:
 
     Attributes:
         profiles: shapes to tune for.
-        capabilities: the GPUs that an engine of TensorRT-RTX is for; none for those that its
-            kernels have code for.
+        capabilities: the GPUs that kernels are compiled for, and with TensorRT-RTX the engine.
         flavour: tensorrt, rtx, or auto: full TensorRT where it and a GPU are there.
     """
 
@@ -136,7 +132,8 @@ def build(
 ) -> tuple[Bundle, Built]:
     """Build the engine of a bundle as its request says, and put it into the bundle.
 
-    The manifest is rewritten last: until then the bundle is as it was.
+    The manifest is rewritten last: until then an engine that was there may not be the one it lists,
+    which building again mends, and all else is as it was.
 
     Args:
         bundle: with graph, weights, kernels and request; all are checked against the manifest.
@@ -150,16 +147,26 @@ def build(
         MissingExtraError: if no flavour is installed.
         OptionError: if the flavour asked for cannot build here.
         BuildError: if the importer refuses a node, or the builder finds no implementation.
-        BundleError: if the bundle is not for TensorRT, or a file of it is absent or changed.
+        NotHereError: if TensorRT-RTX is asked for GPUs that it does not build for.
+        BundleError: if the bundle is not for TensorRT, a file of it is absent, changed or cannot
+            be written.
     """
-    target = bundle.target(TARGET)
-    request = Request.from_json(json.loads(bundle.read(REQUEST)))
+    bundle.target(TARGET)
+    request = Request.from_json(_read(bundle, REQUEST))
     chosen = flavours.choose(flavour or request.flavour)
-    for name in target.data:
-        bundle.check(name)
+    _confined(bundle)
+    if chosen == "rtx":
+        request = replace(request, capabilities=flavours.for_rtx(request.capabilities))
+    try:
+        return _put(bundle, replace(request, flavour=chosen), progress)
+    except OSError as error:
+        raise BundleError(f"{bundle.root / ENGINE} cannot be written: {error}.") from error
+
+
+def _put(bundle: Bundle, request: Request, progress: Progress | None) -> tuple[Bundle, Built]:
     draft = bundle.root / f"{ENGINE}.{os.getpid()}"
     try:
-        built = _build(bundle, replace(request, flavour=chosen), draft, progress)
+        built = _build(bundle, request, draft, progress)
         draft.replace(bundle.root / ENGINE)
     finally:
         draft.unlink(missing_ok=True)
@@ -179,65 +186,58 @@ def read_built(bundle: Bundle) -> Built | None:
     """
     if RECORD not in bundle.manifest.files:
         return None
-    return Built.from_json(json.loads(bundle.read(RECORD)))
+    return Built.from_json(_read(bundle, RECORD))
 
 
 def _build(bundle: Bundle, asked: Request, out: Path, progress: Progress | None) -> Built:
-    request = {"root": str(bundle.root), "out": str(out), **asked.to_json()}
-    chosen = asked.flavour
     with tempfile.TemporaryDirectory() as folder:
-        environment = _environment(chosen, Path(folder))
-        command = [sys.executable, "-P", "-m", "intaglio.runtime.trt.build_child"]
-        with subprocess.Popen(  # noqa: S603  our own module
-            command,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as child:
-            answer, said = _converse(child, request, progress)
-    if answer is None:
-        last = said.strip().splitlines()[-1:] or ["nothing"]
-        raise BuildError(
-            f"The builder of {chosen} ended with {child.returncode} and no engine. "
-            f"It last said: {last[0]}"
+        child = Worker(
+            "the engine",
+            "intaglio.runtime.trt.build_child",
+            does="built",
+            fault=BuildError,
+            relief="build on a machine that has more",
+            environment=_environment(asked.flavour, Path(folder)),
         )
-    if "refused" in answer:
-        modules = {node.name: node.module for node in read_graph(bundle, TARGET).nodes}
-        raise BuildError(_refusal(answer["refused"], modules))
-    return Built.from_json(answer[_ANSWER])
+        with child:
+            return Built.from_json(
+                child.call(
+                    "build",
+                    progress or (lambda _what, _done: None),
+                    root=str(bundle.root),
+                    out=str(out),
+                    request=asked.to_json(),
+                )
+            )
 
 
-def _converse(
-    child: "subprocess.Popen[str]", request: Mapping[str, Any], progress: Progress | None
-) -> tuple[dict[str, Any] | None, str]:
-    """The child's answer, None if it ended without, and what it wrote on stderr."""
-    assert child.stdin is not None
-    assert child.stdout is not None
-    assert child.stderr is not None
-    child.stdin.write(json.dumps(request))
-    child.stdin.close()
-    answer = None
-    for line in child.stdout:
-        message = json.loads(line)
-        if "progress" not in message:
-            answer = message
-        elif progress is not None:
-            progress(*message["progress"])
-    return answer, child.stderr.read()
+def _confined(bundle: Bundle) -> None:
+    """Hold the weights of the graph to the files that the target lists: TensorRT opens any path.
+
+    Raises:
+        BundleError: if one lies elsewhere, or a file is absent or changed.
+    """
+    listed = bundle.target(TARGET).data
+    for name in listed:
+        bundle.check(name)
+    for tensor in read_graph(bundle, TARGET).tensors.values():
+        if tensor.location is not None and tensor.location not in listed:
+            raise BundleError(
+                f"{bundle.root / GRAPH} has the weight {tensor.name!r} in {tensor.location!r}, "
+                "which is no file of the target. Do not use this bundle unless you know its origin."
+            )
 
 
-def _refusal(faults: Sequence[Mapping[str, str]], modules: Mapping[str, str]) -> str:
-    lines = []
-    for fault in faults:
-        node = fault["node"]
-        if not node:
-            lines.append(fault["said"])
-            continue
-        where = modules.get(node) or "the model"
-        lines.append(f"{where}: {fault['op']} {node!r}: {fault['said']}")
-    return "TensorRT refuses the graph. " + " ".join(lines)
+def _read(bundle: Bundle, name: str) -> Any:
+    """A JSON file of the bundle.
+
+    Raises:
+        BundleError: if it is absent or changed, or no JSON.
+    """
+    try:
+        return json.loads(bundle.read(name))
+    except ValueError as error:
+        raise BundleError(f"{bundle.root / name} is not JSON: {error}. Export again.") from error
 
 
 def _environment(flavour: str, folder: Path) -> dict[str, str]:

@@ -1,51 +1,33 @@
-"""The child that builds: a request as JSON on stdin, progress and the answer as lines of it."""
+"""The child that builds an engine: see `build.py`."""
 
-import json
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from intaglio.errors import IntaglioError
+from intaglio.errors import BuildError
 from intaglio.runtime.bundle import Bundle
+from intaglio.runtime.graph import read_graph
 from intaglio.runtime.protobuf import raw_fields
 from intaglio.runtime.trt import flavour as flavours
 from intaglio.runtime.trt import kernels as kernel_files
 from intaglio.runtime.trt import plugin
-from intaglio.runtime.trt.build import GRAPH
+from intaglio.runtime.trt.build import GRAPH, TARGET
+from intaglio.runtime.worker import Progress, serve
 
 FUNCTIONS = 25  # the field of a ModelProto
 
 
-class RefusedError(Exception):
-    """What TensorRT says of the nodes that it refuses."""
+def build(root: str, out: str, request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+    """Build the engine of the bundle at `root` into the file `out`; what it is, as JSON values.
 
-    def __init__(self, faults: list[dict[str, str]]) -> None:
-        super().__init__(str(faults))
-        self.faults = faults
-
-
-def main() -> None:
-    """Answer one request."""
-    answers, sys.stdout = sys.stdout, sys.stderr  # what a builder prints is no answer
-
-    def tell(message: Mapping[str, Any]) -> None:
-        print(json.dumps(message), file=answers, flush=True)
-
-    request = json.loads(sys.stdin.read())
-    try:
-        tell({"built": _build(request, tell)})
-    except RefusedError as error:
-        tell({"refused": error.faults})
-    except IntaglioError as error:
-        tell({"refused": [{"node": "", "op": "", "said": str(error)}]})
-
-
-def _build(request: Mapping[str, Any], tell: Any) -> dict[str, Any]:
+    Raises:
+        BuildError: if TensorRT refuses a node, which is named, or finds no implementation.
+        BundleError: if a file of the bundle is absent or changed.
+    """
     start = time.perf_counter()
     trt = flavours.load(request["flavour"])
-    bundle = Bundle.open(request["root"])
+    bundle = Bundle.open(root)
     kernels = kernel_files.read(bundle)
     logger = _logger(trt)
     kept = plugin.register(trt, kernels, sorted({each.op for each in kernels.values()}))
@@ -54,35 +36,32 @@ def _build(request: Mapping[str, Any], tell: Any) -> dict[str, Any]:
     parser = trt.OnnxParser(network, logger)
     # External weights lie relative to the bundle, whatever folder the graph is in.
     if not parser.parse(_without_bodies(bundle.read(GRAPH)), str(bundle.root / "model.onnx")):
-        raise RefusedError(list(_faults(parser)))
+        modules = {node.name: node.module for node in read_graph(bundle, TARGET).nodes}
+        raise BuildError(f"TensorRT refuses the graph. {' '.join(_faults(parser, modules))}")
     _decompose(trt, network)
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    config.progress_monitor = monitor = _monitor(trt, tell)
+    config.progress_monitor = monitor = _monitor(trt, progress)
     for entry in request["profiles"]:
         profile = builder.create_optimization_profile()
         for name, shapes in entry["shapes"].items():
             profile.set_shape(name, *map(tuple, shapes))
         config.add_optimization_profile(profile)
-    targets = request["capabilities"] or kernel_files.capabilities(list(kernels.values()))
     if request["flavour"] == "rtx":
-        targets = [
-            sm for sm in targets or flavours.RTX_CAPABILITIES if sm in flavours.RTX_CAPABILITIES
-        ]
-        config.num_compute_capabilities = len(targets)
-        for index, sm in enumerate(targets):
+        config.num_compute_capabilities = len(request["capabilities"])
+        for index, sm in enumerate(request["capabilities"]):
             config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{sm}"), index)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        said = logger.errors[-1:] or ["it found no implementation of the network"]
-        raise RefusedError([{"node": "", "op": "", "said": said[0]}])
-    Path(request["out"]).write_bytes(plan)
+        (said,) = logger.errors[-1:] or ["it found no implementation of the network"]
+        raise BuildError(f"TensorRT builds no engine of the graph: {said}")
+    Path(out).write_bytes(plan)
     del kept, monitor
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     return {
         "flavour": request["flavour"],
         "version": trt.__version__,
-        "capabilities": list(targets),
+        "capabilities": request["capabilities"],
         "profiles": request["profiles"],
         "inputs": [_tensor(network.get_input(i)) for i in range(network.num_inputs)],
         "outputs": [_tensor(network.get_output(i)) for i in range(network.num_outputs)],
@@ -114,14 +93,13 @@ def _tensor(tensor: Any) -> dict[str, Any]:
     return {"name": tensor.name, "dtype": dtype, "shape": list(tensor.shape)}
 
 
-def _faults(parser: Any) -> Iterator[dict[str, str]]:
+def _faults(parser: Any, modules: Mapping[str, str]) -> Iterator[str]:
+    """What TensorRT says of each node that it refuses, the path of its module first."""
     for index in range(parser.num_errors):
         error = parser.get_error(index)
-        yield {
-            "node": error.node_name(),
-            "op": error.node_operator(),
-            "said": " ".join(error.desc().split()),
-        }
+        node, said = error.node_name(), " ".join(error.desc().split())
+        where = modules.get(node) or "the model"
+        yield f"{where}: {error.node_operator()} {node!r}: {said}"
 
 
 def _decompose(trt: Any, network: Any) -> None:
@@ -148,7 +126,7 @@ def _logger(trt: Any) -> Any:
     return Logger()
 
 
-def _monitor(trt: Any, tell: Any) -> Any:
+def _monitor(trt: Any, progress: Progress) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         """Passes on how far the builder is in its outermost phases."""
 
@@ -159,11 +137,11 @@ def _monitor(trt: Any, tell: Any) -> Any:
         def phase_start(self, name: str, parent: str | None, steps: int) -> None:
             if parent is None:
                 self.steps[name] = steps
-                tell({"progress": [name, 0.0]})
+                progress(name, 0.0)
 
         def step_complete(self, name: str, step: int) -> bool:
             if name in self.steps:
-                tell({"progress": [name, (step + 1) / max(self.steps[name], 1)]})
+                progress(name, (step + 1) / max(self.steps[name], 1))
             return True
 
         def phase_finish(self, name: str) -> None:
@@ -173,4 +151,4 @@ def _monitor(trt: Any, tell: Any) -> Any:
 
 
 if __name__ == "__main__":
-    main()
+    serve({"build": build})

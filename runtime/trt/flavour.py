@@ -7,10 +7,11 @@ Full TensorRT (`tensorrt`) is taken where it is installed and there is a GPU; Te
 import ctypes
 import importlib
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from intaglio.errors import MissingExtraError, OptionError
+from intaglio.errors import MissingExtraError, NotHereError, OptionError
 
 FLAVOURS = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
 AUTO = "auto"
@@ -43,6 +44,22 @@ def choose(flavour: str = AUTO) -> str:
             "Take the flavour rtx, or run `intaglio build` on the device."
         )
     return flavour
+
+
+def for_rtx(capabilities: Sequence[int]) -> tuple[int, ...]:
+    """Those that TensorRT-RTX builds for.
+
+    Raises:
+        NotHereError: if there is none among them.
+    """
+    found = tuple(sm for sm in capabilities if sm in RTX_CAPABILITIES)
+    if not found:
+        asked, known = (", ".join(map(str, each)) for each in (capabilities, RTX_CAPABILITIES))
+        raise NotHereError(
+            f"TensorRT-RTX builds for compute capability {known}, not for {asked}, which takes "
+            "full TensorRT on the GPU itself."
+        )
+    return found
 
 
 def load(flavour: str) -> Any:

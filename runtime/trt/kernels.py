@@ -6,7 +6,7 @@ as fields of its plugins.
 
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -106,9 +106,3 @@ def read(bundle: Bundle) -> dict[str, Kernels]:
         for name, each in entry["kernels"].items()
     }
     return {node: kernels[name] for node, name in entry["nodes"].items()}
-
-
-def capabilities(kernels: Sequence[Kernels]) -> tuple[int, ...]:
-    """The compute capabilities for which all of these have code."""
-    known = [set(each.plans) for each in kernels]
-    return tuple(sorted(set.intersection(*known))) if known else ()

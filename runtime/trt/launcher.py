@@ -14,6 +14,11 @@ DEFAULT_SHARED = 48 << 10  # bytes of shared memory that a kernel may use withou
 ALIGNMENT = 256  # bytes; of every scratch tensor, as kernels are compiled for
 
 
+def aligned(size: int) -> int:
+    """Bytes of a scratch tensor with what keeps the next one aligned."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
 class CudaError(IntaglioError):
     """The CUDA driver refuses what it is asked."""
 
@@ -58,7 +63,7 @@ class Launcher:
         scratch = []
         for size in variant.scratch:
             scratch.append(workspace)
-            workspace += -(-evaluate(size, shapes) // ALIGNMENT) * ALIGNMENT
+            workspace += aligned(evaluate(size, shapes))
         buffers = {"input": inputs, "output": outputs, "scratch": scratch}
         for each in variant.launches:
             grid = [evaluate(size, shapes) for size in each.grid]

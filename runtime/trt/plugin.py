@@ -14,7 +14,7 @@ import numpy as np
 from intaglio.runtime.launch import Expression, Shape, Size, evaluate
 
 from .kernels import Kernels
-from .launcher import ALIGNMENT, Launcher
+from .launcher import Launcher, aligned
 
 VERSION = "1"
 
@@ -48,14 +48,10 @@ def register(trt: Any, kernels: Mapping[str, Kernels], ops: Sequence[str]) -> li
 def workspace(kernels: Kernels, shapes: Sequence[Shape | None]) -> int:
     """Bytes of scratch for inputs of at most these shapes, on any GPU."""
     return max(
-        sum(_aligned(evaluate(size, shapes)) for size in variant.scratch)
+        sum(aligned(evaluate(size, shapes)) for size in variant.scratch)
         for plan in kernels.plans.values()
         for variant in plan.variants
     )
-
-
-def _aligned(size: int) -> int:
-    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def _creator(trt: Any, op: str, kernels: Mapping[str, Kernels]) -> Any:

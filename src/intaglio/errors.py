@@ -39,6 +39,14 @@ class BuildError(IntaglioError):
     """TensorRT builds no engine of a graph."""
 
 
+class NotHereError(BuildError):
+    """The TensorRT that is here builds for none of the GPUs that are meant."""
+
+
+class UnsupportedError(IntaglioError):
+    """There are no kernels for what is asked: an operator's form, or a GPU."""
+
+
 class PassError(IntaglioError):
     """A pass refuses a graph, or its options."""
 

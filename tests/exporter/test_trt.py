@@ -11,11 +11,12 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from intaglio.errors import BuildError, OptionError, ParityError
+from intaglio.errors import BuildError, BundleError, NotHereError, OptionError, ParityError
 from intaglio.exporter import trt as trt_target
 from intaglio.exporter.export import ExportReport, export
 from intaglio.exporter.shapes import Shapes
 from intaglio.models import find, gated_deltanet, save
+from intaglio.passes.lower import trt_attention
 from intaglio.runtime.bundle import Bundle
 from intaglio.runtime.manifest import FileRecord, Manifest
 from intaglio.runtime.trt import flavour
@@ -238,3 +239,61 @@ def test_nodes_find_their_kernels_by_domain_and_type() -> None:
     assert found["", "LinearAttention"].name == "linear_attention"
     assert found["", "CausalConvWithState"].name == "causal_conv_with_state"
     assert found["intaglio", "AffineLowBitMatMul"].name == "affine_low_bit_mat_mul"
+
+
+def test_a_graph_that_is_lowered_wrongly_fails_the_export(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here a mask that hides the newest token; the graph for ONNX Runtime is right."""
+
+    def hide(node: ir.Node, valid: ir.Value | None) -> ir.Value:
+        mask = allowed(node, valid)
+        producer = mask.producer()
+        assert producer is not None
+        producer.op_type = "Less"
+        return mask
+
+    allowed = trt_attention._allowed
+    monkeypatch.setattr(trt_attention, "_allowed", hide)
+    with pytest.raises(ParityError, match=r"^The graph for TensorRT, run by ONNX Runtime: Parity"):
+        export(checkpoint, tmp_path / "b", targets=["trt"], sm=[SM], steps=8)
+    assert (tmp_path / "b.failed").exists()
+
+
+def test_a_gpu_that_rtx_does_not_know_leaves_the_engine_to_it(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    """Kernels for a Jetson, and no engine that is for none."""
+    report = export(checkpoint, tmp_path / "b", targets=["trt"], sm=[87], verify=False)
+
+    assert any("not for 87" in note and "intaglio build" in note for note in report.notes)
+    assert read_built(Bundle.open(report.out)) is None
+    assert any(name.endswith(".sm_87.cubin") for name in report.manifest.files)
+    with pytest.raises(NotHereError, match="builds for compute capability 75, 80"):
+        build(Bundle.open(report.out))
+
+
+def test_weights_outside_the_bundle_are_refused(exported: ExportReport, tmp_path: Path) -> None:
+    """TensorRT's parser would open whatever path the graph names."""
+    place = tmp_path / "bundle"
+    shutil.copytree(exported.out, place)
+    content = (place / "trt/model.onnx").read_bytes()
+    (place / "trt/model.onnx").write_bytes(content.replace(b"model.onnx.data", b"../../some.data"))
+    manifest = Manifest.load(place / "manifest.json")
+    changed = {"trt/model.onnx": FileRecord.of(place / "trt/model.onnx")}
+    replace(manifest, files={**manifest.files, **changed}).save(place / "manifest.json")
+
+    with pytest.raises(BundleError, match=r"in '\.\./\.\./some\.data', which is no file of the t"):
+        build(Bundle.open(place))
+
+
+def test_a_cache_holds_the_longest_prefill() -> None:
+    """More than the default, never more than the model's context."""
+    made = ir.from_onnx_text("""<ir_version: 10, opset_import: ["" : 24]>
+        g (int64[batch, time] ids) => (int64[batch, time] y) { y = Identity (ids) }
+    """).graph
+    long = Shapes.parse(shapes=["ids:1x1:1x64:1x9000"])
+
+    assert trt_target.ranges(made, long, None, None)["capacity"] == (9000,) * 3
+    assert trt_target.ranges(made, Shapes.parse(), 200, None)["capacity"] == (200,) * 3
+    assert trt_target.ranges(made, Shapes.parse(), 200, None)["time"] == (1, 64, 200)

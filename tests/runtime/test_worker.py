@@ -19,6 +19,11 @@ def add(a, b):
     os.write(1, b"more noise")
     return a + b
 
+def count(to, progress):
+    for done in range(to):
+        progress("counting", done / to)
+    return to
+
 def refuse():
     raise StateError("no room for 3 tokens.")
 
@@ -38,7 +43,7 @@ def leave():
     sys.stderr.write("first\\nthe disk is gone\\n")
     os._exit(7)
 
-serve({f.__name__: f for f in (add, refuse, lack, fail, die, abort, leave)})
+serve({f.__name__: f for f in (add, count, refuse, lack, fail, die, abort, leave)})
 """
 
 
@@ -61,6 +66,15 @@ def gone(pid: int) -> bool:
 def test_what_a_child_prints_does_not_disturb_its_answers(worker: Worker) -> None:
     assert worker.call("add", a=1, b=2) == 3
     assert worker.call("add", a="a", b="é") == "aé"
+
+
+def test_a_method_tells_how_far_it_is(worker: Worker) -> None:
+    """In order, before its answer; the child goes on."""
+    heard: list[tuple[str, float | None]] = []
+
+    assert worker.call("count", lambda *given: heard.append(given), to=2) == 2
+    assert heard == [("counting", 0.0), ("counting", 0.5)]
+    assert worker.call("add", a=1, b=2) == 3
 
 
 def test_errors_of_ours_come_back_as_they_were_raised(worker: Worker) -> None:

@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from intaglio.errors import UnsupportedError
 from intaglio.ops._low_bit_packing import dequantize_tensor, groups_of, pack_codes
 from intaglio.ops.op import Sample
 from intaglio.runtime.launch import evaluate
-from intaglio.trt_plugins.affine_low_bit_mat_mul import DEQUANTIZE, PLUGIN, kernels, prepare
-from intaglio.trt_plugins.plugin import Array, Input, Request, UnsupportedError
+from intaglio.trt_plugins._low_bit_kernels import dequantize
+from intaglio.trt_plugins.affine_low_bit_mat_mul import PLUGIN, kernels, prepare
+from intaglio.trt_plugins.plugin import Array, Input, Request
 from intaglio.trt_plugins.run import describe, run
 
 Check = Callable[..., None]
@@ -174,9 +176,9 @@ def test_the_weight_is_written_out(K: int, group: int) -> None:
     inputs, request = prepared(sample), request_of(sample)
     (write, _) = kernels(request).ways[-1].kernels
     weight = torch.full((70, K), torch.nan, dtype=HALF)
-    assert write.function is DEQUANTIZE
+    assert write.function is dequantize
     read = [inputs[name] for name in ("words", "scale", "offset")]
-    DEQUANTIZE[write.grid](*read, weight, **write.constants)
+    dequantize[write.grid](*read, weight, **write.constants)
 
     parts = [sample[name] for name in ("codes", "scale", "offset")]
     exact = dequantize_tensor(parts[0], *(x.double() for x in parts[1:]), K=K, bits=2, group=group)

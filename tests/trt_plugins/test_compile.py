@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from intaglio.errors import UnsupportedError
 from intaglio.runtime.launch import Buffer, Plan
 from intaglio.trt_plugins import NAMES, find
 from intaglio.trt_plugins.ahead import Code, Compiled, Job, compile_all
-from intaglio.trt_plugins.plugin import Request, UnsupportedError
+from intaglio.trt_plugins.plugin import Request
 
 CAPABILITIES = (80, 87, 90, 120)
 MOST = 1  # requests of a plugin that are compiled here; benchmarks/kernel_matrix.py takes them all

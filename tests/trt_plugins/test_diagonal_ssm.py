@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from intaglio.errors import UnsupportedError
 from intaglio.ops.op import Sample
 from intaglio.trt_plugins.diagonal_ssm import PLUGIN, kernels
-from intaglio.trt_plugins.plugin import Input, Request, UnsupportedError
+from intaglio.trt_plugins.plugin import Input, Request
 from intaglio.trt_plugins.run import describe, launch, run
 
 Check = Callable[..., None]

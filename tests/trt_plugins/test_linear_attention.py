@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from intaglio.errors import UnsupportedError
 from intaglio.ops.op import Sample
 from intaglio.trt_plugins.linear_attention import PLUGIN, kernels
-from intaglio.trt_plugins.plugin import Input, Request, UnsupportedError
+from intaglio.trt_plugins.plugin import Input, Request
 from intaglio.trt_plugins.run import describe, run
 
 Check = Callable[..., None]

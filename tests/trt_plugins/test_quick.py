@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
+from intaglio.errors import UnsupportedError
 from intaglio.runtime.launch import Buffer, Launch, Output, Plan, Variant, dim
 from intaglio.trt_plugins import NAMES, find
 from intaglio.trt_plugins.ahead import Compiled, Job, compile_all
-from intaglio.trt_plugins.plugin import UnsupportedError
 from intaglio.trt_plugins.quick import define
 
 STUB = """

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from intaglio.errors import BundleError
-from intaglio.runtime.trt.kernels import Kernels, capabilities, file_of
+from intaglio.runtime.trt.kernels import Kernels
 
 
 def test_fields_hold_the_kernels_in_less(make_kernels: Callable[..., Kernels]) -> None:
@@ -26,15 +26,3 @@ def test_the_plan_is_that_of_the_gpu(make_kernels: Callable[..., Kernels]) -> No
     assert made.for_device(90) is made.plans[90]
     with pytest.raises(BundleError, match="for compute capability 80, 90; this GPU has 75"):
         made.for_device(75)
-
-
-def test_an_engine_is_for_what_all_its_kernels_know(make_kernels: Callable[..., Kernels]) -> None:
-    """Compute capabilities that one of them lacks are left out."""
-    made = make_kernels()
-    fewer = replace(made, plans={90: made.plans[90]})
-
-    assert capabilities([made, fewer]) == (90,)
-    assert capabilities([]) == ()
-    assert file_of("linear_attention.0", "90/walk_0").endswith(
-        "linear_attention.0.walk_0.sm_90.cubin"
-    )
