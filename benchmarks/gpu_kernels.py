@@ -12,7 +12,7 @@ times the L2 cache together, so that weights and states come from memory.  Absol
 device that the record names.  `--quick` leaves the timing out.
 """
 
-import importlib
+import importlib.util
 import math
 import statistics
 from collections.abc import Callable, Iterator
@@ -20,6 +20,9 @@ from collections.abc import Callable, Iterator
 import checkout
 
 checkout.use_checkout()
+for needed in ("torch", "triton"):
+    if importlib.util.find_spec(needed) is None:
+        raise SystemExit(f"This Python has no {needed}: say which has, make gpu PYTHON=...")
 
 import torch  # noqa: E402
 from evidence import Row, run  # noqa: E402
