@@ -23,8 +23,8 @@ import intaglio
 from intaglio.models import find, save
 from intaglio.models.llama import Config
 from intaglio.runtime import Session
-from intaglio.runtime.engine import open_engine
 from intaglio.runtime.manifest import TensorSpec
+from intaglio.runtime.ort.engine import open_engine
 from intaglio.state import BATCH, CAPACITY, PAST_LENGTH, TIME, Layout, StateSpec
 
 CHECKPOINTS = Path(__file__).parents[1] / "models" / "checkpoints"

@@ -51,7 +51,7 @@ def _rows(name: str, passes: list[str]) -> Iterator[Row]:
         opened = Bundle.open(bundle)
         built = read_built(opened)
         assert built is not None
-        report = verify(bundle, source, target="trt", steps=STEPS, keep=False)
+        report = verify(bundle, source, graph=True, steps=STEPS, keep=False)
         lowered = ir.load(bundle / GRAPH).graph
         ort = ir.load(bundle / "ort/model.onnx").graph
     ops = {op.onnx_type for op in plugin_ops().values()}

@@ -7,7 +7,15 @@ from typing import Any
 
 import onnx_ir as ir
 
-from intaglio.runtime.manifest import NOT_RUN, Limits, Manifest, Target, TensorSpec
+from intaglio.runtime.manifest import (
+    FAILED,
+    NOT_RUN,
+    PASSED,
+    Limits,
+    Manifest,
+    Target,
+    TensorSpec,
+)
 from intaglio.runtime.trt.build import GRAPH, TARGET
 from intaglio.state import PAST_LENGTH
 
@@ -17,6 +25,7 @@ from .recipe import Recipe
 from .source import Source
 
 LOWERED = "ort/model.onnx"
+TURNED_OFF, NO_DEVICE = (f"{NOT_RUN} ({why})" for why in ("turned off", "no device"))
 DISTRIBUTIONS = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch")
 
 
@@ -56,11 +65,11 @@ def describe(
                 path=path,
                 data=data.get(path, ()),
                 opset=model.opset_imports[""],
-                parity=f"{NOT_RUN} ({why})",
+                parity=why,
             )
             for name, path, model, why in (
-                ("ort", LOWERED, compiled.ort, "turned off"),
-                (TARGET, GRAPH, compiled.trt, "no device"),
+                ("ort", LOWERED, compiled.ort, TURNED_OFF),
+                (TARGET, GRAPH, compiled.trt, NO_DEVICE),
             )
             if model is not None
         },
@@ -72,9 +81,14 @@ def describe(
 
 def with_evidence(manifest: Manifest, parity: ParityReport) -> Manifest:
     """The manifest with what a verification found."""
-    verdict = "passed" if parity.passed else "failed"
-    targets = {**manifest.targets, "ort": replace(manifest.targets["ort"], parity=verdict)}
-    return replace(manifest, targets=targets, parity=parity.to_json())
+    verdict = PASSED if parity.passed else FAILED
+    return replace(with_verdict(manifest, "ort", verdict), parity=parity.to_json())
+
+
+def with_verdict(manifest: Manifest, target: str, verdict: str) -> Manifest:
+    """The manifest that says of `target` what a verification found."""
+    told = replace(manifest.targets[target], parity=verdict)
+    return replace(manifest, targets={**manifest.targets, target: told})
 
 
 def _table_rows(value: ir.Value) -> int | None:

@@ -9,17 +9,18 @@ from typing import Any, Literal, get_args
 from torch import nn
 from torch.export import ExportedProgram
 
-from intaglio.errors import OptionError, ParityError
+from intaglio.errors import DeviceError, MissingExtraError, OptionError, ParityError
 from intaglio.passes.base import Calibrated, Pass
 from intaglio.passes.lower.ort_low_bit import Accuracy
-from intaglio.runtime.manifest import Manifest
+from intaglio.runtime.manifest import FAILED, NOT_RUN, PASSED, Manifest
 from intaglio.runtime.trt import flavour as flavours
+from intaglio.runtime.trt.build import RECORD, TARGET
 
 from .attempt import attempt
 from .bundle import BundleWriter, check_place
 from .calibration import Arrays
 from .compile import Clock, Progress, Teacher, compile_source, weigh
-from .describe import describe
+from .describe import NO_DEVICE, describe, with_verdict
 from .factory import read_config
 from .load import load_source
 from .parity import ParityReport
@@ -30,7 +31,6 @@ from .trt import add_engine, prepare
 from .verify import verify as verify_bundle
 
 TARGETS = ("ort", "trt")
-LOWERED_FOR_TRT = "The graph for TensorRT, run by ONNX Runtime: "
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,20 +226,25 @@ def export(
             notes += advice
             if how.verify:
                 with clock.phase("verify"):
-                    found = verify_bundle(
-                        writer.path,
-                        loaded,
-                        data=compiled.context.calibration if data is None else data,
-                        target="trt",
-                        steps=how.steps,
-                        tolerance=how.tolerance,
-                        keep=False,
-                        progress=clock.report,
+                    verdict, faults, advice = _prove_engine(
+                        manifest,
+                        lambda graph: verify_bundle(
+                            writer.path,
+                            loaded,
+                            data=compiled.context.calibration if data is None else data,
+                            target="trt",
+                            graph=graph,
+                            steps=how.steps,
+                            tolerance=how.tolerance,
+                            keep=False,
+                            progress=clock.report,
+                        ),
                     )
-                if not found.passed:
-                    raise failed(f"{LOWERED_FOR_TRT}{found.summary()}")
-            if require_parity:
-                raise failed("No engine of TensorRT has run: intaglio runs them on no device yet.")
+                manifest, notes = with_verdict(manifest, TARGET, verdict), notes + advice
+                if faults:
+                    raise failed(faults)
+            if require_parity and manifest.targets[TARGET].parity != PASSED:
+                raise failed("The engine of TensorRT has not run: it takes the GPU that it is for.")
         manifest = writer.commit(manifest)
         if place is not None and work is None:
             shutil.rmtree(place, ignore_errors=True)
@@ -250,6 +255,32 @@ def export(
         seconds=clock.seconds,
         notes=notes,
     )
+
+
+def _prove_engine(
+    manifest: Manifest, verify: Callable[[bool], ParityReport]
+) -> tuple[str, str, tuple[str, ...]]:
+    """Verify the graph for TensorRT, and its engine where that can run.
+
+    Args:
+        manifest: of the bundle.
+        verify: verifies the graph, or else the engine.
+
+    Returns:
+        The engine's verdict, what is wrong, if anything, and what the user should know.
+    """
+    found = verify(True)
+    if not found.passed:
+        return FAILED, f"The graph for TensorRT, run by ONNX Runtime: {found.summary()}", ()
+    if RECORD not in manifest.files or not flavours.has_device():
+        return NO_DEVICE, "", ()
+    try:
+        found = verify(False)
+    except (DeviceError, MissingExtraError) as error:
+        return f"{NOT_RUN} (see the notes)", "", (f"The engine did not run here: {error}",)
+    if not found.passed:
+        return FAILED, f"The engine of TensorRT: {found.summary()}", ()
+    return PASSED, "", ()
 
 
 def _check(how: Recipe, *, require_parity: bool) -> None:

@@ -17,15 +17,13 @@ from intaglio.ops import OPS
 from intaglio.ops.op import Op
 from intaglio.passes.graph import attributes_of, describe, dims
 from intaglio.runtime.bundle import Bundle
-from intaglio.runtime.carried import Settings
-from intaglio.runtime.engine import open_engine
 from intaglio.runtime.manifest import Manifest
+from intaglio.runtime.ort.engine import OrtBackend, open_engine
 from intaglio.runtime.session import Session
-from intaglio.runtime.state import State
 from intaglio.runtime.trt import kernels as kernel_files
 from intaglio.runtime.trt.build import REQUEST, TARGET, Profile, Request, build
 from intaglio.runtime.trt.kernels import Kernels
-from intaglio.state import BATCH, CAPACITY, PAST, TIME, Layout
+from intaglio.state import BATCH, CAPACITY, PAST, TIME
 from intaglio.trt_plugins import INPUTS, NAMES
 
 from .bundle import BundleWriter
@@ -195,30 +193,14 @@ def write_kernels(folder: Path, kernels: Mapping[str, Kernels], nodes: Mapping[s
     (folder / kernel_files.INDEX).write_text(text + "\n", encoding="utf-8")
 
 
-def graph_session(bundle: Bundle) -> tuple[Session, int]:
+def graph_session(bundle: Bundle) -> Session:
     """The graph for TensorRT in ONNX Runtime, the bodies of its functions in place of plugins.
-
-    Returns:
-        A session, and the tokens that its caches have room for.
 
     Raises:
         BundleError: if the bundle has no such graph, or ONNX Runtime refuses it.
     """
     bundle.target(TARGET)
-    engine = open_engine(bundle, TARGET, None)
-    manifest = bundle.manifest
-    caches = {spec.input: spec.axis for spec in manifest.states if spec.layout is Layout.STATIC}
-    sizes = [
-        given.shape[axis]
-        for given in engine.get_inputs()
-        if (axis := caches.get(given.name)) is not None
-    ]
-    room = min(sizes, default=LONGEST_CACHE)
-    settings = Settings(
-        specs=manifest.states, max_context=manifest.limits.max_context, capacity=room, grow=False
-    )
-    state = State(settings, bundle.fingerprint(TARGET), manifest.limits.batch)
-    return Session(bundle, TARGET, engine, state), room
+    return Session.over(bundle, TARGET, OrtBackend(open_engine(bundle, TARGET, None)))
 
 
 def prepare(compiled: Compiled, how: Recipe) -> Request:

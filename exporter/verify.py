@@ -26,7 +26,6 @@ from intaglio.runtime.bundle import Bundle
 from intaglio.runtime.compare import Comparison, Deviation
 from intaglio.runtime.manifest import Manifest
 from intaglio.runtime.session import Session
-from intaglio.runtime.trt.build import TARGET
 from intaglio.state import TIME, StateSpec
 
 from .bisect import bisect as find_divergence
@@ -71,6 +70,7 @@ def verify(
     allow_pickle: bool = False,
     data: str | Path | Arrays | Calibration | None = None,
     target: Literal["ort", "trt"] = "ort",
+    graph: bool = False,
     steps: int = 512,
     batch: int = 2,
     tolerance: Mapping[str, float] | None = None,
@@ -92,8 +92,9 @@ def verify(
         allow_pickle: load pickled objects, see `load_source`.
         data: what to run, as for calibration: a file ``.npz`` or ``.txt``, a folder of these, or
             arrays by the names of inputs, or what was read of them; random inputs otherwise.
-        target: the graph to run, in ONNX Runtime either way: the one that is lowered for it, or the
-            one for TensorRT, with the bodies of its functions in place of plugins.
+        target: what to run: the graph for ONNX Runtime, or the engine of TensorRT.
+        graph: run the graph for TensorRT in ONNX Runtime instead of its engine, with the bodies of
+            functions in place of plugins: it proves the lowering where there is no GPU.
         steps: tokens to run, fewer where the model's context ends or the data has no longer rows.
         batch: rows to run, unless the bundle has a fixed number.
         tolerance: limits by name of output or state, instead of the default of the graph's dtype:
@@ -106,6 +107,7 @@ def verify(
     Raises:
         BundleError: if the bundle cannot be opened, or has other inputs or outputs than the source.
         OptionError: if `steps` or `batch` is not positive, or `tolerance` names what is not there.
+        DeviceError: if the engine of `target` cannot run here.
         SourceError: if the source cannot be loaded.
         InputError: if `data` cannot be read or does not fit the inputs.
     """
@@ -129,12 +131,9 @@ def verify(
         )
     _require_same(manifest, "inputs", source.dynamic)
     steps = min(steps, manifest.limits.max_context or steps)
-    if target == TARGET:
-        session, room = graph_session(opened)
-        steps = min(steps, room)
-    else:
-        session = Session.load(opened)
-    batch = manifest.limits.batch or batch
+    session = graph_session(opened) if graph else Session.load(opened, target)
+    steps = min(steps, session.state.most_tokens or steps)
+    batch = manifest.limits.batch or min(batch, session.most_rows or batch)
     if progress is not None:
         progress("source", None)
     trial = draw(source, batch, steps, data, manifest.limits.max_context)

@@ -1,4 +1,4 @@
-"""Arrays by name in a file of numpy's ``.npz`` format, from whomever it comes."""
+"""Arrays: their dtypes by name, and files of numpy's ``.npz`` format, from whomever they come."""
 
 import math
 import os
@@ -10,9 +10,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from intaglio.errors import InputError
+from intaglio.errors import BundleError, InputError
 
 Array = npt.NDArray[Any]
+
+
+def dtype_of(name: str, what: str) -> np.dtype[Any]:
+    """The numpy dtype called `name`, which `what` has.
+
+    Raises:
+        BundleError: if numpy has none of this name, as for bfloat16.
+    """
+    try:
+        return np.dtype(name)
+    except TypeError as error:
+        raise BundleError(
+            f"{what} has the dtype {name}, which numpy lacks. Export the bundle with --dtype fp32."
+        ) from error
 
 
 def read_npz(path: str | os.PathLike[str]) -> dict[str, Array]:

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from intaglio.runtime.backend import AUTO, choose_target
 from intaglio.runtime.bundle import Bundle
-from intaglio.runtime.engine import AUTO, choose_target
 from intaglio.runtime.graph import Graph, Tensor, read_graph
 from intaglio.runtime.manifest import Manifest
 from intaglio.runtime.weights import Total, total, weights_of

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from onnxruntime import OrtValue
 
 from intaglio.errors import StateError
-from intaglio.runtime.buffers import KINDS, Appended, Array, Buffer
+from intaglio.runtime.arrays import Array
+from intaglio.runtime.backend import Backend, Buffer
 from intaglio.state import Layout, StateSpec
 
 Rows = slice | npt.NDArray[np.intp]
@@ -24,13 +24,16 @@ class Settings:
     """What holds for the states of a session, whatever its rows.
 
     `capacity` is the room in tokens that growing states start with, or `max_context` where that is
-    less; beyond it they double if `grow`, up to `max_context`.
+    less; beyond it they double if `grow`, up to `max_context`.  `backend` gives memory, and
+    `relief` tells the user what makes more room.
     """
 
+    backend: Backend
     specs: tuple[StateSpec, ...]
     max_context: int | None
     capacity: int
     grow: bool
+    relief: str
 
     @property
     def ceiling(self) -> int:
@@ -64,7 +67,6 @@ class Carried:
         self.capacity = min(capacity or settings.capacity, settings.ceiling)
         self.buffers = [self._buffer(spec, self.capacity) for spec in settings.specs]
         self.past_length = np.zeros(batch, np.int64)
-        self.past_value = OrtValue.ortvalue_from_numpy(self.past_length)
         self.longest = 0
         self.side = 0
         self.plans: dict[Any, Any] = {}
@@ -76,7 +78,7 @@ class Carried:
         return sum(buffer.nbytes for buffer in self.buffers)
 
     def values(self, tokens: int | None = None) -> dict[str, Array]:
-        """Views of the states by graph input: `tokens` tokens of growing ones, all by default."""
+        """The states by graph input, for reading: `tokens` tokens of growing ones, else all."""
         tokens = self.longest if tokens is None else tokens
         return {buffer.spec.input: buffer.value(self.side, tokens) for buffer in self.buffers}
 
@@ -84,8 +86,8 @@ class Carried:
         """Take over `values`, arrays of the same shapes, and the tokens that they stand for."""
         self.past_length[:] = past_length
         self.longest = int(past_length.max(initial=0))
-        for name, view in self.values().items():
-            view[...] = values[name]
+        for buffer in self.buffers:
+            buffer.put(self.side, self.longest, ..., values[buffer.spec.input])
 
     def gather(self, rows: Rows) -> "Carried":
         """A copy of some rows, in the order given."""
@@ -99,9 +101,9 @@ class Carried:
         """Put the rows of `part` in place of `rows`; there must be room."""
         self.past_length[rows] = part.past_length
         self.longest = int(self.past_length.max(initial=0))
-        views = self.values(part.longest)
-        for name, value in part.values().items():
-            views[name][rows] = value
+        values = part.values()
+        for buffer in self.buffers:
+            buffer.put(self.side, part.longest, rows, values[buffer.spec.input])
 
     def clear(self, rows: Rows) -> None:
         """Bring some rows back to their initial state.
@@ -113,7 +115,7 @@ class Carried:
         past_length[rows] = 0
         self.require_equal_rows(past_length, "Resetting some rows of several")
         for buffer in self.buffers:
-            buffer.value(self.side, self.longest)[rows] = buffer.spec.initial
+            buffer.put(self.side, self.longest, rows, buffer.spec.initial)
         self.past_length[:] = past_length
         self.longest = int(past_length.max(initial=0))
 
@@ -156,7 +158,7 @@ class Carried:
         if tokens > settings.ceiling:
             raise StateError(
                 f"A row would hold {tokens} tokens, but the session has the fixed "
-                f"capacity {settings.ceiling}. Load it with a larger capacity or with grow=True."
+                f"capacity {settings.ceiling}. {settings.relief}"
             )
         capacity = self.capacity
         while capacity < tokens:
@@ -168,17 +170,16 @@ class Carried:
         self._measure_room()
 
     def _buffer(self, spec: StateSpec, capacity: int) -> Buffer:
-        return KINDS[spec.layout](spec, self.batch, capacity)
+        return self.settings.backend.buffer(spec, self.batch, capacity)
 
     def _with_room(self, buffer: Buffer, capacity: int) -> Buffer:
         if not buffer.spec.grows:
             return buffer
         larger = self._buffer(buffer.spec, capacity)
-        larger.value(self.side, self.longest)[...] = buffer.value(self.side, self.longest)
+        larger.put(self.side, self.longest, ..., buffer.value(self.side, self.longest))
         return larger
 
     def _measure_room(self) -> None:
         settings = self.settings
         room = self.capacity if settings.has_growing else sys.maxsize
         self.room = min(room, settings.max_context or room)
-        self.appended = [buffer for buffer in self.buffers if isinstance(buffer, Appended)]

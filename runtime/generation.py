@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from intaglio.errors import InputError
+from intaglio.runtime.arrays import Array
 from intaglio.runtime.session import Session
-from intaglio.runtime.shapes import Array
 
 PROMPT_STEP = 512  # tokens of a prompt consumed at once, which bounds the memory of its logits
 

@@ -21,7 +21,7 @@ from intaglio.state import StateSpec
 
 SCHEMA_VERSION = 1
 FILE_NAME = "manifest.json"
-NOT_RUN = "not run"
+PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"  # `Target.parity`
 LARGEST = 64 << 20  # bytes
 
 

@@ -16,9 +16,10 @@ from pathlib import Path
 
 from intaglio.errors import BundleError, OptionError
 from intaglio.runtime import machine
+from intaglio.runtime.backend import choose_target
 from intaglio.runtime.bundle import Bundle
-from intaglio.runtime.engine import OPTIMIZED, WEIGHTS, choose_target
 from intaglio.runtime.graph import Graph, parse_graph, read_graph
+from intaglio.runtime.ort.engine import OPTIMIZED, WEIGHTS
 from intaglio.runtime.worker import Worker
 from intaglio.state import TIME
 

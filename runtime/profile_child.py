@@ -15,9 +15,10 @@ import numpy.typing as npt
 
 from intaglio.errors import ProfileError
 from intaglio.runtime import machine
+from intaglio.runtime.backend import choose_target
 from intaglio.runtime.bundle import Bundle
-from intaglio.runtime.engine import choose_target, open_engine
 from intaglio.runtime.manifest import Manifest, TensorSpec
+from intaglio.runtime.ort.engine import open_engine
 from intaglio.runtime.session import Session
 from intaglio.runtime.shapes import shape_of
 from intaglio.runtime.worker import serve
@@ -82,11 +83,11 @@ class Runner:
     def footprint(self) -> dict[str, Any]:
         """Bytes that the process and the states take by now, and the caches' room in tokens."""
         state = self._session.state
-        values = state.carried.values().values()
+        specs, carried = self._session.manifest.states, state.carried
         return {
             "resident": machine.resident(),
             "peak": machine.peak(),
-            "states": sum(value.nbytes for value in values),
+            "states": sum(spec.nbytes(carried.batch, carried.longest) for spec in specs),
             "states_held": state.memory,
             "capacity": state.capacity,
         }

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from intaglio.errors import OptionError
-from intaglio.runtime.engine import AUTO
+from intaglio.runtime.backend import AUTO
 
 ROUNDS = 20  # at most: turns that the contestants take in each phase
 

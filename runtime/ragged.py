@@ -1,8 +1,9 @@
-"""Steps whose rows have unequal length: cut where a row ends, ended rows left out from there on.
+"""Steps in parts: cut where a row ends, ended rows left out from there on, and where they are long.
 
 Every operator of a step graph works row by row, so the outcome is that of separate runs, and no
 mask enters the graph.  Rows 3, 0 and 5 tokens long take two steps: tokens 0-2 of rows 0 and 2,
-then tokens 3-4 of row 2.  Whole sequences, of an encoder, run apart by their length.
+then tokens 3-4 of row 2.  Whole sequences, of an encoder, run apart by their length.  An engine
+that takes only so many tokens at once gets no more.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from intaglio.errors import InputError
+from intaglio.runtime.arrays import Array
 from intaglio.runtime.carried import Carried
 from intaglio.runtime.manifest import Manifest, TensorSpec
-from intaglio.runtime.shapes import Array, Sizes, check_out, shape_of
+from intaglio.runtime.shapes import Sizes, check_out, shape_of
 from intaglio.runtime.state import State
 from intaglio.runtime.stepper import Stepper
 from intaglio.state import BATCH, TIME
@@ -23,7 +25,7 @@ Counts = npt.NDArray[np.int64]
 Rows = npt.NDArray[np.intp]
 
 
-def step_rows(
+def step_parts(
     stepper: Stepper,
     state: State,
     manifest: Manifest,
@@ -40,7 +42,7 @@ def step_rows(
         manifest: names and shapes of inputs and outputs.
         arrays: inputs, checked.
         sizes: their sizes.
-        counts: int64 [batch], from 0 to time, not all time.
+        counts: int64 [batch], from 0 to time.
         out: the caller's arrays for outputs, by name.
 
     Returns:
@@ -51,20 +53,21 @@ def step_rows(
         _run_alike(stepper, state, manifest, arrays, sizes, counts, results)
         return results
     carried = state.begin(sizes[BATCH])
-    if counts.min() < counts.max():
+    stops = _stops(counts, stepper.most_tokens)
+    if len(stops) > 1 or counts.min() < counts.max():
         carried = _own_copy(carried, manifest, counts)
     start = 0
-    for stop in np.unique(counts[counts > 0]):
+    for stop in stops:
         rows = np.flatnonzero(counts >= stop)
         part = carried if len(rows) == len(counts) else carried.gather(rows)
-        window = slice(start, int(stop))
+        window = slice(start, stop)
         cut = {s.name: arrays[s.name][_index(s, rows, window)] for s in manifest.inputs}
-        outputs = stepper.step(part, cut, {**sizes, BATCH: len(rows), TIME: int(stop) - start})
+        outputs = stepper.step(part, cut, {**sizes, BATCH: len(rows), TIME: stop - start})
         for spec in manifest.outputs:
             results[spec.name][_index(spec, rows, window)] = outputs[spec.name]
         if part is not carried:
             carried.scatter(rows, part)
-        start = int(stop)
+        start = stop
     state.carried = carried
     return results
 
@@ -88,9 +91,16 @@ def _run_alike(
             results[spec.name][_index(spec, rows, window)] = outputs[spec.name]
 
 
+def _stops(counts: Counts, most_tokens: int | None) -> list[int]:
+    """Where parts end: where a row does, and so that none has more than `most_tokens`."""
+    last = int(counts.max())
+    ends = range(most_tokens, last, most_tokens) if most_tokens else ()
+    return sorted({*counts[counts > 0].tolist(), *ends})
+
+
 def _own_copy(carried: Carried, manifest: Manifest, counts: Counts) -> Carried:
     """A copy with room for the whole step: the session keeps the original if a part fails."""
-    if manifest.limits.batch is not None:
+    if manifest.limits.batch is not None and counts.min() < counts.max():
         raise InputError(
             f"lengths is {counts.tolist()}: rows of unequal length are stepped in smaller batches, "
             f"but the bundle was exported for a batch of exactly {manifest.limits.batch}. "

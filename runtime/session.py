@@ -9,20 +9,24 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
+import numpy as np
 import numpy.typing as npt
 
 from intaglio.errors import InputError, StateError
+from intaglio.runtime.arrays import Array
+from intaglio.runtime.backend import AUTO, Backend, choose_target, open_backend
 from intaglio.runtime.bundle import Bundle
 from intaglio.runtime.carried import Settings
-from intaglio.runtime.engine import AUTO, choose_target, open_engine
 from intaglio.runtime.manifest import Manifest
-from intaglio.runtime.ragged import step_rows
-from intaglio.runtime.shapes import Array, as_arrays, lengths_of, sizes_of
+from intaglio.runtime.ragged import step_parts
+from intaglio.runtime.shapes import as_arrays, lengths_of, sizes_of
 from intaglio.runtime.state import State
 from intaglio.runtime.stepper import Stepper
 from intaglio.state import BATCH, TIME
 
 CAPACITY = 256
+LOAD_LARGER = "Load it with a larger capacity or with grow=True."
+EXPORT_LARGER = "The engine's caches have that size: export with --shapes of longer prefills."
 
 
 class Session:
@@ -37,12 +41,12 @@ class Session:
         state: the carried state.
     """
 
-    def __init__(self, bundle: Bundle, target: str, engine: Any, state: State) -> None:
+    def __init__(self, bundle: Bundle, target: str, backend: Backend, state: State) -> None:
         self.bundle = bundle
         self.target = target
         self.state = state
-        self._engine = engine
-        self._stepper = Stepper(engine, bundle.manifest)
+        self._backend = backend
+        self._stepper = Stepper(backend, bundle.manifest)
         self._turn = threading.Lock()
 
     @classmethod
@@ -59,38 +63,63 @@ class Session:
 
         Args:
             bundle: the folder that `intaglio export` wrote.
-            target: "ort", or "auto" for the best that the bundle holds.
+            target: "ort", "trt" for the TensorRT engine, or "auto" for the best that the bundle
+                holds.
             threads: threads for the work inside one operator; None leaves it to the engine.
             capacity: tokens that KV caches have room for at the start: 256, or the model's
-                max_context if that is less.
+                max_context if that is less; an engine of TensorRT has its own.
             grow: whether caches double when they are full; if not, a step beyond is refused.
 
         Raises:
             BundleError: if the bundle is absent, incomplete, changed or not for this target.
+            DeviceError: if its engine is for another GPU or another library, or there is no GPU.
+            MissingExtraError: if the library of its engine is not installed.
             InputError: if `capacity` is below 1.
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        target = choose_target(opened, target)
+        backend = open_backend(opened, target, threads)
+        return cls.over(opened, target, backend, capacity=capacity, grow=grow)
+
+    @classmethod
+    def over(
+        cls,
+        bundle: Bundle,
+        target: str,
+        backend: Backend,
+        *,
+        capacity: int | None = None,
+        grow: bool = True,
+    ) -> Self:
+        """A session of an engine that is open; see `load`."""
         if capacity is not None and capacity < 1:
             raise InputError(f"capacity is {capacity}, should be at least 1.")
-        target = choose_target(opened, target)
-        limits = opened.manifest.limits
+        limits = bundle.manifest.limits
+        fixed = backend.capacity(bundle.manifest)
         settings = Settings(
-            specs=opened.manifest.states,
+            backend=backend,
+            specs=bundle.manifest.states,
             max_context=limits.max_context,
-            capacity=CAPACITY if capacity is None else capacity,
-            grow=grow,
+            capacity=fixed or capacity or CAPACITY,
+            grow=grow and fixed is None,
+            relief=LOAD_LARGER if fixed is None else EXPORT_LARGER,
         )
-        state = State(settings, opened.fingerprint(target), limits.batch)
-        return cls(opened, target, open_engine(opened, target, threads), state)
+        state = State(settings, bundle.fingerprint(target), limits.batch)
+        return cls(bundle, target, backend, state)
 
     @property
     def manifest(self) -> Manifest:
         """The bundle's manifest."""
         return self.bundle.manifest
 
+    @property
+    def most_rows(self) -> int | None:
+        """Rows that the engine takes at once, None for any number."""
+        return self._backend.most_rows
+
     def fork(self) -> "Session":
         """A session that continues from here with a state of its own, sharing the weights."""
-        return Session(self.bundle, self.target, self._engine, self.state.copy())
+        return Session(self.bundle, self.target, self._backend.fork(), self.state.copy())
 
     def step(
         self,
@@ -143,14 +172,17 @@ class Session:
             if plan is not None:
                 return self._stepper.run(carried, plan, inputs, out)
         manifest = self.bundle.manifest
-        if manifest.whole:
-            self.state.reset()
         arrays = as_arrays(inputs, manifest.inputs)
         sizes = sizes_of(arrays, manifest.inputs, manifest.limits)
-        if lengths is not None:
-            counts = lengths_of(lengths, sizes)
-            if counts.min() < sizes[TIME]:
-                return step_rows(self._stepper, self.state, manifest, arrays, sizes, counts, out)
+        if manifest.whole:
+            rows = sizes[BATCH]
+            self.state.reset(range(rows) if self.state.batch == rows else None)
+        counts = (
+            np.full(sizes[BATCH], sizes[TIME]) if lengths is None else lengths_of(lengths, sizes)
+        )
+        most = self._stepper.most_tokens
+        if counts.min() < sizes[TIME] or (most is not None and sizes[TIME] > most):
+            return step_parts(self._stepper, self.state, manifest, arrays, sizes, counts, out)
         carried = self.state.begin(sizes[BATCH])
         results = self._stepper.step(carried, arrays, sizes, out)
         self.state.carried = carried

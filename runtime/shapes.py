@@ -7,10 +7,10 @@ import numpy as np
 import numpy.typing as npt
 
 from intaglio.errors import InputError
+from intaglio.runtime.arrays import Array
 from intaglio.runtime.manifest import Limits, TensorSpec
 from intaglio.state import BATCH, TIME
 
-Array = npt.NDArray[Any]
 Sizes = Mapping[str, int]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from intaglio.errors import InputError, StateError
-from intaglio.runtime.arrays import read_npz
-from intaglio.runtime.buffers import Array
+from intaglio.runtime.arrays import Array, read_npz
 from intaglio.runtime.carried import Carried, Settings
 
 SNAPSHOT_VERSION = 1
@@ -121,6 +121,13 @@ class State:
     def capacity(self) -> int | None:
         """Tokens that growing states have room for, None where no state grows."""
         return self.carried.capacity if self._settings.has_growing else None
+
+    @property
+    def most_tokens(self) -> int | None:
+        """Tokens that a row may ever hold, None where nothing bounds them."""
+        settings = self._settings
+        bound = settings.ceiling if settings.has_growing else settings.max_context
+        return None if bound in (None, sys.maxsize) else bound
 
     @property
     def memory(self) -> int:

@@ -3,21 +3,26 @@
 from collections.abc import Mapping
 from typing import Any
 
-from intaglio.errors import InputError
+from intaglio.runtime.arrays import Array
+from intaglio.runtime.backend import Backend
 from intaglio.runtime.carried import Carried
 from intaglio.runtime.manifest import Manifest
 from intaglio.runtime.plan import Plan
-from intaglio.runtime.shapes import Array, Sizes
+from intaglio.runtime.shapes import Sizes
 
 PLANS = 8  # shapes of step that stay bound to one memory of states
 
 
 class Stepper:
-    """Runs steps of a graph on states that it is given; holds none itself."""
+    """Runs steps of a graph on states that it is given; holds none itself.
 
-    def __init__(self, engine: Any, manifest: Manifest) -> None:
-        self._engine = engine
-        self._run_with_iobinding = engine.run_with_iobinding
+    Attributes:
+        most_tokens: of a row that one step takes, None for any number.
+    """
+
+    def __init__(self, backend: Backend, manifest: Manifest) -> None:
+        self.most_tokens = backend.most_tokens
+        self._backend = backend
         self._manifest = manifest
         self._names = tuple(spec.name for spec in manifest.inputs)
 
@@ -52,7 +57,7 @@ class Stepper:
         """Take a step of `inputs`, whose shapes are the plan's.
 
         Raises:
-            InputError: if a dtype does not fit, or ONNX Runtime refuses the values.
+            InputError: if a dtype does not fit, or the engine refuses the values.
             StateError: if there is no room for the tokens.
         """
         tokens = carried.longest + plan.time
@@ -61,22 +66,12 @@ class Stepper:
             plan = self._plan(carried, inputs, plan.sizes)
         plan.feed(inputs)
         results = plan.results(out)
-        binding = plan.binding(carried, results)
-        try:
-            self._run_with_iobinding(binding)
-        except Exception as error:  # ONNX Runtime's errors share no base class
-            raise InputError(
-                f"ONNX Runtime cannot take this step: {error}. "
-                "Check the values of the inputs; the state is as it was before the step."
-            ) from error
-        finally:
-            plan.release(binding)
-        plan.fill(results)
+        plan.run(carried, results)
         carried.advance(plan.time)
         return results
 
     def _plan(self, carried: Carried, arrays: Mapping[str, Array], sizes: Sizes) -> Plan:
-        plan = Plan(self._engine, self._manifest, sizes, carried)
+        plan = self._backend.plan(self._manifest, sizes, carried)
         while len(carried.plans) >= PLANS:
             del carried.plans[next(iter(carried.plans))]
         carried.plans[tuple([arrays[n].shape for n in self._names])] = plan

@@ -1,14 +1,53 @@
 """What tests of several rooms share."""
 
 import os
+import shutil
+import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from intaglio.runtime.trt.flavour import has_device
 
+STUB = """
+void *getPluginRegistry(void);
+void *createInferBuilder_INTERNAL(void *a, int b) { return 0; }
+void *createNvOnnxParser_INTERNAL(void *a, void *b, int c) { return 0; }
+void *createNvOnnxParserRefitter_INTERNAL(void *a, void *b, int c) { return 0; }
+int getNvOnnxParserVersion(void) { return 0; }
+void *getBuilderPluginRegistry(int a) { return getPluginRegistry(); }
+_Bool initLibNvInferPlugins(void *a, const char *b) { return 1; }
+"""
+
 if not has_device():  # before PyTorch imports Triton, which asks when it is imported
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.fixture(scope="session")
+def tensorrt_libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the bindings of full TensorRT load, to be put on LD_LIBRARY_PATH.
+
+    Its builder is on no package index, but bindings and the lean runtime are: the lean library
+    stands in for the full one, and a stub for what neither builder nor parser is asked.
+    """
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    lean = find_spec("tensorrt_lean_libs")
+    if compiler is None or lean is None or find_spec("tensorrt_bindings") is None:
+        pytest.skip("needs a C compiler and the bindings and lean libraries of TensorRT")
+    folder = tmp_path_factory.mktemp("libraries")
+    place = next(iter(lean.submodule_search_locations or ()))
+    (library,) = Path(place).glob("libnvinfer_lean.so.*")
+    major = library.name.rpartition(".")[2]
+    (folder / f"libnvinfer.so.{major}").symlink_to(library)
+    (folder / "stub.c").write_text(STUB)
+    for name in ("nvinfer_plugin", "nvonnxparser"):
+        subprocess.run(
+            [compiler, "-shared", "-fPIC", "-o", folder / f"lib{name}.so.{major}",
+             folder / "stub.c", f"-L{folder}", f"-l:libnvinfer.so.{major}"],
+            check=True,
+        )  # fmt: skip
+    return folder
 
 
 @pytest.fixture(scope="session")

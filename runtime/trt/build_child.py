@@ -13,6 +13,7 @@ from intaglio.runtime.trt import flavour as flavours
 from intaglio.runtime.trt import kernels as kernel_files
 from intaglio.runtime.trt import plugin
 from intaglio.runtime.trt.build import GRAPH, TARGET
+from intaglio.runtime.trt.log import logger
 from intaglio.runtime.worker import Progress, serve
 
 FUNCTIONS = 25  # the field of a ModelProto
@@ -29,11 +30,11 @@ def build(root: str, out: str, request: Mapping[str, Any], progress: Progress) -
     trt = flavours.load(request["flavour"])
     bundle = Bundle.open(root)
     kernels = kernel_files.read(bundle)
-    logger = _logger(trt)
+    log = logger(trt)
     kept = plugin.register(trt, kernels, sorted({each.op for each in kernels.values()}))
-    builder = trt.Builder(logger)
+    builder = trt.Builder(log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, logger)
+    parser = trt.OnnxParser(network, log)
     # External weights lie relative to the bundle, whatever folder the graph is in.
     if not parser.parse(_without_bodies(bundle.read(GRAPH)), str(bundle.root / "model.onnx")):
         modules = {node.name: node.module for node in read_graph(bundle, TARGET).nodes}
@@ -42,6 +43,7 @@ def build(root: str, out: str, request: Mapping[str, Any], progress: Progress) -
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.progress_monitor = monitor = _monitor(trt, progress)
+    config.clear_flag(trt.BuilderFlag.TF32)  # a graph of fp32 is one: TF32 has 10 bits
     for entry in request["profiles"]:
         profile = builder.create_optimization_profile()
         for name, shapes in entry["shapes"].items():
@@ -53,8 +55,8 @@ def build(root: str, out: str, request: Mapping[str, Any], progress: Progress) -
             config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{sm}"), index)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        (said,) = logger.errors[-1:] or ["it found no implementation of the network"]
-        raise BuildError(f"TensorRT builds no engine of the graph: {said}")
+        said = log.complaint("it found no implementation of the network")
+        raise BuildError(f"TensorRT builds no engine of the graph: {said}.")
     Path(out).write_bytes(plan)
     del kept, monitor
     layers = [network.get_layer(index) for index in range(network.num_layers)]
@@ -109,21 +111,6 @@ def _decompose(trt: Any, network: Any) -> None:
         if _kind(layer) == "ATTENTION_INPUT":
             layer.__class__ = trt.IAttentionInputLayer
             layer.attention.decomposable = True
-
-
-def _logger(trt: Any) -> Any:
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        """Keeps what is wrong; the rest is not shown."""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.Severity.ERROR and "CUDA driver" not in message:
-                self.errors.append(message)
-
-    return Logger()
 
 
 def _monitor(trt: Any, progress: Progress) -> Any:

@@ -62,6 +62,14 @@ def for_rtx(capabilities: Sequence[int]) -> tuple[int, ...]:
     return found
 
 
+def installed(flavour: str) -> str | None:
+    """The version of a flavour that is installed, None if it is not."""
+    try:
+        return str(load(flavour).__version__)
+    except ImportError:
+        return None
+
+
 def load(flavour: str) -> Any:
     """The Python module of a flavour."""
     return importlib.import_module(FLAVOURS[flavour])

@@ -106,3 +106,16 @@ def read(bundle: Bundle) -> dict[str, Kernels]:
         for name, each in entry["kernels"].items()
     }
     return {node: kernels[name] for node, name in entry["nodes"].items()}
+
+
+def operators(bundle: Bundle) -> dict[str, frozenset[int]]:
+    """The operators whose plugins a bundle's engine has, and the GPUs that all their code is for.
+
+    Raises:
+        BundleError: if the index is absent or changed.
+    """
+    found: dict[str, frozenset[int]] = {}
+    for each in json.loads(bundle.read(INDEX))["kernels"].values():
+        capabilities = frozenset(map(int, each["plans"]))
+        found[each["op"]] = found.get(each["op"], capabilities) & capabilities
+    return found

@@ -13,8 +13,9 @@ import numpy as np
 
 from intaglio.runtime.launch import Expression, Shape, Size, evaluate
 
+from .driver import aligned
 from .kernels import Kernels
-from .launcher import Launcher, aligned
+from .launcher import Launcher
 
 VERSION = "1"
 

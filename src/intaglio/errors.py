@@ -43,6 +43,10 @@ class NotHereError(BuildError):
     """The TensorRT that is here builds for none of the GPUs that are meant."""
 
 
+class DeviceError(IntaglioError):
+    """An engine cannot run here: no GPU or another one, another library, or a driver that fails."""
+
+
 class UnsupportedError(IntaglioError):
     """There are no kernels for what is asked: an operator's form, or a GPU."""
 

@@ -67,11 +67,14 @@ class StateSpec:
         """Whether memory and time of a step grow with the tokens consumed."""
         return self.layout in (Layout.STATIC, Layout.GROW)
 
+    def sized(self, batch: int, tokens: int) -> tuple[int, ...]:
+        """The shape for `batch` rows, with room for `tokens` tokens where the state grows."""
+        sizes = {BATCH: batch, CAPACITY: tokens, PAST: tokens}
+        return tuple(dim if isinstance(dim, int) else sizes[dim] for dim in self.shape)
+
     def nbytes(self, batch: int, tokens: int) -> int:
         """Bytes that `batch` rows take, with `tokens` tokens in them where the state grows."""
-        sizes = {BATCH: batch, CAPACITY: tokens, PAST: tokens}
-        elements = math.prod(dim if isinstance(dim, int) else sizes[dim] for dim in self.shape)
-        return elements * _BITS[self.dtype] // 8
+        return math.prod(self.sized(batch, tokens)) * _BITS[self.dtype] // 8
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in a manifest."""

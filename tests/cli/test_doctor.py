@@ -3,8 +3,12 @@
 import importlib.metadata
 
 import pytest
+from device import Driver
 
 from intaglio.cli import doctor
+from intaglio.errors import DeviceError
+from intaglio.runtime.trt import driver
+from intaglio.runtime.trt.driver import Device
 
 
 def test_every_requirement_is_examined() -> None:
@@ -46,9 +50,30 @@ def test_tensorrt_is_told_apart_from_what_runs_it(monkeypatch: pytest.MonkeyPatc
 
     assert found["targets"]["trt"] == {
         "flavours": {"tensorrt": None, "rtx": "1.7.1"},
-        "device": False,
+        "device": None,
     }
     assert found["can"]["export_tensorrt"]["ok"]
+
+
+def test_a_gpu_is_told_with_what_engines_need_to_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name, its compute capability, and the CUDA of its driver."""
+    monkeypatch.setattr(doctor, "has_device", lambda: True)
+    monkeypatch.setattr(driver, "open_device", lambda: Device(Driver(87)))
+    found = doctor.diagnose().to_json()["targets"]["trt"]["device"]
+
+    assert found == {"name": "Stand-in GPU", "capability": "8.7", "cuda": "13.1"}
+
+
+def test_a_gpu_that_cannot_be_opened_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without cuda-bindings, or with a driver that fails."""
+
+    def broken() -> None:
+        raise DeviceError("The CUDA driver's cuInit failed: 3.")
+
+    monkeypatch.setattr(doctor, "has_device", lambda: True)
+    monkeypatch.setattr(driver, "open_device", broken)
+
+    assert doctor.diagnose().device == {"error": "The CUDA driver's cuInit failed: 3."}
 
 
 def test_every_extra_is_known() -> None:

@@ -82,7 +82,7 @@ def test_lists_that_are_none_are_faults_of_usage(bundle: Path, option: str, word
     [
         (["--batch=0"], "batch is 0"),
         (["--percentile=101"], "percentile is 101"),
-        (["--target=trt"], "cannot run the target 'trt'"),
+        (["--target=npu"], "cannot run the target 'npu'"),
     ],
 )
 def test_what_cannot_be_measured_exits_1(bundle: Path, options: list[str], words: str) -> None:

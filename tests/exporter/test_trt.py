@@ -5,25 +5,38 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import onnx_ir as ir
 import pytest
 import torch
+from device import Driver, TensorRT
 
-from intaglio.errors import BuildError, BundleError, NotHereError, OptionError, ParityError
+from intaglio.errors import (
+    BuildError,
+    BundleError,
+    DeviceError,
+    NotHereError,
+    OptionError,
+    ParityError,
+)
+from intaglio.exporter import export as export_module
 from intaglio.exporter import trt as trt_target
 from intaglio.exporter.export import ExportReport, export
 from intaglio.exporter.shapes import Shapes
+from intaglio.exporter.verify import verify
 from intaglio.models import find, gated_deltanet, save
 from intaglio.passes.lower import trt_attention
 from intaglio.runtime.bundle import Bundle
 from intaglio.runtime.manifest import FileRecord, Manifest
-from intaglio.runtime.trt import flavour
+from intaglio.runtime.ort.engine import open_engine
+from intaglio.runtime.trt import driver, flavour
 from intaglio.runtime.trt.build import build, read_built
+from intaglio.runtime.trt.driver import Device
 from intaglio.trt_plugins import ahead
 
-pytest.importorskip("tensorrt_rtx")
+tensorrt_rtx = pytest.importorskip("tensorrt_rtx")
 pytest.importorskip("triton")
 
 SM = 80
@@ -155,9 +168,53 @@ def test_a_bundle_is_built_again_where_it_lies(exported: ExportReport, tmp_path:
     assert heard
 
 
+def test_an_engine_is_verified_where_it_can_run(
+    exported: ExportReport, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one row, as it was built for; a stand-in for the GPU computes what its graph says."""
+    bundle = Bundle.open(exported.out)
+    built = read_built(bundle)
+    assert built is not None
+    gpu = Driver(SM)
+    device, graph = Device(gpu), open_engine(bundle, "trt", 1)
+    library = TensorRT(tensorrt_rtx, gpu, graph, built.profiles)
+    monkeypatch.setattr(flavour, "load", lambda _: library)
+    monkeypatch.setattr(driver, "open_device", lambda: device)
+    report = verify(bundle.root, checkpoint, target="trt", steps=70, keep=False)
+
+    assert report.passed
+    assert report.batch == 1
+    assert gpu.launched >= 60
+
+
+@pytest.mark.parametrize(
+    ("found", "verdict"),
+    [("passes", "passed"), ("fails", "failed"), ("refuses", "not run (see the notes)")],
+)
+def test_an_engine_has_its_own_verdict(
+    exported: ExportReport, monkeypatch: pytest.MonkeyPatch, found: str, verdict: str
+) -> None:
+    """Where there is a GPU; an engine that cannot run there is no failure, and no parity."""
+
+    def verified(graph: bool) -> Any:
+        if found == "refuses" and not graph:
+            raise DeviceError("it is for another GPU")
+        passed = graph or found == "passes"
+        return SimpleNamespace(passed=passed, summary=lambda: "of parity")
+
+    monkeypatch.setattr(flavour, "has_device", lambda: True)
+    said, fault, notes = export_module._prove_engine(exported.manifest, verified)
+
+    assert said == verdict
+    assert fault == ("The engine of TensorRT: of parity" if found == "fails" else "")
+    assert notes == (
+        ("The engine did not run here: it is for another GPU",) if found == "refuses" else ()
+    )
+
+
 def test_parity_that_is_required_of_an_engine_fails(checkpoint: Path, tmp_path: Path) -> None:
     """Nothing here can run it; the attempt is kept."""
-    with pytest.raises(ParityError, match="No engine of TensorRT has run"):
+    with pytest.raises(ParityError, match="engine of TensorRT has not run"):
         export(checkpoint, tmp_path / "b", targets=["trt"], sm=[SM], steps=4, require_parity=True)
     assert not (tmp_path / "b").exists()
     assert (tmp_path / "b.failed" / "trt" / "engine.plan").exists()

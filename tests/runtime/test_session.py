@@ -38,6 +38,12 @@ def stream(session: Session, ids: Array, split: list[int]) -> Array:
     )
 
 
+def memory(session: Session) -> list[Array]:
+    """The arrays that the session's states lie in."""
+    buffers: Any = session.state.carried.buffers
+    return [array for buffer in buffers for array in buffer.memory]
+
+
 def same_state(one: Session, other: Session) -> bool:
     """Whether two sessions carry the same state, bit for bit."""
     a, b = one.state.save(), other.state.save()
@@ -269,10 +275,9 @@ def test_a_fork_shares_weights_and_no_state(make_session: MakeSession) -> None:
     session.step({"input_ids": [[1, 2]]})
     twin = session.fork()
 
-    assert twin._engine is session._engine
-    for one in session.state.carried.buffers:
-        for other in twin.state.carried.buffers:
-            assert not any(np.shares_memory(a, b) for a in one.memory for b in other.memory)
+    assert twin._backend.engine is session._backend.engine  # type: ignore[attr-defined]
+    for one in memory(session):
+        assert not any(np.shares_memory(one, other) for other in memory(twin))
 
 
 @pytest.mark.parametrize("layouts", [MIXED, ("grow",)], ids="+".join)
@@ -305,14 +310,14 @@ def test_a_second_thread_in_one_session_is_refused(
 ) -> None:
     """While a step runs; the step itself, the state and later steps are not disturbed."""
     session, alone, ids = make_session("conv"), make_session("conv"), make_ids(1, 4)
-    run, within, go_on = session._stepper._run_with_iobinding, threading.Event(), threading.Event()
+    run, within, go_on = session._stepper.run, threading.Event(), threading.Event()
 
-    def slow(binding: Any) -> None:
+    def slow(*given: Any) -> Any:
         within.set()
         assert go_on.wait(60)
-        run(binding)
+        return run(*given)
 
-    monkeypatch.setattr(session._stepper, "_run_with_iobinding", slow)
+    monkeypatch.setattr(session._stepper, "run", slow)
     results = []
     first = threading.Thread(
         target=lambda: results.append(session.step({"input_ids": ids})["logits"])
@@ -349,11 +354,11 @@ def test_a_cache_is_written_in_place(make_session: MakeSession) -> None:
     """A step adds its tokens to the array that holds the past; nothing else changes."""
     session = make_session("static")
     session.step({"input_ids": [[1, 2, 3]]})
-    cache = session.state.carried.buffers[0].memory[0]
+    cache = memory(session)[0]
     pointer, before = cache.ctypes.data, cache.copy()
     session.step({"input_ids": [[4]]})
 
-    assert session.state.carried.buffers[0].memory[0].ctypes.data == pointer
+    assert memory(session)[0].ctypes.data == pointer
     assert np.array_equal(cache[:, :, :3], before[:, :, :3])
     assert (cache[:, :, 3] != before[:, :, 3]).all()
     assert not cache[:, :, 4:].any()

@@ -1,18 +1,14 @@
 """Quickly deployable plugins, driven against NVIDIA's own plugin layer of full TensorRT.
 
-The builder is not on the package index, but its bindings and the lean runtime are: with a folder in
-which the lean library stands in for the full one, and a stub for what neither builder nor parser is
-asked, the plugin layer imports and plugins register without a GPU.
+They register without a GPU; `tests/conftest.py` says with which libraries.
 """
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -23,39 +19,8 @@ from intaglio.trt_plugins import NAMES, find
 from intaglio.trt_plugins.ahead import Compiled, Job, compile_all
 from intaglio.trt_plugins.quick import define
 
-STUB = """
-void *getPluginRegistry(void);
-void *createInferBuilder_INTERNAL(void *a, int b) { return 0; }
-void *createNvOnnxParser_INTERNAL(void *a, void *b, int c) { return 0; }
-void *createNvOnnxParserRefitter_INTERNAL(void *a, void *b, int c) { return 0; }
-int getNvOnnxParserVersion(void) { return 0; }
-void *getBuilderPluginRegistry(int a) { return getPluginRegistry(); }
-_Bool initLibNvInferPlugins(void *a, const char *b) { return 1; }
-"""
 CHILD = Path(__file__).with_name("quick_child.py")
 BATCH, TIME = 3, 70
-
-
-@pytest.fixture(scope="module")
-def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the bindings load."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    lean = find_spec("tensorrt_lean_libs")
-    if compiler is None or lean is None or find_spec("tensorrt_bindings") is None:
-        pytest.skip("needs a C compiler and the bindings and lean libraries of TensorRT")
-    folder = tmp_path_factory.mktemp("libraries")
-    place = next(iter(lean.submodule_search_locations or ()))
-    (library,) = Path(place).glob("libnvinfer_lean.so.*")
-    major = library.name.rpartition(".")[2]
-    (folder / f"libnvinfer.so.{major}").symlink_to(library)
-    (folder / "stub.c").write_text(STUB)
-    for name in ("nvinfer_plugin", "nvonnxparser"):
-        subprocess.run(
-            [compiler, "-shared", "-fPIC", "-o", folder / f"lib{name}.so.{major}",
-             folder / "stub.c", f"-L{folder}", f"-l:libnvinfer.so.{major}"],
-            check=True,
-        )  # fmt: skip
-    return folder
 
 
 def sized(shape: Sequence[int | None], time_axis: int) -> list[int]:
@@ -66,7 +31,7 @@ def sized(shape: Sequence[int | None], time_axis: int) -> list[int]:
     ]
 
 
-def test_every_operator_deploys_quickly(libraries: Path, kernel_cache: Path) -> None:
+def test_every_operator_deploys_quickly(tensorrt_libraries: Path, kernel_cache: Path) -> None:
     """Arguments in TensorRT's order, grid, block, shared memory and sizes as in the plan."""
     jobs, lines = [], []
     for name in NAMES:
@@ -86,7 +51,7 @@ def test_every_operator_deploys_quickly(libraries: Path, kernel_cache: Path) -> 
     run = subprocess.run(
         [sys.executable, CHILD],
         input="\n".join(lines),
-        env={**os.environ, "LD_LIBRARY_PATH": str(libraries)},
+        env={**os.environ, "LD_LIBRARY_PATH": str(tensorrt_libraries)},
         capture_output=True,
         text=True,
         check=False,

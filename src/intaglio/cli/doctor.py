@@ -9,9 +9,11 @@ import platform
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from intaglio import __version__
+from intaglio.errors import IntaglioError
 from intaglio.runtime.trt.flavour import has_device
 
 _REQUIREMENT = re.compile(r"""([\w.-]+)(?:>=([\w.]+))?(?:.*extra == ["'](\w+)["'])?""")
@@ -53,7 +55,7 @@ class Diagnosis:
     providers: tuple[str, ...]
     engine_error: str | None
     flavours: Mapping[str, str | None]
-    has_device: bool
+    device: dict[str, str] | None
 
     def lacks(self, *extras: str) -> list[str]:
         """What is missing or too old for some extras, as pip would be asked for it."""
@@ -69,7 +71,10 @@ class Diagnosis:
             "packages": [{**asdict(entry), "ok": entry.ok} for entry in self.packages],
             "targets": {
                 "ort": {"providers": list(self.providers), "error": self.engine_error},
-                "trt": {"flavours": dict(self.flavours), "device": self.has_device},
+                "trt": {
+                    "flavours": dict(self.flavours),
+                    "device": self.device,
+                },
             },
             "can": {
                 ability: {"ok": not self.lacks(*extras), "missing": self.lacks(*extras)}
@@ -96,8 +101,47 @@ def diagnose() -> Diagnosis:
             "tensorrt": _installed("tensorrt"),
             "rtx": _installed("tensorrt-rtx"),
         },
-        has_device=has_device(),
+        device=_device(),
     )
+
+
+def examine(path: Path) -> dict[str, list[str]]:
+    """What keeps each target of a bundle from running here; nothing where it runs.
+
+    Raises:
+        BundleError: if there is no bundle at `path`, or it is broken.
+    """
+    from intaglio.runtime.bundle import Bundle
+
+    bundle = Bundle.open(path)
+    return {target: [*_faults(bundle, target)] for target in bundle.manifest.targets}
+
+
+def _faults(bundle: Any, target: str) -> Iterator[str]:
+    from intaglio.runtime.session import Session
+    from intaglio.runtime.trt.build import TARGET, read_built
+    from intaglio.runtime.trt.engine import faults
+
+    if target == TARGET and (built := read_built(bundle)) is not None:
+        yield from map(str, faults(bundle, built))
+        return
+    try:
+        Session.load(bundle, target)
+    except IntaglioError as error:
+        yield str(error)
+
+
+def _device() -> dict[str, str] | None:
+    if not has_device():
+        return None
+    from intaglio.runtime.trt.driver import open_device
+
+    try:
+        device = open_device()
+    except IntaglioError as error:
+        return {"error": str(error)}
+    capability = ".".join(map(str, divmod(device.capability, 10)))
+    return {"name": device.name, "capability": capability, "cuda": device.cuda}
 
 
 def extra_of(package: str) -> str | None:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from intaglio.errors import BundleError
+from intaglio.errors import BundleError, DeviceError
 from intaglio.runtime.trt.kernels import Kernels
-from intaglio.runtime.trt.launcher import CudaError, Launcher
+from intaglio.runtime.trt.launcher import Launcher
 
 
 class Driver:
@@ -96,5 +96,5 @@ def test_a_gpu_without_code_is_told(make_kernels: Callable[..., Kernels]) -> Non
 
 def test_what_the_driver_refuses_is_an_error(make_kernels: Callable[..., Kernels]) -> None:
     """With the call that failed."""
-    with pytest.raises(CudaError, match="cuModuleLoadData failed: 200"):
+    with pytest.raises(DeviceError, match="cuModuleLoadData failed: 200"):
         Launcher(make_kernels(), Driver(80, status=200))

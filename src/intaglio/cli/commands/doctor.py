@@ -1,5 +1,11 @@
 """`intaglio doctor`: what can be built and run here."""
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
 from intaglio import __version__
 from intaglio.cli import doctor
 from intaglio.cli.console import Console
@@ -7,7 +13,12 @@ from intaglio.cli.frame import command
 
 
 @command
-def doctor_(console: Console) -> None:
+def doctor_(
+    console: Console,
+    bundles: Annotated[
+        list[Path] | None, typer.Argument(metavar="[BUNDLE]...", help="Can these run here?")
+    ] = None,
+) -> None:
     """Show what can be built and run here, and what is missing."""
     diagnosis = doctor.diagnose()
     report = diagnosis.to_json()
@@ -27,13 +38,25 @@ def doctor_(console: Console) -> None:
         ],
         ["name", "installed", "asked for", "extra"],
     )
-    console.result(report)
+    found = {str(path): doctor.examine(path) for path in bundles or []}
+    for path, targets in found.items():
+        for target, faults in targets.items():
+            console.text(f"\n{path}, target {target}: {'runs here' if not faults else 'does not'}")
+            for fault in faults:
+                console.text(f"  {fault}")
+    console.result({**report, "bundles": found} if found else report)
 
 
 def _trt(diagnosis: doctor.Diagnosis) -> str:
     """Which TensorRT can build here, and whether there is a GPU."""
     found = [f"{name} {version}" for name, version in diagnosis.flavours.items() if version]
-    device = "a GPU" if diagnosis.has_device else "no GPU"
-    if not found:
-        return f"builds no engine: no TensorRT is installed; {device}"
-    return f"builds with {' and '.join(found)}; {device}; runs no engine yet"
+    builds = f"builds with {' and '.join(found)}" if found else "builds nothing: none is installed"
+    return f"{builds}; {_gpu(diagnosis.device)}"
+
+
+def _gpu(device: Mapping[str, str] | None) -> str:
+    if device is None:
+        return "no GPU"
+    if "error" in device:
+        return f"a GPU: {device['error']}"
+    return "{name}, compute capability {capability}, a driver for CUDA {cuda}".format(**device)

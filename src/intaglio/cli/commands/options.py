@@ -46,6 +46,13 @@ class Flavour(StrEnum):
     RTX = "rtx"
 
 
+class Target(StrEnum):
+    """What can run a bundle's engine."""
+
+    ORT = "ort"
+    TRT = "trt"
+
+
 def dimensions(texts: list[str] | None) -> dict[str, list[int | str]]:
     """Read the values of ``--axes``.
 

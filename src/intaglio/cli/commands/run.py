@@ -34,6 +34,9 @@ def run_(
     top_k: Annotated[int | None, typer.Option(help="Draw from so many tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Draw from this share.")] = None,
     seed: Annotated[int | None, typer.Option(help="Draw the same again.")] = None,
+    target: Annotated[
+        str, typer.Option(metavar="NAME", help="What runs: ort, trt on a GPU, or auto.")
+    ] = "auto",
     stop: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="End after this text; repeatable.")
     ] = None,
@@ -47,7 +50,7 @@ def run_(
     from intaglio.runtime import Session
     from intaglio.runtime.arrays import read_npz
 
-    session = Session.load(bundle)
+    session = Session.load(bundle, target)
     if inputs is not None:
         outputs, latency = stream.step_arrays(session, read_npz(inputs), steps)
         if out is not None:

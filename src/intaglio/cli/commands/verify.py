@@ -19,6 +19,7 @@ from .options import (
     Key,
     Model,
     Steps,
+    Target,
     Tolerance,
     dimensions,
     limits,
@@ -40,6 +41,13 @@ def verify_(
     data: Data = None,
     steps: Steps = 512,
     tolerance: Tolerance = None,
+    target: Annotated[
+        Target, typer.Option(help="What runs: ONNX Runtime, or TensorRT on a GPU.")
+    ] = Target.ORT,
+    graph: Annotated[
+        bool,
+        typer.Option("--graph", help="Run the graph for TensorRT in ONNX Runtime: needs no GPU."),
+    ] = False,
     bisect: Annotated[
         bool, typer.Option("--bisect", help="Name the first node that diverges.")
     ] = False,
@@ -60,6 +68,8 @@ def verify_(
             axes=dimensions(axes),
             allow_pickle=allow_pickle,
             data=data,
+            target=target.value,
+            graph=graph,
             steps=steps,
             tolerance=limits(tolerance),
             bisect=bisect,

@@ -1,35 +1,17 @@
 """Memory of carried states, one class for each way a session binds a state.
 
 Every buffer is a numpy array that an `OrtValue` of ONNX Runtime looks into, so that a step reads
-and writes it in place and Python can gather rows of it.  A `side`, 0 or 1, says which of two
-swapped arrays holds the current state; the `State` that owns the buffers keeps it.
+and writes it in place and Python can gather rows of it.
 """
 
 import math
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from onnxruntime import OrtValue
 
-from intaglio.errors import BundleError
-from intaglio.state import BATCH, CAPACITY, PAST, Layout, StateSpec
-
-Array = npt.NDArray[Any]
-
-
-def dtype_of(name: str, what: str) -> np.dtype[Any]:
-    """The numpy dtype called `name`, which `what` has.
-
-    Raises:
-        BundleError: if numpy has none of this name, as for bfloat16.
-    """
-    try:
-        return np.dtype(name)
-    except TypeError as error:
-        raise BundleError(
-            f"{what} has the dtype {name}, which numpy lacks. Export the bundle with --dtype fp32."
-        ) from error
+from intaglio.runtime.arrays import Array, dtype_of
+from intaglio.state import Layout, StateSpec
 
 
 class Buffer:
@@ -61,6 +43,10 @@ class Buffer:
         """View of the current state: of its first `tokens` tokens where it grows."""
         return self.memory[side]
 
+    def put(self, side: int, tokens: int, rows: Any, value: Any) -> None:
+        """Set `rows` of what `value` returns."""
+        self.value(side, tokens)[rows] = value
+
     def _allocate(self, tokens: int) -> None:
         shape = self._shape(tokens)
         self.memory = (self._fresh(shape), self._fresh(shape))
@@ -70,8 +56,7 @@ class Buffer:
         self._values = [OrtValue.ortvalue_from_numpy(array) for array in self.memory]
 
     def _shape(self, tokens: int) -> tuple[int, ...]:
-        sizes = {BATCH: self.batch, CAPACITY: tokens, PAST: tokens}
-        return tuple(size if isinstance(size, int) else sizes[size] for size in self.spec.shape)
+        return self.spec.sized(self.batch, tokens)
 
     def _fresh(self, shape: tuple[int, ...]) -> Array:
         dtype = dtype_of(self.spec.dtype, self.spec.input)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from intaglio.errors import BundleError
-from intaglio.runtime import engine
 from intaglio.runtime.bundle import Bundle
-from intaglio.runtime.engine import choose_target, open_engine
+from intaglio.runtime.ort import engine
+from intaglio.runtime.ort.engine import open_engine
 
 MakeBundle = Callable[..., Path]
 
@@ -62,24 +62,3 @@ def test_a_graph_that_takes_something_else_than_the_manifest_says_is_refused(
 
     with pytest.raises(BundleError, match=r"takes input_ids, past\.0\.conv, but .* tokens"):
         open_engine(Bundle.open(bundle), "ort", 1)
-
-
-@pytest.mark.parametrize(
-    ("target", "message"), [("npu", "cannot run the target 'npu'"), ("trt", "cannot run .*'trt'")]
-)
-def test_a_target_nobody_runs_is_refused(
-    make_bundle: MakeBundle, target: str, message: str
-) -> None:
-    """With the names of those that are run."""
-    with pytest.raises(BundleError, match=f"{message}; it runs: ort"):
-        choose_target(Bundle.open(make_bundle("conv")), target)
-
-
-def test_a_bundle_without_any_target_to_run_says_so(make_bundle: MakeBundle) -> None:
-    """Rather than failing on a missing file."""
-    bundle = make_bundle("conv")
-    path = bundle / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"targets": {}}))
-
-    with pytest.raises(BundleError, match=r"it has: none\. Export it with --target ort"):
-        choose_target(Bundle.open(bundle), "auto")

@@ -2,17 +2,22 @@
 
 import threading
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Self
 from weakref import WeakValueDictionary
 
 import onnxruntime
 
 from intaglio.errors import BundleError
+from intaglio.runtime.backend import check_names
 from intaglio.runtime.bundle import Bundle
-from intaglio.state import BATCH, PAST_LENGTH
+from intaglio.runtime.carried import Carried
+from intaglio.runtime.manifest import Manifest
+from intaglio.runtime.plan import Plan
+from intaglio.runtime.shapes import Sizes
+from intaglio.state import BATCH, Layout, StateSpec
 
-AUTO = "auto"
-TARGETS = ("ort",)  # in the order in which AUTO prefers them
+from .buffers import KINDS, Buffer
+from .plan import OrtPlan
 
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 OPTIMIZED = ".onnx"
@@ -37,19 +42,36 @@ _opened: WeakValueDictionary[tuple[str, int | None], Any] = WeakValueDictionary(
 _lock = threading.Lock()
 
 
-def choose_target(bundle: Bundle, target: str) -> str:
-    """The target to run: `target`, or with "auto" the best that the bundle and this package have.
+class OrtBackend:
+    """States in host memory, and steps of an ONNX Runtime session bound to them."""
 
-    Raises:
-        BundleError: if there is none.
-    """
-    if target == AUTO:
-        target = next((name for name in TARGETS if name in bundle.manifest.targets), TARGETS[0])
-    if target not in TARGETS:
-        known = ", ".join(TARGETS)
-        raise BundleError(f"intaglio cannot run the target {target!r}; it runs: {known}.")
-    bundle.target(target)
-    return target
+    most_tokens: int | None = None
+    most_rows: int | None = None
+
+    def __init__(self, engine: Any) -> None:
+        self.engine = engine
+
+    def buffer(self, spec: StateSpec, batch: int, tokens: int) -> Buffer:
+        """Memory for a state in its initial value."""
+        return KINDS[spec.layout](spec, batch, tokens)
+
+    def plan(self, manifest: Manifest, sizes: Sizes, carried: Carried) -> Plan:
+        """A step of inputs of these sizes, bound to the memory of `carried`."""
+        return OrtPlan(self.engine, manifest, sizes, carried)
+
+    def capacity(self, manifest: Manifest) -> int | None:
+        """Tokens that static caches have room for, where the graph fixes that."""
+        axes = {spec.input: spec.axis for spec in manifest.states if spec.layout is Layout.STATIC}
+        fixed = [
+            given.shape[axis]
+            for given in self.engine.get_inputs()
+            if (axis := axes.get(given.name)) is not None and isinstance(given.shape[axis], int)
+        ]
+        return min(fixed, default=None)
+
+    def fork(self) -> Self:
+        """Itself: a session of ONNX Runtime serves any thread."""
+        return self
 
 
 def open_engine(bundle: Bundle, target: str, threads: int | None, trace: str | None = None) -> Any:
@@ -97,27 +119,9 @@ def _open(bundle: Bundle, target: str, threads: int | None, trace: str | None) -
         raise BundleError(
             f"ONNX Runtime {onnxruntime.__version__} refuses {bundle.root / entry.path}: {error}"
         ) from error
-    _check_names(bundle, entry.path, engine)
+    check_names(bundle, entry.path, _names(engine.get_inputs()), _names(engine.get_outputs()))
     _check_values(bundle, entry.path, engine)
     return engine
-
-
-def _check_names(bundle: Bundle, path: str, engine: Any) -> None:
-    """Refuse a graph that takes or gives something else than its manifest says."""
-    manifest = bundle.manifest
-    takes = {spec.name for spec in manifest.inputs} | {spec.input for spec in manifest.states}
-    gives = {spec.name for spec in manifest.outputs} | {spec.output for spec in manifest.states}
-    if manifest.past_length:
-        takes.add(PAST_LENGTH)
-    for what, expected, found in (
-        ("takes", takes, _names(engine.get_inputs())),
-        ("gives", gives, _names(engine.get_outputs())),
-    ):
-        if expected != found:
-            raise BundleError(
-                f"{bundle.root / path} {what} {', '.join(sorted(found))}, but the manifest says "
-                f"{', '.join(sorted(expected))}. Export the bundle again."
-            )
 
 
 def _check_values(bundle: Bundle, path: str, engine: Any) -> None:

@@ -1,0 +1,101 @@
+"""A step of a TensorRT engine: inputs go up, the engine runs, outputs come down, states stay.
+
+The first step from each side of the states launches everything one by one, which TensorRT needs to
+settle; a step that may be repeated is captured then, and is one launch of a CUDA graph from there.
+"""
+
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from intaglio.errors import DeviceError
+from intaglio.runtime.arrays import dtype_of
+from intaglio.runtime.carried import Carried
+from intaglio.runtime.manifest import Manifest
+from intaglio.runtime.plan import Arrays, Plan
+from intaglio.runtime.shapes import Sizes, shape_of
+from intaglio.state import PAST_LENGTH
+
+from .buffers import Appended, DeviceBuffer
+from .driver import Repeated, Staging
+
+if TYPE_CHECKING:
+    from .engine import TrtBackend
+
+
+class TrtPlan(Plan):
+    """A step in an execution context of its own, which a captured graph stays valid for."""
+
+    def __init__(
+        self, backend: "TrtBackend", manifest: Manifest, sizes: Sizes, carried: Carried
+    ) -> None:
+        """Take an execution context, and memory for inputs and outputs of these sizes.
+
+        Raises:
+            InputError: if the engine was not built for such sizes.
+        """
+        self._backend = backend
+        inputs = {spec.name: shape_of(spec, sizes) for spec in manifest.inputs}
+        takes = [(inputs[s.name], dtype_of(s.dtype, s.name)) for s in manifest.inputs]
+        if manifest.past_length:
+            takes.append(((carried.batch,), np.dtype(np.int64)))
+        self._in = Staging(backend.device, takes)
+        super().__init__(manifest, sizes, self._in.arrays[: len(inputs)])
+        self._out = Staging(backend.device, [(shape, dtype) for _, shape, dtype in self._outputs])
+        names = [*inputs, PAST_LENGTH][: len(takes)]
+        shapes = dict(zip(names, (shape for shape, _ in takes), strict=True))
+        self._buffers = cast("list[DeviceBuffer]", carried.buffers)
+        held = {each.spec.input: each.shape(0) for each in self._buffers}
+        self._context = backend.context({**shapes, **held})
+        for name, address in zip(names, self._in.addresses, strict=True):
+            self._context.set_input_shape(name, shapes[name])
+            self._context.set_tensor_address(name, address)
+        for (name, _, _), address in zip(self._outputs, self._out.addresses, strict=True):
+            self._context.set_tensor_address(name, address)
+        for each in self._buffers:
+            self._context.set_input_shape(each.spec.input, each.shape(0))
+        self._past = self._in.arrays[-1] if manifest.past_length else None
+        grows = any(isinstance(each, Appended) for each in self._buffers)
+        self._repeats = (self.time == 1 or manifest.whole) and not grows
+        self._settled = [False, False]
+        self._graphs: list[Repeated | None] = [None, None]
+
+    def run(self, carried: Carried, results: Arrays) -> None:
+        """Run the step that was fed from the current side of `carried`, filling `results`.
+
+        Raises:
+            DeviceError: if the engine fails.
+        """
+        backend, side = self._backend, carried.side
+        backend.device.use()
+        if self._past is not None:
+            np.copyto(self._past, carried.past_length)
+        if self._repeats and self._settled[side] and self._graphs[side] is None:
+            self._capture(carried)
+        graph = self._graphs[side]
+        if graph is not None:
+            graph.launch()
+        else:
+            self._enqueue(carried)
+        backend.device.wait(backend.stream)
+        self._settled[side] = True
+        for (name, _, _), array in zip(self._outputs, self._out.arrays, strict=True):
+            np.copyto(results[name], array)
+
+    def _enqueue(self, carried: Carried) -> None:
+        backend = self._backend
+        for each in self._buffers:
+            each.bind(self._context, carried.side, carried.longest, self.time)
+        self._in.upload(backend.stream)
+        if not self._context.execute_async_v3(backend.stream):
+            raise DeviceError(f"TensorRT cannot take this step: {backend.complaint()}.")
+        self._out.download(backend.stream)
+
+    def _capture(self, carried: Carried) -> None:
+        backend = self._backend
+        try:
+            self._graphs[carried.side] = Repeated(
+                backend.device, backend.stream, lambda: self._enqueue(carried)
+            )
+        except DeviceError:  # it runs as it did before, launch by launch
+            self._repeats = False

@@ -1,0 +1,296 @@
+"""Stand-ins for a GPU and for an engine of TensorRT on it, exact about addresses and captures.
+
+Device memory is memory of the host that only its own calls may touch.  What is enqueued runs at
+once, or is recorded while a stream is captured and runs when the graph is launched, with the
+addresses of then.  The engine is the graph that it was built from, run by ONNX Runtime: what goes
+through the runtime of TensorRT is compared with what does not.
+"""
+
+import ctypes
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+ALIGNMENT = 256  # bytes; of what the driver allocates, and of what TensorRT takes
+
+
+class Driver:
+    """What the runtime calls of cuda.bindings.driver.
+
+    Attributes:
+        memory: allocations of the device, by address.
+        host: pinned ones of the host.
+        launched: how many graphs were launched.
+        refuses_capture: fail the end of any capture.
+    """
+
+    CUdevice_attribute = SimpleNamespace(
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR="major",
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR="minor",
+    )
+    CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL="thread")
+
+    def __init__(self, capability: int = 89) -> None:
+        self.capability = capability
+        self.memory: dict[int, Any] = {}
+        self.host: dict[int, Any] = {}
+        self.launched = 0
+        self.refuses_capture = False
+        self._captured: list[Callable[[], None]] | None = None
+
+    # The device
+
+    def cuInit(self, flags: int) -> tuple[int]:  # noqa: N802
+        assert flags == 0
+        return (0,)
+
+    def cuDeviceGet(self, ordinal: int) -> tuple[int, int]:  # noqa: N802
+        assert ordinal == 0
+        return 0, 7
+
+    def cuDeviceGetName(self, length: int, device: int) -> tuple[int, bytes]:  # noqa: N802
+        assert device == 7
+        return 0, b"Stand-in GPU".ljust(length, b"\0")
+
+    def cuDeviceGetAttribute(self, kind: str, device: int) -> tuple[int, int]:  # noqa: N802
+        assert device == 7
+        return 0, divmod(self.capability, 10)[kind == "minor"]
+
+    def cuDriverGetVersion(self) -> tuple[int, int]:  # noqa: N802
+        return 0, 13010
+
+    def cuDevicePrimaryCtxRetain(self, device: int) -> tuple[int, str]:  # noqa: N802
+        assert device == 7
+        return 0, "context"
+
+    def cuCtxSetCurrent(self, context: str) -> tuple[int]:  # noqa: N802
+        assert context == "context"
+        return (0,)
+
+    def cuCtxSynchronize(self) -> tuple[int]:  # noqa: N802
+        return (0,)
+
+    # Memory
+
+    def cuMemAlloc(self, size: int) -> tuple[int, int]:  # noqa: N802
+        return 0, self._allocate(self.memory, size)
+
+    def cuMemFree(self, address: int) -> tuple[int]:  # noqa: N802
+        del self.memory[address]
+        return (0,)
+
+    def cuMemHostAlloc(self, size: int, flags: int) -> tuple[int, int]:  # noqa: N802
+        assert flags == 0
+        return 0, self._allocate(self.host, size)
+
+    def cuMemFreeHost(self, address: int) -> tuple[int]:  # noqa: N802
+        del self.host[address]
+        return (0,)
+
+    def cuMemcpyHtoD(self, to: int, source: int, size: int) -> tuple[int]:  # noqa: N802
+        self.require(to, size)
+        ctypes.memmove(to, source, size)
+        return (0,)
+
+    def cuMemcpyDtoH(self, to: int, source: int, size: int) -> tuple[int]:  # noqa: N802
+        self.require(source, size)
+        ctypes.memmove(to, source, size)
+        return (0,)
+
+    def cuMemcpyHtoDAsync(self, to: int, source: int, size: int, stream: int) -> tuple[int]:  # noqa: N802
+        assert source in self.host
+        self.enqueue(stream, lambda: self.cuMemcpyHtoD(to, source, size))
+        return (0,)
+
+    def cuMemcpyDtoHAsync(self, to: int, source: int, size: int, stream: int) -> tuple[int]:  # noqa: N802
+        assert to in self.host
+        self.enqueue(stream, lambda: self.cuMemcpyDtoH(to, source, size))
+        return (0,)
+
+    # Streams
+
+    def cuStreamCreate(self, flags: int) -> tuple[int, int]:  # noqa: N802
+        assert flags == 0
+        return 0, 5
+
+    def cuStreamSynchronize(self, stream: int) -> tuple[int]:  # noqa: N802
+        assert stream == 5
+        assert self._captured is None, "a stream that is captured cannot be waited for"
+        return (0,)
+
+    def cuStreamBeginCapture(self, stream: int, mode: str) -> tuple[int]:  # noqa: N802
+        assert (stream, mode) == (5, "thread")
+        self._captured = []
+        return (0,)
+
+    def cuStreamEndCapture(self, stream: int) -> tuple[int, Any]:  # noqa: N802
+        assert stream == 5
+        captured, self._captured = self._captured, None
+        return (901 if self.refuses_capture else 0), captured
+
+    def cuGraphInstantiate(self, graph: Any, flags: int) -> tuple[int, Any]:  # noqa: N802
+        assert flags == 0
+        return 0, list(graph)
+
+    def cuGraphDestroy(self, graph: Any) -> tuple[int]:  # noqa: N802
+        graph.clear()
+        return (0,)
+
+    def cuGraphExecDestroy(self, graph: Any) -> tuple[int]:  # noqa: N802
+        graph.clear()
+        return (0,)
+
+    def cuGraphLaunch(self, graph: Any, stream: int) -> tuple[int]:  # noqa: N802
+        assert stream == 5
+        self.launched += 1
+        for work in graph:
+            work()
+        return (0,)
+
+    # What is behind it
+
+    def enqueue(self, stream: int, work: Callable[[], Any]) -> None:
+        """Do it now, or when the graph that is captured is launched."""
+        assert stream == 5
+        if self._captured is None:
+            work()
+        else:
+            self._captured.append(work)
+
+    def require(self, address: int, size: int) -> None:
+        """Fail unless these bytes are of one allocation that was not freed."""
+        assert any(
+            start <= address and address + size <= ctypes.addressof(held) + len(held)
+            for start, held in self.memory.items()
+        ), "bytes that are not on the device"
+
+    def view(self, address: int, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Memory of the device as an array."""
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        self.require(address, size)
+        held = (ctypes.c_ubyte * size).from_address(address)
+        return np.frombuffer(held, dtype).reshape(shape)
+
+    @staticmethod
+    def _allocate(among: dict[int, Any], size: int) -> int:
+        held = (ctypes.c_ubyte * (size + ALIGNMENT))()
+        ctypes.memset(held, 0xA5, len(held))  # what was never written shows
+        address = ctypes.addressof(held) + -ctypes.addressof(held) % ALIGNMENT
+        among[address] = held
+        return address
+
+
+class TensorRT:
+    """The module of a flavour, but for what it does with engines.
+
+    Attributes:
+        contexts: execution contexts that were made.
+        fault: what TensorRT says when it refuses the engine; None to take it.
+        runs: how often engines still run before they fail; None for ever.
+    """
+
+    def __init__(self, real: Any, driver: Driver, graph: Any, profiles: Any) -> None:
+        """Stand in for `real`; `graph` is an ONNX Runtime session of what its engines compute."""
+        self._real = real
+        self.driver, self.graph, self.profiles = driver, graph, profiles
+        self.contexts: list[Context] = []
+        self.fault: str | None = None
+        self.runs: int | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def Runtime(self, log: Any) -> Any:  # noqa: N802
+        def deserialize(content: bytes) -> Engine | None:
+            assert content
+            if self.fault is None:
+                return Engine(self)
+            log.log(self.ILogger.Severity.ERROR, self.fault)
+            return None
+
+        return SimpleNamespace(deserialize_cuda_engine=deserialize)
+
+
+class Engine:
+    """What the runtime calls of an ICudaEngine."""
+
+    device_memory_size_v2 = 1000
+
+    def __init__(self, trt: TensorRT) -> None:
+        self._trt = trt
+        takes, gives = trt.graph.get_inputs(), trt.graph.get_outputs()
+        mode = trt.TensorIOMode
+        self._modes = {v.name: mode.INPUT for v in takes} | {v.name: mode.OUTPUT for v in gives}
+        self.num_io_tensors = len(self._modes)
+
+    def get_tensor_name(self, index: int) -> str:
+        return str(list(self._modes)[index])
+
+    def get_tensor_mode(self, name: str) -> Any:
+        return self._modes[name]
+
+    def create_execution_context(self, strategy: Any) -> "Context":
+        assert strategy == self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        self._trt.contexts.append(Context(self._trt))
+        return self._trt.contexts[-1]
+
+
+class Context:
+    """What the runtime calls of an IExecutionContext: shapes, addresses, running.
+
+    Attributes:
+        profile: index of the profile that it is in.
+    """
+
+    def __init__(self, trt: TensorRT) -> None:
+        self._trt = trt
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._addresses: dict[str, int] = {}
+        self.profile: int | None = None
+
+    def set_device_memory(self, address: int, size: int) -> None:
+        assert size >= Engine.device_memory_size_v2
+        self._trt.driver.require(address, size)
+
+    def set_optimization_profile_async(self, index: int, stream: int) -> bool:
+        assert stream == 5
+        self.profile = index
+        return True
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        assert self.profile is not None
+        least, _, most = self._trt.profiles[self.profile].shapes.get(name, (shape,) * 3)
+        assert all(a <= b <= c for a, b, c in zip(least, shape, most, strict=True)), name
+        self._shapes[name] = shape
+        return True
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        assert address % ALIGNMENT == 0, f"{name} starts where TensorRT takes no tensor"
+        self._addresses[name] = address
+        return True
+
+    def execute_async_v3(self, stream: int) -> bool:
+        if self._trt.runs is not None:
+            self._trt.runs -= 1
+            if self._trt.runs < 0:
+                return False
+        shapes, addresses = dict(self._shapes), dict(self._addresses)
+        self._trt.driver.enqueue(stream, lambda: self._compute(shapes, addresses))
+        return True
+
+    def _compute(self, shapes: dict[str, tuple[int, ...]], addresses: dict[str, int]) -> None:
+        driver, graph = self._trt.driver, self._trt.graph
+        dtypes = {"tensor(int64)": np.int64, "tensor(float)": np.float32}
+        given = {
+            value.name: driver.view(
+                addresses[value.name], shapes[value.name], dtypes[value.type]
+            ).copy()
+            for value in graph.get_inputs()
+        }
+        names = [value.name for value in graph.get_outputs()]
+        for name, array in zip(names, graph.run(names, given), strict=True):
+            driver.view(addresses[name], array.shape, array.dtype)[...] = array
