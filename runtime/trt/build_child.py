@@ -57,9 +57,13 @@ def build(root: str, out: str, request: Mapping[str, Any], progress: Progress) -
     if plan is None:
         said = log.complaint("it found no implementation of the network")
         raise BuildError(f"TensorRT builds no engine of the graph: {said}.")
-    Path(out).write_bytes(plan)
-    del kept, monitor
     layers = [network.get_layer(index) for index in range(network.num_layers)]
+    content = bytes(plan)
+    for layer in layers:
+        if layer.name in kernels and not kernels[layer.name].lie_in(content):
+            raise BuildError(f"TensorRT left the code of {layer.name!r} out of the engine.")
+    Path(out).write_bytes(content)
+    del kept, monitor
     return {
         "flavour": request["flavour"],
         "version": trt.__version__,
@@ -75,7 +79,7 @@ def build(root: str, out: str, request: Mapping[str, Any], progress: Progress) -
             }
             for layer in layers
         ],
-        "bytes": plan.nbytes,
+        "bytes": len(content),
         "seconds": round(time.perf_counter() - start, 3),
     }
 

@@ -1,12 +1,14 @@
 """The kernels of one plugin node as data: a plan and machine code for each compute capability.
 
 They lie in a bundle as `trt/plugins.json` beside a file for each piece of code, and in an engine
-as fields of its plugins.
+as fields of its plugins: plans in each, and a piece of code, by its content, in one of those that
+launch it.
 """
 
+import hashlib
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -52,21 +54,58 @@ class Kernels:
             )
         return self.plans[capability]
 
-    def to_fields(self) -> dict[str, bytes]:
-        """Named bytes, as an engine keeps them: each node its own, so code is compressed."""
+    def to_fields(self, node: str, carriers: dict[str, str]) -> dict[str, bytes]:
+        """Named bytes, as a node of an engine keeps them.
+
+        Args:
+            node: its name.
+            carriers: which node carries each piece of code, by its digest; this one takes those
+                that none carries yet.
+        """
+        names = {key: hashlib.sha256(code).hexdigest() for key, code in self.code.items()}
         plans = {str(sm): plan.to_json() for sm, plan in self.plans.items()}
-        head = json.dumps({"op": self.op, "plans": plans}).encode()
-        return {_PLANS: head, **{name: zlib.compress(code) for name, code in self.code.items()}}
+        fields = {_PLANS: json.dumps({"op": self.op, "plans": plans, "code": names}).encode()}
+        for key, name in names.items():
+            if carriers.setdefault(name, node) == node:
+                fields[name] = zlib.compress(self.code[key])
+        return fields
+
+    def lie_in(self, engine: bytes) -> bool:
+        """Whether the nodes of a serialized engine carry all of the code."""
+        return all(zlib.compress(code) in engine for code in self.code.values())
 
     @classmethod
-    def from_fields(cls, fields: Mapping[str, bytes]) -> Self:
-        """What `to_fields` wrote."""
+    def from_fields(cls, fields: Mapping[str, bytes], pieces: dict[str, bytes]) -> Self:
+        """What `to_fields` wrote; the code that it carries is added to `pieces`.
+
+        Args:
+            fields: of a node of an engine.
+            pieces: compressed code of all nodes, by its digest; others may still bring what this
+                one launches.
+        """
+        pieces.update({name: data for name, data in fields.items() if name != _PLANS})
         head = json.loads(fields[_PLANS])
         return cls(
             op=head["op"],
             plans={int(sm): Plan.from_json(plan) for sm, plan in head["plans"].items()},
-            code={name: zlib.decompress(x) for name, x in fields.items() if name != _PLANS},
+            code=_Carried(head["code"], pieces),
         )
+
+
+class _Carried(Mapping[str, bytes]):
+    """Code that the nodes of an engine carry for each other, by its names in one of them."""
+
+    def __init__(self, names: Mapping[str, str], pieces: Mapping[str, bytes]) -> None:
+        self._names, self._pieces = names, pieces
+
+    def __getitem__(self, key: str) -> bytes:
+        return zlib.decompress(self._pieces[self._names[key]])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def index(kernels: Mapping[str, Kernels], nodes: Mapping[str, str]) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """Launch compiled kernels through the CUDA driver."""
 
 import ctypes
+import hashlib
 import importlib
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from intaglio.runtime.launch import Buffer, Launch, Shape, evaluate
 
@@ -11,6 +13,9 @@ from .driver import aligned, call, capability
 from .kernels import Kernels
 
 DEFAULT_SHARED = 48 << 10  # bytes of shared memory that a kernel may use without asking for more
+
+# What drivers have loaded, by digest and entry: nodes, and contexts of one engine, share kernels.
+_loaded: WeakKeyDictionary[Any, dict[tuple[bytes, str], Any]] = WeakKeyDictionary()
 
 
 class Launcher:
@@ -80,8 +85,14 @@ class Launcher:
             )
 
     def _load(self, code: bytes, launch: Launch) -> Any:
+        key = (hashlib.sha256(code).digest(), launch.entry)
+        known = _loaded.setdefault(self._driver, {})
+        if key in known:
+            return known[key]
         module = call(self._driver.cuModuleLoadData, code)
-        function = call(self._driver.cuModuleGetFunction, module, launch.entry.encode())
+        function = known[key] = call(
+            self._driver.cuModuleGetFunction, module, launch.entry.encode()
+        )
         if launch.shared > DEFAULT_SHARED:
             kind = self._driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             call(self._driver.cuFuncSetAttribute, function, kind, launch.shared)

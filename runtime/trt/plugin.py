@@ -3,7 +3,7 @@
 TensorRT's importer looks for LinearAttention and CausalConvWithState under these names, and for
 operators of our own under theirs; all are creators of the interface V3ONE that differ in name.
 While an engine is built, a node's kernels are found by its name; in an engine they are fields of
-the plugin, so that neither Triton nor PyTorch is needed where it runs.
+its plugins, so that neither Triton nor PyTorch is needed where it runs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from .kernels import Kernels
 from .launcher import Launcher
 
 VERSION = "1"
-
+_PIECES: dict[str, bytes] = {}  # code that the engines of this process carry, by its digest
 
 # TensorRT's name of each dtype.
 _DTYPES = {
@@ -40,7 +40,8 @@ def register(trt: Any, kernels: Mapping[str, Kernels], ops: Sequence[str]) -> li
         kernels: by the names of the nodes of a graph that is to be built; empty to run engines.
         ops: names of operators.
     """
-    creators = [_creator(trt, op, kernels) for op in ops]
+    carriers: dict[str, str] = {}
+    creators = [_creator(trt, op, kernels, carriers) for op in ops]
     for creator in creators:
         trt.get_plugin_registry().register_creator(creator, "")
     return creators
@@ -55,8 +56,8 @@ def workspace(kernels: Kernels, shapes: Sequence[Shape | None]) -> int:
     )
 
 
-def _creator(trt: Any, op: str, kernels: Mapping[str, Kernels]) -> Any:
-    plugin = _plugin(trt)
+def _creator(trt: Any, op: str, kernels: Mapping[str, Kernels], carriers: dict[str, str]) -> Any:
+    plugin = _plugin(trt, carriers)
 
     class Creator(trt.IPluginCreatorV3One):  # type: ignore[misc]
         """Makes plugins of one operator."""
@@ -68,9 +69,9 @@ def _creator(trt: Any, op: str, kernels: Mapping[str, Kernels]) -> Any:
 
         def create_plugin(self, name: str, fields: Any, phase: Any) -> Any:
             if phase == trt.TensorRTPhase.RUNTIME:
-                return plugin(Kernels.from_fields(_read(fields)))
+                return plugin(name, Kernels.from_fields(_read(fields), _PIECES))
             # The importer's name of a node is that of the graph; None makes it refuse the node.
-            return plugin(kernels[name]) if name in kernels else None
+            return plugin(name, kernels[name]) if name in kernels else None
 
     return Creator()
 
@@ -79,7 +80,7 @@ def _read(fields: Any) -> dict[str, bytes]:
     return {field.name: np.array(field.data).tobytes() for field in fields}
 
 
-def _plugin(trt: Any) -> Any:
+def _plugin(trt: Any, carriers: dict[str, str]) -> Any:
     bases = (
         trt.IPluginV3,
         trt.IPluginV3OneCore,
@@ -90,10 +91,10 @@ def _plugin(trt: Any) -> Any:
     class Plugin(*bases):  # type: ignore[misc]
         """One node: its kernels, and where it runs, what launches them."""
 
-        def __init__(self, kernels: Kernels) -> None:
+        def __init__(self, node: str, kernels: Kernels) -> None:
             for base in bases:
                 base.__init__(self)
-            self.kernels = kernels
+            self.node, self.kernels = node, kernels
             self.plugin_name, self.plugin_version, self.plugin_namespace = kernels.op, VERSION, ""
             self.num_outputs = len(kernels.plan.outputs)
             self.launcher: Launcher | None = None
@@ -104,7 +105,7 @@ def _plugin(trt: Any) -> Any:
             return self
 
         def clone(self) -> Any:
-            return Plugin(self.kernels)
+            return Plugin(self.node, self.kernels)
 
         # How an engine is built
 
@@ -145,7 +146,7 @@ def _plugin(trt: Any) -> Any:
             # TensorRT reads the bytes after this returns, so they live as long as the plugin.
             self.serialized = [
                 trt.PluginField(name, np.frombuffer(data, np.int8), trt.PluginFieldType.CHAR)
-                for name, data in self.kernels.to_fields().items()
+                for name, data in self.kernels.to_fields(self.node, carriers).items()
             ]
             return trt.PluginFieldCollection(self.serialized)
 

@@ -10,13 +10,29 @@ from intaglio.runtime.trt.kernels import Kernels
 
 
 def test_fields_hold_the_kernels_in_less(make_kernels: Callable[..., Kernels]) -> None:
-    """Machine code is repetitive, and every node of an engine carries its own."""
+    """Machine code is repetitive."""
     made = make_kernels()
     long = replace(made, code=dict.fromkeys(made.code, bytes(10_000)))
-    fields = long.to_fields()
+    fields = long.to_fields("node", {})
 
-    assert Kernels.from_fields(fields) == long
+    assert Kernels.from_fields(fields, {}) == long
     assert sum(map(len, fields.values())) < 10_000
+
+
+def test_nodes_of_an_engine_carry_code_for_each_other(make_kernels: Callable[..., Kernels]) -> None:
+    """Each piece once, in the first node that is asked, however often; whichever is read first."""
+    made = make_kernels()
+    carriers: dict[str, str] = {}
+    first, second, again = (made.to_fields(node, carriers) for node in ("a", "b", "a"))
+    pieces: dict[str, bytes] = {}
+    read = [Kernels.from_fields(fields, pieces) for fields in (second, first)]
+
+    assert first == again
+    assert len(first) == 1 + len(made.code)
+    assert len(second) == 1
+    assert read == [made, made]
+    assert made.lie_in(b"".join(first.values()))
+    assert not made.lie_in(b"".join(second.values()))
 
 
 def test_the_plan_is_that_of_the_gpu(make_kernels: Callable[..., Kernels]) -> None:
