@@ -117,7 +117,7 @@ def compile_source(
         if "trt" in how.targets:
             trt = model.clone()
             records += pipeline.lower(
-                trt, "trt", context, check=how.check_passes, progress=clock.report
+                trt, "trt", context, dtype=how.dtype, check=how.check_passes, progress=clock.report
             )
     ort, lowered = lower(model, context, how, clock, how.ort_accuracy)
     return Compiled(

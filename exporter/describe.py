@@ -7,6 +7,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from intaglio.passes.pipeline import FP16, FP32
 from intaglio.runtime.manifest import (
     FAILED,
     NOT_RUN,
@@ -25,6 +26,7 @@ from .recipe import Recipe
 from .source import Source
 
 LOWERED = "ort/model.onnx"
+DTYPES = {FP32: "float32", FP16: "float16"}  # by the words of an export
 TURNED_OFF, NO_DEVICE = (f"{NOT_RUN} ({why})" for why in ("turned off", "no device"))
 DISTRIBUTIONS = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch")
 
@@ -66,10 +68,11 @@ def describe(
                 data=data.get(path, ()),
                 opset=model.opset_imports[""],
                 parity=why,
+                dtype=dtype,
             )
-            for name, path, model, why in (
-                ("ort", LOWERED, compiled.ort, TURNED_OFF),
-                (TARGET, GRAPH, compiled.trt, NO_DEVICE),
+            for name, path, model, why, dtype in (
+                ("ort", LOWERED, compiled.ort, TURNED_OFF, "float32"),
+                (TARGET, GRAPH, compiled.trt, NO_DEVICE, DTYPES[how.dtype]),
             )
             if model is not None
         },

@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 from intaglio.errors import DeviceError, MissingExtraError, OptionError, ParityError
 from intaglio.passes.base import Calibrated, Pass
 from intaglio.passes.lower.ort_low_bit import Accuracy
+from intaglio.passes.pipeline import FP16, FP32
 from intaglio.runtime.manifest import FAILED, NOT_RUN, PASSED, Manifest
 from intaglio.runtime.trt import flavour as flavours
 from intaglio.runtime.trt.build import RECORD, TARGET
@@ -130,7 +131,8 @@ def export(
             where rounding shows on calibration data, and everywhere if it alone fails parity;
             ``exact`` has full precision, slowly, for verification only.
         shapes: what the bundle has to serve; a batch fixed to 1 allows faster attention.
-        dtype: what the weights are stored in; fp32 so far.
+        dtype: what TensorRT takes products, attention, convolutions and recurrences in, fp32 or
+            fp16, and stores their weights and caches in; ONNX Runtime computes in fp32.
         flavour: which TensorRT builds: the full one, which needs a GPU, TensorRT-RTX, or the first
             that can here.
         sm: compute capabilities that the kernels of TensorRT's plugins are compiled for, 87 for
@@ -297,7 +299,12 @@ def _check(how: Recipe, *, require_parity: bool) -> None:
         raise OptionError(f"ort_accuracy is {how.ort_accuracy!r}; it should be one of: {words}.")
     if how.layout not in ("bundle", "genai"):
         raise OptionError(f"layout is {how.layout!r}; it should be bundle or genai.")
-    if how.dtype != "fp32":
-        raise OptionError(f"The dtype {how.dtype} is not supported yet; fp32 is.")
+    if how.dtype not in (FP32, FP16):
+        raise OptionError(f"The dtype {how.dtype} is not supported yet; fp32 and fp16 are.")
+    if how.dtype == FP16 and "trt" not in how.targets:
+        raise OptionError(
+            "fp16 is for TensorRT, and ONNX Runtime computes in fp32 on processors. Add "
+            "--target ort,trt, or leave --dtype out."
+        )
     if require_parity and not how.verify:
         raise OptionError("Parity cannot be required of an export that is not verified.")

@@ -113,7 +113,8 @@ def verify(
     """
     opened = Bundle.open(bundle)
     manifest = opened.manifest
-    limits = _limits(manifest, tolerance or {})
+    target = "trt" if graph else target
+    limits = _limits(manifest, opened.target(target).dtype, tolerance or {})
     if steps < 1 or batch < 1:
         raise OptionError(f"{steps} steps of {batch} rows cannot be compared; at least 1 of 1 can.")
     if not isinstance(source, Source):
@@ -288,11 +289,11 @@ def _words(split: Sequence[int]) -> str:
     return " + ".join(map(str, split))
 
 
-def _limits(manifest: Manifest, tolerance: Mapping[str, float]) -> dict[str, float]:
-    """A limit for every output and state."""
+def _limits(manifest: Manifest, dtype: str, tolerance: Mapping[str, float]) -> dict[str, float]:
+    """A limit for every output and state of a graph that computes in `dtype`."""
     dtypes = {spec.dtype for spec in (*manifest.inputs, *manifest.outputs)}
-    dtypes |= {spec.dtype for spec in manifest.states}
-    default = max(LIMITS.get(dtype, LIMIT) for dtype in dtypes)
+    dtypes |= {dtype, *(spec.dtype for spec in manifest.states)}
+    default = max(LIMITS.get(each, LIMIT) for each in dtypes)
     names = [spec.name for spec in manifest.outputs] + [spec.input for spec in manifest.states]
     special = {}
     if accuracy_of(manifest) in INT8_ACTIVATIONS:

@@ -29,6 +29,7 @@ from .lower.ort_packed_products import OrtPackedProducts
 from .lower.ort_relabel import OrtRelabel
 from .lower.ort_unit_norm import OrtUnitNorm
 from .lower.trt_attention import TrtAttention
+from .lower.trt_half import TrtHalf
 from .lower.trt_low_bit import TrtLowBit
 
 PASSES: tuple[type[Pass], ...] = (
@@ -57,5 +58,6 @@ PASSES: tuple[type[Pass], ...] = (
     OrtUnitNorm,
     OrtRelabel,
     TrtAttention,
+    TrtHalf,
     TrtLowBit,
 )

@@ -38,8 +38,11 @@ from .lower.ort_packed_products import OrtPackedProducts
 from .lower.ort_relabel import OrtRelabel
 from .lower.ort_unit_norm import OrtUnitNorm
 from .lower.trt_attention import TrtAttention
+from .lower.trt_half import TrtHalf
 from .lower.trt_low_bit import TrtLowBit
 from .user import pass_from_file
+
+FP32, FP16 = "fp32", "fp16"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,13 +107,15 @@ def whole(extra: Sequence[Pass] = ()) -> list[Pass]:
     return [step for step in keep if not isinstance(step, FoldRepeatedHeads)]
 
 
-def lowering(target: str, accuracy: Accuracy = "auto") -> list[Pass]:
+def lowering(target: str, accuracy: Accuracy = "auto", dtype: str = FP32) -> list[Pass]:
     """From the portable step graph to the one that `target` runs fastest.
 
-    `accuracy` is that of weights of few bits, see `OrtLowBit`.
+    `accuracy` is that of weights of few bits on ONNX Runtime, see `OrtLowBit`; `dtype` that of
+    products on TensorRT, see `TrtHalf`.
     """
     if target == "trt":
-        return [TrtLowBit(), TrtAttention(), RemoveDead()]
+        halved = [TrtHalf()] if dtype == FP16 else []
+        return [TrtLowBit(), TrtAttention(), *halved, RemoveDead()]
     if target != "ort":
         raise PassError(f"there is no target {target!r}; the targets are: ort, trt.")
     return [
@@ -132,25 +137,32 @@ def lower(
     context: Context,
     *,
     accuracy: Accuracy = "auto",
+    dtype: str = FP32,
     check: bool = False,
     progress: Progress | None = None,
 ) -> list[PassRecord]:
     """Lower `model` for `target` in place; with `check`, hold each pass to its promise.
 
-    Rounding activations to 8 bits turns the last bit of one result into more of the next, so a
-    graph that does so is checked in its exact form.
+    Rounding turns the last bit of one result into more of the next, so a graph whose activations
+    are rounded to 8 bits, or to fp16, is checked in its exact form.
     """
-    rounds = target == "ort" and accuracy != "exact" and any(low_bit_nodes(model))
-    proven: list[PassRecord] = []
+    rounds = (target == "trt" and dtype != FP32) or (
+        target == "ort" and accuracy != "exact" and any(low_bit_nodes(model))
+    )
+    errors: dict[str, float | None] = {}
     if check and rounds:
         context_of_proof = replace(context, states=list(context.states))
-        steps = lowering(target, "exact")
-        proven = run(model.clone(), steps, context_of_proof, check=True, progress=progress)
-    steps = lowering(target, accuracy)
+        proven = run(
+            model.clone(),
+            lowering(target, "exact"),
+            context_of_proof,
+            check=True,
+            progress=progress,
+        )
+        errors = {record.name: record.error for record in proven}
+    steps = lowering(target, accuracy, dtype)
     records = run(model, steps, context, check=check and not rounds, progress=progress)
-    if not proven:
-        return records
-    return [replace(r, error=p.error) for r, p in zip(records, proven, strict=True)]
+    return [replace(each, error=errors.get(each.name, each.error)) for each in records]
 
 
 def run(

@@ -45,13 +45,15 @@ class Target:
     """What one engine runs: the graph at `path`, its external tensors in the files `data`.
 
     Paths are relative to the bundle, and so are the locations of external tensors in the graph.
-    `parity` is "passed", "failed", or "not run" with the reason in brackets.
+    `parity` is "passed", "failed", or "not run" with the reason in brackets; `dtype` is what the
+    graph computes in and keeps caches in, as numpy calls it.
     """
 
     path: str
     opset: int
     data: tuple[str, ...] = ()
     parity: str = NOT_RUN
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +107,10 @@ class Manifest:
     parity: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     intaglio: str = __version__
+
+    def states_of(self, target: str) -> tuple[StateSpec, ...]:
+        """The states as the graph of a target has them."""
+        return tuple(spec.stored_in(self.targets[target].dtype) for spec in self.states)
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values.

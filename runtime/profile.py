@@ -20,6 +20,7 @@ from intaglio.runtime.backend import choose_target
 from intaglio.runtime.bundle import Bundle
 from intaglio.runtime.graph import Graph, parse_graph, read_graph
 from intaglio.runtime.ort.engine import OPTIMIZED, WEIGHTS
+from intaglio.runtime.trt.build import TARGET, read_built
 from intaglio.runtime.worker import Worker
 from intaglio.state import TIME
 
@@ -67,7 +68,8 @@ def profile(
     measured = _measure([*ours, *peers], phases, settings, tell)
     for index, (bundle, graph) in enumerate(zip(opened, graphs, strict=True)):
         tell(f"operators: {ours[index].name}", index / len(ours))
-        ops = _trace(ours[index], graph, phases, settings) if settings.ops else ()
+        traced = settings.ops and ours[index].about["target"] != TARGET
+        ops = _trace(ours[index], graph, phases, settings) if traced else ()
         measured[index] = _with_graph(measured[index], bundle, graph, ops)
     return ProfileReport(
         taken=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
@@ -102,7 +104,7 @@ def phases_of(bundles: Sequence[Bundle], settings: ProfileSettings) -> list[Phas
                 f"{bundle.root} was exported for a batch of {bundle.manifest.limits.batch}, not of "
                 f"{settings.batch}. Give --batch {bundle.manifest.limits.batch}."
             )
-    ends = [b.manifest.limits.max_context for b in bundles if b.manifest.limits.max_context]
+    ends = [end for bundle in bundles if (end := _end(bundle, settings)) is not None]
     end = min(ends, default=None)
     timed = any(TIME in spec.shape for spec in first.inputs)
     stateful = all(bundle.manifest.states for bundle in bundles)
@@ -113,6 +115,15 @@ def phases_of(bundles: Sequence[Bundle], settings: ProfileSettings) -> list[Phas
         *(Phase("prefill", tokens) for tokens in prompts),
         *(Phase("step", tokens) for tokens in contexts),
     ]
+
+
+def _end(bundle: Bundle, settings: ProfileSettings) -> int | None:
+    """Tokens at which a row ends: that of positions, or of an engine's caches."""
+    end = bundle.manifest.limits.max_context
+    if choose_target(bundle, settings.target) != TARGET or (built := read_built(bundle)) is None:
+        return end
+    room = built.capacity(bundle.manifest)
+    return min((each for each in (end, room) if each is not None), default=None)
 
 
 def _within(
@@ -248,7 +259,7 @@ def _with_graph(
         entry,
         weights=sum(tensor.nbytes for tensor in graph.tensors.values()),
         bits=total(weights_of(graph)).bits,
-        states=bundle.manifest.states,
+        states=bundle.manifest.states_of(entry.about["target"]),
         ops=ops,
     )
 

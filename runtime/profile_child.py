@@ -83,7 +83,7 @@ class Runner:
     def footprint(self) -> dict[str, Any]:
         """Bytes that the process and the states take by now, and the caches' room in tokens."""
         state = self._session.state
-        specs, carried = self._session.manifest.states, state.carried
+        specs, carried = self._session.manifest.states_of(self._session.target), state.carried
         return {
             "resident": machine.resident(),
             "peak": machine.peak(),

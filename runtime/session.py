@@ -98,7 +98,7 @@ class Session:
         fixed = backend.capacity(bundle.manifest)
         settings = Settings(
             backend=backend,
-            specs=bundle.manifest.states,
+            specs=bundle.manifest.states_of(target),
             max_context=limits.max_context,
             capacity=fixed or capacity or CAPACITY,
             grow=grow and fixed is None,

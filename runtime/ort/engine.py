@@ -120,17 +120,18 @@ def _open(bundle: Bundle, target: str, threads: int | None, trace: str | None) -
             f"ONNX Runtime {onnxruntime.__version__} refuses {bundle.root / entry.path}: {error}"
         ) from error
     check_names(bundle, entry.path, _names(engine.get_inputs()), _names(engine.get_outputs()))
-    _check_values(bundle, entry.path, engine)
+    _check_values(bundle, target, engine)
     return engine
 
 
-def _check_values(bundle: Bundle, path: str, engine: Any) -> None:
+def _check_values(bundle: Bundle, target: str, engine: Any) -> None:
     """Refuse a graph whose types or fixed sizes are not those of its manifest."""
-    manifest = bundle.manifest
+    manifest, states = bundle.manifest, bundle.manifest.states_of(target)
+    path = bundle.target(target).path
     described = {
         **{spec.name: (spec.dtype, spec.shape) for spec in (*manifest.inputs, *manifest.outputs)},
-        **{spec.input: (spec.dtype, spec.shape) for spec in manifest.states},
-        **{spec.output: (spec.dtype, spec.shape) for spec in manifest.states},
+        **{spec.input: (spec.dtype, spec.shape) for spec in states},
+        **{spec.output: (spec.dtype, spec.shape) for spec in states},
     }
     for value in (*engine.get_inputs(), *engine.get_outputs()):
         dtype, shape = described.get(value.name, ("int64", (BATCH,)))

@@ -15,7 +15,7 @@ from typing import Any, Self
 from intaglio.errors import BuildError, BundleError
 from intaglio.runtime.bundle import Bundle
 from intaglio.runtime.graph import read_graph
-from intaglio.runtime.manifest import FILE_NAME, FileRecord
+from intaglio.runtime.manifest import FILE_NAME, FileRecord, Manifest
 from intaglio.runtime.trt import flavour as flavours
 from intaglio.runtime.worker import Progress, Worker
 
@@ -67,6 +67,27 @@ class Built:
     layers: tuple[Layer, ...]
     bytes: int
     seconds: float
+
+    def most(self, manifest: Manifest, dimension: str) -> int | None:
+        """The largest size of a symbolic dimension of the inputs, None where there is none such."""
+        sizes = {n: shapes[2] for each in self.profiles for n, shapes in each.shapes.items()}
+        found = [
+            sizes[spec.name][axis]
+            for spec in manifest.inputs
+            for axis, dim in enumerate(spec.shape)
+            if dim == dimension and spec.name in sizes
+        ]
+        return max(found, default=None)
+
+    def capacity(self, manifest: Manifest) -> int | None:
+        """Tokens that caches have room for, None where no state grows.
+
+        A static cache is of one size; another one has a largest.
+        """
+        most = {n: shapes[2] for each in self.profiles for n, shapes in each.shapes.items()}
+        sizes = {tensor.name: tensor.shape for tensor in self.inputs} | most
+        axes = {spec.input: spec.axis for spec in manifest.states if spec.grows}
+        return min((sizes[n][axis] for n, axis in axes.items() if axis is not None), default=None)
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""

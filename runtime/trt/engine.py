@@ -92,8 +92,8 @@ class TrtBackend:
         self.device = engine.device
         self.device.use()
         self.stream = self.device.stream()
-        self.most_tokens = _most(engine.built.profiles, manifest, TIME)
-        self.most_rows = _most(engine.built.profiles, manifest, BATCH)
+        self.most_tokens = engine.built.most(manifest, TIME)
+        self.most_rows = engine.built.most(manifest, BATCH)
         # All contexts of a session share it: their steps never run at the same time.
         self._scratch = Memory(self.device, engine.engine.device_memory_size_v2)
 
@@ -108,16 +108,8 @@ class TrtBackend:
         return TrtPlan(self, manifest, sizes, carried)
 
     def capacity(self, manifest: Manifest) -> int | None:
-        """Tokens that caches have room for: static ones are of one size, others have a largest."""
-        sizes = {tensor.name: tensor.shape for tensor in self._engine.built.inputs}
-        most = {n: shapes[2] for p in self._engine.built.profiles for n, shapes in p.shapes.items()}
-        found = []
-        for spec in manifest.states:
-            if spec.axis is None or not spec.grows:
-                continue
-            size = sizes[spec.input][spec.axis]
-            found.append(size if size >= 0 else most[spec.input][spec.axis])
-        return min(found, default=None)
+        """Tokens that its caches have room for, None where no state grows."""
+        return self._engine.built.capacity(manifest)
 
     def fork(self) -> Self:
         """A backend for another session of the same engine."""
@@ -223,18 +215,6 @@ def _register(trt: Any, flavour: str, ops: Iterable[str]) -> None:
     missing = [op for op in ops if (flavour, op) not in _registered]
     for op, creator in zip(missing, plugin.register(trt, {}, missing), strict=True):
         _registered[flavour, op] = creator
-
-
-def _most(profiles: tuple[Profile, ...], manifest: Manifest, wanted: str) -> int | None:
-    """The largest size of a symbolic dimension of the inputs in any profile."""
-    found = [
-        profile.shapes[spec.name][2][axis]
-        for profile in profiles
-        for spec in manifest.inputs
-        for axis, dim in enumerate(spec.shape)
-        if dim == wanted and spec.name in profile.shapes
-    ]
-    return max(found, default=None)
 
 
 def _fits(profile: Profile, shapes: Shapes, growing: Mapping[str, int | None]) -> bool:

@@ -8,7 +8,7 @@ consumed, from which positions, masks and write indices are computed.
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any, Self
 
@@ -66,6 +66,11 @@ class StateSpec:
     def grows(self) -> bool:
         """Whether memory and time of a step grow with the tokens consumed."""
         return self.layout in (Layout.STATIC, Layout.GROW)
+
+    def stored_in(self, dtype: str) -> Self:
+        """As a graph has it that computes in `dtype`: caches follow, recurrent states do not."""
+        follows = self.layout is not Layout.RECURRENT and self.dtype == "float32"
+        return replace(self, dtype=dtype) if follows else self
 
     def sized(self, batch: int, tokens: int) -> tuple[int, ...]:
         """The shape for `batch` rows, with room for `tokens` tokens where the state grows."""

@@ -274,7 +274,8 @@ def test_options_reach_the_graph(source: Source, tmp_path: Path) -> None:
     ("options", "error", "message"),
     [
         ({"targets": ["ort", "tpu"]}, OptionError, "no target 'tpu'; there are: ort, trt"),
-        ({"dtype": "fp16"}, OptionError, "dtype fp16 is not supported yet"),
+        ({"dtype": "bf16"}, OptionError, "dtype bf16 is not supported yet; fp32 and fp16 are"),
+        ({"dtype": "fp16"}, OptionError, "fp16 is for TensorRT.*--target ort,trt"),
         ({"ort_accuracy": "finer"}, OptionError, "'finer'; .* auto, fast, fine, exact"),
         ({"kv": "ring"}, OptionError, "'ring'; it should be static or grow"),
         ({"require_parity": True, "verify": False}, OptionError, "cannot be required"),

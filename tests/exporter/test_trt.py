@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
@@ -31,9 +32,11 @@ from intaglio.passes.lower import trt_attention
 from intaglio.runtime.bundle import Bundle
 from intaglio.runtime.manifest import FileRecord, Manifest
 from intaglio.runtime.ort.engine import open_engine
+from intaglio.runtime.session import Session
 from intaglio.runtime.trt import driver, flavour
 from intaglio.runtime.trt.build import build, read_built
 from intaglio.runtime.trt.driver import Device
+from intaglio.state import Layout
 from intaglio.trt_plugins import ahead
 
 tensorrt_rtx = pytest.importorskip("tensorrt_rtx")
@@ -65,6 +68,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "model.pt"
     save(path, "gated-deltanet", config, find("gated-deltanet").build(config))
     return path
+
+
+@pytest.fixture(scope="module")
+def in_fp16(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
+    """Its bundle with an engine that multiplies in fp16."""
+    out = tmp_path_factory.mktemp("fp16") / "bundle"
+    return export(checkpoint, out, targets=["ort", "trt"], sm=[SM], steps=70, dtype="fp16")
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +195,38 @@ def test_an_engine_is_verified_where_it_can_run(
     assert report.passed
     assert report.batch == 1
     assert gpu.launched >= 60
+
+
+def test_an_engine_in_fp16_keeps_recurrent_states_in_fp32(in_fp16: ExportReport) -> None:
+    """Caches are fp16 for TensorRT alone; weights are data of its own."""
+    manifest = in_fp16.manifest
+    built = read_built(Bundle.open(in_fp16.out))
+    assert built is not None
+    found = {tensor.name: tensor.dtype for tensor in (*built.inputs, *built.outputs)}
+    names = {"float16": "HALF", "float32": "FLOAT"}
+
+    for spec in manifest.states_of("trt"):
+        wanted = names["float32" if spec.layout is Layout.RECURRENT else "float16"]
+        assert (found[spec.input], found[spec.output]) == (wanted, wanted)
+    assert found["logits"] == "FLOAT"
+    assert {spec.dtype for spec in manifest.states_of("ort")} == {"float32"}
+    assert {layer.plugin for layer in built.layers} >= {"LinearAttention", "CausalConvWithState"}
+    weights = graph(in_fp16.out, "trt/model.onnx").graph.initializers.values()
+    assert {str(v.dtype) for v in weights if v.shape and len(v.shape) > 1} == {"FLOAT16"}
+
+
+def test_sessions_and_parity_know_the_dtype_of_a_target(
+    in_fp16: ExportReport, checkpoint: Path
+) -> None:
+    """The graph that the engine is made of, held to the limit of fp16."""
+    report = verify(in_fp16.out, checkpoint, graph=True, steps=70, keep=False)
+
+    assert report.passed
+    assert {row.found.limit for row in report.rows} == {2e-2}
+    assert report.worst.found.error > 1e-4
+    states = Session.load(in_fp16.out, threads=1)
+    states.step({"input_ids": [[1, 2]]})
+    assert {array.dtype for array in states.state.save().arrays.values()} == {np.dtype(np.float32)}
 
 
 @pytest.mark.parametrize(

@@ -252,8 +252,9 @@ def test_limits_follow_the_lowest_precision(bundle: Path, dtype: str, limit: flo
     manifest = Session.load(bundle).manifest
     outputs = tuple(replace(spec, dtype=dtype) for spec in manifest.outputs)
 
-    limits = verification._limits(replace(manifest, outputs=outputs), {})
+    limits = verification._limits(replace(manifest, outputs=outputs), "float32", {})
     assert limits == dict.fromkeys(["logits", *STATES], limit)
+    assert verification._limits(manifest, dtype, {}) == limits
 
 
 def test_steps_end_with_the_context(bundle: Path, source: Source) -> None:

@@ -291,7 +291,8 @@ def test_sessions_share_an_engine(make: Callable[..., Setting]) -> None:
     """Weights are on the device once; scratch memory and stream are a session's own."""
     setting = make("recurrent")
     first: Any = setting.load()
-    for second in (setting.load(), first.fork()):
+    others: list[Any] = [setting.load(), first.fork()]
+    for second in others:
         assert second._backend._engine is first._backend._engine
         assert second._backend is not first._backend
 

@@ -105,7 +105,10 @@ def export_(
         str | None,
         typer.Option(metavar="LIST", help="Compute capabilities of TensorRT's kernels, as 87,90."),
     ] = None,
-    dtype: Annotated[str | None, typer.Option(metavar="fp32", help="Type of the weights.")] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(metavar="fp32|fp16", help="What TensorRT multiplies in; ort is in fp32."),
+    ] = None,
     tolerance: Tolerance = None,
     steps: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Steps to compare; 512.")
