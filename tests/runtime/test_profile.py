@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from engines import ROOM, add_engine
 
 from intaglio.errors import BundleError, OptionError, ProfileError
 from intaglio.runtime.bundle import Bundle
@@ -200,6 +201,18 @@ def test_usual_contexts_end_where_positions_do(bundle: Bundle) -> None:
     assert [str(phase) for phase in phases_of([bundle, short], usual)] == [
         *("prefill 100", "step at 99"),
     ]
+
+
+def test_contexts_end_where_the_caches_of_an_engine_do(make_bundle: MakeBundle) -> None:
+    """An engine of TensorRT has caches of one size; on ONNX Runtime they grow."""
+    root = make_bundle("static")
+    add_engine(root, "1.7")
+    bundle = Bundle.open(root)
+
+    assert [str(phase) for phase in phases_of([bundle], ProfileSettings(target="trt"))] == [
+        *(f"prefill {ROOM}", f"step at {ROOM - 1}"),
+    ]
+    assert Phase("step", 4096) in phases_of([bundle], ProfileSettings())
 
 
 def test_without_states_there_is_no_step(bundle: Bundle) -> None:
