@@ -184,7 +184,7 @@ def _row(
 
 
 def _rows(family: Family, folder: Path, time_steps: int, generated: int) -> Iterator[Row]:
-    judge = _save(family, folder / "source")
+    judge = save(family, folder / "source")
     start = time.perf_counter()
     report = intaglio.export(folder / "source", folder / "bundle", verify=False)
     yield _row(family, "export", time.perf_counter() - start, "s", note=_states(report.manifest))
@@ -202,7 +202,7 @@ def _rows(family: Family, folder: Path, time_steps: int, generated: int) -> Iter
     yield _unequal(family, judge, session, ids[0])
 
 
-def _save(family: Family, path: Path) -> Any:
+def save(family: Family, path: Path) -> Any:
     """Write a random directory; return the module as the library reads it back."""
     torch.manual_seed(0)
     config = getattr(LIBRARY, family.config)(**family.values)

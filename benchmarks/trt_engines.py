@@ -1,57 +1,81 @@
-"""Engines by TensorRT-RTX, without a GPU, of every trained checkpoint.
+"""Engines by TensorRT-RTX, without a GPU: every trained checkpoint, and families of Hugging Face.
 
     python benchmarks/trt_engines.py [--quick] [--json]
 
-Each checkpoint is exported for TensorRT, in fp32, and its projections quantized to 2 bits once
-more.  Of an engine, the record of its build tells the layers: every recurrence and every product of
-2 bits has to be a plugin of ours, none a loop.  Its bindings are compared with the graph for ONNX
-Runtime, by name and dtype, and by shape but for the caches, which have a size here.  The graph it
-was built from, bodies in place of plugins, is stepped by ONNX Runtime against the source in
-float64.  No engine has run: that takes a GPU.  `--quick` takes one checkpoint.
+Each checkpoint is exported for TensorRT in fp32 and in fp16, as it is and with its projections
+quantized to 2 bits; of the families, tiny random models, as `hf_families.py` makes them, in fp32
+for one compute capability.  Of an engine, the record of its build tells the layers: every
+recurrence and every product of 2 bits has to be a plugin of ours, none a loop.  Its bindings are
+compared with the graph for ONNX Runtime, by name and dtype, and by shape but for the caches, which
+have a size here; in fp16, caches are of that dtype.  The graph it was built from, bodies in place
+of plugins, is stepped by ONNX Runtime against the source in float64.  No engine has run: that takes
+a GPU.  `--quick` takes one checkpoint, and no family.
 """
 
 import tempfile
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 import torch
 from evidence import Row, run
+from hf_families import FAMILIES, Family, save
 
 from intaglio import export
-from intaglio.exporter.trt import LONGEST_CACHE, plugin_ops
+from intaglio.errors import IntaglioError
+from intaglio.exporter.trt import plugin_ops
 from intaglio.exporter.verify import verify
 from intaglio.runtime.bundle import Bundle
-from intaglio.runtime.trt.build import GRAPH, Built, read_built
+from intaglio.runtime.manifest import Manifest
+from intaglio.runtime.trt.build import GRAPH, TARGET, Built, read_built
 from intaglio.state import CAPACITY
 
 CHECKPOINTS = Path(__file__).parents[1] / "models" / "checkpoints"
 NAMES = ("gla", "gated_deltanet", "llama", "llama_window")
 LOW_BIT = "rtn:bits=2,group=64"
 STEPS = 256
-LIMIT = 1e-4
+LIMITS = {"fp32": 1e-4, "fp16": 2e-2}
+FAMILY_STEPS, FAMILY_SM = 64, 86
 # What TensorRT's dtypes are called in the graph for ONNX Runtime.
-DTYPES = {"FLOAT": "FLOAT", "INT64": "INT64"}
+DTYPES = {"FLOAT": "FLOAT", "HALF": "FLOAT16", "INT64": "INT64"}
 
 
 def measure(quick: bool) -> list[Row]:
-    """Rows for each checkpoint, as it is and in 2 bits."""
+    """Rows for each checkpoint, as it is and in 2 bits, in fp32 and fp16, and for each family."""
     torch.set_num_threads(1)
-    names = NAMES[:1] if quick else NAMES
-    return [row for name in names for passes in ([], [LOW_BIT]) for row in _rows(name, passes)]
+    rows: list[Row] = []
+    for name in NAMES[:1] if quick else NAMES:
+        for bits, passes in (("", []), (", 2 bits", [LOW_BIT])):
+            for dtype in LIMITS:
+                title = f"{name}, {dtype}{bits}"
+                rows += _rows(title, CHECKPOINTS / f"{name}.pt", STEPS, dtype=dtype, passes=passes)
+    for family in () if quick else FAMILIES:
+        rows += _family(family)
+    return rows
 
 
-def _rows(name: str, passes: list[str]) -> Iterator[Row]:
-    title = f"{name}{', 2 bits' if passes else ''}"
-    source = CHECKPOINTS / f"{name}.pt"
+def _family(family: Family) -> list[Row]:
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "source")
+        save(family, source)
+        try:
+            return list(_rows(family.name, source, FAMILY_STEPS, dtype="fp32", sm=[FAMILY_SM]))
+        except IntaglioError as error:
+            reason = str(error).replace(f"{folder}/", "")
+            name = f"{family.name}: exports"
+            return [Row(name=name, value=0, unit="", target="1", holds=False, note=reason)]
+
+
+def _rows(title: str, source: Path, steps: int, *, dtype: str, **options: Any) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder, "bundle")
-        export(source, bundle, targets=["ort", "trt"], passes=passes, verify=False)
+        export(source, bundle, targets=["ort", "trt"], dtype=dtype, verify=False, **options)
         opened = Bundle.open(bundle)
         built = read_built(opened)
         assert built is not None
-        report = verify(bundle, source, graph=True, steps=STEPS, keep=False)
+        report = verify(bundle, source, graph=True, steps=steps, keep=False)
         lowered = ir.load(bundle / GRAPH).graph
         ort = ir.load(bundle / "ort/model.onnx").graph
     ops = {op.onnx_type for op in plugin_ops().values()}
@@ -65,31 +89,36 @@ def _rows(name: str, passes: list[str]) -> Iterator[Row]:
     yield Row(name=f"{title}: plugin layers", value=len(found), unit="",
               target=f"{len(wanted)}", holds=found == wanted, note=kinds)  # fmt: skip
     yield Row(name=f"{title}: loops", value=len(loops), unit="", target="0", holds=not loops)
-    differing = list(_differing(built, ort))
+    differing = list(_differing(built, ort, opened.manifest))
     yield Row(name=f"{title}: bindings that differ", value=len(differing), unit="", target="0",
               holds=not differing, against="ort/model.onnx", note=", ".join(differing))  # fmt: skip
     error = report.worst.found.error
     yield Row(name=f"{title}: error of the lowered graph", value=error, unit="of the largest",
-              target=f"<= {LIMIT:g}", holds=report.passed and error <= LIMIT,
+              target=f"<= {LIMITS[dtype]:g}", holds=report.passed and error <= LIMITS[dtype],
               against="float64", note=f"{report.steps} steps in ONNX Runtime")  # fmt: skip
 
 
-def _differing(built: Built, graph: ir.Graph) -> Iterator[str]:
-    """Names of inputs and outputs that are not those of the graph."""
+def _differing(built: Built, graph: ir.Graph, manifest: Manifest) -> Iterator[str]:
+    """Names of inputs and outputs that are not those of the graph, but for caches in fp16."""
+    states = [state for state in manifest.states_of(TARGET) if state.dtype == "float16"]
+    halved = {name for state in states for name in (state.input, state.output)}
+    capacity = built.capacity(manifest)
     for bindings, values in ((built.inputs, graph.inputs), (built.outputs, graph.outputs)):
         found = {each.name: (DTYPES.get(each.dtype), each.shape) for each in bindings}
-        wanted = {str(value.name): _binding(value) for value in values}
+        wanted = {str(value.name): _binding(value, halved, capacity) for value in values}
         for name in found.keys() | wanted.keys():
             if name not in found or name not in wanted or not _fits(found[name], wanted[name]):
                 yield name
 
 
-def _binding(value: ir.Value) -> tuple[str, tuple[int, ...]]:
+def _binding(
+    value: ir.Value, halved: AbstractSet[str], capacity: int | None
+) -> tuple[str, tuple[int, ...]]:
     assert value.dtype is not None
     assert value.shape is not None
-    sizes = {CAPACITY: LONGEST_CACHE}
-    shape = tuple(d if isinstance(d, int) else sizes.get(str(d.value), -1) for d in value.shape)
-    return value.dtype.name, shape
+    sizes = {CAPACITY: capacity}
+    shape = tuple(d if isinstance(d, int) else sizes.get(str(d.value)) or -1 for d in value.shape)
+    return "FLOAT16" if value.name in halved else value.dtype.name, shape
 
 
 def _fits(found: tuple[Any, tuple[int, ...]], wanted: tuple[str, tuple[int, ...]]) -> bool:

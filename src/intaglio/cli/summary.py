@@ -6,7 +6,7 @@ from typing import Any
 
 from intaglio.errors import BundleError
 from intaglio.runtime.bundle import Bundle
-from intaglio.runtime.manifest import Manifest, TensorSpec
+from intaglio.runtime.manifest import Manifest, Target, TensorSpec
 from intaglio.state import StateSpec
 
 from .console import Console
@@ -45,7 +45,7 @@ def show(
         console.text(f"model    {source['model']}")
     for name, target in manifest.targets.items():
         console.text(
-            f"target   {name}: {target.path}, opset {target.opset}, {target.parity}"
+            f"target   {name}: {target.path}, opset {target.opset}{_dtype(target)}, {target.parity}"
             f"{_accuracy(manifest) if name == 'ort' else ''}"
         )
     console.text(f"context  {_context(manifest)}")
@@ -171,6 +171,10 @@ def _notes(console: Console, passes: Sequence[Mapping[str, Any]]) -> None:
     for record in passes:
         for note in record["notes"]:
             console.text(f"  {record['name']}: {note}")
+
+
+def _dtype(target: Target) -> str:
+    return "" if target.dtype == "float32" else f", {target.dtype}"
 
 
 def _scope(parity: Mapping[str, Any]) -> str:
