@@ -136,6 +136,11 @@ class TrtBackend:
         self.device.wait(self.stream)
         return context
 
+    def reads_on_host(self, name: str) -> bool:
+        """Whether TensorRT reads an input on the host, since shapes within the engine follow."""
+        engine, location = self._engine.engine, self._engine.trt.TensorLocation
+        return bool(engine.get_tensor_location(name) == location.HOST)
+
     def complaint(self) -> str:
         """What TensorRT said last."""
         return str(self._engine.log.complaint())

@@ -47,16 +47,20 @@ class TrtPlan(Plan):
         self._buffers = cast("list[DeviceBuffer]", carried.buffers)
         held = {each.spec.input: each.shape(0) for each in self._buffers}
         self._context = backend.context({**shapes, **held})
-        for name, address in zip(names, self._in.addresses, strict=True):
+        on_host = [backend.reads_on_host(name) for name in names]
+        for name, host, array, address in zip(
+            names, on_host, self._in.arrays, self._in.addresses, strict=True
+        ):
             self._context.set_input_shape(name, shapes[name])
-            self._context.set_tensor_address(name, address)
+            self._context.set_tensor_address(name, array.ctypes.data if host else address)
         for (name, _, _), address in zip(self._outputs, self._out.addresses, strict=True):
             self._context.set_tensor_address(name, address)
         for each in self._buffers:
             self._context.set_input_shape(each.spec.input, each.shape(0))
         self._past = self._in.arrays[-1] if manifest.past_length else None
         grows = any(isinstance(each, Appended) for each in self._buffers)
-        self._repeats = (self.time == 1 or manifest.whole) and not grows
+        # A shape that the host reads is part of a graph, and would stay what it was at its capture.
+        self._repeats = (self.time == 1 or manifest.whole) and not grows and not any(on_host)
         self._settled = [False, False]
         self._graphs: list[Repeated | None] = [None, None]
 

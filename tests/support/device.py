@@ -161,17 +161,19 @@ class Driver:
         else:
             self._captured.append(work)
 
-    def require(self, address: int, size: int) -> None:
-        """Fail unless these bytes are of one allocation that was not freed."""
+    def require(self, address: int, size: int, among: dict[int, Any] | None = None) -> None:
+        """Fail unless these bytes are of one allocation that was not freed, of the device's."""
         assert any(
             start <= address and address + size <= ctypes.addressof(held) + len(held)
-            for start, held in self.memory.items()
-        ), "bytes that are not on the device"
+            for start, held in (self.memory if among is None else among).items()
+        ), "bytes that are not where they should be"
 
-    def view(self, address: int, shape: tuple[int, ...], dtype: Any) -> Array:
-        """Memory of the device as an array."""
+    def view(
+        self, address: int, shape: tuple[int, ...], dtype: Any, among: dict[int, Any] | None = None
+    ) -> Array:
+        """Memory as an array: of the device unless said otherwise."""
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        self.require(address, size)
+        self.require(address, size, among)
         held = (ctypes.c_ubyte * size).from_address(address)
         return np.frombuffer(held, dtype).reshape(shape)
 
@@ -191,6 +193,7 @@ class TensorRT:
         contexts: execution contexts that were made.
         fault: what TensorRT says when it refuses the engine; None to take it.
         runs: how often engines still run before they fail; None for ever.
+        on_host: inputs that engines read on the host.
     """
 
     def __init__(self, real: Any, driver: Driver, graph: Any, profiles: Any) -> None:
@@ -200,6 +203,7 @@ class TensorRT:
         self.contexts: list[Context] = []
         self.fault: str | None = None
         self.runs: int | None = None
+        self.on_host: set[str] = set()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real, name)
@@ -232,6 +236,10 @@ class Engine:
 
     def get_tensor_mode(self, name: str) -> Any:
         return self._modes[name]
+
+    def get_tensor_location(self, name: str) -> Any:
+        place = self._trt.TensorLocation
+        return place.HOST if name in self._trt.on_host else place.DEVICE
 
     def create_execution_context(self, strategy: Any) -> "Context":
         assert strategy == self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
@@ -285,12 +293,13 @@ class Context:
     def _compute(self, shapes: dict[str, tuple[int, ...]], addresses: dict[str, int]) -> None:
         driver, graph = self._trt.driver, self._trt.graph
         dtypes = {"tensor(int64)": np.int64, "tensor(float)": np.float32}
-        given = {
-            value.name: driver.view(
-                addresses[value.name], shapes[value.name], dtypes[value.type]
-            ).copy()
-            for value in graph.get_inputs()
-        }
+        given = {}
+        for value in graph.get_inputs():
+            among = driver.host if value.name in self._trt.on_host else driver.memory
+            found = driver.view(
+                addresses[value.name], shapes[value.name], dtypes[value.type], among
+            )
+            given[value.name] = found.copy()
         names = [value.name for value in graph.get_outputs()]
         for name, array in zip(names, graph.run(names, given), strict=True):
             driver.view(addresses[name], array.shape, array.dtype)[...] = array

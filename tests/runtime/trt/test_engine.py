@@ -33,6 +33,7 @@ from intaglio.runtime.session import Session
 from intaglio.runtime.trt import driver, flavour
 from intaglio.runtime.trt.build import GRAPH, RECORD, TARGET
 from intaglio.runtime.trt.driver import Device
+from intaglio.state import PAST_LENGTH
 
 real = pytest.importorskip("tensorrt_rtx")
 
@@ -122,6 +123,19 @@ def test_what_cannot_be_captured_runs_launch_by_launch(
     """A plugin or a library may refuse a capture; the step goes on all the same."""
     setting = make("recurrent", "static")
     setting.driver.refuses_capture = True
+    engine, reference = setting.load(), setting.load("ort")
+    for ids in make_ids(6, 1, 1):
+        same(engine.step({"input_ids": ids}), reference.step({"input_ids": ids}))
+
+    assert setting.driver.launched == 0
+
+
+def test_what_shapes_follow_from_is_read_on_the_host(
+    make: Callable[..., Setting], make_ids: Callable[..., Array]
+) -> None:
+    """And never captured: a graph would keep what it was."""
+    setting = make("static")
+    setting.trt.on_host = {PAST_LENGTH}
     engine, reference = setting.load(), setting.load("ort")
     for ids in make_ids(6, 1, 1):
         same(engine.step({"input_ids": ids}), reference.step({"input_ids": ids}))
