@@ -98,9 +98,10 @@ class TrtBackend:
         self._scratch = Memory(self.device, engine.engine.device_memory_size_v2)
 
     def buffer(self, spec: StateSpec, batch: int, tokens: int) -> DeviceBuffer:
-        """Memory for a state in its initial value."""
+        """Memory for a state in its initial value, of the size that the engine has it."""
         self.device.use()
-        return KINDS[spec.layout](self.device, spec, batch, tokens)
+        room = self.capacity(self._manifest) or tokens
+        return KINDS[spec.layout](self.device, spec, batch, room)
 
     def plan(self, manifest: Manifest, sizes: Sizes, carried: Carried) -> TrtPlan:
         """A step of inputs of these sizes, bound to the memory of `carried`."""

@@ -29,6 +29,7 @@ from intaglio.errors import (
     StateError,
 )
 from intaglio.runtime.bundle import Bundle
+from intaglio.runtime.manifest import Limits
 from intaglio.runtime.session import Session
 from intaglio.runtime.trt import driver, flavour
 from intaglio.runtime.trt.build import GRAPH, RECORD, TARGET
@@ -223,6 +224,21 @@ def test_the_engine_bounds_tokens_and_rows(
         session.step({"input_ids": make_ids(1, 1)})
 
     assert session.state.past_length.tolist() == [ROOM]
+
+
+@pytest.mark.parametrize("layout", ["static", "grow"])
+def test_caches_have_the_size_of_the_engine_whatever_a_model_allows(
+    make: Callable[..., Setting], make_ids: Callable[..., Array], layout: str
+) -> None:
+    """Positions may end before the cache does: the engine reads all of it."""
+    setting = make(layout, limits=Limits(max_context=20))
+    engine, reference = setting.load(), setting.load("ort")
+    ids = make_ids(1, 20)
+    same(engine.step({"input_ids": ids}), reference.step({"input_ids": ids}))
+    with pytest.raises(StateError, match="positions end at 20"):
+        engine.step({"input_ids": ids[:, :1]})
+
+    same(states(engine), states(reference))
 
 
 def test_memory_is_given_back(make: Callable[..., Setting], make_ids: Callable[..., Array]) -> None:
