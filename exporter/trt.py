@@ -12,7 +12,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from intaglio.errors import MissingExtraError, NotHereError, OptionError
+from intaglio.errors import DeviceError, MissingExtraError, NotHereError, OptionError
 from intaglio.ops import OPS
 from intaglio.ops.op import Op
 from intaglio.passes.graph import attributes_of, describe, dims
@@ -238,6 +238,6 @@ def add_engine(
     try:
         with writer.told():
             bundle, _ = build(Bundle.open(writer.path), progress=clock.report)
-    except (MissingExtraError, NotHereError) as error:
+    except (MissingExtraError, NotHereError, DeviceError) as error:
         return manifest, (UNFINISHED.format(error),)
     return bundle.manifest, ()

@@ -7,16 +7,17 @@ and built with two optimization profiles: one for steps of a token, one for pref
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from intaglio.errors import BuildError, BundleError
+from intaglio.errors import BuildError, BundleError, NotHereError
 from intaglio.runtime.bundle import Bundle
 from intaglio.runtime.graph import read_graph
 from intaglio.runtime.manifest import FILE_NAME, FileRecord, Manifest
 from intaglio.runtime.trt import flavour as flavours
+from intaglio.runtime.trt.driver import open_device
 from intaglio.runtime.worker import Progress, Worker
 
 TARGET = "trt"
@@ -168,7 +169,9 @@ def build(
         MissingExtraError: if no flavour is installed.
         OptionError: if the flavour asked for cannot build here.
         BuildError: if the importer refuses a node, or the builder finds no implementation.
-        NotHereError: if TensorRT-RTX is asked for GPUs that it does not build for.
+        NotHereError: if TensorRT-RTX is asked for GPUs that it does not build for, or there are no
+            kernels for the GPU that full TensorRT would build for.
+        DeviceError: if the driver does not open that GPU.
         BundleError: if the bundle is not for TensorRT, a file of it is absent, changed or cannot
             be written.
     """
@@ -176,12 +179,30 @@ def build(
     request = Request.from_json(_read(bundle, REQUEST))
     chosen = flavours.choose(flavour or request.flavour)
     _confined(bundle)
-    if chosen == "rtx":
-        request = replace(request, capabilities=flavours.for_rtx(request.capabilities))
+    known = request.capabilities
+    usable = flavours.for_rtx(known) if chosen == "rtx" else (_here(bundle, known),)
+    request = replace(request, capabilities=usable)
     try:
         return _put(bundle, replace(request, flavour=chosen), progress)
     except OSError as error:
         raise BundleError(f"{bundle.root / ENGINE} cannot be written: {error}.") from error
+
+
+def _here(bundle: Bundle, capabilities: Sequence[int]) -> int:
+    """The compute capability of the GPU, which full TensorRT builds for alone.
+
+    Raises:
+        NotHereError: if the bundle has no kernels for it.
+        DeviceError: if the driver does not open it.
+    """
+    device = open_device()
+    if device.capability not in capabilities:
+        known = ", ".join(map(str, capabilities))
+        raise NotHereError(
+            f"The kernels of {bundle.root} are for compute capability {known}; {device.name} has "
+            f"{device.capability}. Export again with --sm {device.capability}."
+        )
+    return device.capability
 
 
 def _put(bundle: Bundle, request: Request, progress: Progress | None) -> tuple[Bundle, Built]:

@@ -33,6 +33,7 @@ from intaglio.runtime.bundle import Bundle
 from intaglio.runtime.manifest import FileRecord, Manifest
 from intaglio.runtime.ort.engine import open_engine
 from intaglio.runtime.session import Session
+from intaglio.runtime.trt import build as build_module
 from intaglio.runtime.trt import driver, flavour
 from intaglio.runtime.trt.build import build, read_built
 from intaglio.runtime.trt.driver import Device
@@ -229,6 +230,21 @@ def test_sessions_and_parity_know_the_dtype_of_a_target(
     assert {array.dtype for array in states.state.save().arrays.values()} == {np.dtype(np.float32)}
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not flavour.has_device(), reason="runs an engine, which takes a GPU")
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_an_engine_runs_on_the_gpu_that_is_here(
+    checkpoint: Path, tmp_path: Path, dtype: str
+) -> None:
+    """The real library, driver and kernels, over prefill, single steps and captured ones."""
+    here = driver.open_device().capability
+    report = export(
+        checkpoint, tmp_path / "b", targets=["ort", "trt"], sm=[here], steps=70, dtype=dtype
+    )
+
+    assert report.manifest.targets["trt"].parity == "passed", report.notes
+
+
 @pytest.mark.parametrize(
     ("found", "verdict"),
     [("passes", "passed"), ("fails", "failed"), ("refuses", "not run (see the notes)")],
@@ -274,6 +290,18 @@ def test_without_tensorrt_the_bundle_says_how_it_is_finished(
     monkeypatch.undo()
     build(Bundle.open(report.out))
     assert read_built(Bundle.open(report.out)) is not None
+
+
+def test_full_tensorrt_builds_for_the_gpu_that_is_there(
+    exported: ExportReport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels for another one would be found out only when the engine runs."""
+    device = Device(Driver(87))
+    monkeypatch.setattr(flavour, "choose", lambda _: "tensorrt")
+    monkeypatch.setattr(build_module, "open_device", lambda: device)
+
+    with pytest.raises(NotHereError, match=r"capability 80; Stand-in GPU has 87\..*--sm 87"):
+        build(Bundle.open(exported.out))
 
 
 def test_what_the_importer_refuses_is_told_by_module(
