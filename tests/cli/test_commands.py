@@ -10,6 +10,7 @@ from shutil import copytree
 
 import numpy as np
 import pytest
+from engines import add_engine
 from typer.testing import CliRunner, Result
 
 from intaglio import __version__
@@ -139,6 +140,21 @@ def test_doctor_tells_what_can_be_done_here() -> None:
     assert report["can"]["export"]["ok"]
     assert "CPUExecutionProvider" in report["targets"]["ort"]["providers"]
     assert "export: yes" in invoke("doctor").stdout
+
+
+def test_doctor_says_which_targets_of_a_bundle_run_here(bundle: Path, tmp_path: Path) -> None:
+    """Loading what can be loaded; a target that cannot is told with what it lacks."""
+    with_engine = tmp_path / "bundle"
+    copytree(bundle, with_engine)
+    add_engine(with_engine, "0.0")
+    report = json.loads(invoke("doctor", bundle, with_engine, "--json").stdout)
+    said = invoke("doctor", with_engine).stdout
+
+    assert report["bundles"][str(bundle)] == {"ort": []}
+    first, *_ = report["bundles"][str(with_engine)]["trt"]
+    assert "tensorrt_rtx 0.0" in first
+    assert f"{with_engine}, target ort: runs here" in said
+    assert f"{with_engine}, target trt: does not" in said
 
 
 def test_export_prints_one_page_and_leaves_a_verified_bundle(
