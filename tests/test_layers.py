@@ -67,15 +67,6 @@ def for_types_alone(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
-def only_for_types(node: ast.AST) -> bool:
-    """Whether a statement is `if TYPE_CHECKING:`."""
-    return (
-        isinstance(node, ast.If)
-        and isinstance(node.test, ast.Name)
-        and node.test.id == "TYPE_CHECKING"
-    )
-
-
 def imports(module: str, *, lazy: bool) -> set[str]:
     """Absolute names of what a module imports; without `lazy`, when it is itself imported."""
     found: set[str] = set()
@@ -117,6 +108,15 @@ def test_a_room_imports_only_what_it_may_know(module: str) -> None:
 def test_the_runtime_never_imports_an_extra(module: str) -> None:
     """No file of the runtime names a package that only an extra brings, not even in a function."""
     assert {name.split(".")[0] for name in imports(module, lazy=True)}.isdisjoint(EXTRAS)
+
+
+@pytest.mark.parametrize("module", [m for m in FILES if room(m) == "intaglio.runtime"])
+def test_only_a_backend_knows_its_library(module: str) -> None:
+    """ONNX Runtime in `runtime/ort`; the libraries of TensorRT are looked up by name."""
+    found = {name.split(".")[0] for name in imports(module, lazy=True)}
+
+    assert "onnxruntime" not in found or module.startswith("intaglio.runtime.ort.")
+    assert found.isdisjoint(("tensorrt", "tensorrt_rtx", "cuda"))
 
 
 @pytest.mark.parametrize("module", [m for m in FILES if room(m) in LAZY])
