@@ -24,7 +24,7 @@ from intaglio.runtime.trt import kernels as kernel_files
 from intaglio.runtime.trt.build import REQUEST, TARGET, Profile, Request, build
 from intaglio.runtime.trt.kernels import Kernels
 from intaglio.state import BATCH, CAPACITY, PAST, TIME
-from intaglio.trt_plugins import INPUTS, NAMES
+from intaglio.trt_plugins import NAMES
 
 from .bundle import BundleWriter
 from .compile import Clock, Compiled
@@ -115,9 +115,9 @@ def plugin_ops() -> dict[tuple[str, str], Op]:
 
 
 def compile_kernels(
-    graph: ir.Graph, capabilities: Sequence[int], clock: Clock
+    model: ir.Model, capabilities: Sequence[int], clock: Clock
 ) -> tuple[dict[str, Kernels], dict[str, str]]:
-    """Compile what the plugins of a graph launch.
+    """Compile what the plugins of a model launch.
 
     Returns:
         Kernels by a name of their own, and that name for each node; nodes that are alike share.
@@ -134,16 +134,18 @@ def compile_kernels(
     jobs: dict[str, list[Job]] = {}
     names: dict[str, str] = {}
     nodes: dict[str, str] = {}
-    for node in graph:
+    for node in model.graph:
         op = ops.get((node.domain, node.op_type))
         if op is None:
             continue
+        function = model.functions.get(node.op_identifier())  # of an operator of our own
+        inputs = op.inputs if function is None else [value.name for value in function.inputs]
         given = {
-            name: Input(
+            str(name): Input(
                 value.dtype.numpy().name,
                 tuple(dim if isinstance(dim, int) else None for dim in dims(value) or ()),
             )
-            for name, value in zip(INPUTS.get(op.name, op.inputs), node.inputs, strict=False)
+            for name, value in zip(inputs, node.inputs, strict=False)
             if value is not None and value.dtype is not None
         }
         requests = [
@@ -229,7 +231,7 @@ def add_engine(
     Returns:
         The manifest with them, and what the user should know.
     """
-    kernels, nodes = compile_kernels(model.graph, request.capabilities, clock)
+    kernels, nodes = compile_kernels(model, request.capabilities, clock)
     with writer.told():
         write_kernels(writer.path, kernels, nodes)
         text = json.dumps(request.to_json(), indent=1, sort_keys=True)

@@ -29,6 +29,7 @@ from .lower.ort_packed_products import OrtPackedProducts
 from .lower.ort_relabel import OrtRelabel
 from .lower.ort_unit_norm import OrtUnitNorm
 from .lower.trt_attention import TrtAttention
+from .lower.trt_given_inputs import TrtGivenInputs
 from .lower.trt_half import TrtHalf
 from .lower.trt_low_bit import TrtLowBit
 
@@ -58,6 +59,7 @@ PASSES: tuple[type[Pass], ...] = (
     OrtUnitNorm,
     OrtRelabel,
     TrtAttention,
+    TrtGivenInputs,
     TrtHalf,
     TrtLowBit,
 )

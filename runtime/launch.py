@@ -8,9 +8,10 @@ expression builder has, so that a plan describes an ahead-of-time plugin as well
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self, cast
+from typing import Any, Self, TypeVar, cast
 
 Shape = Sequence[int]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,18 @@ class Plan:
     inputs: tuple[str | None, ...]
     outputs: tuple[Output, ...]
     variants: tuple[Variant, ...]
+
+    def spread(self, given: Sequence[T]) -> list[T | None]:
+        """What a plugin is given, at the places of its operator's inputs.
+
+        TensorRT's importer gives something for each input of the standard's operators; of a node of
+        our own there is none for an absent input.
+        """
+        present = [index for index, dtype in enumerate(self.inputs) if dtype is not None]
+        if len(given) != len(present):
+            return list(given)
+        at = dict(zip(present, given, strict=True))
+        return [at.get(index) for index in range(len(self.inputs))]
 
     def variant(self, shapes: Sequence[Shape | None]) -> Variant:
         """The way for inputs of these shapes."""

@@ -40,7 +40,7 @@ class Launcher:
     def launch(
         self,
         shapes: Sequence[Shape | None],
-        inputs: Sequence[int],
+        inputs: Sequence[int | None],
         outputs: Sequence[int],
         workspace: int,
         stream: int,
@@ -49,7 +49,7 @@ class Launcher:
 
         Args:
             shapes: of the inputs.
-            inputs: addresses on the device.
+            inputs: addresses on the device; None for one that is absent.
             outputs: addresses on the device; one may be that of an input that is a state.
             workspace: address of scratch memory, see `plugin.workspace`.
             stream: the stream, as an integer.

@@ -113,16 +113,18 @@ def _plugin(trt: Any, carriers: dict[str, str]) -> Any:
             return [_dtype(trt, output.dtype) for output in self.kernels.plan.outputs]
 
         def get_output_shapes(self, inputs: Any, shape_inputs: Any, builder: Any) -> list[Any]:  # noqa: ARG002
+            given = self.kernels.plan.spread(inputs)
             return [
-                trt.DimsExprs([_express(trt, size, inputs, builder) for size in output.shape])
+                trt.DimsExprs([_express(trt, size, given, builder) for size in output.shape])
                 for output in self.kernels.plan.outputs
             ]
 
         def supports_format_combination(self, position: int, tensors: Any, count: int) -> bool:
             plan = self.kernels.plan
-            wanted = (
-                plan.inputs[position] if position < count else plan.outputs[position - count].dtype
-            )
+            if position < count:
+                wanted = plan.inputs[plan.spread(range(count)).index(position)]
+            else:
+                wanted = plan.outputs[position - count].dtype
             given = tensors[position].desc
             return given.format == trt.TensorFormat.LINEAR and (
                 wanted is None or given.type == _dtype(trt, wanted)
@@ -138,7 +140,8 @@ def _plugin(trt: Any, carriers: dict[str, str]) -> Any:
             pass
 
         def get_workspace_size(self, inputs: Any, outputs: Any) -> int:  # noqa: ARG002
-            return workspace(self.kernels, [tuple(each.max) for each in inputs])
+            given = self.kernels.plan.spread([tuple(each.max) for each in inputs])
+            return workspace(self.kernels, given)
 
         # How it runs
 
@@ -167,8 +170,9 @@ def _plugin(trt: Any, carriers: dict[str, str]) -> Any:
         ) -> int:
             if self.launcher is None:
                 self.launcher = Launcher(self.kernels)
-            shapes = [tuple(each.dims) for each in input_desc]
-            self.launcher.launch(shapes, inputs, outputs, workspace, stream)
+            plan = self.kernels.plan
+            shapes = plan.spread([tuple(each.dims) for each in input_desc])
+            self.launcher.launch(shapes, plan.spread(inputs), outputs, workspace, stream)
             return 0
 
     return Plugin

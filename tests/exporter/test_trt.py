@@ -13,6 +13,7 @@ import onnx_ir as ir
 import pytest
 import torch
 from device import Driver, TensorRT
+from torch import nn
 
 from intaglio.errors import (
     BuildError,
@@ -28,6 +29,7 @@ from intaglio.exporter.export import ExportReport, export
 from intaglio.exporter.shapes import Shapes
 from intaglio.exporter.verify import verify
 from intaglio.models import find, gated_deltanet, save
+from intaglio.ops import piecewise_linear_rnn
 from intaglio.passes.lower import trt_attention
 from intaglio.runtime.bundle import Bundle
 from intaglio.runtime.manifest import FileRecord, Manifest
@@ -337,6 +339,37 @@ def test_what_cannot_be_built_is_refused(
     with pytest.raises(error, match=message):
         export(checkpoint, tmp_path / "b", verify=False, **options)
     assert list(tmp_path.iterdir()) == []
+
+
+class FreeRun(nn.Module):
+    """A network that runs freely: its operator lacks two inputs between others that it has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.A = nn.Parameter(torch.rand(6) / 2)
+        self.W = nn.Parameter(torch.randn(6, 6) / 5)
+        self.h = nn.Parameter(torch.randn(6))
+
+    def forward(self, drive: torch.Tensor) -> torch.Tensor:
+        states, _ = piecewise_linear_rnn(drive, self.A, self.W, self.h, num_relu=2)
+        return states
+
+
+def test_an_operator_may_lack_inputs(tmp_path: Path) -> None:
+    """TensorRT gives no plugin a null tensor; the graph that proves the lowering runs as well."""
+    torch.manual_seed(0)
+    report = export(
+        FreeRun(),
+        tmp_path / "bundle",
+        inputs={"drive": torch.randn(2, 5, 6)},
+        targets=["ort", "trt"],
+        sm=[SM],
+        steps=20,
+    )
+    built = read_built(Bundle.open(report.out))
+
+    assert built is not None
+    assert [x.plugin for x in built.layers if x.plugin] == ["PiecewiseLinearRNN"]
 
 
 def test_shapes_decide_the_profiles() -> None:

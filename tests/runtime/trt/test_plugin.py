@@ -1,6 +1,7 @@
 """The plugin class, driven through NVIDIA's bindings: shapes, formats, fields, launch plan."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -81,6 +82,30 @@ def test_only_the_compiled_dtypes_are_taken(make_kernels: Make) -> None:
     assert [takes(i, half) for i in range(6)] == [True, True, True, False, True, False]
     assert [takes(i, single) for i in range(6)] == [False, False, False, True, False, True]
     assert not takes(0, half, trt.TensorFormat.CHW2)
+
+
+def test_an_absent_input_has_a_place_in_the_plan_alone(make_kernels: Make) -> None:
+    """TensorRT gives three tensors where the operator has four inputs."""
+    kernels = make_kernels("PluginOfAbsence")
+    plans = {
+        sm: replace(plan, inputs=("float16", None, "float16", "float32"))
+        for sm, plan in kernels.plans.items()
+    }
+    (made,) = plugin.register(trt, {"node": replace(kernels, plans=plans)}, ["PluginOfAbsence"])
+    built = made.create_plugin("node", trt.PluginFieldCollection([]), trt.TensorRTPhase.BUILD)
+    half, single = trt.DataType.HALF, trt.DataType.FLOAT
+
+    def takes(position: int, dtype: Any) -> bool:
+        given = SimpleNamespace(desc=SimpleNamespace(type=dtype, format=trt.TensorFormat.LINEAR))
+        return bool(built.supports_format_combination(position, [given] * 5, 3))
+
+    assert [takes(i, half) for i in range(5)] == [True, True, False, True, False]
+    assert [takes(i, single) for i in range(5)] == [False, False, True, False, True]
+    calls: list[Any] = []
+    built.launcher = SimpleNamespace(launch=lambda *given: calls.append(given))
+    shapes = [SHAPES[0], *SHAPES[2:]]
+    built.enqueue([SimpleNamespace(dims=s) for s in shapes], [], [1, 3, 4], [5, 6], 7, 8)
+    assert calls == [([shapes[0], None, *shapes[1:]], [1, None, 3, 4], [5, 6], 7, 8)]
 
 
 def test_scratch_is_asked_for_the_largest_shapes(make_kernels: Make) -> None:
