@@ -86,7 +86,7 @@ def _run_alike(
         rows, window = np.flatnonzero(counts == length), slice(0, int(length))
         cut = {s.name: arrays[s.name][_index(s, rows, window)] for s in manifest.inputs}
         alike = {**sizes, BATCH: len(rows), TIME: int(length)}
-        outputs = stepper.step(state.begin(len(rows)), cut, alike)
+        outputs = stepper.step(state.start_over(len(rows)), cut, alike)
         for spec in manifest.outputs:
             results[spec.name][_index(spec, rows, window)] = outputs[spec.name]
 

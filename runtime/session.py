@@ -174,16 +174,14 @@ class Session:
         manifest = self.bundle.manifest
         arrays = as_arrays(inputs, manifest.inputs)
         sizes = sizes_of(arrays, manifest.inputs, manifest.limits)
-        if manifest.whole:
-            rows = sizes[BATCH]
-            self.state.reset(range(rows) if self.state.batch == rows else None)
         counts = (
             np.full(sizes[BATCH], sizes[TIME]) if lengths is None else lengths_of(lengths, sizes)
         )
         most = self._stepper.most_tokens
         if counts.min() < sizes[TIME] or (most is not None and sizes[TIME] > most):
             return step_parts(self._stepper, self.state, manifest, arrays, sizes, counts, out)
-        carried = self.state.begin(sizes[BATCH])
+        begin = self.state.start_over if manifest.whole else self.state.begin
+        carried = begin(sizes[BATCH])
         results = self._stepper.step(carried, arrays, sizes, out)
         self.state.carried = carried
         return results

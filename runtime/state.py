@@ -219,6 +219,17 @@ class State:
             )
         return self.carried
 
+    def start_over(self, batch: int) -> Carried:
+        """The initial state of `batch` rows, with the steps that are bound to it, where it is kept.
+
+        For whole sequences, of which none continues another.
+        """
+        if self.carried.batch == batch:
+            self.carried.clear(slice(None))
+        else:
+            self.carried = Carried(self._settings, batch)
+        return self.carried
+
     def copy(self) -> "State":
         """The same state in memory of its own."""
         twin = State(self._settings, self._fingerprint, self._batch)

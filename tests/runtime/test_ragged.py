@@ -1,6 +1,8 @@
 """Rows of unequal length: the outcome of each is that of a run of its own."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from intaglio.errors import InputError, StateError
+from intaglio.runtime.bundle import Bundle
 from intaglio.runtime.manifest import Limits
 from intaglio.runtime.session import Session
 
@@ -126,3 +129,23 @@ def test_a_fixed_batch_cannot_be_split(make_session: MakeSession) -> None:
     with pytest.raises(InputError, match="batch of exactly 2"):
         session.step({"input_ids": [[1, 1], [1, 1]]}, lengths=[1, 2])
     session.step({"input_ids": [[1, 1], [1, 1]]}, lengths=[1, 1])
+
+
+def test_whole_sequences_run_by_their_length_whatever_ran_before(
+    build_bundle: Callable[..., Path], tmp_path: Path, make_ids: MakeIds
+) -> None:
+    """Each call stands alone, so that the number of rows may change from call to call."""
+    root = build_bundle(tmp_path / "bundle", ())
+    manifest = Bundle.open(root).manifest
+    replace(manifest, whole=True).save(root / "manifest.json")
+    session = Session.load(root, threads=1)
+    ids = make_ids(3, 4)
+    wanted = session.step({"input_ids": ids})["logits"]
+    got = session.step({"input_ids": ids}, lengths=[4, 1, 4])["logits"]
+
+    assert np.array_equal(got[[0, 2]], wanted[[0, 2]])
+    assert np.array_equal(got[1, :1], wanted[1, :1])
+    assert not got[1, 1:].any()
+    assert np.array_equal(session.step({"input_ids": ids[:2]})["logits"], wanted[:2])
+    assert np.array_equal(session.step({"input_ids": ids[:2]})["logits"], wanted[:2])
+    assert session.state.past_length.tolist() == [4, 4]
