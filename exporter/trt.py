@@ -202,7 +202,8 @@ def graph_session(bundle: Bundle) -> Session:
         BundleError: if the bundle has no such graph, or ONNX Runtime refuses it.
     """
     bundle.target(TARGET)
-    return Session.over(bundle, TARGET, OrtBackend(open_engine(bundle, TARGET, None)))
+    backend = OrtBackend(open_engine(bundle, TARGET, None), bundle.manifest)
+    return Session.over(bundle, TARGET, backend)
 
 
 def prepare(compiled: Compiled, how: Recipe) -> Request:

@@ -14,7 +14,6 @@ from intaglio.state import PAST_LENGTH
 
 if TYPE_CHECKING:
     from intaglio.runtime.carried import Carried
-    from intaglio.runtime.manifest import Manifest
     from intaglio.runtime.plan import Plan
     from intaglio.runtime.shapes import Sizes
     from intaglio.state import StateSpec
@@ -49,19 +48,18 @@ class Backend(Protocol):
     Attributes:
         most_tokens: of a row that one call of the engine takes, None for any number.
         most_rows: that one call takes, None for any number.
+        capacity: tokens that its caches have room for, where the engine fixes that.
     """
 
     most_tokens: int | None
     most_rows: int | None
+    capacity: int | None
 
     def buffer(self, spec: StateSpec, batch: int, tokens: int) -> Buffer:
         """Memory for a state in its initial value."""
 
-    def plan(self, manifest: Manifest, sizes: Sizes, carried: Carried) -> Plan:
+    def plan(self, sizes: Sizes, carried: Carried) -> Plan:
         """A step of inputs of these sizes, bound to the memory of `carried`."""
-
-    def capacity(self, manifest: Manifest) -> int | None:
-        """Tokens that its caches have room for, where the engine fixes that."""
 
     def fork(self) -> Self:
         """A backend for another session of the same engine."""
@@ -99,7 +97,7 @@ def open_backend(bundle: Bundle, target: str, threads: int | None) -> Backend:
     if target == "ort":
         from intaglio.runtime.ort.engine import OrtBackend, open_engine
 
-        return OrtBackend(open_engine(bundle, target, threads))
+        return OrtBackend(open_engine(bundle, target, threads), bundle.manifest)
     from intaglio.runtime.trt import engine
 
     return engine.open_backend(bundle)

@@ -45,6 +45,7 @@ class Plan(ABC):
 
         Raises:
             InputError: if the engine refuses the values; the state is then as it was.
+            DeviceError: if the GPU that runs it fails.
         """
 
     def feed(self, inputs: Arrays) -> None:

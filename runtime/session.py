@@ -95,7 +95,7 @@ class Session:
         if capacity is not None and capacity < 1:
             raise InputError(f"capacity is {capacity}, should be at least 1.")
         limits = bundle.manifest.limits
-        fixed = backend.capacity(bundle.manifest)
+        fixed = backend.capacity
         settings = Settings(
             backend=backend,
             specs=bundle.manifest.states_of(target),
@@ -149,6 +149,7 @@ class Session:
                 is one the model cannot take, like a token beyond its vocabulary.
             StateError: if the number of rows changed, a row would exceed max_context or a fixed
                 capacity, or another thread is within a step of this session.
+            DeviceError: if the GPU that runs an engine of TensorRT fails.
         """
         if not self._turn.acquire(blocking=False):
             raise StateError(

@@ -23,7 +23,6 @@ class Stepper:
     def __init__(self, backend: Backend, manifest: Manifest) -> None:
         self.most_tokens = backend.most_tokens
         self._backend = backend
-        self._manifest = manifest
         self._names = tuple(spec.name for spec in manifest.inputs)
 
     def known(self, carried: Carried, inputs: Mapping[str, Any]) -> Plan | None:
@@ -58,6 +57,7 @@ class Stepper:
 
         Raises:
             InputError: if a dtype does not fit, or the engine refuses the values.
+            DeviceError: if the GPU that runs it fails.
             StateError: if there is no room for the tokens.
         """
         tokens = carried.longest + plan.time
@@ -71,7 +71,7 @@ class Stepper:
         return results
 
     def _plan(self, carried: Carried, arrays: Mapping[str, Array], sizes: Sizes) -> Plan:
-        plan = self._backend.plan(self._manifest, sizes, carried)
+        plan = self._backend.plan(sizes, carried)
         while len(carried.plans) >= PLANS:
             del carried.plans[next(iter(carried.plans))]
         carried.plans[tuple([arrays[n].shape for n in self._names])] = plan

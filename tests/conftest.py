@@ -5,10 +5,14 @@ import shutil
 import subprocess
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from intaglio.runtime.trt.flavour import has_device
+
+if TYPE_CHECKING:
+    from intaglio.exporter.export import ExportReport
 
 STUB = """
 void *getPluginRegistry(void);
@@ -48,6 +52,39 @@ def tensorrt_libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
             check=True,
         )  # fmt: skip
     return folder
+
+
+@pytest.fixture(scope="session")
+def hybrid_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of `tests/support/hybrid.py`."""
+    import hybrid
+
+    return hybrid.write(tmp_path_factory.mktemp("hybrid") / "model.pt")
+
+
+@pytest.fixture(scope="session")
+def hybrid_engine(
+    hybrid_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, kernel_cache: Path
+) -> "ExportReport":
+    """Its bundle for ONNX Runtime and TensorRT, with an engine; skips where none can be built."""
+    pytest.importorskip("tensorrt_rtx")
+    pytest.importorskip("triton")
+    import hybrid
+
+    from intaglio.exporter.export import export
+    from intaglio.trt_plugins import ahead
+
+    out = tmp_path_factory.mktemp("engine") / "bundle"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ahead, "cache_folder", lambda: kernel_cache)
+        return export(
+            hybrid_checkpoint,
+            out,
+            targets=["ort", "trt"],
+            sm=[hybrid.SM],
+            steps=40,
+            check_passes=True,
+        )
 
 
 @pytest.fixture(scope="session")

@@ -52,20 +52,20 @@ class TrtHalf(Lower):
         inputs = {value.name: value for value in graph.inputs}
         for spec in caches:
             inputs[spec.input].type = ir.TensorType(HALF)
-        nodes = list(graph)
-        halved = sum(_halve(node, casts) for node in nodes)
-        for node in model.graph.all_nodes():  # bodies of loops as well, which capture values
-            if not _takes_half(node):
-                for index, value in enumerate(node.inputs):
-                    if value is not None and value.dtype is HALF:
-                        node.replace_input_with(index, casts.full(value))
+        halved = {node for node in list(graph) if _halve(node, casts)}
+        for node in list(graph.all_nodes()):  # bodies of loops as well, which capture values
+            if node in halved or node in casts.nodes or node.op_type in AGNOSTIC:
+                continue
+            for index, value in enumerate(node.inputs):
+                if value is not None and value.dtype is HALF:
+                    node.replace_input_with(index, casts.full(value))
         for index, value in enumerate(graph.outputs):
             wanted = HALF if value.name in {spec.output for spec in caches} else FULL
             if value.dtype in (FULL, HALF) and value.dtype is not wanted:
                 casts.output(index, wanted)
         return PassResult(
             changed=True,
-            details={"fp16": halved, "casts": casts.count, "caches": len(caches)},
+            details={"fp16": len(halved), "casts": casts.count, "caches": len(caches)},
         )
 
 
@@ -97,19 +97,19 @@ def _moved_in_half(node: ir.Node, value: ir.Value | None) -> bool:
     return value.dtype is HALF or (table and value.dtype is FULL and len(dims(value) or ()) > 1)
 
 
-def _takes_half(node: ir.Node) -> bool:
-    """Whether a node takes fp16 as it is."""
-    kinds = (*HALVED, *MOVES, *AGNOSTIC)
-    return node.domain in ("", DOMAIN) and node.op_type in kinds
-
-
 class _Casts:
-    """Values in the other precision, each cast once, where it is made."""
+    """Values in the other precision, each cast once, where it is made.
+
+    Attributes:
+        count: casts that were added.
+        nodes: movers that were added, which move in fp16.
+    """
 
     def __init__(self, graph: ir.Graph) -> None:
         self._graph = graph
         self._made: dict[ir.Value, ir.Value] = {}
         self.count = 0
+        self.nodes: set[ir.Node] = set()
 
     def half(self, value: ir.Value) -> ir.Value:
         """The value in fp16: a weight is written anew, and what was moved, moved in fp16."""
@@ -162,6 +162,7 @@ class _Casts:
         )
         node.metadata_props.update(mover.metadata_props)
         self._graph.insert_after(mover, node)
+        self.nodes.add(node)
         return made
 
     def _cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:

@@ -48,30 +48,33 @@ class OrtBackend:
     most_tokens: int | None = None
     most_rows: int | None = None
 
-    def __init__(self, engine: Any) -> None:
+    def __init__(self, engine: Any, manifest: Manifest) -> None:
         self.engine = engine
+        self._manifest = manifest
+        self.capacity = _fixed_capacity(engine, manifest)
 
     def buffer(self, spec: StateSpec, batch: int, tokens: int) -> Buffer:
         """Memory for a state in its initial value."""
         return KINDS[spec.layout](spec, batch, tokens)
 
-    def plan(self, manifest: Manifest, sizes: Sizes, carried: Carried) -> Plan:
+    def plan(self, sizes: Sizes, carried: Carried) -> Plan:
         """A step of inputs of these sizes, bound to the memory of `carried`."""
-        return OrtPlan(self.engine, manifest, sizes, carried)
-
-    def capacity(self, manifest: Manifest) -> int | None:
-        """Tokens that static caches have room for, where the graph fixes that."""
-        axes = {spec.input: spec.axis for spec in manifest.states if spec.layout is Layout.STATIC}
-        fixed = [
-            given.shape[axis]
-            for given in self.engine.get_inputs()
-            if (axis := axes.get(given.name)) is not None and isinstance(given.shape[axis], int)
-        ]
-        return min(fixed, default=None)
+        return OrtPlan(self.engine, self._manifest, sizes, carried)
 
     def fork(self) -> Self:
         """Itself: a session of ONNX Runtime serves any thread."""
         return self
+
+
+def _fixed_capacity(engine: Any, manifest: Manifest) -> int | None:
+    """Tokens that static caches have room for, where the graph fixes that."""
+    axes = {spec.input: spec.axis for spec in manifest.states if spec.layout is Layout.STATIC}
+    fixed = [
+        given.shape[axis]
+        for given in engine.get_inputs()
+        if (axis := axes.get(given.name)) is not None and isinstance(given.shape[axis], int)
+    ]
+    return min(fixed, default=None)
 
 
 def open_engine(bundle: Bundle, target: str, threads: int | None, trace: str | None = None) -> Any:

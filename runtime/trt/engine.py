@@ -82,6 +82,7 @@ class TrtBackend:
     Attributes:
         most_tokens: of a row that a step takes.
         most_rows: that a step takes.
+        capacity: tokens that its caches have room for, None where no state grows.
         device: the GPU.
         stream: where the steps of this session run, one after the other.
     """
@@ -94,23 +95,19 @@ class TrtBackend:
         self.stream = self.device.stream()
         self.most_tokens = engine.built.most(manifest, TIME)
         self.most_rows = engine.built.most(manifest, BATCH)
+        self.capacity = engine.built.capacity(manifest)
         # All contexts of a session share it: their steps never run at the same time.
         self._scratch = Memory(self.device, engine.engine.device_memory_size_v2)
 
     def buffer(self, spec: StateSpec, batch: int, tokens: int) -> DeviceBuffer:
         """Memory for a state in its initial value, of the size that the engine has it."""
         self.device.use()
-        room = self.capacity(self._manifest) or tokens
-        return KINDS[spec.layout](self.device, spec, batch, room)
+        return KINDS[spec.layout](self.device, spec, batch, self.capacity or tokens)
 
-    def plan(self, manifest: Manifest, sizes: Sizes, carried: Carried) -> TrtPlan:
+    def plan(self, sizes: Sizes, carried: Carried) -> TrtPlan:
         """A step of inputs of these sizes, bound to the memory of `carried`."""
         self.device.use()
-        return TrtPlan(self, manifest, sizes, carried)
-
-    def capacity(self, manifest: Manifest) -> int | None:
-        """Tokens that its caches have room for, None where no state grows."""
-        return self._engine.built.capacity(manifest)
+        return TrtPlan(self, self._manifest, sizes, carried)
 
     def fork(self) -> Self:
         """A backend for another session of the same engine."""

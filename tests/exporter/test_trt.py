@@ -1,9 +1,6 @@
 """export --target trt: a real engine, built without a GPU, whose recurrences are our plugins."""
 
-import json
-import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,11 +10,10 @@ import onnx_ir as ir
 import pytest
 import torch
 from device import Driver, TensorRT
+from hybrid import SM
 from torch import nn
 
 from intaglio.errors import (
-    BuildError,
-    BundleError,
     DeviceError,
     NotHereError,
     OptionError,
@@ -28,24 +24,19 @@ from intaglio.exporter import trt as trt_target
 from intaglio.exporter.export import ExportReport, export
 from intaglio.exporter.shapes import Shapes
 from intaglio.exporter.verify import verify
-from intaglio.models import find, gated_deltanet, save
 from intaglio.ops import piecewise_linear_rnn
 from intaglio.passes.lower import trt_attention
 from intaglio.runtime.bundle import Bundle
-from intaglio.runtime.manifest import FileRecord, Manifest
+from intaglio.runtime.manifest import Manifest
 from intaglio.runtime.ort.engine import open_engine
 from intaglio.runtime.session import Session
-from intaglio.runtime.trt import build as build_module
 from intaglio.runtime.trt import driver, flavour
 from intaglio.runtime.trt.build import build, read_built
-from intaglio.runtime.trt.driver import Device
 from intaglio.state import Layout
 from intaglio.trt_plugins import ahead
 
 tensorrt_rtx = pytest.importorskip("tensorrt_rtx")
 pytest.importorskip("triton")
-
-SM = 80
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -56,49 +47,24 @@ def _kernels_are_kept(kernel_cache: Path) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Gated DeltaNet of two layers, the second of which is attention."""
-    torch.manual_seed(0)
-    config = gated_deltanet.Config(
-        vocab_size=32,
-        hidden_size=32,
-        intermediate_size=32,
-        num_layers=2,
-        num_heads=2,
-        head_size=16,
-        attention_every=2,
-    )
-    path = tmp_path_factory.mktemp("model") / "model.pt"
-    save(path, "gated-deltanet", config, find("gated-deltanet").build(config))
-    return path
-
-
-@pytest.fixture(scope="module")
-def in_fp16(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
+def in_fp16(hybrid_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
     """Its bundle with an engine that multiplies in fp16."""
     out = tmp_path_factory.mktemp("fp16") / "bundle"
-    return export(checkpoint, out, targets=["ort", "trt"], sm=[SM], steps=70, dtype="fp16")
-
-
-@pytest.fixture(scope="module")
-def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
-    """Its bundle for both targets."""
-    out = tmp_path_factory.mktemp("bundle") / "bundle"
-    return export(checkpoint, out, targets=["ort", "trt"], sm=[SM], steps=40, check_passes=True)
+    return export(hybrid_checkpoint, out, targets=["ort", "trt"], sm=[SM], steps=70, dtype="fp16")
 
 
 def graph(bundle: Path, name: str) -> ir.Model:
     return ir.load(bundle / name)
 
 
-def test_every_recurrence_is_a_plugin_of_ours(exported: ExportReport) -> None:
+def test_every_recurrence_is_a_plugin_of_ours(hybrid_engine: ExportReport) -> None:
     """No recurrence falls apart into loops, and the engine is there."""
-    bundle = Bundle.open(exported.out)
+    bundle = Bundle.open(hybrid_engine.out)
     built = read_built(bundle)
     assert built is not None
     recurrent = {
         node.name: node.op_type
-        for node in graph(exported.out, "trt/model.onnx").graph
+        for node in graph(hybrid_engine.out, "trt/model.onnx").graph
         if node.op_type in ("LinearAttention", "CausalConvWithState")
     }
     plugins = {layer.name: layer.plugin for layer in built.layers if layer.plugin}
@@ -107,14 +73,14 @@ def test_every_recurrence_is_a_plugin_of_ours(exported: ExportReport) -> None:
     assert sorted(set(plugins.values())) == ["CausalConvWithState", "LinearAttention"]
     assert {layer.kind for layer in built.layers if layer.plugin} == {"PLUGIN_V3"}
     assert not [layer for layer in built.layers if "LOOP" in layer.kind or "RECUR" in layer.kind]
-    assert (exported.out / "trt/engine.plan").stat().st_size == built.bytes
+    assert (hybrid_engine.out / "trt/engine.plan").stat().st_size == built.bytes
     assert built.flavour == "rtx"
     assert built.capabilities == (SM,)
 
 
-def test_bindings_are_those_of_the_graph_for_onnx_runtime(exported: ExportReport) -> None:
+def test_bindings_are_those_of_the_graph_for_onnx_runtime(hybrid_engine: ExportReport) -> None:
     """Inputs, outputs and states by name, dtype and shape; a cache has a size, -1 is dynamic."""
-    built = read_built(Bundle.open(exported.out))
+    built = read_built(Bundle.open(hybrid_engine.out))
     assert built is not None
     names = {"FLOAT": "FLOAT", "INT64": "INT64"}
 
@@ -130,35 +96,35 @@ def test_bindings_are_those_of_the_graph_for_onnx_runtime(exported: ExportReport
             for value in values
         }
 
-    lowered = graph(exported.out, "ort/model.onnx").graph
+    lowered = graph(hybrid_engine.out, "ort/model.onnx").graph
     found = {each.name: (names[each.dtype], each.shape) for each in built.inputs}
     assert found == bindings(lowered.inputs)
     found = {each.name: (names[each.dtype], each.shape) for each in built.outputs}
     assert found.keys() == {value.name for value in lowered.outputs}
-    states = {spec.output for spec in Manifest.load(exported.out / "manifest.json").states}
+    states = {spec.output for spec in Manifest.load(hybrid_engine.out / "manifest.json").states}
     wanted = bindings(value for value in lowered.outputs if value.name in states)
     assert {name: found[name][0] for name in states} == {n: wanted[n][0] for n in states}
 
 
-def test_what_has_not_run_is_never_called_parity(exported: ExportReport) -> None:
+def test_what_has_not_run_is_never_called_parity(hybrid_engine: ExportReport) -> None:
     """The engine's own target says so, whatever ONNX Runtime proved."""
-    targets = exported.manifest.targets
+    targets = hybrid_engine.manifest.targets
 
     assert targets["ort"].parity == "passed"
     assert targets["trt"].parity == "not run (no device)"
 
 
-def test_weights_are_shared_with_the_other_graphs(exported: ExportReport) -> None:
+def test_weights_are_shared_with_the_other_graphs(hybrid_engine: ExportReport) -> None:
     """What the graph for TensorRT adds is its own small data."""
-    files = exported.manifest.files
+    files = hybrid_engine.manifest.files
     assert "trt/model.onnx.data" not in files
-    assert exported.manifest.targets["trt"].data == ("model.onnx.data",)
+    assert hybrid_engine.manifest.targets["trt"].data == ("model.onnx.data",)
     assert any(name.endswith(f".sm_{SM}.cubin") for name in files)
 
 
-def test_two_profiles_cover_step_and_prefill(exported: ExportReport) -> None:
+def test_two_profiles_cover_step_and_prefill(hybrid_engine: ExportReport) -> None:
     """One token for the step; up to 512 for prefill."""
-    built = read_built(Bundle.open(exported.out))
+    built = read_built(Bundle.open(hybrid_engine.out))
     assert built is not None
 
     step, prefill = built.profiles
@@ -167,33 +133,17 @@ def test_two_profiles_cover_step_and_prefill(exported: ExportReport) -> None:
     assert prefill.shapes["past_key_values.1.key"] == ((1, 2, 4096, 16),) * 3
 
 
-def test_a_bundle_is_built_again_where_it_lies(exported: ExportReport, tmp_path: Path) -> None:
-    """`intaglio build` needs the bundle alone; the manifest lists the new engine."""
-    place = tmp_path / "bundle"
-    shutil.copytree(exported.out, place)
-    (place / "trt/engine.plan").unlink()
-    heard: list[str] = []
-    bundle, built = build(Bundle.open(place), progress=lambda what, _: heard.append(what))
-
-    assert read_built(Bundle.open(place)) == built
-    assert bundle.manifest == Manifest.load(place / "manifest.json")
-    bundle.check("trt/engine.plan")
-    assert heard
-
-
 def test_an_engine_is_verified_where_it_can_run(
-    exported: ExportReport, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    hybrid_engine: ExportReport, hybrid_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In one row, as it was built for; a stand-in for the GPU computes what its graph says."""
-    bundle = Bundle.open(exported.out)
+    bundle = Bundle.open(hybrid_engine.out)
     built = read_built(bundle)
     assert built is not None
     gpu = Driver(SM)
-    device, graph = Device(gpu), open_engine(bundle, "trt", 1)
-    library = TensorRT(tensorrt_rtx, gpu, graph, built.profiles)
-    monkeypatch.setattr(flavour, "load", lambda _: library)
-    monkeypatch.setattr(driver, "open_device", lambda: device)
-    report = verify(bundle.root, checkpoint, target="trt", steps=70, keep=False)
+    graph = open_engine(bundle, "trt", 1)
+    TensorRT(tensorrt_rtx, gpu, graph, built.profiles).install(monkeypatch)
+    report = verify(bundle.root, hybrid_checkpoint, target="trt", steps=70, keep=False)
 
     assert report.passed
     assert report.batch == 1
@@ -219,10 +169,10 @@ def test_an_engine_in_fp16_keeps_recurrent_states_in_fp32(in_fp16: ExportReport)
 
 
 def test_sessions_and_parity_know_the_dtype_of_a_target(
-    in_fp16: ExportReport, checkpoint: Path
+    in_fp16: ExportReport, hybrid_checkpoint: Path
 ) -> None:
     """The graph that the engine is made of, held to the limit of fp16."""
-    report = verify(in_fp16.out, checkpoint, graph=True, steps=70, keep=False)
+    report = verify(in_fp16.out, hybrid_checkpoint, graph=True, steps=70, keep=False)
 
     assert report.passed
     assert {row.found.limit for row in report.rows} == {2e-2}
@@ -236,12 +186,12 @@ def test_sessions_and_parity_know_the_dtype_of_a_target(
 @pytest.mark.skipif(not flavour.has_device(), reason="runs an engine, which takes a GPU")
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
 def test_an_engine_runs_on_the_gpu_that_is_here(
-    checkpoint: Path, tmp_path: Path, dtype: str
+    hybrid_checkpoint: Path, tmp_path: Path, dtype: str
 ) -> None:
     """The real library, driver and kernels, over prefill, single steps and captured ones."""
     here = driver.open_device().capability
     report = export(
-        checkpoint, tmp_path / "b", targets=["ort", "trt"], sm=[here], steps=70, dtype=dtype
+        hybrid_checkpoint, tmp_path / "b", targets=["ort", "trt"], sm=[here], steps=70, dtype=dtype
     )
 
     assert report.manifest.targets["trt"].parity == "passed", report.notes
@@ -252,7 +202,7 @@ def test_an_engine_runs_on_the_gpu_that_is_here(
     [("passes", "passed"), ("fails", "failed"), ("refuses", "not run (see the notes)")],
 )
 def test_an_engine_has_its_own_verdict(
-    exported: ExportReport, monkeypatch: pytest.MonkeyPatch, found: str, verdict: str
+    hybrid_engine: ExportReport, monkeypatch: pytest.MonkeyPatch, found: str, verdict: str
 ) -> None:
     """Where there is a GPU; an engine that cannot run there is no failure, and no parity."""
 
@@ -263,7 +213,7 @@ def test_an_engine_has_its_own_verdict(
         return SimpleNamespace(passed=passed, summary=lambda: "of parity")
 
     monkeypatch.setattr(flavour, "has_device", lambda: True)
-    said, fault, notes = export_module._prove_engine(exported.manifest, verified)
+    said, fault, notes = export_module._prove_engine(hybrid_engine.manifest, verified)
 
     assert said == verdict
     assert fault == ("The engine of TensorRT: of parity" if found == "fails" else "")
@@ -272,56 +222,35 @@ def test_an_engine_has_its_own_verdict(
     )
 
 
-def test_parity_that_is_required_of_an_engine_fails(checkpoint: Path, tmp_path: Path) -> None:
+def test_parity_that_is_required_of_an_engine_fails(
+    hybrid_checkpoint: Path, tmp_path: Path
+) -> None:
     """Nothing here can run it; the attempt is kept."""
     with pytest.raises(ParityError, match="engine of TensorRT has not run"):
-        export(checkpoint, tmp_path / "b", targets=["trt"], sm=[SM], steps=4, require_parity=True)
+        export(
+            hybrid_checkpoint,
+            tmp_path / "b",
+            targets=["trt"],
+            sm=[SM],
+            steps=4,
+            require_parity=True,
+        )
     assert not (tmp_path / "b").exists()
     assert (tmp_path / "b.failed" / "trt" / "engine.plan").exists()
 
 
 def test_without_tensorrt_the_bundle_says_how_it_is_finished(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hybrid_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Graph and kernels are there; the one command finishes it."""
     monkeypatch.setattr(flavour, "FLAVOURS", {})
-    report = export(checkpoint, tmp_path / "b", targets=["trt"], sm=[SM], verify=False)
+    report = export(hybrid_checkpoint, tmp_path / "b", targets=["trt"], sm=[SM], verify=False)
 
     assert any("intaglio build" in note for note in report.notes)
     assert read_built(Bundle.open(report.out)) is None
     monkeypatch.undo()
     build(Bundle.open(report.out))
     assert read_built(Bundle.open(report.out)) is not None
-
-
-def test_full_tensorrt_builds_for_the_gpu_that_is_there(
-    exported: ExportReport, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Kernels for another one would be found out only when the engine runs."""
-    device = Device(Driver(87))
-    monkeypatch.setattr(flavour, "choose", lambda _: "tensorrt")
-    monkeypatch.setattr(build_module, "open_device", lambda: device)
-
-    with pytest.raises(NotHereError, match=r"capability 80; Stand-in GPU has 87\..*--sm 87"):
-        build(Bundle.open(exported.out))
-
-
-def test_what_the_importer_refuses_is_told_by_module(
-    exported: ExportReport, tmp_path: Path
-) -> None:
-    """The node's module path, its operator, and TensorRT's reason."""
-    place = tmp_path / "bundle"
-    shutil.copytree(exported.out, place)
-    index = json.loads((place / "trt/plugins.json").read_text())
-    (missing, *_) = [name for name in index["nodes"] if "LinearAttention" in name]
-    del index["nodes"][missing]
-    (place / "trt/plugins.json").write_text(json.dumps(index))
-    manifest = Manifest.load(place / "manifest.json")
-    changed = {"trt/plugins.json": FileRecord.of(place / "trt/plugins.json")}
-    replace(manifest, files={**manifest.files, **changed}).save(place / "manifest.json")
-
-    with pytest.raises(BuildError, match=r"layers\.0\.\w+: LinearAttention '"):
-        build(Bundle.open(place))
 
 
 @pytest.mark.parametrize(
@@ -333,11 +262,15 @@ def test_what_the_importer_refuses_is_told_by_module(
     ],
 )
 def test_what_cannot_be_built_is_refused(
-    options: dict[str, Any], error: type[Exception], message: str, checkpoint: Path, tmp_path: Path
+    options: dict[str, Any],
+    error: type[Exception],
+    message: str,
+    hybrid_checkpoint: Path,
+    tmp_path: Path,
 ) -> None:
     """Nothing is left behind."""
     with pytest.raises(error, match=message):
-        export(checkpoint, tmp_path / "b", verify=False, **options)
+        export(hybrid_checkpoint, tmp_path / "b", verify=False, **options)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -402,7 +335,7 @@ def test_nodes_find_their_kernels_by_domain_and_type() -> None:
 
 
 def test_a_graph_that_is_lowered_wrongly_fails_the_export(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hybrid_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Here a mask that hides the newest token; the graph for ONNX Runtime is right."""
 
@@ -416,35 +349,21 @@ def test_a_graph_that_is_lowered_wrongly_fails_the_export(
     allowed = trt_attention._allowed
     monkeypatch.setattr(trt_attention, "_allowed", hide)
     with pytest.raises(ParityError, match=r"^The graph for TensorRT, run by ONNX Runtime: Parity"):
-        export(checkpoint, tmp_path / "b", targets=["trt"], sm=[SM], steps=8)
+        export(hybrid_checkpoint, tmp_path / "b", targets=["trt"], sm=[SM], steps=8)
     assert (tmp_path / "b.failed").exists()
 
 
 def test_a_gpu_that_rtx_does_not_know_leaves_the_engine_to_it(
-    checkpoint: Path, tmp_path: Path
+    hybrid_checkpoint: Path, tmp_path: Path
 ) -> None:
     """Kernels for a Jetson, and no engine that is for none."""
-    report = export(checkpoint, tmp_path / "b", targets=["trt"], sm=[87], verify=False)
+    report = export(hybrid_checkpoint, tmp_path / "b", targets=["trt"], sm=[87], verify=False)
 
     assert any("not for 87" in note and "intaglio build" in note for note in report.notes)
     assert read_built(Bundle.open(report.out)) is None
     assert any(name.endswith(".sm_87.cubin") for name in report.manifest.files)
     with pytest.raises(NotHereError, match="builds for compute capability 75, 80"):
         build(Bundle.open(report.out))
-
-
-def test_weights_outside_the_bundle_are_refused(exported: ExportReport, tmp_path: Path) -> None:
-    """TensorRT's parser would open whatever path the graph names."""
-    place = tmp_path / "bundle"
-    shutil.copytree(exported.out, place)
-    content = (place / "trt/model.onnx").read_bytes()
-    (place / "trt/model.onnx").write_bytes(content.replace(b"model.onnx.data", b"../../some.data"))
-    manifest = Manifest.load(place / "manifest.json")
-    changed = {"trt/model.onnx": FileRecord.of(place / "trt/model.onnx")}
-    replace(manifest, files={**manifest.files, **changed}).save(place / "manifest.json")
-
-    with pytest.raises(BundleError, match=r"in '\.\./\.\./some\.data', which is no file of the t"):
-        build(Bundle.open(place))
 
 
 def test_a_cache_holds_the_longest_prefill() -> None:

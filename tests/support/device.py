@@ -13,6 +13,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
+
+from intaglio.runtime.trt import driver, engine, flavour
+from intaglio.runtime.trt.driver import Device
 
 Array = npt.NDArray[Any]
 ALIGNMENT = 256  # bytes; of what the driver allocates, and of what TensorRT takes
@@ -207,6 +211,16 @@ class TensorRT:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real, name)
+
+    def install(self, patch: pytest.MonkeyPatch) -> None:
+        """Be the library and the GPU that sessions find, and leave nothing behind."""
+        device = Device(self.driver)
+        patch.setattr(flavour, "load", lambda _: self)
+        patch.setattr(driver, "open_device", lambda: device)
+        patch.setattr(engine, "_registered", {})
+
+    def get_plugin_registry(self) -> Any:
+        return SimpleNamespace(register_creator=lambda _creator, _namespace: True)
 
     def Runtime(self, log: Any) -> Any:  # noqa: N802
         def deserialize(content: bytes) -> Engine | None:

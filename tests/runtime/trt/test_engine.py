@@ -65,9 +65,7 @@ def make(
         gpu = Driver()
         graph = onnxruntime.InferenceSession((root / GRAPH).read_bytes())
         trt = TensorRT(real, gpu, graph, built.profiles)
-        device = Device(gpu)
-        monkeypatch.setattr(flavour, "load", lambda _: trt)
-        monkeypatch.setattr(driver, "open_device", lambda: device)
+        trt.install(monkeypatch)
         return Setting(root, trt, gpu)
 
     yield made
