@@ -18,8 +18,8 @@ from torch import Tensor
 
 from intaglio.runtime import machine
 from intaglio.runtime.bundle import Bundle
-from intaglio.runtime.profile_report import EAGER
-from intaglio.runtime.profile_settings import Contestant
+from intaglio.runtime.profile.report import EAGER
+from intaglio.runtime.profile.settings import Contestant
 from intaglio.runtime.worker import serve
 
 from .load import load_source

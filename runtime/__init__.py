@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from intaglio.runtime.compare import Comparison
     from intaglio.runtime.generation import generate, generate_rows
     from intaglio.runtime.manifest import Manifest
-    from intaglio.runtime.profile_settings import ProfileSettings
+    from intaglio.runtime.profile.settings import ProfileSettings
     from intaglio.runtime.session import Session
     from intaglio.runtime.state import Snapshot
 
@@ -30,7 +30,7 @@ _HOMES = {
     "Bundle": "bundle",
     "Comparison": "compare",
     "Manifest": "manifest",
-    "ProfileSettings": "profile_settings",
+    "ProfileSettings": "profile.settings",
     "Session": "session",
     "Snapshot": "state",
     "generate": "generation",

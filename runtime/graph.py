@@ -17,6 +17,8 @@ from intaglio.runtime.bundle import Bundle
 
 from .protobuf import DamagedError, fields, text, varints
 
+Dim = int | str
+
 MODULE = "intaglio.module"  # metadata of nodes: the path of the PyTorch module they came from
 
 # TensorProto.DataType: name and bits of an element, by its number.
@@ -98,11 +100,32 @@ class Tensor:
 
 
 @dataclass(frozen=True)
+class Value:
+    """Type of a value that nodes compute or take: bits of an element, and its dimensions.
+
+    A dimension is a number, or a symbol or a term of symbols: ``batch``, ``past + time``; "" where
+    the graph does not say.
+    """
+
+    bits: int
+    shape: tuple[Dim, ...]
+
+
+@dataclass(frozen=True)
 class Graph:
-    """Nodes, those of subgraphs after the one that holds them, and initializers by name."""
+    """What a graph holds.
+
+    Attributes:
+        nodes: those of subgraphs after the one that holds them.
+        tensors: initializers, by name.
+        values: inputs, outputs, and other values whose type the graph tells, by name.
+        outputs: names of its outputs.
+    """
 
     nodes: tuple[Node, ...]
     tensors: Mapping[str, Tensor]
+    values: Mapping[str, Value] = field(default_factory=dict)
+    outputs: frozenset[str] = frozenset()
 
 
 def read_graph(bundle: Bundle, target: str) -> Graph:
@@ -128,10 +151,16 @@ def parse_graph(content: bytes) -> Graph:
     """
     nodes: list[Node] = []
     tensors: dict[str, Tensor] = {}
-    for number, value in fields(memoryview(content)):
-        if number == 7 and not isinstance(value, int):
-            _read(value, nodes, tensors)
-    return Graph(tuple(nodes), tensors)
+    values: dict[str, Value] = {}
+    outputs: list[str] = []
+    for number, message in fields(memoryview(content)):
+        if number == 7 and not isinstance(message, int):
+            _read(message, nodes, tensors)
+            for place, value in fields(message):
+                if place in (11, 12, 13) and not isinstance(value, int):
+                    name, values[name] = _value(value)
+                    outputs += [name] * (place == 12)
+    return Graph(tuple(nodes), tensors, values, frozenset(outputs))
 
 
 def _read(graph: memoryview, nodes: list[Node], tensors: dict[str, Tensor]) -> None:
@@ -214,3 +243,34 @@ def _tensor(message: memoryview) -> Tensor:
         offset=int(offset),
         raw=raw,
     )
+
+
+def _value(message: memoryview) -> tuple[str, Value]:
+    """Name and type of a ValueInfoProto; what is no tensor has no bits."""
+    name, kind = "", 0
+    shape: list[Dim] = []
+    for number, value in fields(message):
+        if number == 1:
+            name = text(value)
+        for part in _within(value, 1) if number == 2 else ():  # the tensor of a type
+            for place, found in fields(part):
+                if place == 1 and isinstance(found, int):
+                    kind = found
+                shape += [_dim(each) for each in _within(found, 1)] if place == 2 else []
+    bits = _TYPES.get(kind, ":0").partition(":")[2]
+    return name, Value(int(bits), tuple(shape))
+
+
+def _dim(message: memoryview) -> Dim:
+    for number, value in fields(message):
+        if number == 1 and isinstance(value, int):
+            return value
+        if number == 2:
+            return text(value)
+    return ""
+
+
+def _within(message: memoryview | int, number: int) -> Iterator[memoryview]:
+    """The messages in one field of another."""
+    if not isinstance(message, int):
+        yield from (v for n, v in fields(message) if n == number and not isinstance(v, int))

@@ -72,11 +72,11 @@ def hybrid_engine(
     import hybrid
 
     from intaglio.exporter.export import export
-    from intaglio.trt_plugins import ahead
+    from intaglio.runtime import user_cache
 
     out = tmp_path_factory.mktemp("engine") / "bundle"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ahead, "cache_folder", lambda: kernel_cache)
+        patch.setattr(user_cache, "folder", lambda kind: kernel_cache / kind)
         return export(
             hybrid_checkpoint,
             out,

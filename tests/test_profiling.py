@@ -12,7 +12,7 @@ from intaglio import models
 from intaglio.errors import MissingExtraError
 from intaglio.models import llama
 from intaglio.runtime import Bundle, ProfileSettings
-from intaglio.runtime.profile_report import Phase, ProfileReport
+from intaglio.runtime.profile.report import Phase, ProfileReport
 from intaglio.runtime.report_file import read_report
 
 QUICK = ProfileSettings(
@@ -75,7 +75,7 @@ def test_profiling_without_pytorch_says_what_is_missing(
 def test_profiling_loads_nothing_of_an_extra() -> None:
     """Neither here nor in the child."""
     code = (
-        "import sys, intaglio, intaglio.runtime.profile_child; intaglio.profile;"
+        "import sys, intaglio, intaglio.runtime.profile.child; intaglio.profile;"
         "print(*sorted({'torch', 'onnx', 'onnx_ir', 'matplotlib'} & set(sys.modules)))"
     )
     run = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)

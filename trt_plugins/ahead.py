@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from intaglio.errors import MissingExtraError, UnsupportedError
+from intaglio.runtime import user_cache
 from intaglio.runtime.launch import Plan
 from intaglio.runtime.worker import Worker
 
@@ -119,23 +120,16 @@ def compile_all(
         MissingExtraError: if Triton is not installed.
     """
     _triton()
-    folder = kept or cache_folder()
+    folder = kept or user_cache.folder("kernels")
     files = {_key(job): folder / f"{_key(job)}.json" for job in jobs}
     missing = {_key(job): job for job in jobs if not files[_key(job)].exists()}
     if missing:
-        folder.mkdir(parents=True, exist_ok=True)
         count = min(workers or os.cpu_count() or 1, len(missing))
         parts = [list(missing.items())[index::count] for index in range(count)]
         with ThreadPoolExecutor(count) as pool:
             for _ in pool.map(lambda part: _compile(part, files, done), parts):
                 pass
     return [Compiled.from_json(json.loads(files[_key(job)].read_bytes())) for job in jobs]
-
-
-def cache_folder() -> Path:
-    """Where compiled kernels are kept when nothing else is said."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "intaglio" / "kernels"
 
 
 def _compile(
@@ -156,9 +150,7 @@ def _compile(
                 answer = child.call("compile", job=job.to_json())
             except UnsupportedError as error:
                 raise UnsupportedError(f"{job.where or job.plugin}: {error}") from error
-            new = files[key].with_suffix(f".{os.getpid()}.new")
-            new.write_text(json.dumps(answer))
-            new.replace(files[key])
+            user_cache.put(files[key], json.dumps(answer).encode())
             done(job)
 
 

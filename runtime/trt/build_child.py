@@ -43,16 +43,12 @@ def build(root: str, out: str, request: Mapping[str, Any], progress: Progress) -
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.progress_monitor = monitor = _monitor(trt, progress)
-    config.clear_flag(trt.BuilderFlag.TF32)  # a graph of fp32 is one: TF32 has 10 bits
+    flavours.configure(trt, config, request["flavour"], request["capabilities"])
     for entry in request["profiles"]:
         profile = builder.create_optimization_profile()
         for name, shapes in entry["shapes"].items():
             profile.set_shape(name, *map(tuple, shapes))
         config.add_optimization_profile(profile)
-    if request["flavour"] == "rtx":
-        config.num_compute_capabilities = len(request["capabilities"])
-        for index, sm in enumerate(request["capabilities"]):
-            config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{sm}"), index)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         said = log.complaint("it found no implementation of the network")

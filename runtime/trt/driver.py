@@ -119,10 +119,10 @@ class Device:
         self.use()
         call(self.api.cuMemcpyDtoH, array.ctypes.data, memory.address, array.nbytes)
 
-    def release(self, free: Any, address: int) -> None:
-        """Free memory, from whatever thread."""
+    def release(self, free: Any, held: Any) -> None:
+        """Free memory or what else it is, from whatever thread."""
         self.use()
-        free(address)
+        free(held)
 
 
 class Staging:
@@ -157,6 +157,37 @@ class Staging:
         """Enqueue the copy from the device."""
         host, there = self._host, self._memory.address
         call(self._device.api.cuMemcpyDtoHAsync, host.ctypes.data, there, host.nbytes, stream)
+
+
+class Stopwatch:
+    """Time between two points of a stream, on the GPU's own clock; also of a captured graph."""
+
+    def __init__(self, device: Device, stream: int) -> None:
+        self._api, self._stream = device.api, stream
+        self._events = [call(self._api.cuEventCreate, 0) for _ in range(2)]
+        for event in self._events:
+            destroy = self._api.cuEventDestroy
+            weakref.finalize(self, device.release, destroy, event).atexit = False
+
+    def start(self) -> None:
+        """Enqueue the first point."""
+        self._record(self._events[0])
+
+    def stop(self) -> None:
+        """Enqueue the second point."""
+        self._record(self._events[1])
+
+    def milliseconds(self) -> float:
+        """The time between them, once the stream has passed both."""
+        return float(call(self._api.cuEventElapsedTime, *self._events))
+
+    def _record(self, event: Any) -> None:
+        # Within a graph, an event can be read only if it is a node of its own.
+        kinds, status = self._api.CUevent_record_flags, self._api.CUstreamCaptureStatus
+        capture = call(self._api.cuStreamIsCapturing, self._stream)
+        within = capture == status.CU_STREAM_CAPTURE_STATUS_ACTIVE
+        kind = kinds.CU_EVENT_RECORD_EXTERNAL if within else kinds.CU_EVENT_RECORD_DEFAULT
+        call(self._api.cuEventRecordWithFlags, event, self._stream, int(kind))
 
 
 class Repeated:

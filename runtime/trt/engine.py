@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakValueDictionary
 
 from intaglio.errors import (
@@ -28,6 +28,9 @@ from .driver import Memory
 from .log import logger
 from .plan import TrtPlan
 
+if TYPE_CHECKING:
+    from .trace import TrtTracer
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 _opened: WeakValueDictionary[str, "Engine"] = WeakValueDictionary()
@@ -43,7 +46,7 @@ class Engine:
         built: what it was built for.
         trt: the module of its flavour.
         log: the logger that TensorRT complains to.
-        engine: TensorRT's object.
+        cuda_engine: TensorRT's object.
     """
 
     def __init__(self, bundle: Bundle, built: Built) -> None:
@@ -62,14 +65,16 @@ class Engine:
         self.log = logger(self.trt)
         _register(self.trt, built.flavour, kernel_files.operators(bundle))
         self.runtime = self.trt.Runtime(self.log)
-        self.engine = self.runtime.deserialize_cuda_engine(bundle.read(ENGINE))
-        if self.engine is None:
+        self.cuda_engine = self.runtime.deserialize_cuda_engine(bundle.read(ENGINE))
+        if self.cuda_engine is None:
             raise DeviceError(
                 f"{bundle.root / ENGINE} does not load: {self.log.complaint()}. {_again(bundle)}"
             )
         mode = self.trt.TensorIOMode
-        names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
-        modes = {name: self.engine.get_tensor_mode(name) for name in names}
+        names = [
+            self.cuda_engine.get_tensor_name(i) for i in range(self.cuda_engine.num_io_tensors)
+        ]
+        modes = {name: self.cuda_engine.get_tensor_mode(name) for name in names}
         takes, gives = (
             {name for name in names if modes[name] == each} for each in (mode.INPUT, mode.OUTPUT)
         )
@@ -85,10 +90,14 @@ class TrtBackend:
         capacity: tokens that its caches have room for, None where no state grows.
         device: the GPU.
         stream: where the steps of this session run, one after the other.
+        engine: what they run.
+        tracer: is told of every context and every run of it, where the session is traced.
     """
 
+    tracer: "TrtTracer | None" = None
+
     def __init__(self, engine: Engine, manifest: Manifest) -> None:
-        self._engine = engine
+        self.engine = engine
         self._manifest = manifest
         self.device = engine.device
         self.device.use()
@@ -97,7 +106,7 @@ class TrtBackend:
         self.most_rows = engine.built.most(manifest, BATCH)
         self.capacity = engine.built.capacity(manifest)
         # All contexts of a session share it: their steps never run at the same time.
-        self._scratch = Memory(self.device, engine.engine.device_memory_size_v2)
+        self._scratch = Memory(self.device, engine.cuda_engine.device_memory_size_v2)
 
     def buffer(self, spec: StateSpec, batch: int, tokens: int) -> DeviceBuffer:
         """Memory for a state in its initial value, of the size that the engine has it."""
@@ -111,7 +120,7 @@ class TrtBackend:
 
     def fork(self) -> Self:
         """A backend for another session of the same engine."""
-        return type(self)(self._engine, self._manifest)
+        return type(self)(self.engine, self._manifest)
 
     def context(self, shapes: Shapes) -> Any:
         """An execution context in the first profile that takes inputs of these shapes.
@@ -119,29 +128,31 @@ class TrtBackend:
         Raises:
             InputError: if none does.
         """
-        engine, built = self._engine, self._engine.built
+        engine, built = self.engine, self.engine.built
         growing = {s.input: s.axis for s in self._manifest.states if s.layout is Layout.GROW}
         index = next((i for i, p in enumerate(built.profiles) if _fits(p, shapes, growing)), None)
         if index is None:
             raise InputError(_misfit(built.profiles, shapes, growing))
         strategy = engine.trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        context = engine.engine.create_execution_context(strategy)
+        context = engine.cuda_engine.create_execution_context(strategy)
         if context is None:
             raise DeviceError(f"TensorRT gives no execution context: {self.complaint()}.")
         context.set_device_memory(self._scratch.address, self._scratch.nbytes)
         if not context.set_optimization_profile_async(index, self.stream):
             raise DeviceError(f"TensorRT refuses its own profile: {self.complaint()}.")
         self.device.wait(self.stream)
+        if self.tracer is not None:
+            self.tracer.watch(context)
         return context
 
     def reads_on_host(self, name: str) -> bool:
         """Whether TensorRT reads an input on the host, since shapes within the engine follow."""
-        engine, location = self._engine.engine, self._engine.trt.TensorLocation
-        return bool(engine.get_tensor_location(name) == location.HOST)
+        host = self.engine.trt.TensorLocation.HOST
+        return bool(self.engine.cuda_engine.get_tensor_location(name) == host)
 
     def complaint(self) -> str:
         """What TensorRT said last."""
-        return str(self._engine.log.complaint())
+        return str(self.engine.log.complaint())
 
 
 def open_backend(bundle: Bundle) -> TrtBackend:

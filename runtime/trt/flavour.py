@@ -75,6 +75,15 @@ def load(flavour: str) -> Any:
     return importlib.import_module(FLAVOURS[flavour])
 
 
+def configure(trt: Any, config: Any, flavour: str, capabilities: Sequence[int]) -> None:
+    """Set what engines of either flavour have in common: the GPUs, and fp32 that is fp32."""
+    config.clear_flag(trt.BuilderFlag.TF32)  # it has 10 bits
+    if flavour == "rtx":
+        config.num_compute_capabilities = len(capabilities)
+        for index, sm in enumerate(capabilities):
+            config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{sm}"), index)
+
+
 def has_device() -> bool:
     """Whether the CUDA driver finds a GPU."""
     try:

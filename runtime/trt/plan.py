@@ -4,6 +4,7 @@ The first step from each side of the states launches everything one by one, whic
 settle; a step that may be repeated is captured then, and is one launch of a CUDA graph from there.
 """
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -82,6 +83,8 @@ class TrtPlan(Plan):
         else:
             self._enqueue(carried)
         backend.device.wait(backend.stream)
+        if backend.tracer is not None:
+            backend.tracer.take(self._context)
         self._settled[side] = True
         for (name, _, _), array in zip(self._outputs, self._out.arrays, strict=True):
             np.copyto(results[name], array)
@@ -91,8 +94,9 @@ class TrtPlan(Plan):
         for each in self._buffers:
             each.bind(self._context, carried.side, carried.longest, self.time)
         self._in.upload(backend.stream)
-        if not self._context.execute_async_v3(backend.stream):
-            raise DeviceError(f"TensorRT cannot take this step: {backend.complaint()}.")
+        with nullcontext() if backend.tracer is None else backend.tracer.timed():
+            if not self._context.execute_async_v3(backend.stream):
+                raise DeviceError(f"TensorRT cannot take this step: {backend.complaint()}.")
         self._out.download(backend.stream)
 
     def _capture(self, carried: Carried) -> None:

@@ -11,8 +11,8 @@ from intaglio.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from intaglio.runtime import Bundle, ProfileSettings
-    from intaglio.runtime.profile_report import ProfileReport
-    from intaglio.runtime.profile_settings import Contestant
+    from intaglio.runtime.profile.report import ProfileReport
+    from intaglio.runtime.profile.settings import Contestant
 
 PathLike = str | os.PathLike[str]
 
@@ -45,7 +45,7 @@ def profile(
             does not allow, a process that ended before it had answered.
     """
     from intaglio.runtime import Bundle, ProfileSettings
-    from intaglio.runtime.profile import profile as measure
+    from intaglio.runtime.profile.measure import profile as measure
     from intaglio.runtime.report_file import keep
 
     settings = settings or ProfileSettings()

@@ -37,6 +37,7 @@ def test_tables_tell_latency_memory_and_where_the_time_goes(ran: tuple[Result, P
         *("prefill 5", "step at 3", "step at 9", "p99.9", "tokens/s", "threads: 1"),
         *("32 bits per weight", "arena of the engine", "process at its peak"),
         *("where the time goes, step at 9", "lm_head", "4 x MatMul"[2:], "between operators"),
+        *("GB/s", "Gop/s"),
     ):
         assert words in result.stdout, words
     assert f"the page is {out}" in result.stderr

@@ -26,6 +26,7 @@ from intaglio.exporter.shapes import Shapes
 from intaglio.exporter.verify import verify
 from intaglio.ops import piecewise_linear_rnn
 from intaglio.passes.lower import trt_attention
+from intaglio.runtime import user_cache
 from intaglio.runtime.bundle import Bundle
 from intaglio.runtime.manifest import Manifest
 from intaglio.runtime.ort.engine import open_engine
@@ -33,7 +34,6 @@ from intaglio.runtime.session import Session
 from intaglio.runtime.trt import driver, flavour
 from intaglio.runtime.trt.build import build, read_built
 from intaglio.state import Layout
-from intaglio.trt_plugins import ahead
 
 tensorrt_rtx = pytest.importorskip("tensorrt_rtx")
 pytest.importorskip("triton")
@@ -42,7 +42,7 @@ pytest.importorskip("triton")
 @pytest.fixture(scope="module", autouse=True)
 def _kernels_are_kept(kernel_cache: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ahead, "cache_folder", lambda: kernel_cache)
+        patch.setattr(user_cache, "folder", lambda kind: kernel_cache / kind)
         yield
 
 

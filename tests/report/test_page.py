@@ -7,8 +7,9 @@ from html.parser import HTMLParser
 import pytest
 
 from intaglio.report.page import page
-from intaglio.runtime.profile_ops import OpProfile, OpTime
-from intaglio.runtime.profile_report import Measured, Phase, ProfileReport, Timing
+from intaglio.runtime.profile.ops import OpProfile, OpTime
+from intaglio.runtime.profile.report import Measured, Phase, ProfileReport, Timing
+from intaglio.runtime.work import Ceilings, Work
 from intaglio.state import Layout, StateSpec
 
 HOSTILE = [
@@ -37,10 +38,18 @@ def state(name: str) -> StateSpec:
     )
 
 
-def measured(name: str, modules: Sequence[str], *contexts: int) -> Measured:
+def measured(
+    name: str, modules: Sequence[str], *contexts: int, ceilings: Ceilings | None = None
+) -> Measured:
     phases = [Phase("prefill", 8), *(Phase("step", tokens) for tokens in contexts)]
     ops = [
-        OpTime(node=f"n{i}", op=f"Op{module}", module=module, milliseconds=0.25 * (i + 1))
+        OpTime(
+            node=f"n{i}",
+            op=f"Op{module}",
+            module=module,
+            milliseconds=0.25 * (i + 1),
+            work=Work(1_000_000, 500_000),
+        )
         for i, module in enumerate(modules)
     ]
     return Measured(
@@ -69,6 +78,7 @@ def measured(name: str, modules: Sequence[str], *contexts: int) -> Measured:
                 overhead=0.5,
                 arena_held=2_000_000,
                 arena_used=1000,
+                ceilings=ceilings,
             )
             for phase in phases
         ],
@@ -186,3 +196,16 @@ def test_what_is_referred_to_is_there(both: str) -> None:
 
 def test_the_same_figures_make_the_same_page(both: str) -> None:
     assert page(report(*llama_and_gla())) == both
+
+
+def test_operators_are_told_with_their_rates_and_where_there_is_one_the_roofline() -> None:
+    """1 MB and 0.5 Mop in 0.25 ms are 4 GB/s and 2 Gop/s: half of what copies at 8 GB/s."""
+    ceilings = Ceilings(bytes=8e9, operations=1e12, dtype="float16", device="A <GPU>")
+    without = Reader(page(report(measured("a", ["m"], 4)))).text
+    within = Reader(page(report(measured("a", ["m"], 4, ceilings=ceilings)))).text
+
+    for text in (without, within):
+        assert "33%42" in text.replace(" ", "")
+    assert "Roofline: A <GPU>, 8 GB/s copied, 1 Top/s in products of float16." in within
+    assert "33%4250%" in within.replace(" ", "")
+    assert "Roofline:" not in without

@@ -42,6 +42,27 @@ def test_a_graph_is_read_as_onnx_reads_it(make_bundle: MakeBundle, *, external: 
         assert found.tensors[proto.name].nbytes == array.nbytes
 
 
+def test_types_of_values_are_read_as_far_as_they_are_told() -> None:
+    """Inputs, outputs and what is between: symbols, numbers, and what is no tensor."""
+    info = helper.make_tensor_value_info
+    inputs = [info("x", TensorProto.FLOAT16, ["batch", None, 3]), info("s", TensorProto.INT64, [])]
+    output, inner = info("y", TensorProto.BOOL, ["past + time"]), info("z", TensorProto.INT4, [7])
+    sequence = helper.make_value_info(
+        "q", helper.make_sequence_type_proto(helper.make_tensor_type_proto(TensorProto.FLOAT, [1]))
+    )
+    graph = helper.make_graph([], "g", inputs, [output], [], value_info=[inner, sequence])
+    found = parse_graph(helper.make_model(graph).SerializeToString())
+
+    assert {name: (value.bits, value.shape) for name, value in found.values.items()} == {
+        "x": (16, ("batch", "", 3)),
+        "s": (64, ()),
+        "y": (8, ("past + time",)),
+        "z": (4, (7,)),
+        "q": (0, ()),
+    }
+    assert found.outputs == {"y"}
+
+
 def one_tensor(proto: onnx.TensorProto) -> Tensor:
     graph = helper.make_graph([], "g", [], [], [proto])
     return parse_graph(helper.make_model(graph).SerializeToString()).tensors[proto.name]

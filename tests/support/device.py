@@ -7,15 +7,21 @@ through the runtime of TensorRT is compared with what does not.
 """
 
 import ctypes
+import json
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from engines import ROOM
 
+from intaglio.runtime.session import Session
 from intaglio.runtime.trt import driver, engine, flavour
+from intaglio.runtime.trt.build import TARGET
 from intaglio.runtime.trt.driver import Device
 
 Array = npt.NDArray[Any]
@@ -28,6 +34,7 @@ class Driver:
     Attributes:
         memory: allocations of the device, by address.
         host: pinned ones of the host.
+        clock: milliseconds of its own time: each copy takes one.
         launched: how many graphs were launched.
         refuses_capture: fail the end of any capture.
     """
@@ -37,13 +44,17 @@ class Driver:
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR="minor",
     )
     CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL="thread")
+    CUstreamCaptureStatus = SimpleNamespace(CU_STREAM_CAPTURE_STATUS_ACTIVE="active")
+    CUevent_record_flags = SimpleNamespace(CU_EVENT_RECORD_DEFAULT=0, CU_EVENT_RECORD_EXTERNAL=1)
 
     def __init__(self, capability: int = 89) -> None:
         self.capability = capability
         self.memory: dict[int, Any] = {}
         self.host: dict[int, Any] = {}
         self.launched = 0
+        self.clock = 0.0
         self.refuses_capture = False
+        self._events: dict[int, float | None] = {}
         self._captured: list[Callable[[], None]] | None = None
 
     # The device
@@ -96,11 +107,13 @@ class Driver:
         return (0,)
 
     def cuMemcpyHtoD(self, to: int, source: int, size: int) -> tuple[int]:  # noqa: N802
+        self.clock += 1
         self.require(to, size)
         ctypes.memmove(to, source, size)
         return (0,)
 
     def cuMemcpyDtoH(self, to: int, source: int, size: int) -> tuple[int]:  # noqa: N802
+        self.clock += 1
         self.require(source, size)
         ctypes.memmove(to, source, size)
         return (0,)
@@ -115,6 +128,42 @@ class Driver:
         self.enqueue(stream, lambda: self.cuMemcpyDtoH(to, source, size))
         return (0,)
 
+    def cuMemcpyDtoDAsync(self, to: int, source: int, size: int, stream: int) -> tuple[int]:  # noqa: N802
+        def copy() -> None:
+            self.clock += 1
+            self.require(to, size)
+            self.require(source, size)
+
+        self.enqueue(stream, copy)
+        return (0,)
+
+    # Events
+
+    def cuEventCreate(self, flags: int) -> tuple[int, int]:  # noqa: N802
+        assert flags == 0
+        self._events[event := 100 + len(self._events)] = None
+        return 0, event
+
+    def cuEventDestroy(self, event: int) -> tuple[int]:  # noqa: N802
+        self._events[event] = None
+        return (0,)
+
+    def cuEventRecordWithFlags(self, event: int, stream: int, flags: int) -> tuple[int]:  # noqa: N802
+        if flags != (self._captured is not None):
+            return (1,)  # one that is recorded within a graph has to say so, and only that one
+
+        def record() -> None:
+            self._events[event] = self.clock
+
+        self.enqueue(stream, record)
+        return (0,)
+
+    def cuEventElapsedTime(self, start: int, end: int) -> tuple[int, float]:  # noqa: N802
+        first, last = self._events[start], self._events[end]
+        assert first is not None
+        assert last is not None
+        return 0, last - first
+
     # Streams
 
     def cuStreamCreate(self, flags: int) -> tuple[int, int]:  # noqa: N802
@@ -125,6 +174,10 @@ class Driver:
         assert stream == 5
         assert self._captured is None, "a stream that is captured cannot be waited for"
         return (0,)
+
+    def cuStreamIsCapturing(self, stream: int) -> tuple[int, str]:  # noqa: N802
+        assert stream == 5
+        return 0, "none" if self._captured is None else "active"
 
     def cuStreamBeginCapture(self, stream: int, mode: str) -> tuple[int]:  # noqa: N802
         assert (stream, mode) == (5, "thread")
@@ -198,6 +251,8 @@ class TensorRT:
         fault: what TensorRT says when it refuses the engine; None to take it.
         runs: how often engines still run before they fail; None for ever.
         on_host: inputs that engines read on the host.
+        layers: what engines tell of themselves, with the milliseconds `ms` that each takes.
+        gap: milliseconds between a run's layers, all together.
     """
 
     def __init__(self, real: Any, driver: Driver, graph: Any, profiles: Any) -> None:
@@ -208,6 +263,8 @@ class TensorRT:
         self.fault: str | None = None
         self.runs: int | None = None
         self.on_host: set[str] = set()
+        self.layers: list[dict[str, Any]] = []
+        self.gap = 0.0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real, name)
@@ -255,6 +312,13 @@ class Engine:
         place = self._trt.TensorLocation
         return place.HOST if name in self._trt.on_host else place.DEVICE
 
+    def create_engine_inspector(self) -> Any:
+        def told(form: Any) -> str:
+            assert form == self._trt.LayerInformationFormat.JSON
+            return json.dumps({"Layers": self._trt.layers, "Bindings": list(self._modes)})
+
+        return SimpleNamespace(get_engine_information=told)
+
     def create_execution_context(self, strategy: Any) -> "Context":
         assert strategy == self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
         self._trt.contexts.append(Context(self._trt))
@@ -266,10 +330,16 @@ class Context:
 
     Attributes:
         profile: index of the profile that it is in.
+        profiler: is told the layers of a run, as the context has it when the run is enqueued.
+        enqueue_emits_profile: whether it is told at once, which a capture does not allow.
     """
+
+    profiler: Any = None
+    enqueue_emits_profile = True
 
     def __init__(self, trt: TensorRT) -> None:
         self._trt = trt
+        self._told: list[dict[str, Any]] = []
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
         self.profile: int | None = None
@@ -301,11 +371,23 @@ class Context:
             if self._trt.runs < 0:
                 return False
         shapes, addresses = dict(self._shapes), dict(self._addresses)
-        self._trt.driver.enqueue(stream, lambda: self._compute(shapes, addresses))
+        timed = self.profiler is not None
+        assert not (timed and self.enqueue_emits_profile)
+        self._trt.driver.enqueue(stream, lambda: self._compute(shapes, addresses, timed=timed))
         return True
 
-    def _compute(self, shapes: dict[str, tuple[int, ...]], addresses: dict[str, int]) -> None:
+    def report_to_profiler(self) -> bool:
+        for layer in self._told:
+            self.profiler.report_layer_time(layer["Name"], layer["ms"])
+        told, self._told = bool(self._told), []
+        return told
+
+    def _compute(
+        self, shapes: dict[str, tuple[int, ...]], addresses: dict[str, int], *, timed: bool
+    ) -> None:
         driver, graph = self._trt.driver, self._trt.graph
+        driver.clock += self._trt.gap + sum(layer["ms"] for layer in self._trt.layers)
+        self._told = list(self._trt.layers) if timed else []
         dtypes = {"tensor(int64)": np.int64, "tensor(float)": np.float32}
         given = {}
         for value in graph.get_inputs():
@@ -317,3 +399,15 @@ class Context:
         names = [value.name for value in graph.get_outputs()]
         for name, array in zip(names, graph.run(names, given), strict=True):
             driver.view(addresses[name], array.shape, array.dtype)[...] = array
+
+
+@dataclass
+class Setting:
+    """A bundle that has an engine, and what stands in for the library and the GPU."""
+
+    bundle: Path
+    trt: TensorRT
+    driver: Driver
+
+    def load(self, target: str = TARGET) -> Session:
+        return Session.load(self.bundle, target, threads=1, capacity=ROOM)

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from intaglio.runtime.profile_ops import OpProfile
-from intaglio.runtime.profile_report import Measured, ProfileReport, Timing
+from intaglio.runtime.profile.ops import OpProfile
+from intaglio.runtime.profile.report import Measured, ProfileReport, Timing
 
 from .console import Console
 from .summary import amount, module_name
@@ -77,13 +77,24 @@ def _ops(console: Console, ops: OpProfile) -> None:
         f"\n  where the time goes, {phase} {ops.tokens}: {ops.engine:.3f} ms in the engine while "
         f"traced, {ops.overhead:.3f} ms of it between operators"
     )
+    if ops.ceilings is not None:
+        console.text(f"  roofline: {ops.ceilings}")
     modules = [(module_name(name), time) for name, time in ops.by_module()]
-    operators = [(f"{nodes} x {name}", time) for name, nodes, time in ops.by_op()]
-    for title, rows in (("module", modules), ("operator", operators)):
-        kept, rest = rows[:TOP], rows[TOP:]
-        if rest:
-            kept.append((f"{len(rest)} more", sum(time for _, time in rest)))
-        console.table(
-            [[name, f"{time:.3f}", f"{time / (ops.kernels or 1):.0%}"] for name, time in kept],
-            [title, "ms", "share"],
-        )
+    console.table(
+        [[name, *_share(time, ops)] for name, time in _shortened(modules)],
+        ["module", "ms", "share"],
+    )
+    found = ops.by_op()
+    rows = [[f"{o.nodes} x {o.op}", *_share(o.milliseconds, ops), *ops.cells(o)] for o in found]
+    rest = sum(each.milliseconds for each in found[TOP:])
+    more = [[f"{len(found) - TOP} more", *_share(rest, ops), *("" for _ in ops.columns)]]
+    console.table(rows[:TOP] + more * (len(found) > TOP), ["operator", "ms", "share", *ops.columns])
+
+
+def _shortened(rows: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
+    kept, rest = list(rows[:TOP]), rows[TOP:]
+    return kept + [(f"{len(rest)} more", sum(time for _, time in rest))] * bool(rest)
+
+
+def _share(time: float, ops: OpProfile) -> list[str]:
+    return [f"{time:.3f}", f"{time / (ops.kernels or 1):.0%}"]

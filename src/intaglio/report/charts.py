@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from intaglio.runtime.profile_report import Phase, ProfileReport, Ratio
+from intaglio.runtime.profile.report import Phase, ProfileReport, Ratio
 
 from .html import Html, text, visible
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
-from intaglio.runtime.profile_ops import OpProfile
-from intaglio.runtime.profile_report import Measured, Phase, ProfileReport, Timing
+from intaglio.runtime.profile.ops import OpProfile
+from intaglio.runtime.profile.report import Measured, Phase, ProfileReport, Timing
 
 from . import charts
 from .html import Html, element, join, table
@@ -30,8 +30,13 @@ _TERMS = {
     "intermediate values, and weights that it copied.",
     "process": "The most physical memory of the process that ran it, libraries included, up to "
     "the end of the phase.",
-    "time by module": "From the profiler of ONNX Runtime, in another process: tracing slows the "
-    "call down, so shares count more than times. Times are whole microseconds each.",
+    "time by module": "From the profiler of the engine, in another process: tracing slows the "
+    "call down, so shares count more than times. Those of ONNX Runtime are whole microseconds.",
+    "between operators": "What the engine does between them; on a GPU, the gaps between launches.",
+    "GB/s, Gop/s": "What an operator has to read, write and compute, from the shapes in the graph, "
+    "by its time. A weight that is still in a cache comes faster than the memory is.",
+    "of roofline": "The least time that the GPU would need for these bytes or these operations, "
+    "whichever is longer, by the time that it took.",
 }
 
 
@@ -245,20 +250,25 @@ def _traced(ops: OpProfile) -> list[Html]:
     if root.own:
         rows.append(_leaf("(no module)", root.own, whole))
     operators = ops.by_op()
-    head: list[object] = ["operator", "nodes", "ms", "share"]
+    head: list[object] = ["operator", "nodes", "ms", "share", *ops.columns]
     shown: list[list[object]] = [
-        [element("code", op), nodes, f"{time:.3f}", f"{time / (whole or 1):.0%}"]
-        for op, nodes, time in operators[:_TOP]
+        [element("code", o.op), o.nodes, *_share(o.milliseconds, whole), *ops.cells(o)]
+        for o in operators[:_TOP]
     ]
     if rest := operators[_TOP:]:
-        time = sum(time for _, _, time in rest)
-        nodes = sum(nodes for _, nodes, _ in rest)
-        shown.append([f"{len(rest)} more", nodes, f"{time:.3f}", f"{time / (whole or 1):.0%}"])
+        time, nodes = sum(o.milliseconds for o in rest), sum(o.nodes for o in rest)
+        blank = ["" for _ in ops.columns]
+        shown.append([f"{len(rest)} more", nodes, *_share(time, whole), *blank])
     return [
         element("h3", f"{Phase(ops.kind, ops.tokens)}: {ops.engine:.3g} ms in the engine, traced"),
+        element("p", f"Roofline: {ops.ceilings}.") if ops.ceilings is not None else Html(""),
         element("div", *rows, overhead, class_="tree"),
         table(head, shown),
     ]
+
+
+def _share(time: float, whole: float) -> list[str]:
+    return [f"{time:.3f}", f"{time / (whole or 1):.0%}"]
 
 
 def _branch(branch: Branch, whole: float, depth: int) -> Html:

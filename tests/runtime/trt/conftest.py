@@ -1,8 +1,14 @@
-"""Kernels of a plugin that were never compiled: plans with bytes for code."""
+"""Kernels of a plugin that were never compiled, and engines on a GPU that is not there."""
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
+import onnxruntime
 import pytest
+from device import Driver, Setting, TensorRT
+from engines import add_engine
 
 from intaglio.runtime.launch import (
     Buffer,
@@ -14,6 +20,7 @@ from intaglio.runtime.launch import (
     dim,
     less,
 )
+from intaglio.runtime.trt.build import GRAPH
 from intaglio.runtime.trt.kernels import Kernels
 
 
@@ -62,3 +69,23 @@ def make_kernels() -> Callable[..., Kernels]:
         )
 
     return make
+
+
+@pytest.fixture
+def make(
+    make_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Setting]]:
+    """Bundles with engines, and the stand-ins in place of library and driver."""
+    real = pytest.importorskip("tensorrt_rtx")
+
+    def made(*layouts: str, kernels: dict[str, Any] | None = None, **options: Any) -> Setting:
+        root = make_bundle(*layouts, **options)
+        built = add_engine(root, real.__version__, kernels)
+        gpu = Driver()
+        graph = onnxruntime.InferenceSession((root / GRAPH).read_bytes())
+        trt = TensorRT(real, gpu, graph, built.profiles)
+        trt.install(monkeypatch)
+        return Setting(root, trt, gpu)
+
+    yield made
+    gc.collect()

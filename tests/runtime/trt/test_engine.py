@@ -9,17 +9,16 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 import pytest
-from device import Context, Driver, Engine, TensorRT
-from engines import MOST_ROWS, ROOM, add_engine
+from device import Context, Driver, Engine, Setting
+from engines import MOST_ROWS, ROOM
 
 from intaglio.errors import (
     BundleError,
@@ -32,44 +31,13 @@ from intaglio.runtime.bundle import Bundle
 from intaglio.runtime.manifest import Limits
 from intaglio.runtime.session import Session
 from intaglio.runtime.trt import driver, flavour
-from intaglio.runtime.trt.build import GRAPH, RECORD, TARGET
+from intaglio.runtime.trt.build import RECORD
 from intaglio.runtime.trt.driver import Device
 from intaglio.state import PAST_LENGTH
 
 real = pytest.importorskip("tensorrt_rtx")
 
 Array = npt.NDArray[Any]
-
-
-@dataclass
-class Setting:
-    """A bundle that has an engine, and what stands in for the library and the GPU."""
-
-    bundle: Path
-    trt: TensorRT
-    driver: Driver
-
-    def load(self, target: str = TARGET) -> Session:
-        return Session.load(self.bundle, target, threads=1, capacity=ROOM)
-
-
-@pytest.fixture
-def make(
-    make_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., Setting]]:
-    """Bundles with engines, and the stand-ins in place of library and driver."""
-
-    def made(*layouts: str, kernels: dict[str, Any] | None = None, **options: Any) -> Setting:
-        root = make_bundle(*layouts, **options)
-        built = add_engine(root, real.__version__, kernels)
-        gpu = Driver()
-        graph = onnxruntime.InferenceSession((root / GRAPH).read_bytes())
-        trt = TensorRT(real, gpu, graph, built.profiles)
-        trt.install(monkeypatch)
-        return Setting(root, trt, gpu)
-
-    yield made
-    gc.collect()
 
 
 def same(found: dict[str, Array], expected: dict[str, Array]) -> None:
@@ -260,7 +228,7 @@ def test_sessions_share_an_engine(make: Callable[..., Setting]) -> None:
     first: Any = setting.load()
     others: list[Any] = [setting.load(), first.fork()]
     for second in others:
-        assert second._backend._engine is first._backend._engine
+        assert second._backend.engine is first._backend.engine
         assert second._backend is not first._backend
 
 
@@ -320,18 +288,19 @@ def test_the_stand_ins_offer_nothing_that_tensorrt_has_not(
         environment["LD_LIBRARY_PATH"] = str(request.getfixturevalue("tensorrt_libraries"))
     code = f"""
 import json, {module} as trt
-kinds = (trt.ICudaEngine, trt.IExecutionContext, trt.Runtime, trt.BuilderFlag)
+kinds = (trt.ICudaEngine, trt.IExecutionContext, trt.Runtime, trt.BuilderFlag, trt.IProfiler)
 print(json.dumps([dir(kind) for kind in kinds]))
 """
     listed = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
-    engine, context, runtime, flags = map(set, json.loads(listed.stdout))
+    engine, context, runtime, flags, profiler = map(set, json.loads(listed.stdout))
 
     assert {n for n in vars(Engine) if not n.startswith("_")} <= engine
     assert {n for n in vars(Context) if not n.startswith("_")} <= context
     assert "deserialize_cuda_engine" in runtime
     assert "TF32" in flags
+    assert "report_layer_time" in profiler
 
 
 def test_the_stand_in_driver_offers_nothing_that_cuda_has_not() -> None:
@@ -339,4 +308,5 @@ def test_the_stand_in_driver_offers_nothing_that_cuda_has_not() -> None:
     api = pytest.importorskip("cuda.bindings.driver")
 
     assert {n for n in vars(Driver) if n.startswith("cu")} <= set(dir(api))
-    assert hasattr(api.CUstreamCaptureMode, "CU_STREAM_CAPTURE_MODE_THREAD_LOCAL")
+    for kind in ("CUstreamCaptureMode", "CUstreamCaptureStatus", "CUevent_record_flags"):
+        assert set(vars(getattr(Driver, kind))) <= set(dir(getattr(api, kind)))

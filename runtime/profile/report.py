@@ -9,7 +9,7 @@ import numpy as np
 
 from intaglio.state import StateSpec
 
-from .profile_ops import OpProfile
+from .ops import OpProfile
 
 BUNDLE, EAGER = "bundle", "eager"
 NOISY = 2.0  # p99 : median from which a measurement is called noisy

@@ -7,29 +7,28 @@ milliseconds, duration in seconds, a least number of iterations, percentiles.
 
 import datetime as dt
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from importlib.metadata import version
-from pathlib import Path
 
 from intaglio.errors import BundleError, OptionError
 from intaglio.runtime import machine
 from intaglio.runtime.backend import choose_target
 from intaglio.runtime.bundle import Bundle
-from intaglio.runtime.graph import Graph, parse_graph, read_graph
-from intaglio.runtime.ort.engine import OPTIMIZED, WEIGHTS
+from intaglio.runtime.graph import Graph, read_graph
+from intaglio.runtime.trace import Trace
 from intaglio.runtime.trt.build import TARGET, read_built
+from intaglio.runtime.weights import total, weights_of
+from intaglio.runtime.work import Ceilings, Works
 from intaglio.runtime.worker import Worker
-from intaglio.state import TIME
+from intaglio.state import BATCH, CAPACITY, PAST, TIME
 
-from .profile_ops import Names, OpProfile, op_profile, read_trace
-from .profile_report import BUNDLE, Measured, Phase, ProfileReport, Timing
-from .profile_settings import Contestant, ProfileSettings
-from .weights import total, weights_of
+from .ops import OpProfile, op_profile
+from .report import BUNDLE, Measured, Phase, ProfileReport, Timing
+from .settings import Contestant, ProfileSettings
 
-CHILD = "intaglio.runtime.profile_child"
+CHILD = "intaglio.runtime.profile.child"
 CONTEXTS = (128, 1024, 4096)
 PROMPTS = (512,)
 EVENTS = 100_000  # of the engine's profiler, about 600 bytes each
@@ -68,8 +67,7 @@ def profile(
     measured = _measure([*ours, *peers], phases, settings, tell)
     for index, (bundle, graph) in enumerate(zip(opened, graphs, strict=True)):
         tell(f"operators: {ours[index].name}", index / len(ours))
-        traced = settings.ops and ours[index].about["target"] != TARGET
-        ops = _trace(ours[index], graph, phases, settings) if traced else ()
+        ops = _trace(ours[index], graph, phases, settings) if settings.ops else ()
         measured[index] = _with_graph(measured[index], bundle, graph, ops)
     return ProfileReport(
         taken=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
@@ -228,27 +226,39 @@ def _trace(
 ) -> list[OpProfile]:
     """Where the time of each phase goes, with the engine's profiler on, in another process."""
     calls = max(1, min(TRACED, EVENTS // (max(len(graph.nodes), 1) * len(phases))))
-    with (
-        tempfile.TemporaryDirectory(prefix="intaglio-") as folder,
-        Worker(contestant.name, contestant.child) as worker,
-    ):
-        trace = Path(folder) / "trace"
-        (Path(folder) / WEIGHTS).symlink_to(os.devnull)  # nobody reads them
-        worker.call("load", **contestant.load, trace=str(trace))
-        optimized = parse_graph(trace.with_name(trace.name + OPTIMIZED).read_bytes())
-        parts = []
+    parts = []
+    with Worker(contestant.name, contestant.child) as worker:
+        worker.call("load", **contestant.load, trace=True)
         for phase in phases:
             worker.call("ready", kind=phase.kind, tokens=phase.tokens, batch=settings.batch)
             worker.call("run", seconds=0, iterations=1)
             start = worker.call("steps")
             worker.call("run", seconds=0, iterations=calls)
-            parts.append((phase, start))
-        events = read_trace(Path(worker.call("end_trace")))
-    names = Names(graph, optimized)
+            parts.append((phase, start, worker.call("footprint")["capacity"]))
+        ceilings = worker.call("ceilings")
+        trace = Trace.from_json(worker.call("end_trace"))
     return [
-        op_profile(phase.kind, phase.tokens, events[start : start + calls], names)
-        for phase, start in parts
+        op_profile(
+            phase.kind,
+            phase.tokens,
+            trace.ops,
+            trace.calls[start : start + calls],
+            Works(graph, _sizes(phase, settings.batch, capacity or 0)),
+            ceilings and Ceilings(**ceilings),
+        )
+        for phase, start, capacity in parts
     ]
+
+
+def _sizes(phase: Phase, batch: int, capacity: int) -> dict[str, int]:
+    """What the dimensions of a graph stand for in a phase."""
+    step = phase.kind == "step"
+    return {
+        BATCH: batch,
+        TIME: 1 if step else phase.tokens,
+        PAST: phase.tokens if step else 0,
+        CAPACITY: capacity,
+    }
 
 
 def _with_graph(

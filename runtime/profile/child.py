@@ -1,4 +1,4 @@
-"""The process in which a bundle is profiled: `python -m intaglio.runtime.profile_child`.
+"""The process in which a bundle is profiled: `python -m intaglio.runtime.profile.child`.
 
 A step is measured at exactly the context that was asked for: before each one, the session's count
 of tokens is set back, which costs nothing and leaves caches and recurrent states as large and as
@@ -8,6 +8,7 @@ on.
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,9 @@ from intaglio.runtime import machine
 from intaglio.runtime.backend import choose_target
 from intaglio.runtime.bundle import Bundle
 from intaglio.runtime.manifest import Manifest, TensorSpec
-from intaglio.runtime.ort.engine import open_engine
 from intaglio.runtime.session import Session
 from intaglio.runtime.shapes import shape_of
+from intaglio.runtime.trace import Tracer, open_tracer
 from intaglio.runtime.worker import serve
 from intaglio.state import BATCH, TIME
 
@@ -37,6 +38,7 @@ class Runner:
         self._steps = 0
         self._batch = 1
         self._call: Callable[[], float]
+        self._tracer: Tracer | None = None
 
     def load(
         self,
@@ -44,14 +46,17 @@ class Runner:
         target: str,
         threads: int | None,
         capacity: int | None,
-        trace: str | None = None,
+        trace: bool = False,
     ) -> dict[str, Any]:
-        """Open the bundle; seconds and bytes that it took."""
+        """Open the bundle, for tracing or to be fast; seconds and bytes that it took."""
         before, start = machine.resident(), _clock()
         opened = Bundle.open(bundle)
-        if trace is not None:  # the session shares this engine
-            self._engine = open_engine(opened, choose_target(opened, target), threads, trace)
-        self._session = Session.load(opened, target, threads=threads, capacity=capacity)
+        if trace:
+            self._tracer = open_tracer(opened, choose_target(opened, target), threads)
+            backend = self._tracer.backend
+            self._session = Session.over(opened, target, backend, capacity=capacity)
+        else:
+            self._session = Session.load(opened, target, threads=threads, capacity=capacity)
         seconds = _clock() - start
         return {"seconds": seconds, "before": before, "resident": machine.resident()}
 
@@ -93,15 +98,23 @@ class Runner:
         }
 
     def steps(self) -> int:
-        """Calls of the engine so far."""
+        """Calls of the session so far."""
         return self._steps
 
-    def end_trace(self) -> str:
-        """Have the engine write the time of each node; the file's path."""
-        return str(self._engine.end_profiling())
+    def ceilings(self) -> dict[str, Any] | None:
+        """What the device reaches at best, None where that is not measured."""
+        found = None if self._tracer is None else self._tracer.ceilings()
+        return None if found is None else asdict(found)
+
+    def end_trace(self) -> dict[str, Any]:
+        """Where the time of all calls went."""
+        assert self._tracer is not None
+        return self._tracer.end().to_json()
 
     def _take(self, inputs: Mapping[str, Array]) -> float:
         self._steps += 1
+        if self._tracer is not None:
+            self._tracer.begin()
         start = _clock()
         self._session.step(inputs)
         return _clock() - start
@@ -187,7 +200,7 @@ def _shape(spec: TensorSpec, batch: int, time: int) -> tuple[int, ...]:
 def main() -> None:
     """Serve the parent."""
     runner = Runner()
-    names = ("load", "ready", "run", "footprint", "steps", "end_trace")
+    names = ("load", "ready", "run", "footprint", "steps", "ceilings", "end_trace")
     serve({name: getattr(runner, name) for name in names})
 
 

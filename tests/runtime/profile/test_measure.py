@@ -11,11 +11,11 @@ from engines import ROOM, add_engine
 from intaglio.errors import BundleError, OptionError, ProfileError
 from intaglio.runtime.bundle import Bundle
 from intaglio.runtime.manifest import Limits, Manifest, TensorSpec
-from intaglio.runtime.profile import phases_of, profile
-from intaglio.runtime.profile_child import CHUNK, Runner, inputs_for
-from intaglio.runtime.profile_ops import ENGINE
-from intaglio.runtime.profile_report import Phase, ProfileReport
-from intaglio.runtime.profile_settings import Contestant, ProfileSettings
+from intaglio.runtime.ort.trace import ENGINE
+from intaglio.runtime.profile.child import CHUNK, Runner, inputs_for
+from intaglio.runtime.profile.measure import phases_of, profile
+from intaglio.runtime.profile.report import Phase, ProfileReport
+from intaglio.runtime.profile.settings import Contestant, ProfileSettings
 from intaglio.state import BATCH, TIME
 
 MakeBundle = Callable[..., Path]

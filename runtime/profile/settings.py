@@ -26,7 +26,7 @@ class ProfileSettings:
         duration: seconds that each measurement takes at least.
         iterations: calls that each measurement takes at least.
         percentiles: ranks of latency to report, above 0 and up to 100.
-        ops: whether to trace operators, in another process; of ONNX Runtime alone.
+        ops: whether to trace operators, in another process.
     """
 
     contexts: Sequence[int] | None = None

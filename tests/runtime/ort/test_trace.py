@@ -1,4 +1,4 @@
-"""Time of operators: read from the engine's profile, given to modules, adding up."""
+"""Time of nodes: read from the profile of ONNX Runtime, given to modules, adding up."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 
 from intaglio.errors import ProfileError
 from intaglio.runtime.graph import Graph, Node
-from intaglio.runtime.profile_ops import ENGINE, Names, midmean, op_profile, read_trace
+from intaglio.runtime.ort.trace import ENGINE, Names, read_events, trace_of
 
 
 def node(name: str, op: str, module: str, output: str) -> Node:
@@ -48,7 +48,10 @@ def test_a_node_of_the_engine_belongs_to_the_module_it_is_named_after(
     name: str, op: str, owner: tuple[str, bool]
 ) -> None:
     """By its own name, by that of the node it was fused from, or by a value; else to nobody."""
-    assert NAMES.owner(name, op) == owner
+    found = NAMES.traced(name, op)
+
+    assert (found.module, found.fused) == owner
+    assert found.nodes == (() if found.fused else (name,))
 
 
 def test_a_fused_node_belongs_to_the_module_whose_value_it_gives() -> None:
@@ -63,7 +66,9 @@ def test_a_fused_node_belongs_to_the_module_whose_value_it_gives() -> None:
         integers={},
     )
 
-    assert Names(graph, Graph((skip,), {})).owner(skip.name, skip.op) == ("ln", True)
+    found = Names(graph, Graph((skip,), {})).traced(skip.name, skip.op)
+
+    assert (found.module, found.fused) == ("ln", True)
 
 
 def event(name: str, start: int, duration: int, op: str = "Mul", **memory: int) -> dict[str, Any]:
@@ -92,52 +97,37 @@ CALL = [
 
 
 def test_a_body_is_not_counted_twice() -> None:
-    """Scan keeps what its body leaves of its time; nodes and overhead add up to the call."""
-    found = op_profile("step", 7, [CALL], NAMES)
+    """Scan keeps what its body leaves of its time; a node that runs twice is counted as one."""
+    found = trace_of([CALL], NAMES)
+    (call,) = found.calls
 
-    assert {op.node: op.milliseconds for op in found.ops} == pytest.approx(
+    assert {found.ops[place].node: time for place, time in call.times.items()} == pytest.approx(
         {"node_silu": 0.010, "inner": 0.010, "node_scan": 0.010}
     )
-    assert found.kernels == pytest.approx(0.030)
-    assert found.engine == pytest.approx(0.040)
-    assert (found.kind, found.tokens) == ("step", 7)
+    assert call.total == pytest.approx(0.040)
 
 
 def test_the_arena_is_told_by_its_largest_size() -> None:
-    found = op_profile("step", 7, [CALL], NAMES)
+    told, untold = trace_of([CALL, [run(0, 1)]], NAMES).calls
 
-    assert (found.arena_held, found.arena_used) == (3000, 900)
-    assert op_profile("step", 7, [[run(0, 1)]], NAMES).arena_held is None
-
-
-def test_modules_and_operators_are_sums_of_their_nodes() -> None:
-    found = op_profile("step", 7, [CALL], NAMES)
-
-    assert dict(found.by_module()) == pytest.approx(
-        {"layers.0.mlp": 0.010, ENGINE: 0.010, "mixer": 0.010}
-    )
-    assert sum(ms for _, _, ms in found.by_op()) == pytest.approx(found.kernels)
-    assert {(op, nodes) for op, nodes, _ in found.by_op()} == {("Mul", 2), ("Scan", 1)}
+    assert (told.arena_held, told.arena_used) == (3000, 900)
+    assert (untold.arena_held, untold.arena_used) == (None, None)
 
 
-def test_an_interruption_of_one_call_makes_no_node_slow() -> None:
-    slow = [event("node_silu", 0, 5010), *CALL[1:-1], run(0, 5040)]
-    found = op_profile("step", 7, [slow, *[CALL] * 7], NAMES)
+def test_calls_share_the_operators_that_they_run() -> None:
+    found = trace_of([CALL, CALL[:1] + CALL[-1:], CALL], NAMES)
 
-    assert found.ops[0].milliseconds == pytest.approx(0.010)
-    assert found.engine == pytest.approx(0.040)
-
-
-def test_the_middle_mean_leaves_both_ends_out() -> None:
-    assert midmean([100, 1, 2, 3]) == 2.5
-    assert midmean([4]) == 4
+    assert [(op.node, op.op) for op in found.ops] == [
+        *(("node_silu", "Mul"), ("node_scan", "Scan"), ("inner", "Mul")),
+    ]
+    assert [sorted(call.times) for call in found.calls] == [[0, 1, 2], [0], [0, 1, 2]]
 
 
 def test_a_trace_is_cut_at_the_calls(tmp_path: Path) -> None:
     path = tmp_path / "trace.json"
     start = {"cat": "Session", "name": "session_initialization", "ts": 0, "dur": 9, "tid": 1}
     path.write_text(json.dumps([start, *CALL, *CALL]))
-    calls = read_trace(path)
+    calls = read_events(path)
 
     assert [len(call) for call in calls] == [5, 5]
     assert [call[-1]["name"] for call in calls] == ["model_run", "model_run"]
@@ -147,7 +137,7 @@ def test_a_trace_is_cut_at_the_calls(tmp_path: Path) -> None:
 def test_a_trace_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "trace.json").write_text(content)
     if content == "{}":
-        assert read_trace(tmp_path / "trace.json") == []
+        assert read_events(tmp_path / "trace.json") == []
         return
     with pytest.raises(ProfileError, match="--no-ops"):
-        read_trace(tmp_path / "trace.json")
+        read_events(tmp_path / "trace.json")

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from intaglio.runtime.profile_report import Measured, Phase, ProfileReport, Timing
+from intaglio.runtime.profile.report import Measured, Phase, ProfileReport, Timing
 
 STEP = Phase("step", 128)
 

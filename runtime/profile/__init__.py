@@ -1,0 +1,1 @@
+"""Measuring bundles side by side: latencies, memory, and where the time goes."""

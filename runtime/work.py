@@ -1,0 +1,264 @@
+"""What nodes of a graph have to do at given sizes: bytes to move, operations to compute.
+
+Together with what a device reaches at best, this bounds their time from below: the roofline of
+Williams, Waterman and Patterson (2009, https://doi.org/10.1145/1498765.1498785).  Bytes are those
+that have to cross the memory once: what nodes compute for each other counts for none of them when
+an engine runs them as one.  A product of two numbers that is added counts as two operations.
+"""
+
+import ast
+import math
+import operator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from intaglio.state import CAPACITY, PAST, TIME
+
+from .graph import Dim, Graph, Node
+
+Sizes = Mapping[str, int]
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Work:
+    """Bytes that are read and written, and arithmetic operations."""
+
+    bytes: int
+    operations: int
+
+    def __add__(self, other: "Work") -> "Work":
+        """Both, one after the other."""
+        return Work(self.bytes + other.bytes, self.operations + other.operations)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ceilings:
+    """What a device reaches at best.
+
+    Attributes:
+        bytes: of its memory, read and written, a second.
+        operations: of its largest matrix products, a second.
+        dtype: of those products.
+        device: what it is called.
+    """
+
+    bytes: float
+    operations: float
+    dtype: str
+    device: str
+
+    def __str__(self) -> str:
+        """As reports tell them."""
+        return (
+            f"{self.device}, {self.bytes / 1e9:.0f} GB/s copied, "
+            f"{self.operations / 1e12:.3g} Top/s in products of {self.dtype}"
+        )
+
+    def least(self, work: Work) -> float:
+        """Milliseconds below which no kernel does `work`, caches aside."""
+        return 1e3 * max(work.bytes / self.bytes, work.operations / self.operations)
+
+
+class Works:
+    """Work of nodes of one graph at one size of batch, time, past and capacity."""
+
+    def __init__(self, graph: Graph, sizes: Sizes) -> None:
+        self._graph = graph
+        self._sizes = sizes
+        self._nodes = {node.name: node for node in graph.nodes if node.name}
+        self._users: dict[str, set[str]] = defaultdict(set)
+        for node in graph.nodes:
+            for name in node.inputs:
+                self._users[name].add(node.name)
+
+    def of(self, names: Iterable[str]) -> Work | None:
+        """Work of the nodes called `names`, run as one; None where sizes are not known."""
+        nodes = [self._nodes[name] for name in names if name in self._nodes]
+        if not nodes:
+            return None
+        reads: dict[str, int] = {}
+        writes: dict[str, int] = {}
+        operations = 0
+        try:
+            for node in nodes:
+                reads |= {n: max(reads.get(n, 0), size) for n, size in self._reads(node).items()}
+                writes |= self._writes(node)
+                operations += self._operations(node)
+        except _UnknownError:
+            return None
+        inner = {node.name for node in nodes}
+        read = sum(size for name, size in reads.items() if name not in writes)
+        written = sum(size for name, size in writes.items() if self._leaves(name, inner))
+        return Work(read + written, operations)
+
+    def _leaves(self, value: str, inner: set[str]) -> bool:
+        return value in self._graph.outputs or not self._users[value] <= inner
+
+    def _reads(self, node: Node) -> dict[str, int]:
+        op = _name(node)
+        if op in _VIEWS:
+            return {}
+        names = [name for name in node.inputs if name]
+        if op in _LOOKUPS:  # of the table, the rows that are given
+            return {names[1]: self._bytes(names[1]), names[0]: self._lookup(node)}
+        sizes = self._sizes
+        if op in _IN_PLACE:  # tokens beyond those consumed are neither read nor written
+            sizes = {**sizes, CAPACITY: sizes[PAST]}
+        if op in _WRITES_BEHIND:
+            names = names[1:]
+        return {name: self._bytes(name, sizes) for name in names}
+
+    def _writes(self, node: Node) -> dict[str, int]:
+        if _name(node) in _VIEWS:
+            return {}
+        sizes = self._sizes
+        if _name(node) in _IN_PLACE:
+            sizes = {**sizes, CAPACITY: sizes[TIME]}
+        if _name(node) in _WRITES_BEHIND:
+            return {node.outputs[0]: self._bytes(node.inputs[1])}
+        return {name: self._bytes(name, sizes) for name in node.outputs if name}
+
+    def _lookup(self, node: Node) -> int:
+        """Bytes of the rows of a table that a look-up reads, packed ones for what they are."""
+        table, rows = (self._shape(name) for name in node.inputs[:2])
+        axis = int(node.integers.get("gather_axis", node.integers.get("axis", 0)))
+        share = math.prod(rows) / max(table[axis], 1)
+        return math.ceil(self._bytes(node.inputs[0]) * min(share, 1.0))
+
+    def _operations(self, node: Node) -> int:
+        op = _name(node)
+        if op in _VIEWS or op in _MOVES or op in _LOOKUPS:
+            return 0
+        takes = [self._shape(name) if name else () for name in node.inputs]
+        gives = [self._shape(name) if name else () for name in node.outputs]
+        rule = _OPERATIONS.get(op)
+        if rule is not None:
+            return rule(node, takes, gives, self._sizes)
+        return _NORMS.get(op, 1) * max(map(math.prod, gives), default=0)
+
+    def _bytes(self, name: str, sizes: Sizes | None = None) -> int:
+        if name in self._graph.tensors:
+            return self._graph.tensors[name].nbytes
+        value = self._graph.values.get(name)
+        if value is None:
+            raise _UnknownError
+        return math.prod(self._shape(name, sizes)) * value.bits // 8
+
+    def _shape(self, name: str, sizes: Sizes | None = None) -> Shape:
+        if name in self._graph.tensors:
+            return self._graph.tensors[name].shape
+        value = self._graph.values.get(name)
+        if value is None:
+            raise _UnknownError
+        return tuple(_size(dim, sizes or self._sizes) for dim in value.shape)
+
+
+class _UnknownError(Exception):
+    """A shape is not known."""
+
+
+def _name(node: Node) -> str:
+    return node.op.rpartition("::")[2]
+
+
+_ARITHMETIC: dict[type[ast.operator], Callable[[int, int], int]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+}
+
+
+def _size(dim: Dim, sizes: Sizes) -> int:
+    """A dimension as a number: itself, a symbol, or sums and products of symbols."""
+    if isinstance(dim, int):
+        return dim
+    try:
+        return _evaluated(ast.parse(dim, mode="eval").body, sizes)
+    except (SyntaxError, KeyError, ValueError):
+        raise _UnknownError from None
+
+
+def _evaluated(node: ast.expr, sizes: Sizes) -> int:
+    match node:
+        case ast.Constant(value=int(value)):
+            return value
+        case ast.Name(id=name):
+            return sizes[name]
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _ARITHMETIC:
+            return _ARITHMETIC[type(op)](_evaluated(left, sizes), _evaluated(right, sizes))
+    raise ValueError(node)
+
+
+_VIEWS = {"Flatten", "Identity", "Reshape", "Shape", "Size", "Squeeze", "Unsqueeze"}
+_WRITES_BEHIND = {"TensorScatter"}  # into its first input: rows are bound in place
+_MOVES = {
+    *("Cast", "Concat", "Expand", "Pad", "Slice", "Split", "Tile", "Transpose", "Where"),
+    *_WRITES_BEHIND,
+}
+_LOOKUPS = {"Gather", "GatherBlockQuantized"}
+_IN_PLACE = {"GroupQueryAttention"}  # caches that a session binds as input and as output
+# Operations for each element of the output, where it is more than one.
+_NORMS = {
+    "GroupNormalization": 6,
+    "LayerNormalization": 6,
+    "RMSNormalization": 4,
+    "SimplifiedLayerNormalization": 4,
+    "SkipLayerNormalization": 7,
+    "SkipSimplifiedLayerNormalization": 5,
+    "Softmax": 4,
+}
+
+Shapes = Sequence[Shape]
+_Rule = Callable[[Node, Shapes, Shapes, Sizes], int]
+
+
+def _product(node: Node, takes: Shapes, gives: Shapes, sizes: Sizes) -> int:  # noqa: ARG001
+    inner = -2 if node.integers.get("transA") else -1
+    return 2 * math.prod(gives[0]) * takes[0][inner]
+
+
+def _convolution(node: Node, takes: Shapes, gives: Shapes, sizes: Sizes) -> int:  # noqa: ARG001
+    return 2 * math.prod(gives[0]) * math.prod(takes[1][1:])
+
+
+def _attention(node: Node, takes: Shapes, gives: Shapes, sizes: Sizes) -> int:  # noqa: ARG001
+    """Scores, and values weighted by them: a query meets every key there is."""
+    keys = gives[1] if len(gives) > 1 and gives[1] else takes[1]
+    length = keys[-2]  # [batch, heads, tokens, width], or [batch, tokens, width of all heads]
+    return 2 * length * (math.prod(takes[0]) + math.prod(gives[0]))
+
+
+def _cached_attention(node: Node, takes: Shapes, gives: Shapes, sizes: Sizes) -> int:  # noqa: ARG001
+    return 4 * (sizes[PAST] + sizes[TIME]) * math.prod(gives[0])
+
+
+def _linear_attention(node: Node, takes: Shapes, gives: Shapes, sizes: Sizes) -> int:  # noqa: ARG001
+    """For each token and element of state: an outer product, a query; a decay, a delta."""
+    decays, deltas = (len(takes) > place and bool(takes[place]) for place in (4, 5))
+    return sizes[TIME] * math.prod(gives[1]) * (4 + decays + 2 * deltas)
+
+
+def _piecewise_linear(node: Node, takes: Shapes, gives: Shapes, sizes: Sizes) -> int:  # noqa: ARG001
+    return 2 * math.prod(gives[0]) * takes[2][-1]
+
+
+def _state_space(node: Node, takes: Shapes, gives: Shapes, sizes: Sizes) -> int:  # noqa: ARG001
+    """H = exp(dt A) h + dt B x; y = C h."""
+    return sizes[TIME] * math.prod(gives[1]) * 7
+
+
+_OPERATIONS: dict[str, _Rule] = {
+    **dict.fromkeys(
+        ("AffineLowBitMatMul", "FusedMatMul", "Gemm", "MatMul", "MatMulInteger", "MatMulNBits"),
+        _product,
+    ),
+    **dict.fromkeys(("CausalConvWithState", "Conv"), _convolution),
+    "Attention": _attention,
+    "DiagonalSSM": _state_space,
+    "GroupQueryAttention": _cached_attention,
+    "LinearAttention": _linear_attention,
+    "PiecewiseLinearRNN": _piecewise_linear,
+}
