@@ -25,6 +25,7 @@ from . import kernels as kernel_files
 from .buffers import KINDS, DeviceBuffer
 from .build import ENGINE, TARGET, Built, Profile, read_built
 from .driver import Memory
+from .jit import Jit
 from .log import logger
 from .plan import TrtPlan
 
@@ -47,6 +48,7 @@ class Engine:
         trt: the module of its flavour.
         log: the logger that TensorRT complains to.
         cuda_engine: TensorRT's object.
+        jit: what compiles kernels on the device, where the flavour does.
     """
 
     def __init__(self, bundle: Bundle, built: Built) -> None:
@@ -79,6 +81,15 @@ class Engine:
             {name for name in names if modes[name] == each} for each in (mode.INPUT, mode.OUTPUT)
         )
         check_names(bundle, ENGINE, takes, gives)
+        digest = bundle.manifest.files[ENGINE].sha256
+        self.jit = Jit(self, digest) if built.flavour == "rtx" else None
+
+    def context(self) -> Any:
+        """A new execution context, whose memory the caller brings; None if TensorRT gives none."""
+        if self.jit is not None:
+            return self.cuda_engine.create_execution_context(self.jit.config)
+        strategy = self.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        return self.cuda_engine.create_execution_context(strategy)
 
 
 class TrtBackend:
@@ -133,8 +144,7 @@ class TrtBackend:
         index = next((i for i, p in enumerate(built.profiles) if _fits(p, shapes, growing)), None)
         if index is None:
             raise InputError(_misfit(built.profiles, shapes, growing))
-        strategy = engine.trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        context = engine.cuda_engine.create_execution_context(strategy)
+        context = engine.context()
         if context is None:
             raise DeviceError(f"TensorRT gives no execution context: {self.complaint()}.")
         context.set_device_memory(self._scratch.address, self._scratch.nbytes)
@@ -144,6 +154,11 @@ class TrtBackend:
         if self.tracer is not None:
             self.tracer.watch(context)
         return context
+
+    def settled(self) -> None:
+        """Take note that a step ran at new shapes: what it compiled is kept."""
+        if self.engine.jit is not None:
+            self.engine.jit.keep()
 
     def reads_on_host(self, name: str) -> bool:
         """Whether TensorRT reads an input on the host, since shapes within the engine follow."""

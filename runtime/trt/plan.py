@@ -85,6 +85,8 @@ class TrtPlan(Plan):
         backend.device.wait(backend.stream)
         if backend.tracer is not None:
             backend.tracer.take(self._context)
+        if not any(self._settled):
+            backend.settled()
         self._settled[side] = True
         for (name, _, _), array in zip(self._outputs, self._out.arrays, strict=True):
             np.copyto(results[name], array)

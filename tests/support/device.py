@@ -253,6 +253,7 @@ class TensorRT:
         on_host: inputs that engines read on the host.
         layers: what engines tell of themselves, with the milliseconds `ms` that each takes.
         gap: milliseconds between a run's layers, all together.
+        compiled: kernels that were compiled because no cache held them, by their shapes.
     """
 
     def __init__(self, real: Any, driver: Driver, graph: Any, profiles: Any) -> None:
@@ -265,6 +266,7 @@ class TensorRT:
         self.on_host: set[str] = set()
         self.layers: list[dict[str, Any]] = []
         self.gap = 0.0
+        self.compiled: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real, name)
@@ -319,10 +321,69 @@ class Engine:
 
         return SimpleNamespace(get_engine_information=told)
 
-    def create_execution_context(self, strategy: Any) -> "Context":
-        assert strategy == self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        self._trt.contexts.append(Context(self._trt))
-        return self._trt.contexts[-1]
+    def create_runtime_config(self) -> "RuntimeConfig":
+        return RuntimeConfig(self._trt)
+
+    def create_execution_context(self, how: Any) -> "Context":
+        """Make one: `how` is a runtime's configuration, or the strategy alone."""
+        trt, cache, strategy = self._trt, None, how
+        if isinstance(how, RuntimeConfig):
+            eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+            assert how.dynamic_shapes_kernel_specialization_strategy == eager
+            cache, strategy = how.cache, how.strategy
+        assert strategy == trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        trt.contexts.append(Context(trt, cache))
+        return trt.contexts[-1]
+
+
+class RuntimeConfig:
+    """What the runtime calls of an IRuntimeConfig.
+
+    Attributes:
+        strategy: for the memory of contexts.
+        cache: of compiled kernels.
+    """
+
+    dynamic_shapes_kernel_specialization_strategy: Any = None
+
+    def __init__(self, trt: TensorRT) -> None:
+        self._trt = trt
+        self.strategy: Any = None
+        self.cache: RuntimeCache | None = None
+
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
+        self.strategy = strategy
+
+    def create_runtime_cache(self) -> "RuntimeCache":
+        return RuntimeCache(self._trt)
+
+    def set_runtime_cache(self, cache: "RuntimeCache") -> bool:
+        self.cache = cache
+        return True
+
+
+class RuntimeCache:
+    """What the runtime calls of an IRuntimeCache: a line for each kernel."""
+
+    def __init__(self, trt: TensorRT) -> None:
+        self._trt = trt
+        self._kernels: set[str] = set()
+
+    def deserialize(self, content: bytes) -> bool:
+        head, *kernels = content.decode().split("\n")
+        if head != "kernels":
+            return False
+        self._kernels = set(kernels)
+        return True
+
+    def serialize(self) -> bytes:
+        return "\n".join(["kernels", *sorted(self._kernels)]).encode()
+
+    def compiled(self, kernel: str) -> None:
+        """Have a kernel, from here on."""
+        if kernel not in self._kernels:
+            self._trt.compiled.append(kernel)
+            self._kernels.add(kernel)
 
 
 class Context:
@@ -337,8 +398,9 @@ class Context:
     profiler: Any = None
     enqueue_emits_profile = True
 
-    def __init__(self, trt: TensorRT) -> None:
+    def __init__(self, trt: TensorRT, cache: RuntimeCache | None) -> None:
         self._trt = trt
+        self._cache = cache
         self._told: list[dict[str, Any]] = []
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
@@ -371,6 +433,8 @@ class Context:
             if self._trt.runs < 0:
                 return False
         shapes, addresses = dict(self._shapes), dict(self._addresses)
+        if self._cache is not None:
+            self._cache.compiled(str(sorted(shapes.items())))
         timed = self.profiler is not None
         assert not (timed and self.enqueue_emits_profile)
         self._trt.driver.enqueue(stream, lambda: self._compute(shapes, addresses, timed=timed))

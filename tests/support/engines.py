@@ -39,12 +39,14 @@ def profile(name: str, shapes: dict[str, tuple[int | str, ...]]) -> Profile:
     )
 
 
-def add_engine(root: Path, version: str, kernels: dict[str, Any] | None = None) -> Built:
+def add_engine(
+    root: Path, version: str, kernels: dict[str, Any] | None = None, flavour: str = "rtx"
+) -> Built:
     """Add to a bundle the record of an engine of TensorRT-RTX, and bytes for the engine."""
     manifest = Bundle.open(root).manifest
     shapes = described(manifest)
     built = Built(
-        flavour="rtx",
+        flavour=flavour,
         version=version,
         capabilities=(86, 89),
         profiles=tuple(profile(name, shapes) for name in SIZES),

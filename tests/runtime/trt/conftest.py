@@ -10,6 +10,7 @@ import pytest
 from device import Driver, Setting, TensorRT
 from engines import add_engine
 
+from intaglio.runtime import user_cache
 from intaglio.runtime.launch import (
     Buffer,
     Launch,
@@ -73,14 +74,20 @@ def make_kernels() -> Callable[..., Kernels]:
 
 @pytest.fixture
 def make(
-    make_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    make_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Iterator[Callable[..., Setting]]:
     """Bundles with engines, and the stand-ins in place of library and driver."""
+    monkeypatch.setattr(user_cache, "folder", lambda kind: tmp_path / "cache" / kind)
     real = pytest.importorskip("tensorrt_rtx")
 
-    def made(*layouts: str, kernels: dict[str, Any] | None = None, **options: Any) -> Setting:
+    def made(
+        *layouts: str,
+        kernels: dict[str, Any] | None = None,
+        flavour: str = "rtx",
+        **options: Any,
+    ) -> Setting:
         root = make_bundle(*layouts, **options)
-        built = add_engine(root, real.__version__, kernels)
+        built = add_engine(root, real.__version__, kernels, flavour)
         gpu = Driver()
         graph = onnxruntime.InferenceSession((root / GRAPH).read_bytes())
         trt = TensorRT(real, gpu, graph, built.profiles)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from device import Context, Driver, Engine, Setting
+from device import Context, Driver, Engine, RuntimeCache, RuntimeConfig, Setting
 from engines import MOST_ROWS, ROOM
 
 from intaglio.errors import (
@@ -269,6 +269,51 @@ def test_what_keeps_an_engine_from_running_is_told(
         setting.load()
 
 
+def test_kernels_that_were_compiled_are_kept(
+    make: Callable[..., Setting], make_ids: Callable[..., Array], tmp_path: Path
+) -> None:
+    """In the user's cache: the next process compiles those of new shapes alone."""
+    setting = make("recurrent")
+
+    def compiled(*lengths: int) -> int:
+        """How many kernels a process compiles that steps by so many tokens."""
+        setting.trt.compiled.clear()
+        session = setting.load()
+        for length in lengths:
+            session.step({"input_ids": make_ids(1, length)})
+        del session
+        gc.collect()
+        return len(setting.trt.compiled)
+
+    assert compiled(3, 1, 1) == 2
+    assert compiled(3, 1, 1) == 0
+    assert compiled(3, 4) == 1
+    (kept,) = (tmp_path / "cache/engines").iterdir()
+    kept.write_bytes(b"of another version")
+    assert compiled(3, 1) == 2
+    assert compiled(3, 1) == 0
+
+
+def test_full_tensorrt_compiles_nothing_when_it_runs(
+    make: Callable[..., Setting], make_ids: Callable[..., Array], tmp_path: Path
+) -> None:
+    setting = make("recurrent", flavour="tensorrt")
+    step = {"input_ids": make_ids(1, 3)}
+    same(setting.load().step(step), setting.load("ort").step(step))
+
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_cache_that_cannot_be_written_keeps_nobody_from_running(
+    make: Callable[..., Setting], make_ids: Callable[..., Array], tmp_path: Path
+) -> None:
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    setting = make("recurrent")
+    step = {"input_ids": make_ids(1, 3)}
+
+    same(setting.load().step(step), setting.load("ort").step(step))
+
+
 def test_no_gpu_is_told(make: Callable[..., Setting], monkeypatch: pytest.MonkeyPatch) -> None:
     """Before any library is asked."""
     setting = make("recurrent")
@@ -289,17 +334,21 @@ def test_the_stand_ins_offer_nothing_that_tensorrt_has_not(
     code = f"""
 import json, {module} as trt
 kinds = (trt.ICudaEngine, trt.IExecutionContext, trt.Runtime, trt.BuilderFlag, trt.IProfiler)
+kinds += {"(trt.IRuntimeConfig, trt.IRuntimeCache)" if flavour == "rtx" else "()"}
 print(json.dumps([dir(kind) for kind in kinds]))
 """
     listed = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
-    engine, context, runtime, flags, profiler = map(set, json.loads(listed.stdout))
+    engine, context, runtime, flags, profiler, *jit = map(set, json.loads(listed.stdout))
 
     assert {n for n in vars(Engine) if not n.startswith("_")} <= engine
     assert {n for n in vars(Context) if not n.startswith("_")} <= context
     assert "deserialize_cuda_engine" in runtime
     assert "TF32" in flags
+    for stand_in, names in zip((RuntimeConfig, RuntimeCache), jit, strict=False):
+        own = {"compiled"}  # for tests
+        assert {n for n in vars(stand_in) if not n.startswith("_")} - own <= names
     assert "report_layer_time" in profiler
 
 
