@@ -12,6 +12,7 @@ from intaglio.errors import SourceError
 from intaglio.exporter.export import export
 from intaglio.exporter.load import load_source
 from intaglio.ops import piecewise_linear_rnn
+from intaglio.runtime import Session
 
 CODE = """
 from torch import nn
@@ -91,6 +92,33 @@ def test_a_module_in_memory_is_exported_and_stays_as_it_was(tmp_path: Path) -> N
     assert report.manifest.source["name"] == "Mel"
     assert module.training
     assert module.mix.weight.requires_grad
+
+
+class Repeats(nn.Module):
+    """Gives the same values under several names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(16, 8)
+
+    def forward(self, input_ids: Tensor) -> dict[str, Tensor]:
+        x = self.embed(input_ids)
+        same = {"a": x, "b": x, "c": x.reshape(x.shape), "ids": input_ids}
+        return {**same, "d": torch.relu(x), "e": torch.relu(x)}
+
+
+def test_one_value_may_be_several_outputs(tmp_path: Path) -> None:
+    """Whether the module names it twice, or the graph finds that two are equal."""
+    inputs = {"input_ids": np.zeros((1, 4), np.int64)}
+    report = export(Repeats(), tmp_path / "bundle", inputs=inputs, steps=9, check_passes=True)
+
+    assert report.parity is not None
+    assert report.parity.passed
+    step = Session.load(tmp_path / "bundle").step({"input_ids": np.arange(4)[None]})
+    assert list(step) == ["a", "b", "c", "ids", "d", "e"]
+    np.testing.assert_array_equal(step["a"], step["c"])
+    np.testing.assert_array_equal(step["d"], step["e"])
+    np.testing.assert_array_equal(step["ids"], np.arange(4)[None])
 
 
 class FreeRun(nn.Module):
