@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from intaglio.errors import ParityError
-from intaglio.ops import DIAGONAL_SSM, LINEAR_ATTENTION, PIECEWISE_LINEAR_RNN
+from intaglio.ops import DIAGONAL_SSM, LINEAR_ATTENTION, PIECEWISE_LINEAR_RNN, RNN
 from intaglio.ops.op import Op
 from intaglio.state import Layout, StateSpec
 
@@ -273,7 +273,7 @@ CATCHES: dict[Any, tuple[str, Callable[..., Call]]] = {
     F.scaled_dot_product_attention: ("attention", _Attention.catch),
     F.conv1d: ("causal_conv", _Convolution.catch),
 }
-for _op in (LINEAR_ATTENTION, DIAGONAL_SSM, PIECEWISE_LINEAR_RNN):
+for _op in (LINEAR_ATTENTION, DIAGONAL_SSM, PIECEWISE_LINEAR_RNN, RNN):
     # It may be called by its packet of overloads or by its one overload.
     for _name in (_op.torch_op, _op.torch_op.overloadpacket):
         CATCHES[_name] = (_op.name, _Recurrence.catch(_op))

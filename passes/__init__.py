@@ -31,6 +31,7 @@ from .lower.ort_unit_norm import OrtUnitNorm
 from .lower.trt_attention import TrtAttention
 from .lower.trt_given_inputs import TrtGivenInputs
 from .lower.trt_half import TrtHalf
+from .lower.trt_loops import TrtLoops
 from .lower.trt_low_bit import TrtLowBit
 
 PASSES: tuple[type[Pass], ...] = (
@@ -61,5 +62,6 @@ PASSES: tuple[type[Pass], ...] = (
     TrtAttention,
     TrtGivenInputs,
     TrtHalf,
+    TrtLoops,
     TrtLowBit,
 )

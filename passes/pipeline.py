@@ -40,6 +40,7 @@ from .lower.ort_unit_norm import OrtUnitNorm
 from .lower.trt_attention import TrtAttention
 from .lower.trt_given_inputs import TrtGivenInputs
 from .lower.trt_half import TrtHalf
+from .lower.trt_loops import TrtLoops
 from .lower.trt_low_bit import TrtLowBit
 from .user import pass_from_file
 
@@ -116,7 +117,7 @@ def lowering(target: str, accuracy: Accuracy = "auto", dtype: str = FP32) -> lis
     """
     if target == "trt":
         halved = [TrtHalf()] if dtype == FP16 else []
-        return [TrtLowBit(), TrtAttention(), TrtGivenInputs(), *halved, RemoveDead()]
+        return [TrtLowBit(), TrtAttention(), TrtGivenInputs(), *halved, TrtLoops(), RemoveDead()]
     if target != "ort":
         raise PassError(f"there is no target {target!r}; the targets are: ort, trt.")
     return [

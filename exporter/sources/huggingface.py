@@ -6,14 +6,13 @@ from pathlib import Path
 from intaglio.errors import MissingExtraError
 from intaglio.exporter.huggingface.directory import is_directory, read_directory
 from intaglio.exporter.source import Source
+from intaglio.exporter.torch_layers import exchanging
 from intaglio.exporter.weights import tied_names
 from intaglio.state import BATCH, TIME
 
 from .options import LoadOptions
 
 fits = is_directory
-
-COMPARED = (2, 9, 0)  # rows, tokens and seed of what replaced functions are compared on
 
 
 def load(path: Path, options: LoadOptions) -> Source:
@@ -32,8 +31,8 @@ def load(path: Path, options: LoadOptions) -> Source:
         raise MissingExtraError(f"The Hugging Face directory {path}", "hf")
     from intaglio.exporter.huggingface import inputs
     from intaglio.exporter.huggingface.forward import plain_forward
+    from intaglio.exporter.huggingface.mixers import MIXERS
     from intaglio.exporter.huggingface.model import build
-    from intaglio.exporter.huggingface.replace import replaced
     from intaglio.exporter.huggingface.tokenizer import read_text
 
     module, notes = build(directory, allow_code=options.allow_code)
@@ -58,5 +57,5 @@ def load(path: Path, options: LoadOptions) -> Source:
         whole=whole,
         defaults=defaults,
         text=text,
-        tracing=lambda module: replaced(module, sample(*COMPARED)),
+        tracing=exchanging(sample, MIXERS),
     )

@@ -11,6 +11,7 @@ from intaglio.errors import SourceError
 from intaglio.exporter.checkpoint import Checkpoint
 from intaglio.exporter.examples import describe_inputs, sampler
 from intaglio.exporter.source import Source
+from intaglio.exporter.torch_layers import exchanging
 from intaglio.exporter.weights import adopt_weights, hash_tensors, tied_names
 
 from .options import LoadOptions
@@ -63,6 +64,7 @@ def _source(module: nn.Module, path: Path, options: LoadOptions, **origin: Any) 
         )
     notes = adopt_weights(module, path)
     specs = describe_inputs(module, options.inputs, options.axes, f"The module of {path}")
+    sample = sampler(specs)
     return Source(
         path=path,
         name=path.name,
@@ -70,8 +72,9 @@ def _source(module: nn.Module, path: Path, options: LoadOptions, **origin: Any) 
         body=module,
         dynamic={spec.name: spec.dynamic for spec in specs},
         aliases=tied_names(module),
-        sample=sampler(specs),
+        sample=sample,
         notes=notes,
+        tracing=exchanging(sample),
         **origin,
     )
 

@@ -14,6 +14,7 @@ from intaglio.exporter.checkpoint import Checkpoint, read_checkpoint
 from intaglio.exporter.examples import InputSpec, Sampler, describe_inputs, sampler
 from intaglio.exporter.factory import build_from_factory, importable_from, read_config
 from intaglio.exporter.source import EXAMPLE_BATCH, EXAMPLE_TIME, Source
+from intaglio.exporter.torch_layers import exchanging
 from intaglio.exporter.weights import check_fit, load_weights, tied_names
 from intaglio.models import find
 from intaglio.state import BATCH, TIME
@@ -64,6 +65,7 @@ def load(path: Path, options: LoadOptions) -> Source:
         dynamic=dynamic,
         aliases=tied_names(module),
         sample=sample,
+        tracing=exchanging(sample),
         notes=(*checkpoint.notes, *notes, *_overrides(checkpoint, wanted, values)),
     )
 

@@ -59,6 +59,15 @@ def piecewise_linear_rnn(node: ir.Node, timing: Timing) -> Sequence[Fact]:
     return [Along(1), None]
 
 
+def rnn(node: ir.Node, timing: Timing) -> Sequence[Fact]:
+    for index, value in enumerate(node.inputs[:5]):
+        if value is not None and timing.of(value) != (None if index else Along(1)):
+            kind = "the same for all tokens" if index else "[batch, time, ...]"
+            raise refuse(node, f"has an input {index} that is not {kind}.")
+    timing.mixers.append(node)
+    return [Along(1), None]
+
+
 def conv(node: ir.Node, timing: Timing) -> Sequence[Fact]:
     fact = only(node, timing)
     weight = dims(node.inputs[1]) or ()

@@ -207,6 +207,7 @@ RULES: dict[str, Rule] = {
     "intaglio::AffineLowBitMatMul": combining.row_product,
     "intaglio::DiagonalSSM": carrying.diagonal_ssm,
     "intaglio::PiecewiseLinearRNN": carrying.piecewise_linear_rnn,
+    "intaglio::RNN": carrying.rnn,
     **dict.fromkeys(
         "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd "
         "ReduceSum ReduceSumSquare".split(),

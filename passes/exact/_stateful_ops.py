@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from intaglio.ops.rnn import states_of
 from intaglio.passes.analysis.time import refuse
 from intaglio.passes.graph import (
     Dim,
@@ -80,6 +81,17 @@ def piecewise_linear_rnn(node: ir.Node) -> list[Carried]:
     _shape(node, node.inputs[0])
     inputs = [*node.inputs[:4], input_of(node, 4), input_of(node, 5), past]
     return _recurrence(node, "piecewise_linear_rnn", inputs, past)
+
+
+def rnn(node: ir.Node) -> list[Carried]:
+    """Give RNN its state: [batch, 1, hidden size], or [batch, 2, hidden size] of an LSTM."""
+    if input_of(node, 5) is not None:
+        raise refuse(node, "already starts from a state.")
+    count = states_of(str(attribute(node, "mode")))
+    past = _past("recurrent", ir.DataType.FLOAT, [BATCH, count, attribute(node, "hidden_size")])
+    _shape(node, node.inputs[0])
+    inputs = [*node.inputs[:3], input_of(node, 3), input_of(node, 4), past]
+    return _recurrence(node, "rnn", inputs, past)
 
 
 def _recurrence(

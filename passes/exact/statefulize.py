@@ -75,6 +75,8 @@ class Statefulize(Exact):
             return stateful.diagonal_ssm(node)
         if node.op_type == "PiecewiseLinearRNN":
             return stateful.piecewise_linear_rnn(node)
+        if node.op_type == "RNN":
+            return stateful.rnn(node)
         return stateful.convolution(node)
 
 

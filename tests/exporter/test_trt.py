@@ -25,6 +25,7 @@ from intaglio.exporter.export import ExportReport, export
 from intaglio.exporter.shapes import Shapes
 from intaglio.exporter.verify import verify
 from intaglio.ops import piecewise_linear_rnn
+from intaglio.passes.graph import module_of
 from intaglio.passes.lower import trt_attention
 from intaglio.runtime import user_cache
 from intaglio.runtime.bundle import Bundle
@@ -303,6 +304,43 @@ def test_an_operator_may_lack_inputs(tmp_path: Path) -> None:
 
     assert built is not None
     assert [x.plugin for x in built.layers if x.plugin] == ["PiecewiseLinearRNN"]
+
+
+class Recurrent(nn.Module):
+    """Layers that TensorRT has loops for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(6, 8, 2, batch_first=True)
+        self.gru = nn.GRU(8, 8, batch_first=True, bias=False)
+        self.rnn = nn.RNN(8, 8, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.gru(self.lstm(x)[0])[0]
+        y: torch.Tensor = self.rnn(x)[0]
+        return y
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_recurrent_layers_are_loops_of_tensorrt(dtype: str, tmp_path: Path) -> None:
+    """One for each layer, whose nodes keep their modules; the lowered graph is verified."""
+    torch.manual_seed(0)
+    report = export(
+        Recurrent(),
+        tmp_path / "bundle",
+        inputs={"x": torch.randn(2, 5, 6)},
+        targets=["ort", "trt"],
+        sm=[SM],
+        steps=20,
+        dtype=dtype,
+    )
+    built = read_built(Bundle.open(report.out))
+
+    assert built is not None
+    assert [layer.plugin for layer in built.layers if layer.plugin] == []
+    assert [layer.kind for layer in built.layers].count("TRIP_LIMIT") == 4
+    nodes = [n for n in graph(report.out, "trt/model.onnx").graph if n.op_type in ("LSTM", "GRU")]
+    assert [module_of(node) for node in nodes] == ["lstm", "lstm", "gru"]
 
 
 def test_shapes_decide_the_profiles() -> None:

@@ -273,6 +273,27 @@ def test_what_a_piecewise_linear_network_cannot_take_is_named(inputs: str, messa
 
 
 @pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ("x, each, u", "input 1 that is not the same for all tokens"),
+        ("each, w, u", r"input 0 that is not \[batch, time, ...\]"),
+        ("x, w, u, , , start", "already starts from a state"),
+    ],
+)
+def test_what_a_recurrent_layer_cannot_take_is_named(inputs: str, message: str) -> None:
+    """Weights are the same for all tokens, inputs of each; a state is what is carried."""
+    model = ir.from_onnx_text(f"""
+        <ir_version: 10, opset_import: ["" : 27, "intaglio" : 1]>
+        g (float[batch, time, 2] x, float[time, 2] each, float[batch, 1, 2] start)
+          => (float[batch, time, 2] y)
+        <float[2, 2] w = {{1, 0, 0, 1}}, float[2, 2] u = {{1, 0, 0, 1}}>
+        {{ y, s = intaglio.RNN <mode = "RNN_TANH", hidden_size = 2> ({inputs}) }}
+    """)
+    with pytest.raises(PassError, match=message):
+        Statefulize().run(model, Context())
+
+
+@pytest.mark.parametrize(
     ("data", "updates", "works"),
     [("front", "front", True), ("front", "x", False), ("late", "late", False)],
 )

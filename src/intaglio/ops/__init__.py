@@ -16,6 +16,7 @@ from .causal_conv_with_state import CAUSAL_CONV_WITH_STATE, causal_conv_with_sta
 from .diagonal_ssm import DIAGONAL_SSM, diagonal_ssm
 from .linear_attention import LINEAR_ATTENTION, linear_attention
 from .piecewise_linear_rnn import PIECEWISE_LINEAR_RNN, piecewise_linear_rnn
+from .rnn import RNN, rnn
 
 OPS = (
     AFFINE_LOW_BIT_GATHER,
@@ -25,6 +26,7 @@ OPS = (
     DIAGONAL_SSM,
     LINEAR_ATTENTION,
     PIECEWISE_LINEAR_RNN,
+    RNN,
 )
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "LINEAR_ATTENTION",
     "OPS",
     "PIECEWISE_LINEAR_RNN",
+    "RNN",
     "Codes",
     "Floats",
     "Packed",
@@ -49,5 +52,6 @@ __all__ = [
     "linear_attention",
     "pack_codes",
     "piecewise_linear_rnn",
+    "rnn",
     "unpack_codes",
 ]
