@@ -126,7 +126,7 @@ def _recorded(
 ) -> tuple[dict[str, Tensor], dict[Key, Call]]:
     """Outputs of a run, and the calls that it made."""
     stack = ModuleStack(module)
-    recorder = _Recorder(stack)
+    recorder = _Recorder(stack, next(iter(inputs.values())).shape[1])
     with torch.no_grad(), stack, recorder:
         outputs = name_outputs(module, module(**inputs))
     return outputs, recorder.calls
@@ -135,9 +135,10 @@ def _recorded(
 class _Recorder(TorchFunctionMode):
     """Catches the calls of `CATCHES` with the module that made them."""
 
-    def __init__(self, stack: ModuleStack) -> None:
+    def __init__(self, stack: ModuleStack, tokens: int) -> None:
         super().__init__()
         self.calls: dict[Key, Call] = {}
+        self._tokens = tokens
         self._stack = stack
         self._counts: Counter[tuple[str, str]] = Counter()
 
@@ -152,8 +153,10 @@ class _Recorder(TorchFunctionMode):
         if func in CATCHES:
             op, catch = CATCHES[func]
             place = (self._stack.current, op)
-            self.calls[*place, self._counts[place]] = catch(*args, **(kwargs or {}))
-            self._counts[place] += 1
+            call = catch(*args, **(kwargs or {}))
+            if not isinstance(call, _Sum) or call.along(self._tokens):
+                self.calls[*place, self._counts[place]] = call
+                self._counts[place] += 1
         return func(*args, **(kwargs or {}))
 
 
@@ -265,6 +268,26 @@ class _Convolution:
         return self.inputs[..., tokens : tokens + self.reach]
 
 
+@dataclass(frozen=True)
+class _Sum:
+    """What is summed up along an axis."""
+
+    summed: Tensor
+    axis: int
+
+    @classmethod
+    def catch(cls, input: Tensor, dim: int, **_: Any) -> "_Sum":  # noqa: A002
+        return cls(input.detach(), dim)
+
+    def along(self, tokens: int) -> bool:
+        """Whether it is along time: no state belongs to a sum over anything else."""
+        return self.summed.shape[self.axis] == tokens
+
+    def state(self, spec: StateSpec, tokens: int) -> Tensor | None:
+        del spec  # there is one state, and it has one layout
+        return self.summed.narrow(self.axis, 0, tokens).sum(self.axis)
+
+
 def _single(value: Any) -> int:
     return int(value[0] if isinstance(value, tuple | list) else value)
 
@@ -272,6 +295,8 @@ def _single(value: Any) -> int:
 CATCHES: dict[Any, tuple[str, Callable[..., Call]]] = {
     F.scaled_dot_product_attention: ("attention", _Attention.catch),
     F.conv1d: ("causal_conv", _Convolution.catch),
+    torch.cumsum: ("cumulative_sum", _Sum.catch),
+    Tensor.cumsum: ("cumulative_sum", _Sum.catch),
 }
 for _op in (LINEAR_ATTENTION, DIAGONAL_SSM, PIECEWISE_LINEAR_RNN, RNN):
     # It may be called by its packet of overloads or by its one overload.

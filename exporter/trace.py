@@ -19,6 +19,7 @@ from intaglio.ops.op import DOMAIN
 from intaglio.passes.base import Context
 from intaglio.passes.collection import uncollected
 from intaglio.passes.exact.stabilize_log_sigmoid import StabilizeLogSigmoid
+from intaglio.passes.graph import constant, describe, input_of
 from intaglio.passes.own_ops import define
 from intaglio.passes.relabel import relabel
 
@@ -34,6 +35,9 @@ from .weights import tied_names
 
 OPSET = 27
 TORCH_OPSET = 23
+CHANCE = frozenset(
+    "Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike".split()
+)
 TRANSLATIONS = {op.torch_op: op.translation for op in OPS if op.translation is not None}
 
 
@@ -83,6 +87,7 @@ def _trace(source: Source) -> Traced:
     _adopt_ops(model)
     # PyTorch writes log-sigmoid as Log(Sigmoid(x)), which is -inf where trained gates go.
     StabilizeLogSigmoid().run(model, Context())
+    _refuse_chance(model)
     check_trace(source, program, model, max_context)
     return Traced(
         model=model,
@@ -90,6 +95,17 @@ def _trace(source: Source) -> Traced:
         aliases=aliases,
         notes=(*_notes(source, model, max_context, aliases), *map(_left_out, idle)),
     )
+
+
+def _refuse_chance(model: ir.Model) -> None:
+    """Refuse what gives something else each time that it is called."""
+    for node in model.graph.all_nodes():
+        training = constant(input_of(node, 2)) if node.op_type == "Dropout" else None
+        if node.op_type in CHANCE or (training is not None and training.any()):
+            raise TraceError(
+                f"{describe(node)} draws random numbers, so that no two runs are the same. Leave "
+                "it out when the module is in eval mode, or make the numbers an input."
+            )
 
 
 def _relax_grouped_queries(program: ExportedProgram) -> None:

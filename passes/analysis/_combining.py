@@ -96,12 +96,17 @@ def softmax(node: ir.Node, timing: Timing) -> Sequence[Fact]:
 
 
 def scan_axis(node: ir.Node, timing: Timing) -> Sequence[Fact]:
-    """CumSum: fine along any axis but time."""
+    """CumSum: along time it carries its sum, from the first token to each."""
     fact = only(node, timing)
     axis = integers(node.inputs[1])
     rank = len(dims(node.inputs[0]) or ())
-    if axis is None or normal(axis[0], rank) == fact.axis:
-        raise refuse(node, "accumulates over time outside the operators that carry a state.")
+    if axis is not None and normal(axis[0], rank) != fact.axis:
+        return [fact]
+    if axis is None or attribute(node, "reverse", 0) or attribute(node, "exclusive", 0):
+        raise refuse(node, "sums up what comes later, or leaves out the token itself.")
+    if fact.flat or fact.positional or fact.lead or fact.trail or fact.axis == 0:
+        raise refuse(node, "accumulates over time what is not [batch, ..., time, ...].")
+    timing.mixers.append(node)
     return [fact]
 
 

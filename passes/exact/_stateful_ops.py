@@ -14,6 +14,7 @@ from intaglio.passes.graph import (
     attributes_of,
     dims,
     input_of,
+    integers,
     replace_uses,
     set_dims,
 )
@@ -117,6 +118,30 @@ def _recurrence(
             layout=Layout.RECURRENT,
             past=past,
             present=present,
+        )
+    ]
+
+
+def cumulative_sum(node: ir.Node) -> list[Carried]:
+    """Give CumSum along time the sum of what came before, in its own dtype."""
+    given, old, emit = node.inputs[0], node.outputs[0], Emitter(node)
+    shape, axis = list(_shape(node, given)), (integers(node.inputs[1]) or [0])[0]
+    place = axis % len(shape)
+    past = _past("sum", _dtype(given), shape[:place] + shape[place + 1 :])
+    at = emit.constant([place])
+    within = emit("CumSum", [given, node.inputs[1]], past.dtype, shape)
+    start = emit("Unsqueeze", [past, at], past.dtype, [*shape[:place], 1, *shape[place + 1 :]])
+    total = emit("Add", [within, start], past.dtype, shape)
+    last = emit("Gather", [total, emit.constant(-1)], past.dtype, dims(past), axis=place)
+    replace_uses(old, total)
+    return [
+        Carried(
+            node=node,
+            op="cumulative_sum",
+            port="sum",
+            layout=Layout.RECURRENT,
+            past=past,
+            present=last,
         )
     ]
 

@@ -77,6 +77,8 @@ class Statefulize(Exact):
             return stateful.piecewise_linear_rnn(node)
         if node.op_type == "RNN":
             return stateful.rnn(node)
+        if node.op_type == "CumSum":
+            return stateful.cumulative_sum(node)
         return stateful.convolution(node)
 
 

@@ -346,6 +346,22 @@ def test_outputs_are_named(returned: Any, names: list[str]) -> None:
     onnx.checker.check_model(ir.to_proto(model), full_check=True)
 
 
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda x: F.dropout(x, 0.5, training=True),
+        lambda x: x * torch.rand_like(x),
+        lambda x: x + torch.randn(x.shape[-1]),
+        lambda x: torch.bernoulli(x.sigmoid()),
+    ],
+    ids=["dropout", "uniform", "normal", "bernoulli"],
+)
+def test_what_draws_random_numbers_is_refused(draw: Any) -> None:
+    """With its module; no two calls would give the same."""
+    with pytest.raises(TraceError, match=r"draws random numbers.*in eval mode"):
+        trace(source_of(Model(lambda _, x: draw(x))))
+
+
 def test_an_output_that_is_no_tensor_is_refused() -> None:
     """Nested outputs have no name in a graph."""
 

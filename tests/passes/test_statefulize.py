@@ -165,9 +165,13 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: Planted(lambda x: x - x.amax(1, keepdim=True)),
         r"layers\.0: ReduceMax .* reduces over time",
     ),
-    "cumulative sum": (
-        lambda: Planted(lambda x: x.cumsum(1)),
-        r"layers\.0: CumSum .* accumulates over time",
+    "sum of what comes later": (
+        lambda: Planted(lambda x: x.flip(1).cumsum(1).flip(1)),
+        r"layers\.0: Slice .* another order",
+    ),
+    "sum over rows": (
+        lambda: Planted(lambda x: x.transpose(0, 1).cumsum(0).transpose(0, 1)),
+        r"layers\.0: CumSum .* not \[batch, \.\.\., time, \.\.\.\]",
     ),
     "flip": (lambda: Planted(lambda x: x.flip(1)), r"layers\.0: Slice .* another order"),
     "last token for all": (lambda: Planted(last_only), r"layers\.0: Slice .* some of the tokens"),

@@ -103,6 +103,40 @@ def test_recurrent_states_are_single_precision_and_caches_follow_the_activations
     assert dtypes == {"recurrent": "float32", "key": "float16", "value": "float16"}
 
 
+@pytest.mark.parametrize(("axis", "dtype"), [(1, "float"), (-2, "float"), (1, "int64")])
+def test_a_sum_over_time_is_carried(axis: int, dtype: str) -> None:
+    """Any split gives the sums of the whole; numbers that count stay integers."""
+    model = ir.from_onnx_text(f"""
+        <ir_version: 10, opset_import: ["" : 24]>
+        g (float[batch, time, 3] x) => ({dtype}[batch, time, 3] y)
+        <int64 axis = {{{axis}}}>
+        {{ z = Cast <to = {7 if dtype == "int64" else 1}> (x)  y = CumSum (z, axis) }}
+    """)
+    common.ShapeInferencePass()(model)
+    context = Context()
+    Statefulize().run(model, context)
+    x = 5 * np.random.default_rng(0).standard_normal((2, 7, 3), np.float32)
+    wanted = x.astype(dtype.replace("float", "float32")).cumsum(1)
+
+    (spec,) = context.states
+    assert (spec.op, spec.port, spec.shape) == ("cumulative_sum", "sum", ("batch", 3))
+    assert spec.dtype == dtype.replace("float", "float32")
+    for parts in ([7], [2, 4, 1], [1] * 7):
+        found = stepping.roll(model, context.states, {"x": x}, parts)["y"]
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["reverse", "exclusive"])
+def test_a_sum_of_something_else_is_refused(how: str) -> None:
+    model = ir.from_onnx_text(f"""
+        <ir_version: 10, opset_import: ["" : 24]>
+        g (float[batch, time, 3] x) => (float[batch, time, 3] y)
+        <int64 axis = {{1}}> {{ y = CumSum <{how} = 1> (x, axis) }}
+    """)
+    with pytest.raises(PassError, match="sums up what comes later, or leaves out the token itself"):
+        Statefulize().run(model, Context())
+
+
 @pytest.mark.parametrize(("first", "works"), [("[2, 0, 1]", True), ("[1, 2, 0]", False)])
 def test_constant_places_are_picked_from_other_axes_than_time(first: str, works: bool) -> None:
     """An index that is a list, as in x[..., [2]], picks channels; it never picks tokens."""

@@ -121,6 +121,34 @@ def test_one_value_may_be_several_outputs(tmp_path: Path) -> None:
     np.testing.assert_array_equal(step["ids"], np.arange(4)[None])
 
 
+class Normalized(nn.Module):
+    """Linear attention as sums over the tokens so far, with a norm; and a sum over channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(16, 6)
+        self.project = nn.Linear(6, 18)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        q, k, v = self.project(self.embed(input_ids)).chunk(3, -1)
+        q, k, v = q.exp(), k.exp(), v.cumsum(-1)
+        memory = torch.cumsum(k[..., None] * v[..., None, :], 1)
+        y: Tensor = (q[..., None] * memory).sum(2) / (q * k.cumsum(dim=1)).sum(-1, keepdim=True)
+        return y
+
+
+def test_sums_over_the_tokens_so_far_are_states(tmp_path: Path) -> None:
+    """Both are held to the source; the sum over channels is none."""
+    inputs = {"input_ids": np.zeros((1, 4), np.int64)}
+    report = export(Normalized(), tmp_path / "bundle", inputs=inputs, steps=40, check_passes=True)
+
+    assert report.parity is not None
+    assert report.parity.passed
+    states = {row.found.name for row in report.parity.rows if row.kind == "state"}
+    assert states == {spec.input for spec in report.manifest.states}
+    assert [spec.shape for spec in report.manifest.states] == [("batch", 6, 6), ("batch", 6)]
+
+
 class FreeRun(nn.Module):
     """An AL-RNN that is warmed up by observations where there are any."""
 
