@@ -7,6 +7,7 @@ from .base import Pass
 from .calibrated.decoupleq import Decoupleq
 from .calibrated.gptq import Gptq
 from .calibrated.rtn import Rtn
+from .exact.expand_einsum import ExpandEinsum
 from .exact.fold_constants import FoldConstants
 from .exact.fold_repeated_heads import FoldRepeatedHeads
 from .exact.fold_sizes import FoldSizes
@@ -38,6 +39,7 @@ PASSES: tuple[type[Pass], ...] = (
     Decoupleq,
     Gptq,
     Rtn,
+    ExpandEinsum,
     FoldConstants,
     FoldRepeatedHeads,
     FoldSizes,

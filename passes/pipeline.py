@@ -16,6 +16,7 @@ from .base import Context, Exact, Lower, Pass, PassResult, Progress
 from .changes import changes, makers
 from .check import check as check_pass
 from .collection import uncollected
+from .exact.expand_einsum import ExpandEinsum
 from .exact.fold_constants import FoldConstants
 from .exact.fold_repeated_heads import FoldRepeatedHeads
 from .exact.fold_sizes import FoldSizes
@@ -87,6 +88,7 @@ def standard(kv: Literal["static", "grow"] = "static", extra: Sequence[Pass] = (
         MergeDuplicates(),
         StabilizeLogSigmoid(),
         FuseRmsNorm(),
+        ExpandEinsum(),
         FuseAttention(),
         FuseTokenShift(),
         # what the user asked for

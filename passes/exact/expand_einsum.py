@@ -1,0 +1,97 @@
+"""Einsum of two tensors -> Transpose and MatMul, where one product of matrices says it.
+
+Written so, attention is recognised as what it is, and a weight is one that can be quantized:
+``bqhd,bkhd->bhqk`` are scores, ``btd,de->bte`` is a projection.  What an equation sums over, what
+only one side has, and what both have and keep are each one letter then, but for the letters of a
+side that meets a plain matrix, which may be any number.
+"""
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from intaglio.passes.base import Context, Exact, PassResult
+from intaglio.passes.graph import Emitter, attribute, describe, dims, replace_uses
+
+
+@dataclass(frozen=True)
+class _Product:
+    """Letters of both sides in the order of a product of matrices, and of what it gives."""
+
+    left: str
+    right: str
+    gives: str
+
+
+class ExpandEinsum(Exact):
+    """Write contractions of two tensors as products of matrices."""
+
+    def run(self, model: ir.Model, context: Context) -> PassResult:  # noqa: ARG002
+        """Rewrite every Einsum that one product says."""
+        sums = [n for n in model.graph if n.op_type == "Einsum" and not n.domain]
+        notes = [describe(node) for node in sums if _expand(node)]
+        return PassResult(changed=bool(notes), notes=notes)
+
+
+def _expand(node: ir.Node) -> bool:
+    takes, _, gives = str(attribute(node, "equation", "")).replace(" ", "").partition("->")
+    sides = takes.split(",")
+    if len(sides) != 2 or "." in takes or any(len(set(s)) < len(s) for s in (*sides, gives)):
+        return False
+    shapes = [dims(value) if value is not None else None for value in node.inputs]
+    product = _product(sides[0], sides[1], gives)
+    if product is None or any(
+        shape is None or len(shape) != len(side) for shape, side in zip(shapes, sides, strict=True)
+    ):
+        return False
+    sizes = {
+        letter: size
+        for side, shape in zip(sides, shapes, strict=True)
+        for letter, size in zip(side, shape or (), strict=True)
+    }
+    if any(1 in (shape or ()) for shape in shapes) and _stretches(sides, shapes):
+        return False
+    emit, old = Emitter(node), node.outputs[0]
+
+    def turned(value: ir.Value | None, letters: str, wanted: str) -> ir.Value | None:
+        """`value`, whose axes are `letters`, with those of `wanted`."""
+        if letters == wanted or value is None:
+            return value
+        perm = [letters.index(letter) for letter in wanted]
+        shape = [sizes[letter] for letter in wanted]
+        return emit("Transpose", [value], value.dtype, shape, perm=perm)
+
+    left = turned(node.inputs[0], sides[0], product.left)
+    right = turned(node.inputs[1], sides[1], product.right)
+    shape = [sizes[letter] for letter in product.gives]
+    y = emit("MatMul", [left, right], old.dtype, shape)
+    replace_uses(old, turned(y, product.gives, gives) or y)
+    return True
+
+
+def _product(a: str, b: str, gives: str) -> _Product | None:
+    """The product that sums over what `gives` has not, None where there is none."""
+    summed = [letter for letter in a if letter in b and letter not in gives]
+    both = [letter for letter in a if letter in b and letter in gives]
+    rows = [letter for letter in a if letter not in b]
+    columns = [letter for letter in b if letter not in a]
+    if len(summed) != 1 or len(columns) != 1 or set(rows) | set(both) | set(columns) != set(gives):
+        return None
+    if len(rows) != 1 and (both or not rows):
+        return None
+    # Batch in the order of the result, so that it is turned as little as can be.
+    kept = "".join(sorted(both, key=gives.index) if both else rows[:-1])
+    (inner,), (column,), row = summed, columns, rows[-1]
+    return _Product(
+        left=kept + row + inner,
+        right=(kept if both else "") + inner + column,
+        gives=kept + row + column,
+    )
+
+
+def _stretches(sides: list[str], shapes: list[tuple[int | str, ...] | None]) -> bool:
+    """Whether a letter is 1 on one side alone, which a sum over it would stretch."""
+    first, second = (
+        dict(zip(side, shape or (), strict=True)) for side, shape in zip(sides, shapes, strict=True)
+    )
+    return any((first[x] == 1) != (second[x] == 1) for x in first.keys() & second.keys())

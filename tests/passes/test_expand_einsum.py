@@ -1,0 +1,132 @@
+"""ExpandEinsum: what one product of matrices says becomes one, and computes the same."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from onnx_ir.passes import common
+from torch import Tensor, nn
+
+from intaglio.exporter.export import export
+from intaglio.passes import evaluate
+from intaglio.passes.base import Context
+from intaglio.passes.exact.expand_einsum import ExpandEinsum
+
+SIZES = {"b": 2, "t": 5, "s": 7, "h": 3, "d": 4, "e": 6, "n": 1}
+
+
+def graph(equation: str, *shapes: list[int]) -> ir.Model:
+    values = [
+        ir.Value(name=f"x{i}", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(shape))
+        for i, shape in enumerate(shapes)
+    ]
+    node = ir.node("Einsum", values, {"equation": equation}, name="sum")
+    node.outputs[0].name = "y"
+    node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    made = ir.Graph(values, node.outputs, nodes=[node], opset_imports={"": 24}, name="g")
+    return ir.Model(made, ir_version=10)
+
+
+def expanded(equation: str, *shapes: list[int]) -> tuple[bool, list[str]]:
+    """Whether the pass does anything, and the operators that are left, which compute the same."""
+    sides = equation.replace(" ", "").partition("->")[0].split(",")
+    shapes = shapes or tuple([SIZES[letter] for letter in side] for side in sides)
+    model = graph(equation, *shapes)
+    random = np.random.default_rng(0)
+    given = {f"x{i}": random.normal(size=s).astype(np.float32) for i, s in enumerate(shapes)}
+    wanted = evaluate.run(model, given)
+    changed = ExpandEinsum().run(model, Context()).changed
+    for name, array in evaluate.run(model, given).items():
+        np.testing.assert_allclose(array, wanted[name], rtol=1e-4, atol=1e-5)
+    common.RemoveUnusedNodesPass()(model)
+    return changed, [node.op_type for node in model.graph]
+
+
+@pytest.mark.parametrize(
+    ("equation", "turns"),
+    [
+        ("bthd,bshd->bhts", 2),
+        ("bhtd,bhsd->bhts", 1),
+        ("bhts,bshd->bthd", 2),
+        ("btd,de->bte", 0),
+        ("btd,ed->bte", 1),
+        ("bt d, de -> tbe", 1),
+        ("td,de->te", 0),
+        ("bhtd,hde->bhte", None),
+        ("bhtd,bhde->bhte", 0),
+        ("bde,bdt->bte", 2),
+    ],
+)
+def test_one_product_is_one_product(equation: str, turns: int | None) -> None:
+    changed, found = expanded(equation)
+
+    assert changed == (turns is not None)
+    if turns is not None:
+        assert found.count("MatMul") == 1
+        assert found.count("Transpose") == turns
+        assert "Einsum" not in found
+
+
+@pytest.mark.parametrize(
+    "equation",
+    [
+        "bthd,hde->bte",  # sums over two letters
+        "btd,bte->btde",  # sums over none
+        "btd,btd->bt",  # a row of nothing
+        "btd,e->bte",
+        "btd->tb",
+        "btd,de,eh->bth",
+        "bt,ts->bt",
+    ],
+)
+def test_what_a_product_does_not_say_stays(equation: str) -> None:
+    assert expanded(equation) == (False, ["Einsum"])
+
+
+def test_equations_without_letters_of_their_own_stay() -> None:
+    """Axes that are not spelled out, and a diagonal."""
+    assert expanded("...d,de->...e", [2, 5, 4], [4, 6]) == (False, ["Einsum"])
+    assert not ExpandEinsum().run(graph("btd,dee->bte", [2, 5, 4], [4, 6, 6]), Context()).changed
+
+
+def test_a_size_of_one_is_not_stretched() -> None:
+    """Einsum stretches it where the other side has more; a product would not."""
+    assert expanded("bhtd,bhsd->bhts", [2, 3, 5, 4], [2, 1, 7, 4]) == (False, ["Einsum"])
+    assert expanded("bhtd,bhsd->bhts", [2, 1, 5, 4], [2, 1, 7, 4])[0]
+
+
+class Written(nn.Module):
+    """Attention in the words of einsum, heads behind the tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(16, 8)
+        self.mixed = nn.Parameter(torch.randn(8, 3, 2, 4) / 3)
+        self.out = nn.Parameter(torch.randn(2, 4, 8) / 3)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.embed(input_ids)
+        q, k, v = torch.einsum("btc,cjhd->jbthd", x, self.mixed).unbind(0)
+        scores = torch.einsum("bqhd,bkhd->bhqk", q, k) * 0.5
+        time = input_ids.shape[1]
+        scores = scores.masked_fill(torch.ones(time, time).triu(1) > 0, float("-inf"))
+        y = torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1), v)
+        return torch.einsum("bqhd,hdc->bqc", y, self.out)
+
+
+def test_attention_in_einsum_carries_a_cache(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    report = export(
+        Written(),
+        tmp_path / "bundle",
+        inputs={"input_ids": np.zeros((2, 7), np.int64)},
+        steps=24,
+        check_passes=True,
+    )
+
+    assert report.parity is not None
+    assert report.parity.passed
+    assert [spec.port for spec in report.manifest.states] == ["key", "value"]
