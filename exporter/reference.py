@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from intaglio.errors import ParityError
 from intaglio.ops import DIAGONAL_SSM, LINEAR_ATTENTION, PIECEWISE_LINEAR_RNN, RNN
 from intaglio.ops.op import Op
-from intaglio.state import Layout, StateSpec
+from intaglio.state import TIME, Layout, StateSpec
 
 from .adopt import open_original, run_original
 from .modules import ModuleStack
@@ -104,15 +104,15 @@ def _run(
     *,
     states: bool,
 ) -> Reference:
-    module = source.module
+    module, tokens = source.module, _tokens(source, inputs)
     with precision:
-        outputs, calls = _recorded(module, inputs)
+        outputs, calls = _recorded(module, inputs, tokens)
     dtypes = {value.dtype for value in outputs.values() if value.is_floating_point()}
     if states:
         with source.tracing(module) as exchanged:
             if exchanged:
                 with precision:
-                    _, calls = _recorded(module, inputs)
+                    _, calls = _recorded(module, inputs, tokens)
     return Reference(
         outputs={name: value.numpy() for name, value in outputs.items()},
         precision="float64" if dtypes <= {torch.float64} else "float32",
@@ -121,12 +121,23 @@ def _run(
     )
 
 
+def _tokens(source: Source, inputs: Mapping[str, Tensor]) -> int | None:
+    """Tokens of the inputs; None where none of them has time."""
+    sizes = (
+        inputs[name].shape[axis]
+        for name, axes in source.dynamic.items()
+        for axis, symbol in axes.items()
+        if symbol == TIME and name in inputs
+    )
+    return next(sizes, None)
+
+
 def _recorded(
-    module: nn.Module, inputs: Mapping[str, Tensor]
+    module: nn.Module, inputs: Mapping[str, Tensor], tokens: int | None
 ) -> tuple[dict[str, Tensor], dict[Key, Call]]:
-    """Outputs of a run, and the calls that it made."""
+    """Outputs of a run over `tokens` tokens, and the calls that it made."""
     stack = ModuleStack(module)
-    recorder = _Recorder(stack, next(iter(inputs.values())).shape[1])
+    recorder = _Recorder(stack, tokens)
     with torch.no_grad(), stack, recorder:
         outputs = name_outputs(module, module(**inputs))
     return outputs, recorder.calls
@@ -135,7 +146,7 @@ def _recorded(
 class _Recorder(TorchFunctionMode):
     """Catches the calls of `CATCHES` with the module that made them."""
 
-    def __init__(self, stack: ModuleStack, tokens: int) -> None:
+    def __init__(self, stack: ModuleStack, tokens: int | None) -> None:
         super().__init__()
         self.calls: dict[Key, Call] = {}
         self._tokens = tokens
@@ -279,7 +290,7 @@ class _Sum:
     def catch(cls, input: Tensor, dim: int, **_: Any) -> "_Sum":  # noqa: A002
         return cls(input.detach(), dim)
 
-    def along(self, tokens: int) -> bool:
+    def along(self, tokens: int | None) -> bool:
         """Whether it is along time: no state belongs to a sum over anything else."""
         return self.summed.shape[self.axis] == tokens
 

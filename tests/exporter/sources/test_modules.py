@@ -149,6 +149,29 @@ def test_sums_over_the_tokens_so_far_are_states(tmp_path: Path) -> None:
     assert [spec.shape for spec in report.manifest.states] == [("batch", 6, 6), ("batch", 6)]
 
 
+class Running(nn.Module):
+    """The mean so far of channels that come before time."""
+
+    def forward(self, mel: Tensor) -> Tensor:
+        counts = torch.ones_like(mel[:, :1]).cumsum(-1)
+        return mel.cumsum(-1) / counts + mel.cumsum(1)
+
+
+def test_time_may_be_the_last_axis_of_a_sum(tmp_path: Path) -> None:
+    """There are as many channels as rows, and sums over both."""
+    report = export(
+        Running(),
+        tmp_path / "bundle",
+        inputs={"mel": torch.randn(2, 3, 9)},
+        axes={"mel": ("batch", 3, "time")},
+        steps=12,
+    )
+
+    assert report.parity is not None
+    assert report.parity.passed
+    assert [spec.shape for spec in report.manifest.states] == [("batch", 1), ("batch", 3)]
+
+
 class FreeRun(nn.Module):
     """An AL-RNN that is warmed up by observations where there are any."""
 
