@@ -1,6 +1,7 @@
 """Each token beside the one k before it -> a causal convolution, which carries the last k tokens.
 
-    pad(x, k zeros in front, k tokens off the end),  concat(k zeros, x[:, :-k])
+    pad(x, k zeros in front, k tokens off the end),  pad(x[:, :-k], k zeros in front),
+    concat(k zeros, x[:, :-k])
       -> Conv(x, [1, 0, .., 0]), one channel at a time, k zeros in front
 
 Holds for x of [batch, time, channels] or [batch, channels, time].  The shift by one is that of
@@ -54,8 +55,12 @@ def _time_axis(value: ir.Value | None) -> int | None:
 
 
 def _padded(node: ir.Node) -> tuple[ir.Value, int] | None:
-    """(x, k) where `node` pads x by k zeros in front and cuts k tokens off its end."""
-    axis = _time_axis(node.inputs[0]) if node.op_type == "Pad" and not node.domain else None
+    """(x, k) where `node` pads x by k zeros in front, and k tokens are cut off its end."""
+    if node.op_type != "Pad" or node.domain:
+        return None
+    cut = _cut(node.inputs[0])
+    x = node.inputs[0] if cut is None else cut[0]
+    axis = _time_axis(x)
     pads, fill = integers(input_of(node, 1)), input_of(node, 2)
     if axis is None or pads is None or attribute(node, "mode", "constant") != "constant":
         return None
@@ -64,28 +69,34 @@ def _padded(node: ir.Node) -> tuple[ir.Value, int] | None:
     lead, trail = by_axis.pop(axis, (0, 0))
     value = constant(fill)
     zero = fill is None or (value is not None and not value.any())
-    if not zero or lead <= 0 or trail != -lead or any(map(any, by_axis.values())):
+    gone = -trail if cut is None else cut[1] - trail
+    if x is None or not zero or lead <= 0 or gone != lead or any(map(any, by_axis.values())):
         return None
-    assert node.inputs[0] is not None
-    return node.inputs[0], lead
+    return x, lead
 
 
 def _joined(node: ir.Node) -> tuple[ir.Value, int] | None:
     """(x, k) where `node` joins k zeros and x without its last k tokens."""
     if node.op_type != "Concat" or node.domain or len(node.inputs) != 2:
         return None
-    zeros, cut = node.inputs[0], producer(node.inputs[1], "Slice")
-    axis = _time_axis(cut.inputs[0]) if cut is not None else None
-    if cut is None or axis is None or attribute(node, "axis") % 3 != axis or not _is_zero(zeros):
+    zeros, cut = node.inputs[0], _cut(node.inputs[1])
+    if cut is None or attribute(node, "axis") % 3 != _time_axis(cut[0]) or not _is_zero(zeros):
         return None
-    places = [integers(input_of(cut, i)) for i in range(1, 5)]
-    shift = (dims(zeros) or (0, 0, 0))[axis]
-    expected = [[0], [-shift] if isinstance(shift, int) else None, [axis], [1]]
-    places[2] = [a % 3 for a in places[2] or [0]]
-    places[3] = places[3] or [1]
-    if places != expected or not isinstance(shift, int) or cut.inputs[0] is None:
+    return cut if (dims(zeros) or (0, 0, 0))[attribute(node, "axis") % 3] == cut[1] else None
+
+
+def _cut(value: ir.Value | None) -> tuple[ir.Value, int] | None:
+    """(x, k) where `value` is x without its last k tokens."""
+    node = producer(value, "Slice")
+    x = None if node is None else node.inputs[0]
+    axis = _time_axis(x)
+    if node is None or x is None or axis is None:
         return None
-    return cut.inputs[0], shift
+    start, end, axes, step = (integers(input_of(node, i)) for i in range(1, 5))
+    along = [a % 3 for a in axes or [0]] == [axis]
+    if not along or start != [0] or step not in (None, [1]) or not end or end[0] >= 0:
+        return None
+    return x, -end[0]
 
 
 def _is_zero(value: ir.Value | None) -> bool:

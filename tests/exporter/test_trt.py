@@ -12,6 +12,7 @@ import torch
 from device import Driver, TensorRT
 from hybrid import SM
 from torch import nn
+from torch.nn import functional as F
 
 from intaglio.errors import (
     DeviceError,
@@ -24,7 +25,7 @@ from intaglio.exporter import trt as trt_target
 from intaglio.exporter.export import ExportReport, export
 from intaglio.exporter.shapes import Shapes
 from intaglio.exporter.verify import verify
-from intaglio.ops import piecewise_linear_rnn
+from intaglio.ops import linear_attention, piecewise_linear_rnn
 from intaglio.passes.graph import module_of
 from intaglio.passes.lower import trt_attention
 from intaglio.runtime import user_cache
@@ -304,6 +305,42 @@ def test_an_operator_may_lack_inputs(tmp_path: Path) -> None:
 
     assert built is not None
     assert [x.plugin for x in built.layers if x.plugin] == ["PiecewiseLinearRNN"]
+
+
+class DeltaRule(nn.Module):
+    """A delta rule, which has no decay, on tokens mixed with those before them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project, self.rate = nn.Linear(32, 96), nn.Linear(32, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + F.pad(x, (0, 0, 1, -1))
+        q, k, v = self.project(x).chunk(3, -1)
+        k = F.normalize(torch.unflatten(k, -1, (2, 16)), dim=-1).flatten(2)
+        beta = self.rate(x).sigmoid()
+        y, _ = linear_attention(
+            q, k, v, beta=beta, update_rule="delta", q_num_heads=2, kv_num_heads=2
+        )
+        return y
+
+
+def test_operators_of_the_standard_may_lack_inputs(tmp_path: Path) -> None:
+    """The decay of one, and the bias of the convolution that a token shift is."""
+    torch.manual_seed(0)
+    report = export(
+        DeltaRule(),
+        tmp_path / "bundle",
+        inputs={"x": torch.randn(2, 5, 32)},
+        targets=["ort", "trt"],
+        sm=[SM],
+        steps=20,
+    )
+    built = read_built(Bundle.open(report.out))
+
+    assert built is not None
+    plugins = [layer.plugin for layer in built.layers if layer.plugin]
+    assert plugins == ["CausalConvWithState", "LinearAttention"]
 
 
 class Recurrent(nn.Module):

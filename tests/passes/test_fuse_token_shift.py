@@ -41,11 +41,15 @@ def turned(x: Tensor) -> Tensor:
     return F.pad(x.mT, (1, -1)).mT
 
 
+def cut(x: Tensor) -> Tensor:
+    return F.pad(x[:, :-1], (0, 0, 1, 0))
+
+
 def ahead(x: Tensor) -> Tensor:
     return F.pad(x, (0, 0, -1, 1))
 
 
-@pytest.mark.parametrize("shift", [padded, joined, turned])
+@pytest.mark.parametrize("shift", [padded, joined, turned, cut])
 def test_a_shifted_sequence_carries_its_last_token(traced: Traced, shift: Shift) -> None:
     """Every pass checked, splits of time among it."""
     torch.manual_seed(0)
