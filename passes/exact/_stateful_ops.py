@@ -146,6 +146,15 @@ def cumulative_sum(node: ir.Node) -> list[Carried]:
     ]
 
 
+REWRITES: dict[str, Callable[[ir.Node], list[Carried]]] = {
+    "CumSum": cumulative_sum,
+    "DiagonalSSM": diagonal_ssm,
+    "LinearAttention": linear_attention,
+    "PiecewiseLinearRNN": piecewise_linear_rnn,
+    "RNN": rnn,
+}
+
+
 def attention(node: ir.Node, step: StepValues, *, window: int | None, grow: bool) -> list[Carried]:
     """Give Attention a cache of keys and values, laid out as its window and `grow` ask."""
     query, key, value = node.inputs[:3]

@@ -69,17 +69,7 @@ class Statefulize(Exact):
         if node.op_type == "Attention":
             grow = self.kv == "grow"
             return stateful.attention(node, step, window=windows.get(node), grow=grow)
-        if node.op_type == "LinearAttention":
-            return stateful.linear_attention(node)
-        if node.op_type == "DiagonalSSM":
-            return stateful.diagonal_ssm(node)
-        if node.op_type == "PiecewiseLinearRNN":
-            return stateful.piecewise_linear_rnn(node)
-        if node.op_type == "RNN":
-            return stateful.rnn(node)
-        if node.op_type == "CumSum":
-            return stateful.cumulative_sum(node)
-        return stateful.convolution(node)
+        return stateful.REWRITES.get(node.op_type, stateful.convolution)(node)
 
 
 def _trail(timing: Timing, value: ir.Value | None) -> int:
