@@ -62,14 +62,10 @@ def replaced(
     places = [*_functions(module, functions), *_layers(module, layers)]
     # PyTorch's own shortcut through encoders would go around their layers.
     shortcut = torch.backends.mha.get_fastpath_enabled()
-    if places:
-        torch.backends.mha.set_fastpath_enabled(False)
-        try:
-            _compare(module, inputs, places)
-        except BaseException:
-            torch.backends.mha.set_fastpath_enabled(shortcut)
-            raise
     try:
+        if places:
+            torch.backends.mha.set_fastpath_enabled(False)
+            _compare(module, inputs, places)
         with _patched(places, lambda place: place.substitute):
             yield bool(places)
     finally:

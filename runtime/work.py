@@ -89,12 +89,15 @@ class Works:
         except _UnknownError:
             return None
         inner = {node.name for node in nodes}
-        read = sum(size for name, size in reads.items() if name not in writes)
-        written = sum(size for name, size in writes.items() if self._leaves(name, inner))
+        seen = {n.outputs[0]: n.inputs[0] for n in nodes if _name(n) in _VIEWS}  # views of what
+        leaving = {
+            _source(value, seen)
+            for value in (*writes, *seen)
+            if value in self._graph.outputs or not self._users[value] <= inner
+        }
+        read = sum(size for name, size in reads.items() if _source(name, seen) not in writes)
+        written = sum(size for name, size in writes.items() if name in leaving)
         return Work(read + written, operations)
-
-    def _leaves(self, value: str, inner: set[str]) -> bool:
-        return value in self._graph.outputs or not self._users[value] <= inner
 
     def _reads(self, node: Node) -> dict[str, int]:
         op = _name(node)
@@ -157,6 +160,13 @@ class Works:
 
 class _UnknownError(Exception):
     """A shape is not known."""
+
+
+def _source(value: str, views: Mapping[str, str]) -> str:
+    """The value that `value` is a view of, or itself."""
+    while value in views:
+        value = views[value]
+    return value
 
 
 def _name(node: Node) -> str:

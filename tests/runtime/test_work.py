@@ -85,6 +85,18 @@ def test_what_runs_as_one_moves_only_what_crosses_its_border() -> None:
     assert work(made, "node_b") == Work(40 * 3, 10)
 
 
+def test_a_view_within_a_border_is_no_traffic() -> None:
+    """What is computed is read through it by a neighbour, or leaves through it."""
+    shape = (FLOAT, [10])
+    nodes = [node("Neg", "x", "a"), node("Reshape", "a s", "b"), node("Abs", "b", "c")]
+    wide, size = (FLOAT, [2, 5]), (LONG, [2])
+    made = graph(nodes, {"x": shape, "s": size}, {"c": wide}, {"a": shape, "b": wide})
+
+    assert work(made, "node_a", "node_b", "node_c") == Work(40 * 2, 20)
+    assert work(made, "node_a", "node_b") == Work(40 * 2, 10)
+    assert work(made, "node_b", "node_c") == Work(40 * 2, 10)
+
+
 def test_a_look_up_reads_the_rows_that_it_gives() -> None:
     table = np.zeros((1000, 16), np.float32)
     made = graph(

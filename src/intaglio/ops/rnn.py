@@ -55,7 +55,6 @@ def rnn(
     """
     given = (input, weight_ih, weight_hh, bias_ih, bias_hh, past_state)
     recorded = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given)
-    _check(*given, mode)
     if recorded and not torch.compiler.is_exporting():
         return forward(*given, mode=mode)
     outputs: tuple[Tensor, Tensor] = TORCH_OP(*given, mode=mode)
@@ -178,14 +177,15 @@ def _op(
 @_op.register_fake
 def _shapes(
     input: Tensor,  # noqa: A002
-    weight_ih: Tensor,  # noqa: ARG001
+    weight_ih: Tensor,
     weight_hh: Tensor,
-    bias_ih: Tensor | None = None,  # noqa: ARG001
-    bias_hh: Tensor | None = None,  # noqa: ARG001
-    past_state: Tensor | None = None,  # noqa: ARG001
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
+    past_state: Tensor | None = None,
     *,
     mode: str,
 ) -> tuple[Tensor, Tensor]:
+    _check(input, weight_ih, weight_hh, bias_ih, bias_hh, past_state, mode)
     batch, time, _ = input.shape
     size = weight_hh.shape[1]
     return input.new_empty(batch, time, size), input.new_empty(batch, states_of(mode), size)
