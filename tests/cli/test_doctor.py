@@ -3,7 +3,7 @@
 import importlib.metadata
 
 import pytest
-from device import Driver
+from gpu import Driver
 
 from intaglio.cli import doctor
 from intaglio.errors import DeviceError

@@ -9,7 +9,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from device import Driver, TensorRT
+from device import TensorRT
+from gpu import Driver
 from hybrid import SM
 from torch import nn
 from torch.nn import functional as F

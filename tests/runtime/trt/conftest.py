@@ -7,8 +7,9 @@ from typing import Any
 
 import onnxruntime
 import pytest
-from device import Driver, Setting, TensorRT
+from device import Setting, TensorRT
 from engines import add_engine
+from gpu import Driver
 
 from intaglio.runtime import user_cache
 from intaglio.runtime.launch import (

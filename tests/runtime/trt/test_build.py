@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from device import Driver
+from gpu import Driver
 
 from intaglio.errors import BuildError, BundleError, NotHereError
 from intaglio.exporter.export import ExportReport

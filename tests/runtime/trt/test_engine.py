@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from device import Context, Driver, Engine, RuntimeCache, RuntimeConfig, Setting
+from device import Context, Engine, RuntimeCache, RuntimeConfig, Setting
 from engines import MOST_ROWS, ROOM
+from gpu import Driver
 
 from intaglio.errors import (
     BundleError,

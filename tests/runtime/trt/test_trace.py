@@ -7,8 +7,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from device import Driver, Setting
+from device import Setting
 from engines import MOST_TOKENS
+from gpu import Driver
 
 from intaglio.errors import DeviceError, ProfileError
 from intaglio.runtime import user_cache
