@@ -243,7 +243,7 @@ def samples(dtype: torch.dtype) -> list[Sample]:
         }
 
     return [
-        sample(2, 64, 32, "offset", "bias"),
+        sample(2, 160, 32, "offset", "bias"),
         sample(2, 30, 30, "offset"),
         sample(3, 48, 16, "offset", "bias"),
         sample(3, 21, 21),

@@ -1,0 +1,222 @@
+"""Threads of several blocks of a kernel, in step: registers, shared memory, and who is who."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .memory import AccessError, Array, Global, Space, identity, require_aligned
+from .program import Address, Immediate, Instruction, Negated, Operand, Program, Register, Special
+
+WARP = 32
+UNSIGNED: dict[int, Any] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+# A type of PTX: what numpy reads its bits as, and how many values a register holds.
+KINDS: dict[str, tuple[Any, int]] = {
+    **{f"{letter}{8 * n}": (UNSIGNED[n], 1) for letter in "bu" for n in UNSIGNED},
+    "s8": (np.int8, 1),
+    "s16": (np.int16, 1),
+    "s32": (np.int32, 1),
+    "s64": (np.int64, 1),
+    "s16x2": (np.int16, 2),
+    "f16": (np.float16, 1),
+    "f16x2": (np.float16, 2),
+    "f32": (np.float32, 1),
+    "f32x2": (np.float32, 2),
+    "f64": (np.float64, 1),
+}
+POISON = (1 << 64) - 1  # NaN of every float: what registers and shared memory start with
+Reader = Callable[["Lanes"], Array]
+
+
+@dataclass
+class Copy:
+    """What `cp.async` will have written once it is waited for, for the threads of `mask`."""
+
+    mask: Array
+    offset: Array
+    data: Array
+
+
+class Lanes:
+    """What the threads of some blocks know, each thread a lane.
+
+    Attributes:
+        block: of each lane: its number in the grid.
+        warp: of each lane, within its block.
+        shared: one window of `window` bytes after the other, a block's each.
+        memory: of the device.
+        at: the instruction that is next.
+        pending: groups of copies that nobody waited for yet, the last of them still open.
+    """
+
+    def __init__(
+        self, program: Program, blocks: Array, threads: int, window: int, memory: Global
+    ) -> None:
+        count = len(blocks)
+        self.blocks, self.threads, self.window, self.memory = blocks, threads, window, memory
+        content = np.full(count * window, POISON & 0xFF, np.uint8)
+        self.shared = Space(content, first_wins=memory.first_wins)
+        self.registers = [
+            np.full(count * threads, POISON >> 8 * (8 - width) if width else False, dtype)
+            for width, dtype in ((width, UNSIGNED.get(width, bool)) for width in program.registers)
+        ]
+        self.at = 0
+        self.pending: list[list[Copy]] = [[]]
+        self._epoch = 0
+        self._place()
+
+    def _place(self) -> None:
+        thread = np.arange(self.threads)
+        self.block = np.repeat(self.blocks, self.threads)
+        self.thread = np.tile(thread, len(self.blocks))
+        self.warp = self.thread // WARP
+        self._start = np.repeat(np.arange(len(self.blocks)) * self.window, self.threads)
+        self.who = identity(self.block, self._epoch, self.warp)
+
+    def __len__(self) -> int:
+        return len(self.block)
+
+    def barrier(self) -> None:
+        """All threads of each block have come this far."""
+        self._epoch += 1
+        self.who = identity(self.block, self._epoch, self.warp)
+
+    def part(self, kept: Array) -> "Lanes":
+        """These lanes with the blocks alone that `kept` [blocks] tells to keep."""
+        made: Lanes = object.__new__(Lanes)
+        made.__dict__.update(self.__dict__)
+        lanes = np.repeat(kept, self.threads)
+        made.blocks, made.shared = self.blocks[kept], self.shared.part(kept)
+        made.registers = [x[lanes] for x in self.registers]
+        made.pending = [
+            [Copy(copy.mask[lanes], copy.offset[lanes], copy.data[lanes]) for copy in group]
+            for group in self.pending
+        ]
+        made._place()
+        return made
+
+    def places(self, offsets: Array, width: int) -> Array:
+        """Where offsets [N] into the shared memory of each lane's block lie in all of it."""
+        require_aligned(offsets, width)
+        at = offsets.astype(np.int64)
+        if (at + width > self.window).any():
+            raise AccessError(f"byte {int(at.max())} of {self.window} of shared memory")
+        return np.asarray(at)
+
+    def load_shared(self, offsets: Array, width: int, lanes: Array) -> Array:
+        """Bytes [n, width] at offsets [n] for the lanes of these indices."""
+        at = self.places(offsets, width) + self._start[lanes]
+        return self.shared.load(at, width, self.who[lanes])
+
+    def store_shared(self, offsets: Array, values: Array, lanes: Array) -> None:
+        """Write bytes [n, width] to offsets [n]."""
+        at = self.places(offsets, values.shape[1]) + self._start[lanes]
+        self.shared.store(at, values, self.who[lanes])
+
+    def put(self, register: Register, kind: str, values: Array, mask: Array | None = None) -> None:
+        """Write values [N], or [N, 2] of a packed type, where the mask is set."""
+        bits = encode(kind, values)
+        if bits.shape != (len(self),):
+            bits = np.full(len(self), bits)
+        if register.width and bits.itemsize != register.width:
+            bits = bits.astype(UNSIGNED[register.width])
+        if mask is not None:
+            bits = np.where(mask, bits, self.registers[register.index])
+        self.registers[register.index] = np.ascontiguousarray(bits)
+
+
+def reader(operand: Operand, kind: str) -> Reader:
+    """What gives the values [N] of an operand, [N, 2] of a packed type; fp16 and bf16 as fp32."""
+    if isinstance(operand, Immediate):
+        constant = _constant(operand.bits, kind)
+        return lambda lanes: constant  # noqa: ARG005
+    if isinstance(operand, Negated):
+        chosen = reader(operand.register, "pred")
+        return lambda lanes: ~chosen(lanes)
+    assert isinstance(operand, Register), operand
+    index = operand.index
+    return lambda lanes: decode(kind, lanes.registers[index])
+
+
+def guard_of(instruction: Instruction) -> Reader | None:
+    """What gives the threads that carry an instruction out; None for all."""
+    return None if instruction.guard is None else reader(instruction.guard, "pred")
+
+
+def decode(kind: str, bits: Array) -> Array:
+    """Values of bits; those of half precision are widened."""
+    if kind == "pred":
+        return bits
+    if kind.startswith("bf16"):
+        words = bits.astype(np.uint16) if kind == "bf16" else bits.view(np.uint16).reshape(-1, 2)
+        return (words.astype(np.uint32) << 16).view(np.float32)
+    dtype, count = KINDS[kind]
+    wanted = np.dtype(dtype).itemsize * count
+    if bits.itemsize != wanted:
+        bits = bits.astype(UNSIGNED[wanted])
+    values = bits.view(dtype)
+    if count > 1:
+        values = values.reshape(-1, count)
+    return np.asarray(values.astype(np.float32) if dtype is np.float16 else values)
+
+
+def encode(kind: str, values: Array) -> Array:
+    """Bits of values, rounded to the nearest even."""
+    if kind == "pred":
+        return np.asarray(values, bool)
+    if kind.startswith("bf16"):
+        words = _brain(np.asarray(values, np.float32))
+        return np.asarray(words if kind == "bf16" else words.view(np.uint32)[..., 0])
+    dtype, count = KINDS[kind]
+    made = np.ascontiguousarray(np.asarray(values).astype(dtype))
+    bits = made.view(UNSIGNED[made.itemsize * count])
+    return np.asarray(bits[..., 0] if count > 1 else bits.reshape(made.shape))
+
+
+def _brain(values: Array) -> Array:
+    bits = np.ascontiguousarray(values).view(np.uint32).reshape(values.shape)
+    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return np.ascontiguousarray(np.where(np.isnan(values), np.uint16(0x7FFF), rounded))
+
+
+def _constant(bits: int, kind: str) -> Array:
+    if kind == "pred":
+        return np.asarray(bool(bits))
+    count = 2 if kind.endswith("x2") else 1
+    width = 2 * count if kind.startswith("bf16") else np.dtype(KINDS[kind][0]).itemsize * count
+    made = np.array([bits & (1 << 8 * width) - 1], UNSIGNED[width])
+    return np.asarray(decode(kind, made)[0])
+
+
+def address(operand: Operand, program: Program) -> Reader:
+    """What gives the addresses [N] of `[register + offset]`, or of a symbol of shared memory."""
+    assert isinstance(operand, Address), operand
+    base, offset = operand.base, operand.offset
+    if isinstance(base, Register):
+        dtype = UNSIGNED[base.width]
+        read = reader(base, f"u{8 * base.width}")
+        moved = dtype(offset & (1 << 8 * base.width) - 1)
+        return lambda lanes: read(lanes) + moved
+    start = program.symbols[base] if isinstance(base, str) else base.bits
+    return lambda lanes: np.full(len(lanes), start + offset, np.uint32)
+
+
+def special(operand: Special, grid: tuple[int, int, int]) -> Reader:
+    """What gives a special register: tid, ctaid, ntid, nctaid or laneid."""
+    name, _, axis = operand.name.partition(".")
+    which = "xyz".find(axis) if axis else 0
+    divisor = int(np.prod(grid[:which], dtype=np.int64))
+    if name == "ctaid":
+        return lambda lanes: (lanes.block // divisor % grid[which]).astype(np.uint32)
+    if name == "nctaid":
+        return lambda lanes: np.full(len(lanes), grid[which], np.uint32)
+    if name == "laneid":
+        return lambda lanes: (lanes.thread % WARP).astype(np.uint32)
+    assert name in {"tid", "ntid"}, operand
+    size = name == "ntid"
+    return lambda lanes: (
+        (np.full(len(lanes), lanes.threads) if size else lanes.thread)
+        if which == 0
+        else np.full(len(lanes), int(size))
+    ).astype(np.uint32)
