@@ -101,11 +101,11 @@ def test_gradients_reach_input_scale_offset_and_bias() -> None:
         ({"bits": 5}, "bits"),
         ({"group": 0}, "group"),
         ({"input": torch.zeros(2, 3)}, "input"),
-        ({"scale": torch.zeros(5, 3)}, "scale"),
-        ({"offset": torch.zeros(4, 2)}, "offset"),
+        ({"scale": torch.zeros(5, 6)}, "scale"),
+        ({"offset": torch.zeros(4, 5)}, "offset"),
         ({"bias": torch.zeros(4)}, "bias"),
-        ({"codes": torch.zeros(5, 2, 7, dtype=torch.uint8)}, "codes"),
-        ({"codes": torch.zeros(5, 2, 8)}, "uint8"),
+        ({"codes": torch.zeros(5, 5, 7, dtype=torch.uint8)}, "codes"),
+        ({"codes": torch.zeros(5, 5, 8)}, "uint8"),
     ],
 )
 def test_arguments_that_do_not_fit_are_named(change: Sample, message: str) -> None:
