@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from emulator.device import STREAM, Gpu
-from emulator.kernel import Kernel
+from emulator.kernel import Kernel, UnknownInstructionError
 from emulator.lanes import decode, encode
 from emulator.memory import AccessError, Global
 from torch import Tensor
@@ -167,7 +167,7 @@ def test_threads_that_part_are_not_known() -> None:
 
 def test_what_is_not_known_is_said() -> None:
     """Nothing is skipped."""
-    with pytest.raises(AssertionError, match="not known: atom"):
+    with pytest.raises(UnknownInstructionError, match="atom"):
         run("atom.global.add.u32 %r4, [%rd5], 1;")
 
 

@@ -20,6 +20,10 @@ IN_STEP = {("bar", "warp"), ("fence", "proxy"), ("wgmma", "fence"), ("wgmma", "c
            ("wgmma", "wait_group")}  # fmt: skip
 
 
+class UnknownInstructionError(Exception):
+    """One that no kernel had when this was written."""
+
+
 class Kernel:
     """One entry of a PTX text."""
 
@@ -116,7 +120,8 @@ def _step(
     if name[:2] == ("ld", "param") or (name[0] == "mov" and isinstance(operands[1], Special | str)):
         return _told(instruction, program, grid, arguments)
     made = arithmetic(instruction) or transfer(instruction, program) or multiply(instruction)
-    assert made is not None, f"not known: {instruction.text}"
+    if made is None:
+        raise UnknownInstructionError(instruction.text)
     return made
 
 

@@ -1,0 +1,117 @@
+"""Every kernel as compiled, on an emulated GPU: errors against float64, and nothing left to chance.
+
+    python benchmarks/emulated_kernels.py [--quick] [--json]
+
+Needs no GPU.  The PTX that plugins carry is launched by their plans, for each compute capability:
+with the samples of each operator in fp32, fp16 and bf16, every way of computing them, and with
+layers of published models, a token and a prompt.  An access out of bounds or not aligned, or two
+that no barrier orders, fails; what the emulator does not know, the tensor cores of 10.0 and 11.0,
+is told.  Nothing is said of speed.  `--quick` takes the samples alone, on 8.0.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from evidence import Row, run
+
+from intaglio.errors import UnsupportedError
+from intaglio.ops.op import Sample
+from intaglio.runtime.trt.kernels import Kernels
+from intaglio.trt_plugins import NAMES, find
+from intaglio.trt_plugins.ahead import compile_all
+from intaglio.trt_plugins.compile import CAPABILITIES
+from intaglio.trt_plugins.plugin import Plugin, Request
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+from emulator.device import Gpu
+from emulator.kernel import UnknownInstructionError
+from emulator.memory import AccessError
+from emulator.plugins import draw, errors, job_of, kernels_of, ways_of
+
+QUICK = (80,)
+PROMPT = 70  # tokens: three chunks, the last of them not full
+ROWS = (1, 3, 40)  # of a product: for each way of computing it by codes
+WRITTEN_OUT = 100  # rows from which the weight is written out
+SMALL = 1 << 22  # weights of a layer for which that is emulated: it takes minutes for larger ones
+
+
+def measure(quick: bool) -> list[Row]:
+    """Rows for each operator and capability."""
+    torch.set_num_threads(1)
+    return [
+        row
+        for sm in (QUICK if quick else CAPABILITIES)
+        for name in NAMES
+        for row in (*_samples(find(name), sm), *(() if quick else _published(find(name), sm)))
+    ]
+
+
+def _samples(plugin: Plugin, sm: int) -> Iterator[Row]:
+    for kind in plugin.tolerance:
+        given = [x for x in plugin.op.samples(getattr(torch, kind)) if _taken(plugin, x, sm)]
+        if given:
+            pairs = zip(given, _compiled(plugin, given, sm), strict=True)
+            cases = [(sample, way) for sample, made in pairs for way in ways_of(made)]
+            yield _row(f"{plugin.name}, sm_{sm}, {kind}, samples", plugin, cases, kind, sm)
+
+
+def _published(plugin: Plugin, sm: int) -> Iterator[Row]:
+    for what, request in plugin.requests(sm).items():
+        given = [draw(request, batch=1, time=time) for time in _times(request)]
+        given = [x for x in given if _taken(plugin, x, sm)]
+        if given:
+            kind = request.inputs[plugin.inputs[0]].dtype
+            cases = list(zip(given, _compiled(plugin, given, sm), strict=True))
+            yield _row(f"{plugin.name}, sm_{sm}, {what}", plugin, cases, kind, sm)
+
+
+def _times(request: Request) -> Sequence[int]:
+    if "K" not in request.attributes:
+        return (1, PROMPT)
+    size = int(request.attributes["K"]) * int(request.attributes["N"])
+    return (*ROWS, WRITTEN_OUT) if size <= SMALL else ROWS
+
+
+def _taken(plugin: Plugin, sample: Sample, sm: int) -> bool:
+    """Whether there are kernels for a sample."""
+    try:
+        plugin.kernels(job_of(plugin, sample, sm).request)
+    except UnsupportedError:
+        return False
+    return True
+
+
+def _compiled(plugin: Plugin, samples: Sequence[Sample], sm: int) -> list[Kernels]:
+    jobs = [job_of(plugin, sample, sm) for sample in samples]
+    return [kernels_of(plugin, made, sm) for made in compile_all(jobs)]
+
+
+def _row(
+    title: str, plugin: Plugin, cases: Sequence[tuple[Sample, Kernels]], kind: str, sm: int
+) -> Row:
+    """The worst error; what was not known is told, and an access that is not safe fails."""
+    worst, unknown, fault = 0.0, set(), ""
+    for sample, kernels in cases:
+        try:
+            worst = max(worst, *errors(plugin, sample, kernels, Gpu(sm)))
+        except UnknownInstructionError as error:
+            unknown.add(str(error).split()[0])
+        except AccessError as error:
+            fault = f"{error}, {' '.join(error.__notes__)}"
+    limit = plugin.tolerance[kind]
+    note = f"{len(cases)} calls" + "".join(f", {each} is not known" for each in sorted(unknown))
+    return Row(
+        name=title,
+        value=worst,
+        unit="of the largest",
+        target=f"<= {limit:g}",
+        holds=None if unknown and not fault else worst <= limit and not fault,
+        against="float64",
+        note=fault or note,
+    )
+
+
+if __name__ == "__main__":
+    run(__doc__, measure)
