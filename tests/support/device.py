@@ -230,7 +230,11 @@ class Context:
         driver, graph = self._trt.driver, self._trt.graph
         driver.clock += self._trt.gap + sum(layer["ms"] for layer in self._trt.layers)
         self._told = list(self._trt.layers) if timed else []
-        dtypes = {"tensor(int64)": np.int64, "tensor(float)": np.float32}
+        dtypes = {
+            "tensor(int64)": np.int64,
+            "tensor(float)": np.float32,
+            "tensor(float16)": np.float16,
+        }
         given = {}
         for value in graph.get_inputs():
             among = driver.host if value.name in self._trt.on_host else driver.memory

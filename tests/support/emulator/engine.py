@@ -1,0 +1,118 @@
+"""A bundle's engine on the emulated GPU: its plugins launch kernels, the rest is ONNX's reference.
+
+What TensorRT itself computes between plugins is taken from the graph that it imports.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+import torch
+from onnx.helper import tensor_dtype_to_np_dtype
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
+
+from intaglio.runtime.bundle import Bundle
+from intaglio.runtime.trt.build import GRAPH
+from intaglio.runtime.trt.kernels import Kernels, read
+from intaglio.runtime.trt.launcher import Launcher
+from intaglio.runtime.trt.plugin import workspace
+from intaglio.trt_plugins.ahead import Compiled
+
+from .device import STREAM, Gpu
+from .plugins import poisoned
+
+Array = npt.NDArray[Any]
+
+
+class Graph:
+    """In the place of an ONNX Runtime session of the graph that an engine is built from.
+
+    Attributes:
+        launched: how often kernels of each operator were launched.
+    """
+
+    def __init__(self, bundle: Path, gpu: Gpu, cache: Path) -> None:
+        """Read a bundle; `cache` is where the kernels that it carries are kept as PTX, too."""
+        model = ir.load(bundle / GRAPH)
+        ir.external_data.set_base_dir(model.graph, bundle)
+        for value in model.graph.initializers.values():
+            assert value.const_value is not None
+            value.const_value = ir.Tensor(value.const_value.numpy(), name=value.name)
+        self.launched: Counter[str] = Counter()
+        self._proto = ir.to_proto(model)
+        self._gpu = gpu
+        self._launchers: dict[str, tuple[Kernels, Launcher]] = {}
+        texts = _texts(cache)
+        for node, kernels in read(Bundle.open(bundle)).items():
+            code = {key: texts[_digest(binary)] for key, binary in kernels.code.items()}
+            known = replace(kernels, code=code)
+            self._launchers[node] = known, Launcher(known, gpu)
+        types = {(node.domain, node.op_type) for node in self._proto.graph.node
+                 if node.name in self._launchers}  # fmt: skip
+        self._evaluator = ReferenceEvaluator(
+            self._proto, new_ops=[self._plugin(*each) for each in sorted(types)]
+        )
+
+    def get_inputs(self) -> list[SimpleNamespace]:
+        return [_described(value) for value in self._proto.graph.input]
+
+    def get_outputs(self) -> list[SimpleNamespace]:
+        return [_described(value) for value in self._proto.graph.output]
+
+    def run(self, names: Sequence[str], given: Mapping[str, Array]) -> list[Array]:
+        return list(self._evaluator.run(list(names), dict(given)))
+
+    def _plugin(self, domain: str, kind: str) -> type[OpRun]:
+        """An operator whose nodes launch their kernels."""
+        compute = self._compute
+
+        def run(self: OpRun, *inputs: Array | None, **_: Any) -> tuple[Array, ...]:
+            return compute(self.onnx_node.name, inputs)
+
+        return type(kind, (OpRun,), {"op_domain": domain, "_run": run})
+
+    def _compute(self, node: str, inputs: Sequence[Array | None]) -> tuple[Array, ...]:
+        kernels, launcher = self._launchers[node]
+        present = [torch.from_numpy(np.array(x)) for x in inputs if x is not None]
+        given = kernels.plan.spread(present)
+        shapes = [None if x is None else tuple(x.shape) for x in given]
+        outputs = poisoned(kernels, shapes)
+        before = set(self._gpu.memory)
+        to = [self._gpu.put(x) for x in outputs]
+        addresses = [None if x is None else self._gpu.put(x) for x in given]
+        scratch = self._gpu.put(torch.empty(workspace(kernels, shapes), dtype=torch.uint8))
+        launcher.launch(shapes, addresses, to, scratch, STREAM)
+        made = tuple(self._gpu.get(at, x).numpy() for at, x in zip(to, outputs, strict=True))
+        for address in set(self._gpu.memory) - before:
+            self._gpu.cuMemFree(address)
+        self.launched[kernels.op] += 1
+        return made
+
+
+def _texts(cache: Path) -> dict[str, bytes]:
+    """PTX by the digest of the machine code that was made of it."""
+    found = {}
+    for file in cache.glob("*.json"):
+        for code in Compiled.from_json(json.loads(file.read_bytes())).code.values():
+            found[_digest(code.cubin)] = code.ptx.encode()
+    return found
+
+
+def _digest(code: bytes) -> str:
+    return hashlib.sha256(code).hexdigest()
+
+
+def _described(value: onnx.ValueInfoProto) -> SimpleNamespace:
+    dtype = tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+    named = {"float32": "float", "float16": "float16", "int64": "int64"}[dtype.name]
+    return SimpleNamespace(name=value.name, type=f"tensor({named})")
