@@ -8,18 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from device import TensorRT
 from emulator.device import Gpu
-from emulator.engine import Graph
+from emulator.engine import Graph, install
 from hybrid import SM
 
 from intaglio.exporter.export import ExportReport, export
 from intaglio.runtime import user_cache
-from intaglio.runtime.bundle import Bundle
 from intaglio.runtime.session import Session
-from intaglio.runtime.trt.build import TARGET, read_built
+from intaglio.runtime.trt.build import TARGET
 
-tensorrt_rtx = pytest.importorskip("tensorrt_rtx")
+pytest.importorskip("tensorrt_rtx")
 pytest.importorskip("triton")
 
 PROMPT, STEPS = 40, 5  # tokens: two chunks of a linear attention, and a captured graph
@@ -54,10 +52,7 @@ def compare(
 ) -> tuple[Graph, Gpu]:
     """Prefill and step a session of the engine, against one of ONNX Runtime."""
     gpu = Gpu(SM)
-    graph = Graph(bundle, gpu, cache / "kernels")
-    built = read_built(Bundle.open(bundle))
-    assert built is not None
-    TensorRT(tensorrt_rtx, gpu, graph, built.profiles).install(patch)
+    graph = install(bundle, gpu, cache / "kernels", patch)
     engine, reference = Session.load(bundle, TARGET), Session.load(bundle, "ort")
     ids = np.random.default_rng(0).integers(0, 32, (1, PROMPT + STEPS))
     for window in (slice(PROMPT), *(slice(i, i + 1) for i in range(PROMPT, PROMPT + STEPS))):

@@ -4,6 +4,7 @@ What TensorRT itself computes between plugins is taken from the graph that it im
 """
 
 import hashlib
+import importlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,13 +17,16 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx_ir as ir
+import pytest
 import torch
+from device import TensorRT
 from onnx.helper import tensor_dtype_to_np_dtype
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from intaglio.runtime.bundle import Bundle
-from intaglio.runtime.trt.build import GRAPH
+from intaglio.runtime.trt.build import GRAPH, read_built
+from intaglio.runtime.trt.flavour import FLAVOURS
 from intaglio.runtime.trt.kernels import Kernels, read
 from intaglio.runtime.trt.launcher import Launcher
 from intaglio.runtime.trt.plugin import workspace
@@ -32,6 +36,16 @@ from .device import STREAM, Gpu
 from .plugins import poisoned
 
 Array = npt.NDArray[Any]
+
+
+def install(bundle: Path, gpu: Gpu, cache: Path, patch: pytest.MonkeyPatch) -> "Graph":
+    """Have sessions of the bundle's engine run on the emulated GPU, until the patch is undone."""
+    built = read_built(Bundle.open(bundle))
+    assert built is not None
+    graph = Graph(bundle, gpu, cache)
+    real = importlib.import_module(FLAVOURS[built.flavour])
+    TensorRT(real, gpu, graph, built.profiles).install(patch)
+    return graph
 
 
 class Graph:
