@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar, cast
 
+POINTER_ALIGNMENT = 16  # bytes; compiled kernels take the address of any tensor as a multiple
+
 Shape = Sequence[int]
 T = TypeVar("T")
 

@@ -18,7 +18,15 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 from intaglio.errors import UnsupportedError
-from intaglio.runtime.launch import Argument, Buffer, Launch, Plan, Variant, product
+from intaglio.runtime.launch import (
+    POINTER_ALIGNMENT,
+    Argument,
+    Buffer,
+    Launch,
+    Plan,
+    Variant,
+    product,
+)
 
 from .ahead import Code, Compiled
 from .plugin import Kernel, Plugin, Request
@@ -127,7 +135,7 @@ def _compile(
         name: _type(argument, dtypes) for name, argument in given.items()
     }
     aligned = {
-        (names.index(name),): [["tt.divisibility", 16]]
+        (names.index(name),): [["tt.divisibility", POINTER_ALIGNMENT]]
         for name, argument in given.items()
         if isinstance(argument, Buffer)
     }

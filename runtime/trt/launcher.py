@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from intaglio.runtime.launch import Buffer, Launch, Shape, evaluate
+from intaglio.errors import DeviceError
+from intaglio.runtime.launch import POINTER_ALIGNMENT, Buffer, Launch, Shape, evaluate
 
 from .driver import aligned, call, capability
 from .kernels import Kernels
@@ -53,6 +54,9 @@ class Launcher:
             outputs: addresses on the device; one may be that of an input that is a state.
             workspace: address of scratch memory, see `plugin.workspace`.
             stream: the stream, as an integer.
+
+        Raises:
+            DeviceError: if an address is not aligned as kernels take it to be.
         """
         variant = self._plan.variant(shapes)
         scratch = []
@@ -64,15 +68,15 @@ class Launcher:
             grid = [evaluate(size, shapes) for size in each.grid]
             if 0 in grid:
                 continue
-            values, kinds = [], []
+            values: list[int] = []
+            kinds: list[Any] = []
             for argument in each.arguments:
-                pointer = isinstance(argument, Buffer)
-                values.append(
-                    buffers[argument.kind][argument.index]
-                    if isinstance(argument, Buffer)
-                    else evaluate(argument, shapes)
-                )
-                kinds.append(ctypes.c_void_p if pointer else ctypes.c_int32)
+                if isinstance(argument, Buffer):
+                    values.append(_address(buffers[argument.kind][argument.index], each))
+                    kinds.append(ctypes.c_void_p)
+                else:
+                    values.append(evaluate(argument, shapes))
+                    kinds.append(ctypes.c_int32)
             call(
                 self._driver.cuLaunchKernel,
                 self._functions[each.code],
@@ -97,3 +101,13 @@ class Launcher:
             kind = self._driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             call(self._driver.cuFuncSetAttribute, function, kind, launch.shared)
         return function
+
+
+def _address(address: int | None, launch: Launch) -> int:
+    """An address that a kernel may load vectors from: what is not aligned would end the context."""
+    if address is None or address % POINTER_ALIGNMENT:
+        raise DeviceError(
+            f"The kernel {launch.entry} is given a tensor at {address}, which is no multiple of "
+            f"{POINTER_ALIGNMENT} bytes. This is a fault of intaglio: please report it."
+        )
+    return address

@@ -51,6 +51,7 @@ class Driver:
 
 
 SHAPES = [(2, 40, 64), (2, 40, 64), (2, 40, 64), (2, 4, 16, 16)]
+INPUTS, OUTPUTS = [160, 176, 192, 208], [320, 336]
 POINTER, NUMBER = ctypes.c_void_p, ctypes.c_int32
 
 
@@ -58,11 +59,23 @@ def test_a_step_is_one_launch(make_kernels: Callable[..., Kernels]) -> None:
     """Function, grid, block, shared memory, stream, and arguments with their types."""
     driver = Driver(80)
     shapes = [(2, 1, 64), *SHAPES[1:]]
-    Launcher(make_kernels(), driver).launch(shapes, [10, 11, 12, 13], [20, 21], 1000, 5)
+    Launcher(make_kernels(), driver).launch(shapes, INPUTS, OUTPUTS, 1000, 5)
 
     kinds = (POINTER, POINTER, NUMBER, POINTER)
     assert driver.launched == [
-        ("walk_0 for 80", 1, 4, 2, 128, 1, 1, 1024, 5, ((10, 13, 1, 21), kinds), 0)
+        (
+            "walk_0 for 80",
+            1,
+            4,
+            2,
+            128,
+            1,
+            1,
+            1024,
+            5,
+            ((INPUTS[0], INPUTS[3], 1, OUTPUTS[1]), kinds),
+            0,
+        )
     ]
     assert driver.shared == {}
 
@@ -70,7 +83,7 @@ def test_a_step_is_one_launch(make_kernels: Callable[..., Kernels]) -> None:
 def test_scratch_is_cut_out_of_the_workspace(make_kernels: Callable[..., Kernels]) -> None:
     """Each tensor starts where kernels may assume it to: at a multiple of 256 bytes."""
     driver = Driver(90)
-    Launcher(make_kernels(), driver).launch(SHAPES, [10, 11, 12, 13], [20, 21], 1024, 5)
+    Launcher(make_kernels(), driver).launch(SHAPES, INPUTS, OUTPUTS, 1024, 5)
 
     assert [call[0] for call in driver.launched] == ["within_0 for 90", "across_0 for 90"]
     assert [call[1:4] for call in driver.launched] == [(2, 4, 2)] * 2
@@ -78,12 +91,21 @@ def test_scratch_is_cut_out_of_the_workspace(make_kernels: Callable[..., Kernels
     assert set(driver.shared.values()) == {100_000}
 
 
+def test_an_address_that_is_not_aligned_is_refused(make_kernels: Callable[..., Kernels]) -> None:
+    """A GPU would end all that runs on it, and name nothing."""
+    driver = Driver(80)
+    for inputs in ([168, *INPUTS[1:]], [None, *INPUTS[1:]]):
+        with pytest.raises(DeviceError, match=r"walk is given a tensor at (168|None)"):
+            Launcher(make_kernels(), driver).launch(
+                [(2, 1, 64), *SHAPES[1:]], inputs, OUTPUTS, 1024, 5
+            )
+    assert driver.launched == []
+
+
 def test_an_empty_grid_is_not_launched(make_kernels: Callable[..., Kernels]) -> None:
     """The driver refuses a grid of no blocks."""
     driver = Driver(80)
-    Launcher(make_kernels(), driver).launch(
-        [(2, 0, 64), *SHAPES[1:]], [10, 11, 12, 13], [20, 21], 0, 5
-    )
+    Launcher(make_kernels(), driver).launch([(2, 0, 64), *SHAPES[1:]], INPUTS, OUTPUTS, 0, 5)
 
     assert driver.launched == []
 
