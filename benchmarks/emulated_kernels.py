@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from emulator.device import Gpu
 from emulator.kernel import UnknownInstructionError
 from emulator.memory import AccessError
-from emulator.plugins import draw, errors, job_of, kernels_of, ways_of
+from emulator.plugins import draw, errors, job_of, kernels_of, taken, ways_of
 
 QUICK = (80,)
 PROMPT = 70  # tokens: three chunks, the last of them not full
@@ -50,7 +50,7 @@ def measure(quick: bool) -> list[Row]:
 
 def _samples(plugin: Plugin, sm: int) -> Iterator[Row]:
     for kind in plugin.tolerance:
-        given = [x for x in plugin.op.samples(getattr(torch, kind)) if _taken(plugin, x, sm)]
+        given = taken(plugin, getattr(torch, kind), sm)
         if given:
             pairs = zip(given, _compiled(plugin, given, sm), strict=True)
             cases = [(sample, way) for sample, made in pairs for way in ways_of(made)]
@@ -59,12 +59,14 @@ def _samples(plugin: Plugin, sm: int) -> Iterator[Row]:
 
 def _published(plugin: Plugin, sm: int) -> Iterator[Row]:
     for what, request in plugin.requests(sm).items():
+        try:
+            plugin.kernels(request)
+        except UnsupportedError:
+            continue
         given = [draw(request, batch=1, time=time) for time in _times(request)]
-        given = [x for x in given if _taken(plugin, x, sm)]
-        if given:
-            kind = request.inputs[plugin.inputs[0]].dtype
-            cases = list(zip(given, _compiled(plugin, given, sm), strict=True))
-            yield _row(f"{plugin.name}, sm_{sm}, {what}", plugin, cases, kind, sm)
+        cases = list(zip(given, _compiled(plugin, given, sm), strict=True))
+        kind = request.inputs[plugin.inputs[0]].dtype
+        yield _row(f"{plugin.name}, sm_{sm}, {what}", plugin, cases, kind, sm)
 
 
 def _times(request: Request) -> Sequence[int]:
@@ -72,15 +74,6 @@ def _times(request: Request) -> Sequence[int]:
         return (1, PROMPT)
     size = int(request.attributes["K"]) * int(request.attributes["N"])
     return (*ROWS, WRITTEN_OUT) if size <= SMALL else ROWS
-
-
-def _taken(plugin: Plugin, sample: Sample, sm: int) -> bool:
-    """Whether there are kernels for a sample."""
-    try:
-        plugin.kernels(job_of(plugin, sample, sm).request)
-    except UnsupportedError:
-        return False
-    return True
 
 
 def _compiled(plugin: Plugin, samples: Sequence[Sample], sm: int) -> list[Kernels]:

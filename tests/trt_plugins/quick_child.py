@@ -1,4 +1,4 @@
-"""Defines every plugin in the plugin layer of full TensorRT and evaluates launches; see the test.
+"""Defines every plugin in the plugin layer of full TensorRT and launches it; see the test.
 
 Run with the folder of libraries that the test makes on LD_LIBRARY_PATH, and the jobs on stdin.
 """
@@ -9,16 +9,23 @@ from collections.abc import Callable
 from typing import Any
 
 import tensorrt_bindings as trt
+import torch
 
 sys.modules["tensorrt"] = trt
 import tensorrt.plugin  # noqa: E402
+from emulator.device import Gpu  # noqa: E402
+from emulator.kernel import kernel_of  # noqa: E402
+from emulator.memory import Global  # noqa: E402
+from emulator.plugins import compared, poisoned, taken  # noqa: E402
 from tensorrt_bindings.plugin import _lib, _tensor  # noqa: E402
 
-from intaglio.ops import OPS  # noqa: E402
-from intaglio.runtime.launch import Buffer, evaluate  # noqa: E402
+from intaglio.runtime.launch import evaluate  # noqa: E402
+from intaglio.trt_plugins import find  # noqa: E402
 from intaglio.trt_plugins.ahead import Compiled  # noqa: E402
 from intaglio.trt_plugins.quick import define  # noqa: E402
+from intaglio.trt_plugins.run import request_of  # noqa: E402
 
+SM = 80
 OPERATIONS: dict[Any, Callable[[int, int], int]] = {
     trt.DimensionOperation.SUM: lambda a, b: a + b,
     trt.DimensionOperation.SUB: lambda a, b: a - b,
@@ -48,16 +55,18 @@ class Builder:
         return OPERATIONS[kind](a, b)
 
 
-def check(name: str, compiled: Compiled, inputs: tuple[str, ...], shapes: list[Any]) -> int:
-    """Define a plugin and hold each tactic's launch to the plan; how many there are."""
-    identity = define(trt, name, compiled, inputs)
-    plugin = _lib.QDP_REGISTRY[identity]
+def check(index: int, name: str, compiled: Compiled) -> int:
+    """Define a plugin and launch each tactic as it says; how many there are."""
+    op = find(name)
+    sample = taken(op, torch.float16, SM)[0]
+    _, arguments = request_of(op, sample, SM)
+    shapes = [None if x is None else tuple(x.shape) for x in arguments]
+    plugin = _lib.QDP_REGISTRY[define(trt, f"{name}_{index}", compiled, op.inputs)]
     _tensor.SymIntExpr._exprBuilder = Builder()
-    plan = compiled.plan
-    present = [index for index, dtype in enumerate(plan.inputs) if dtype is not None]
+    plan, present = compiled.plan, [x for x in arguments if x is not None]
     tensors = [
-        tensorrt.plugin.from_shape_expr(tuple(shapes[index]), DTYPES[str(plan.inputs[index])])
-        for index in present
+        tensorrt.plugin.from_shape_expr(tuple(x.shape), DTYPES[str(x.dtype).removeprefix("torch.")])
+        for x in present
     ]
     made = plugin.register_func(*tensors)
     outputs = list(made) if isinstance(made, tuple) else [made]
@@ -67,26 +76,32 @@ def check(name: str, compiled: Compiled, inputs: tuple[str, ...], shapes: list[A
     (combination,) = plugin.autotune_func(*tensors, outputs)
     for tactic in combination._tactics:
         entry, ptx, how, extra = plugin.aot_impl_func(*tensors, outputs, tactic)
-        launches = [variant.launches[0] for variant in plan.variants]
-        (launch,) = (x for x in launches if compiled.code[x.code].ptx == ptx)
-        assert launch.entry == entry
-        grid = [each._expr for each in (how.grid_x, how.grid_y, how.grid_z)]
-        assert grid == [evaluate(size, shapes) for size in launch.grid]
-        block = [each._expr for each in (how.block_x, how.block_y, how.block_z, how.shared_mem)]
-        assert block == [launch.threads, 1, 1, launch.shared]
-        sizes = [x for x in launch.arguments if not isinstance(x, Buffer)]
-        assert [x._expr for x in extra] == [evaluate(size, shapes) for size in sizes]
+        gpu = Gpu(SM)
+        buffers = poisoned(plan, shapes)
+        to = [gpu.put(x) for x in buffers]
+        # TensorRT passes what it has as inputs, the numbers that it was given, and its outputs.
+        values = [*(gpu.put(x) for x in present), *(x._expr for x in extra), *to]
+        grid, block = (
+            [each._expr for each in sizes]
+            for sizes in (
+                (how.grid_x, how.grid_y, how.grid_z),
+                (how.block_x, how.block_y, how.block_z),
+            )
+        )
+        assert block[1:] == [1, 1]
+        kernel_of(ptx, entry).launch(
+            tuple(grid), block[0], how.shared_mem._expr, values, Global(gpu.allocations())
+        )
+        found = [gpu.get(at, x) for at, x in zip(to, buffers, strict=True)]
+        assert max(compared(op, sample, found)) <= op.tolerance["float16"], (name, tactic)
     return len(combination._tactics)
 
 
 def main() -> None:
     """Answer each job on stdin with the number of its tactics."""
-    ops = {op.name: op for op in OPS}
     for index, line in enumerate(sys.stdin):
         job = json.loads(line)
-        compiled = Compiled.from_json(job["compiled"])
-        inputs = tuple(job["inputs"] or ops[job["op"]].inputs)
-        count = check(f"{job['op']}_{index}", compiled, inputs, job["shapes"])
+        count = check(index, job["op"], Compiled.from_json(job["compiled"]))
         sys.stdout.write(f"{count}\n")
 
 

@@ -13,10 +13,9 @@ from typing import Any
 import pytest
 import torch
 from emulator.device import STREAM, Gpu
-from emulator.plugins import compared, draw, errors, job_of, kernels_of, poisoned, ways_of
+from emulator.plugins import compared, draw, errors, job_of, kernels_of, poisoned, taken, ways_of
 from torch import Tensor
 
-from intaglio.errors import UnsupportedError
 from intaglio.ops.op import Sample
 from intaglio.runtime.trt.kernels import Kernels
 from intaglio.runtime.trt.plugin import register, workspace
@@ -85,18 +84,6 @@ def wide(name: str, sm: int, time: int) -> Sample:
     attributes, inputs = WIDE[name]
     request = Request(attributes=attributes, inputs=inputs, sm=sm)
     return draw(request, batch=2, time=time)
-
-
-def taken(plugin: Plugin, dtype: torch.dtype, sm: int) -> list[Sample]:
-    """The samples of an operator that there are kernels for."""
-    found = []
-    for sample in plugin.op.samples(dtype):
-        try:
-            plugin.kernels(request_of(plugin, sample, sm)[0])
-        except UnsupportedError:
-            continue
-        found.append(sample)
-    return found
 
 
 def compiled(plugin: Plugin, samples: Sequence[Sample], sm: int, kept: Path) -> list[Kernels]:
@@ -168,7 +155,7 @@ def test_enqueue_computes_the_operator(
     _, inputs = request_of(plugin, sample, AMPERE)
     shapes = [None if x is None else tuple(x.shape) for x in inputs]
     present = [x for x in inputs if x is not None]
-    outputs = poisoned(kernels, shapes)
+    outputs = poisoned(kernels.plan, shapes)
     to = [gpu.put(x) for x in outputs]
     scratch = gpu.put(torch.empty(workspace(kernels, shapes), dtype=torch.uint8))
     described = [SimpleNamespace(dims=tuple(x.shape)) for x in present]

@@ -7,51 +7,45 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import gpu
 import pytest
+import torch
+from emulator.plugins import taken
 
 from intaglio.errors import UnsupportedError
 from intaglio.runtime.launch import Buffer, Launch, Output, Plan, Variant, dim
 from intaglio.trt_plugins import NAMES, find
 from intaglio.trt_plugins.ahead import Compiled, Job, compile_all
 from intaglio.trt_plugins.quick import define
+from intaglio.trt_plugins.run import request_of
 
 CHILD = Path(__file__).with_name("quick_child.py")
-BATCH, TIME = 3, 70
-
-
-def sized(shape: Sequence[int | None], time_axis: int) -> list[int]:
-    """A shape with sizes for what is dynamic."""
-    return [
-        size if size is not None else TIME if axis == time_axis else BATCH
-        for axis, size in enumerate(shape)
-    ]
+SM = 80
 
 
 def test_every_operator_deploys_quickly(tensorrt_libraries: Path, kernel_cache: Path) -> None:
-    """Arguments in TensorRT's order, grid, block, shared memory and sizes as in the plan."""
-    jobs, lines = [], []
+    """What TensorRT would launch as it is told to, and with what it would pass, is the operator."""
+    jobs = []
     for name in NAMES:
-        request = replace(next(iter(find(name).requests(80).values())), alone=True)
-        jobs.append((name, request, Job(plugin=name, request=request)))
-    for (name, request, _), made in zip(
-        jobs, compile_all([job for *_, job in jobs], kept=kernel_cache), strict=True
-    ):
-        axis = 2 if name == "causal_conv_with_state" else 1
-        inputs = find(name).inputs
-        shapes = [
-            sized(request.inputs[each].shape, axis) if each in request.inputs else None
-            for each in inputs
-        ]
-        entry = {"op": name, "compiled": made.to_json(), "inputs": inputs, "shapes": shapes}
-        lines.append(json.dumps(entry))
+        plugin = find(name)
+        request, _ = request_of(plugin, taken(plugin, torch.float16, SM)[0], SM)
+        jobs.append(Job(plugin=name, request=replace(request, alone=True)))
+    compiled = compile_all(jobs, kept=kernel_cache)
+    lines = [
+        json.dumps({"op": name, "compiled": made.to_json()})
+        for name, made in zip(NAMES, compiled, strict=True)
+    ]
     run = subprocess.run(
         [sys.executable, CHILD],
         input="\n".join(lines),
-        env={**os.environ, "LD_LIBRARY_PATH": str(tensorrt_libraries)},
+        env={
+            **os.environ,
+            "LD_LIBRARY_PATH": str(tensorrt_libraries),
+            "PYTHONPATH": str(Path(gpu.__file__).parent),
+        },
         capture_output=True,
         text=True,
         check=False,

@@ -51,12 +51,15 @@ class Gpu(Driver):
             assert (kind(value).value or 0) == value, "an argument that its kind does not hold"
 
         def run() -> None:
-            allocations = {at: len(held) - ALIGNMENT for at, held in self.memory.items()}
-            memory = Global(allocations, first_wins=self.first_wins)
+            memory = Global(self.allocations(), first_wins=self.first_wins)
             function.launch((x, y, z), threads, shared, values, memory)
 
         self.enqueue(stream, run)
         return (0,)
+
+    def allocations(self) -> dict[int, int]:
+        """Bytes of the device's memory that are in use, by address."""
+        return {at: len(held) - ALIGNMENT for at, held in self.memory.items()}
 
     def put(self, x: Tensor) -> int:
         """The address of a copy of a tensor."""

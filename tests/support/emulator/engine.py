@@ -100,7 +100,7 @@ class Graph:
         present = [torch.from_numpy(np.array(x)) for x in inputs if x is not None]
         given = kernels.plan.spread(present)
         shapes = [None if x is None else tuple(x.shape) for x in given]
-        outputs = poisoned(kernels, shapes)
+        outputs = poisoned(kernels.plan, shapes)
         before = set(self._gpu.memory)
         to = [self._gpu.put(x) for x in outputs]
         addresses = [None if x is None else self._gpu.put(x) for x in given]

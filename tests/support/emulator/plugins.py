@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from intaglio.errors import UnsupportedError
 from intaglio.ops._low_bit_packing import groups_of, pack_codes
 from intaglio.ops.op import Sample
-from intaglio.runtime.launch import evaluate
+from intaglio.runtime.launch import Plan, evaluate
 from intaglio.runtime.trt.kernels import Kernels
 from intaglio.runtime.trt.launcher import Launcher
 from intaglio.runtime.trt.plugin import workspace
@@ -18,6 +19,18 @@ from intaglio.trt_plugins.plugin import Plugin, Request
 from intaglio.trt_plugins.run import error_of, request_of
 
 from .device import STREAM, Gpu
+
+
+def taken(plugin: Plugin, dtype: torch.dtype, sm: int) -> list[Sample]:
+    """The samples of an operator that there are kernels for."""
+    found = []
+    for sample in plugin.op.samples(dtype):
+        try:
+            plugin.kernels(request_of(plugin, sample, sm)[0])
+        except UnsupportedError:
+            continue
+        found.append(sample)
+    return found
 
 
 def job_of(plugin: Plugin, sample: Sample, sm: int) -> Job:
@@ -93,7 +106,7 @@ def errors(
     _, inputs = request_of(plugin, sample, gpu.capability)
     shapes = [None if x is None else tuple(x.shape) for x in inputs]
     given = [None if x is None else gpu.put(x) for x in inputs]
-    outputs = poisoned(kernels, shapes)
+    outputs = poisoned(kernels.plan, shapes)
     to = [gpu.put(x) for x in outputs]
     for output, source in (in_place or {}).items():
         to[output] = given[source] or 0
@@ -102,7 +115,7 @@ def errors(
     return compared(plugin, sample, [gpu.get(at, x) for at, x in zip(to, outputs, strict=True)])
 
 
-def poisoned(kernels: Kernels, shapes: Sequence[tuple[int, ...] | None]) -> list[Tensor]:
+def poisoned(plan: Plan, shapes: Sequence[tuple[int, ...] | None]) -> list[Tensor]:
     """Outputs that are NaN everywhere."""
     return [
         torch.full(
@@ -110,7 +123,7 @@ def poisoned(kernels: Kernels, shapes: Sequence[tuple[int, ...] | None]) -> list
             torch.nan,
             dtype=getattr(torch, output.dtype),
         )
-        for output in kernels.plan.outputs
+        for output in plan.outputs
     ]
 
 
