@@ -20,7 +20,7 @@ from intaglio.errors import UnsupportedError
 from intaglio.ops.op import Sample
 from intaglio.runtime.trt.kernels import Kernels
 from intaglio.trt_plugins import NAMES, find
-from intaglio.trt_plugins.ahead import compile_all
+from intaglio.trt_plugins.ahead import Job, compile_all
 from intaglio.trt_plugins.compile import CAPABILITIES
 from intaglio.trt_plugins.plugin import Plugin, Request
 
@@ -52,8 +52,9 @@ def _samples(plugin: Plugin, sm: int) -> Iterator[Row]:
     for kind in plugin.tolerance:
         given = taken(plugin, getattr(torch, kind), sm)
         if given:
-            pairs = zip(given, _compiled(plugin, given, sm), strict=True)
-            cases = [(sample, way) for sample, made in pairs for way in ways_of(made)]
+            compiled = compile_all([job_of(plugin, sample, sm) for sample in given])
+            pairs = zip(given, compiled, strict=True)
+            cases = [(x, way) for x, made in pairs for way in ways_of(kernels_of(plugin, made, sm))]
             yield _row(f"{plugin.name}, sm_{sm}, {kind}, samples", plugin, cases, kind, sm)
 
 
@@ -63,8 +64,9 @@ def _published(plugin: Plugin, sm: int) -> Iterator[Row]:
             plugin.kernels(request)
         except UnsupportedError:
             continue
-        given = [draw(request, batch=1, time=time) for time in _times(request)]
-        cases = list(zip(given, _compiled(plugin, given, sm), strict=True))
+        (made,) = compile_all([Job(plugin=plugin.name, request=request)])
+        kernels = kernels_of(plugin, made, sm)
+        cases = [(draw(request, batch=1, time=time), kernels) for time in _times(request)]
         kind = request.inputs[plugin.inputs[0]].dtype
         yield _row(f"{plugin.name}, sm_{sm}, {what}", plugin, cases, kind, sm)
 
@@ -74,11 +76,6 @@ def _times(request: Request) -> Sequence[int]:
         return (1, PROMPT)
     size = int(request.attributes["K"]) * int(request.attributes["N"])
     return (*ROWS, WRITTEN_OUT) if size <= SMALL else ROWS
-
-
-def _compiled(plugin: Plugin, samples: Sequence[Sample], sm: int) -> list[Kernels]:
-    jobs = [job_of(plugin, sample, sm) for sample in samples]
-    return [kernels_of(plugin, made, sm) for made in compile_all(jobs)]
 
 
 def _row(
