@@ -118,7 +118,7 @@ def test_the_samples_of_every_operator(name: str, dtype: torch.dtype, kernel_cac
     check(plugin, taken(plugin, dtype, AMPERE), [Gpu(AMPERE)], kernel_cache)
 
 
-@pytest.mark.parametrize("sm", [75, AMPERE, 90, 120])
+@pytest.mark.parametrize("sm", [75, AMPERE, 90, 100, 120])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_generation(name: str, sm: int, kernel_cache: Path) -> None:
     """With each one's tensor cores, and none; whoever wins where several write one value."""

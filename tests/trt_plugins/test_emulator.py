@@ -159,10 +159,19 @@ $L__BB0_2:
     assert run(body, count=256, grid=4) == [x for x in range(4) for _ in range(64)]
 
 
-def test_threads_that_part_are_not_known() -> None:
-    """Triton makes no such branch; what it meant would be a guess."""
-    with pytest.raises(AssertionError, match="threads of a block part"):
-        run("setp.lt.u32 %p1, %r1, 40; @%p1 bra $L__BB0_2; mov.u32 %r4, 9; $L__BB0_2:")
+def test_threads_wait_for_those_that_do_more() -> None:
+    """What the others do leaves their registers and memory alone."""
+    more = f"mov.u32 %r4, 9; {READ} st.shared.b32 [%r2], %r4;"
+    body = f"mov.u32 %r4, 7; setp.lt.u32 %p1, %r1, 40; @%p1 bra $L__BB0_2; MORE $L__BB0_2: {WRITE}"
+    assert run(body.replace("MORE", more)) == [*[7] * 40, *range(40, 64)]
+    with pytest.raises(AssertionError, match="a barrier that some threads do not come to"):
+        run(body.replace("MORE", "bar.sync 0;"))
+
+
+def test_threads_that_part_otherwise_are_not_known() -> None:
+    """Triton makes no loop whose threads leave it apart; what it meant would be a guess."""
+    with pytest.raises(AssertionError, match="threads that others never meet again"):
+        run("$L__BB0_2: setp.lt.u32 %p1, %r1, 40; @%p1 bra $L__BB0_2;")
 
 
 def test_what_is_not_known_is_said() -> None:

@@ -3,6 +3,5 @@
 Threads of many blocks go in step, an instruction at a time, each a row of numpy's arrays.  What a
 GPU would not do the same way every time is a fault: accesses out of bounds or not aligned, and
 those of two warps that no barrier orders; copies of `cp.async` arrive as late as they may.  Tensor
-cores are those of mma.sync, with products in float64: not the asynchronous ones of compute
-capability 9.0 and 10.0.  Nothing is said of time.
+cores are those of mma.sync, wgmma and tcgen05, with products in float64.  Nothing is said of time.
 """

@@ -9,7 +9,8 @@ from .arithmetic import arithmetic
 from .lanes import UNSIGNED, Lanes, reader, special
 from .memory import Array, Global
 from .products import multiply
-from .program import Address, Instruction, Program, Register, Special, parse
+from .program import NOWHERE, Address, Instruction, Program, Register, Special, parse
+from .tensor_memory import tensor_memory
 from .transfer import transfer
 
 Grid = tuple[int, int, int]
@@ -66,6 +67,8 @@ class Kernel:
         """Go on until all blocks have returned, or part ways: then the two parts."""
         instructions, labels = self.program.instructions, self.program.labels
         while lanes.at < len(steps):
+            if lanes.at == lanes.join:
+                lanes.active, lanes.join = None, NOWHERE
             instruction, step = instructions[lanes.at], steps[lanes.at]
             lanes.at += 1
             if step is not None:
@@ -75,34 +78,34 @@ class Kernel:
                     error.add_note(f"at: {instruction.text}")
                     raise
                 continue
-            if instruction.name[0] == "ret" and instruction.guard is None:
-                break
-            taken = _taken(lanes, instruction)
             if instruction.name[0] == "ret":
-                if taken.all():
-                    break
-                if taken.any():
-                    lanes = lanes.part(~taken)
-                continue
+                assert instruction.guard is None, instruction.text
+                assert lanes.active is None, "threads that others never meet again"
+                break
             (label,) = instruction.operands
-            assert isinstance(label, str)
+            to = labels[str(label)]
+            taken = _taken(lanes, instruction)
+            by_block = taken.reshape(len(lanes.blocks), -1)
             if taken.all():
-                lanes.at = labels[label]
+                assert to != NOWHERE, f"never comes to an end: {instruction.text}"
+                lanes.at = to
+            elif (by_block != by_block[:, :1]).any():
+                # Some threads wait there until the others of their block have come, too.
+                assert lanes.active is None, f"threads of a block part again: {instruction.text}"
+                lanes.active, lanes.join = ~taken, to
             elif taken.any():
-                away, on = lanes.part(taken), lanes.part(~taken)
-                away.at = labels[label]
-                return [away, on]
+                left, right = lanes.part(by_block[:, 0]), lanes.part(~by_block[:, 0])
+                left.at = to
+                return [left, right]
         return []
 
 
 def _taken(lanes: Lanes, instruction: Instruction) -> Array:
-    """Whether each block takes a branch."""
-    count = len(lanes.blocks)
+    """Whether each thread takes a branch; those that wait go along with the others."""
     if instruction.guard is None:
-        return np.ones(count, bool)
-    by_block = reader(instruction.guard, "pred")(lanes).reshape(count, -1)
-    assert (by_block == by_block[:, :1]).all(), f"threads of a block part: {instruction.text}"
-    return by_block[:, 0]
+        return np.ones(len(lanes), bool)
+    taken = np.broadcast_to(reader(instruction.guard, "pred")(lanes), len(lanes))
+    return taken if lanes.active is None else taken | ~lanes.active
 
 
 def _step(
@@ -119,7 +122,12 @@ def _step(
         return _nothing
     if name[:2] == ("ld", "param") or (name[0] == "mov" and isinstance(operands[1], Special | str)):
         return _told(instruction, program, grid, arguments)
-    made = arithmetic(instruction) or transfer(instruction, program) or multiply(instruction)
+    made = (
+        arithmetic(instruction)
+        or transfer(instruction, program)
+        or multiply(instruction)
+        or tensor_memory(instruction, program)
+    )
     if made is None:
         raise UnknownInstructionError(instruction.text)
     return made

@@ -48,6 +48,9 @@ class Lanes:
         memory: of the device.
         at: the instruction that is next.
         pending: groups of copies that nobody waited for yet, the last of them still open.
+        active: the lanes that go on while the others wait for them at `join`; None for all.
+        join: the instruction at which they do.
+        tensor: the memory of tensor cores, [blocks, rows, columns] of 32 bits.
     """
 
     def __init__(
@@ -63,6 +66,9 @@ class Lanes:
         ]
         self.at = 0
         self.pending: list[list[Copy]] = [[]]
+        self.active: Array | None = None
+        self.join = -1
+        self.tensor = np.empty((count, 0, 0), np.uint32)
         self._epoch = 0
         self._place()
 
@@ -79,6 +85,7 @@ class Lanes:
 
     def barrier(self) -> None:
         """All threads of each block have come this far."""
+        assert self.active is None, "a barrier that some threads do not come to"
         self._epoch += 1
         self.who = identity(self.block, self._epoch, self.warp)
 
@@ -87,7 +94,9 @@ class Lanes:
         made: Lanes = object.__new__(Lanes)
         made.__dict__.update(self.__dict__)
         lanes = np.repeat(kept, self.threads)
+        assert self.active is None, "blocks part where their threads have"
         made.blocks, made.shared = self.blocks[kept], self.shared.part(kept)
+        made.tensor = self.tensor[kept]
         made.registers = [x[lanes] for x in self.registers]
         made.pending = [
             [Copy(copy.mask[lanes], copy.offset[lanes], copy.data[lanes]) for copy in group]
@@ -114,9 +123,21 @@ class Lanes:
         at = self.places(offsets, values.shape[1]) + self._start[lanes]
         self.shared.store(at, values, self.who[lanes])
 
+    def whole(self, offsets: Array, width: int, lanes: Array) -> Array:
+        """Bytes [n, width] of what orders itself: no barrier has to lie between."""
+        at = self.places(offsets, width) + self._start[lanes]
+        return np.asarray(self.shared.content[at[:, None] + np.arange(width)])
+
+    def put_whole(self, offsets: Array, values: Array, lanes: Array) -> None:
+        """Write such bytes."""
+        at = self.places(offsets, values.shape[1]) + self._start[lanes]
+        self.shared.content[at[:, None] + np.arange(values.shape[1])] = values
+
     def put(self, register: Register, kind: str, values: Array, mask: Array | None = None) -> None:
         """Write values [N], or [N, 2] of a packed type, where the mask is set."""
         bits = encode(kind, values)
+        if self.active is not None:
+            mask = self.active if mask is None else mask & self.active
         if bits.shape != (len(self),):
             bits = np.full(len(self), bits)
         if register.width and bits.itemsize != register.width:
@@ -142,6 +163,17 @@ def reader(operand: Operand, kind: str) -> Reader:
 def guard_of(instruction: Instruction) -> Reader | None:
     """What gives the threads that carry an instruction out; None for all."""
     return None if instruction.guard is None else reader(instruction.guard, "pred")
+
+
+def chosen_of(instruction: Instruction) -> Reader:
+    """What gives the indices of the lanes that carry an instruction out."""
+    guard = guard_of(instruction)
+
+    def chosen(lanes: Lanes) -> Array:
+        mask = np.ones(len(lanes), bool) if lanes.active is None else lanes.active
+        return np.flatnonzero(mask if guard is None else mask & guard(lanes))
+
+    return chosen
 
 
 def decode(kind: str, bits: Array) -> Array:

@@ -57,8 +57,8 @@ def _of_a_group(instruction: Instruction) -> Step:
     scales = [1, 1] if kind == "tf32" else [1, 1, 0] if isinstance(a, tuple) else [1, 1, 0, 0]
     assert [x.bits for x in rest if isinstance(x, Immediate)] == scales, instruction.text
     columns = 2 * len(_all(d))
-    left = _rows(a, kind) if isinstance(a, tuple) else _described(a, 16 * WARPS, kind)
-    right, added = _described(b, columns, kind), reader(accumulates, "pred")
+    left = _rows(a, kind) if isinstance(a, tuple) else _in_shared(a, 16 * WARPS, kind)
+    right, added = _in_shared(b, columns, kind), reader(accumulates, "pred")
     before = [reader(x, "f32") for x in _all(d)]
 
     def step(lanes: Lanes) -> None:
@@ -103,31 +103,37 @@ def _values(words: Array, kind: str) -> Array:
     return decode(f"{kind}x2", words)
 
 
-def _described(operand: Operand, rows: int, kind: str) -> Read:
-    """A matrix [groups, rows, k] in shared memory, at the place that a descriptor tells.
+def _in_shared(operand: Operand, rows: int, kind: str) -> Read:
+    """A matrix [groups, rows, k] in shared memory, which all threads of a group describe alike."""
+    descriptors = reader(operand, "u64")
+
+    def read(lanes: Lanes) -> Array:
+        told = descriptors(lanes).reshape(-1, GROUP)
+        assert (told == told[:, :1]).all(), "threads of a group describe different matrices"
+        return described(lanes, told[:, 0], rows, kind, np.arange(0, len(lanes), GROUP))
+
+    return read
+
+
+def described(lanes: Lanes, descriptors: Array, rows: int, kind: str, readers: Array) -> Array:
+    """Matrices [n, rows, k] in shared memory, at the places that descriptors [n] of lanes [n] tell.
 
     See "Matrix Descriptor Format" and "Swizzling Modes" of the PTX ISA: rows of 128, 64 or 32
     bytes, eight after the other, whose chunks change places by the row.
     """
-    descriptors = reader(operand, "u64")
+    told = descriptors[:, None]
     row, chunk = np.divmod(np.arange(rows * 2), 2)
-
-    def read(lanes: Lanes) -> Array:
-        told = descriptors(lanes).reshape(-1, GROUP)
-        first = told[:, :1]
-        assert (told == first).all(), "threads of a group describe different matrices"
-        width = 256 >> (first >> np.uint64(62)).astype(np.int64)
-        assert (width < 256).all(), "a matrix that is not swizzled"
-        start = (first & np.uint64(0x3FFF)).astype(np.int64) << 4
-        stride = (first >> np.uint64(32) & np.uint64(0x3FFF)).astype(np.int64) << 4
-        place = start + row // 8 * stride + row % 8 * width + chunk * CHUNK
-        place ^= (place >> 7 & width // CHUNK - 1) << 4
-        who = np.arange(0, len(lanes), GROUP)[:, None] + np.arange(rows * 2) % GROUP
-        data = lanes.load_shared(place.reshape(-1).astype(np.uint32), CHUNK, who.reshape(-1))
-        values = _values(data.view(np.uint32).reshape(-1), kind)
-        return values.reshape(len(told), rows, -1).astype(np.float64)
-
-    return read
+    width = 256 >> (told >> np.uint64(62)).astype(np.int64)
+    assert (width < 256).all(), "a matrix that is not swizzled"
+    start = (told & np.uint64(0x3FFF)).astype(np.int64) << 4
+    stride = (told >> np.uint64(32) & np.uint64(0x3FFF)).astype(np.int64) << 4
+    place = start + row // 8 * stride + row % 8 * width + chunk * CHUNK
+    place ^= (place >> 7 & width // CHUNK - 1) << 4
+    data = lanes.load_shared(
+        place.reshape(-1).astype(np.uint32), CHUNK, np.repeat(readers, rows * 2)
+    )
+    values = _values(data.view(np.uint32).reshape(-1), kind)
+    return values.reshape(len(descriptors), rows, -1).astype(np.float64)
 
 
 def _store(lanes: Lanes, operand: Operand, product: Array, added: Sequence[Array]) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 SCOPE = "{} \n\t"  # of assembly within a kernel
+NOWHERE = -1
 WIDTHS = {"pred": 0, "b8": 1, "b16": 2, "b32": 4, "b64": 8}
 
 
@@ -72,7 +73,7 @@ class Program:
     Attributes:
         parameters: bytes of each, by name.
         instructions: of its body.
-        labels: the instruction that each stands before.
+        labels: the instruction that each stands before; NOWHERE if there are several of it.
         registers: bytes of each register.
         shared: bytes of shared memory that it declares itself.
         symbols: where these lie; what the launch adds comes after them.
@@ -90,11 +91,9 @@ def parse(ptx: str, entry: str) -> Program:
     """Read the kernel `entry`."""
     program = Program()
     text = re.sub(r"//[^\n]*", "", ptx)
-    found = re.search(
-        rf"\.visible \.entry {re.escape(entry)}\((.*?)\)(.*?)\{{(.*?)\n\}}", text, re.DOTALL
-    )
+    found = re.search(rf"\.visible \.entry {re.escape(entry)}\((.*?)\)(.*?)\{{", text, re.DOTALL)
     assert found is not None, f"no entry {entry}"
-    head, body = text[: found.start()], found[3]
+    head, body = text[: found.start()], _block(text[found.end() :])
     for kind, name in re.findall(r"\.param \.(\w+)[^,\n]*? (\w+)(?:,|\s*$)", found[1]):
         program.parameters[name] = int(kind[1:]) // 8
     for align, name, size in re.findall(r"\.shared \.align (\d+) \.b8 (\w+)\[(\d*)\]", head + body):
@@ -106,10 +105,22 @@ def parse(ptx: str, entry: str) -> Program:
         if statement.startswith(".reg"):
             _declare(statement, names, program.registers)
         elif statement.endswith(":"):
-            program.labels[statement[:-1]] = len(program.instructions)
+            name = statement[:-1]
+            known = name in program.labels  # of assembly that stands there twice
+            program.labels[name] = NOWHERE if known else len(program.instructions)
         else:
             program.instructions.append(_instruction(statement, names))
     return program
+
+
+def _block(text: str) -> str:
+    """What stands before the brace that closes a block."""
+    depth = 1
+    for found in re.finditer(r"[{}]", text):
+        depth += 1 if found[0] == "{" else -1
+        if depth == 0:
+            return text[: found.start()]
+    raise AssertionError("a block without an end")
 
 
 def _statements(body: str) -> Iterator[str]:
@@ -137,7 +148,7 @@ def _declare(statement: str, names: dict[str, Register], registers: list[int]) -
 
 
 def _instruction(statement: str, names: dict[str, Register]) -> Instruction:
-    guard = re.match(r"@(!?)(%\w+)\s+", statement)
+    guard = re.match(r"@(!?)(%?\w+)\s+", statement)
     text = statement[guard.end() :] if guard else statement
     opcode, _, rest = text.partition(" ")
     condition: Register | Negated | None = None

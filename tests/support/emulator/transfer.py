@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .lanes import WARP, Copy, Lanes, address, guard_of, reader
+from .lanes import WARP, Copy, Lanes, address, chosen_of, reader
 from .memory import Array
 from .program import Immediate, Instruction, Operand, Program, Register
 
@@ -25,21 +25,13 @@ def transfer(instruction: Instruction, program: Program) -> Step | None:
     return _shuffle(instruction) if name[0] == "shfl" else None
 
 
-def _guarded(instruction: Instruction) -> Callable[[Lanes], Array]:
-    """Indices of the lanes for which the guard is set."""
-    guard = guard_of(instruction)
-    if guard is None:
-        return lambda lanes: np.arange(len(lanes))
-    return lambda lanes: np.flatnonzero(np.broadcast_to(guard(lanes), len(lanes)))
-
-
 def _several(operand: Operand) -> tuple[Any, ...]:
     return operand if isinstance(operand, tuple) else (operand,)
 
 
 def _load(instruction: Instruction, program: Program) -> Step:
     name, (to, source) = instruction.name, instruction.operands
-    registers, where, active = _several(to), address(source, program), _guarded(instruction)
+    registers, where, active = _several(to), address(source, program), chosen_of(instruction)
     kind, shared = name[-1], name[1] == "shared"
     width = int(kind[1:]) // 8
 
@@ -64,7 +56,7 @@ def _load(instruction: Instruction, program: Program) -> Step:
 
 def _store(instruction: Instruction, program: Program) -> Step:
     name, (target, given) = instruction.name, instruction.operands
-    where, active = address(target, program), _guarded(instruction)
+    where, active = address(target, program), chosen_of(instruction)
     readers = [reader(each, name[-1]) for each in _several(given)]
 
     def store(lanes: Lanes) -> None:
@@ -93,7 +85,7 @@ def _copy(instruction: Instruction, program: Program) -> Step:
     to, source = address(operands[0], program), address(operands[1], program)
     size = operands[2].bits if isinstance(operands[2], Immediate) else 0
     given = reader(operands[3], "u32") if len(operands) > 3 else None
-    active = _guarded(instruction)
+    active = chosen_of(instruction)
 
     def copy(lanes: Lanes) -> None:
         chosen = active(lanes)
