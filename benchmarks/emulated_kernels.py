@@ -5,7 +5,8 @@
 Needs no GPU.  The PTX that plugins carry is launched by their plans, for each compute capability:
 with the samples of each operator in fp32, fp16 and bf16, every way of computing them, and with
 layers of published models, a token and a prompt.  An access out of bounds or not aligned, or two
-that no barrier orders, fails.  Nothing is said of speed.  `--quick` takes the samples alone, on 8.0.
+that no barrier orders, fails.  Nothing is said of speed.  `--quick` takes the samples alone, on
+8.0.
 """
 
 import math
