@@ -84,6 +84,24 @@ def test_states_are_listed_with_the_bytes_of_a_row(capsys: pytest.CaptureFixture
     ).split() in lines
 
 
+def test_states_that_a_target_stores_otherwise_are_told(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Caches in half the bytes; the recurrent state is what it was."""
+    states = (state(Layout.STATIC, ("batch", 2, "capacity", 16)), MANIFEST.states[1])
+    half = Target(path="trt/model.onnx", opset=27, dtype="float16")
+    manifest = replace(MANIFEST, states=states, targets={**MANIFEST.targets, "trt": half})
+    summary.show(Console(Flags()), manifest, "bundle", {})
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+
+    assert "states 2, for each row 1.02 kB and 128 B for each token of context".split() in lines
+    assert "on trt 1.02 kB and 64 B for each token of context".split() in lines
+    told = [" ".join(line[5:-1]) for line in lines if line[:1] == ["past.0.static"]]
+    assert told == ["float32, trt float16 static 128 B a token"]
+    recurrent = next(line for line in lines if line[:1] == ["past.0.recurrent"])
+    assert "trt" not in recurrent
+
+
 def test_passes_tell_nodes_before_and_after(capsys: pytest.CaptureFixture[str]) -> None:
     lines = page(capsys, {})
 

@@ -56,9 +56,16 @@ def show(
         console.text(f"text     {manifest.text['tokenizer']}, tokens that end a text: {ends}")
     _tensors(console, "inputs", manifest.inputs)
     _tensors(console, "outputs", manifest.outputs)
-    console.text(f"\nstates   {_carried(manifest.states)}")
+    console.text(f"\nstates   {len(manifest.states)}, for each row {_carried(manifest.states)}")
+    stored = {name: manifest.states_of(name) for name in manifest.targets}
+    for name, states in stored.items():
+        if states != manifest.states:
+            console.text(f"         on {name} {_carried(states)}")
     console.table(
-        [_state(spec) for spec in manifest.states],
+        [
+            _state(spec, {name: states[index].dtype for name, states in stored.items()})
+            for index, spec in enumerate(manifest.states)
+        ],
         ["input", "shape", "dtype", "layout", "bytes per row", "module"],
     )
     console.text("\npasses")
@@ -148,12 +155,17 @@ def _carried(states: Sequence[StateSpec]) -> str:
     )
     parts = [amount(fixed)] if fixed or not per_token else []
     parts += [f"{amount(per_token)} for each token of context"] if per_token else []
-    return f"{len(states)}, for each row {' and '.join(parts)}"
+    return " and ".join(parts)
 
 
-def _state(spec: StateSpec) -> list[str]:
+def _state(spec: StateSpec, dtypes: Mapping[str, str]) -> list[str]:
+    """A line of the table; `dtypes` are those that targets store the state in."""
     size = amount(spec.nbytes(1, 1)) + (" a token" if spec.grows else "")
-    return [spec.input, _shape(spec.shape), spec.dtype, str(spec.layout), size, spec.module]
+    others = "".join(f", {name} {dtype}" for name, dtype in dtypes.items() if dtype != spec.dtype)
+    return [
+        *(spec.input, _shape(spec.shape), spec.dtype + others),
+        *(str(spec.layout), size, spec.module),
+    ]
 
 
 def _shape(shape: Sequence[int | str]) -> str:
