@@ -33,7 +33,7 @@ class Gpu(Driver):
         return 0, 7
 
     def cuModuleLoadData(self, code: bytes) -> tuple[int, str]:  # noqa: N802
-        return 0, code.decode()
+        return 0, code.decode().rstrip("\0")
 
     def cuModuleGetFunction(self, module: str, entry: bytes) -> tuple[int, Any]:  # noqa: N802
         return 0, kernel_of(module, entry.decode())
