@@ -8,8 +8,8 @@ import pytest
 import torch
 from emulator.device import STREAM, Gpu
 from emulator.kernel import Kernel, UnknownInstructionError
-from emulator.lanes import decode, encode
 from emulator.memory import AccessError, Global
+from emulator.values import decode, encode
 from torch import Tensor
 
 HEAD = """

@@ -5,11 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from .lanes import KINDS, UNSIGNED, Lanes, Reader, guard_of, reader
+from .lanes import Lanes, Reader, Step, guard_of, reader
 from .memory import Array
 from .program import Instruction, Operand, Register
-
-Step = Callable[[Lanes], None]
+from .values import KINDS, UNSIGNED
 
 
 def _unordered(a: Array, b: Array) -> Array:

@@ -1,20 +1,20 @@
 """A kernel's launch, block by block as far as blocks part ways, otherwise all in step."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 import numpy as np
 
 from .arithmetic import arithmetic
-from .lanes import UNSIGNED, Lanes, reader, special
+from .lanes import Lanes, Step, reader, special
 from .memory import Array, Global
 from .products import multiply
 from .program import NOWHERE, Address, Instruction, Program, Register, Special, parse
 from .tensor_memory import tensor_memory
 from .transfer import transfer
+from .values import UNSIGNED
 
 Grid = tuple[int, int, int]
-Step = Callable[[Lanes], None]
 
 MOST = 1 << 14  # lanes that go in step
 IN_STEP = {("bar", "warp"), ("fence", "proxy"), ("wgmma", "fence"), ("wgmma", "commit_group"),

@@ -2,31 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from .memory import AccessError, Array, Global, Space, identity, require_aligned
 from .program import Address, Immediate, Instruction, Negated, Operand, Program, Register, Special
+from .values import UNSIGNED, constant, decode, encode
 
 WARP = 32
-UNSIGNED: dict[int, Any] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
-# A type of PTX: what numpy reads its bits as, and how many values a register holds.
-KINDS: dict[str, tuple[Any, int]] = {
-    **{f"{letter}{8 * n}": (UNSIGNED[n], 1) for letter in "bu" for n in UNSIGNED},
-    "s8": (np.int8, 1),
-    "s16": (np.int16, 1),
-    "s32": (np.int32, 1),
-    "s64": (np.int64, 1),
-    "s16x2": (np.int16, 2),
-    "f16": (np.float16, 1),
-    "f16x2": (np.float16, 2),
-    "f32": (np.float32, 1),
-    "f32x2": (np.float32, 2),
-    "f64": (np.float64, 1),
-}
 POISON = (1 << 64) - 1  # NaN of every float: what registers and shared memory start with
 Reader = Callable[["Lanes"], Array]
+Step = Callable[["Lanes"], None]
 
 
 @dataclass
@@ -150,14 +136,19 @@ class Lanes:
 def reader(operand: Operand, kind: str) -> Reader:
     """What gives the values [N] of an operand, [N, 2] of a packed type; fp16 and bf16 as fp32."""
     if isinstance(operand, Immediate):
-        constant = _constant(operand.bits, kind)
-        return lambda lanes: constant  # noqa: ARG005
+        value = constant(operand.bits, kind)
+        return lambda lanes: value  # noqa: ARG005
     if isinstance(operand, Negated):
         chosen = reader(operand.register, "pred")
         return lambda lanes: ~chosen(lanes)
     assert isinstance(operand, Register), operand
     index = operand.index
     return lambda lanes: decode(kind, lanes.registers[index])
+
+
+def several(operand: Operand) -> tuple[Operand, ...]:
+    """The operands between braces, or the one that has none."""
+    return operand if isinstance(operand, tuple) else (operand,)
 
 
 def guard_of(instruction: Instruction) -> Reader | None:
@@ -176,51 +167,6 @@ def chosen_of(instruction: Instruction) -> Reader:
     return chosen
 
 
-def decode(kind: str, bits: Array) -> Array:
-    """Values of bits; those of half precision are widened."""
-    if kind == "pred":
-        return bits
-    if kind.startswith("bf16"):
-        words = bits.astype(np.uint16) if kind == "bf16" else bits.view(np.uint16).reshape(-1, 2)
-        return (words.astype(np.uint32) << 16).view(np.float32)
-    dtype, count = KINDS[kind]
-    wanted = np.dtype(dtype).itemsize * count
-    if bits.itemsize != wanted:
-        bits = bits.astype(UNSIGNED[wanted])
-    values = bits.view(dtype)
-    if count > 1:
-        values = values.reshape(-1, count)
-    return np.asarray(values.astype(np.float32) if dtype is np.float16 else values)
-
-
-def encode(kind: str, values: Array) -> Array:
-    """Bits of values, rounded to the nearest even."""
-    if kind == "pred":
-        return np.asarray(values, bool)
-    if kind.startswith("bf16"):
-        words = _brain(np.asarray(values, np.float32))
-        return np.asarray(words if kind == "bf16" else words.view(np.uint32)[..., 0])
-    dtype, count = KINDS[kind]
-    made = np.ascontiguousarray(np.asarray(values).astype(dtype))
-    bits = made.view(UNSIGNED[made.itemsize * count])
-    return np.asarray(bits[..., 0] if count > 1 else bits.reshape(made.shape))
-
-
-def _brain(values: Array) -> Array:
-    bits = np.ascontiguousarray(values).view(np.uint32).reshape(values.shape)
-    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-    return np.ascontiguousarray(np.where(np.isnan(values), np.uint16(0x7FFF), rounded))
-
-
-def _constant(bits: int, kind: str) -> Array:
-    if kind == "pred":
-        return np.asarray(bool(bits))
-    count = 2 if kind.endswith("x2") else 1
-    width = 2 * count if kind.startswith("bf16") else np.dtype(KINDS[kind][0]).itemsize * count
-    made = np.array([bits & (1 << 8 * width) - 1], UNSIGNED[width])
-    return np.asarray(decode(kind, made)[0])
-
-
 def address(operand: Operand, program: Program) -> Reader:
     """What gives the addresses [N] of `[register + offset]`, or of a symbol of shared memory."""
     assert isinstance(operand, Address), operand
@@ -235,7 +181,7 @@ def address(operand: Operand, program: Program) -> Reader:
 
 
 def special(operand: Special, grid: tuple[int, int, int]) -> Reader:
-    """What gives a special register: tid, ctaid, ntid, nctaid or laneid."""
+    """What gives a special register: tid.x, ctaid, nctaid or laneid."""
     name, _, axis = operand.name.partition(".")
     which = "xyz".find(axis) if axis else 0
     divisor = int(np.prod(grid[:which], dtype=np.int64))
@@ -245,10 +191,5 @@ def special(operand: Special, grid: tuple[int, int, int]) -> Reader:
         return lambda lanes: np.full(len(lanes), grid[which], np.uint32)
     if name == "laneid":
         return lambda lanes: (lanes.thread % WARP).astype(np.uint32)
-    assert name in {"tid", "ntid"}, operand
-    size = name == "ntid"
-    return lambda lanes: (
-        (np.full(len(lanes), lanes.threads) if size else lanes.thread)
-        if which == 0
-        else np.full(len(lanes), int(size))
-    ).astype(np.uint32)
+    assert (name, which) == ("tid", 0), operand
+    return lambda lanes: lanes.thread.astype(np.uint32)

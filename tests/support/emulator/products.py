@@ -4,16 +4,14 @@ Operands are halves or tf32, 32 bytes of a row along k at once; sums are taken i
 in fp32.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from .lanes import WARP, Lanes, decode, reader
+from .lanes import WARP, Lanes, Reader, Step, reader, several
 from .memory import Array
 from .program import Immediate, Instruction, Operand, Register
-
-Step = Callable[[Lanes], None]
-Read = Callable[[Lanes], Array]
+from .values import decode
 
 WARPS = 4  # of a group
 GROUP = WARPS * WARP
@@ -32,8 +30,8 @@ def _of_a_warp(instruction: Instruction) -> Step:
     shape, kind = instruction.name[3], instruction.name[-2]
     d, a, b, c = instruction.operands
     assert shape == ("m16n8k8" if kind == "tf32" else "m16n8k16"), instruction.text
-    left, right = _rows(a, kind), [_pieces(x, kind) for x in _all(b)]
-    added = [reader(x, "f32") for x in _all(c)]
+    left, right = _rows(a, kind), [_pieces(x, kind) for x in several(b)]
+    added = [reader(x, "f32") for x in several(c)]
 
     def step(lanes: Lanes) -> None:
         # Register i of B holds column g and rows from 4 per i on, for lane 4 g + m.
@@ -56,10 +54,10 @@ def _of_a_group(instruction: Instruction) -> Step:
     kind, (d, a, b, accumulates, *rest) = instruction.name[-1], instruction.operands
     scales = [1, 1] if kind == "tf32" else [1, 1, 0] if isinstance(a, tuple) else [1, 1, 0, 0]
     assert [x.bits for x in rest if isinstance(x, Immediate)] == scales, instruction.text
-    columns = 2 * len(_all(d))
+    columns = 2 * len(several(d))
     left = _rows(a, kind) if isinstance(a, tuple) else _in_shared(a, 16 * WARPS, kind)
     right, added = _in_shared(b, columns, kind), reader(accumulates, "pred")
-    before = [reader(x, "f32") for x in _all(d)]
+    before = [reader(x, "f32") for x in several(d)]
 
     def step(lanes: Lanes) -> None:
         a, b = left(lanes), right(lanes).swapaxes(1, 2)
@@ -71,9 +69,9 @@ def _of_a_group(instruction: Instruction) -> Step:
     return step
 
 
-def _rows(operand: Operand, kind: str) -> Read:
+def _rows(operand: Operand, kind: str) -> Reader:
     """A [warps, 16, k] in registers: the i-th holds row g + 8 (i % 2), columns from i // 2 on."""
-    readers = [_pieces(x, kind) for x in _all(operand)]
+    readers = [_pieces(x, kind) for x in several(operand)]
 
     def read(lanes: Lanes) -> Array:
         parts = [piece(lanes) for piece in readers]
@@ -87,7 +85,7 @@ def _rows(operand: Operand, kind: str) -> Read:
     return read
 
 
-def _pieces(operand: Operand, kind: str) -> Read:
+def _pieces(operand: Operand, kind: str) -> Reader:
     """The values [warps, 32, 1 or 2] of a register."""
     read = reader(operand, "b32")
     return lambda lanes: _values(np.broadcast_to(read(lanes), len(lanes)), kind).reshape(
@@ -103,7 +101,7 @@ def _values(words: Array, kind: str) -> Array:
     return decode(f"{kind}x2", words)
 
 
-def _in_shared(operand: Operand, rows: int, kind: str) -> Read:
+def _in_shared(operand: Operand, rows: int, kind: str) -> Reader:
     """A matrix [groups, rows, k] in shared memory, which all threads of a group describe alike."""
     descriptors = reader(operand, "u64")
 
@@ -138,11 +136,7 @@ def described(lanes: Lanes, descriptors: Array, rows: int, kind: str, readers: A
 
 def _store(lanes: Lanes, operand: Operand, product: Array, added: Sequence[Array]) -> None:
     """D [warps, 16, columns]: registers 4j to 4j + 3 hold columns from 8j on, rows g and g + 8."""
-    for index, register in enumerate(_all(operand)):
+    for index, register in enumerate(several(operand)):
         assert isinstance(register, Register)
         rows, columns = GROUPS + 8 * (index // 2 % 2), index // 4 * 8 + 2 * MEMBERS + index % 2
         lanes.put(register, "f32", product[:, rows, columns].reshape(-1) + added[index])
-
-
-def _all(operand: Operand) -> tuple[Operand, ...]:
-    return operand if isinstance(operand, tuple) else (operand,)

@@ -3,15 +3,11 @@
 What is asked for is done at once: barriers of memory (`mbarrier`) count, but nobody waits.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 
-from .lanes import WARP, Lanes, address, chosen_of, reader
+from .lanes import WARP, Lanes, Step, address, chosen_of, reader
 from .products import described
 from .program import Immediate, Instruction, Negated, Operand, Program, Register
-
-Step = Callable[[Lanes], None]
 
 ROWS = 128  # of the memory of a block
 HALF = 64  # rows of a product of which each 16 lie at the start of 32

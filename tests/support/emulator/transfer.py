@@ -1,15 +1,11 @@
 """Instructions that move data: to and from memory, and within a warp."""
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 
-from .lanes import WARP, Copy, Lanes, address, chosen_of, reader
+from .lanes import WARP, Copy, Lanes, Step, address, chosen_of, reader, several
 from .memory import Array
-from .program import Immediate, Instruction, Operand, Program, Register
+from .program import Immediate, Instruction, Program, Register
 
-Step = Callable[[Lanes], None]
 ROWS = 8  # of the matrices that a warp loads at once, and their columns of 16 bits
 
 
@@ -25,13 +21,9 @@ def transfer(instruction: Instruction, program: Program) -> Step | None:
     return _shuffle(instruction) if name[0] == "shfl" else None
 
 
-def _several(operand: Operand) -> tuple[Any, ...]:
-    return operand if isinstance(operand, tuple) else (operand,)
-
-
 def _load(instruction: Instruction, program: Program) -> Step:
     name, (to, source) = instruction.name, instruction.operands
-    registers, where, active = _several(to), address(source, program), chosen_of(instruction)
+    registers, where, active = several(to), address(source, program), chosen_of(instruction)
     kind, shared = name[-1], name[1] == "shared"
     width = int(kind[1:]) // 8
 
@@ -47,6 +39,7 @@ def _load(instruction: Instruction, program: Program) -> Step:
         mask = np.zeros(len(lanes), bool)
         mask[chosen] = True
         for index, register in enumerate(registers):
+            assert isinstance(register, Register)
             spread = np.zeros(len(lanes), values.dtype)
             spread[chosen] = values[:, index]
             lanes.put(register, kind, spread, None if len(chosen) == len(lanes) else mask)
@@ -57,7 +50,7 @@ def _load(instruction: Instruction, program: Program) -> Step:
 def _store(instruction: Instruction, program: Program) -> Step:
     name, (target, given) = instruction.name, instruction.operands
     where, active = address(target, program), chosen_of(instruction)
-    readers = [reader(each, name[-1]) for each in _several(given)]
+    readers = [reader(each, name[-1]) for each in several(given)]
 
     def store(lanes: Lanes) -> None:
         chosen = active(lanes)
@@ -148,7 +141,7 @@ def _matrices(instruction: Instruction, program: Program) -> Step:
     load = name[0] == "ldmatrix"
     count, transposed = int(name[4][1:]), "trans" in name
     where = address(operands[1] if load else operands[0], program)
-    registers = _several(operands[0] if load else operands[1])
+    registers = several(operands[0] if load else operands[1])
     assert len(registers) == count
     # Lane 4r + c of a warp holds row r of each matrix, columns 2c and 2c + 1.
     row, column = np.divmod(np.arange(2 * WARP).reshape(WARP, 2), ROWS)
@@ -166,6 +159,7 @@ def _matrices(instruction: Instruction, program: Program) -> Step:
         if transposed:
             matrices = matrices.swapaxes(2, 3)
         for index, register in enumerate(registers):
+            assert isinstance(register, Register)
             pairs = np.ascontiguousarray(matrices[:, index][:, row, column])
             lanes.put(register, "b32", pairs.view(np.uint32).reshape(-1))
 
