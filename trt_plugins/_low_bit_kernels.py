@@ -3,8 +3,9 @@
 They read codes as words of 16 bits, 16 for a block of 128 columns: the bits 2i and 2i + 1 of word j
 hold the unsigned code u = code + 2 of column 16i + j, i = 0..7, and `words` points to pairs of them
 as int32 [N, BLOCKS, 8].  Plane i of a block is thus 16 columns that a tensor core takes at once.
-PLANES of a block share a scale and an offset; both are [N, GROUPS], GROUP columns each.  Columns
-beyond K have input 0, rows beyond the last are read again from the last and not stored.
+PLANES of a block share a scale and an offset; both are [groups, N], of GROUP columns each, so that
+threads which hold rows load what lies together.  Columns beyond K have input 0, rows beyond the
+last are read again from the last and not stored.
 
 What unpacks a code is what costs time, not its 2 bits: it should become a number by masks alone.
 
@@ -33,7 +34,6 @@ def gemv(
     K: tl.constexpr,
     BLOCKS: tl.constexpr,
     GROUP: tl.constexpr,
-    GROUPS: tl.constexpr,
     PLANES: tl.constexpr,
     SPAN: tl.constexpr,
     PAIRED: tl.constexpr,
@@ -51,7 +51,7 @@ def gemv(
     in_block = tl.arange(0, BB)
     in_w = tl.arange(0, 8)[None, None, :]
     rows, x = words + start * (BLOCKS * 8), input + m * K
-    scales, offsets = scale + start * GROUPS, offset + start * GROUPS
+    scales, offsets = scale + start, offset + start
     pairs = x.to(tl.pointer_type(tl.int32), bitcast=True) if PAIRED else x
     total = tl.zeros([BN, BB], tl.float32)
     for first in range(split * SPAN, split * SPAN + SPAN, BB):
@@ -60,8 +60,8 @@ def gemv(
         w = tl.load(rows + (in_tile[:, None] * BLOCKS + kept)[:, :, None] * 8 + in_w)
         for q in tl.static_range(8 // PLANES):
             group = kept * 128 // GROUP if PLANES == 8 else kept * (8 // PLANES) + q
-            s = tl.load(scales + in_tile[:, None] * GROUPS + group).to(tl.float32)
-            z = tl.load(offsets + in_tile[:, None] * GROUPS + group).to(tl.float32)
+            s = tl.load(scales + group * N + in_tile[:, None]).to(tl.float32)
+            z = tl.load(offsets + group * N + in_tile[:, None]).to(tl.float32)
             taken = tl.zeros([BN, BB, 8], tl.float32)
             sums = tl.zeros([1, BB, 8], tl.float32)
             for i in tl.static_range(PLANES):
@@ -107,7 +107,6 @@ def gemm(
     K: tl.constexpr,
     BLOCKS: tl.constexpr,
     GROUP: tl.constexpr,
-    GROUPS: tl.constexpr,
     PLANES: tl.constexpr,
     SPAN: tl.constexpr,
     SUBNORMAL: tl.constexpr,
@@ -128,15 +127,15 @@ def gemm(
     in_tile = tl.minimum(tl.arange(0, BN), (N - 1 - start).to(tl.int32))
     in_m = tl.minimum(m, M - 1).to(tl.int64)[None, :]
     halves = words.to(tl.pointer_type(tl.int16), bitcast=True) + start * (BLOCKS * 16)
-    scales, offsets = scale + start * GROUPS, offset + start * GROUPS
+    scales, offsets = scale + start, offset + start
     in_words = in_tile[:, None] * (BLOCKS * 16) + tl.arange(0, 16)[None, :]
     total = tl.zeros([BN, BM], tl.float32)
     for block in range(split * SPAN, tl.minimum(split * SPAN + SPAN, BLOCKS)):
         w = tl.load(halves + block * 16 + in_words)
         for q in tl.static_range(8 // PLANES):
             group = block * 128 // GROUP if PLANES == 8 else block * (8 // PLANES) + q
-            s = tl.load(scales + group + in_tile * GROUPS).to(tl.float32)
-            z = tl.load(offsets + group + in_tile * GROUPS).to(tl.float32)
+            s = tl.load(scales + group * N + in_tile).to(tl.float32)
+            z = tl.load(offsets + group * N + in_tile).to(tl.float32)
             acc = tl.zeros([BN, BM], tl.float32)
             sums = tl.zeros([BN, BM], tl.float32)
             for i in tl.static_range(PLANES):
@@ -292,7 +291,6 @@ def dequantize(
     K: tl.constexpr,
     BLOCKS: tl.constexpr,
     GROUP: tl.constexpr,
-    GROUPS: tl.constexpr,
     PLANES: tl.constexpr,
     BN: tl.constexpr,
 ):
@@ -304,7 +302,7 @@ def dequantize(
     halves = words.to(tl.pointer_type(tl.int16), bitcast=True)
     w = tl.load(halves + (in_n * BLOCKS + block) * 16 + in_k).to(tl.int32)
     for p in tl.static_range(8):
-        at = in_n * GROUPS + (block * 128 // GROUP if PLANES == 8 else (block * 8 + p) // PLANES)
+        at = (block * 128 // GROUP if PLANES == 8 else (block * 8 + p) // PLANES) * N + in_n
         s = tl.load(scale + at).to(tl.float32)
         z = tl.load(offset + at).to(tl.float32)
         x = s * (((w >> (2 * p)) & 3) - 2).to(tl.float32) + z

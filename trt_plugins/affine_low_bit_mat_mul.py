@@ -49,7 +49,7 @@ def prepare(arguments: Mapping[str, Array], attributes: Mapping[str, Any]) -> di
         attributes: K, N, bits and group of the operator.
 
     Returns:
-        words int32 [N, ceil(K/128), 8]; scale and offset [N, G], of groups that divide a block or
+        words int32 [N, ceil(K/128), 8]; scale and offset [G, N], of groups that divide a block or
         that blocks divide, filled up with zeros; bias and input as they are.
 
     Raises:
@@ -112,7 +112,6 @@ def kernels(request: Request) -> Kernels:
             "K": K,
             "BLOCKS": blocks,
             "GROUP": size,
-            "GROUPS": -(-blocks * BLOCK // size),
             "PLANES": min(size, BLOCK) // PLANE,
         },
     )
@@ -262,7 +261,7 @@ def requests(sm: int) -> dict[str, Request]:
     def request(dtype: str, N: int, K: int, group: int, *, bias: bool = False) -> Request:
         size = group if group < K else -(-K // BLOCK) * BLOCK
         blocks = -(-K // BLOCK)
-        groups = (N, blocks * BLOCK // size)
+        groups = (blocks * BLOCK // size, N)
         inputs = {
             "input": Input(dtype, (None, None, K)),
             "words": Input("int32", (N, blocks, 8)),

@@ -56,8 +56,8 @@ def asked(sm: int = 90, **changed: int) -> Request:
     inputs = {
         "input": Input("float16", (1, None, 128)),
         "words": Input("int32", (64, 1, 8)),
-        "scale": Input("float16", (64, 2)),
-        "offset": Input("float16", (64, 2)),
+        "scale": Input("float16", (2, 64)),
+        "offset": Input("float16", (2, 64)),
     }
     return Request(attributes=attributes, inputs=inputs, sm=sm)
 

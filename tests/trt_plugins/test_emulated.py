@@ -38,7 +38,7 @@ def inputs(dtype: str = "float16", **shapes: tuple[int | None, ...]) -> dict[str
 WIDE: dict[str, tuple[dict[str, Any], dict[str, Input]]] = {
     "affine_low_bit_mat_mul": (
         {"K": 300, "N": 140, "bits": 2, "group": 64},
-        inputs(input=(None, None, 300), words=(140, 3, 8), scale=(140, 6), offset=(140, 6)),
+        inputs(input=(None, None, 300), words=(140, 3, 8), scale=(6, 140), offset=(6, 140)),
     ),
     "causal_conv_with_state": (
         {"activation": "silu"},

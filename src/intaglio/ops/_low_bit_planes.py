@@ -27,7 +27,8 @@ class Planes:
 
     Attributes:
         words: int32 [N, ceil(K/128), 8].
-        scale: [N, G], of groups of `size` columns.
+        scale: [G, N], of groups of `size` columns: threads that hold rows next to each other read
+            numbers next to each other.
         offset: like `scale`.
         size: columns of a group: 16, 32, 64, a multiple of 128, or the row filled up to one.
     """
@@ -71,7 +72,8 @@ def to_planes(codes: Packed, scale: Floats, offset: Floats | None, *, K: int, gr
 
     def regrouped(x: Floats) -> Floats:
         x = np.repeat(x, max(1, group // size), 1)[:, :count]
-        return np.concatenate([x, np.zeros((N, count - x.shape[1]), x.dtype)], 1)
+        filled = np.concatenate([x, np.zeros((N, count - x.shape[1]), x.dtype)], 1)
+        return np.ascontiguousarray(filled.T)
 
     return Planes(
         words=words.view("<i4"),
@@ -96,9 +98,10 @@ def body_of_planes(*, K: int, size: int, bias: bool) -> str:
 
     def spread(name: str) -> list[str]:
         """One entry of `name` for each group that a block holds, or for each block of a group."""
+        rows = f"{name}_rows = Transpose <perm = [1, 0]> ({name})"
         if size <= BLOCK:
-            return [f"{name}s = Unsqueeze ({name}, two)"]
-        return [f"{name}_of = Gather <axis = 1> ({name}, which)",
+            return [rows, f"{name}s = Unsqueeze ({name}_rows, two)"]
+        return [rows, f"{name}_of = Gather <axis = 1> ({name}_rows, which)",
                 f"{name}s = Unsqueeze ({name}_of, two)"]  # fmt: skip
 
     return "\n".join(

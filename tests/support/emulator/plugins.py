@@ -67,7 +67,7 @@ def draw(request: Request, *, batch: int, time: int) -> Sample:
         elif name == "W":
             x *= 0.5 * shape[-1] ** -0.5
         elif name in {"scale", "offset"}:
-            x = x[:, : groups_of(attributes["K"], attributes["group"])] / 8
+            x = x[: groups_of(attributes["K"], attributes["group"])].T / 8  # as the operator has it
         kind = getattr(torch, given.dtype)
         sample[name] = x > 0 if kind is torch.bool else x.to(kind).contiguous()
     if sample.pop("words", None) is not None:
