@@ -5,8 +5,8 @@
 Needs no GPU.  The PTX that plugins carry is launched by their plans, for each compute capability:
 with the samples of each operator in fp32, fp16 and bf16, every way of computing them, and with
 layers of published models, a token and a prompt.  An access out of bounds or not aligned, or two
-that no barrier orders, fails.  Nothing is said of speed.  `--quick` takes the samples alone, on
-8.0.
+that no barrier orders, fails.  For a token, the bytes of the sectors that warps touch are counted
+for each byte that they ask for; no times are told.  `--quick` takes the samples alone, on 8.0.
 """
 
 import math
@@ -28,7 +28,7 @@ from intaglio.trt_plugins.plugin import Plugin, Request
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from emulator.device import Gpu
 from emulator.kernel import UnknownInstructionError
-from emulator.memory import AccessError
+from emulator.memory import AccessError, Traffic
 from emulator.plugins import draw, errors, job_of, kernels_of, taken, ways_of
 
 QUICK = (80,)
@@ -69,7 +69,16 @@ def _published(plugin: Plugin, sm: int) -> Iterator[Row]:
         kernels = kernels_of(plugin, made, sm)
         cases = [(draw(request, batch=1, time=time), kernels) for time in _times(request)]
         kind = request.inputs[plugin.inputs[0]].dtype
-        yield _row(f"{plugin.name}, sm_{sm}, {what}", plugin, cases, kind, sm)
+        title = f"{plugin.name}, sm_{sm}, {what}"
+        yield _row(title, plugin, cases, kind, sm)
+        traffic = Traffic()
+        errors(plugin, *cases[0], Gpu(sm, traffic=traffic))
+        yield Row(
+            name=f"{title}, a token: traffic",
+            value=traffic.moved / traffic.asked,
+            unit="bytes in sectors of 32 for each that is asked for",
+            note=f"{traffic.moved:,} bytes moved",
+        )
 
 
 def _times(request: Request) -> Sequence[int]:

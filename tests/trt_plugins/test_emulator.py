@@ -8,7 +8,7 @@ import pytest
 import torch
 from emulator.device import STREAM, Gpu
 from emulator.kernel import Kernel, UnknownInstructionError
-from emulator.memory import AccessError, Global
+from emulator.memory import AccessError, Global, Traffic
 from emulator.values import decode, encode
 from torch import Tensor
 
@@ -112,6 +112,23 @@ def test_bounds_and_alignment(body: str, message: str) -> None:
     with pytest.raises(AccessError, match=message) as fault:
         run(body)
     assert fault.value.__notes__ == [f"at: {body.rstrip(';')}"]
+
+
+def test_traffic_is_counted_in_sectors() -> None:
+    """Two warps, a number each: next to each other, one for eight sectors, and all the same."""
+    gpu = Gpu(80)
+    wide, made = torch.arange(64 * 64).int(), torch.zeros(64).int()
+    addresses = [gpu.put(wide), gpu.put(made)]
+    apart = "mul.wide.u32 %rd6, %r1, 256; add.s64 %rd7, %rd1, %rd6; ld.global.b32 {%r5}, [%rd7];"
+    same = "ld.global.b32 {%r6}, [%rd1];"
+    found = []
+    for body in (READ, apart, same):
+        traffic = Traffic()
+        memory = Global(gpu.allocations(), traffic=traffic)
+        Kernel(HEAD + body + "\n\tret;\n}\n", "k").launch((1, 1, 1), 64, 0, addresses, memory)
+        found.append((traffic.asked, traffic.moved))
+
+    assert found == [(256, 256), (256, 64 * 32), (2 * 4, 2 * 32)]
 
 
 def test_a_guard_leaves_threads_out() -> None:

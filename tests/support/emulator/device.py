@@ -9,7 +9,7 @@ from gpu import ALIGNMENT, Driver
 from torch import Tensor
 
 from .kernel import kernel_of
-from .memory import Global
+from .memory import Global, Traffic
 
 FREE = 48 << 10  # bytes of shared memory that nobody has to ask for
 STREAM = 5  # the one that the driver makes
@@ -20,13 +20,16 @@ class Gpu(Driver):
 
     Attributes:
         first_wins: of the threads that write to one place at once, the first wins, not the last.
+        traffic: what warps ask of the memory of the device, if it is counted.
     """
 
     CUfunction_attribute = SimpleNamespace(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES="shared")
 
-    def __init__(self, capability: int, *, first_wins: bool = False) -> None:
+    def __init__(
+        self, capability: int, *, first_wins: bool = False, traffic: Traffic | None = None
+    ) -> None:
         super().__init__(capability)
-        self.first_wins = first_wins
+        self.first_wins, self.traffic = first_wins, traffic
         self._shared: dict[Any, int] = {}
 
     def cuCtxGetDevice(self) -> tuple[int, int]:  # noqa: N802
@@ -51,7 +54,7 @@ class Gpu(Driver):
             assert (kind(value).value or 0) == value, "an argument that its kind does not hold"
 
         def run() -> None:
-            memory = Global(self.allocations(), first_wins=self.first_wins)
+            memory = Global(self.allocations(), first_wins=self.first_wins, traffic=self.traffic)
             function.launch((x, y, z), threads, shared, values, memory)
 
         self.enqueue(stream, run)

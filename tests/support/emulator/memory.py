@@ -6,6 +6,7 @@ barrier of the block lies between; those of different blocks never are.
 
 import ctypes
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
+SECTOR = 32  # bytes that a GPU moves at once
 CELL = 2  # bytes that are told apart; no kernel stores fewer
 WARP_BITS, EPOCH_BITS = 8, 24
 SEVERAL = (1 << WARP_BITS) - 1  # in the place of a warp
@@ -88,12 +90,38 @@ class Space:
         return made
 
 
+@dataclass
+class Traffic:
+    """What warps have asked for.
+
+    Attributes:
+        asked: bytes, each once for an instruction of a warp.
+        moved: bytes of the sectors that they lie in.
+    """
+
+    asked: int = 0
+    moved: int = 0
+
+    def add(self, addresses: Array, width: int, who: Array) -> None:
+        """Count an instruction; no access is wider than a sector."""
+        apart = who * np.int64(0x9E3779B97F4A7C15 - (1 << 64))  # warps, far from each other
+        at = addresses.astype(np.int64)
+        self.asked += width * len(np.unique(apart ^ at))
+        self.moved += SECTOR * len(np.unique(apart ^ at // SECTOR))
+
+
 class Global:
     """The allocations of a device while a kernel runs."""
 
-    def __init__(self, allocations: Mapping[int, int], *, first_wins: bool = False) -> None:
-        """Take bytes by address; `first_wins`: see `Space.store`."""
-        self.first_wins = first_wins
+    def __init__(
+        self,
+        allocations: Mapping[int, int],
+        *,
+        first_wins: bool = False,
+        traffic: Traffic | None = None,
+    ) -> None:
+        """Take bytes by address; `first_wins`: see `Space.store`; `traffic` is counted on."""
+        self.first_wins, self._traffic = first_wins, traffic
         self._starts = np.array(sorted(allocations), np.uint64)
         self._spaces = [
             Space(np.frombuffer(_bytes_at(start, size), np.uint8), first_wins=first_wins)
@@ -102,6 +130,8 @@ class Global:
 
     def load(self, addresses: Array, width: int, who: Array) -> Array:
         """Bytes [N, width] at addresses [N]."""
+        if self._traffic is not None:
+            self._traffic.add(addresses, width, who)
         made = np.empty((len(addresses), width), np.uint8)
         for space, lanes, at in self._apart(addresses, width):
             made[lanes] = space.load(at, width, who[lanes])
@@ -109,6 +139,8 @@ class Global:
 
     def store(self, addresses: Array, values: Array, who: Array) -> None:
         """Write bytes [N, width] to addresses [N]."""
+        if self._traffic is not None:
+            self._traffic.add(addresses, values.shape[1], who)
         for space, lanes, at in self._apart(addresses, values.shape[1]):
             space.store(at, values[lanes], who[lanes])
 
