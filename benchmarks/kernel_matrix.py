@@ -54,7 +54,7 @@ def measure(quick: bool) -> list[Row]:
         launches = [launch for variant in made.plan.variants for launch in variant.launches]
         for kernel, launch in zip(kernels, launches, strict=True):
             code = made.code[launch.code]
-            title = f"{name}, {what}, sm_{sm}: {launch.entry}"
+            title = f"{name}, {what}, sm_{sm}: {launch.code}"  # a kernel of one way
             shared = max(launch.shared, code.shared)
             yields = f"{code.registers} registers, {shared} B shared"
             rows.append(
