@@ -56,15 +56,14 @@ class Host(Gpu):
 
     def allocations(self) -> dict[int, int]:
         tensors = [x for x in gc.get_objects() if type(x) is torch.Tensor and x.numel()]
-        return {x.data_ptr(): x.untyped_storage().nbytes() for x in tensors if x.is_contiguous()}
+        storages = [x.untyped_storage() for x in tensors]
+        return {storage.data_ptr(): storage.nbytes() for storage in storages}
 
 
 def compile_plugin(plugin: Plugin, request: Request) -> Compiled:
     """In place of the one that compiles in this process, of interpreted kernels: PTX as code."""
     (made,) = compile_all([Job(plugin=plugin.name, request=request)], kept=KEPT)
-    code = {
-        name: replace(each, cubin=each.ptx.encode() + b"\0") for name, each in made.code.items()
-    }
+    code = {name: replace(each, cubin=each.ptx.encode()) for name, each in made.code.items()}
     return replace(made, code=code)
 
 

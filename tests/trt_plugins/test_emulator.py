@@ -191,10 +191,21 @@ def test_threads_that_part_otherwise_are_not_known() -> None:
         run("$L__BB0_2: setp.lt.u32 %p1, %r1, 40; @%p1 bra $L__BB0_2;")
 
 
-def test_what_is_not_known_is_said() -> None:
-    """Nothing is skipped."""
-    with pytest.raises(UnknownInstructionError, match="atom"):
-        run("atom.global.add.u32 %r4, [%rd5], 1;")
+@pytest.mark.parametrize(
+    "body",
+    [
+        "atom.global.add.u32 %r4, [%rd5], 1;",
+        "mul.hi.s32 %r4, %r1, %r1;",
+        "min.NaN.f32 %r4, %r1, %r1;",
+        "add.sat.s32 %r4, %r1, %r1;",
+    ],
+)
+def test_what_is_not_known_is_said(body: str) -> None:
+    """Nothing is skipped, be it a suffix."""
+    with pytest.raises(
+        UnknownInstructionError, match=body.split(" ", maxsplit=1)[0].replace(".", r"\.")
+    ):
+        run(body)
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("f16", torch.float16), ("bf16", torch.bfloat16)])

@@ -15,6 +15,8 @@ def _unordered(a: Array, b: Array) -> Array:
     return np.asarray((a != a) | (b != b))  # noqa: PLR0124  NaN alone differs from itself
 
 
+# What may stand between an opcode and its type, and says nothing that is not done here anyway.
+SUFFIXES = {"lo", "wide", "rn", "approx", "full", "ftz", "f32"}
 COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     "eq": np.equal,
     "ne": lambda a, b: (a != b) & ~_unordered(a, b),
@@ -42,17 +44,20 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "fma": lambda a, b, c: a.astype(np.float64) * b + c,  # rounded once, as it is stored
     "mad": lambda a, b, c: a * b + c,
     "shl": lambda a, b: np.where(b < 8 * a.itemsize, a << (b & 8 * a.itemsize - 1), 0),
-    "shr": lambda a, b: a >> np.minimum(b, 8 * a.itemsize - 1).astype(a.dtype),
+    "shr": lambda a, b: np.where(
+        (b < 8 * a.itemsize) | (a.dtype.kind == "i"),
+        a >> np.minimum(b, 8 * a.itemsize - 1).astype(a.dtype),
+        0,
+    ),
 }
 
 
 def arithmetic(instruction: Instruction) -> Step | None:
     """What carries the instruction out; None if it is of another sort."""
-    name = instruction.name
-    made = _SPECIAL[name[0]](instruction) if name[0] in _SPECIAL else None
-    if made is None and name[0] in FUNCTIONS:
-        made = _plain(instruction)
-    return made
+    opcode, *between = instruction.name[:-1] or instruction.name
+    if opcode in _SPECIAL:
+        return _SPECIAL[opcode](instruction)
+    return _plain(instruction) if opcode in FUNCTIONS and SUFFIXES.issuperset(between) else None
 
 
 def _plain(instruction: Instruction) -> Step:
@@ -73,18 +78,7 @@ def _plain(instruction: Instruction) -> Step:
     if "wide" in name:
         wide = KINDS[result][0]
         readers[:2] = [_widened(each, wide) for each in readers[:2]]
-    if kind.startswith(("u", "s", "b")) and name[0] == "shr":
-        return _put(instruction, to, result, _shifted(function, *readers))
     return _put(instruction, to, result, lambda lanes: function(*(read(lanes) for read in readers)))
-
-
-def _shifted(function: Callable[..., Any], value: Reader, by: Reader) -> Reader:
-    def shifted(lanes: Lanes) -> Array:
-        a, b = value(lanes), by(lanes)
-        made = function(a, b)
-        return made if a.dtype.kind == "i" else np.where(b < 8 * a.itemsize, made, 0)
-
-    return shifted
 
 
 def _widened(read: Reader, dtype: Any) -> Reader:
@@ -146,7 +140,8 @@ def _select(instruction: Instruction) -> Step:
 
 def _convert(instruction: Instruction) -> Step:
     """`cvt`; with two operands the first fills the upper half."""
-    (to, *given), (result, kind) = instruction.operands, instruction.name[-2:]
+    (to, *given), (_, *between, result, kind) = instruction.operands, instruction.name
+    assert between in ([], ["rn"]), instruction.text
     readers = [reader(each, kind) for each in given]
     if len(readers) == 2:
         high, low = readers
@@ -174,6 +169,7 @@ def _extract(instruction: Instruction) -> Step:
 
 def _permute(instruction: Instruction) -> Step:
     """`prmt`: four bytes of eight."""
+    assert len(instruction.name) == 2, instruction.text  # one of the modes would stand there
     to, a, b, selector = instruction.operands
     low, high, chosen = (reader(each, "u32") for each in (a, b, selector))
 

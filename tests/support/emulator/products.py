@@ -30,6 +30,8 @@ def _of_a_warp(instruction: Instruction) -> Step:
     shape, kind = instruction.name[3], instruction.name[-2]
     d, a, b, c = instruction.operands
     assert shape == ("m16n8k8" if kind == "tf32" else "m16n8k16"), instruction.text
+    assert instruction.name[6::3] == ("f32", "f32"), instruction.text
+    assert instruction.guard is None, instruction.text
     left, right = _rows(a, kind), [_pieces(x, kind) for x in several(b)]
     added = [reader(x, "f32") for x in several(c)]
 
@@ -54,6 +56,7 @@ def _of_a_group(instruction: Instruction) -> Step:
     kind, (d, a, b, accumulates, *rest) = instruction.name[-1], instruction.operands
     scales = [1, 1] if kind == "tf32" else [1, 1, 0] if isinstance(a, tuple) else [1, 1, 0, 0]
     assert [x.bits for x in rest if isinstance(x, Immediate)] == scales, instruction.text
+    assert instruction.guard is None, instruction.text
     columns = 2 * len(several(d))
     left = _rows(a, kind) if isinstance(a, tuple) else _in_shared(a, 16 * WARPS, kind)
     right, added = _in_shared(b, columns, kind), reader(accumulates, "pred")

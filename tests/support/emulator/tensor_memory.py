@@ -86,9 +86,13 @@ def _move(instruction: Instruction) -> Step:
     (split,) = [x.bits for x in operands if isinstance(x, Immediate)] or [0]
     halves = name[4] == "16x32bx2"
     assert halves or name[4] == "32x32b", instruction.text
-    readers = [reader(x, "b32") for x in registers]
+    readers, active = [reader(x, "b32") for x in registers], chosen_of(instruction)
 
     def step(lanes: Lanes) -> None:
+        chosen = active(lanes)
+        assert len(chosen) in (0, len(lanes)), "a part of the threads of a warp"
+        if not len(chosen):
+            return
         lane = lanes.thread % WARP
         row = (base(lanes) >> 16).astype(np.int64) + (lane % 16 if halves else lane)
         column = (base(lanes) & 0xFFFF).astype(np.int64) + (split * (lane >= 16) if halves else 0)

@@ -143,6 +143,7 @@ def _matrices(instruction: Instruction, program: Program) -> Step:
     where = address(operands[1] if load else operands[0], program)
     registers = several(operands[0] if load else operands[1])
     assert len(registers) == count
+    assert instruction.guard is None, instruction.text
     # Lane 4r + c of a warp holds row r of each matrix, columns 2c and 2c + 1.
     row, column = np.divmod(np.arange(2 * WARP).reshape(WARP, 2), ROWS)
 
