@@ -9,19 +9,21 @@ from collections.abc import Callable
 from typing import Any
 
 import tensorrt_bindings as trt
-import torch
 
 sys.modules["tensorrt"] = trt
 import tensorrt.plugin  # noqa: E402
 from emulator.device import Gpu  # noqa: E402
 from emulator.kernel import kernel_of  # noqa: E402
 from emulator.memory import Global  # noqa: E402
-from emulator.plugins import compared, poisoned, taken  # noqa: E402
+from emulator.plugins import compared, draw, poisoned  # noqa: E402
+from emulator.requests import wide  # noqa: E402
 from tensorrt_bindings.plugin import _lib, _tensor  # noqa: E402
 
-from intaglio.runtime.launch import evaluate  # noqa: E402
+from intaglio.ops.op import Sample  # noqa: E402
+from intaglio.runtime.launch import Buffer, evaluate  # noqa: E402
 from intaglio.trt_plugins import find  # noqa: E402
 from intaglio.trt_plugins.ahead import Compiled  # noqa: E402
+from intaglio.trt_plugins.plugin import Plugin  # noqa: E402
 from intaglio.trt_plugins.quick import define  # noqa: E402
 from intaglio.trt_plugins.run import request_of  # noqa: E402
 
@@ -55,14 +57,26 @@ class Builder:
         return OPERATIONS[kind](a, b)
 
 
-def check(index: int, name: str, compiled: Compiled) -> int:
-    """Define a plugin and launch each tactic as it says; how many there are."""
+def check(name: str, compiled: Compiled) -> int:
+    """Define a plugin, hold its launches to the plan and carry them out; how many tactics it has.
+
+    Everything is done for several shapes.
+    """
     op = find(name)
-    sample = taken(op, torch.float16, SM)[0]
+    plugin = _lib.QDP_REGISTRY[define(trt, name, compiled, op.inputs)]
+    _tensor.SymIntExpr._exprBuilder = Builder()
+    counts = {
+        launched(op, compiled, plugin, draw(wide(name, SM), batch=batch, time=time))
+        for batch, time in ((1, 1), (2, 3), (3, 40))
+    }
+    (count,) = counts
+    return count
+
+
+def launched(op: Plugin, compiled: Compiled, plugin: Any, sample: Sample) -> int:
+    """Launch every tactic with what TensorRT would pass to it; how many there are."""
     _, arguments = request_of(op, sample, SM)
     shapes = [None if x is None else tuple(x.shape) for x in arguments]
-    plugin = _lib.QDP_REGISTRY[define(trt, f"{name}_{index}", compiled, op.inputs)]
-    _tensor.SymIntExpr._exprBuilder = Builder()
     plan, present = compiled.plan, [x for x in arguments if x is not None]
     tensors = [
         tensorrt.plugin.from_shape_expr(tuple(x.shape), DTYPES[str(x.dtype).removeprefix("torch.")])
@@ -76,32 +90,29 @@ def check(index: int, name: str, compiled: Compiled) -> int:
     (combination,) = plugin.autotune_func(*tensors, outputs)
     for tactic in combination._tactics:
         entry, ptx, how, extra = plugin.aot_impl_func(*tensors, outputs, tactic)
-        gpu = Gpu(SM)
-        buffers = poisoned(plan, shapes)
+        grid = tuple(each._expr for each in (how.grid_x, how.grid_y, how.grid_z))
+        block = [each._expr for each in (how.block_x, how.block_y, how.block_z)]
+        shared, sizes = how.shared_mem._expr, [x._expr for x in extra]
+        first = [variant.launches[0] for variant in plan.variants]
+        (launch,) = (x for x in first if compiled.code[x.code].ptx == ptx)
+        assert launch.entry == entry
+        assert grid == tuple(evaluate(size, shapes) for size in launch.grid)
+        assert (block, shared) == ([launch.threads, 1, 1], launch.shared)
+        assert sizes == [evaluate(x, shapes) for x in launch.arguments if not isinstance(x, Buffer)]
+        gpu, buffers = Gpu(SM), poisoned(plan, shapes)
         to = [gpu.put(x) for x in buffers]
-        # TensorRT passes what it has as inputs, the numbers that it was given, and its outputs.
-        values = [*(gpu.put(x) for x in present), *(x._expr for x in extra), *to]
-        grid, block = (
-            [each._expr for each in sizes]
-            for sizes in (
-                (how.grid_x, how.grid_y, how.grid_z),
-                (how.block_x, how.block_y, how.block_z),
-            )
-        )
-        assert block[1:] == [1, 1]
-        kernel_of(ptx, entry).launch(
-            tuple(grid), block[0], how.shared_mem._expr, values, Global(gpu.allocations())
-        )
+        values = [*(gpu.put(x) for x in present), *sizes, *to]
+        kernel_of(ptx, entry).launch(grid, block[0], shared, values, Global(gpu.allocations()))
         found = [gpu.get(at, x) for at, x in zip(to, buffers, strict=True)]
-        assert max(compared(op, sample, found)) <= op.tolerance["float16"], (name, tactic)
+        assert max(compared(op, sample, found)) <= op.tolerance["float16"], (op.name, tactic)
     return len(combination._tactics)
 
 
 def main() -> None:
     """Answer each job on stdin with the number of its tactics."""
-    for index, line in enumerate(sys.stdin):
+    for line in sys.stdin:
         job = json.loads(line)
-        count = check(index, job["op"], Compiled.from_json(job["compiled"]))
+        count = check(job["op"], Compiled.from_json(job["compiled"]))
         sys.stdout.write(f"{count}\n")
 
 

@@ -12,15 +12,13 @@ from pathlib import Path
 
 import gpu
 import pytest
-import torch
-from emulator.plugins import taken
+from emulator.requests import wide
 
 from intaglio.errors import UnsupportedError
 from intaglio.runtime.launch import Buffer, Launch, Output, Plan, Variant, dim
-from intaglio.trt_plugins import NAMES, find
+from intaglio.trt_plugins import NAMES
 from intaglio.trt_plugins.ahead import Compiled, Job, compile_all
 from intaglio.trt_plugins.quick import define
-from intaglio.trt_plugins.run import request_of
 
 CHILD = Path(__file__).with_name("quick_child.py")
 SM = 80
@@ -28,11 +26,7 @@ SM = 80
 
 def test_every_operator_deploys_quickly(tensorrt_libraries: Path, kernel_cache: Path) -> None:
     """What TensorRT would launch as it is told to, and with what it would pass, is the operator."""
-    jobs = []
-    for name in NAMES:
-        plugin = find(name)
-        request, _ = request_of(plugin, taken(plugin, torch.float16, SM)[0], SM)
-        jobs.append(Job(plugin=name, request=replace(request, alone=True)))
+    jobs = [Job(plugin=name, request=replace(wide(name, SM), alone=True)) for name in NAMES]
     compiled = compile_all(jobs, kept=kernel_cache)
     lines = [
         json.dumps({"op": name, "compiled": made.to_json()})
