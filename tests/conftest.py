@@ -3,9 +3,10 @@
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -63,10 +64,10 @@ def hybrid_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def hybrid_engine(
+def export_hybrid(
     hybrid_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, kernel_cache: Path
-) -> "ExportReport":
-    """Its bundle for ONNX Runtime and TensorRT, with an engine; skips where none can be built."""
+) -> Callable[..., "ExportReport"]:
+    """Makes its bundle for ONNX Runtime and TensorRT, with an engine; skips where none can be."""
     pytest.importorskip("tensorrt_rtx")
     pytest.importorskip("triton")
     import hybrid
@@ -74,17 +75,20 @@ def hybrid_engine(
     from intaglio.exporter.export import export
     from intaglio.runtime import user_cache
 
-    out = tmp_path_factory.mktemp("engine") / "bundle"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(user_cache, "folder", lambda kind: kernel_cache / kind)
-        return export(
-            hybrid_checkpoint,
-            out,
-            targets=["ort", "trt"],
-            sm=[hybrid.SM],
-            steps=40,
-            check_passes=True,
-        )
+    def exported(**options: Any) -> "ExportReport":
+        out = tmp_path_factory.mktemp("engine") / "bundle"
+        known: dict[str, Any] = {"targets": ["ort", "trt"], "sm": [hybrid.SM], "steps": 40}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(user_cache, "folder", lambda kind: kernel_cache / kind)
+            return export(hybrid_checkpoint, out, **known | options)
+
+    return exported
+
+
+@pytest.fixture(scope="session")
+def hybrid_engine(export_hybrid: Callable[..., "ExportReport"]) -> "ExportReport":
+    """Its bundle in fp32."""
+    return export_hybrid(check_passes=True)
 
 
 @pytest.fixture(scope="session")

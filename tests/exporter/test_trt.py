@@ -1,6 +1,6 @@
 """export --target trt: a real engine, built without a GPU, whose recurrences are our plugins."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -50,10 +50,9 @@ def _kernels_are_kept(kernel_cache: Path) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def in_fp16(hybrid_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
+def in_fp16(export_hybrid: Callable[..., ExportReport]) -> ExportReport:
     """Its bundle with an engine that multiplies in fp16."""
-    out = tmp_path_factory.mktemp("fp16") / "bundle"
-    return export(hybrid_checkpoint, out, targets=["ort", "trt"], sm=[SM], steps=70, dtype="fp16")
+    return export_hybrid(steps=70, dtype="fp16")
 
 
 def graph(bundle: Path, name: str) -> ir.Model:

@@ -4,6 +4,7 @@ All that runs on a GPU but TensorRT's own layers, which ONNX's reference compute
 states on the device, the plan of each node, its kernels as PTX.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from emulator.device import Gpu
 from emulator.engine import Graph, install
 from hybrid import SM
 
-from intaglio.exporter.export import ExportReport, export
+from intaglio.exporter.export import ExportReport
 from intaglio.runtime import user_cache
 from intaglio.runtime.session import Session
 from intaglio.runtime.trt.build import TARGET
@@ -29,22 +30,9 @@ def _kernels_are_kept(kernel_cache: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.fixture(scope="module")
-def few_bits(
-    hybrid_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, kernel_cache: Path
-) -> ExportReport:
+def few_bits(export_hybrid: Callable[..., ExportReport]) -> ExportReport:
     """An engine with products of 2 bits, in fp16."""
-    out = tmp_path_factory.mktemp("few") / "bundle"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(user_cache, "folder", lambda kind: kernel_cache / kind)
-        return export(
-            hybrid_checkpoint,
-            out,
-            targets=["ort", "trt"],
-            passes=["rtn:bits=2,group=16"],
-            sm=[SM],
-            steps=40,
-            dtype="fp16",
-        )
+    return export_hybrid(passes=["rtn:bits=2,group=16"], dtype="fp16")
 
 
 def compare(
