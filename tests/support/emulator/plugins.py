@@ -56,14 +56,10 @@ def draw(request: Request, *, batch: int, time: int) -> Sample:
             x = F.softplus(x - 2)
         elif name == "beta":
             x = x.sigmoid()
-        elif name == "A":  # of a piecewise linear network, of a system in discrete time or not
-            x = (
-                x.sigmoid() * 0.5
-                if "W" in known
-                else -x.abs()
-                if "delta" in known
-                else -x.sigmoid()
-            )
+        elif name == "A" and "W" in known:
+            x = x.sigmoid() * 0.5
+        elif name == "A":  # of a system in continuous time, or in discrete time
+            x = -x.abs() if "delta" in known else -x.sigmoid()
         elif name == "W":
             x *= 0.5 * shape[-1] ** -0.5
         elif name in {"scale", "offset"}:
