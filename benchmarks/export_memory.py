@@ -40,7 +40,7 @@ PEAK, SHARED = 2.5, 1.02
 
 CHILD = """
 import json, sys
-import intaglio.exporter.export, intaglio.exporter.verify
+import intaglio.exporter.export, intaglio.exporter.proving.verify
 from intaglio import export, verify
 from intaglio.runtime import Session
 

@@ -19,7 +19,7 @@ import torch
 from evidence import Row, paired, ratio, run
 
 import intaglio
-from intaglio.exporter.shapes import Shapes
+from intaglio.exporter.options.served_shapes import Shapes
 from intaglio.models import find, save
 from intaglio.models.llama import Config
 from intaglio.runtime import Session

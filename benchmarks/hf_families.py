@@ -26,9 +26,9 @@ from evidence import Row, run
 
 import intaglio
 from intaglio.errors import IntaglioError
-from intaglio.exporter.capture import quiet
-from intaglio.exporter.describe import LOWERED
-from intaglio.exporter.graph_files import load_graph
+from intaglio.exporter.writing.describe import LOWERED
+from intaglio.passes.graph import load_graph
+from intaglio.quiet import quiet
 from intaglio.runtime import Session
 from intaglio.runtime.generation import generate
 

@@ -40,10 +40,10 @@ from low_bit_errors import (
 )
 from torch import Tensor, nn
 
-from intaglio.exporter.calibration import read_calibration
-from intaglio.exporter.load import load_source
-from intaglio.exporter.source import Source
-from intaglio.exporter.trace import Traced, trace
+from intaglio.exporter.sources.calibration_data import read_calibration
+from intaglio.exporter.sources.load import load_source
+from intaglio.exporter.sources.source import Source
+from intaglio.exporter.tracing.trace import Traced, trace
 from intaglio.models import training
 from intaglio.passes import pipeline
 from intaglio.passes.base import Context

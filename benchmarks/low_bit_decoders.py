@@ -19,7 +19,7 @@ import torch
 import transformers
 
 import intaglio
-from intaglio.exporter.shapes import Shapes
+from intaglio.exporter.options.served_shapes import Shapes
 
 HERE = Path(__file__).parent
 FORMATS = ("Q4_0", "Q2_K", "TQ2_0")

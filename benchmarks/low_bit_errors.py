@@ -13,8 +13,8 @@ import torch
 from evidence import Row
 
 import intaglio
-from intaglio.exporter.parity import ParityReport
-from intaglio.exporter.quantized import KL, KL_LIMIT, LIMIT
+from intaglio.exporter.proving.parity import ParityReport
+from intaglio.exporter.proving.quantized import KL, KL_LIMIT, LIMIT
 from intaglio.passes import evaluate
 from intaglio.passes.base import Context
 from intaglio.passes.calibration import Calibration

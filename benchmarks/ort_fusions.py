@@ -29,9 +29,9 @@ from evidence import Row, ratio, run
 
 import intaglio
 from intaglio.exporter import compile  # noqa: A004
-from intaglio.exporter.load import load_source
-from intaglio.exporter.shapes import Shapes
-from intaglio.exporter.trace import trace
+from intaglio.exporter.options.served_shapes import Shapes
+from intaglio.exporter.sources.load import load_source
+from intaglio.exporter.tracing.trace import trace
 from intaglio.models import find, gated_deltanet, llama, save
 from intaglio.passes import pipeline
 from intaglio.passes.base import Pass

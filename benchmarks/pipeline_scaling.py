@@ -31,15 +31,15 @@ import onnx_ir as ir
 import torch
 from evidence import Row, run
 
-from intaglio.exporter.capture import quiet
-from intaglio.exporter.graph_files import save_graphs
-from intaglio.exporter.load import load_source
-from intaglio.exporter.trace import trace
+from intaglio.exporter.sources.load import load_source
+from intaglio.exporter.tracing.trace import trace
+from intaglio.exporter.writing.graph_files import save_graphs
 from intaglio.models import find, gated_deltanet, llama, save
 from intaglio.passes import pipeline
 from intaglio.passes.base import Context
 from intaglio.passes.collection import uncollected
 from intaglio.passes.graph import dims, module_of
+from intaglio.quiet import quiet
 
 SIZES = (1_000, 4_000, 16_000, 64_000)
 RATIO = 5.0

@@ -23,7 +23,7 @@ from evidence import Row, machine, run
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 import intaglio
-from intaglio.exporter.shapes import Shapes
+from intaglio.exporter.options.served_shapes import Shapes
 from intaglio.runtime import Session
 
 ROOT = Path(__file__).parents[1]

@@ -29,9 +29,9 @@ from hf_families import FAMILIES, Family, save
 
 from intaglio import export
 from intaglio.errors import IntaglioError
-from intaglio.exporter.parity import ParityReport
-from intaglio.exporter.trt import plugin_ops
-from intaglio.exporter.verify import verify
+from intaglio.exporter.proving.parity import ParityReport
+from intaglio.exporter.proving.verify import verify
+from intaglio.exporter.writing.trt import plugin_ops
 from intaglio.runtime import user_cache
 from intaglio.runtime.bundle import Bundle
 from intaglio.runtime.manifest import Manifest

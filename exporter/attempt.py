@@ -9,25 +9,27 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from intaglio.exporter.options.clock import Clock
+from intaglio.exporter.options.recipe import FILE_NAME as RECIPE
+from intaglio.exporter.options.recipe import Recipe
+from intaglio.exporter.proving.parity import ParityReport
+from intaglio.exporter.proving.quantized import PORTABLE
+from intaglio.exporter.proving.verify import verify
+from intaglio.exporter.sources.calibration_data import Arrays
+from intaglio.exporter.sources.source import Source
+from intaglio.exporter.writing.bundle_writer import BundleWriter
+from intaglio.exporter.writing.compiled import Compiled
+from intaglio.exporter.writing.describe import LOWERED, describe, with_verdict
+from intaglio.exporter.writing.genai import add_genai
+from intaglio.exporter.writing.graph_files import save_graphs
 from intaglio.passes import pipeline
 from intaglio.passes.calibration import Calibration
 from intaglio.passes.low_bit import low_bit_nodes, weight_of
 from intaglio.passes.lower.ort_low_bit import OrtLowBit, cost
-from intaglio.runtime.manifest import Manifest
+from intaglio.runtime.manifest import FAILED, PASSED, Manifest
 from intaglio.runtime.trt.build import GRAPH
 
-from .bundle import BundleWriter
-from .calibration import Arrays
-from .compile import Clock, Compiled, lower
-from .describe import LOWERED, describe, with_evidence
-from .genai import add_genai
-from .graph_files import save_graphs
-from .parity import ParityReport
-from .quantized import PORTABLE
-from .recipe import FILE_NAME as RECIPE
-from .recipe import Recipe
-from .source import Source
-from .verify import verify
+from .compile import lower
 
 TOLD = 4  # names in a line for people
 
@@ -86,7 +88,9 @@ def _once(
             keep=False,  # the manifest holds it
             progress=clock.report,
         )
-    return Attempt(compiled=compiled, manifest=with_evidence(manifest, parity), parity=parity)
+    verdict = PASSED if parity.passed else FAILED
+    proven = with_verdict(manifest, "ort", verdict, parity.to_json())
+    return Attempt(compiled=compiled, manifest=proven, parity=parity)
 
 
 def _write(writer: BundleWriter, source: Source, compiled: Compiled, how: Recipe) -> Manifest:

@@ -1,9 +1,6 @@
 """From a source to its graphs: trace it, run the passes, lower the result for each target."""
 
-import json
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -11,63 +8,16 @@ from typing import Self
 import onnx_ir as ir
 from torch import nn
 
+from intaglio.exporter.options.clock import Clock
+from intaglio.exporter.options.recipe import Recipe
+from intaglio.exporter.options.served_shapes import Shapes
+from intaglio.exporter.sources.calibration_data import Arrays, read_calibration
+from intaglio.exporter.sources.source import Source
+from intaglio.exporter.tracing.trace import trace
+from intaglio.exporter.writing.compiled import Compiled
 from intaglio.passes import pipeline
 from intaglio.passes.base import Context, Pass
-from intaglio.passes.low_bit import PARTS
 from intaglio.passes.lower.ort_low_bit import Accuracy
-
-from .calibration import Arrays, read_calibration
-from .recipe import Recipe
-from .shapes import Shapes
-from .source import Source
-from .trace import trace
-
-Progress = Callable[[str, float | None], None]
-
-
-class Clock:
-    """Times the phases of an export and tells the user's callable about them."""
-
-    def __init__(self, progress: Progress | None) -> None:
-        self.seconds: dict[str, float] = {}
-        self._progress = progress
-        self._phase = ""
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Time what runs in the context under `name`, again or for the first time."""
-        self._phase = name
-        if self._progress is not None:
-            self._progress(name, None)
-        start = time.perf_counter()
-        yield
-        seconds = self.seconds.get(name, 0.0) + time.perf_counter() - start
-        self.seconds[name] = round(seconds, 3)
-
-    def report(self, what: str, done: float | None) -> None:
-        """Pass on the progress made within the phase."""
-        if self._progress is not None:
-            self._progress(f"{self._phase}: {what}", done)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Compiled:
-    """The graphs made from a source: the portable one and the one for each target.
-
-    `records` end with those of the lowering for ONNX Runtime; `told` is what tracing had to say.
-    """
-
-    portable: ir.Model
-    ort: ir.Model
-    trt: ir.Model | None
-    context: Context
-    records: Sequence[pipeline.PassRecord]
-    told: tuple[str, ...]
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What the user should hear: of tracing, and advice of passes."""
-        return (*self.told, *(line for r in self.records for line in r.result.advice))
 
 
 @dataclass(frozen=True)
@@ -157,20 +107,3 @@ def _fixed_batch(source: Source, shapes: Shapes) -> int | None:
         for name, value in source.inputs.items()
     }
     return 1 if shapes.fixed_batch(declared) == 1 else None
-
-
-def weigh(compiled: Compiled) -> int:
-    """Bytes of the weights of all graphs, which share what is the same.
-
-    One that is made of others counts only where they are not all there.
-    """
-    graphs = (compiled.portable, compiled.ort, compiled.trt)
-    models = [model for model in graphs if model is not None]
-    values = {name: v for model in models for name, v in model.graph.initializers.items()}
-    tensors = {
-        tensor.name: tensor.nbytes
-        for value in values.values()
-        if (tensor := value.const_value) is not None
-        and not all(part in values for part in json.loads(value.metadata_props.get(PARTS, '[""]')))
-    }
-    return sum(tensors.values())

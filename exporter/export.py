@@ -10,6 +10,19 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from intaglio.errors import DeviceError, MissingExtraError, OptionError, ParityError
+from intaglio.exporter.options.clock import Clock, Progress
+from intaglio.exporter.options.recipe import Recipe, as_entry, read_recipe
+from intaglio.exporter.options.served_shapes import Shapes
+from intaglio.exporter.proving.parity import ParityReport
+from intaglio.exporter.proving.verify import verify as verify_bundle
+from intaglio.exporter.sources.calibration_data import Arrays
+from intaglio.exporter.sources.factory import read_config
+from intaglio.exporter.sources.load import load_source
+from intaglio.exporter.sources.source import Source
+from intaglio.exporter.writing.bundle_writer import BundleWriter, check_place
+from intaglio.exporter.writing.compiled import weigh
+from intaglio.exporter.writing.describe import NO_DEVICE, describe, with_verdict
+from intaglio.exporter.writing.trt import add_engine, prepare
 from intaglio.passes.base import Calibrated, Pass
 from intaglio.passes.lower.ort_low_bit import Accuracy
 from intaglio.passes.pipeline import FP16, FP32
@@ -18,18 +31,7 @@ from intaglio.runtime.trt import flavour as flavours
 from intaglio.runtime.trt.build import RECORD, TARGET
 
 from .attempt import attempt
-from .bundle import BundleWriter, check_place
-from .calibration import Arrays
-from .compile import Clock, Progress, Teacher, compile_source, weigh
-from .describe import NO_DEVICE, describe, with_verdict
-from .factory import read_config
-from .load import load_source
-from .parity import ParityReport
-from .recipe import Recipe, as_entry, read_recipe
-from .shapes import Shapes
-from .source import Source
-from .trt import add_engine, prepare
-from .verify import verify as verify_bundle
+from .compile import Teacher, compile_source
 
 TARGETS = ("ort", "trt")
 

@@ -1,6 +1,7 @@
 """Small tools that every pass needs: constants, shapes, module paths, emitting nodes."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -164,3 +165,10 @@ def replace_uses(old: ir.Value, new: ir.Value) -> None:
     if new.producer() is not None:
         old.name = f"{name}.before"
         new.name = name
+
+
+def load_graph(folder: Path, name: str) -> ir.Model:
+    """Read the graph ``folder / name`` back; its weights are mapped from the files of `folder`."""
+    model = ir.load(folder / name)
+    ir.external_data.set_base_dir(model.graph, folder)
+    return model

@@ -22,7 +22,7 @@ def test_importing_intaglio_imports_no_extra() -> None:
 def test_export_and_verify_are_those_of_the_exporter() -> None:
     """The package lists them, and knows nothing else by this way."""
     from intaglio.exporter.export import export
-    from intaglio.exporter.verify import verify
+    from intaglio.exporter.proving.verify import verify
 
     assert intaglio.export is export
     assert intaglio.verify is verify

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"][
     "package-dir"
 ]
-CORE = {"intaglio", "intaglio.errors", "intaglio.state"}
+CORE = {"intaglio", "intaglio.errors", "intaglio.quiet", "intaglio.state"}
 
 # What each room may import of ours; those in LAZY may import the rest inside functions.
 LAZY = {"intaglio", "intaglio.cli"}
@@ -102,6 +102,28 @@ def test_a_room_imports_only_what_it_may_know(module: str) -> None:
         known = name in shared or name in ALLOWED[here] or room(name) in ALLOWED[here]
 
         assert known, f"{module} imports {name}"
+
+
+# The stages of an export, and which of them each one may import: those before it.  What is proven
+# and what is written do not know each other; export.py, above them all, carries results across.
+STAGES = {
+    "options": {"options"},
+    "sources": {"options", "sources"},
+    "tracing": {"options", "sources", "tracing"},
+    "proving": {"options", "sources", "tracing", "proving"},
+    "writing": {"options", "sources", "tracing", "writing"},
+}
+
+
+@pytest.mark.parametrize("module", [m for m in FILES if room(m) == "intaglio.exporter"])
+def test_a_stage_of_the_exporter_imports_only_those_before_it(module: str) -> None:
+    """Data flows from sources through tracing to what is proven and written, never back."""
+    stage = module.split(".")[2] if module.count(".") > 2 else ""
+    if stage not in STAGES:
+        return  # the story on top
+    for name in imports(module, lazy=True):
+        if name.startswith("intaglio.exporter."):
+            assert name.split(".")[2] in STAGES[stage], f"{module} imports {name}"
 
 
 @pytest.mark.parametrize("module", [m for m in FILES if room(m) == "intaglio.runtime"])

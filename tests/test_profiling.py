@@ -66,7 +66,7 @@ def test_what_was_found_is_kept_in_the_bundle(report: ProfileReport, bundle: Pat
 def test_profiling_without_pytorch_says_what_is_missing(
     checkpoint: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "intaglio.exporter.eager", None)
+    monkeypatch.setitem(sys.modules, "intaglio.exporter.proving.eager", None)
 
     with pytest.raises(MissingExtraError, match="'export'"):
         intaglio.profile(bundle, settings=QUICK, against=checkpoint)

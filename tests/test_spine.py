@@ -15,8 +15,8 @@ import torch
 
 import intaglio
 from intaglio.exporter.export import ExportReport
-from intaglio.exporter.load import load_source
-from intaglio.exporter.source import Source
+from intaglio.exporter.sources.load import load_source
+from intaglio.exporter.sources.source import Source
 from intaglio.runtime import Session
 
 CHECKPOINTS = Path(__file__).parents[1] / "models" / "checkpoints"

@@ -1,1 +1,1 @@
-"""What can be exported, one file for each kind of source: how to tell it, and how to load it."""
+"""What a path holds becomes a source: a trained model, its weights, and inputs to run it on."""

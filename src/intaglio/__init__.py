@@ -11,7 +11,7 @@ from intaglio.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from intaglio.exporter.export import export as export
-    from intaglio.exporter.verify import verify as verify
+    from intaglio.exporter.proving.verify import verify as verify
     from intaglio.profiling import profile as profile
 
 __version__ = "0.1.0"
@@ -19,7 +19,7 @@ __version__ = "0.1.0"
 _FACADE = {
     "export": "intaglio.exporter.export",
     "profile": "intaglio.profiling",
-    "verify": "intaglio.exporter.verify",
+    "verify": "intaglio.exporter.proving.verify",
 }
 _EXTRA = {"torch", "onnx", "onnx_ir", "onnxscript", "safetensors"}
 

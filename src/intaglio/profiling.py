@@ -80,7 +80,7 @@ def _eager(
     source: Path, bundle: "Bundle", settings: "ProfileSettings", options: Mapping[str, Any]
 ) -> "Contestant":
     try:
-        from intaglio.exporter.eager import contestant
+        from intaglio.exporter.proving.eager import contestant
     except ModuleNotFoundError as error:
         raise MissingExtraError("Measuring a source in PyTorch", "export") from error
     return contestant(source, bundle, settings.threads, options)

@@ -14,7 +14,7 @@ from intaglio.cli import summary
 from intaglio.cli.console import Console, Flags
 from intaglio.errors import ParityError
 from intaglio.exporter.export import ExportReport, export
-from intaglio.exporter.parity import OUTPUT, ParityReport, Row
+from intaglio.exporter.proving.parity import OUTPUT, ParityReport, Row
 from intaglio.passes.base import Context, Exact, PassResult
 from intaglio.runtime.compare import Deviation
 from intaglio.runtime.manifest import Manifest

@@ -17,9 +17,9 @@ import torch
 
 from intaglio.errors import BundleError, CheckError, OptionError, ParityError, PassError
 from intaglio.exporter.export import ExportReport, export
-from intaglio.exporter.load import load_source
-from intaglio.exporter.shapes import Shapes
-from intaglio.exporter.source import Source
+from intaglio.exporter.options.served_shapes import Shapes
+from intaglio.exporter.sources.load import load_source
+from intaglio.exporter.sources.source import Source
 from intaglio.passes.base import Context, Exact, PassResult
 from intaglio.runtime import Session
 from intaglio.runtime.manifest import Manifest

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from intaglio.exporter.source import Source
-from intaglio.exporter.trace import trace
+from intaglio.exporter.sources.source import Source
+from intaglio.exporter.tracing.trace import trace
 from intaglio.passes import pipeline
 from intaglio.passes.base import Context, Pass
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from intaglio.errors import PassError
-from intaglio.exporter.calibration import read_calibration
-from intaglio.exporter.source import Source
-from intaglio.exporter.trace import Traced, trace
+from intaglio.exporter.sources.calibration_data import read_calibration
+from intaglio.exporter.sources.source import Source
+from intaglio.exporter.tracing.trace import Traced, trace
 from intaglio.models import MODELS
 from intaglio.passes import pipeline
 from intaglio.passes.base import Context

@@ -140,7 +140,7 @@ def export_(
     """Export a trained checkpoint to a verified bundle."""
     from intaglio import export
     from intaglio.cli import summary
-    from intaglio.exporter.shapes import Shapes
+    from intaglio.exporter.options.served_shapes import Shapes
 
     given = Shapes.parse(
         minimum=min_shapes, optimum=opt_shapes, maximum=max_shapes, shapes=shapes or []

@@ -1,0 +1,1 @@
+"""What a source computes, and whether a bundle computes the same."""

@@ -1,0 +1,159 @@
+"""What a bundle with weights of few bits is held to: its source with the weights dequantized.
+
+Two errors are kept apart.  Quantization moves the source to its dequantized weights; how far is
+reported, and has no limit.  The engine then computes with these weights, its activations rounded to
+8 bits; that is the error of the implementation, and it is held to limits.  Of next-token
+distributions the mean Kullback-Leibler divergence is compared as well.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from intaglio.errors import BundleError
+from intaglio.exporter.sources.source import Source
+from intaglio.passes.graph import constant, load_graph
+from intaglio.passes.low_bit import low_bit_nodes, parameter_of, weight_of
+from intaglio.runtime.bundle import Bundle
+from intaglio.runtime.compare import Deviation
+from intaglio.runtime.manifest import Manifest
+
+PORTABLE = "model.onnx"
+LOWERING = "ort-low-bit"  # the pass that brings weights of few bits to ONNX Runtime
+# Of outputs and states, where activations are rounded to 8 bits.  On random tokens that makes
+# more of trained models, and of recurrent ones much more; two parts of 8 bits stay far below.
+LIMIT = 2e-2
+KL_LIMIT = 1e-3  # nats, of the mean over all tokens
+LOGITS = "logits"
+KL = f"{LOGITS}.kl"
+
+Array = npt.NDArray[Any]
+
+
+def accuracy_of(manifest: Manifest) -> str | None:
+    """What the graph for ONNX Runtime makes of weights of few bits, None where it has none."""
+    lowered = [r for r in manifest.passes if r["name"] == LOWERING and r["changed"]]
+    return next((r["details"].get("accuracy") for r in lowered), None)
+
+
+def dequantized(source: Source, bundle: Bundle) -> Source | None:
+    """`source` with the weights that `bundle` holds in few bits, and with what was tuned to them.
+
+    None where the bundle has quantized nothing of it: also where the source came quantized.
+
+    Raises:
+        BundleError: if the bundle has no portable graph to read the weights from.
+    """
+    records = bundle.manifest.passes
+    tuned = {name for record in records for name in record["details"].get("tuned", ())}
+    quantized = any("bits" in record["options"] for record in records)
+    low_bit = any(record["changed"] for record in records if record["name"] == LOWERING)
+    if PORTABLE not in bundle.manifest.files and (tuned or quantized):
+        raise BundleError(
+            f"{bundle.root} has no portable graph, from which the dequantized weights are read. "
+            "Export without --no-portable, or with --no-verify."
+        )
+    if PORTABLE not in bundle.manifest.files or not (tuned or low_bit):
+        return None
+    return _with_weights(source, dict(_weights(load_graph(bundle.root, PORTABLE), tuned)))
+
+
+def _weights(model: ir.Model, tuned: set[str]) -> Iterator[tuple[str, Array]]:
+    """Float weights by parameter: those of few bits, and those that a pass says it tuned."""
+    for node in low_bit_nodes(model):
+        name, turned = parameter_of(node)
+        weight = weight_of(node).dequantize()
+        yield (name, weight.T if turned else weight)
+    for name in tuned:
+        value = constant(model.graph.initializers.get(name))
+        if value is not None:
+            yield name, value
+
+
+def _with_weights(source: Source, weights: Mapping[str, Array]) -> Source | None:
+    """`source` with other contents of some parameters; None if none of them is its own."""
+    name = f"{source.name} with its weights dequantized"
+    if isinstance(source.body, ir.Model):
+        initializers = source.body.graph.initializers
+        own = {key: array for key, array in weights.items() if key in initializers}
+        body = source.body.clone()
+        for key, array in own.items():
+            body.graph.initializers[key].const_value = ir.tensor(np.ascontiguousarray(array))
+        return replace(source, body=body, name=name) if own else None
+    module: nn.Module = copy.deepcopy(source.module)
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    own = {key: array for key, array in weights.items() if key in parameters}
+    with torch.no_grad():
+        for key, array in own.items():
+            value = torch.from_numpy(np.array(array))
+            if key in source.aliases:  # a tied weight whose twin stays in float
+                owner, _, attribute = key.rpartition(".")
+                setattr(
+                    module.get_submodule(owner), attribute, nn.Parameter(value, requires_grad=False)
+                )
+            else:
+                parameters[key].copy_(value)
+    return replace(source, body=module, name=name) if own else None
+
+
+def quantization_error(
+    wanted: Mapping[str, Array], source: Mapping[str, Array]
+) -> dict[str, float]:
+    """How far quantization moved each output, and the next-token distribution, of the source."""
+    found = {}
+    for name, reference in source.items():
+        scale = max(float(np.abs(reference).max(initial=0)), 1e-30)
+        found[name] = float(np.abs(wanted[name] - reference).max(initial=0)) / scale
+    if LOGITS in source:
+        found[KL] = float(_kl(wanted[LOGITS], source[LOGITS]).mean())
+    return found
+
+
+class MeanKl:
+    """The mean divergence of next-token distributions over tokens, as they come."""
+
+    def __init__(self, limit: float) -> None:
+        """Hold the mean to `limit`."""
+        self._limit = limit
+        self._sum, self._count, self._largest, self._worst = 0.0, 0, -1.0, 0
+        self._steps = 0
+
+    def add(self, step: int, found: Array, expected: Array) -> None:
+        """Take the logits of one token of every row, [batch, vocabulary]."""
+        kl = _kl(found, expected)
+        self._sum, self._count = self._sum + float(kl.sum()), self._count + kl.size
+        self._steps += 1
+        if not float(kl.max()) <= self._largest:
+            self._largest, self._worst = float(kl.max()), step
+
+    def deviation(self) -> Deviation:
+        """The mean as a row of a report; `difference` is the largest of one token."""
+        return Deviation(
+            name=KL,
+            error=self._sum / max(self._count, 1),
+            limit=self._limit,
+            difference=self._largest,
+            reference=1.0,
+            worst_step=self._worst,
+            steps=self._steps,
+        )
+
+
+def _kl(found: Array, expected: Array) -> Array:
+    """KL(softmax(expected) || softmax(found)) over the last axis, in nats."""
+    a, b = (_log_softmax(np.asarray(x, np.float64)) for x in (found, expected))
+    result: Array = (np.exp(b) * (b - a)).sum(-1)
+    return result
+
+
+def _log_softmax(x: Array) -> Array:
+    shifted = x - x.max(-1, keepdims=True)
+    result: Array = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return result

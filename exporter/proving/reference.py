@@ -1,0 +1,316 @@
+"""What a source computes: its outputs, and the states a step engine should carry at any step.
+
+A training-form module has no states.  They follow from the inputs of the operators that mix time,
+which are caught while the module runs: keys and values of attention, the arguments of linear
+attention, the inputs of causal convolutions.  The module runs in float64 where it can.
+"""
+
+import contextlib
+import inspect
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy.typing as npt
+import onnx_ir as ir
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from intaglio.errors import ParityError
+from intaglio.exporter.sources.source import Source
+from intaglio.exporter.tracing.adopt import open_original, run_original
+from intaglio.exporter.tracing.exchanged import exchanged
+from intaglio.exporter.tracing.modules import ModuleStack
+from intaglio.exporter.tracing.outputs import name_outputs
+from intaglio.ops import DIAGONAL_SSM, LINEAR_ATTENTION, PIECEWISE_LINEAR_RNN, RNN
+from intaglio.ops.op import Op
+from intaglio.state import TIME, Layout, StateSpec
+
+from .widened import Widened
+
+Array = npt.NDArray[Any]
+Key = tuple[str, str, int]  # module path, operator, which call of it within the module
+
+
+class Call(Protocol):
+    """One call of an operator that mixes time, as it was caught."""
+
+    def state(self, spec: StateSpec, tokens: int) -> Tensor | None:
+        """The state after `tokens` tokens in the layout of `spec`, None where it has no such."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """Outputs of a source on whole sequences, and the states on the way.
+
+    `outputs` has the time axis of the inputs; `precision` is float64 where the module ran so.
+    """
+
+    outputs: Mapping[str, Array]
+    precision: str
+    calls: Mapping[Key, Call]
+
+    def state(self, spec: StateSpec, tokens: int) -> Array | None:
+        """The state `spec` after `tokens` tokens, None where no call of the source tells it.
+
+        A growing cache holds exactly the tokens consumed along its axis, a static one as well: its
+        valid part.  A window holds zeros before the first token.
+
+        Raises:
+            ParityError: if the source's own state does not fit `spec`.
+        """
+        call = self.calls.get((spec.module, spec.op, spec.call))
+        value = None if call is None else call.state(spec, tokens)
+        if value is None:
+            return None
+        fixed = [
+            (d, n) for d, n in zip(spec.shape, value.shape, strict=False) if isinstance(d, int)
+        ]
+        if len(spec.shape) != value.ndim or any(d != n for d, n in fixed):
+            raise ParityError(
+                f"The state {spec.input!r} of module {spec.module!r} has the shape "
+                f"{list(spec.shape)}; from the source it follows as {list(value.shape)}."
+            )
+        array: Array = value.numpy()
+        return array
+
+
+def reference(source: Source, inputs: Mapping[str, Tensor], *, states: bool = True) -> Reference:
+    """Run `source` on whole sequences, `inputs` being [batch, time, ...] each.
+
+    Code of its own that was found for operators when it was traced gives the outputs; of the
+    operators, which run in a second pass, are the states.  Without `states` none is known.
+    """
+    if isinstance(source.body, ir.Model):
+        arrays = {name: value.numpy() for name, value in inputs.items()}
+        outputs = run_original(open_original(source.path), arrays)
+        return Reference(outputs=outputs, precision="float32", calls={})
+    try:
+        wide = {n: x.double() if x.is_floating_point() else x for n, x in inputs.items()}
+        return _run(source, wide, Widened(source.module), states=states)
+    except ParityError:
+        raise
+    except Exception:  # noqa: BLE001  a module that fixes its dtype inside runs as it is
+        return _run(source, inputs, contextlib.nullcontext(), states=states)
+
+
+def _run(
+    source: Source,
+    inputs: Mapping[str, Tensor],
+    precision: AbstractContextManager[Any],
+    *,
+    states: bool,
+) -> Reference:
+    module, tokens = source.module, _tokens(source, inputs)
+    with precision:
+        outputs, calls = _recorded(module, inputs, tokens)
+    dtypes = {value.dtype for value in outputs.values() if value.is_floating_point()}
+    if states:
+        with exchanged(source, module) as found:
+            if found:
+                with precision:
+                    _, calls = _recorded(module, inputs, tokens)
+    return Reference(
+        outputs={name: value.numpy() for name, value in outputs.items()},
+        precision="float64" if dtypes <= {torch.float64} else "float32",
+        # The code of a program is in one piece: its calls do not say which module they are of.
+        calls=calls if states and not isinstance(module, fx.GraphModule) else {},
+    )
+
+
+def _tokens(source: Source, inputs: Mapping[str, Tensor]) -> int | None:
+    """Tokens of the inputs; None where none of them has time."""
+    sizes = (
+        inputs[name].shape[axis]
+        for name, axes in source.dynamic.items()
+        for axis, symbol in axes.items()
+        if symbol == TIME and name in inputs
+    )
+    return next(sizes, None)
+
+
+def _recorded(
+    module: nn.Module, inputs: Mapping[str, Tensor], tokens: int | None
+) -> tuple[dict[str, Tensor], dict[Key, Call]]:
+    """Outputs of a run over `tokens` tokens, and the calls that it made."""
+    stack = ModuleStack(module)
+    recorder = _Recorder(stack, tokens)
+    with torch.no_grad(), stack, recorder:
+        outputs = name_outputs(module, module(**inputs))
+    return outputs, recorder.calls
+
+
+class _Recorder(TorchFunctionMode):
+    """Catches the calls of `CATCHES` with the module that made them."""
+
+    def __init__(self, stack: ModuleStack, tokens: int | None) -> None:
+        super().__init__()
+        self.calls: dict[Key, Call] = {}
+        self._tokens = tokens
+        self._stack = stack
+        self._counts: Counter[tuple[str, str]] = Counter()
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        del types  # part of the protocol
+        if func in CATCHES:
+            op, catch = CATCHES[func]
+            place = (self._stack.current, op)
+            call = catch(*args, **(kwargs or {}))
+            if not isinstance(call, _Sum) or call.along(self._tokens):
+                self.calls[*place, self._counts[place]] = call
+                self._counts[place] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@dataclass(frozen=True)
+class _Attention:
+    """Keys and values [batch, heads, time, size], positions already in the keys."""
+
+    key: Tensor
+    value: Tensor
+
+    @classmethod
+    def catch(cls, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> "_Attention":
+        del query
+        return cls(key.detach(), value.detach())
+
+    def state(self, spec: StateSpec, tokens: int) -> Tensor | None:
+        entries = {"key": self.key, "value": self.value}.get(spec.port)
+        if entries is None or entries.ndim != 4:
+            return None
+        kept = _fold_heads(entries, spec)[:, :, :tokens]
+        if spec.layout is not Layout.WINDOW:
+            return kept
+        width = (spec.window or 1) - 1
+        return F.pad(kept, (0, 0, max(width - tokens, 0), 0))[:, :, -width:]
+
+
+def _fold_heads(entries: Tensor, spec: StateSpec) -> Tensor:
+    """Undo the repetition of key-value heads that a module did before attention."""
+    heads = int(spec.shape[1])
+    if heads % entries.shape[1] == 0:  # traced with repeated heads that it shares when it runs
+        return entries.repeat_interleave(heads // entries.shape[1], 1)
+    repeats = entries.shape[1] // heads
+    folded = entries[:, ::repeats] if entries.shape[1] == heads * repeats else entries
+    if not torch.equal(folded.repeat_interleave(repeats, 1), entries):
+        raise ParityError(
+            f"The state {spec.input!r} holds {heads} heads, but the {entries.shape[1]} heads of "
+            f"module {spec.module!r} are not {heads} heads repeated."
+        )
+    return folded
+
+
+class _Recurrence:
+    """The arguments of one call of an operator; its states, computed token by token in float64."""
+
+    def __init__(self, op: Op, arguments: dict[str, Any]) -> None:
+        """Take the arguments by name; those of each token are [batch, time, size], or a mask."""
+        wide = {
+            name: value.detach().double()
+            if isinstance(value, Tensor) and value.is_floating_point()
+            else value
+            for name, value in arguments.items()
+        }
+        self._reference = op.reference
+        self._states: dict[int, Tensor | None] = {0: wide.pop("past_state", None)}
+        self._timed = {
+            name: x
+            for name, x in wide.items()
+            if isinstance(x, Tensor) and (x.ndim == 3 or x.dtype == torch.bool)
+        }
+        self._fixed = {n: x for n, x in wide.items() if n not in self._timed}
+
+    @classmethod
+    def catch(cls, op: Op) -> "Callable[..., _Recurrence]":
+        """What makes one of the arguments of a call of `op`."""
+        signature = inspect.signature(op.reference)
+
+        def catch(*args: Any, **kwargs: Any) -> _Recurrence:
+            return cls(op, dict(signature.bind(*args, **kwargs).arguments))
+
+        return catch
+
+    def state(self, spec: StateSpec, tokens: int) -> Tensor | None:
+        del spec  # there is one state, and it has one layout
+        start = max(n for n in self._states if n <= tokens)
+        if start < tokens:
+            part = {name: value[:, start:tokens] for name, value in self._timed.items()}
+            _, self._states[tokens] = self._reference(
+                **part, past_state=self._states[start], **self._fixed
+            )
+        return self._states[tokens]
+
+
+@dataclass(frozen=True)
+class _Convolution:
+    """The inputs [batch, channels, time] of a causal convolution, `reach` zeros before them."""
+
+    inputs: Tensor
+    reach: int
+
+    @classmethod
+    def catch(
+        cls,
+        input: Tensor,  # noqa: A002  the names are PyTorch's
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+    ) -> "_Convolution":
+        del bias, stride, groups
+        # Zeros that the module itself put before the inputs are part of them already.
+        zeros = 0 if isinstance(padding, str) else _single(padding)
+        reach = (weight.shape[-1] - 1) * _single(dilation)
+        return cls(F.pad(input.detach(), (zeros, 0)), reach)
+
+    def state(self, spec: StateSpec, tokens: int) -> Tensor | None:
+        del spec  # there is one state, and it has one layout
+        return self.inputs[..., tokens : tokens + self.reach]
+
+
+@dataclass(frozen=True)
+class _Sum:
+    """What is summed up along an axis."""
+
+    summed: Tensor
+    axis: int
+
+    @classmethod
+    def catch(cls, input: Tensor, dim: int, **_: Any) -> "_Sum":  # noqa: A002
+        return cls(input.detach(), dim)
+
+    def along(self, tokens: int | None) -> bool:
+        """Whether it is along time: no state belongs to a sum over anything else."""
+        return self.summed.shape[self.axis] == tokens
+
+    def state(self, spec: StateSpec, tokens: int) -> Tensor | None:
+        del spec  # there is one state, and it has one layout
+        return self.summed.narrow(self.axis, 0, tokens).sum(self.axis)
+
+
+def _single(value: Any) -> int:
+    return int(value[0] if isinstance(value, tuple | list) else value)
+
+
+CATCHES: dict[Any, tuple[str, Callable[..., Call]]] = {
+    F.scaled_dot_product_attention: ("attention", _Attention.catch),
+    F.conv1d: ("causal_conv", _Convolution.catch),
+    torch.cumsum: ("cumulative_sum", _Sum.catch),
+    Tensor.cumsum: ("cumulative_sum", _Sum.catch),
+}
+for _op in (LINEAR_ATTENTION, DIAGONAL_SSM, PIECEWISE_LINEAR_RNN, RNN):
+    # It may be called by its packet of overloads or by its one overload.
+    for _name in (_op.torch_op, _op.torch_op.overloadpacket):
+        CATCHES[_name] = (_op.name, _Recurrence.catch(_op))

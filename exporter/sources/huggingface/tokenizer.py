@@ -1,0 +1,113 @@
+"""The tokenizer of a directory: its files as they are, one written from older forms if need be.
+
+``tokenizer.json`` is what the `tokenizers` library reads.  Directories from before it hold a
+vocabulary and merges, or a model of sentencepiece, which the library converts.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from intaglio.errors import SourceError
+from intaglio.exporter.sources.text import TOKENIZER, Text
+from intaglio.quiet import quiet, summary
+
+from .directory import Directory
+
+SETTINGS = "tokenizer_config.json"
+GENERATION = "generation_config.json"
+TEMPLATES = ("chat_template.jinja", "chat_template.json")
+COPIED = (SETTINGS, "special_tokens_map.json", "added_tokens.json", GENERATION, *TEMPLATES)
+OLDER = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt")
+
+
+def read_text(
+    directory: Directory, vocabulary: int, *, allow_code: bool
+) -> tuple[Text | None, tuple[str, ...]]:
+    """Return the tokenizer of a directory, None where there is none, and notes for people.
+
+    Args:
+        directory: where its files lie.
+        vocabulary: tokens that the model knows.
+        allow_code: let the library run code of the directory to convert an older form.
+
+    Raises:
+        SourceError: if tokenizer.json cannot be read.
+    """
+    tokenizer, notes = _tokenizer(directory.path, allow_code=allow_code)
+    if tokenizer is None:
+        return None, notes
+    files = {
+        name: (directory.path / name).read_bytes()
+        for name in COPIED
+        if (directory.path / name).is_file()
+    }
+    text = Text(
+        files={**files, TOKENIZER: tokenizer.to_str().encode()},
+        eos=tuple(token for token in _eos(directory) if token < vocabulary),
+        template=_template(files),
+    )
+    highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
+    if highest >= vocabulary:
+        fault = (
+            f"The tokenizer has tokens up to {highest}, the model knows those below {vocabulary}: "
+            "a text with one of the others cannot be given. Is it the tokenizer of this model?"
+        )
+        notes = (*notes, fault)
+    return text, notes
+
+
+def _tokenizer(path: Path, *, allow_code: bool) -> tuple[Tokenizer | None, tuple[str, ...]]:
+    if (path / TOKENIZER).is_file():
+        try:
+            return Tokenizer.from_file(str(path / TOKENIZER)), ()
+        except Exception as error:
+            raise SourceError(
+                f"{path / TOKENIZER} cannot be read ({summary(error)}). Copy it again, or leave "
+                "it out to export without a tokenizer."
+            ) from error
+    older = next((name for name in OLDER if (path / name).is_file()), None)
+    if older is None:
+        return None, ()
+    import transformers
+
+    try:
+        with quiet():
+            converted: Any = transformers.AutoTokenizer.from_pretrained(
+                path.resolve(), local_files_only=True, trust_remote_code=allow_code
+            )
+            return converted.backend_tokenizer, (f"The tokenizer was converted from {older}.",)
+    except Exception as error:  # noqa: BLE001  each kind of tokenizer fails in its own way
+        fault = f"The tokenizer ({older}) cannot be converted to {TOKENIZER}: {summary(error)}."
+        return None, (f"{fault} The bundle has none.",)
+
+
+def _eos(directory: Directory) -> list[int]:
+    """Tokens that end a text, as the settings of generation say, else the config."""
+    for values in (_json(directory.path / GENERATION), directory.config):
+        found = values.get("eos_token_id")
+        if found is not None:
+            tokens = found if isinstance(found, list) else [found]
+            return [token for token in tokens if isinstance(token, int) and token >= 0]
+    return []
+
+
+def _template(files: dict[str, bytes]) -> str | None:
+    """The file that holds the chat template, if one does."""
+    for name in TEMPLATES:
+        if name in files:
+            return name
+    settings = files.get(SETTINGS)
+    return SETTINGS if settings is not None and b'"chat_template"' in settings else None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{path} is not valid JSON: {error}. Copy it again.") from error
+    return values if isinstance(values, dict) else {}

@@ -1,0 +1,83 @@
+"""Modules that hold their weights: those of a program that calls us, and pickled ones."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from intaglio.errors import SourceError
+from intaglio.exporter.options.loading import LoadOptions
+from intaglio.exporter.sources.checkpoint import Checkpoint
+from intaglio.exporter.sources.examples import describe_inputs, sampler
+from intaglio.exporter.sources.source import Source
+from intaglio.exporter.sources.state_dict import adopt_weights, hash_tensors, tied_names
+
+IN_MEMORY = "torch.nn.Module"
+WRAPPERS = {
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "AveragedModel": "module",
+    "OptimizedModule": "_orig_mod",
+}
+"""Classes of PyTorch that stand around a module, and where they keep it."""
+
+
+def in_memory(module: nn.Module, options: LoadOptions) -> Source:
+    """Make a source of a copy of `module`, which itself stays as it is.
+
+    Raises:
+        SourceError: if its inputs are not known, or a weight is not finite.
+    """
+    name = type(_unwrapped(module)).__name__
+    return _source(
+        copy.deepcopy(module),
+        Path(name),
+        options,
+        format=IN_MEMORY,
+        sha256=hash_tensors(_unwrapped(module).state_dict()),
+    )
+
+
+def unpickled(checkpoint: Checkpoint, module: nn.Module, options: LoadOptions) -> Source:
+    """Make a source of the module that was pickled in a file.
+
+    Raises:
+        SourceError: if it is a TorchScript module, its inputs are not known, or a weight is not
+            finite.
+    """
+    return _source(
+        module, checkpoint.path, options, format=checkpoint.format, sha256=checkpoint.sha256
+    )
+
+
+def _source(module: nn.Module, path: Path, options: LoadOptions, **origin: Any) -> Source:
+    options.refuse("a module that holds its weights", "model", "config")
+    module = _unwrapped(module)
+    if isinstance(module, torch.jit.ScriptModule):
+        raise SourceError(
+            f"{path} is a TorchScript module: compiled code, which is not a source. Give the "
+            "module that it was made from."
+        )
+    notes = adopt_weights(module, path)
+    specs = describe_inputs(module, options.inputs, options.axes, f"The module of {path}")
+    sample = sampler(specs)
+    return Source(
+        path=path,
+        name=path.name,
+        model=f"{type(module).__module__}:{type(module).__qualname__}",
+        body=module,
+        dynamic={spec.name: spec.dynamic for spec in specs},
+        aliases=tied_names(module),
+        sample=sample,
+        notes=notes,
+        **origin,
+    )
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside the wrappers for several devices, averages and compilation."""
+    while type(module).__name__ in WRAPPERS and type(module).__module__.startswith("torch."):
+        module = getattr(module, WRAPPERS[type(module).__name__])
+    return module

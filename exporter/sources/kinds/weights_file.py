@@ -1,0 +1,144 @@
+"""Files of weights: `torch.save` and safetensors, with the model that the weights belong to."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from intaglio.errors import SourceError
+from intaglio.exporter.options.loading import LoadOptions
+from intaglio.exporter.sources.checkpoint import Checkpoint, read_checkpoint
+from intaglio.exporter.sources.examples import InputSpec, Sampler, describe_inputs, sampler
+from intaglio.exporter.sources.factory import build_from_factory, importable_from, read_config
+from intaglio.exporter.sources.source import EXAMPLE_BATCH, EXAMPLE_TIME, Source
+from intaglio.exporter.sources.state_dict import check_fit, load_weights, tied_names
+from intaglio.models import find
+from intaglio.state import BATCH, TIME
+
+from . import module as modules
+
+PARAMETERS = 1000  # that a model may have beyond twice the entries of its file
+
+
+def load(path: Path, options: LoadOptions) -> Source:
+    """Read the weights at `path` into their model.
+
+    Raises:
+        SourceError: if the file, the model or the config cannot be read, or do not fit together.
+    """
+    with importable_from(options.import_from if options.allow_pickle else ()):
+        checkpoint = read_checkpoint(path, key=options.key, allow_pickle=options.allow_pickle)
+    if checkpoint.module is not None:
+        return modules.unpickled(checkpoint, checkpoint.module, options)
+    wanted = options.model or checkpoint.model
+    if wanted is None:
+        raise SourceError(
+            f"{path} holds weights and does not say which model they belong to. Say it: --model "
+            "NAME (see intaglio list models) or --model package.module:factory, with --config FILE."
+        )
+    if options.model is None and ":" in wanted and not options.allow_code:
+        raise SourceError(
+            f"{path} asks to be built by the code {wanted!r}. Where that is trusted, name it with "
+            f"--model {wanted}, or allow it with --allow-code."
+        )
+    values = read_config(options.config if options.config is not None else checkpoint.config)
+    if ":" in wanted:
+        module, sample, dynamic = _from_factory(wanted, values, options)
+    else:
+        options.refuse(f"the model {wanted!r}, whose inputs are known", "inputs", "axes")
+        module, sample, dynamic = _from_models(wanted, values, checkpoint)
+    notes = load_weights(module, checkpoint.tensors, checkpoint.path)
+    module.eval().requires_grad_(requires_grad=False)
+    return Source(
+        path=checkpoint.path,
+        name=checkpoint.path.name,
+        format=checkpoint.format,
+        sha256=checkpoint.sha256,
+        model=wanted,
+        config=values,
+        body=module,
+        dynamic=dynamic,
+        aliases=tied_names(module),
+        sample=sample,
+        notes=(*checkpoint.notes, *notes, *_overrides(checkpoint, wanted, values)),
+    )
+
+
+def _from_factory(
+    spec: str, config: Mapping[str, Any], options: LoadOptions
+) -> tuple[nn.Module, Sampler, dict[str, dict[int, str]]]:
+    module, inputs = build_from_factory(spec, config, [Path(p) for p in options.import_from])
+    given = inputs if options.inputs is None else options.inputs
+    specs = describe_inputs(module.eval(), given, options.axes, f"The model of {spec!r}")
+    return module, sampler(specs), _dynamic(specs)
+
+
+def _dynamic(specs: Sequence[InputSpec]) -> dict[str, dict[int, str]]:
+    return {spec.name: spec.dynamic for spec in specs}
+
+
+def _from_models(
+    name: str, config: Mapping[str, Any], checkpoint: Checkpoint
+) -> tuple[nn.Module, Sampler, dict[str, dict[int, str]]]:
+    model = find(name)
+    values = model.configure(config)
+    with _told(name), torch.device("meta"), _at_most(PARAMETERS + 2 * len(checkpoint.tensors)):
+        outline = model.build(values)  # takes no memory, however large the config says
+    check_fit(outline, checkpoint.tensors, checkpoint.path)
+    with _told(name):
+        module = model.build(values).eval()
+
+    def sample(batch: int, time: int, seed: int) -> dict[str, Tensor]:
+        return model.inputs(values, batch, time, torch.Generator().manual_seed(seed))
+
+    dynamic = {name: {0: BATCH, 1: TIME} for name in sample(EXAMPLE_BATCH, EXAMPLE_TIME, 0)}
+    return module, sample, dynamic
+
+
+@contextlib.contextmanager
+def _told(name: str) -> Iterator[None]:
+    """Whatever a model of ours raises while it is built, its config is at fault."""
+    try:
+        yield
+    except SourceError:
+        raise
+    except Exception as error:
+        said = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
+        raise SourceError(
+            f"The model {name!r} cannot be built with this config: {said}."
+        ) from error
+
+
+@contextlib.contextmanager
+def _at_most(count: int) -> Iterator[None]:
+    """Stop the building of a module once it has more parameters than a file could hold."""
+    left = count
+
+    def register(_module: nn.Module, _name: str, _parameter: nn.Parameter) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise SourceError(
+                f"The config asks for more than {count} parameters, far more than the file holds. "
+                "Check its number of layers."
+            )
+
+    hook = register_module_parameter_registration_hook(register)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _overrides(checkpoint: Checkpoint, model: str, config: Mapping[str, Any]) -> list[str]:
+    """Say where what the user typed replaced what the checkpoint names."""
+    name, notes = checkpoint.path.name, []
+    if checkpoint.model is not None and checkpoint.model != model:
+        notes.append(f"{name} names the model {checkpoint.model!r}; built as {model!r} instead.")
+    if checkpoint.config is not None and dict(checkpoint.config) != config:
+        notes.append(f"{name} names another config, which was not used.")
+    return notes

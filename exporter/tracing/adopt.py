@@ -1,0 +1,118 @@
+"""A graph that was exported elsewhere, in the form that `trace` gives: opset 27, shapes by name.
+
+What the file's authors promised is not taken on trust: the result is compared with the file as
+ONNX Runtime runs it, at several sizes of batch and time, one token included.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import onnxruntime
+
+from intaglio.errors import PassError, TraceError
+from intaglio.exporter.sources.source import EXAMPLE_TIME, Source
+from intaglio.passes import evaluate
+from intaglio.passes.convert_opset import convert_opset
+from intaglio.passes.shapes import infer_shapes
+from intaglio.quiet import summary
+
+from .metadata import strip
+
+LIMIT = 1e-3  # of the largest output, as for traces of modules
+SIZES = ((1, 1), (4, EXAMPLE_TIME + 4), (2, EXAMPLE_TIME + 131))
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+def adopt_graph(source: Source, opset: int) -> ir.Model:
+    """Return a copy of the graph of `source` at `opset`, with all shapes and module paths.
+
+    Raises:
+        TraceError: if it cannot be brought to that opset, cannot be run, or computes something
+            else then.
+    """
+    assert isinstance(source.body, ir.Model)
+    model = source.body.clone()
+    _name_nodes(model.graph)
+    strip(model)
+    try:
+        model = convert_opset(model, opset)
+    except PassError as error:
+        raise TraceError(f"{source.path}: {error}") from error
+    for node in model.graph:
+        for value in node.outputs:
+            value.shape = None
+    engine = open_original(source.path)
+    try:
+        infer_shapes(model)
+    except Exception as error:
+        raise TraceError(
+            f"{source.path} does not run on every size of batch and time: {summary(error)}. One of "
+            "them may have been fixed inside the graph when it was exported."
+        ) from error
+    _compare(source, engine, model)
+    return model
+
+
+def open_original(path: Path) -> onnxruntime.InferenceSession:
+    """The file at `path` as ONNX Runtime runs it.
+
+    Raises:
+        TraceError: if it does not.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise TraceError(
+            f"ONNX Runtime does not run {path}, so nothing can be compared with it: "
+            f"{summary(error)}."
+        ) from error
+
+
+def run_original(engine: onnxruntime.InferenceSession, inputs: Arrays) -> dict[str, Any]:
+    """Outputs of the file by name."""
+    names = [output.name for output in engine.get_outputs()]
+    return dict(zip(names, engine.run(names, dict(inputs)), strict=True))
+
+
+def _name_nodes(graph: ir.Graph) -> None:
+    """Give each node a name of its own."""
+    taken: set[str] = set()
+    for index, node in enumerate(graph):
+        if not node.name or node.name in taken:
+            node.name = f"{node.op_type}_{index}"
+        taken.add(node.name)
+
+
+def _compare(source: Source, engine: onnxruntime.InferenceSession, model: ir.Model) -> None:
+    session = evaluate.session(model)
+    names = [output.name for output in session.get_outputs()]
+    for batch, time in SIZES:
+        inputs = {n: x.numpy() for n, x in source.random_inputs(batch, time, time).items()}
+        where = f"{batch} rows of {time} tokens"
+        try:
+            wanted = run_original(engine, inputs)
+        except Exception as error:
+            if time == SIZES[-1][1]:  # a table may end before
+                return
+            raise TraceError(
+                f"{source.path} itself fails on {where} ({summary(error)}); a step engine has to "
+                "run any number, 1 included."
+            ) from error
+        found = dict(zip(names, session.run(names, inputs), strict=True))
+        for name, array in wanted.items():
+            scale = float(np.abs(array.astype(np.float64)).max(initial=0))
+            if found[name].shape != array.shape or not np.allclose(
+                found[name], array, rtol=0, atol=LIMIT * scale, equal_nan=True
+            ):
+                raise TraceError(
+                    f"{source.path}: at opset {model.opset_imports['']} the output {name!r} is "
+                    f"something else on {where}, so the graph was not converted rightly."
+                )

@@ -1,0 +1,59 @@
+"""The names of a module's outputs: the same for its graph, its reference stream and its bundle."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from intaglio.errors import TraceError
+from intaglio.exporter.sources.low_bit_modules import LowBitEmbedding
+
+
+def name_outputs(module: nn.Module, value: Any) -> dict[str, Tensor]:
+    """Give each tensor that `module` returned its name.
+
+    A mapping keeps its keys, a tuple or list numbers them ``output_0`` and so on, entries that
+    are None left out.  A single tensor, also as in ``return logits, None``, is ``logits`` when its
+    last dimension is the vocabulary of an embedding of the module, else ``output``.
+
+    Raises:
+        TraceError: if the value holds anything but tensors and None, or no tensor at all.
+    """
+    if isinstance(value, tuple | list) and sum(entry is not None for entry in value) == 1:
+        value = next(entry for entry in value if entry is not None)
+    if isinstance(value, Tensor):
+        return {"logits" if _is_vocabulary(module, value) else "output": value}
+    entries: dict[str, Any] = {}
+    if isinstance(value, Mapping):
+        entries = {str(key): entry for key, entry in value.items() if entry is not None}
+    elif isinstance(value, tuple | list):
+        entries = {f"output_{i}": entry for i, entry in enumerate(value) if entry is not None}
+    wrong = [name for name, entry in entries.items() if not isinstance(entry, Tensor)]
+    if wrong or not entries:
+        what = f"{wrong[0]!r} is {_kind(entries[wrong[0]])}" if wrong else f"it is {_kind(value)}"
+        raise TraceError(
+            "The model should return a tensor, or a dict or tuple of tensors; "
+            f"of what it returns, {what}. Wrap it in a module whose forward returns tensors."
+        )
+    return entries
+
+
+def _is_vocabulary(module: nn.Module, value: Tensor) -> bool:
+    return value.ndim > 0 and value.shape[-1] in vocabularies(module)
+
+
+def vocabularies(module: nn.Module) -> Iterator[int]:
+    """Rows of the tables that a module, or a program as one, looks tokens up in."""
+    for child in module.modules():
+        if isinstance(child, nn.Embedding | LowBitEmbedding):
+            yield child.num_embeddings
+    for node in module.graph.nodes if isinstance(module, fx.GraphModule) else ():
+        if node.target is torch.ops.aten.embedding.default:
+            table = node.args[0].meta.get("val")
+            if isinstance(table, Tensor):
+                yield table.shape[0]
+
+
+def _kind(value: object) -> str:
+    return "an empty " + type(value).__name__ if value in ((), [], {}) else type(value).__name__

@@ -1,0 +1,125 @@
+"""Layers of torch.nn that cannot be traced as they are, and what says the same.
+
+Tracing unrolls the recurrent layers over the tokens of an example, and attention merges time with
+batch.  `LAYERS` is the whole table: the class, and the function that replaces its `forward`, which
+takes the layer and the same arguments.  Both run and are compared before the function is used
+(`replace`).
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from intaglio.ops import rnn
+
+from .replace import Functions, UnfitError
+
+
+def recurrent(
+    layer: nn.RNNBase,
+    input: Tensor,  # noqa: A002  the names are PyTorch's
+    hx: Tensor | tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor | tuple[Tensor, ...]]:
+    """LSTM, GRU and RNN of any number of layers, from zeros.
+
+    `input` is [B, T, I], or [T, B, I] without `batch_first`.
+    """
+    if layer.bidirectional:
+        raise UnfitError("is bidirectional: what it gives for a token depends on later ones")
+    if getattr(layer, "proj_size", 0):
+        raise UnfitError("projects its state (proj_size), which ONNX has no operator for")
+    if not isinstance(input, Tensor) or input.dim() != 3:
+        raise UnfitError("takes packed sequences or one without a batch: give [batch, time, size]")
+    given = hx if isinstance(hx, tuple) else () if hx is None else (hx,)
+    if not torch.compiler.is_exporting() and any(bool(x.any()) for x in given):
+        raise UnfitError("starts from a state other than zeros, which a step graph does not take")
+    x = input if layer.batch_first else input.transpose(0, 1)
+    ends = []
+    for index in range(layer.num_layers):
+        names = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if layer.bias else [])]
+        weights = {name: getattr(layer, f"{name}_l{index}") for name in names}
+        x, end = rnn(x, **weights, mode=layer.mode)
+        ends.append(end)
+    last = torch.stack(ends, 1).unbind(2)  # [B, layers, H] of h, and of c
+    states = tuple(each.transpose(0, 1) for each in last)
+    output = x if layer.batch_first else x.transpose(0, 1)
+    return output, states if layer.mode == "LSTM" else states[0]
+
+
+def attention(
+    layer: nn.MultiheadAttention,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_padding_mask: Tensor | None = None,
+    need_weights: bool = True,
+    attn_mask: Tensor | None = None,
+    average_attn_weights: bool = True,
+    is_causal: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention with heads as an axis of their own: [B, H, T, D].
+
+    Masks mean what they mean there: True, or a number that is added, for what is left out.
+    """
+    del is_causal  # a hint beside the mask
+    if layer.bias_k is not None or layer.add_zero_attn:
+        raise UnfitError("adds keys of its own (add_bias_kv, add_zero_attn)")
+    if query.dim() != 3:
+        raise UnfitError("takes a sequence without a batch: give [batch, time, size]")
+    if not layer.batch_first:
+        query, key, value = (x.transpose(0, 1) for x in (query, key, value))
+    q, k, v = (_heads(layer, x, place) for place, x in enumerate((query, key, value)))
+    mask = _mask(layer, attn_mask, key_padding_mask, q.dtype)
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    output = layer.out_proj(mixed.transpose(1, 2).flatten(2))
+    weights = None
+    if need_weights:  # nodes that nobody reads go
+        scores = q @ k.transpose(2, 3) * q.shape[-1] ** -0.5
+        weights = (scores if mask is None else scores + mask).softmax(-1)
+        weights = weights.mean(1) if average_attn_weights else weights
+    return output if layer.batch_first else output.transpose(0, 1), weights
+
+
+def _heads(layer: nn.MultiheadAttention, x: Tensor, place: int) -> Tensor:
+    """Queries, keys or values, by their place: [B, H, T, D]."""
+    size, name = layer.embed_dim, ("q", "k", "v")[place]
+    rows = slice(place * size, (place + 1) * size)
+    stacked = layer.in_proj_weight
+    weight = getattr(layer, f"{name}_proj_weight") if stacked is None else stacked[rows]
+    bias = None if layer.in_proj_bias is None else layer.in_proj_bias[rows]
+    return torch.unflatten(F.linear(x, weight, bias), -1, (layer.num_heads, -1)).transpose(1, 2)
+
+
+def _mask(
+    layer: nn.MultiheadAttention,
+    attn_mask: Tensor | None,
+    padding: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor | None:
+    """What is added to scores: [T, T], or [B, H, T, T]."""
+    if padding is not None:
+        raise UnfitError("takes a padding mask (key_padding_mask); rows of unequal length are "
+                         "`lengths` of a session")  # fmt: skip
+    if attn_mask is None:
+        return None
+    if attn_mask.dtype == torch.bool:
+        mask = torch.zeros_like(attn_mask, dtype=dtype).masked_fill(attn_mask, -torch.inf)
+    else:
+        mask = attn_mask.to(dtype)
+    return torch.unflatten(mask, 0, (-1, layer.num_heads)) if mask.dim() == 3 else mask
+
+
+LAYERS: Mapping[type[nn.Module], Callable[..., Any]] = {
+    nn.LSTM: recurrent,
+    nn.GRU: recurrent,
+    nn.RNN: recurrent,
+    nn.MultiheadAttention: attention,
+}
+
+FUNCTIONS: Functions = {
+    # It looks into a mask for what only another kernel would need to know.
+    "_detect_is_causal_mask": lambda mask, is_causal=None, size=None: bool(is_causal),  # noqa: ARG005
+}

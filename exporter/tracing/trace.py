@@ -1,0 +1,225 @@
+"""A trained module becomes one ONNX graph in training form, with batch and time free.
+
+PyTorch's exporter is asked for opset 23, the last it labels truthfully (26 to 28 come out
+labelled 18), unoptimised, since its optimiser folds parameters away and merges equal ones.  The
+result is then proven to mean the same at the opset that intaglio speaks.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import onnx_ir as ir
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+
+from intaglio.errors import TraceError
+from intaglio.exporter.sources.source import Source
+from intaglio.exporter.sources.state_dict import tied_names
+from intaglio.ops import OPS
+from intaglio.ops.op import DOMAIN
+from intaglio.passes.base import Context
+from intaglio.passes.collection import uncollected
+from intaglio.passes.exact.stabilize_log_sigmoid import StabilizeLogSigmoid
+from intaglio.passes.graph import constant, describe, input_of
+from intaglio.passes.own_ops import define
+from intaglio.passes.relabel import relabel
+from intaglio.quiet import quiet, summary
+
+from .adopt import adopt_graph
+from .capture import capture
+from .exchanged import exchanged
+from .metadata import strip
+from .modules import named
+from .mutations import idle_buffers
+from .outputs import name_outputs
+from .trace_check import check_trace
+
+OPSET = 27
+TORCH_OPSET = 23
+CHANCE = frozenset(
+    "Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike".split()
+)
+TRANSLATIONS = {op.torch_op: op.translation for op in OPS if op.translation is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traced:
+    """A graph in training form: inputs and outputs of the module, no carried states yet.
+
+    `max_context` is the largest time that the module's tables allow, None without such a table;
+    `aliases` maps the further names of tied weights to the name of their initializer.
+    """
+
+    model: ir.Model
+    max_context: int | None
+    aliases: dict[str, str]
+    notes: tuple[str, ...]
+
+
+def trace(source: Source) -> Traced:
+    """Return `source` as one graph of opset 27 with free batch and time.
+
+    Initializers carry the names of parameters and buffers, nodes the path of their module
+    (`intaglio.passes.graph.module_of`).  The graph is compared with the module at other shapes.
+
+    Raises:
+        TraceError: if the module cannot be captured so; it names the module at fault.
+        PassError: if an op that PyTorch emitted has another meaning at opset 27.
+    """
+    with uncollected():
+        return _trace(source)
+
+
+def _trace(source: Source) -> Traced:
+    if isinstance(source.body, ir.Model):
+        return Traced(model=adopt_graph(source, OPSET), max_context=None, aliases={}, notes=())
+    with exchanged(source, source.module):
+        program, max_context = capture(source)
+    idle = idle_buffers(program)
+    _relax_grouped_queries(program)
+    model = _convert(source, program)
+    with torch.no_grad():
+        names = list(name_outputs(source.module, source.module(**source.inputs)))
+    _name_outputs(model.graph, names)
+    strip(model)
+    aliases = source.aliases or tied_names(source.module)
+    _name_tied(model.graph, aliases)
+    relabel(model, OPSET)
+    _adopt_ops(model)
+    # PyTorch writes log-sigmoid as Log(Sigmoid(x)), which is -inf where trained gates go.
+    StabilizeLogSigmoid().run(model, Context())
+    _refuse_chance(model)
+    check_trace(source, program, model, max_context)
+    return Traced(
+        model=model,
+        max_context=max_context,
+        aliases=aliases,
+        notes=(*_notes(source, model, max_context, aliases), *map(_left_out, idle)),
+    )
+
+
+def _refuse_chance(model: ir.Model) -> None:
+    """Refuse what gives something else each time that it is called."""
+    for node in model.graph.all_nodes():
+        training = constant(input_of(node, 2)) if node.op_type == "Dropout" else None
+        if node.op_type in CHANCE or (training is not None and training.any()):
+            raise TraceError(
+                f"{describe(node)} draws random numbers, so that no two runs are the same. Leave "
+                "it out when the module is in eval mode, or make the numbers an input."
+            )
+
+
+def _relax_grouped_queries(program: ExportedProgram) -> None:
+    """Drop `enable_gqa` where the head counts are equal: PyTorch's translation asserts there."""
+    for node in program.graph.nodes:
+        if node.target is torch.ops.aten.scaled_dot_product_attention.default:
+            query, key = (node.args[i].meta["val"] for i in (0, 1))
+            if node.kwargs.get("enable_gqa") and query.shape[-3] == key.shape[-3]:
+                node.kwargs = {**node.kwargs, "enable_gqa": False}
+    program.graph_module.recompile()
+
+
+def _convert(source: Source, program: ExportedProgram) -> ir.Model:
+    try:
+        with torch.no_grad(), quiet():
+            converted = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=TORCH_OPSET,
+                optimize=False,
+                verbose=False,
+                dynamic_shapes={name: source.dynamic.get(name, {}) for name in source.inputs},
+                custom_translation_table=TRANSLATIONS,
+            )
+    except Exception as error:
+        raise TraceError(_explain(error)) from error
+    if converted is None:
+        raise TraceError("PyTorch's ONNX exporter returned nothing.")
+    return converted.model
+
+
+def _explain(error: Exception) -> str:
+    causes = list(_causes(error))
+    node = next((node for cause in causes if (node := _failed_node(cause))), None)
+    if node is None:
+        return f"PyTorch cannot convert the model to ONNX: {summary(causes[-1])}"
+    return (
+        f"In {named(_module_path(node))}, the operation {node.target} cannot be converted to "
+        f"ONNX ({summary(causes[-1])}). Express it with other operations."
+    )
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__
+
+
+def _failed_node(error: BaseException) -> fx.Node | None:
+    """The node being translated when `error` was raised: the exporter's message names it only."""
+    frame = error.__traceback__
+    while frame is not None:
+        node = frame.tb_frame.f_locals.get("node")
+        if isinstance(node, fx.Node) and node.op == "call_function":
+            return node
+        frame = frame.tb_next
+    return None
+
+
+def _module_path(node: fx.Node) -> str:
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    return str(stack[-1][0]) if stack else ""
+
+
+def _name_outputs(graph: ir.Graph, names: list[str]) -> None:
+    """Name the outputs, each one a value of its own that is no input."""
+    values = list(graph.outputs)
+    taken = {value.name: value for node in graph for value in node.outputs}
+    for index, (name, value) in enumerate(zip(names, values, strict=True)):
+        output = value
+        if value.producer() is None or value in values[:index]:
+            node = ir.node("Identity", [value], name=f"output_{index}")
+            graph.append(node)
+            output = node.outputs[0]
+            output.type, output.shape = value.type, value.shape
+            graph.outputs[index] = output
+        if name in taken and taken[name] is not output:
+            taken[name].name = f"{name}.inner"
+        output.name = name
+
+
+def _name_tied(graph: ir.Graph, aliases: dict[str, str]) -> None:
+    """Give an initializer that PyTorch kept under a further name the first one."""
+    for name in [name for name in graph.initializers if name in aliases]:
+        value = graph.initializers.pop(name)
+        value.name = aliases[name]
+        graph.initializers.add(value)
+
+
+def _adopt_ops(model: ir.Model) -> None:
+    """Move the ops that PyTorch's converter cannot label yet into their own domains."""
+    domains = {op.onnx_type: op.domain for op in OPS}
+    for node in model.graph.all_nodes():
+        if node.domain == DOMAIN:
+            node.domain, node.version = domains[node.op_type], None
+    model.opset_imports.pop(DOMAIN, None)
+    define(model)
+
+
+def _left_out(buffer: str) -> str:
+    return f"The buffer {buffer} is written by each call, but no output depends on it: left out."
+
+
+def _notes(
+    source: Source, model: ir.Model, max_context: int | None, aliases: dict[str, str]
+) -> Iterator[str]:
+    if max_context is not None:
+        yield f"The model takes at most {max_context} tokens."
+    used = model.graph.initializers
+    unused = [n for n, _ in source.module.named_parameters() if n not in used | aliases.keys()]
+    if unused:
+        yield f"{len(unused)} parameters are not used: {', '.join(unused[:6])}."
+    for alias, name in aliases.items():
+        yield f"{alias} is tied to {name}."

@@ -1,0 +1,147 @@
+"""Compare a traced graph with its module at other shapes than it was traced with.
+
+A branch on ``T > 1``, a rounding to even lengths or a chunk of tokens can be frozen into a graph
+whose shapes all look free; only running it at other sizes tells.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+
+from intaglio.errors import TraceError
+from intaglio.exporter.sources.source import EXAMPLE_TIME, Source
+from intaglio.passes.evaluate import session
+from intaglio.quiet import summary
+
+from .capture import MEND
+from .modules import ModuleStack, named
+from .outputs import name_outputs
+
+LIMIT = 1e-3  # of the largest output; a frozen shape is wrong by far more, rounding by far less
+LONG = EXAMPLE_TIME + 131  # beyond the usual chunks of 64 and 128
+
+
+def check_trace(
+    source: Source, program: ExportedProgram, model: ir.Model, max_context: int | None
+) -> None:
+    """Run graph and module at one token, at a few more than traced with, and at many.
+
+    Raises:
+        TraceError: if they differ, naming the module that was frozen where it can be found.
+    """
+    engine = session(model)
+    longest = LONG if max_context is None else min(LONG, max_context)
+    for batch, time in ((1, 1), (4, min(EXAMPLE_TIME + 4, longest)), (2, longest)):
+        inputs = source.random_inputs(batch, time, time)
+        try:
+            with torch.no_grad():
+                expected = name_outputs(source.module, source.module(**inputs))
+        except Exception as error:
+            # A gathered table ends without a bound on time; statefulize finds its length.
+            if time == LONG:
+                return
+            raise TraceError(
+                f"The model itself fails on {batch} rows of {time} tokens "
+                f"({summary(error)}); a step engine has to run any number, 1 included."
+            ) from error
+        names = list(expected)
+        feeds = {i.name: inputs[i.name].numpy() for i in engine.get_inputs()}
+        try:
+            found = dict(zip(names, engine.run(names, feeds), strict=True))
+            wrong = [n for n in names if not _agree(found[n], expected[n].numpy())]
+        except Exception as error:  # noqa: BLE001  ONNX Runtime raises its own kinds
+            wrong = [summary(error)]
+        if wrong:
+            raise TraceError(_explain(source, program, inputs, (batch, time), wrong[0]))
+
+
+def _agree(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> bool:
+    if a.shape != b.shape or not np.array_equal(np.isfinite(a), np.isfinite(b)):
+        return False
+    finite = np.isfinite(b)
+    scale = np.abs(b[finite]).max(initial=0.0)
+    return bool(np.abs(a[finite] - b[finite]).max(initial=0.0) <= LIMIT * scale)
+
+
+def _explain(
+    source: Source,
+    program: ExportedProgram,
+    inputs: dict[str, Tensor],
+    shape: tuple[int, int],
+    what: str,
+) -> str:
+    path = _first_wrong_module(source, program, inputs)
+    where = f"{shape[0]} rows of {shape[1]} tokens"
+    if path is None:
+        return (
+            f"PyTorch captured the model rightly but converted it to an ONNX graph that gives "
+            f"something else on {where} ({what}): an operation was converted wrongly or loses "
+            "precision. Write it with other operations."
+        )
+    who = named(path)
+    return (
+        f"{who[0].upper()}{who[1:]} was frozen when it was traced with {EXAMPLE_TIME} tokens: on "
+        f"{where} the graph does not give what PyTorch gives ({what}). {MEND}"
+    )
+
+
+def _first_wrong_module(
+    source: Source, program: ExportedProgram, inputs: dict[str, Tensor]
+) -> str | None:
+    """The first module to finish in the source with an output that the program never computes."""
+    replay = _Replay(program.graph_module)
+    completed: list[tuple[str, Tensor]] = []
+
+    def note(path: str, output: Any) -> None:
+        if isinstance(output, Tensor):
+            completed.append((path, output))
+
+    with torch.no_grad():
+        # What was computed until an error tells enough.
+        with contextlib.suppress(Exception):
+            replay.run(*_arguments(program, inputs))
+        with ModuleStack(source.module, note):
+            source.module(**inputs)
+    return next((path for path, output in completed if not replay.has(path, output)), None)
+
+
+class _Replay(fx.Interpreter):
+    """Runs a program node by node, keeping what leaves each module."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self._left: dict[str, list[Tensor]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if isinstance(value, Tensor):
+            outside = [_modules(user) for user in n.users]
+            for path in _modules(n):
+                if any(path not in paths for paths in outside):
+                    self._left.setdefault(path, []).append(value)
+        return value
+
+    def has(self, path: str, output: Tensor) -> bool:
+        """Whether `output` left the module `path`; so it did where no node is of that module."""
+        left = self._left.get(path)
+        return left is None or any(_agree(value.numpy(), output.numpy()) for value in left)
+
+
+def _modules(node: fx.Node) -> list[str]:
+    return [str(path) for path, _ in node.meta.get("nn_module_stack", {}).values()]
+
+
+def _arguments(program: ExportedProgram, inputs: dict[str, Tensor]) -> Iterator[Any]:
+    users = iter(inputs.values())
+    for spec in program.graph_signature.input_specs:
+        if spec.target is None:
+            yield next(users)
+        else:
+            yield program.state_dict.get(spec.target, program.constants.get(spec.target))

@@ -1,0 +1,48 @@
+"""What is written: the graphs that were made from a source."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from intaglio.passes import pipeline
+from intaglio.passes.base import Context
+from intaglio.passes.low_bit import PARTS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """The graphs made from a source: the portable one and the one for each target.
+
+    `records` end with those of the lowering for ONNX Runtime; `told` is what tracing had to say.
+    """
+
+    portable: ir.Model
+    ort: ir.Model
+    trt: ir.Model | None
+    context: Context
+    records: Sequence[pipeline.PassRecord]
+    told: tuple[str, ...]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should hear: of tracing, and advice of passes."""
+        return (*self.told, *(line for r in self.records for line in r.result.advice))
+
+
+def weigh(compiled: Compiled) -> int:
+    """Bytes of the weights of all graphs, which share what is the same.
+
+    One that is made of others counts only where they are not all there.
+    """
+    graphs = (compiled.portable, compiled.ort, compiled.trt)
+    models = [model for model in graphs if model is not None]
+    values = {name: v for model in models for name, v in model.graph.initializers.items()}
+    tensors = {
+        tensor.name: tensor.nbytes
+        for value in values.values()
+        if (tensor := value.const_value) is not None
+        and not all(part in values for part in json.loads(value.metadata_props.get(PARTS, '[""]')))
+    }
+    return sum(tensors.values())

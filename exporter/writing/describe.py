@@ -1,0 +1,114 @@
+"""The manifest of an export: what its graphs take and give, how they were made, what was proven."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib.metadata import version
+from typing import Any
+
+import onnx_ir as ir
+
+from intaglio.exporter.options.recipe import Recipe
+from intaglio.exporter.sources.source import Source
+from intaglio.passes.pipeline import FP16, FP32
+from intaglio.runtime.manifest import (
+    NOT_RUN,
+    Limits,
+    Manifest,
+    Target,
+    TensorSpec,
+)
+from intaglio.runtime.trt.build import GRAPH, TARGET
+from intaglio.state import PAST_LENGTH
+
+from .compiled import Compiled
+
+LOWERED = "ort/model.onnx"
+DTYPES = {FP32: "float32", FP16: "float16"}  # by the words of an export
+TURNED_OFF, NO_DEVICE = (f"{NOT_RUN} ({why})" for why in ("turned off", "no device"))
+DISTRIBUTIONS = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch")
+
+
+def describe(
+    source: Source,
+    compiled: Compiled,
+    how: Recipe,
+    data: Mapping[str, tuple[str, ...]],
+    text: Mapping[str, Any],
+) -> Manifest:
+    """The manifest but for its files; `data` are those of the weights that each graph opens."""
+    graph, context = compiled.ort.graph, compiled.context
+    taken = {PAST_LENGTH, *(state.input for state in context.states)}
+    left = {state.output for state in context.states}
+    return Manifest(
+        source={
+            "name": source.name,
+            "sha256": source.sha256,
+            "format": source.format,
+            "model": source.model,
+            "config": source.config,
+        },
+        passes=tuple(record.to_json() for record in compiled.records),
+        recipe=how.to_json(),
+        inputs=tuple(
+            replace(_tensor(value, source.defaults.get(str(value.name))), below=_table_rows(value))
+            for value in graph.inputs
+            if value.name not in taken
+        ),
+        outputs=tuple(_tensor(v) for v in graph.outputs if v.name not in left),
+        states=tuple(context.states),
+        past_length=any(value.name == PAST_LENGTH for value in graph.inputs),
+        whole=source.whole,
+        text=text,
+        targets={
+            name: Target(
+                path=path,
+                data=data.get(path, ()),
+                opset=model.opset_imports[""],
+                parity=why,
+                dtype=dtype,
+            )
+            for name, path, model, why, dtype in (
+                ("ort", LOWERED, compiled.ort, TURNED_OFF, "float32"),
+                (TARGET, GRAPH, compiled.trt, NO_DEVICE, DTYPES[how.dtype]),
+            )
+            if model is not None
+        },
+        files={},
+        limits=Limits(max_context=context.max_context, batch=context.batch),
+        versions={name: version(name) for name in DISTRIBUTIONS},
+    )
+
+
+def with_verdict(
+    manifest: Manifest, target: str, verdict: str, evidence: Mapping[str, Any] | None = None
+) -> Manifest:
+    """The manifest that says of `target` what a verification found, with its evidence if given."""
+    told = replace(manifest.targets[target], parity=verdict)
+    parity = manifest.parity if evidence is None else evidence
+    return replace(manifest, targets={**manifest.targets, target: told}, parity=parity)
+
+
+def _table_rows(value: ir.Value) -> int | None:
+    """Rows of the smallest table that `value` picks rows of, as token ids do; None if of none."""
+    tables = [
+        table.shape
+        for node, port in value.uses()
+        if node.op_type == "Gather" and port == 1 and node.attributes.get_int("axis", 0) == 0
+        if (table := node.inputs[0]) is not None and table.shape is not None
+    ]
+    return min((rows for shape in tables if isinstance(rows := shape[0], int)), default=None)
+
+
+def _tensor(value: ir.Value, default: float | None = None) -> TensorSpec:
+    assert value.name is not None
+    assert value.dtype is not None
+    return TensorSpec(value.name, value.dtype.numpy().name, _shape(value), default)
+
+
+def _shape(value: ir.Value) -> tuple[int | str, ...]:
+    """Sizes and symbols; a dimension that has no name gets that of its place."""
+    assert value.shape is not None
+    return tuple(
+        dim if isinstance(dim, int) else dim.value or f"{value.name}_{axis}"
+        for axis, dim in enumerate(value.shape)
+    )

@@ -1,0 +1,144 @@
+"""A bundle that is an onnxruntime-genai folder as well: its runtime opens the folder unchanged.
+
+genai wants, at the top of a folder, ``genai_config.json``, the decoder's graph, and the tokenizer's
+files; caches go by templates of names, which are those of step graphs.  The graph beside those of
+the bundle shares their weights.  Source: onnxruntime-genai 0.18, ``src/config.cpp``.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from intaglio.errors import OptionError
+from intaglio.passes.base import Context
+from intaglio.passes.graph import attribute, dims, load_graph
+from intaglio.passes.lower.genai_inputs import MASK, GenaiInputs
+from intaglio.runtime.manifest import NOT_RUN, Manifest, Target
+from intaglio.state import Layout, StateSpec
+
+GRAPH = "genai.onnx"
+CONFIG = "genai_config.json"
+CONTEXT = 32_768  # where neither position tables nor the source's config end it
+PORTS = ("key", "value")
+UNSAID = "Export without --layout genai; intaglio.runtime runs it."
+
+
+def add_genai(folder: Path, manifest: Manifest) -> Manifest:
+    """Add what onnxruntime-genai needs to the bundle in `folder`; return the manifest with it.
+
+    Raises:
+        OptionError: if the bundle has what genai cannot feed, which it names.
+    """
+    for fault in _faults(manifest):
+        raise OptionError(f"onnxruntime-genai cannot run this model: {fault} {UNSAID}")
+    lowered = manifest.targets["ort"]
+    model = load_graph(folder, lowered.path)
+    heads = _query_heads(model)
+    GenaiInputs().run(model, Context())
+    proto = ir.to_proto(model)
+    (folder / GRAPH).write_bytes(proto.SerializeToString(deterministic=True))
+    config = json.dumps(_config(manifest, heads), indent=2, sort_keys=True)
+    (folder / CONFIG).write_text(config + "\n", encoding="utf-8")
+    if manifest.text:
+        for file in sorted((folder / manifest.text["tokenizer"]).parent.iterdir()):
+            shutil.copyfile(file, folder / file.name)
+    entry = Target(
+        path=GRAPH,
+        data=lowered.data,
+        opset=lowered.opset,
+        parity=f"{NOT_RUN} (the graph of ort with its lengths taken from a mask)",
+    )
+    return replace(manifest, targets={**manifest.targets, "genai": entry})
+
+
+def _faults(manifest: Manifest) -> Iterator[str]:
+    """What stands in the way, in words."""
+    if not manifest.states:
+        yield "it carries no state from token to token."
+    for state in manifest.states:
+        if not _is_cache(state):
+            yield (
+                f"module {state.module!r} carries {state.input!r} of layout {state.layout}, where "
+                "genai knows key-value caches in one buffer alone."
+            )
+    layers = [state.layer for state in manifest.states if state.port == "key"]
+    if layers != list(range(len(layers))):
+        yield f"only its layers {', '.join(map(str, layers))} have a cache."
+    if len({state.shape for state in manifest.states}) > 1:
+        yield "its caches are of different shapes."
+    if [spec.dtype for spec in manifest.inputs] != ["int64"]:
+        names = ", ".join(spec.name for spec in manifest.inputs)
+        yield f"it takes {names}, where genai gives token ids alone."
+    if len(manifest.outputs) != 1 or len(manifest.outputs[0].shape) != 3:
+        yield f"it gives {', '.join(spec.name for spec in manifest.outputs)}, not logits alone."
+
+
+def _is_cache(state: StateSpec) -> bool:
+    name = rf"past_key_values\.{state.layer}\.{state.port}"
+    return (
+        state.layout is Layout.STATIC
+        and state.port in PORTS
+        and re.fullmatch(name, state.input) is not None
+    )
+
+
+def _query_heads(model: ir.Model) -> int:
+    """Heads of the queries, of the first attention: genai takes one number for all layers."""
+    for node in model.graph:
+        if node.op_type == "GroupQueryAttention":
+            return int(attribute(node, "num_heads"))
+        if node.op_type == "Attention":
+            return int((dims(node.inputs[0]) or (0, 0))[1])
+    raise OptionError(f"onnxruntime-genai cannot run this model: it has no attention. {UNSAID}")
+
+
+def _config(manifest: Manifest, heads: int) -> dict[str, Any]:
+    """``genai_config.json``: names, sizes, and how to search unless the program says otherwise."""
+    cache = manifest.states[0]
+    kv_heads, size = (int(cache.shape[axis]) for axis in (1, 3))
+    known = manifest.source.get("config") or {}
+    longest = manifest.limits.max_context or known.get("max_position_embeddings") or CONTEXT
+    ends = (manifest.text or {}).get("eos") or known.get("eos_token_id") or 0
+    ends = ends if isinstance(ends, list) else [ends]
+    lengths = {"attention_mask": MASK} if manifest.past_length else {}
+    return {
+        "model": {
+            "type": "decoder",
+            "vocab_size": manifest.outputs[0].shape[2],
+            "context_length": longest,
+            "bos_token_id": known.get("bos_token_id") or 0,
+            "eos_token_id": ends if len(ends) > 1 else ends[0],
+            "pad_token_id": known.get("pad_token_id") or ends[0],
+            "decoder": {
+                "filename": GRAPH,
+                "session_options": {"provider_options": []},
+                "hidden_size": known.get("hidden_size") or heads * size,
+                "head_size": size,
+                "num_attention_heads": heads,
+                "num_key_value_heads": kv_heads,
+                "num_hidden_layers": len(manifest.states) // len(PORTS),
+                "inputs": {
+                    "input_ids": manifest.inputs[0].name,
+                    **lengths,
+                    "past_key_names": "past_key_values.%d.key",
+                    "past_value_names": "past_key_values.%d.value",
+                },
+                "outputs": {
+                    "logits": manifest.outputs[0].name,
+                    "present_key_names": "present.%d.key",
+                    "present_value_names": "present.%d.value",
+                },
+            },
+        },
+        "search": {
+            "max_length": longest,
+            "do_sample": False,
+            "past_present_share_buffer": True,
+        },
+    }

@@ -1,0 +1,234 @@
+"""The TensorRT part of a bundle: kernels compiled for its plugins, and the engine built with them.
+
+The graph `trt/model.onnx` keeps the bodies of its functions, so that ONNX Runtime can run it and
+prove the lowering; the builder is given the nodes alone, which its importer makes plugins of.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from intaglio.errors import DeviceError, MissingExtraError, NotHereError, OptionError
+from intaglio.exporter.options.clock import Clock
+from intaglio.exporter.options.recipe import Recipe
+from intaglio.exporter.options.served_shapes import Shapes
+from intaglio.ops import OPS
+from intaglio.ops.op import Op
+from intaglio.passes.graph import attributes_of, describe, dims
+from intaglio.runtime.bundle import Bundle
+from intaglio.runtime.manifest import Manifest
+from intaglio.runtime.trt import kernels as kernel_files
+from intaglio.runtime.trt.build import REQUEST, Profile, Request, build
+from intaglio.runtime.trt.kernels import Kernels
+from intaglio.state import BATCH, CAPACITY, PAST, TIME
+from intaglio.trt_plugins import NAMES
+
+from .bundle_writer import BundleWriter
+from .compiled import Compiled
+
+# RTX 30, 40 and 50 and A100: what TensorRT-RTX builds for, but the oldest and DGX Spark.
+CAPABILITIES = (80, 86, 89, 120)
+LONGEST_CACHE = 4096  # entries of a static cache whose model sets no bound
+TOKENS = (1, 64, 512)  # of a prefill: least, usual, most
+BATCHES = (1, 1, 1)
+
+UNFINISHED = (
+    "The bundle holds graph and kernels for TensorRT, and no engine: {} Finish it on the device "
+    "with: intaglio build DIR"
+)
+
+Ranges = Mapping[str, tuple[int, int, int]]
+
+
+def ranges(graph: ir.Graph, shapes: Shapes, max_context: int | None, batch: int | None) -> Ranges:
+    """Least, usual and largest size of each symbolic dimension of the graph's inputs.
+
+    Raises:
+        OptionError: if one has no size by default and none was given.
+    """
+    most = min(max_context or LONGEST_CACHE, LONGEST_CACHE)
+    known: dict[str, tuple[int, int, int]] = {
+        BATCH: BATCHES if batch is None else (batch,) * 3,
+        TIME: (TOKENS[0], min(TOKENS[1], most), min(TOKENS[2], most)),
+    }
+    carried = (CAPACITY, PAST)  # known at the end
+    for value in graph.inputs:
+        given = shapes.ranges.get(str(value.name))
+        for axis, dim in enumerate(dims(value) or ()):
+            if isinstance(dim, int):
+                continue
+            if given is not None:
+                known[dim] = (given.minimum[axis], given.optimum[axis], given.maximum[axis])
+            if dim not in known and dim not in carried:
+                raise OptionError(
+                    f"TensorRT has to know the sizes of {dim!r}, an axis of {value.name!r}: give "
+                    f"them with --shapes {value.name}:MIN:OPT:MAX."
+                )
+    most = max(most, known[TIME][2])  # a cache holds the longest prefill
+    return {**known, CAPACITY: (most,) * 3, PAST: (0, most // 2, most)}
+
+
+def fix_capacity(model: ir.Model, sizes: Ranges) -> None:
+    """Give the static caches of a graph their size: TensorRT writes into none of unknown size."""
+    capacity = sizes[CAPACITY][0]
+    values = [*model.graph.inputs, *model.graph.outputs]
+    values += [value for node in model.graph.all_nodes() for value in node.outputs]
+    for value in values:
+        shape = dims(value)
+        if shape is not None and CAPACITY in shape:
+            value.shape = ir.Shape([capacity if dim == CAPACITY else dim for dim in shape])
+
+
+def profiles(graph: ir.Graph, sizes: Ranges, *, whole: bool) -> list[Profile]:
+    """One profile for steps of a token and one for prefill, which a whole sequence is alone."""
+    step = {**sizes, TIME: (1, 1, 1)}
+    named = {"prefill": sizes} if whole else {"step": step, "prefill": sizes}
+    return [
+        Profile(
+            name=name,
+            shapes={
+                str(value.name): (
+                    _sized(value, each, 0),
+                    _sized(value, each, 1),
+                    _sized(value, each, 2),
+                )
+                for value in graph.inputs
+                if any(not isinstance(dim, int) for dim in dims(value) or ())
+            },
+        )
+        for name, each in named.items()
+    ]
+
+
+def _sized(value: ir.Value, sizes: Ranges, which: int) -> tuple[int, ...]:
+    return tuple(dim if isinstance(dim, int) else sizes[dim][which] for dim in dims(value) or ())
+
+
+def plugin_ops() -> dict[tuple[str, str], Op]:
+    """The operators that plugins compute, by domain and type."""
+    return {(op.domain, op.onnx_type): op for op in OPS if op.name in NAMES}
+
+
+def compile_kernels(
+    model: ir.Model, capabilities: Sequence[int], clock: Clock
+) -> tuple[dict[str, Kernels], dict[str, str]]:
+    """Compile what the plugins of a model launch.
+
+    Returns:
+        Kernels by a name of their own, and that name for each node; nodes that are alike share.
+
+    Raises:
+        UnsupportedError: if there are no kernels for a node; it is named.
+        MissingExtraError: if Triton is not installed.
+    """
+    from intaglio.trt_plugins.ahead import Job, compile_all
+    from intaglio.trt_plugins.plugin import Input
+    from intaglio.trt_plugins.plugin import Request as KernelRequest
+
+    ops = plugin_ops()
+    jobs: dict[str, list[Job]] = {}
+    names: dict[str, str] = {}
+    nodes: dict[str, str] = {}
+    for node in model.graph:
+        op = ops.get((node.domain, node.op_type))
+        if op is None:
+            continue
+        function = model.functions.get(node.op_identifier())  # of an operator of our own
+        inputs = op.inputs if function is None else [value.name for value in function.inputs]
+        given = {
+            str(name): Input(
+                value.dtype.numpy().name,
+                tuple(dim if isinstance(dim, int) else None for dim in dims(value) or ()),
+            )
+            for name, value in zip(inputs, node.inputs, strict=False)
+            if value is not None and value.dtype is not None
+        }
+        requests = [
+            KernelRequest(attributes=attributes_of(node), inputs=given, sm=sm)
+            for sm in capabilities
+        ]
+        wanted = [Job(plugin=op.name, request=r, where=describe(node)) for r in requests]
+        key = json.dumps([job.to_json() for job in wanted], sort_keys=True)
+        name = names.setdefault(key, f"{op.name}.{len(names)}")
+        jobs.setdefault(name, wanted)
+        nodes[str(node.name)] = name
+    compiled = compile_all(
+        [job for wanted in jobs.values() for job in wanted],
+        done=lambda job: clock.report(_words(job), None),
+    )
+    made = iter(compiled)
+    kernels = {
+        name: _kernels(wanted, list(islice(made, len(wanted)))) for name, wanted in jobs.items()
+    }
+    return kernels, nodes
+
+
+def _words(job: Any) -> str:
+    return f"{job.plugin} for compute capability {job.request.sm}"
+
+
+def _kernels(jobs: Sequence[Any], compiled: Sequence[Any]) -> Kernels:
+    op = next(op for op in OPS if op.name == jobs[0].plugin)
+    made = {job.request.sm: each for job, each in zip(jobs, compiled, strict=True)}
+    return Kernels(
+        op=op.onnx_type,
+        plans={sm: each.plan for sm, each in made.items()},
+        code={
+            f"{sm}/{n}": code.cubin for sm, each in made.items() for n, code in each.code.items()
+        },
+    )
+
+
+def write_kernels(folder: Path, kernels: Mapping[str, Kernels], nodes: Mapping[str, str]) -> None:
+    """Write kernels and the list of the nodes that launch them into a bundle."""
+    for name, each in kernels.items():
+        for key, code in each.code.items():
+            path = folder / kernel_files.file_of(name, key)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(code)
+    text = json.dumps(kernel_files.index(kernels, nodes), indent=1, sort_keys=True)
+    (folder / kernel_files.INDEX).write_text(text + "\n", encoding="utf-8")
+
+
+def prepare(compiled: Compiled, how: Recipe) -> Request:
+    """Give the graph for TensorRT the sizes that it needs, and say what its engine is built for.
+
+    Raises:
+        OptionError: if a dimension has no size by default and none was given.
+    """
+    model, context = compiled.trt, compiled.context
+    assert model is not None
+    shapes = Shapes.from_json(how.shapes)
+    sizes = ranges(model.graph, shapes, context.max_context, context.batch)
+    fix_capacity(model, sizes)
+    return Request(
+        profiles=tuple(profiles(model.graph, sizes, whole=not context.states)),
+        capabilities=tuple(how.sm) or CAPABILITIES,
+        flavour=how.flavour,
+    )
+
+
+def add_engine(
+    writer: BundleWriter, manifest: Manifest, model: ir.Model, request: Request, clock: Clock
+) -> tuple[Manifest, tuple[str, ...]]:
+    """Add kernels and engine to a bundle in the making that has the graph `model`.
+
+    Returns:
+        The manifest with them, and what the user should know.
+    """
+    kernels, nodes = compile_kernels(model, request.capabilities, clock)
+    with writer.told():
+        write_kernels(writer.path, kernels, nodes)
+        text = json.dumps(request.to_json(), indent=1, sort_keys=True)
+        (writer.path / REQUEST).write_text(text + "\n", encoding="utf-8")
+    manifest = writer.write_manifest(manifest)
+    try:
+        with writer.told():
+            bundle, _ = build(Bundle.open(writer.path), progress=clock.report)
+    except (MissingExtraError, NotHereError, DeviceError) as error:
+        return manifest, (UNFINISHED.format(error),)
+    return bundle.manifest, ()

@@ -1,0 +1,61 @@
+"""A module inside `Widened` computes what its copy in float64 computes."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from intaglio.exporter.proving.widened import Widened
+
+
+class Mixed(nn.Module):
+    """Takes weights in every way: by modules, functions, methods, operators and their dtype."""
+
+    table: Tensor
+    counts: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, 8)
+        self.tied = nn.Linear(8, 11, bias=False)
+        self.tied.weight = self.embed.weight
+        self.norm = nn.LayerNorm(8)
+        self.conv = nn.Conv1d(8, 8, 3, padding=2)
+        self.scale = nn.Parameter(torch.rand(8))
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.register_buffer("table", torch.rand(20, 8))
+        self.register_buffer("counts", torch.arange(3))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x: Tensor = self.embed(ids) + self.table[: ids.shape[1]]
+        x = x.to(self.scale.dtype) * self.scale + self.scale.flip(0)
+        x = self.norm(x) @ self.layer.linear1.weight.T @ self.layer.linear1.weight
+        x = self.layer(x + self.conv(x.mT)[..., : x.shape[1]].mT)
+        x = torch.cat([x, self.scale.expand_as(x)], -1).chunk(2, -1)[0]
+        return F.linear(x, self.tied.weight) + self.counts.sum()
+
+
+@pytest.fixture(scope="module")
+def mixed() -> Mixed:
+    torch.manual_seed(0)
+    return Mixed().eval()
+
+
+def test_the_result_is_that_of_a_copy_in_float64(mixed: Mixed) -> None:
+    ids = torch.randint(11, (2, 5))
+    with torch.no_grad(), Widened(mixed):
+        found = mixed(ids)
+
+    assert found.dtype == torch.float64
+    with torch.no_grad():
+        torch.testing.assert_close(found, copy.deepcopy(mixed).double()(ids), rtol=0, atol=1e-13)
+        assert mixed(ids).dtype == torch.float32
+
+
+def test_questions_about_a_weight_are_answered_as_of_float64(mixed: Mixed) -> None:
+    with Widened(mixed):
+        assert mixed.scale.dtype == torch.float64
+        assert mixed.counts.dtype == torch.int64
+        assert (mixed.scale.shape, len(mixed.scale), mixed.scale.size(0)) == ((8,), 8, 8)

@@ -1,0 +1,181 @@
+"""Hugging Face directories: the library's own modules become step engines, whatever the family.
+
+Directories are made in the test, tiny and random; the library itself is the judge, in its own
+attention: its full forward, and the tokens that it generates with its own cache.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+import intaglio
+from intaglio.errors import OptionError, PassError, SourceError
+from intaglio.exporter.options.loading import LoadOptions
+from intaglio.exporter.sources.load import load_source
+from intaglio.runtime import Session
+from intaglio.runtime.generation import generate
+from intaglio.state import Layout
+
+VOCABULARY, TIME = 96, 24
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": 0,
+}
+GROUPED: dict[str, Any] = {**SIZES, "num_key_value_heads": 2, "head_dim": 8}
+GPT2: dict[str, Any] = {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4,
+                        "n_positions": 64, "bos_token_id": None, "eos_token_id": None}  # fmt: skip
+DISTIL: dict[str, Any] = {"vocab_size": VOCABULARY, "dim": 32, "hidden_dim": 48, "n_layers": 2,
+                          "n_heads": 4, "max_position_embeddings": 64}  # fmt: skip
+
+WINDOW, STATIC = Layout.WINDOW, Layout.STATIC
+LIBRARY: Any = transformers  # partly without types
+DECODERS: dict[str, tuple[Any, list[Layout]]] = {
+    "llama": (transformers.LlamaConfig(**GROUPED), [STATIC, STATIC]),
+    "qwen3": (transformers.Qwen3Config(**GROUPED), [STATIC, STATIC]),
+    "mistral": (transformers.MistralConfig(**GROUPED, sliding_window=6), [WINDOW, WINDOW]),
+    "gemma3": (
+        transformers.Gemma3TextConfig(
+            **GROUPED, sliding_window=5, layer_types=["sliding_attention", "full_attention"]
+        ),
+        [WINDOW, STATIC],
+    ),
+    "gpt2": (transformers.GPT2Config(**GPT2), [STATIC, STATIC]),
+}
+ROTATED = {"llama", "qwen3", "mistral", "gemma3"}
+ENCODERS = {
+    "bert": transformers.BertForMaskedLM(transformers.BertConfig(**SIZES)),
+    "distilbert": transformers.DistilBertForSequenceClassification(
+        transformers.DistilBertConfig(**DISTIL)
+    ),
+}
+
+
+def save(module: transformers.PreTrainedModel, path: Path) -> Any:
+    """Write the directory, return the module as the library reads it back."""
+    torch.set_num_threads(1)
+    module.save_pretrained(path)
+    return type(module).from_pretrained(path, attn_implementation="eager")
+
+
+def tokens(batch: int, time: int) -> Any:
+    return np.random.default_rng(0).integers(0, VOCABULARY, (batch, time))
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_a_decoder_steps_as_the_library_does(family: str, tmp_path: Path) -> None:
+    """Forward and greedy generation; norms, rotations and attention are single nodes."""
+    config, layouts = DECODERS[family]
+    torch.manual_seed(0)
+    judge = save(LIBRARY.AutoModelForCausalLM.from_config(config), tmp_path / "source")
+    report = intaglio.export(
+        tmp_path / "source", tmp_path / "bundle", steps=TIME, check_passes=family == "gemma3"
+    )
+    ids = tokens(2, TIME)
+    session = Session.load(tmp_path / "bundle", threads=1)
+    parts = [session.step({"input_ids": ids[:, a:b]})["logits"] for a, b in ((0, 9), (9, TIME))]
+    with torch.no_grad():
+        expected = judge(torch.from_numpy(ids)).logits.numpy()
+        prompt = torch.from_numpy(ids[:1])
+        mask = torch.ones_like(prompt)  # else the library takes tokens like its padding for that
+        wanted = judge.generate(prompt, attention_mask=mask, max_new_tokens=16, do_sample=False)
+    session.state.reset()
+
+    np.testing.assert_allclose(np.concatenate(parts, 1), expected, atol=1e-4)
+    assert list(generate(session, ids[0], max_new_tokens=16)) == wanted[0, TIME:].tolist()
+    assert [spec.layout for spec in report.manifest.states[::2]] == layouts
+    assert {spec.module.rpartition(".")[2] for spec in report.manifest.states} <= {
+        "self_attn",
+        "attn",
+    }
+    fused = {record["name"]: record["changed"] for record in report.manifest.passes}
+    assert fused["fuse-rotary"] is (family in ROTATED)
+    assert fused["fuse-rms-norm"] is (family in ROTATED)
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+def test_an_encoder_takes_whole_sequences(family: str, tmp_path: Path) -> None:
+    """Nothing is carried; the mask may be left out, and hides what is behind a row's end."""
+    judge = save(ENCODERS[family], tmp_path / "source")
+    report = intaglio.export(tmp_path / "source", tmp_path / "bundle", steps=TIME)
+    session = Session.load(tmp_path / "bundle", threads=1)
+    ids, lengths = tokens(3, 12), [12, 5, 8]
+    mask = (np.arange(12) < np.array(lengths)[:, None]).astype(np.int64)
+    with torch.no_grad():
+        plain = judge(torch.from_numpy(ids)).logits.numpy()
+        masked = judge(torch.from_numpy(ids), torch.from_numpy(mask)).logits.numpy()
+    ragged = session.step({"input_ids": ids}, lengths=lengths)["logits"]
+
+    assert (report.manifest.whole, report.manifest.states) == (True, ())
+    for _ in range(2):  # nothing is left of the first call
+        np.testing.assert_allclose(session.step({"input_ids": ids})["logits"], plain, atol=1e-5)
+    got = session.step({"input_ids": ids, "attention_mask": mask})["logits"]
+    np.testing.assert_allclose(got, masked, atol=1e-5)
+    for row, length in enumerate(lengths):
+        end = length if ragged.ndim == 3 else None
+        np.testing.assert_allclose(ragged[row][:end], masked[row][:end], atol=1e-5)
+    with pytest.raises(intaglio.errors.InputError, match="takes whole sequences"):
+        generate(session, [1], max_new_tokens=1)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tiny")
+    transformers.LlamaForCausalLM(DECODERS["llama"][0]).save_pretrained(path)
+    return path
+
+
+def test_parameters_keep_the_names_of_the_checkpoint(tiny: Path) -> None:
+    source = load_source(tiny)
+
+    assert (source.model, source.whole) == ("LlamaForCausalLM", False)
+    assert "model.layers.1.self_attn.q_proj.weight" in dict(source.module.named_parameters())
+
+
+def test_whether_a_model_without_a_head_can_be_stepped_is_found_by_trying(tmp_path: Path) -> None:
+    """Of two bare models the causal one steps; a pooled result is one for the whole."""
+    transformers.LlamaModel(DECODERS["llama"][0]).save_pretrained(tmp_path / "causal")
+    pooled = LIBRARY.LlamaForSequenceClassification(DECODERS["llama"][0])
+    pooled.save_pretrained(tmp_path / "pooled")
+
+    assert not load_source(tmp_path / "causal").whole
+    assert load_source(tmp_path / "pooled").whole
+
+
+@pytest.mark.parametrize("option", ["model", "config", "key", "import_from", "inputs", "axes"])
+def test_options_that_the_directory_answers_itself_are_refused(tiny: Path, option: str) -> None:
+    assert option in LoadOptions.__dataclass_fields__
+    with pytest.raises(OptionError, match=option.replace("_", "-")):
+        load_source(tiny, **{option: ["x"] if option == "import_from" else "x"})  # type: ignore[arg-type]
+
+
+def test_what_stands_in_the_way_of_a_family_is_named(tmp_path: Path) -> None:
+    """ALiBi in Bloom is written out by hand: the module, the operation, and what to do."""
+    config = transformers.BloomConfig(
+        vocab_size=VOCABULARY, hidden_size=32, n_layer=1, n_head=4, bos_token_id=0, eos_token_id=0
+    )
+    transformers.BloomForCausalLM(config).save_pretrained(tmp_path / "source")
+
+    with pytest.raises(PassError, match=r"transformer\.h\.0|transformer: "):
+        intaglio.export(tmp_path / "source", tmp_path / "bundle", verify=False)
+
+
+def test_models_of_other_things_than_tokens_are_refused(tmp_path: Path) -> None:
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        image_size=8, patch_size=4,
+    )  # fmt: skip
+    transformers.ViTModel(config).save_pretrained(tmp_path)
+
+    with pytest.raises(SourceError, match="ViTModel takes 'pixel_values'"):
+        load_source(tmp_path)

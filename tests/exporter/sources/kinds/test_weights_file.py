@@ -1,0 +1,171 @@
+"""A source is a module with its weights and inputs, however file, model and config are given."""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from intaglio.errors import SourceError
+from intaglio.exporter.sources.load import load_source
+from intaglio.exporter.sources.source import EXAMPLE_BATCH, EXAMPLE_TIME
+from intaglio.models import FORMAT, MODELS, Model, save
+
+CODE = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, vocab, width=4):
+        super().__init__()
+        self.embed = nn.Embedding(vocab, width)
+        self.drop = nn.Dropout(0.5)
+        self.head = nn.Linear(width, vocab, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, input_ids, labels=None):
+        return self.head(self.drop(self.embed(input_ids)))
+
+def features(width):
+    return nn.Linear(width, width), {"input": torch.ones(1, 1, width)}
+"""
+
+MODEL = "user_nets:Net"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with the user's code in it."""
+    (tmp_path / "user_nets.py").write_text(CODE)
+    monkeypatch.chdir(tmp_path)
+    for name in ("user_nets", "planted"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return tmp_path
+
+
+def weights() -> dict[str, Tensor]:
+    return {"embed.weight": torch.linspace(-1, 1, 44).reshape(11, 4)}
+
+
+def logits(module: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    with torch.no_grad():
+        y: Tensor = module(**inputs)
+    return y
+
+
+def test_a_bare_state_dict_needs_model_and_config_and_nothing_else(folder: Path) -> None:
+    """It gives a module ready to trace, and says what it was made from."""
+    torch.save({"model": weights(), "optimizer": {"lr": 0.1}}, folder / "model.pt")
+
+    source = load_source("model.pt", model=MODEL, config={"vocab": 11})
+
+    assert torch.equal(source.module.get_parameter("embed.weight"), weights()["embed.weight"])
+    assert not source.module.training
+    assert not any(p.requires_grad for p in source.module.parameters())
+    assert source.aliases == {"head.weight": "embed.weight"}
+    assert source.dynamic == {"input_ids": {0: "batch", 1: "time"}}
+    assert (source.name, source.model, source.config) == ("model.pt", MODEL, {"vocab": 11})
+    assert source.sha256 == hashlib.sha256((folder / "model.pt").read_bytes()).hexdigest()
+    assert logits(source.module, source.inputs).shape == (EXAMPLE_BATCH, EXAMPLE_TIME, 11)
+
+
+def test_every_container_and_config_gives_the_same_module(folder: Path) -> None:
+    """Safetensors with the tied weight stored once, torch.save with wrapper prefixes."""
+    state = {"head.weight": weights()["embed.weight"]}
+    safetensors.torch.save_file(state, folder / "model.safetensors")
+    torch.save({f"_orig_mod.module.{k}": v for k, v in state.items()}, folder / "model.bin")
+    (folder / "config.json").write_text(json.dumps({"vocab": 11}))
+    (folder / "config.toml").write_text("vocab = 11")
+
+    first = load_source("model.safetensors", model=MODEL, config="config.json")
+    second = load_source("model.bin", model=MODEL, config=Path("config.toml"))
+
+    inputs = first.random_inputs(2, 5, 0)
+    assert torch.equal(logits(first.module, inputs), logits(second.module, inputs))
+    assert first.config == second.config == {"vocab": 11}
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: str(model.name))
+def test_a_checkpoint_of_ours_needs_nothing_beside_it(folder: Path, model: Model) -> None:
+    """Every model of ours is saved with its name and config, and comes back as it was."""
+    config = model.presets["tiny"]
+    module = model.build(config).eval()
+    save(folder / "model.pt", model.name, config, module)
+
+    source = load_source("model.pt")
+
+    inputs = source.random_inputs(2, 5, 0)
+    assert torch.equal(logits(source.module, inputs), logits(module, inputs))
+    assert (source.model, source.format, source.notes) == (model.name, FORMAT, ())
+    assert all(axes == {0: "batch", 1: "time"} for axes in source.dynamic.values())
+
+
+def test_a_config_that_does_not_fit_a_model_of_ours_is_told(folder: Path) -> None:
+    """Before any weight is looked at."""
+    torch.save(weights(), folder / "model.pt")
+
+    with pytest.raises(SourceError, match=r"unknown 'hiden_size' \(perhaps 'hidden_size'\)"):
+        load_source("model.pt", model="llama", config={"hiden_size": 3})
+    with pytest.raises(SourceError, match="no model 'lama', perhaps 'llama'"):
+        load_source("model.pt", model="lama")
+
+
+def test_a_factory_may_give_its_own_example_inputs(folder: Path) -> None:
+    """Of any batch and time: what is traced has more than one of each."""
+    torch.save(nn.Linear(6, 6).state_dict(), folder / "model.pt")
+
+    source = load_source("model.pt", model="user_nets:features", config={"width": 6})
+
+    assert source.inputs["input"].shape == (EXAMPLE_BATCH, EXAMPLE_TIME, 6)
+    assert source.random_inputs(1, 1, 3)["input"].shape == (1, 1, 6)
+
+
+def test_a_named_checkpoint_gives_way_to_what_the_user_says(folder: Path) -> None:
+    """And the notes tell."""
+    named = {"format": FORMAT, "model": "llama", "config": {"vocab": 3}, "state_dict": weights()}
+    torch.save(named, folder / "model.pt")
+
+    source = load_source("model.pt", model=MODEL, config={"vocab": 11})
+
+    assert source.notes == (
+        f"model.pt names the model 'llama'; built as '{MODEL}' instead.",
+        "model.pt names another config, which was not used.",
+    )
+
+
+def test_code_that_a_checkpoint_names_runs_only_if_allowed(folder: Path) -> None:
+    """Naming a factory on the command line is consent, finding it in a file is not."""
+    (folder / "planted.py").write_text("import os; os.mkdir('ran')\nfrom user_nets import Net")
+    named = {"format": FORMAT, "model": "planted:Net", "config": {"vocab": 11}}
+    torch.save({**named, "state_dict": weights()}, folder / "model.pt")
+
+    with pytest.raises(SourceError, match=r"asks to be built by the code .*--allow-code"):
+        load_source("model.pt")
+    assert not (folder / "ran").exists()
+
+    assert load_source("model.pt", allow_code=True).model == "planted:Net"
+    assert (folder / "ran").exists()
+
+
+def test_weights_without_a_model_ask_for_one(folder: Path) -> None:
+    """With both ways to name it."""
+    torch.save(weights(), folder / "model.pt")
+
+    with pytest.raises(SourceError, match=r"--model NAME .*--model package\.module:factory"):
+        load_source("model.pt")
+
+
+def test_a_choice_among_state_dicts_is_noted(folder: Path) -> None:
+    """--key makes it another one."""
+    averaged = {name: value + 1 for name, value in weights().items()}
+    torch.save({"ema": averaged, "model": weights()}, folder / "model.pt")
+
+    first = load_source("model.pt", model=MODEL, config={"vocab": 11})
+    second = load_source("model.pt", model=MODEL, config={"vocab": 11}, key="ema")
+
+    assert first.notes == ("model.pt: weights taken from 'model', not from 'ema'.",)
+    assert torch.equal(second.module.get_parameter("embed.weight"), averaged["embed.weight"])

@@ -1,0 +1,136 @@
+"""Example inputs fit the module, for any batch and time, the same for the same seed."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from intaglio.errors import SourceError
+from intaglio.exporter.sources.examples import InputSpec, guess_specs, sampler, specs_from_examples
+from intaglio.state import BATCH, TIME
+
+
+class Tokens(nn.Module):
+    """Takes token ids, and labels that it does not need."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, 4)
+        self.position = nn.Embedding(3, 4)
+
+    def forward(self, idx: Tensor, labels: Tensor | None = None) -> Tensor:
+        del labels
+        y: Tensor = self.embed(idx)
+        return y
+
+
+class Optional(Tokens):
+    """Takes everything as an option, as transformers' models do."""
+
+    def forward(self, input_ids: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+        del labels
+        assert input_ids is not None
+        return super().forward(input_ids)
+
+
+class Floats(nn.Module):
+    """Takes features under a name that also serves for tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.codes = nn.Embedding(7, 4)
+        self.mix = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.mix(x)
+        return y
+
+
+class Pair(Tokens):
+    """Needs two inputs."""
+
+    def forward(self, input_ids: Tensor, speed: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(input_ids) * speed
+
+
+@pytest.mark.parametrize(("module", "name"), [(Tokens(), "idx"), (Optional(), "input_ids")])
+def test_token_ids_are_recognised_and_drawn_from_the_vocabulary(
+    module: nn.Module, name: str
+) -> None:
+    """By the argument's name, with the first embedding's size; options are left out."""
+    specs = guess_specs(module, "it")
+    ids = sampler(specs)(50, 20, 0)[name]
+
+    assert specs == (InputSpec(name, torch.int64, (BATCH, TIME), high=11),)
+    assert specs[0].dynamic == {0: "batch", 1: "time"}
+    assert ids.shape == (50, 20)
+    assert (int(ids.min()), int(ids.max())) == (0, 10)
+
+
+@pytest.mark.parametrize("module", [Floats(), Pair(), nn.Linear(3, 3)])
+def test_what_cannot_be_guessed_asks_for_example_inputs(module: nn.Module) -> None:
+    """Features, several inputs, an unknown name."""
+    with pytest.raises(SourceError, match=r"--inputs .*that returns \(module, \{name: tensor\}"):
+        guess_specs(module, "it")
+
+
+def test_examples_are_generalised_to_any_batch_and_time() -> None:
+    """A batch of 1 and a time of 1 in the example do not matter; other dimensions are kept."""
+    examples = {
+        "input_ids": torch.tensor([[3]]),
+        "speed": torch.tensor([[[5.0, 5.0, 7.0, 7.0]]], dtype=torch.float16),
+    }
+    specs = specs_from_examples(Pair(), examples, "it")
+    drawn = sampler(specs)(40, 30, 1)
+
+    assert drawn["input_ids"].shape == (40, 30)
+    assert int(drawn["input_ids"].max()) == 10
+    assert drawn["speed"].shape == (40, 30, 4)
+    assert drawn["speed"].dtype is torch.float32
+    assert float(drawn["speed"].mean()) == pytest.approx(6, abs=0.1)
+    assert float(drawn["speed"].std()) == pytest.approx(1, abs=0.1)
+
+
+def test_other_kinds_follow_their_examples() -> None:
+    """Codes stay below the largest, flags keep their share, one axis is the batch alone."""
+
+    class Net(nn.Module):
+        def forward(self, **inputs: Tensor) -> Tensor:
+            return inputs["codes"]
+
+    examples = {
+        "codes": torch.tensor([[0, 2]], dtype=torch.int32),
+        "flags": torch.tensor([[True, True, True, False]]),
+        "speed": torch.tensor([1.0]),
+    }
+    specs = specs_from_examples(Net(), examples, "it")
+    drawn = sampler(specs)(40, 30, 1)
+
+    assert [spec.dynamic for spec in specs] == [{0: "batch", 1: "time"}] * 2 + [{0: "batch"}]
+    assert (drawn["codes"].dtype, int(drawn["codes"].max())) == (torch.int32, 2)
+    assert float(drawn["flags"].float().mean()) == pytest.approx(0.75, abs=0.05)
+    assert torch.equal(drawn["speed"], torch.ones(40))
+
+
+def test_the_same_seed_gives_the_same_inputs() -> None:
+    """And another one others."""
+    sample = sampler(guess_specs(Tokens(), "it"))
+
+    assert torch.equal(sample(2, 9, 0)["idx"], sample(2, 9, 0)["idx"])
+    assert not torch.equal(sample(2, 9, 0)["idx"], sample(2, 9, 1)["idx"])
+
+
+@pytest.mark.parametrize(
+    ("examples", "message"),
+    [
+        ({"ids": torch.ones(2, 3)}, "'ids'; forward takes 'idx', 'labels'"),
+        ({}, r"\(none\); forward takes"),
+        ({"idx": torch.tensor(3)}, r"'idx' as a tensor of shape \[\]"),
+        ({"idx": [[1, 2]]}, "'idx' as list"),
+    ],
+)
+def test_examples_that_do_not_fit_forward_are_told(examples: Any, message: str) -> None:
+    """Names and forms are held to what forward takes."""
+    with pytest.raises(SourceError, match=message):
+        specs_from_examples(Tokens(), examples, "it")
