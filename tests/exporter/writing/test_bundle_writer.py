@@ -228,8 +228,8 @@ from itertools import count
 from pathlib import Path
 
 sys.path.insert(0, sys.argv[1])
-import test_bundle
-from test_bundle import write
+import test_bundle_writer
+from test_bundle_writer import write
 
 OPERATIONS = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "open", "ctypes.dlsym")
 
@@ -250,7 +250,7 @@ def fail_at_byte(n):
     resource.setrlimit(resource.RLIMIT_FSIZE, (40 * n, 40 * n))
 
 if sys.argv[3] == "without":
-    test_bundle.bundle.exchange = lambda *_: False
+    test_bundle_writer.bundle.exchange = lambda *_: False
 for n in count(1):
     place = Path(str(n), "bundle")
     write(place, "old")
@@ -258,7 +258,7 @@ for n in count(1):
         globals()[sys.argv[2]](n)
         try:
             write(place, "new", force=True)
-        except test_bundle.BundleError as error:
+        except test_bundle_writer.BundleError as error:
             Path("said").write_text(str(error)[-35:])
             os._exit(1)
         os._exit(0)
