@@ -5,6 +5,7 @@ own shape.  `DataParallel`, `torch.compile` and FSDP rename keys by prefixes, wh
 A tied parameter has several names, of which the file may hold one or all.
 """
 
+import copy
 import difflib
 import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from intaglio.errors import SourceError
+
+from .renaming import renamed, without_hooks
 
 PARALLEL = "module."  # what DataParallel puts in front, which may also be a name of the model's own
 MARKS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # never such a name
@@ -40,6 +43,13 @@ def hash_tensors(tensors: Mapping[str, Any]) -> str:
             flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
             digest.update(name.encode() + flat.numpy().tobytes())
     return digest.hexdigest()
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """A copy of `module`, also where it holds results of a computation (of older weight norms)."""
+    held = (x for part in module.modules() for x in vars(part).values() if isinstance(x, Tensor))
+    memo = {id(x): x.detach().clone() for x in held if not x.is_leaf}
+    return copy.deepcopy(module, memo)
 
 
 def adopt_weights(module: nn.Module, path: Path) -> tuple[str, ...]:
@@ -69,7 +79,8 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Any], path: Path) -> t
     found, ignored = _fitting(module, tensors, path)
     check_values(found, module, path)
     _check_ties(found, tied_names(module), path)
-    module.load_state_dict(found)
+    with without_hooks(module):
+        module.load_state_dict(found)
     return _notes(found, ignored, path)
 
 
@@ -90,7 +101,7 @@ def _fitting(
     No value is looked at: a stride of 0 makes a huge tensor of a single number.
     """
     expected = module.state_dict()
-    found = _unwrap(tensors, expected.keys(), path)
+    found = renamed(module, _unwrap(tensors, expected.keys(), path))
     if "n_averaged" in found.keys() - expected.keys():  # of torch.optim.swa_utils.AveragedModel
         del found["n_averaged"]
     ignored = [name for name, value in found.items() if _is_extra(name, value, expected)]

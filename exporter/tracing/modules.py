@@ -4,7 +4,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
-from torch import nn
+from torch import fx, nn
 from torch.utils.hooks import RemovableHandle
 
 Observer = Callable[[str, Any], None]
@@ -64,3 +64,9 @@ class ModuleStack:
 def named(path: str) -> str:
     """A module in an error's words."""
     return f"module {path!r}" if path else "the model itself"
+
+
+def path_of(node: fx.Node) -> str:
+    """Path of the module that a node of a program was captured in."""
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    return str(stack[-1][0]) if stack else ""

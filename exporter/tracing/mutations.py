@@ -26,7 +26,7 @@ def idle_buffers(program: ExportedProgram) -> list[str]:
     signature = program.graph_signature
     holders = (node for node in program.graph.nodes if node.op == "placeholder")
     kinds = {node: spec.kind for node, spec in zip(holders, signature.input_specs, strict=True)}
-    written_in_place = {_origin(value) for node in program.graph.nodes for value in _writes(node)}
+    written_in_place = {origin(value) for node in program.graph.nodes for value in writes(node)}
     if not any(kinds.get(node) is InputKind.BUFFER for node in written_in_place):
         return []
     with quiet():
@@ -56,7 +56,7 @@ def idle_buffers(program: ExportedProgram) -> list[str]:
     return written
 
 
-def _writes(node: fx.Node) -> Iterator[fx.Node]:
+def writes(node: fx.Node) -> Iterator[fx.Node]:
     """What `node` writes to, if it is an operator that works in place."""
     if not isinstance(node.target, OpOverload):
         return
@@ -69,7 +69,7 @@ def _writes(node: fx.Node) -> Iterator[fx.Node]:
             yield from (entry for entry in values if isinstance(entry, fx.Node))
 
 
-def _origin(node: fx.Node) -> fx.Node:
+def origin(node: fx.Node) -> fx.Node:
     """What `node` may be a view of."""
     while node.args and isinstance(source := node.args[0], fx.Node):
         if isinstance(node.target, OpOverload):

@@ -5,7 +5,7 @@ labelled 18), unoptimised, since its optimiser folds parameters away and merges 
 result is then proven to mean the same at the opset that intaglio speaks.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -21,7 +21,7 @@ from intaglio.ops.op import DOMAIN
 from intaglio.passes.base import Context
 from intaglio.passes.collection import uncollected
 from intaglio.passes.exact.stabilize_log_sigmoid import StabilizeLogSigmoid
-from intaglio.passes.graph import constant, describe, input_of
+from intaglio.passes.graph import FOLDED, constant, describe, input_of
 from intaglio.passes.own_ops import define
 from intaglio.passes.relabel import relabel
 from intaglio.quiet import quiet, summary
@@ -29,8 +29,9 @@ from intaglio.quiet import quiet, summary
 from .adopt import adopt_graph
 from .capture import capture
 from .exchanged import exchanged
+from .fold_weights import fold_weights
 from .metadata import strip
-from .modules import named
+from .modules import named, path_of
 from .mutations import idle_buffers
 from .outputs import name_outputs
 from .trace_check import check_trace
@@ -77,6 +78,7 @@ def _trace(source: Source) -> Traced:
     with exchanged(source, source.module):
         program, max_context = capture(source)
     idle = idle_buffers(program)
+    program, folded = fold_weights(program)
     _relax_grouped_queries(program)
     model = _convert(source, program)
     with torch.no_grad():
@@ -85,6 +87,7 @@ def _trace(source: Source) -> Traced:
     strip(model)
     aliases = source.aliases or tied_names(source.module)
     _name_tied(model.graph, aliases)
+    _mark_folded(model.graph, folded)
     relabel(model, OPSET)
     _adopt_ops(model)
     # PyTorch writes log-sigmoid as Log(Sigmoid(x)), which is -inf where trained gates go.
@@ -95,7 +98,11 @@ def _trace(source: Source) -> Traced:
         model=model,
         max_context=max_context,
         aliases=aliases,
-        notes=(*_notes(source, model, max_context, aliases), *map(_left_out, idle)),
+        notes=(
+            *_notes(source, model, max_context, aliases, folded),
+            *(f"{name} is computed once, of {', '.join(of)}." for name, of in folded.items()),
+            *map(_left_out, idle),
+        ),
     )
 
 
@@ -145,7 +152,7 @@ def _explain(error: Exception) -> str:
     if node is None:
         return f"PyTorch cannot convert the model to ONNX: {summary(causes[-1])}"
     return (
-        f"In {named(_module_path(node))}, the operation {node.target} cannot be converted to "
+        f"In {named(path_of(node))}, the operation {node.target} cannot be converted to "
         f"ONNX ({summary(causes[-1])}). Express it with other operations."
     )
 
@@ -166,11 +173,6 @@ def _failed_node(error: BaseException) -> fx.Node | None:
             return node
         frame = frame.tb_next
     return None
-
-
-def _module_path(node: fx.Node) -> str:
-    stack = list(node.meta.get("nn_module_stack", {}).values())
-    return str(stack[-1][0]) if stack else ""
 
 
 def _name_outputs(graph: ir.Graph, names: list[str]) -> None:
@@ -198,6 +200,13 @@ def _name_tied(graph: ir.Graph, aliases: dict[str, str]) -> None:
         graph.initializers.add(value)
 
 
+def _mark_folded(graph: ir.Graph, folded: Iterable[str]) -> None:
+    """Say of weights that were computed of others that they are no parameters."""
+    for name in folded:
+        if name in graph.initializers:
+            graph.initializers[name].metadata_props[FOLDED] = "true"
+
+
 def _adopt_ops(model: ir.Model) -> None:
     """Move the ops that PyTorch's converter cannot label yet into their own domains."""
     domains = {op.onnx_type: op.domain for op in OPS}
@@ -213,12 +222,16 @@ def _left_out(buffer: str) -> str:
 
 
 def _notes(
-    source: Source, model: ir.Model, max_context: int | None, aliases: dict[str, str]
+    source: Source,
+    model: ir.Model,
+    max_context: int | None,
+    aliases: dict[str, str],
+    folded: dict[str, tuple[str, ...]],
 ) -> Iterator[str]:
     if max_context is not None:
         yield f"The model takes at most {max_context} tokens."
-    used = model.graph.initializers
-    unused = [n for n, _ in source.module.named_parameters() if n not in used | aliases.keys()]
+    used = {*model.graph.initializers, *aliases}.union(*folded.values())
+    unused = [name for name, _ in source.module.named_parameters() if name not in used]
     if unused:
         yield f"{len(unused)} parameters are not used: {', '.join(unused[:6])}."
     for alias, name in aliases.items():

@@ -1,6 +1,5 @@
 """Modules that hold their weights: those of a program that calls us, and pickled ones."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,9 @@ from intaglio.errors import SourceError
 from intaglio.exporter.options.loading import LoadOptions
 from intaglio.exporter.sources.checkpoint import Checkpoint
 from intaglio.exporter.sources.examples import describe_inputs, sampler
+from intaglio.exporter.sources.reparametrized import settle
 from intaglio.exporter.sources.source import Source
-from intaglio.exporter.sources.state_dict import adopt_weights, hash_tensors, tied_names
+from intaglio.exporter.sources.state_dict import adopt_weights, copied, hash_tensors, tied_names
 
 IN_MEMORY = "torch.nn.Module"
 WRAPPERS = {
@@ -32,7 +32,7 @@ def in_memory(module: nn.Module, options: LoadOptions) -> Source:
     """
     name = type(_unwrapped(module)).__name__
     return _source(
-        copy.deepcopy(module),
+        copied(module),
         Path(name),
         options,
         format=IN_MEMORY,
@@ -60,7 +60,7 @@ def _source(module: nn.Module, path: Path, options: LoadOptions, **origin: Any) 
             f"{path} is a TorchScript module: compiled code, which is not a source. Give the "
             "module that it was made from."
         )
-    notes = adopt_weights(module, path)
+    notes = adopt_weights(module, path) + settle(module)
     specs = describe_inputs(module, options.inputs, options.axes, f"The module of {path}")
     sample = sampler(specs)
     return Source(

@@ -14,6 +14,7 @@ from intaglio.exporter.options.loading import LoadOptions
 from intaglio.exporter.sources.checkpoint import Checkpoint, read_checkpoint
 from intaglio.exporter.sources.examples import InputSpec, Sampler, describe_inputs, sampler
 from intaglio.exporter.sources.factory import build_from_factory, importable_from, read_config
+from intaglio.exporter.sources.reparametrized import settle
 from intaglio.exporter.sources.source import EXAMPLE_BATCH, EXAMPLE_TIME, Source
 from intaglio.exporter.sources.state_dict import check_fit, load_weights, tied_names
 from intaglio.models import find
@@ -53,6 +54,7 @@ def load(path: Path, options: LoadOptions) -> Source:
         module, sample, dynamic = _from_models(wanted, values, checkpoint)
     notes = load_weights(module, checkpoint.tensors, checkpoint.path)
     module.eval().requires_grad_(requires_grad=False)
+    notes += settle(module)
     return Source(
         path=checkpoint.path,
         name=checkpoint.path.name,

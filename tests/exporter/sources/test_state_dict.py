@@ -182,3 +182,37 @@ def test_a_key_that_two_names_lead_to_is_refused() -> None:
         load_weights(
             Net(), {**trained_values, "module.embed.weight": trained_values["embed.weight"]}, FILE
         )
+
+
+class Renamed(nn.Module):
+    """Reads files in which `layer` was called `old`, its weight transposed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 3)
+        self.register_load_state_dict_pre_hook(self.rename)  # type: ignore[no-untyped-call]
+
+    @staticmethod
+    def rename(_module: nn.Module, entries: dict[str, Tensor], prefix: str, *_: object) -> None:
+        for name in [name for name in entries if name.startswith(f"{prefix}old.")]:
+            value = entries.pop(name)
+            new = name.replace("old.", "layer.", 1)
+            entries[new] = value.T if value.dim() == 2 else value
+
+
+def test_names_are_those_after_the_hooks_of_the_module() -> None:
+    """Hooks run once, before names are compared, and stay with the module."""
+    weight, bias = torch.arange(6.0).reshape(2, 3), torch.ones(3)
+    net = Renamed()
+    load_weights(net, {"old.weight": weight, "old.bias": bias}, FILE)
+
+    assert torch.equal(net.layer.weight, weight.T)
+    net.load_state_dict({"old.weight": weight + 1, "old.bias": bias})
+    assert torch.equal(net.layer.weight, weight.T + 1)
+    with pytest.raises(SourceError, match=r"Missing from the file \(1 of 2\)"):
+        load_weights(net, {"old.bias": bias}, FILE)
+
+
+def test_a_hook_that_fails_is_named() -> None:
+    with pytest.raises(SourceError, match=r"Renamed '' changes .* AttributeError"):
+        load_weights(Renamed(), {"old.weight": None}, FILE)

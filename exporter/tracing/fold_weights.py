@@ -1,0 +1,252 @@
+"""What depends on weights alone is computed once, in float64, before the program is converted.
+
+An inverse, a matrix exponential, an eigendecomposition or a small network over coordinates needs
+no ONNX operator where no input flows into it: its value is a weight, named after its module.
+What only views a weight, or maps one weight entry by entry, stays in the graph under the names
+of the parameters: passes, quantization and reports go by these.
+"""
+
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._ops import OpOverload
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
+
+from intaglio.errors import TraceError
+from intaglio.quiet import quiet, summary
+
+from .modules import named, path_of
+from .mutations import origin, writes
+
+AGREES = 1e-3  # of the largest entry: where float64 gives something else, types are at work
+WEIGHTS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
+COPIES = frozenset(
+    "_to_copy alias cat clone contiguous detach expand lift_fresh_copy reshape stack to".split()
+)
+"""Operators that keep every entry as it is, beside those that PyTorch knows as views."""
+
+
+def fold_weights(program: ExportedProgram) -> tuple[ExportedProgram, dict[str, tuple[str, ...]]]:
+    """Return `program` with what depends on weights alone as weights of its own.
+
+    Returns:
+        The program, a new one where anything was folded; and of each new weight, by its name, the
+        names of the weights that it was computed from.
+    """
+    functional = _functional(program)
+    facts = _facts(functional, _written(functional))
+    values = {node: _value(functional, node) for node in _worth_folding(facts)}
+    if not values:
+        return program, {}
+    return _with_weights(functional, values, facts)
+
+
+def _functional(program: ExportedProgram) -> ExportedProgram:
+    """`program` without writes in place, if there are some to what no input flows into."""
+    facts = _facts(program, frozenset())
+    if not any(node in facts and node.op != "placeholder" for node in _written(program)):
+        return program
+    with quiet():
+        functional: ExportedProgram = program.run_decompositions({})
+    return functional
+
+
+def _written(program: ExportedProgram) -> frozenset[fx.Node]:
+    """What nodes write in place, or view of it."""
+    return frozenset(origin(value) for node in program.graph.nodes for value in writes(node))
+
+
+@dataclass
+class _Fact:
+    """Of a node without inputs: what it is made of, and whether its entries were mixed."""
+
+    weights: frozenset[str] = field(default_factory=frozenset)
+    mixed: bool = False
+
+
+def _facts(program: ExportedProgram, written: frozenset[fx.Node]) -> dict[fx.Node, _Fact]:
+    """The nodes that no input, no free size and nothing of `written` flows into."""
+    targets = _holders(program)
+    facts: dict[fx.Node, _Fact] = {}
+    for node in program.graph.nodes:
+        if origin(node) in written:
+            continue
+        if node in targets:
+            facts[node] = _Fact(frozenset({targets[node]}))
+        elif node.op == "call_function" and _is_pure(node):
+            given = node.all_input_nodes
+            if all(each in facts for each in given) and _is_fixed(node):
+                own = [facts[each] for each in given]
+                weights = frozenset().union(*(fact.weights for fact in own))
+                facts[node] = _Fact(weights, any(f.mixed for f in own) or _mixes(node, own))
+    return facts
+
+
+def _holders(program: ExportedProgram) -> dict[fx.Node, str]:
+    """The placeholders of weights, with the weights' names."""
+    nodes = (node for node in program.graph.nodes if node.op == "placeholder")
+    specs = program.graph_signature.input_specs
+    return {
+        node: str(spec.target)
+        for node, spec in zip(nodes, specs, strict=True)
+        if spec.kind in WEIGHTS
+    }
+
+
+def _is_pure(node: fx.Node) -> bool:
+    """Whether a node gives the same each time and writes nothing."""
+    if node.target is operator.getitem:
+        return True
+    if not isinstance(node.target, OpOverload):
+        return False
+    drawn = torch.Tag.nondeterministic_seeded in node.target.tags
+    return not drawn and not node.target._schema.is_mutable  # noqa: SLF001  it is nowhere else
+
+
+def _is_fixed(node: fx.Node) -> bool:
+    """Whether a node gives tensors of sizes that are known."""
+    value = node.meta.get("val")
+    parts = value if isinstance(value, tuple | list) else (value,)
+    return all(
+        isinstance(part, Tensor) and all(isinstance(size, int) for size in part.shape)
+        for part in parts
+    )
+
+
+def _mixes(node: fx.Node, given: list[_Fact]) -> bool:
+    """Whether a node computes with more than one entry of one weight."""
+    target = node.target
+    if not isinstance(target, OpOverload):
+        return False
+    views = all(result.alias_info is not None for result in target._schema.returns)  # noqa: SLF001
+    if views or target.overloadpacket.__name__ in COPIES:
+        return False
+    if torch.Tag.pointwise in target.tags:
+        return sum(bool(fact.weights) for fact in given) > 1
+    return any(fact.weights for fact in given)
+
+
+def _worth_folding(facts: Mapping[fx.Node, _Fact]) -> Iterator[fx.Node]:
+    """Nodes at which weights that were computed with meet the rest of the program."""
+    for node, fact in facts.items():
+        value = node.meta.get("val")
+        meets = any(user not in facts for user in node.users)
+        if meets and fact.mixed and isinstance(value, Tensor) and not value.is_complex():
+            yield node
+
+
+def _value(program: ExportedProgram, end: fx.Node) -> Tensor:
+    """What `end` always is.
+
+    Raises:
+        TraceError: if it cannot be computed: a singular matrix, a solver that does not converge.
+    """
+    weights = {**program.state_dict, **program.constants}
+    try:
+        plain = _run(program, end, weights, lambda value: value)
+    except Exception as error:
+        raise TraceError(
+            f"In {named(path_of(end))}, what depends on weights alone cannot be computed from "
+            f"them: {summary(error)}"
+        ) from error
+    try:
+        wide = _run(program, end, weights, _widened)
+    except Exception:  # noqa: BLE001  what fixes its own type runs as it is
+        return plain
+    return wide.to(plain.dtype) if _agree(wide, plain) else plain
+
+
+def _agree(wide: Tensor, plain: Tensor) -> bool:
+    if wide.shape != plain.shape or not plain.is_floating_point():
+        return False
+    distance = (wide - plain).abs()
+    return bool((distance <= AGREES * plain.abs().max()).all())
+
+
+def _run(
+    program: ExportedProgram,
+    end: fx.Node,
+    weights: Mapping[str, Any],
+    cast: Callable[[Any], Any],
+) -> Tensor:
+    """The value of `end`, with `cast` applied to weights and to the arguments of operators."""
+    targets = _holders(program)
+    known: dict[fx.Node, Any] = {}
+
+    def argument(value: Any) -> Any:
+        return known[value] if isinstance(value, fx.Node) else cast(value)
+
+    with torch.no_grad():
+        for node in _ancestors(end):
+            if node in targets:
+                known[node] = cast(weights[targets[node]].detach())
+                continue
+            args: Any = fx.node.map_aggregate(node.args, argument)
+            given: Any = fx.node.map_aggregate(node.kwargs, argument)
+            call: Any = node.target
+            known[node] = call(*args, **given)
+    result: Tensor = known[end]
+    return result.detach().clone().contiguous()
+
+
+def _widened(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.double() if value.is_floating_point() else value
+    return torch.float64 if value is torch.float32 else value
+
+
+def _ancestors(end: fx.Node) -> list[fx.Node]:
+    """All that `end` is computed from and itself, in the order of the program."""
+    found, waiting = {end}, [end]
+    while waiting:
+        for each in waiting.pop().all_input_nodes:
+            if each not in found:
+                found.add(each)
+                waiting.append(each)
+    return [node for node in end.graph.nodes if node in found]
+
+
+def _with_weights(
+    program: ExportedProgram, values: Mapping[fx.Node, Tensor], facts: Mapping[fx.Node, _Fact]
+) -> tuple[ExportedProgram, dict[str, tuple[str, ...]]]:
+    """A copy of `program` in which each node of `values` is a weight that holds its value."""
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    output = graph.graph_copy(program.graph, copies)
+    graph.output(output)
+    taken = {*program.state_dict, *program.constants}
+    specs, state = list(program.graph_signature.input_specs), dict(program.state_dict)
+    folded: dict[str, tuple[str, ...]] = {}
+    first = next(node for node in graph.nodes)
+    for node, value in values.items():
+        name = _name(node, taken)
+        taken.add(name)
+        with graph.inserting_before(first):
+            holder = graph.placeholder(f"w_{name.replace('.', '_')}")
+        holder.meta = {**node.meta}
+        copies[node].replace_all_uses_with(holder)
+        specs.insert(
+            len(folded),
+            InputSpec(InputKind.BUFFER, TensorArgument(holder.name), name, persistent=True),
+        )
+        state[name] = value
+        folded[name] = tuple(sorted(facts[node].weights))
+    graph.eliminate_dead_code()
+    module = fx.GraphModule(program.graph_module, graph)
+    signature = replace(program.graph_signature, input_specs=specs)
+    with quiet():  # PyTorch warns of itself there
+        made = program._update(module, signature, state_dict=state)  # noqa: SLF001
+    return made, folded
+
+
+def _name(node: fx.Node, taken: set[str]) -> str:
+    """A name of its own that says whose weight `node` is."""
+    path = path_of(node)
+    stem = f"{path}.{node.name}" if path else node.name
+    return next(name for n in count() if (name := f"{stem}_{n}" if n else stem) not in taken)
