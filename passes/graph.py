@@ -8,11 +8,24 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from intaglio.operators import BY_TYPE
+from intaglio.signature import Signature
+
 MODULE = "intaglio.module"  # metadata key: path of the PyTorch module a node was traced from
 FOLDED = "intaglio.folded"  # metadata key of initializers that are no parameters: folded constants
 
 Dim = int | str
 Shape = Sequence[Dim]
+
+
+def type_of(node: ir.Node) -> str:
+    """The operator of `node`, its domain before it unless that is ONNX's own."""
+    return f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+
+
+def signature_of(node: ir.Node) -> Signature | None:
+    """What is declared of the operator of `node`, None where it is none of `operators.py`."""
+    return BY_TYPE.get(type_of(node))
 
 
 def module_of(node: ir.Node) -> str:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from intaglio.ops import Codes, Floats, Packed, dequantize_codes, pack_codes
-from intaglio.ops.op import DOMAIN
+from intaglio.signature import DOMAIN
 
 from .graph import Emitter, attributes_of, constant, dims, input_of
 

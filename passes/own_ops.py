@@ -8,7 +8,8 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from intaglio.ops import OPS
-from intaglio.ops.op import DOMAIN, overload, own_function
+from intaglio.ops.op import overload, own_function
+from intaglio.signature import DOMAIN
 
 from .graph import attributes_of
 

@@ -17,7 +17,6 @@ from intaglio.errors import TraceError
 from intaglio.exporter.sources.source import Source
 from intaglio.exporter.sources.state_dict import tied_names
 from intaglio.ops import OPS
-from intaglio.ops.op import DOMAIN
 from intaglio.passes.base import Context
 from intaglio.passes.collection import uncollected
 from intaglio.passes.exact.stabilize_log_sigmoid import StabilizeLogSigmoid
@@ -25,6 +24,7 @@ from intaglio.passes.graph import FOLDED, constant, describe, input_of
 from intaglio.passes.own_ops import define
 from intaglio.passes.relabel import relabel
 from intaglio.quiet import quiet, summary
+from intaglio.signature import DOMAIN
 
 from .adopt import adopt_graph
 from .capture import capture

@@ -1,12 +1,15 @@
 """Rules for the operators that statefulize gives a state, and for rotary positions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import onnx_ir as ir
 
-from intaglio.passes.graph import attribute, dims
+from intaglio.passes.graph import attribute, attributes_of, dims, signature_of
+from intaglio.signature import Formal
+from intaglio.state import TIME
 
-from .time import Along, Fact, Timing, only, refuse
+from .time_facts import Along, Fact, Timing, only, refuse
 
 
 def attention(node: ir.Node, timing: Timing) -> Sequence[Fact]:
@@ -30,42 +33,33 @@ def attention(node: ir.Node, timing: Timing) -> Sequence[Fact]:
     return [Along(2)]
 
 
-def linear_attention(node: ir.Node, timing: Timing) -> Sequence[Fact]:
-    for index, value in enumerate(node.inputs):
-        if value is not None and index != 3 and timing.of(value) != Along(1):
-            raise refuse(node, f"has an input {index} that is not [batch, time, ...].")
+def recurrence(node: ir.Node, timing: Timing) -> Sequence[Fact]:
+    """Operators whose signature says what lies along time and what is carried."""
+    signature, attributes = signature_of(node), attributes_of(node)
+    assert signature is not None
+    for index, (formal, value) in enumerate(zip(signature.inputs, node.inputs, strict=False)):
+        axis = formal.time(attributes)
+        fact = None if axis is None else Along(axis)
+        if value is not None and formal.name not in signature.pasts and timing.of(value) != fact:
+            kind = "the same for all tokens" if axis is None else _words(formal, attributes)
+            raise refuse(node, f"has an input {index} that is not {kind}: {formal.name}.")
+    for formal, output in zip(signature.outputs, node.outputs, strict=False):
+        if formal.name in signature.presents and output.uses():
+            raise refuse(
+                node,
+                "has a state after the last token that goes on to be computed with: each token "
+                "would see those after it.",
+            )
     timing.mixers.append(node)
-    return [Along(1), None]
+    axes = [formal.time(attributes) for formal in signature.outputs]
+    return [None if axis is None else Along(axis) for axis in axes]
 
 
-def diagonal_ssm(node: ir.Node, timing: Timing) -> Sequence[Fact]:
-    fixed = (1, 2, 3) if attribute(node, "lti", 0) else (1,)
-    for index, value in enumerate(node.inputs[:5]):
-        expected = None if index in fixed else Along(1)
-        if value is not None and timing.of(value) != expected:
-            kind = "the same for all tokens" if index in fixed else "[batch, time, ...]"
-            raise refuse(node, f"has an input {index} that is not {kind}.")
-    timing.mixers.append(node)
-    return [Along(1), None]
-
-
-def piecewise_linear_rnn(node: ir.Node, timing: Timing) -> Sequence[Fact]:
-    for index, value in enumerate(node.inputs[:6]):
-        fixed = index in (1, 2, 3)
-        if value is not None and timing.of(value) != (None if fixed else Along(1)):
-            kind = "the same for all tokens" if fixed else "[batch, time, ...]"
-            raise refuse(node, f"has an input {index} that is not {kind}.")
-    timing.mixers.append(node)
-    return [Along(1), None]
-
-
-def rnn(node: ir.Node, timing: Timing) -> Sequence[Fact]:
-    for index, value in enumerate(node.inputs[:5]):
-        if value is not None and timing.of(value) != (None if index else Along(1)):
-            kind = "the same for all tokens" if index else "[batch, time, ...]"
-            raise refuse(node, f"has an input {index} that is not {kind}.")
-    timing.mixers.append(node)
-    return [Along(1), None]
+def _words(formal: Formal, attributes: Mapping[str, Any]) -> str:
+    """A shape along time, without what comes after it."""
+    (terms, *_) = formal.shapes(attributes)
+    end = terms.index(TIME) + 1
+    return f"[{', '.join([*terms[:end], *(['...'] if end < len(terms) else [])])}]"
 
 
 def conv(node: ir.Node, timing: Timing) -> Sequence[Fact]:

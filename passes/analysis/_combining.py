@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from intaglio.passes.graph import attribute, dims, input_of, integers
 
-from .time import Along, Fact, Length, Timing, batchless, moved, normal, only, refuse, shifted
+from .time_facts import Along, Fact, Length, Timing, batchless, moved, normal, only, refuse, shifted
 
 ATTENTION = (
     "Attention written out as MatMul, Softmax, MatMul cannot be given a cache: "

@@ -8,7 +8,7 @@ import onnx_ir as ir
 from intaglio.passes.graph import attribute, constant, dims, input_of, integers
 from intaglio.state import BATCH, TIME
 
-from .time import Along, Fact, Timing, batchless, moved, normal, only, refuse, shifted
+from .time_facts import Along, Fact, Timing, batchless, moved, normal, only, refuse, shifted
 
 
 def transpose(node: ir.Node, timing: Timing) -> Sequence[Fact]:

@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
 
-from intaglio.passes.graph import attribute, constant, dims, input_of, integers
+from intaglio.operators import BY_TYPE
+from intaglio.passes.graph import attribute, constant, dims, input_of, integers, type_of
 from intaglio.state import BATCH, TIME
 
 from . import _carrying as carrying
 from . import _combining as combining
 from . import _rearranging as rearranging
-from .time import LENGTH, Along, Fact, Length, Timing, batchless, refuse, shifted
+from .time_facts import LENGTH, Along, Fact, Length, Timing, batchless, refuse, shifted
 
 Rule = Callable[[ir.Node, Timing], Sequence[Fact]]
 
@@ -33,7 +34,7 @@ def propagate(node: ir.Node, timing: Timing) -> Sequence[Fact]:
     Raises:
         PassError: the node mixes tokens, or no rule tells that it does not.
     """
-    key = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+    key = type_of(node)
     if key in ("Shape", "Size"):
         return [_shape(node, timing)]
     facts = [timing.of(value) for value in node.inputs]
@@ -185,7 +186,6 @@ RULES: dict[str, Rule] = {
     "Hardmax": combining.softmax,
     "InstanceNormalization": combining.channel_norm,
     "LayerNormalization": combining.layer_norm,
-    "LinearAttention": carrying.linear_attention,
     "LogSoftmax": combining.softmax,
     "LpNormalization": combining.softmax,
     "MatMul": combining.matmul,
@@ -205,9 +205,7 @@ RULES: dict[str, Rule] = {
     "Unsqueeze": rearranging.unsqueeze,
     "intaglio::AffineLowBitGather": rearranging.row_gather,
     "intaglio::AffineLowBitMatMul": combining.row_product,
-    "intaglio::DiagonalSSM": carrying.diagonal_ssm,
-    "intaglio::PiecewiseLinearRNN": carrying.piecewise_linear_rnn,
-    "intaglio::RNN": carrying.rnn,
+    **{key: carrying.recurrence for key, each in BY_TYPE.items() if each.recurrent},
     **dict.fromkeys(
         "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd "
         "ReduceSum ReduceSumSquare".split(),

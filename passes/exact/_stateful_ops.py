@@ -3,10 +3,11 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
-from intaglio.ops.rnn import states_of
-from intaglio.passes.analysis.time import refuse
+from intaglio.operators import BY_TYPE
+from intaglio.passes.analysis.time_facts import refuse
 from intaglio.passes.graph import (
     Dim,
     Emitter,
@@ -17,7 +18,9 @@ from intaglio.passes.graph import (
     integers,
     replace_uses,
     set_dims,
+    signature_of,
 )
+from intaglio.signature import ACTIVATIONS, Signature, UnknownSizeError
 from intaglio.state import BATCH, CAPACITY, PAST, TIME, Layout
 
 from ._step_values import StepValues
@@ -35,6 +38,7 @@ class Carried:
     present: ir.Value
     axis: int | None = None
     window: int | None = None
+    initial: float = 0.0
 
 
 def _past(port: str, dtype: ir.DataType, shape: Sequence[Dim]) -> ir.Value:
@@ -52,74 +56,58 @@ def _dtype(value: ir.Value | None) -> ir.DataType:
     return (value.dtype if value is not None else None) or ir.DataType.FLOAT
 
 
-def linear_attention(node: ir.Node) -> list[Carried]:
-    """Give LinearAttention its [batch, kv heads, key size, value size] state, in fp32."""
-    query, key, value = node.inputs[:3]
-    if input_of(node, 3) is not None:
+def recurrence(node: ir.Node) -> list[Carried]:
+    """Give an operator the states that its signature declares, each as an input and an output."""
+    signature, attributes = signature_of(node), attributes_of(node)
+    assert signature is not None
+    given = dict(zip(signature.names, node.inputs, strict=False))
+    if any(given.get(past) is not None for past in signature.pasts):
         raise refuse(node, "already starts from a state.")
-    heads = attribute(node, "kv_num_heads")
-    sizes = [int(_shape(node, v)[2]) // heads for v in (key, value)]
-    past = _past("recurrent", ir.DataType.FLOAT, [BATCH, heads, *sizes])
-    inputs = [query, key, value, past, input_of(node, 4), input_of(node, 5)]
-    return _recurrence(node, "linear_attention", inputs, past)
-
-
-def diagonal_ssm(node: ir.Node) -> list[Carried]:
-    """Give DiagonalSSM its [batch, channels, states] state, in fp32."""
-    if input_of(node, 5) is not None:
-        raise refuse(node, "already starts from a state.")
-    past = _past("recurrent", ir.DataType.FLOAT, [BATCH, *(dims(node.inputs[1]) or ())])
-    _shape(node, node.inputs[0])
-    inputs = [*node.inputs[:4], input_of(node, 4), past]
-    return _recurrence(node, "diagonal_ssm", inputs, past)
-
-
-def piecewise_linear_rnn(node: ir.Node) -> list[Carried]:
-    """Give PiecewiseLinearRNN its [batch, units] state, in fp32."""
-    if input_of(node, 6) is not None:
-        raise refuse(node, "already starts from a state.")
-    past = _past("recurrent", ir.DataType.FLOAT, [BATCH, *(dims(node.inputs[1]) or ())])
-    _shape(node, node.inputs[0])
-    inputs = [*node.inputs[:4], input_of(node, 4), input_of(node, 5), past]
-    return _recurrence(node, "piecewise_linear_rnn", inputs, past)
-
-
-def rnn(node: ir.Node) -> list[Carried]:
-    """Give RNN its state: [batch, 1, hidden size], or [batch, 2, hidden size] of an LSTM."""
-    if input_of(node, 5) is not None:
-        raise refuse(node, "already starts from a state.")
-    count = states_of(str(attribute(node, "mode")))
-    past = _past("recurrent", ir.DataType.FLOAT, [BATCH, count, attribute(node, "hidden_size")])
-    _shape(node, node.inputs[0])
-    inputs = [*node.inputs[:3], input_of(node, 3), input_of(node, 4), past]
-    return _recurrence(node, "rnn", inputs, past)
-
-
-def _recurrence(
-    node: ir.Node, op: str, inputs: list[ir.Value | None], past: ir.Value
-) -> list[Carried]:
-    """Emit `node` again with `inputs`, among which is `past`, and the state after it."""
+    pasts = _pasts(node, signature)
+    inputs = [pasts.get(name, given.get(name)) for name in signature.names]
     while inputs[-1] is None:
         inputs.pop()
-    old = node.outputs[0]
-    new, present = Emitter(node).node(
-        node.op_type,
-        inputs,
-        [(old.dtype, dims(old)), (past.dtype, dims(past))],
-        attributes_of(node),
-        node.domain,
-    )
-    replace_uses(old, new)
+    old = dict(zip((formal.name for formal in signature.outputs), node.outputs, strict=False))
+    like = {state.present: pasts[state.past] for state in signature.states}
+    kept = {**old, **like}  # what each output looks like
+    outputs = [(value.dtype, dims(value)) for value in kept.values()]
+    new = Emitter(node).node(node.op_type, inputs, outputs, attributes, node.domain)
+    made = dict(zip(kept, new, strict=True))
+    for name in old.keys() - like.keys():
+        replace_uses(old[name], made[name])
     return [
         Carried(
             node=node,
-            op=op,
-            port="recurrent",
-            layout=Layout.RECURRENT,
-            past=past,
-            present=present,
+            op=signature.name,
+            port=state.port,
+            layout=state.layout or Layout.RECURRENT,
+            past=pasts[state.past],
+            present=made[state.present],
+            axis=state.axis,
+            initial=state.initial,
         )
+        for state in signature.states
     ]
+
+
+def _pasts(node: ir.Node, signature: Signature) -> dict[str, ir.Value]:
+    """The states before a node, as inputs of its operator, in the shapes that the others imply."""
+    attributes = attributes_of(node)
+    timed = [f for f in signature.inputs if f.time(attributes) is not None]
+    given = dict(zip(signature.names, node.inputs, strict=False))
+    first = given[timed[0].name]
+    _shape(node, first)
+    sizes = signature.bind({name: dims(value) for name, value in given.items()}, attributes)
+    found = {}
+    for state in signature.states:
+        kind = signature.formal(state.past).dtype
+        dtype = _dtype(first) if kind == ACTIVATIONS else ir.DataType.from_numpy(np.dtype(kind))
+        try:
+            shape = signature.shape(state.past, sizes, attributes)
+        except UnknownSizeError as error:
+            raise refuse(node, f"carries a state whose size {error} is not known.") from error
+        found[state.past] = _past(state.port, dtype, shape)
+    return found
 
 
 def cumulative_sum(node: ir.Node) -> list[Carried]:
@@ -148,10 +136,7 @@ def cumulative_sum(node: ir.Node) -> list[Carried]:
 
 REWRITES: dict[str, Callable[[ir.Node], list[Carried]]] = {
     "CumSum": cumulative_sum,
-    "DiagonalSSM": diagonal_ssm,
-    "LinearAttention": linear_attention,
-    "PiecewiseLinearRNN": piecewise_linear_rnn,
-    "RNN": rnn,
+    **{key: recurrence for key, each in BY_TYPE.items() if each.recurrent},
 }
 
 

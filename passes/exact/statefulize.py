@@ -21,7 +21,7 @@ from intaglio.errors import PassError
 from intaglio.passes.analysis.mask import Causal, recognise
 from intaglio.passes.analysis.time import Along, Timing, analyse, refuse
 from intaglio.passes.base import Context, Exact, PassResult
-from intaglio.passes.graph import dims, input_of, module_of
+from intaglio.passes.graph import dims, input_of, module_of, type_of
 from intaglio.passes.own_ops import define
 from intaglio.state import StateSpec
 
@@ -69,7 +69,7 @@ class Statefulize(Exact):
         if node.op_type == "Attention":
             grow = self.kv == "grow"
             return stateful.attention(node, step, window=windows.get(node), grow=grow)
-        return stateful.REWRITES.get(node.op_type, stateful.convolution)(node)
+        return stateful.REWRITES.get(type_of(node), stateful.convolution)(node)
 
 
 def _trail(timing: Timing, value: ir.Value | None) -> int:
@@ -140,6 +140,7 @@ def _connect(graph: ir.Graph, carried: Sequence[stateful.Carried], context: Cont
                 layer=layer,
                 call=call,
                 window=state.window,
+                initial=state.initial,
             )
         )
 

@@ -9,9 +9,9 @@ zeros, or a decay of zeros, whose exponential keeps all of the state.
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from intaglio.ops.op import DOMAIN
 from intaglio.passes.base import Context, Lower, PassResult
 from intaglio.passes.graph import Emitter, attribute, describe, dims, input_of
+from intaglio.signature import DOMAIN
 
 GIVEN = "given"  # how overloads of such functions begin
 

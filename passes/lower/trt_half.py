@@ -12,10 +12,10 @@ import numpy as np
 import onnx_ir as ir
 
 from intaglio.errors import PassError
-from intaglio.ops.op import DOMAIN
 from intaglio.passes.base import Context, Lower, PassResult
 from intaglio.passes.graph import attributes_of, constant, dims, input_of, producer
 from intaglio.passes.low_bit import add_initializer
+from intaglio.signature import DOMAIN
 
 FULL, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 LARGEST = float(np.finfo(np.float16).max)

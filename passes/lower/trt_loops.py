@@ -7,9 +7,9 @@ for the standard's operator of that name.
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from intaglio.ops.op import DOMAIN
 from intaglio.passes.base import Context, Lower, PassResult
 from intaglio.passes.graph import describe
+from intaglio.signature import DOMAIN
 
 LOOPED = "RNN"
 

@@ -13,10 +13,10 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from intaglio.ops._low_bit_planes import Planes, body_of_planes, size_in_planes, to_planes
-from intaglio.ops.op import DOMAIN
 from intaglio.passes.base import Context, Lower, PassResult
 from intaglio.passes.graph import Emitter, dims, input_of, module_of, replace_uses
 from intaglio.passes.low_bit import MATMUL, LowBitWeight, add_initializer, low_bit_nodes, weight_of
+from intaglio.signature import DOMAIN
 
 PLANES = "planes"  # how overloads that read planes begin
 

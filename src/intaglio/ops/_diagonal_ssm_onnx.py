@@ -3,6 +3,8 @@
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from intaglio import operators
+
 from .op import own_node, own_schema
 
 FLOAT = 1  # what ONNX calls float32
@@ -15,20 +17,8 @@ ZEROS = (
 )
 
 SCHEMA = own_schema(
-    "DiagonalSSM",
+    operators.DIAGONAL_SSM,
     "h <- exp(delta A) h + delta B u, y = sum C h, for states that do not mix; carried along time.",
-    inputs={
-        "input": "T",
-        "A": "tensor(float)",
-        "B": "T",
-        "C": "T",
-        "delta": "T",
-        "past_state": "tensor(float)",
-    },
-    optional=("delta", "past_state"),
-    outputs={"output": "T", "present_state": "tensor(float)"},
-    attributes=("lti",),
-    strings=("discretization",),
 )
 _node = own_node(SCHEMA)
 

@@ -3,6 +3,8 @@
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from intaglio import operators
+
 from .op import own_node, own_schema
 
 FLOAT = 1  # what ONNX calls float32
@@ -14,20 +16,8 @@ ZEROS = (
 )
 
 SCHEMA = own_schema(
-    "PiecewiseLinearRNN",
+    operators.PIECEWISE_LINEAR_RNN,
     "z <- A z + W phi(z) + h + drive, the last units rectified by phi, the first ones forced.",
-    inputs={
-        "drive": "T",
-        "A": "tensor(float)",
-        "W": "tensor(float)",
-        "h": "tensor(float)",
-        "force": "T",
-        "force_mask": "tensor(bool)",
-        "past_state": "tensor(float)",
-    },
-    optional=("force", "force_mask", "past_state"),
-    outputs={"output": "T", "present_state": "tensor(float)"},
-    attributes=("num_relu",),
 )
 _node = own_node(SCHEMA)
 

@@ -3,6 +3,8 @@
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from intaglio import operators
+
 from .op import own_node, own_schema
 
 GATES = {
@@ -18,17 +20,9 @@ OPTIONS = {
     "RNN_RELU": ', activations = ["Relu"]',
 }
 
-INPUTS = ("input", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "past_state")
 SCHEMA = own_schema(
-    "RNN",
+    operators.RNN,
     "One layer of an LSTM, a GRU or a simple RNN as PyTorch defines it, from a state to a state.",
-    inputs=dict.fromkeys(
-        ("input", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "past_state"), "T"
-    ),
-    optional=("bias_ih", "bias_hh", "past_state"),
-    outputs={"output": "T", "present_state": "T"},
-    attributes=("hidden_size",),
-    strings=("mode",),
 )
 _node = own_node(SCHEMA)
 
@@ -52,7 +46,7 @@ def body(present: Collection[str], attributes: Mapping[str, Any]) -> str:
     """Write the layer as the standard's, which has time first and its gates in another order."""
     mode = attributes["mode"]
     mode = mode.decode() if isinstance(mode, bytes) else mode
-    cells = 2 if mode == "LSTM" else 1
+    cells = operators.RNN.kinds["mode"][mode]["vectors"]
     starts, ends = (f"start_{i}" for i in range(cells)), [f"end_{i}" for i in range(cells)]
     bias = "B" if "bias_ih" in present else ""
     given = ["x", "W", "R", bias, "", *(starts if "past_state" in present else ())]

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from intaglio import operators
 from intaglio.errors import InputError
 
 from ._low_bit_packing import body_of_weight, dequantize_tensor, groups_of, pack_codes, packed_shape
-from .op import DOMAIN, Op, Sample, own_node, own_schema
+from .op import Op, Sample, own_node, own_schema
 
 
 def affine_low_bit_gather(
@@ -155,12 +156,8 @@ def _shape(
 TORCH_OP: Any = torch.ops.intaglio.affine_low_bit_gather.default
 
 SCHEMA = own_schema(
-    "AffineLowBitGather",
+    operators.AFFINE_LOW_BIT_GATHER,
     "Y = W[indices] with W = scale * code + offset for each row and group of columns.",
-    inputs={"indices": "tensor(int64)", "codes": "tensor(uint8)", "scale": "T", "offset": "T"},
-    optional=("offset",),
-    outputs={"output": "T"},
-    attributes=("K", "N", "bits", "group"),
 )
 _node = own_node(SCHEMA)
 
@@ -229,13 +226,10 @@ def samples(dtype: torch.dtype) -> list[Sample]:
 
 
 AFFINE_LOW_BIT_GATHER = Op(
-    name="affine_low_bit_gather",
-    onnx_type="AffineLowBitGather",
+    signature=operators.AFFINE_LOW_BIT_GATHER,
     since=1,
-    domain=DOMAIN,
     own=SCHEMA,
     body=body,
-    inputs=("indices", "codes", "scale", "offset"),
     attributes=lambda sample: {name: sample[name] for name in ("K", "N", "bits", "group")},
     reference=reference,
     forward=forward,

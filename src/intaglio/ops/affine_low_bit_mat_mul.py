@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from intaglio import operators
 from intaglio.errors import InputError
 
 from ._low_bit_packing import (
@@ -22,7 +23,7 @@ from ._low_bit_packing import (
     pack_codes,
     packed_shape,
 )
-from .op import DOMAIN, Op, Sample, own_node, own_schema
+from .op import Op, Sample, own_node, own_schema
 
 
 def affine_low_bit_mat_mul(
@@ -172,18 +173,8 @@ def _shape(
 TORCH_OP: Any = torch.ops.intaglio.affine_low_bit_mat_mul.default
 
 SCHEMA = own_schema(
-    "AffineLowBitMatMul",
+    operators.AFFINE_LOW_BIT_MAT_MUL,
     "Y = X W^T + bias with W = scale * code + offset for each row and group of columns.",
-    inputs={
-        "input": "T",
-        "codes": "tensor(uint8)",
-        "scale": "T",
-        "offset": "T",
-        "bias": "T",
-    },
-    optional=("offset", "bias"),
-    outputs={"output": "T"},
-    attributes=("K", "N", "bits", "group"),
 )
 _node = own_node(SCHEMA)
 
@@ -255,13 +246,10 @@ def samples(dtype: torch.dtype) -> list[Sample]:
 
 
 AFFINE_LOW_BIT_MAT_MUL = Op(
-    name="affine_low_bit_mat_mul",
-    onnx_type="AffineLowBitMatMul",
+    signature=operators.AFFINE_LOW_BIT_MAT_MUL,
     since=1,
-    domain=DOMAIN,
     own=SCHEMA,
     body=body,
-    inputs=("input", "codes", "scale", "offset", "bias"),
     attributes=lambda sample: {name: sample[name] for name in ("K", "N", "bits", "group")},
     reference=reference,
     forward=forward,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from intaglio import operators
 from intaglio.errors import InputError
 
 from .op import Op, Sample
@@ -170,10 +171,8 @@ def _attributes(sample: Sample) -> dict[str, int | float]:
 
 
 ATTENTION = Op(
-    name="attention",
-    onnx_type="Attention",
+    signature=operators.ATTENTION,
     since=25,
-    inputs=("query", "key", "value", "", "past_key", "past_value"),
     attributes=_attributes,
     reference=reference,
     forward=attention,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from intaglio import operators
 from intaglio.errors import InputError
 
 from .op import Op, Sample
@@ -115,11 +116,8 @@ def samples(dtype: torch.dtype) -> list[Sample]:
 
 
 CAUSAL_CONV_WITH_STATE = Op(
-    name="causal_conv_with_state",
-    onnx_type="CausalConvWithState",
+    signature=operators.CAUSAL_CONV_WITH_STATE,
     since=27,
-    ort_domain="com.microsoft",
-    inputs=("input", "weight", "bias", "past_state"),
     attributes=lambda sample: {"activation": sample.get("activation", "none")},
     reference=reference,
     forward=causal_conv_with_state,

@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from intaglio import operators
 from intaglio.errors import InputError
 
 from ._diagonal_ssm_onnx import SCHEMA, body, translation
-from .op import DOMAIN, Op, Sample
+from .op import Op, Sample
 
 DISCRETIZATIONS = ("none", "mamba")
 
@@ -236,13 +237,10 @@ def samples(dtype: torch.dtype) -> list[Sample]:
 
 
 DIAGONAL_SSM = Op(
-    name="diagonal_ssm",
-    onnx_type="DiagonalSSM",
+    signature=operators.DIAGONAL_SSM,
     since=1,
-    domain=DOMAIN,
     own=SCHEMA,
     body=body,
-    inputs=("input", "A", "B", "C", "delta", "past_state"),
     attributes=lambda sample: {
         "discretization": sample.get("discretization", "mamba"),
         "lti": int(sample.get("lti", False)),

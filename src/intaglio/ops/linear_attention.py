@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from intaglio import operators
+
 from ._linear_attention_check import check, state_dtype
 from ._linear_attention_chunks import forward
 from ._linear_attention_torch import TORCH_OP, translation
@@ -161,11 +163,8 @@ def samples(dtype: torch.dtype) -> list[Sample]:
 
 
 LINEAR_ATTENTION = Op(
-    name="linear_attention",
-    onnx_type="LinearAttention",
+    signature=operators.LINEAR_ATTENTION,
     since=27,
-    ort_domain="com.microsoft",
-    inputs=("query", "key", "value", "past_state", "decay", "beta"),
     attributes=lambda sample: {
         name: sample[name] for name in sample if not isinstance(sample[name], Tensor)
     },

@@ -1,6 +1,6 @@
-"""What an operator declares, once: its meaning, its fast form, its ONNX form, its samples."""
+"""What an operator means: its plain loop, its fast form, its ONNX form, its samples."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ import onnxscript
 import torch
 from torch import Tensor
 
-DOMAIN = "intaglio"
+from intaglio.signature import ACTIVATIONS, DOMAIN, Formal, Signature
 
 Sample = dict[str, Any]  # arguments of `Op.reference` and `Op.forward`, by name
 
@@ -19,11 +19,10 @@ Sample = dict[str, Any]  # arguments of `Op.reference` and `Op.forward`, by name
 class Op:
     """One operator of the ONNX standard or of ours, and what PyTorch has to know of it.
 
-    `reference` is the plain loop over tokens, the meaning to which everything else is held;
-    `forward` takes the same arguments and is the fast form.  `inputs` names the arguments that
-    are ONNX inputs, in the order of the standard ("" where it has one more that is never used);
-    `attributes` turns the others into ONNX attributes.  ONNX Runtime has a native kernel for the
-    same signature in `ort_domain`, or None.
+    `signature` says what it takes, carries and costs.  `reference` is the plain loop over tokens,
+    the meaning to which everything else is held; `forward` takes the same arguments and is the
+    fast form.  The arguments that are ONNX inputs bear the names of the signature; `attributes`
+    turns the others into ONNX attributes.
 
     An op with `torch_op` stays one node in torch.export.  torch's ONNX converter refuses nodes
     newer than its own opset, so `translation`, an entry of ``custom_translation_table``, emits
@@ -34,12 +33,8 @@ class Op:
     with the inputs `present` and the given attributes in standard operators, as text of ONNX.
     """
 
-    name: str
-    onnx_type: str
+    signature: Signature
     since: int
-    domain: str = ""
-    ort_domain: str | None = None
-    inputs: Sequence[str]
     attributes: Callable[[Sample], Mapping[str, Any]]
     reference: Callable[..., tuple[Tensor, ...]]
     forward: Callable[..., tuple[Tensor, ...] | Tensor]
@@ -54,13 +49,40 @@ class Op:
 
     def __post_init__(self) -> None:
         """Check the declaration against the standard and derive the bare schema."""
-        taken = [formal.name for formal in self.schema.inputs]
-        if len(self.inputs) > len(taken):
-            raise TypeError(f"op {self.name!r}: {self.onnx_type} takes {taken}, not {self.inputs}")
+        for kind in ("inputs", "outputs"):
+            taken = [formal.name for formal in getattr(self.schema, kind)]
+            named = [formal.name for formal in getattr(self.signature, kind)]
+            if len(named) > len(taken):
+                raise TypeError(f"op {self.name!r}: {self.onnx_type} has {kind} {taken}: {named}")
         bare = self.own
         if bare is None and self.torch_op is not None:
             bare = bare_schema(self.onnx_type, self.since)
         object.__setattr__(self, "bare_schema", bare)
+
+    @property
+    def name(self) -> str:
+        """The name of its file."""
+        return self.signature.name
+
+    @property
+    def onnx_type(self) -> str:
+        """The operator's type in ONNX."""
+        return self.signature.onnx_type
+
+    @property
+    def domain(self) -> str:
+        """The domain of that type, empty for the standard."""
+        return self.signature.domain
+
+    @property
+    def ort_domain(self) -> str | None:
+        """Where ONNX Runtime has a kernel for the same inputs and outputs."""
+        return self.signature.ort_domain
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the inputs, in their order."""
+        return self.signature.names
 
     @property
     def schema(self) -> onnx.defs.OpSchema:
@@ -102,41 +124,32 @@ def own_node(schema: onnx.defs.OpSchema) -> Any:
     return onnxscript.values.Op(onnxscript.values.Opset(DOMAIN, 1), schema.name, schema)
 
 
-def own_schema(
-    onnx_type: str,
-    doc: str,
-    *,
-    inputs: Mapping[str, str],
-    outputs: Mapping[str, str],
-    optional: Collection[str] = (),
-    attributes: Collection[str] = (),
-    strings: Collection[str] = (),
-) -> onnx.defs.OpSchema:
-    """Describe an operator of our own: types by name ("T" for any float).
-
-    `attributes` are integers, `strings` are attributes as well.
-    """
-    single, option = (
-        getattr(onnx.defs.OpSchema.FormalParameterOption, name) for name in ("Single", "Optional")
-    )
-    parameter, attribute = onnx.defs.OpSchema.FormalParameter, onnx.defs.OpSchema.Attribute
-    kinds = onnx.defs.OpSchema.AttrType
+def own_schema(signature: Signature, doc: str) -> onnx.defs.OpSchema:
+    """Describe an operator of our own as its signature does."""
+    kinds = {int: onnx.defs.OpSchema.AttrType.INT, str: onnx.defs.OpSchema.AttrType.STRING}
     floats = [f"tensor({kind})" for kind in ("float16", "bfloat16", "float", "double")]
     return onnx.defs.OpSchema(
-        onnx_type,
-        DOMAIN,
+        signature.onnx_type,
+        signature.domain,
         1,
         doc=doc,
-        inputs=[
-            parameter(name, kind, param_option=option if name in optional else single)
-            for name, kind in inputs.items()
-        ],
-        outputs=[parameter(name, kind) for name, kind in outputs.items()],
-        type_constraints=[("T", floats, "Any float.")],
+        inputs=[_parameter(formal) for formal in signature.inputs],
+        outputs=[_parameter(formal) for formal in signature.outputs],
+        type_constraints=[(ACTIVATIONS, floats, "Any float.")],
         attributes=[
-            *(attribute(name, kinds.INT, required=True) for name in attributes),
-            *(attribute(name, kinds.STRING, required=True) for name in strings),
+            onnx.defs.OpSchema.Attribute(name, kinds[kind], required=True)
+            for name, kind in signature.attributes.items()
         ],
+    )
+
+
+def _parameter(formal: Formal) -> onnx.defs.OpSchema.FormalParameter:
+    options = onnx.defs.OpSchema.FormalParameterOption
+    dtype = {"float32": "float"}.get(formal.dtype, formal.dtype)
+    return onnx.defs.OpSchema.FormalParameter(
+        formal.name,
+        dtype if dtype == ACTIVATIONS else f"tensor({dtype})",
+        param_option=options.Optional if formal.optional else options.Single,
     )
 
 

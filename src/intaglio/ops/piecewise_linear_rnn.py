@@ -19,10 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from intaglio import operators
 from intaglio.errors import InputError
 
 from ._piecewise_linear_rnn_onnx import SCHEMA, body, translation
-from .op import DOMAIN, Op, Sample
+from .op import Op, Sample
 
 
 def piecewise_linear_rnn(
@@ -242,13 +243,10 @@ def samples(dtype: torch.dtype) -> list[Sample]:
 
 
 PIECEWISE_LINEAR_RNN = Op(
-    name="piecewise_linear_rnn",
-    onnx_type="PiecewiseLinearRNN",
+    signature=operators.PIECEWISE_LINEAR_RNN,
     since=1,
-    domain=DOMAIN,
     own=SCHEMA,
     body=body,
-    inputs=("drive", "A", "W", "h", "force", "force_mask", "past_state"),
     attributes=lambda sample: {"num_relu": sample["num_relu"]},
     reference=reference,
     forward=forward,

@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from intaglio import operators
 from intaglio.errors import InputError
 
 from ._rnn_onnx import GATES, SCHEMA, body, translation
-from .op import DOMAIN, Op, Sample
+from .op import Op, Sample
 
 MODES = tuple(GATES)
 _FAST = {"GRU": torch.gru, "RNN_TANH": torch.rnn_tanh, "RNN_RELU": torch.rnn_relu}
@@ -127,7 +128,7 @@ def _start(x: Tensor, weight_hh: Tensor, past_state: Tensor | None, mode: str) -
 
 def states_of(mode: str) -> int:
     """Vectors of a state: S."""
-    return 2 if mode == "LSTM" else 1
+    return operators.RNN.kinds["mode"][mode]["vectors"]
 
 
 def _check(
@@ -224,13 +225,10 @@ def samples(dtype: torch.dtype) -> list[Sample]:
 
 
 RNN = Op(
-    name="rnn",
-    onnx_type="RNN",
+    signature=operators.RNN,
     since=1,
-    domain=DOMAIN,
     own=SCHEMA,
     body=body,
-    inputs=("input", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "past_state"),
     attributes=lambda sample: {
         "hidden_size": sample["weight_hh"].shape[1],
         "mode": sample["mode"],

@@ -1,0 +1,241 @@
+"""Every operator is what its signature declares: in the standard, in PyTorch, in a step graph."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+from onnx_ir.passes import common
+from torch import Tensor
+
+from intaglio.errors import PassError
+from intaglio.operators import BY_TYPE, SIGNATURES
+from intaglio.ops import OPS
+from intaglio.ops.op import Op, Sample
+from intaglio.passes import stepping
+from intaglio.passes.base import Context
+from intaglio.passes.exact.statefulize import Statefulize
+from intaglio.passes.own_ops import define
+from intaglio.signature import ACTIVATIONS, DOMAIN, Signature, evaluate
+from intaglio.state import BATCH, CAPACITY, TIME, Layout
+
+STATEFUL = [pytest.param(op, id=op.name) for op in OPS if op.signature.states]
+RECURRENT = [pytest.param(op, id=op.name) for op in OPS if op.signature.recurrent]
+EVERY = [pytest.param(op, id=op.name) for op in OPS]
+FLOAT16, FLOAT32, FLOAT64 = torch.float16, torch.float32, torch.float64
+
+
+def attributes_of(op: Op, sample: Sample) -> dict[str, Any]:
+    """ONNX attributes, sizes that a signature takes from them included."""
+    return dict(op.attributes(sample))
+
+
+def tensors(op: Op, values: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {name: values[name] for name in op.inputs if isinstance(values.get(name), Tensor)}
+
+
+def misfits(
+    signature: Signature, given: Mapping[str, Tensor], attributes: Mapping[str, Any], kind: str
+) -> Iterator[str]:
+    """Tensors whose shape or dtype is none of those declared, activations being `kind`."""
+    shapes = {name: tuple(x.shape) for name, x in given.items()}
+    sizes = signature.bind(shapes, attributes)
+    for name, x in given.items():
+        formal = signature.formal(name)
+        options = []
+        for terms in formal.shapes(attributes):
+            lead = len(shapes[name]) - len(terms) + 1 if terms[0].startswith("*") else 0
+            rest = tuple(evaluate(term, sizes) for term in terms[bool(lead) :])
+            options.append((*shapes[name][:lead], *rest))
+        if options and shapes[name] not in options:
+            yield f"{name} has the shape {shapes[name]}, not one of {options}"
+        wanted = kind if formal.dtype == ACTIVATIONS else formal.dtype
+        if str(x.dtype).removeprefix("torch.") != wanted:
+            yield f"{name} is {x.dtype}, not {wanted}"
+
+
+def test_each_operator_has_its_signature() -> None:
+    """By name and by type of node; those of ONNX Runtime's own kernels are the same."""
+    assert [op.signature for op in OPS] == list(SIGNATURES)
+    for op in OPS:
+        domains = [op.domain, *([op.ort_domain] if op.ort_domain else [])]
+        for domain in domains:
+            assert BY_TYPE[f"{domain}::{op.onnx_type}" if domain else op.onnx_type] is op.signature
+
+
+@pytest.mark.parametrize("op", EVERY)
+def test_inputs_are_those_of_the_standard(op: Op) -> None:
+    """In its order; what may be left out may be so there, and each state is one of each side."""
+    option = onnx.defs.OpSchema.FormalParameterOption.Optional
+    for declared, taken in zip(op.signature.inputs, op.schema.inputs, strict=False):
+        assert declared.optional == (taken.option == option), declared.name
+        if op.name != "attention":  # whose first inputs have one letter each
+            assert declared.name == taken.name
+    for state in op.signature.states:
+        past, present = (op.signature.formal(name) for name in (state.past, state.present))
+        assert past.optional
+        assert past.dtype == present.dtype
+        assert state.layout is None or past.dims == present.dims
+        assert state.port not in [x.port for x in op.signature.states if x is not state]
+
+
+@pytest.mark.parametrize(
+    ("op", "dtype"),
+    [
+        pytest.param(op, dtype, id=f"{op.name}-{dtype}")
+        for op in OPS
+        for dtype in (FLOAT32, FLOAT16)
+        if dtype in op.tolerance
+    ],
+)
+def test_samples_and_what_they_give_have_the_declared_shapes(op: Op, dtype: torch.dtype) -> None:
+    """Every shape that is declared is met by a sample, and so is each input."""
+    kind, seen = str(dtype).removeprefix("torch."), set()
+    for sample in op.samples(dtype):
+        results = op.forward(**sample)
+        results = (results,) if isinstance(results, Tensor) else results
+        outputs = dict(zip((formal.name for formal in op.signature.outputs), results, strict=True))
+        if sample.get("window") is not None:
+            outputs = {"output": outputs["output"]}  # its cache is shorter than past and present
+        given, attributes = tensors(op, sample), attributes_of(op, sample)
+        assert list(misfits(op.signature, given | outputs, attributes, kind)) == []
+        seen |= given.keys()
+
+    assert seen == set(op.inputs) - {"attn_mask"}
+
+
+@pytest.mark.parametrize("op", STATEFUL)
+def test_a_sequence_may_be_cut_along_the_axes_that_are_time(op: Op) -> None:
+    """What is declared to be carried, and nothing else, goes from one call to the next."""
+    signature = op.signature
+    for sample in op.samples(FLOAT64):
+        given, attributes = tensors(op, sample), attributes_of(op, sample)
+        axes = {name: signature.formal(name).time(attributes) for name in given}
+        timed = {name: axis for name, axis in axes.items() if axis is not None}
+        lengths = {given[name].shape[axis] for name, axis in timed.items()}
+        assert len(lengths) == 1
+        names = [formal.name for formal in signature.outputs]
+        whole = dict(zip(names, op.reference(**sample), strict=True))
+        carried: dict[str, Tensor] = {}
+        parts = []
+        for t in range(lengths.pop()):
+            cut = {name: given[name].narrow(axis, t, 1) for name, axis in timed.items()}
+            results = dict(zip(names, op.reference(**{**sample, **cut, **carried}), strict=True))
+            carried = {state.past: results[state.present] for state in signature.states}
+            parts.append(results)
+        for formal in signature.outputs:
+            axis = formal.time(attributes)
+            name, last = formal.name, parts[-1][formal.name]
+            found = last if axis is None else torch.cat([part[name] for part in parts], axis)
+            torch.testing.assert_close(found, whole[name])
+
+
+@pytest.mark.parametrize("op", RECURRENT)
+def test_a_state_that_is_left_out_is_its_initial_value(op: Op) -> None:
+    for sample in op.samples(FLOAT64):
+        state = {x.past: x.initial for x in op.signature.states}
+        names = [formal.name for formal in op.signature.outputs]
+        without = {name: x for name, x in sample.items() if name not in state}
+        results = dict(zip(names, op.reference(**without), strict=True))
+        filled = {
+            x.past: torch.full_like(results[x.present], x.initial) for x in op.signature.states
+        }
+        for found, wanted in zip(op.reference(**without, **filled), results.values(), strict=True):
+            assert torch.equal(found, wanted)
+
+
+def graph_of(op: Op, sample: Sample) -> ir.Model:
+    """A graph of one node, in training form: what lies along time is an input, the rest weights."""
+    attributes, given = attributes_of(op, sample), tensors(op, sample)
+    values = {}
+    for name, x in given.items():
+        formal, array = op.signature.formal(name), x.numpy()
+        value = ir.Value(name=name, type=ir.TensorType(ir.DataType.from_numpy(array.dtype)))
+        axis = formal.time(attributes)
+        if axis is None:
+            value.const_value = ir.tensor(array, name=name)
+            value.shape = ir.Shape(array.shape)
+        else:
+            sizes = [BATCH, *array.shape[1:]]
+            value.shape = ir.Shape([TIME if i == axis else size for i, size in enumerate(sizes)])
+        values[name] = value
+    if op.name == "attention":
+        attributes.pop("left_window_size", None)
+    order = [values.get(name) for name in op.inputs]
+    while order[-1] is None:
+        order.pop()
+    outputs = [
+        ir.Value(name=formal.name, type=ir.TensorType(ir.DataType.FLOAT))
+        for formal in op.signature.outputs
+    ]
+    node = ir.node(op.onnx_type, order, attributes, domain=op.domain, outputs=outputs, name="node")
+    imports = {"": 27, **({DOMAIN: 1} if op.domain else {})}
+    weights = [value for value in values.values() if value.const_value is not None]
+    inputs = [value for value in values.values() if value.const_value is None]
+    graph = ir.Graph(
+        inputs, outputs[:1], nodes=[node], initializers=weights, opset_imports=imports, name="g"
+    )
+    model = ir.Model(graph, ir_version=10)
+    if op.domain:
+        define(model)
+        sizes = op.signature.bind({n: tuple(x.shape) for n, x in given.items()}, attributes)
+        unknown = {n: size for n, size in sizes.items() if n not in (BATCH, TIME)}
+        outputs[0].shape = ir.Shape(list(op.signature.shape("output", unknown, attributes)))
+    else:
+        common.ShapeInferencePass()(model)
+    return model
+
+
+def stateless(op: Op) -> Iterator[Sample]:
+    """Samples in single precision without states or windows, of two rows."""
+    for sample in op.samples(FLOAT32):
+        if sample.get("window") is None:
+            pasts = op.signature.pasts
+            yield {name: value for name, value in sample.items() if name not in pasts}
+
+
+@pytest.mark.parametrize("op", STATEFUL)
+def test_statefulize_gives_a_node_the_states_that_are_declared(op: Op) -> None:
+    """Shape, dtype, layout and initial value; any split of a sequence gives the operator's own."""
+    for sample in stateless(op):
+        model, context, given = graph_of(op, sample), Context(), tensors(op, sample)
+        attributes = attributes_of(op, sample)
+        sizes = op.signature.bind({n: tuple(x.shape) for n, x in given.items()}, attributes)
+        Statefulize(kv="static").run(model, context)
+
+        assert [spec.port for spec in context.states] == [s.port for s in op.signature.states]
+        for spec, state in zip(context.states, op.signature.states, strict=True):
+            known = {name: size for name, size in sizes.items() if name not in (BATCH, TIME)}
+            shape = list(op.signature.shape(state.past, known, attributes))
+            if state.axis is not None:
+                shape[state.axis] = CAPACITY
+            assert (spec.op, list(spec.shape), spec.dtype) == (op.name, shape, "float32")
+            assert spec.layout is (state.layout or Layout.STATIC)
+            assert (spec.axis, spec.initial) == (state.axis, state.initial)
+        timed = [name for name in given if op.signature.formal(name).time(attributes) is not None]
+        axis = op.signature.formal(timed[0]).time(attributes) or 0
+        length = given[timed[0]].shape[axis]
+        inputs = {name: given[name].numpy() for name in timed}
+        wanted = op.reference(**sample)[0].numpy()
+        for parts in ([length], [1] * length):
+            found = stepping.roll(model, context.states, inputs, parts)["output"]
+            np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("op", RECURRENT)
+def test_a_last_state_that_is_computed_with_is_refused(op: Op) -> None:
+    """Tokens would see those after them."""
+    model = graph_of(op, next(stateless(op)))
+    (node,) = model.graph
+    total = ir.node("ReduceSum", [node.outputs[1]], {"keepdims": 0}, name="total")
+    late = ir.node("Add", [node.outputs[0], total.outputs[0]], name="late")
+    model.graph.extend([total, late])
+    for value in (total.outputs[0], late.outputs[0]):
+        value.type = node.outputs[0].type
+    total.outputs[0].shape, late.outputs[0].shape = ir.Shape([]), node.outputs[0].shape
+    model.graph.outputs[0] = late.outputs[0]
+    with pytest.raises(PassError, match="each token would see those after it"):
+        Statefulize().run(model, Context())
