@@ -4,6 +4,8 @@ A node of the domain intaglio names a function of the model (its overload), whos
 that reads the standard can run.  A pass that adds such nodes calls `define` when it is done.
 """
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 from onnx_ir.passes import common
 
@@ -11,10 +13,21 @@ from intaglio.ops import OPS
 from intaglio.ops.op import overload, own_function
 from intaglio.signature import DOMAIN
 
-from .graph import attributes_of
+from .graph import attributes_of, signature_of
 
 VERSION = 1
 OWN = {op.onnx_type: op for op in OPS if op.domain == DOMAIN}
+
+
+def input_names(model: ir.Model, node: ir.Node) -> Sequence[str]:
+    """What each input of `node` is called in its signature; nothing of operators that have none.
+
+    A lowered node may have other inputs than its operator: those of its function.
+    """
+    function, signature = model.functions.get(node.op_identifier()), signature_of(node)
+    if function is not None:
+        return [str(value.name) for value in function.inputs]
+    return () if signature is None else signature.names
 
 
 def define(model: ir.Model) -> None:

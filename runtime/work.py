@@ -6,16 +6,16 @@ that have to cross the memory once: what nodes compute for each other counts for
 an engine runs them as one.  A product of two numbers that is added counts as two operations.
 """
 
-import ast
 import math
-import operator
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from intaglio.operators import BY_TYPE
+from intaglio.signature import Signature, UnknownSizeError, evaluate
 from intaglio.state import CAPACITY, PAST, TIME
 
-from .graph import Dim, Graph, Node
+from .graph import Graph, Node
 
 Sizes = Mapping[str, int]
 Shape = tuple[int, ...]
@@ -86,7 +86,7 @@ class Works:
                 reads |= {n: max(reads.get(n, 0), size) for n, size in self._reads(node).items()}
                 writes |= self._writes(node)
                 operations += self._operations(node)
-        except _UnknownError:
+        except UnknownSizeError:
             return None
         inner = {node.name for node in nodes}
         seen = {n.outputs[0]: n.inputs[0] for n in nodes if _name(n) in _VIEWS}  # views of what
@@ -104,6 +104,9 @@ class Works:
         if op in _VIEWS:
             return {}
         names = [name for name in node.inputs if name]
+        signature = BY_TYPE.get(node.op)
+        if signature is not None and signature.tabled:
+            return self._rows(node, signature)
         if op in _LOOKUPS:  # of the table, the rows that are given
             return {names[1]: self._bytes(names[1]), names[0]: self._lookup(node)}
         sizes = self._sizes
@@ -112,6 +115,16 @@ class Works:
         if op in _WRITES_BEHIND:
             names = names[1:]
         return {name: self._bytes(name, sizes) for name in names}
+
+    def _rows(self, node: Node, signature: Signature) -> dict[str, int]:
+        """Of tables that an operator looks up rows of, the bytes of these."""
+        sizes = signature.bind(self._declared(node, signature), node.integers)
+        share = min(evaluate("rows", sizes) / max(evaluate("N", sizes), 1), 1.0)
+        return {
+            name: math.ceil(self._bytes(name) * (share if formal in signature.tabled else 1.0))
+            for formal, name in zip(signature.names, node.inputs, strict=False)
+            if name
+        }
 
     def _writes(self, node: Node) -> dict[str, int]:
         if _name(node) in _VIEWS:
@@ -134,6 +147,10 @@ class Works:
         op = _name(node)
         if op in _VIEWS or op in _MOVES or op in _LOOKUPS:
             return 0
+        signature = BY_TYPE.get(node.op)
+        if signature is not None and signature.operations:
+            shapes = self._declared(node, signature)
+            return signature.work(signature.bind(shapes, node.integers), list(shapes))
         takes = [self._shape(name) if name else () for name in node.inputs]
         gives = [self._shape(name) if name else () for name in node.outputs]
         rule = _OPERATIONS.get(op)
@@ -141,12 +158,17 @@ class Works:
             return rule(node, takes, gives, self._sizes)
         return _NORMS.get(op, 1) * max(map(math.prod, gives), default=0)
 
+    def _declared(self, node: Node, signature: Signature) -> dict[str, Shape]:
+        """Shapes of the inputs that a node has, by their names in its signature."""
+        formals = zip(signature.names, node.inputs, strict=False)
+        return {formal: self._shape(name) for formal, name in formals if name}
+
     def _bytes(self, name: str, sizes: Sizes | None = None) -> int:
         if name in self._graph.tensors:
             return self._graph.tensors[name].nbytes
         value = self._graph.values.get(name)
         if value is None:
-            raise _UnknownError
+            raise UnknownSizeError
         return math.prod(self._shape(name, sizes)) * value.bits // 8
 
     def _shape(self, name: str, sizes: Sizes | None = None) -> Shape:
@@ -154,12 +176,9 @@ class Works:
             return self._graph.tensors[name].shape
         value = self._graph.values.get(name)
         if value is None:
-            raise _UnknownError
-        return tuple(_size(dim, sizes or self._sizes) for dim in value.shape)
-
-
-class _UnknownError(Exception):
-    """A shape is not known."""
+            raise UnknownSizeError
+        known = sizes or self._sizes
+        return tuple(dim if isinstance(dim, int) else evaluate(dim, known) for dim in value.shape)
 
 
 def _source(value: str, views: Mapping[str, str]) -> str:
@@ -171,35 +190,6 @@ def _source(value: str, views: Mapping[str, str]) -> str:
 
 def _name(node: Node) -> str:
     return node.op.rpartition("::")[2]
-
-
-_ARITHMETIC: dict[type[ast.operator], Callable[[int, int], int]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.FloorDiv: operator.floordiv,
-}
-
-
-def _size(dim: Dim, sizes: Sizes) -> int:
-    """A dimension as a number: itself, a symbol, or sums and products of symbols."""
-    if isinstance(dim, int):
-        return dim
-    try:
-        return _evaluated(ast.parse(dim, mode="eval").body, sizes)
-    except (SyntaxError, KeyError, ValueError):
-        raise _UnknownError from None
-
-
-def _evaluated(node: ast.expr, sizes: Sizes) -> int:
-    match node:
-        case ast.Constant(value=int(value)):
-            return value
-        case ast.Name(id=name):
-            return sizes[name]
-        case ast.BinOp(left=left, op=op, right=right) if type(op) in _ARITHMETIC:
-            return _ARITHMETIC[type(op)](_evaluated(left, sizes), _evaluated(right, sizes))
-    raise ValueError(node)
 
 
 _VIEWS = {"Flatten", "Identity", "Reshape", "Shape", "Size", "Squeeze", "Unsqueeze"}
@@ -245,30 +235,16 @@ def _cached_attention(node: Node, takes: Shapes, gives: Shapes, sizes: Sizes) ->
     return 4 * (sizes[PAST] + sizes[TIME]) * math.prod(gives[0])
 
 
-def _linear_attention(node: Node, takes: Shapes, gives: Shapes, sizes: Sizes) -> int:  # noqa: ARG001
-    """For each token and element of state: an outer product, a query; a decay, a delta."""
-    decays, deltas = (len(takes) > place and bool(takes[place]) for place in (4, 5))
-    return sizes[TIME] * math.prod(gives[1]) * (4 + decays + 2 * deltas)
-
-
-def _piecewise_linear(node: Node, takes: Shapes, gives: Shapes, sizes: Sizes) -> int:  # noqa: ARG001
-    return 2 * math.prod(gives[0]) * takes[2][-1]
-
-
-def _state_space(node: Node, takes: Shapes, gives: Shapes, sizes: Sizes) -> int:  # noqa: ARG001
-    """H = exp(dt A) h + dt B x; y = C h."""
-    return sizes[TIME] * math.prod(gives[1]) * 7
+def _recurrent_layer(node: Node, takes: Shapes, gives: Shapes, sizes: Sizes) -> int:  # noqa: ARG001
+    """Of the standard: each token and each state times the weights of every gate."""
+    _, gates, inputs = takes[1]
+    return 2 * math.prod(takes[0][:2]) * gates * (inputs + takes[2][-1])
 
 
 _OPERATIONS: dict[str, _Rule] = {
-    **dict.fromkeys(
-        ("AffineLowBitMatMul", "FusedMatMul", "Gemm", "MatMul", "MatMulInteger", "MatMulNBits"),
-        _product,
-    ),
-    **dict.fromkeys(("CausalConvWithState", "Conv"), _convolution),
+    **dict.fromkeys(("FusedMatMul", "Gemm", "MatMul", "MatMulInteger", "MatMulNBits"), _product),
+    "Conv": _convolution,
     "Attention": _attention,
-    "DiagonalSSM": _state_space,
     "GroupQueryAttention": _cached_attention,
-    "LinearAttention": _linear_attention,
-    "PiecewiseLinearRNN": _piecewise_linear,
+    **dict.fromkeys(("GRU", "LSTM", "RNN"), _recurrent_layer),
 }

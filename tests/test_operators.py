@@ -18,7 +18,12 @@ from intaglio.ops.op import Op, Sample
 from intaglio.passes import stepping
 from intaglio.passes.base import Context
 from intaglio.passes.exact.statefulize import Statefulize
-from intaglio.passes.own_ops import define
+from intaglio.passes.lower.trt_given_inputs import TrtGivenInputs
+from intaglio.passes.lower.trt_half import TrtHalf
+from intaglio.passes.lower.trt_loops import TrtLoops
+from intaglio.passes.own_ops import define, input_names
+from intaglio.runtime.graph import parse_graph
+from intaglio.runtime.work import Work, Works
 from intaglio.signature import ACTIVATIONS, DOMAIN, Signature, evaluate
 from intaglio.state import BATCH, CAPACITY, TIME, Layout
 
@@ -26,6 +31,7 @@ STATEFUL = [pytest.param(op, id=op.name) for op in OPS if op.signature.states]
 RECURRENT = [pytest.param(op, id=op.name) for op in OPS if op.signature.recurrent]
 EVERY = [pytest.param(op, id=op.name) for op in OPS]
 FLOAT16, FLOAT32, FLOAT64 = torch.float16, torch.float32, torch.float64
+KINDS = {"float16": "FLOAT16", "float32": "FLOAT", "bool": "BOOL"}
 
 
 def attributes_of(op: Op, sample: Sample) -> dict[str, Any]:
@@ -93,7 +99,7 @@ def test_inputs_are_those_of_the_standard(op: Op) -> None:
 )
 def test_samples_and_what_they_give_have_the_declared_shapes(op: Op, dtype: torch.dtype) -> None:
     """Every shape that is declared is met by a sample, and so is each input."""
-    kind, seen = str(dtype).removeprefix("torch."), set()
+    kind, seen = str(dtype).removeprefix("torch."), set[str]()
     for sample in op.samples(dtype):
         results = op.forward(**sample)
         results = (results,) if isinstance(results, Tensor) else results
@@ -181,9 +187,9 @@ def graph_of(op: Op, sample: Sample) -> ir.Model:
     model = ir.Model(graph, ir_version=10)
     if op.domain:
         define(model)
-        sizes = op.signature.bind({n: tuple(x.shape) for n, x in given.items()}, attributes)
-        unknown = {n: size for n, size in sizes.items() if n not in (BATCH, TIME)}
-        outputs[0].shape = ir.Shape(list(op.signature.shape("output", unknown, attributes)))
+        bound = op.signature.bind({n: tuple(x.shape) for n, x in given.items()}, attributes)
+        fixed = {n: size for n, size in bound.items() if n not in (BATCH, TIME)}
+        outputs[0].shape = ir.Shape(list(op.signature.shape("output", fixed, attributes)))
     else:
         common.ShapeInferencePass()(model)
     return model
@@ -225,6 +231,45 @@ def test_statefulize_gives_a_node_the_states_that_are_declared(op: Op) -> None:
             np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=2e-6)
 
 
+def counted(op: Op, sample: Sample, factor: int) -> Work:
+    """What the runtime says that a node has to do, for `factor` times as many tokens or rows."""
+    given, attributes = tensors(op, sample), attributes_of(op, sample)
+    values = []
+    for name, x in given.items():
+        shape, formal = list(x.shape), op.signature.formal(name)
+        axis = 0 if (formal.dims or "").startswith("*") else formal.time(attributes)
+        if axis is not None:
+            shape[axis] *= factor
+        kind = onnx.helper.np_dtype_to_tensor_dtype(x.numpy().dtype)
+        values.append(onnx.helper.make_tensor_value_info(name, kind, shape))
+    names = [name if name in given else "" for name in op.inputs]
+    node = onnx.helper.make_node(op.onnx_type, names, ["y"], "node", domain=op.domain, **attributes)
+    y = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [0])
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", values, [y]))
+    found = Works(parse_graph(model.SerializeToString()), {}).of(["node"])
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("op", [case for case in EVERY if case.id != "attention"])
+def test_the_runtime_counts_what_a_node_computes(op: Op) -> None:
+    """By its declaration, each token the same; nothing follows from its output, which is empty."""
+    for sample in op.samples(FLOAT32):
+        one, three = (counted(op, sample, factor) for factor in (1, 3))
+        assert three.operations == 3 * one.operations > 0
+
+
+def test_of_a_table_the_rows_that_are_looked_up_are_read() -> None:
+    op = next(op for op in OPS if op.signature.tabled)
+    sample = next(iter(op.samples(FLOAT32)))
+    one, two = (counted(op, sample, factor) for factor in (1, 2))
+    table = sum(sample[name].numel() * sample[name].itemsize for name in op.signature.tabled)
+    picked = sample["indices"].numel()
+
+    assert one.bytes == pytest.approx(picked * (8 + table / sample["N"]), abs=3)
+    assert two.bytes - 2 * picked * 8 == table  # no more than there is
+
+
 @pytest.mark.parametrize("op", RECURRENT)
 def test_a_last_state_that_is_computed_with_is_refused(op: Op) -> None:
     """Tokens would see those after them."""
@@ -239,3 +284,34 @@ def test_a_last_state_that_is_computed_with_is_refused(op: Op) -> None:
     model.graph.outputs[0] = late.outputs[0]
     with pytest.raises(PassError, match="each token would see those after it"):
         Statefulize().run(model, Context())
+
+
+@pytest.mark.parametrize("op", RECURRENT)
+def test_what_follows_the_activations_is_in_fp16_and_nothing_else(op: Op) -> None:
+    """As TensorRT is given it, absent inputs left out; steps are those of fp32, rounded."""
+    for sample in stateless(op):
+        model, context, given = graph_of(op, sample), Context(), tensors(op, sample)
+        attributes = attributes_of(op, sample)
+        Statefulize().run(model, context)
+        inputs = {
+            name: x.numpy()
+            for name, x in given.items()
+            if op.signature.formal(name).time(attributes) is not None
+        }
+        axis = op.signature.outputs[0].time(attributes) or 0
+        tokens = [op.reference(**sample)[0].shape[axis]]
+        wanted = stepping.roll(model, context.states, inputs, tokens)["output"]
+        TrtGivenInputs().run(model, context)
+        TrtHalf().run(model, context)
+        node = next(node for node in model.graph if node.op_type == op.onnx_type)
+        names = input_names(model, node)[: len(node.inputs)]
+        formals = [*map(op.signature.formal, names), *op.signature.outputs]
+        pairs = zip(formals, [*node.inputs, *node.outputs], strict=True)
+        for formal, value in pairs:
+            if value is not None:
+                kind = "float16" if formal.dtype == ACTIVATIONS else formal.dtype
+                assert (formal.name, value.dtype) == (formal.name, ir.DataType[KINDS[kind]])
+        states = [spec.stored_in("float16") for spec in context.states]
+        TrtLoops().run(model, context)
+        found = stepping.roll(model, states, inputs, tokens)["output"]
+        assert 0 < np.abs(found - wanted).max() <= 4e-3 * np.abs(wanted).max()

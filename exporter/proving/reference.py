@@ -1,8 +1,8 @@
 """What a source computes: its outputs, and the states a step engine should carry at any step.
 
 A training-form module has no states.  They follow from the inputs of the operators that mix time,
-which are caught while the module runs: keys and values of attention, the arguments of linear
-attention, the inputs of causal convolutions.  The module runs in float64 where it can.
+which are caught while the module runs: keys and values of attention, the arguments of recurrent
+operators, the inputs of causal convolutions.  The module runs in float64 where it can.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from intaglio.exporter.tracing.adopt import open_original, run_original
 from intaglio.exporter.tracing.exchanged import exchanged
 from intaglio.exporter.tracing.modules import ModuleStack
 from intaglio.exporter.tracing.outputs import name_outputs
-from intaglio.ops import DIAGONAL_SSM, LINEAR_ATTENTION, PIECEWISE_LINEAR_RNN, RNN
+from intaglio.ops import OPS
 from intaglio.ops.op import Op
 from intaglio.state import TIME, Layout, StateSpec
 
@@ -214,21 +214,24 @@ class _Recurrence:
     """The arguments of one call of an operator; its states, computed token by token in float64."""
 
     def __init__(self, op: Op, arguments: dict[str, Any]) -> None:
-        """Take the arguments by name; those of each token are [batch, time, size], or a mask."""
+        """Take the arguments by name; the operator's signature tells which are of each token."""
         wide = {
             name: value.detach().double()
             if isinstance(value, Tensor) and value.is_floating_point()
             else value
             for name, value in arguments.items()
         }
-        self._reference = op.reference
-        self._states: dict[int, Tensor | None] = {0: wide.pop("past_state", None)}
-        self._timed = {
-            name: x
-            for name, x in wide.items()
-            if isinstance(x, Tensor) and (x.ndim == 3 or x.dtype == torch.bool)
+        self._op = op
+        self._states: dict[int, dict[str, Tensor | None]] = {
+            0: {past: wide.pop(past, None) for past in op.signature.pasts}
         }
-        self._fixed = {n: x for n, x in wide.items() if n not in self._timed}
+        axes = {
+            formal.name: formal.time(wide)
+            for formal in op.signature.inputs
+            if wide.get(formal.name) is not None
+        }
+        self._axes = {name: axis for name, axis in axes.items() if axis is not None}
+        self._arguments = wide
 
     @classmethod
     def catch(cls, op: Op) -> "Callable[..., _Recurrence]":
@@ -241,14 +244,19 @@ class _Recurrence:
         return catch
 
     def state(self, spec: StateSpec, tokens: int) -> Tensor | None:
-        del spec  # there is one state, and it has one layout
+        signature = self._op.signature
         start = max(n for n in self._states if n <= tokens)
         if start < tokens:
-            part = {name: value[:, start:tokens] for name, value in self._timed.items()}
-            _, self._states[tokens] = self._reference(
-                **part, past_state=self._states[start], **self._fixed
-            )
-        return self._states[tokens]
+            part = {
+                name: self._arguments[name].narrow(axis, start, tokens - start)
+                for name, axis in self._axes.items()
+            }
+            results = self._op.reference(**{**self._arguments, **part, **self._states[start]})
+            names = (formal.name for formal in signature.outputs)
+            made = dict(zip(names, results, strict=True))
+            self._states[tokens] = {state.past: made[state.present] for state in signature.states}
+        past = next((state.past for state in signature.states if state.port == spec.port), None)
+        return None if past is None else self._states[tokens][past]
 
 
 @dataclass(frozen=True)
@@ -310,7 +318,7 @@ CATCHES: dict[Any, tuple[str, Callable[..., Call]]] = {
     torch.cumsum: ("cumulative_sum", _Sum.catch),
     Tensor.cumsum: ("cumulative_sum", _Sum.catch),
 }
-for _op in (LINEAR_ATTENTION, DIAGONAL_SSM, PIECEWISE_LINEAR_RNN, RNN):
+for _op in (op for op in OPS if op.torch_op is not None and op.signature.states):
     # It may be called by its packet of overloads or by its one overload.
     for _name in (_op.torch_op, _op.torch_op.overloadpacket):
         CATCHES[_name] = (_op.name, _Recurrence.catch(_op))

@@ -19,6 +19,7 @@ from intaglio.exporter.options.served_shapes import Shapes
 from intaglio.ops import OPS
 from intaglio.ops.op import Op
 from intaglio.passes.graph import attributes_of, describe, dims
+from intaglio.passes.own_ops import input_names
 from intaglio.runtime.bundle import Bundle
 from intaglio.runtime.manifest import Manifest
 from intaglio.runtime.trt import kernels as kernel_files
@@ -137,14 +138,12 @@ def compile_kernels(
         op = ops.get((node.domain, node.op_type))
         if op is None:
             continue
-        function = model.functions.get(node.op_identifier())  # of an operator of our own
-        inputs = op.inputs if function is None else [value.name for value in function.inputs]
         given = {
-            str(name): Input(
+            name: Input(
                 value.dtype.numpy().name,
                 tuple(dim if isinstance(dim, int) else None for dim in dims(value) or ()),
             )
-            for name, value in zip(inputs, node.inputs, strict=False)
+            for name, value in zip(input_names(model, node), node.inputs, strict=False)
             if value is not None and value.dtype is not None
         }
         requests = [

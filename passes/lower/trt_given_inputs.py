@@ -6,11 +6,20 @@ have places that their importer knows, so what is absent is given as what it sta
 zeros, or a decay of zeros, whose exponential keeps all of the state.
 """
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from intaglio.operators import LINEAR_ATTENTION
 from intaglio.passes.base import Context, Lower, PassResult
-from intaglio.passes.graph import Emitter, attribute, describe, dims, input_of
+from intaglio.passes.graph import (
+    Emitter,
+    attribute,
+    attributes_of,
+    describe,
+    dims,
+    signature_of,
+)
 from intaglio.signature import DOMAIN
 
 GIVEN = "given"  # how overloads of such functions begin
@@ -38,26 +47,36 @@ class TrtGivenInputs(Lower):
 
 def _filled(node: ir.Node) -> bool:
     """Give a node of the standard what it lacks; whether it lacked something."""
-    if node.domain or None not in node.inputs:
+    signature = None if node.domain else signature_of(node)
+    if signature is None or None not in node.inputs:
         return False
-    emit = Emitter(node)
-    if node.op_type == "CausalConvWithState" and input_of(node, 2) is None:
-        weight = node.inputs[1]
-        assert weight is not None
-        assert weight.dtype is not None
-        channels = (dims(weight) or (0,))[0]
-        node.replace_input_with(2, emit.constant([0.0] * int(channels), weight.dtype.numpy()))
-        return True
-    beta = input_of(node, 5)
-    if node.op_type == "LinearAttention" and input_of(node, 4) is None and beta is not None:
-        heads = attribute(node, "kv_num_heads")
-        assert beta.dtype is not None
-        zeros = emit.constant([0.0] * heads, beta.dtype.numpy())
-        shape = [*(dims(beta) or ())[:2], heads]
-        node.replace_input_with(4, emit("Mul", [beta, zeros], beta.dtype, shape))
-        node.attributes["update_rule"] = ir.AttrString("update_rule", "gated_delta")
-        return True
-    return False
+    given = dict(zip(signature.names, node.inputs, strict=False))
+    sizes = signature.bind({n: dims(value) for n, value in given.items()}, attributes_of(node))
+    filled = False
+    for place, formal in enumerate(signature.inputs[: len(node.inputs)]):
+        if given[formal.name] is None and formal.absent is not None:
+            shape = signature.shape(formal.name, sizes, attributes_of(node))
+            like = given[signature.names[0]]
+            assert like is not None
+            assert like.dtype is not None
+            array = np.full([int(dim) for dim in shape], formal.absent)
+            node.replace_input_with(place, Emitter(node).constant(array, like.dtype.numpy()))
+            filled = True
+    beta = given.get("beta")
+    if signature is LINEAR_ATTENTION and given.get("decay") is None and beta is not None:
+        _keep_all(node, signature.names.index("decay"), beta)
+        filled = True
+    return filled
+
+
+def _keep_all(node: ir.Node, decay: int, beta: ir.Value) -> None:
+    """Give a delta rule the decay of a gated one that forgets nothing."""
+    assert beta.dtype is not None
+    emit, heads = Emitter(node), attribute(node, "kv_num_heads")
+    zeros = emit.constant([0.0] * heads, beta.dtype.numpy())
+    shape = [*(dims(beta) or ())[:2], heads]
+    node.replace_input_with(decay, emit("Mul", [beta, zeros], beta.dtype, shape))
+    node.attributes["update_rule"] = ir.AttrString("update_rule", "gated_delta")
 
 
 def _define(model: ir.Model, node: ir.Node, given: list[int]) -> str:

@@ -4,31 +4,41 @@ A network of TensorRT computes in the dtypes that its graph says.  As PyTorch's 
 pass takes products, attention, convolutions and recurrences in fp16, and leaves norms, gates,
 position tables and the residual stream in fp32; what only moves numbers, like Reshape or a look-up
 in a table of weights, keeps the dtype that it is given.  Key-value and convolution caches become
-fp16; recurrent states stay fp32, which the kernels accumulate in.  Inputs and outputs keep their
-dtypes.
+fp16; recurrent states stay fp32, which the kernels accumulate in, but for those of LSTM, GRU and
+RNN: TensorRT's loops carry them in the dtype of their inputs, and a step casts them at its edges.
+Inputs and outputs keep their dtypes.  What of an operator follows the activations, its signature
+says.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from intaglio.errors import PassError
 from intaglio.passes.base import Context, Lower, PassResult
-from intaglio.passes.graph import attributes_of, constant, dims, input_of, producer
+from intaglio.passes.graph import (
+    attributes_of,
+    constant,
+    dims,
+    input_of,
+    producer,
+    signature_of,
+    type_of,
+)
 from intaglio.passes.low_bit import add_initializer
-from intaglio.signature import DOMAIN
+from intaglio.passes.own_ops import input_names
+from intaglio.signature import ACTIVATIONS, Signature
 
 FULL, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 LARGEST = float(np.finfo(np.float16).max)
 
-# Inputs and outputs of each operator that become fp16.
-HALVED: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+# Inputs and outputs that become fp16, of operators that no signature declares.
+Places = tuple[int, ...]
+HALVED: dict[str, tuple[Places, Places]] = {
     "MatMul": ((0, 1), (0,)),
     "Gemm": ((0, 1, 2), (0,)),
     "Conv": ((0, 1, 2), (0,)),
-    "Attention": ((0, 1, 2, 3), (0,)),
-    "LinearAttention": ((0, 1, 2, 4, 5), (0,)),  # not the state
-    "CausalConvWithState": ((0, 1, 2, 3), (0, 1)),
-    "AffineLowBitMatMul": ((0, 2, 3, 4), (0,)),  # not the codes
 }
 # Operators that move the numbers of one input, and all that move any.
 MOVES_ONE = frozenset("Expand Flatten Identity Reshape Slice Squeeze Transpose Unsqueeze".split())
@@ -52,7 +62,7 @@ class TrtHalf(Lower):
         inputs = {value.name: value for value in graph.inputs}
         for spec in caches:
             inputs[spec.input].type = ir.TensorType(HALF)
-        halved = {node for node in list(graph) if _halve(node, casts)}
+        halved = {node for node in list(graph) if _halve(model, node, casts)}
         for node in list(graph.all_nodes()):  # bodies of loops as well, which capture values
             if node in halved or node in casts.nodes or node.op_type in AGNOSTIC:
                 continue
@@ -69,14 +79,16 @@ class TrtHalf(Lower):
         )
 
 
-def _halve(node: ir.Node, casts: "_Casts") -> bool:
+def _halve(model: ir.Model, node: ir.Node, casts: "_Casts") -> bool:
     """Compute a node in fp16, if that is worth it, or what it moves is in fp16."""
     taken, given = tuple(range(len(node.inputs))), tuple(range(len(node.outputs)))
     if node.op_type in MOVES and not node.domain:
         if not any(_moved_in_half(node, node.inputs[index]) for index in taken):
             return False
-    elif node.op_type in HALVED and node.domain in ("", DOMAIN):
+    elif type_of(node) in HALVED:
         taken, given = HALVED[node.op_type]
+    elif (signature := signature_of(node)) is not None:
+        taken, given = _activations(signature, input_names(model, node))
     else:
         return False
     for index in taken:
@@ -87,6 +99,14 @@ def _halve(node: ir.Node, casts: "_Casts") -> bool:
         if index < len(node.outputs) and node.outputs[index].dtype is FULL:
             node.outputs[index].type = ir.TensorType(HALF)
     return True
+
+
+def _activations(signature: Signature, names: Sequence[str]) -> tuple[Places, Places]:
+    """Inputs, called `names`, and outputs of the dtype of the activations."""
+    kinds = {formal.name: formal.dtype for formal in signature.inputs}
+    taken = (i for i, name in enumerate(names) if kinds.get(name) == ACTIVATIONS)
+    given = (i for i, each in enumerate(signature.outputs) if each.dtype == ACTIVATIONS)
+    return tuple(taken), tuple(given)
 
 
 def _moved_in_half(node: ir.Node, value: ir.Value | None) -> bool:

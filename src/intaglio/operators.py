@@ -188,6 +188,7 @@ SIGNATURES = (
     RNN,
 )
 
+BY_NAME = {each.name: each for each in SIGNATURES}
 BY_TYPE = {
     f"{domain}::{each.onnx_type}" if domain else each.onnx_type: each
     for each in SIGNATURES

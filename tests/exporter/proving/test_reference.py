@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from intaglio.errors import ParityError
-from intaglio.exporter.proving.reference import Reference, reference
+from intaglio.exporter.proving.reference import CATCHES, Reference, reference
 from intaglio.exporter.sources.examples import guess_specs, sampler
 from intaglio.exporter.sources.source import Source
-from intaglio.ops import diagonal_ssm, linear_attention
+from intaglio.ops import OPS, diagonal_ssm, linear_attention
+from intaglio.ops.op import Op
 from intaglio.state import BATCH, CAPACITY, Layout, StateSpec
 
 BATCH_SIZE, STEPS, WIDTH, HEADS, GROUPS, SIZE, KERNEL = 2, 70, 8, 4, 2, 2, 4
@@ -241,6 +242,32 @@ def test_linear_attention_states_follow_its_recurrence(source: Source, found: Re
         np.testing.assert_allclose(got, states[tokens].numpy(), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "op", [pytest.param(op, id=op.name) for op in OPS if op.torch_op and op.signature.states]
+)
+def test_states_follow_from_the_arguments_of_every_operator(op: Op) -> None:
+    """After any tokens, whatever the order they are asked for; states that are not its own, never.
+
+    Those along time are cut at its axes, and the others, B and C of one system for all, are not.
+    """
+    _, catch = CATCHES[op.torch_op]
+    outputs = [formal.name for formal in op.signature.outputs]
+    for sample in op.samples(torch.float64):
+        call = catch(**sample)
+        axes = {n: op.signature.formal(n).time(sample) for n in op.inputs if n in sample}
+        timed = {name: axis for name, axis in axes.items() if axis is not None}
+        length = next(sample[name].shape[axis] for name, axis in timed.items())
+        for state in op.signature.states:
+            place = outputs.index(state.present)
+            for tokens in sorted({length, 1, length // 2 or 1}, reverse=True):
+                cut = {name: sample[name].narrow(axis, 0, tokens) for name, axis in timed.items()}
+                shape = tuple(op.reference(**sample)[place].shape)
+                got = call.state(spec(op.name, state.port, "", shape, Layout.RECURRENT), tokens)
+                assert got is not None
+                torch.testing.assert_close(got, op.reference(**{**sample, **cut})[place])
+            assert call.state(spec(op.name, "another", "", shape, Layout.RECURRENT), 1) is None
+
+
 @pytest.mark.parametrize("lti", [False, True])
 def test_states_of_a_diagonal_ssm_follow_its_recurrence(lti: bool) -> None:
     """h_t = exp(dt_t A) h_(t-1) + dt_t B_t u_t, with B of each token or one for all."""
@@ -269,7 +296,7 @@ def test_states_of_a_diagonal_ssm_follow_its_recurrence(lti: bool) -> None:
         dt = x[:, t, :, None].exp()
         write = module.B if lti else x[:, t, None, :SIZE]
         state = (dt * module.A).exp() * state + dt * x[:, t, :, None] * write
-    wanted = spec("diagonal_ssm", "ssm", "", (BATCH, WIDTH, SIZE), Layout.RECURRENT)
+    wanted = spec("diagonal_ssm", "recurrent", "", (BATCH, WIDTH, SIZE), Layout.RECURRENT)
 
     got = found.state(wanted, 4)
     assert got is not None
