@@ -1,6 +1,7 @@
 """Every operator is what its signature declares: in the standard, in PyTorch, in a step graph."""
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+from emulator.plugins import taken
 from onnx_ir.passes import common
 from torch import Tensor
 
@@ -23,10 +25,14 @@ from intaglio.passes.lower.trt_half import TrtHalf
 from intaglio.passes.lower.trt_loops import TrtLoops
 from intaglio.passes.own_ops import define, input_names
 from intaglio.runtime.graph import parse_graph
+from intaglio.runtime.launch import evaluate as size_of
 from intaglio.runtime.work import Work, Works
 from intaglio.signature import ACTIVATIONS, DOMAIN, Signature, evaluate
 from intaglio.state import BATCH, CAPACITY, TIME, Layout
+from intaglio.trt_plugins import NAMES, find
+from intaglio.trt_plugins.run import request_of
 
+DOCS = Path(__file__).parents[1] / "docs"
 STATEFUL = [pytest.param(op, id=op.name) for op in OPS if op.signature.states]
 RECURRENT = [pytest.param(op, id=op.name) for op in OPS if op.signature.recurrent]
 EVERY = [pytest.param(op, id=op.name) for op in OPS]
@@ -76,10 +82,10 @@ def test_each_operator_has_its_signature() -> None:
 def test_inputs_are_those_of_the_standard(op: Op) -> None:
     """In its order; what may be left out may be so there, and each state is one of each side."""
     option = onnx.defs.OpSchema.FormalParameterOption.Optional
-    for declared, taken in zip(op.signature.inputs, op.schema.inputs, strict=False):
-        assert declared.optional == (taken.option == option), declared.name
+    for declared, formal in zip(op.signature.inputs, op.schema.inputs, strict=False):
+        assert declared.optional == (formal.option == option), declared.name
         if op.name != "attention":  # whose first inputs have one letter each
-            assert declared.name == taken.name
+            assert declared.name == formal.name
     for state in op.signature.states:
         past, present = (op.signature.formal(name) for name in (state.past, state.present))
         assert past.optional
@@ -315,3 +321,43 @@ def test_what_follows_the_activations_is_in_fp16_and_nothing_else(op: Op) -> Non
         TrtLoops().run(model, context)
         found = stepping.roll(model, states, inputs, tokens)["output"]
         assert 0 < np.abs(found - wanted).max() <= 4e-3 * np.abs(wanted).max()
+
+
+def row_of(signature: Signature) -> str:
+    """As the table of docs/architecture.md has it."""
+    timed = [f.name for f in signature.inputs if f.time({}) is not None]
+    known = (*timed, *signature.pasts)
+    others = [f.name for f in signature.inputs if f.dims and f.name not in known]
+    carried = ", ".join(map(signature.carried, signature.states))
+    return f"| `{signature.onnx_type}` | {', '.join(timed)} | {', '.join(others)} | {carried} |"
+
+
+def test_the_documents_tell_what_every_operator_carries() -> None:
+    """A row for each in the architecture; those with kernels in the page on TensorRT."""
+    page = (DOCS / "architecture.md").read_text().splitlines()
+    rows = [row_of(signature) for signature in SIGNATURES if signature.states]
+    kernels = (DOCS / "tensorrt.md").read_text()
+
+    assert [line for line in page if line in rows] == rows
+    assert [op.name for op in OPS if op.name in NAMES and f"`{op.onnx_type}`" not in kernels] == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_plans_of_kernels_give_what_is_declared(name: str) -> None:
+    """Shapes and dtypes of every output, for the samples that there are kernels for."""
+    plugin = find(name)
+    signature = plugin.op.signature
+    for sample in taken(plugin, FLOAT16, sm=80):
+        request, given = request_of(plugin, sample, 80)
+        shapes = [None if x is None else tuple(x.shape) for x in given]
+        attributes = attributes_of(plugin.op, sample)
+        sizes = signature.bind(
+            {n: tuple(x.shape) for n, x in tensors(plugin.op, sample).items()}, attributes
+        )
+        outputs = plugin.kernels(request).outputs
+        for formal, output in zip(signature.outputs, outputs, strict=True):
+            found = [size_of(size, shapes) for size in output.shape]
+            kind = "float16" if formal.dtype == ACTIVATIONS else formal.dtype
+            assert output.dtype == kind
+            if not (formal.dims or "").startswith("*"):
+                assert found == list(signature.shape(formal.name, sizes, attributes))

@@ -129,6 +129,12 @@ class Signature:
         """The input or output called `name`."""
         return next(each for each in (*self.inputs, *self.outputs) if each.name == name)
 
+    def carried(self, state: State) -> str:
+        """A state as tables tell it: port, shape, and dtype unless it follows the activations."""
+        past = self.formal(state.past)
+        sizes = ", ".join((past.dims or "").split())
+        return f"{state.port} [{sizes}]" + f" {past.dtype}" * (past.dtype != ACTIVATIONS)
+
     def bind(
         self, shapes: Mapping[str, Shape | None], attributes: Mapping[str, Any]
     ) -> dict[str, int]:

@@ -13,6 +13,7 @@ def ops() -> list[dict[str, Any]]:
             "name": op.name,
             "onnx": f"{op.domain or 'ai.onnx'}::{op.onnx_type}",
             "since": op.since,
+            "carries": ", ".join(op.signature.carried(state) for state in op.signature.states),
             "source": op.source,
         }
         for op in OPS
