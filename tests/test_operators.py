@@ -277,6 +277,19 @@ def test_of_a_table_the_rows_that_are_looked_up_are_read() -> None:
 
 
 @pytest.mark.parametrize("op", RECURRENT)
+def test_a_state_follows_the_activations_where_it_is_declared_so(op: Op) -> None:
+    """Sums stay in single precision, what only moves tokens does not."""
+    pasts = op.signature.pasts
+    sample = {n: x for n, x in op.samples(FLOAT16)[0].items() if n not in pasts}
+    context = Context()
+    Statefulize().run(graph_of(op, sample), context)
+    declared = [op.signature.formal(past).dtype for past in pasts]
+
+    wanted = ["float16" if dtype == ACTIVATIONS else dtype for dtype in declared]
+    assert [spec.dtype for spec in context.states] == wanted
+
+
+@pytest.mark.parametrize("op", RECURRENT)
 def test_a_last_state_that_is_computed_with_is_refused(op: Op) -> None:
     """Tokens would see those after them."""
     model = graph_of(op, next(stateless(op)))
