@@ -13,7 +13,13 @@ ROOT = Path(__file__).parents[1]
 ROOMS: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"][
     "package-dir"
 ]
-CORE = {"intaglio", "intaglio.errors", "intaglio.quiet", "intaglio.state"}
+CORE = {
+    "intaglio",
+    "intaglio.errors",
+    "intaglio.keywords",
+    "intaglio.quiet",
+    "intaglio.state",
+}
 
 # What each room may import of ours; those in LAZY may import the rest inside functions.
 LAZY = {"intaglio", "intaglio.cli"}
