@@ -227,7 +227,7 @@ def _stage(name: str, run: Replay, model: ir.Model, context: Context) -> dict[st
 
 
 def _rewrite(model: ir.Model, chosen: Chosen, found: Outcome, *, tables: bool) -> list[str]:
-    """Put the low-bit operators in; with `tables`, in place of Gather too; tell which embeddings those were."""
+    """Put the low-bit operators in; with `tables`, for Gather too; tell of which embeddings."""
     graph, looked_up = model.graph, []
     for layer in chosen.layers:
         projection, solved = layer.projection, found.weights[layer.path]

@@ -13,7 +13,7 @@ DOMAIN = "com.microsoft"
 
 
 def to_gather(node: ir.Node, weight: LowBitWeight) -> bool:
-    """Lower a Gather of an embedding; False, and nothing done, where its groups are not whole blocks."""
+    """Lower a Gather; False, and nothing done, where its groups are not whole blocks."""
     blocks, graph = to_blocks(weight), node.graph
     if blocks.width is not None or blocks.K % blocks.block:
         return False

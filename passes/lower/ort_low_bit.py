@@ -75,7 +75,7 @@ class OrtLowBit(Lower):
     def _details(
         self, weights: Sequence[LowBitWeight], products: Sequence[LowBitMatMul]
     ) -> dict[str, Any]:
-        """What the graph has now: auto is fast, mixed or fine; embeddings alone are none of these."""
+        """What the graph has now: auto is fast, mixed or fine; a Gather alone is none of these."""
         if not weights:
             return {}
         kinds = sorted({f"{w.bits} bits, groups of {w.group}" for w in weights})
