@@ -19,7 +19,7 @@ from intaglio.passes import evaluate
 from intaglio.passes.base import Context
 from intaglio.passes.calibration import Calibration
 from intaglio.passes.low_bit import low_bit_nodes, weight_of
-from intaglio.passes.lower._blocks import to_blocks
+from intaglio.passes.lower._block_format import to_blocks
 from intaglio.passes.lower.ort_low_bit import Accuracy, OrtLowBit
 
 CHECKPOINTS = Path(__file__).parents[1] / "models" / "checkpoints"

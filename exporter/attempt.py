@@ -9,6 +9,9 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import onnx_ir as ir
+
+from intaglio.errors import ParityError
 from intaglio.exporter.options.clock import Clock
 from intaglio.exporter.options.recipe import FILE_NAME as RECIPE
 from intaglio.exporter.options.recipe import Recipe
@@ -41,6 +44,7 @@ class Attempt:
     compiled: Compiled
     manifest: Manifest
     parity: ParityReport | None
+    notes: tuple[str, ...]
 
 
 def attempt(
@@ -54,14 +58,22 @@ def attempt(
     """Write a bundle of `compiled` and verify it; with `auto`, again where one part is too coarse.
 
     Raises:
+        ParityError: if the bundle does not compute what the source does; it is kept as failed.
         IntaglioError: what writing and verifying raise; no second attempt is made then.
     """
-    first = _once(writer, source, compiled, how, clock, data)
-    if how.ort_accuracy != "auto" or first.parity is None or not first.parity.too_coarse:
-        return first
-    finer = _finer(compiled, how, clock, first.parity)
-    writer.clear()
-    return _once(writer, source, finer, how, clock, data)
+    made = _once(writer, source, compiled, how, clock, data)
+    if how.ort_accuracy == "auto" and made.parity is not None and made.parity.too_coarse:
+        finer = _finer(compiled, how, clock, made.parity)
+        writer.clear()
+        made = _once(writer, source, finer, how, clock, data)
+    if made.parity is not None and not made.parity.passed:
+        raise refused(writer, made.manifest, made.parity.summary())
+    return made
+
+
+def refused(writer: BundleWriter, manifest: Manifest, why: str) -> ParityError:
+    """The error of a bundle that is not put in its place, which keeps it as failed."""
+    return ParityError(f"{why} The attempt is kept in {writer.fail(manifest)}.")
 
 
 def _once(
@@ -77,7 +89,7 @@ def _once(
         if how.layout == "genai":
             manifest = add_genai(writer.path, manifest)
     if not how.verify:
-        return Attempt(compiled=compiled, manifest=manifest, parity=None)
+        return Attempt(compiled=compiled, manifest=manifest, parity=None, notes=compiled.notes)
     with clock.phase("verify"):
         parity = verify(
             writer.path,
@@ -90,19 +102,25 @@ def _once(
         )
     verdict = PASSED if parity.passed else FAILED
     proven = with_verdict(manifest, "ort", verdict, parity.to_json())
-    return Attempt(compiled=compiled, manifest=proven, parity=parity)
+    return Attempt(compiled=compiled, manifest=proven, parity=parity, notes=compiled.notes)
 
 
 def _write(writer: BundleWriter, source: Source, compiled: Compiled, how: Recipe) -> Manifest:
-    graphs = {PORTABLE: compiled.portable} if how.portable else {}
-    graphs[LOWERED] = compiled.ort
-    if compiled.trt is not None:
-        graphs[GRAPH] = compiled.trt
     with writer.told():
         (writer.path / RECIPE).write_text(how.to_toml(), encoding="utf-8")
-        opened = save_graphs(writer.path, graphs)
+        opened = save_graphs(writer.path, _by_file(compiled, how))
     text = {} if source.text is None else source.text.save(writer.path)
     return writer.write_manifest(describe(source, compiled, how, opened, text))
+
+
+def _by_file(compiled: Compiled, how: Recipe) -> dict[str, ir.Model]:
+    """The forms of a graph that a bundle holds, by their place in it."""
+    forms = {
+        PORTABLE: compiled.portable if how.portable else None,
+        LOWERED: compiled.ort,
+        GRAPH: compiled.trt,
+    }
+    return {path: model for path, model in forms.items() if model is not None}
 
 
 def _finer(compiled: Compiled, how: Recipe, clock: Clock, parity: ParityReport) -> Compiled:

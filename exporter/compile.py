@@ -1,5 +1,6 @@
 """From a source to its graphs: trace it, run the passes, lower the result for each target."""
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from intaglio.exporter.options.recipe import Recipe
 from intaglio.exporter.options.served_shapes import Shapes
 from intaglio.exporter.sources.calibration_data import Arrays, read_calibration
 from intaglio.exporter.sources.source import Source
-from intaglio.exporter.tracing.trace import trace
+from intaglio.exporter.tracing.trace import Traced, trace
 from intaglio.exporter.writing.compiled import Compiled
 from intaglio.passes import pipeline
 from intaglio.passes.base import Context, Pass
@@ -32,6 +33,11 @@ class Teacher:
         """One with `data`, none without."""
         return None if data is None else cls(data, work)
 
+    def forget(self) -> None:
+        """Remove what was finished: the bundle holds it."""
+        if self.work is not None:
+            shutil.rmtree(self.work, ignore_errors=True)
+
 
 def compile_source(
     source: Source,
@@ -48,7 +54,6 @@ def compile_source(
     batch = _fixed_batch(source, Shapes.from_json(how.shapes))
     with clock.phase("trace"):
         traced = trace(source)
-    model = traced.model
     context = Context(
         max_context=traced.max_context,
         batch=batch,
@@ -60,10 +65,17 @@ def compile_source(
             data = read_calibration(teacher.data, source, traced.max_context)
         context.calibration, context.work = data, teacher.work
         context.module = source.body if isinstance(source.body, nn.Module) else None
+    steps = pipeline.whole(extra) if source.whole else pipeline.standard(how.kv, extra)
+    return _compile_graph(traced, steps, context, how, clock)
+
+
+def _compile_graph(
+    traced: Traced, steps: Sequence[Pass], context: Context, how: Recipe, clock: Clock
+) -> Compiled:
+    """Run `steps` on a graph that was traced, and lower what they make of it for each target."""
+    model, trt = traced.model, None
     with clock.phase("passes"):
-        steps = pipeline.whole(extra) if source.whole else pipeline.standard(how.kv, extra)
         records = pipeline.run(model, steps, context, check=how.check_passes, progress=clock.report)
-        trt = None
         if "trt" in how.targets:
             trt = model.clone()
             records += pipeline.lower(

@@ -1,17 +1,15 @@
 """What a pass is, what it promises, and what it reports."""
 
-import abc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
+from typing import Any, ClassVar, dataclass_transform
 
 import onnx_ir as ir
 
 from intaglio.state import StateSpec
 
-if TYPE_CHECKING:
-    from .calibration import Calibration
+from .calibration import Calibration
 
 Progress = Callable[[str, float | None], None]  # what is being done, and the part of it done
 
@@ -33,7 +31,7 @@ class Context:
     max_context: int | None = None
     batch: int | None = None
     defaults: Mapping[str, float] = field(default_factory=dict)
-    calibration: "Calibration | None" = None
+    calibration: Calibration | None = None
     module: Any = None
     work: Path | None = None
     progress: Progress | None = None
@@ -57,8 +55,12 @@ class PassResult:
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
-class Pass(abc.ABC):
-    """One graph rewrite, in place.  Its fields are its options; its base class, its promise."""
+class Pass:
+    """One graph rewrite, in place.  Its fields are its options; its base class, its promise.
+
+    A pass that the graph alone decides defines `rewrite`; one that reads or fills what a pipeline
+    carries beside the graph defines `run`.
+    """
 
     name: ClassVar[str]
     summary: ClassVar[str]
@@ -70,9 +72,13 @@ class Pass(abc.ABC):
         cls.name = "".join("-" + c.lower() if c.isupper() else c for c in cls.__name__)[1:]
         cls.summary = (cls.__doc__ or "").strip().partition("\n")[0]
 
-    @abc.abstractmethod
-    def run(self, model: ir.Model, context: Context) -> PassResult:
+    def run(self, model: ir.Model, context: Context) -> PassResult:  # noqa: ARG002
         """Rewrite `model`; raise `PassError` where it cannot, leaving nothing half-done to use."""
+        return self.rewrite(model)
+
+    def rewrite(self, model: ir.Model) -> PassResult:
+        """The same for a pass that needs no context."""
+        raise NotImplementedError(f"{type(self).__name__} defines neither rewrite nor run")
 
 
 class Exact(Pass):

@@ -156,7 +156,7 @@ def parameter_of(node: ir.Node) -> tuple[str, bool]:
 
 
 def low_bit_nodes(model: ir.Model) -> Iterator[ir.Node]:
-    """Every product and look-up with a weight of few bits."""
+    """Every MatMul and Gather with a weight of few bits."""
     for node in model.graph.all_nodes():
         if node.domain == DOMAIN and node.op_type in (MATMUL, GATHER):
             yield node

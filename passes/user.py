@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from intaglio.errors import IntaglioError, MissingExtraError, PassError
 
-from .base import Context, Exact, Pass, PassResult
+from .base import Exact, Pass, PassResult
 from .graph import FOLDED
 from .shapes import infer_shapes
 
@@ -60,7 +60,7 @@ def pass_of(rewrite: Callable[..., Any], name: str, details: dict[str, Any] | No
     class UserPass(Exact):
         """A rewrite of the user's own."""
 
-        def run(self, model: ir.Model, context: Context) -> PassResult:  # noqa: ARG002
+        def rewrite(self, model: ir.Model) -> PassResult:
             """Call the function and say whether the graph is another one now."""
             try:
                 changed = (_operate if surgeon else _rewrite)(rewrite, model)

@@ -16,6 +16,7 @@ ROOMS: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["to
 CORE = {
     "intaglio",
     "intaglio.errors",
+    "intaglio.keywords",
     "intaglio.operators",
     "intaglio.quiet",
     "intaglio.signature",
@@ -78,7 +79,6 @@ def for_types_alone(node: ast.AST) -> bool:
 def imports(module: str, *, lazy: bool) -> set[str]:
     """Absolute names of what a module imports; without `lazy`, when it is itself imported."""
     found: set[str] = set()
-    package = module if FILES[module].stem == "__init__" else module.rpartition(".")[0]
     pending: list[ast.AST] = [ast.parse(FILES[module].read_text())]
     while pending:
         node = pending.pop()
@@ -87,14 +87,29 @@ def imports(module: str, *, lazy: bool) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                above = package.split(".")[: len(package.split(".")) - node.level + 1]
-                base = ".".join((*above, *filter(None, [node.module])))
+            base = base_of(module, node)
             names = {f"{base}.{alias.name}" for alias in node.names}
             found |= {name if name in FILES else base for name in names}
         pending.extend(ast.iter_child_nodes(node))
     return found
+
+
+def names_from(module: str) -> set[tuple[str, str]]:
+    """The names that a module imports from ours, each with what it imports them from."""
+    found: set[tuple[str, str]] = set()
+    for node in ast.walk(ast.parse(FILES[module].read_text())):
+        if isinstance(node, ast.ImportFrom) and ours({base_of(module, node)}):
+            found |= {(base_of(module, node), alias.name) for alias in node.names}
+    return found
+
+
+def base_of(module: str, node: ast.ImportFrom) -> str:
+    """The absolute name of what a statement imports from."""
+    if not node.level:
+        return node.module or ""
+    package = module if FILES[module].stem == "__init__" else module.rpartition(".")[0]
+    above = package.split(".")[: len(package.split(".")) - node.level + 1]
+    return ".".join((*above, *filter(None, [node.module])))
 
 
 def ours(names: set[str]) -> set[str]:
@@ -110,6 +125,38 @@ def test_a_room_imports_only_what_it_may_know(module: str) -> None:
         known = name in shared or name in ALLOWED[here] or room(name) in ALLOWED[here]
 
         assert known, f"{module} imports {name}"
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_what_is_private_stays_in_its_folder(module: str) -> None:
+    """No file imports a `_private` name of any other, or a `_private` file of another folder."""
+    own = module if FILES[module].stem == "__init__" else module.rpartition(".")[0]
+    for name in ours(imports(module, lazy=True)):
+        folder, _, last = name.rpartition(".")
+        hidden = is_private(last) and folder != own
+        assert not hidden, f"{module} imports {name} of another folder"
+    for file, name in ((f, n) for f, n in names_from(module) if f"{f}.{n}" not in FILES):
+        assert not is_private(name), f"{module} imports the private name {name} of {file}"
+
+
+def is_private(part: str) -> bool:
+    return part.startswith("_") and not part.endswith("__")
+
+
+def test_files_of_the_exporter_and_of_passes_do_not_import_each_other_in_a_circle() -> None:
+    """Contracts stand below what uses them, types included; time and its rules are one thing."""
+    left = {
+        module: imports(module, lazy=True)
+        for module in FILES
+        if room(module) in ("intaglio.exporter", "intaglio.passes")
+        and FILES[module].stem != "__init__"
+        and not module.startswith("intaglio.passes.analysis.")
+    }
+    while free := [module for module, names in left.items() if not names & left.keys()]:
+        for module in free:
+            del left[module]
+
+    assert sorted(left) == []
 
 
 # The stages of an export, and which of them each one may import: those before it.  What is proven

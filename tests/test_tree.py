@@ -43,7 +43,19 @@ REGISTRIES = [
     pytest.param(models, ["models"], "tests/models", id="models"),
     pytest.param(plugins, ["trt_plugins"], "tests/trt_plugins", id="plugins"),
 ]
-HELPERS = {"op", "model", "training", "plugin", "compile", "ahead", "worker", "run", "quick"}
+HELPERS = {
+    "ahead",
+    "compile",
+    "low_bit_pass",
+    "low_bit_planes",
+    "model",
+    "op",
+    "plugin",
+    "quick",
+    "run",
+    "training",
+    "worker",
+}
 
 
 @pytest.mark.parametrize(("registry", "folders", "tests"), REGISTRIES)
@@ -61,6 +73,20 @@ def test_each_file_is_a_registry_entry_with_a_test_file(
 
     assert files == sorted(name.replace("-", "_") for name in registry())
     assert set(files) <= tested
+
+
+def test_tests_mirror_the_tree() -> None:
+    """A folder of tests is for the folder of that name, and the test of a pass lies in its own."""
+    helpers = {"support"}
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        folder = path.parent.relative_to(ROOT / "tests")
+        if folder.parts and folder.parts[0] not in helpers:
+            homes = (ROOT / folder, ROOT / "src/intaglio" / folder)
+            assert any(home.is_dir() for home in homes), f"{path} tests no folder of ours"
+        name = path.name.removeprefix("test_")
+        passes = [found.parent.name for found in (ROOT / "passes").glob(f"*/{name}")]
+        if folder.parts[:1] == ("passes",) and passes:
+            assert folder.name in passes, f"{path} belongs into {passes}"
 
 
 def test_every_package_is_listed() -> None:

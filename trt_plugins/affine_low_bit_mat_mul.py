@@ -14,7 +14,7 @@ import triton.language as tl
 
 from intaglio.errors import UnsupportedError
 from intaglio.ops import AFFINE_LOW_BIT_MAT_MUL
-from intaglio.ops._low_bit_planes import BITS, BLOCK, PLANE, size_in_planes, to_planes
+from intaglio.ops.low_bit_planes import BITS, BLOCK, PLANE, size_in_planes, to_planes
 from intaglio.runtime.launch import Buffer, Output, Size, ceil_div, dim, less, product
 
 from . import INPUTS

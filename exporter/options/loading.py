@@ -1,35 +1,96 @@
-"""What the user says beside the source: how it is built, what it takes, what is allowed."""
+"""What the user says beside the source: how it is built, what it takes, what is allowed.
+
+An option of loading is a field of one of the two records here and an entry of `LoadKeywords`: all
+that loads a source takes the keywords, and hands on the record.  A kind of source names the options
+that it takes, so that a new one is refused wherever nobody thought of it.
+"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self, TypedDict
 
 from intaglio.errors import OptionError
 
-Config = Mapping[str, Any] | str | Path
+from .config import Config
+
+Axes = Mapping[str, Sequence[int | str]]
+Inputs = Mapping[str, Any] | str | Path
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadOptions:
-    """The options of `intaglio.exporter.sources.load.load_source`, which describes them."""
+class SourceOptions:
+    """What says how to read a source, wherever it lies: a recipe repeats it."""
 
     model: str | None = None
     config: Config | None = None
     key: str | None = None
+    axes: Axes = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions(SourceOptions):
+    """How to load a source; beyond `SourceOptions`, what is the user's to say each time."""
+
     import_from: Sequence[str | Path] = ()
-    inputs: Mapping[str, Any] | str | Path | None = None
-    axes: Mapping[str, Sequence[int | str]] | None = None
+    inputs: Inputs | None = None
     allow_code: bool = False
     allow_pickle: bool = False
 
-    def refuse(self, what: str, *names: str) -> None:
-        """Refuse those of the options `names` that were given: they mean nothing for `what`.
+    @classmethod
+    def of(cls, *given: Mapping[str, Any]) -> Self:
+        """The options that are among `given` and not None; the last to name one decides."""
+        known = [entry.name for entry in fields(cls)]
+        values = {n: v for each in given for n, v in each.items() if n in known and v is not None}
+        return cls(**values)
+
+    def given(self) -> dict[str, Any]:
+        """The options that say anything, by name."""
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return {name: value for name, value in values.items() if value}
+
+    def take(self, what: str, *names: str) -> None:
+        """Refuse what was given beside `names` and consent: it means nothing for `what`.
 
         Raises:
-            OptionError: if one was given.
+            OptionError: if something was.
         """
-        for entry in fields(self):
-            if entry.name in names and getattr(self, entry.name):
-                option = entry.name.replace("_", "-")
+        for name in self.given():
+            if name not in names and not name.startswith("allow_"):
+                option = name.replace("_", "-")
                 raise OptionError(f"--{option} says nothing about {what}; leave it out.")
+
+
+class LoadKeywords(TypedDict, total=False):
+    """The same as keywords, as `load_source`, `export`, `verify` and `profile` take them."""
+
+    model: Annotated[
+        str | None,
+        "a model of `intaglio.models`, or ``package.module:factory``: naming a factory is consent "
+        "to run its code.  Needed unless the checkpoint names its model.",
+    ]
+    config: Annotated[
+        Config | None,
+        "what the model or factory is built with: a mapping, or a JSON or TOML file.",
+    ]
+    key: Annotated[str | None, "where the file holds the state dict, if it holds several; dotted."]
+    axes: Annotated[
+        Axes | None,
+        "the dimensions of inputs that are laid out otherwise, ``batch`` and ``time`` by name: "
+        '``{"mel": ("batch", 80, "time")}``.',
+    ]
+    import_from: Annotated[
+        Sequence[str | Path] | None,
+        "folders in which the factory's module is looked for first.",
+    ]
+    inputs: Annotated[
+        Inputs | None,
+        "example inputs by name, ``[batch, time, ...]`` or ``[batch]`` each: tensors, arrays, or "
+        "an ``.npz`` file.  Needed where the inputs are not token ids alone.",
+    ]
+    allow_code: Annotated[
+        bool, "run code that the checkpoint names, not the user; ``FILE.py:FUNCTION`` passes, too."
+    ]
+    allow_pickle: Annotated[
+        bool, "load pickled objects, which runs whatever code the file's author chose."
+    ]

@@ -12,28 +12,34 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, Self, get_type_hints
+from typing import Annotated, Any, Literal, Self, TypedDict, get_type_hints
 
 from intaglio.errors import OptionError
-from intaglio.passes import PASSES, pipeline
+from intaglio.passes import pipeline
 from intaglio.passes.base import Pass
 from intaglio.passes.lower.ort_low_bit import Accuracy
-from intaglio.passes.user import pass_of
+
+from .config import read_config
+from .loading import LoadKeywords, LoadOptions, SourceOptions
+from .served_shapes import Shapes
+from .user_passes import PASS_KEYS, as_entry, build_entry, describe_pass
 
 FILE_NAME = "recipe.toml"
 BARE = re.compile(r"[A-Za-z0-9_-]+")
-PASS_KEYS = ("name", "options", "file", "function")
+
+PLAIN: Mapping[str, Callable[[Any], Any]] = {
+    "config": read_config,
+    "passes": lambda given: [as_entry(entry) for entry in given],
+    "shapes": lambda given: given.to_json() if isinstance(given, Shapes) else given,
+}
+"""How an option becomes what a recipe holds, where it is given in another form."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(SourceOptions):
     """The options of `export` that decide what is in a bundle, with their defaults."""
 
     targets: Sequence[str] = ("ort",)
-    model: str = ""
-    config: Mapping[str, Any] | str = field(default_factory=dict)
-    key: str = ""
-    axes: Mapping[str, Any] = field(default_factory=dict)
     passes: Sequence[Any] = ()
     kv: Literal["static", "grow"] = "static"
     ort_accuracy: Accuracy = "auto"
@@ -54,6 +60,7 @@ class Recipe:
 
         Raises:
             OptionError: if it is missing or malformed, or has an unknown key or a wrong value.
+            SourceError: if a config that it names cannot be read.
         """
         try:
             text = Path(path).read_text(encoding="utf-8")
@@ -71,18 +78,26 @@ class Recipe:
         for entry in values.get("passes", ()):
             for name in entry if isinstance(entry, Mapping) else ():
                 _check_key(name, PASS_KEYS, path, text)
-        return cls(**values)
+        return cls().override(values)
 
-    def override(self, **given: Any) -> Self:
-        """The recipe with those of `given` in place of its own that are not None."""
-        return replace(self, **{name: value for name, value in given.items() if value is not None})
+    def override(self, given: Mapping[str, Any]) -> Self:
+        """The recipe with those of `given` in place of its own that are of it and not None.
+
+        Raises:
+            SourceError: if a config cannot be read.
+            PassError: if a pass is not known, or has wrong options.
+        """
+        known = [entry.name for entry in fields(self)]
+        values = {n: v for n, v in given.items() if n in known and v is not None}
+        return replace(self, **{n: PLAIN[n](v) if n in PLAIN else v for n, v in values.items()})
 
     def to_json(self) -> dict[str, Any]:
         """As plain values, for the manifest: what says nothing is left out."""
         values = {entry.name: _plain(getattr(self, entry.name)) for entry in fields(self)}
         if "null" in json.dumps(values["config"]) and isinstance(values["config"], dict):
             values["config"] = json.dumps(values["config"])  # TOML has no null
-        return {name: value for name, value in values.items() if value not in ("", {}, [])}
+        no_keys = {"config"} if values["config"] == {} else set()  # which is not the source's own
+        return {n: v for n, v in values.items() if v not in (None, "", {}, []) or n in no_keys}
 
     def to_toml(self) -> str:
         """As a file that `read` takes."""
@@ -103,47 +118,83 @@ class Recipe:
             PassError: if one is not known, has wrong options, or runs code without consent.
             OptionError: if one was an object of a program, which no file can repeat.
         """
-        return [_build(entry, allow_code=allow_code) for entry in self.passes]
+        return [build_entry(entry, allow_code=allow_code) for entry in self.passes]
+
+
+class RecipeKeywords(TypedDict, total=False):
+    """What decides what is in a bundle, as keywords of `export`; None is as the recipe says."""
+
+    targets: Annotated[
+        Sequence[str] | None, "the engines to lower for: ort, which is in every bundle, and trt."
+    ]
+    passes: Annotated[
+        Sequence[str | Pass | Callable[..., Any]] | None,
+        "the user's passes, as ``NAME:OPTIONS``, objects or functions; run before statefulize.",
+    ]
+    kv: Annotated[
+        Literal["static", "grow"] | None,
+        "layout of key-value caches: one buffer written in place, or past and present.",
+    ]
+    ort_accuracy: Annotated[
+        Accuracy | None,
+        "how ONNX Runtime multiplies by weights of few bits: ``fast`` rounds activations to 8 "
+        "bits, ``fine`` takes them in two parts of 8 bits; ``auto`` is fine where rounding shows "
+        "on calibration data, and everywhere if it alone fails parity; ``exact`` has full "
+        "precision, slowly, for verification only.",
+    ]
+    shapes: Annotated[
+        Shapes | None,
+        "what the bundle has to serve; a batch fixed to 1 allows faster attention.",
+    ]
+    dtype: Annotated[
+        str | None,
+        "what TensorRT takes products, attention, convolutions and recurrences in, fp32 or fp16, "
+        "and stores their weights and caches in; ONNX Runtime computes in fp32.",
+    ]
+    flavour: Annotated[
+        Literal["auto", "tensorrt", "rtx"] | None,
+        "which TensorRT builds: the full one, which needs a GPU, TensorRT-RTX, or the first that "
+        "can here.",
+    ]
+    sm: Annotated[
+        Sequence[int] | None,
+        "compute capabilities that the kernels of TensorRT's plugins are compiled for, 87 for "
+        "8.7; by default those of RTX 30, 40 and 50 and of A100.",
+    ]
+    portable: Annotated[bool | None, "keep `model.onnx`, the graph for any runtime."]
+    layout: Annotated[
+        Literal["bundle", "genai"] | None,
+        "whether the folder is a bundle alone, or one that onnxruntime-genai opens as well.",
+    ]
+    check_passes: Annotated[bool | None, "hold every exact pass to its promise on random inputs."]
+    verify: Annotated[bool | None, "compare the written bundle with the source."]
+    steps: Annotated[int | None, "how many steps to compare."]
+    tolerance: Annotated[
+        Mapping[str, float] | None, "limits of parity by name, instead of the defaults."
+    ]
+
+
+class ExportKeywords(LoadKeywords, RecipeKeywords, total=False):
+    """All that `export` shares: how to load the source, and what to make of it."""
+
+
+def decide(recipe: Recipe | str | Path | None, given: ExportKeywords) -> tuple[Recipe, LoadOptions]:
+    """What to make and how to load its source: as `given`, else as the recipe says, or its file.
+
+    Raises:
+        OptionError: if the file cannot be read.
+        SourceError: if a config cannot be read.
+        PassError: if a pass is not known, or has wrong options.
+    """
+    read = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
+    how = read.override(given)
+    said = {entry.name: getattr(how, entry.name) for entry in fields(SourceOptions)}
+    return how, LoadOptions.of(given, said)
 
 
 def read_recipe(recipe: str | Path | None) -> Recipe:
     """The recipe of a file, or the default one."""
     return Recipe() if recipe is None else Recipe.read(recipe)
-
-
-def as_entry(given: str | Pass | Callable[..., Any]) -> Pass | dict[str, Any]:
-    """A pass as a program or the command line gives it: text, an object, or a function."""
-    if isinstance(given, str):
-        return describe_pass(given)
-    if isinstance(given, Pass):
-        return given
-    return pass_of(given, f"{given.__module__}.{given.__qualname__}")
-
-
-def describe_pass(given: str | Pass) -> dict[str, Any]:
-    """One of the user's passes as an entry of a recipe."""
-    if isinstance(given, str):
-        name, _, rest = given.partition(":")
-        if name.endswith(".py"):
-            return {"file": name, "function": rest}
-        given = pipeline.parse(given)
-    options = {entry.name: getattr(given, entry.name) for entry in fields(given)}  # type: ignore[arg-type]
-    return {"name": given.name, **({"options": _plain(options)} if options else {})}
-
-
-def _build(entry: Pass | Mapping[str, Any], *, allow_code: bool) -> Pass:
-    if isinstance(entry, Pass):
-        return entry
-    if "file" in entry:
-        text = f"{entry['file']}:{entry.get('function', '')}"
-        return pipeline.parse(text, allow_code=allow_code)
-    name = str(entry.get("name"))
-    if name not in {known.name for known in PASSES} and "." in name:
-        raise OptionError(
-            f"The pass {name!r} of the recipe was a function of a program. Export from that "
-            "program again, or keep the function in a file and give it with --pass."
-        )
-    return pipeline.build(name, entry.get("options", {}))
 
 
 def _check_key(name: str, known: Sequence[str], path: str | Path, text: str) -> None:
@@ -164,7 +215,7 @@ def _line(key: str, text: str) -> str:
 def _plain(value: Any) -> Any:
     """Records and sequences as JSON holds them."""
     if isinstance(value, Pass):
-        return describe_pass(value)
+        return _plain(describe_pass(value))
     if isinstance(value, Mapping):
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

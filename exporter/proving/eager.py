@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from intaglio.exporter.options.loading import LoadKeywords, LoadOptions
 from intaglio.exporter.sources.load import load_source
 from intaglio.exporter.sources.source import Source
 from intaglio.runtime import machine
@@ -24,7 +25,7 @@ from intaglio.runtime.profile.report import EAGER
 from intaglio.runtime.profile.settings import Contestant
 from intaglio.runtime.worker import serve
 
-from .verify import named_by
+from .verify import as_named
 
 SEED = 0
 CLOSE = 1e-3  # of the largest output: two ways to compute it in float32
@@ -37,7 +38,7 @@ _clock = time.perf_counter
 
 
 def contestant(
-    source: Path, bundle: Bundle, threads: int | None, options: Mapping[str, Any]
+    source: Path, bundle: Bundle, threads: int | None, options: LoadKeywords
 ) -> Contestant:
     """The source as a contestant.
 
@@ -45,11 +46,9 @@ def contestant(
         source: a path as for `load_source`.
         bundle: what was exported from it; model and config are its own where `options` name none.
         threads: threads that PyTorch may use; None leaves it to PyTorch.
-        options: of `load_source`, by name; what is in files as paths.
+        options: how to load it; what is in files as paths.
     """
-    given = {"model": None, "config": None, **options}
-    if given["model"] is None and given["config"] is None:
-        given["model"], given["config"] = named_by(bundle.manifest)
+    given = as_named(LoadOptions.of(options), bundle.manifest).given()
     return Contestant(
         name=f"PyTorch {torch.__version__.partition('+')[0]}, eager",
         kind=EAGER,

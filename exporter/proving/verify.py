@@ -12,16 +12,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import numpy.typing as npt
-from torch import nn
-from torch.export import ExportedProgram
 
 from intaglio.errors import BundleError, OptionError
+from intaglio.exporter.options.loading import LoadKeywords, LoadOptions
 from intaglio.exporter.sources.huggingface.directory import FORMAT as HUGGINGFACE
-from intaglio.exporter.sources.load import load_source
+from intaglio.exporter.sources.load import Unloaded, load
 from intaglio.exporter.sources.source import Source
+from intaglio.keywords import spelled_out
 from intaglio.models import FORMAT
 from intaglio.passes.calibration import Calibration
 from intaglio.runtime import report_file
@@ -49,17 +49,11 @@ Arrays = Mapping[str, Array]
 Progress = Callable[[str, float | None], None]
 
 
+@spelled_out
 def verify(
     bundle: str | Path,
-    source: str | Path | nn.Module | ExportedProgram | Source,
+    source: Unloaded | Source,
     *,
-    model: str | None = None,
-    config: Mapping[str, Any] | str | Path | None = None,
-    key: str | None = None,
-    import_from: Sequence[str | Path] = (),
-    inputs: Mapping[str, Any] | str | Path | None = None,
-    axes: Mapping[str, Sequence[int | str]] | None = None,
-    allow_pickle: bool = False,
     data: str | Path | Arrays | Calibration | None = None,
     target: Literal["ort", "trt"] = "ort",
     graph: bool = False,
@@ -69,19 +63,16 @@ def verify(
     bisect: bool = False,
     keep: bool = True,
     progress: Progress | None = None,
+    **options: Unpack[LoadKeywords],
 ) -> ParityReport:
     """Compare a bundle with the source that it was exported from.
+
+    Model and config are those that the bundle names, if they are not given and it names one of
+    intaglio's.
 
     Args:
         bundle: the folder that `intaglio export` wrote.
         source: what `load_source` takes, or what it returned.
-        model: the source's model, where neither it nor the bundle names one of intaglio's.
-        config: what the model is built with, see `load_source`.
-        key: where the file holds the state dict, see `load_source`.
-        import_from: folders with the model's code, see `load_source`.
-        inputs: example inputs, see `load_source`.
-        axes: the dimensions of inputs, see `load_source`.
-        allow_pickle: load pickled objects, see `load_source`.
         data: what to run, as for calibration: a file ``.npz`` or ``.txt``, a folder of these, or
             arrays by the names of inputs, or what was read of them; random inputs otherwise.
         target: what to run: the graph for ONNX Runtime, or the engine of TensorRT.
@@ -95,10 +86,12 @@ def verify(
         bisect: name the first node that diverges, where parity fails.
         keep: write what was found into the bundle's `report.json`, where that can be written.
         progress: is told what runs and, where known, the fraction of it that is done.
+        **options: how to load the source, those of `LoadKeywords`.
 
     Raises:
         BundleError: if the bundle cannot be opened, or has other inputs or outputs than the source.
-        OptionError: if `steps` or `batch` is not positive, or `tolerance` names what is not there.
+        OptionError: if `steps` or `batch` is not positive, `tolerance` names what is not there, or
+            an option of loading says nothing about the source.
         DeviceError: if the engine of `target` cannot run here.
         SourceError: if the source cannot be loaded.
         InputError: if `data` cannot be read or does not fit the inputs.
@@ -109,19 +102,11 @@ def verify(
     limits = _limits(manifest, opened.target(target).dtype, tolerance or {})
     if steps < 1 or batch < 1:
         raise OptionError(f"{steps} steps of {batch} rows cannot be compared; at least 1 of 1 can.")
-    if not isinstance(source, Source):
-        if model is None and config is None:
-            model, config = named_by(manifest)
-        source = load_source(
-            source,
-            model=model,
-            config=config,
-            key=key,
-            import_from=import_from,
-            inputs=inputs,
-            axes=axes,
-            allow_pickle=allow_pickle,
-        )
+    loading = LoadOptions.of(options)
+    if isinstance(source, Source):
+        loading.take("a source that is loaded already")
+    else:
+        source = load(source, as_named(loading, manifest))
     _require_same(manifest, "inputs", source.dynamic)
     steps = min(steps, manifest.limits.max_context or steps)
     session = graph_session(opened) if graph else Session.load(opened, target)
@@ -301,13 +286,21 @@ def _limits(manifest: Manifest, dtype: str, tolerance: Mapping[str, float]) -> d
     return {name: tolerance.get(name, special.get(name, default)) for name in names}
 
 
+def as_named(options: LoadOptions, manifest: Manifest) -> LoadOptions:
+    """`options` with the model and the config that the bundle names, if they name neither."""
+    if options.model is not None or options.config is not None:
+        return options
+    model, config = named_by(manifest)
+    return replace(options, model=model, config=config)
+
+
 def named_by(manifest: Manifest) -> tuple[str | None, Mapping[str, Any] | None]:
     """Model and config that the bundle names, for a file of weights alone.
 
     Only a model of intaglio's own: to build another would run code of the bundle's choice.
     """
     model, kind = manifest.source.get("model"), manifest.source["format"]
-    if model is None or ":" in model or kind == FORMAT or kind.startswith(HUGGINGFACE):
+    if not model or ":" in model or kind == FORMAT or kind.startswith(HUGGINGFACE):
         return None, None
     return model, manifest.source.get("config")
 

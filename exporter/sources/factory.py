@@ -8,9 +8,7 @@ import contextlib
 import dataclasses
 import importlib
 import inspect
-import json
 import sys
-import tomllib
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,26 +17,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from intaglio.errors import SourceError
-
-
-def read_config(config: Mapping[str, Any] | str | Path | None) -> dict[str, Any]:
-    """Return a config given as a mapping or as a JSON or TOML file.
-
-    Raises:
-        SourceError: if the file is missing, malformed or no table of keys, or a value is one that
-            JSON cannot hold, so that a manifest could not repeat it.
-    """
-    if config is None:
-        return {}
-    where = "The config" if isinstance(config, Mapping) else f"The config {config}"
-    values = config if isinstance(config, Mapping) else _parse_config(Path(config))
-    if not isinstance(values, Mapping):
-        raise SourceError(f"{where} is no table of keys and values.")
-    try:
-        json.dumps(dict(values))
-    except (TypeError, ValueError) as error:
-        raise SourceError(f"{where} has a value that JSON cannot hold: {error}.") from error
-    return dict(values)
 
 
 def build_from_factory(
@@ -75,18 +53,6 @@ def build_from_factory(
             "should be a dict of the names of forward's arguments to tensors."
         )
     return module, inputs
-
-
-def _parse_config(path: Path) -> object:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise SourceError(f"The config {path} cannot be read: {error.strerror}.") from error
-    try:
-        return tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-    except (ValueError, RecursionError) as error:  # not JSON or TOML, or nested without end
-        kind = "TOML" if path.suffix == ".toml" else "JSON"
-        raise SourceError(f"The config {path} is not valid {kind}: {error}.") from error
 
 
 @contextlib.contextmanager

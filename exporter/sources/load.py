@@ -1,13 +1,14 @@
 """Load a source: what a path holds decides which kind it is, and each kind has its file."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 from torch import nn
 from torch.export import ExportedProgram
 
-from intaglio.exporter.options.loading import Config, LoadOptions
+from intaglio.exporter.options.loading import LoadKeywords, LoadOptions
+from intaglio.keywords import spelled_out
 
 from .kinds import (
     exported_program as program,
@@ -27,6 +28,7 @@ from .kinds import (
 from .source import Source
 
 Kind = tuple[Callable[[Path], bool], Callable[[Path, LoadOptions], Source]]
+Unloaded = str | Path | nn.Module | ExportedProgram
 
 KINDS: tuple[Kind, ...] = (
     (huggingface.fits, huggingface.load),
@@ -36,52 +38,29 @@ KINDS: tuple[Kind, ...] = (
 """How to tell each kind of source, the first that fits; all other paths are files of weights."""
 
 
-def load_source(
-    path: str | Path | nn.Module | ExportedProgram,
-    *,
-    model: str | None = None,
-    config: Config | None = None,
-    key: str | None = None,
-    import_from: Sequence[str | Path] = (),
-    inputs: Mapping[str, Any] | str | Path | None = None,
-    axes: Mapping[str, Sequence[int | str]] | None = None,
-    allow_code: bool = False,
-    allow_pickle: bool = False,
-) -> Source:
+@spelled_out
+def load_source(path: Unloaded, **options: Unpack[LoadKeywords]) -> Source:
     """Load a trained model and what it takes to trace it.
 
     Args:
         path: a file of ``torch.save``, safetensors, ``torch.export.save`` or ONNX, a Hugging Face
             directory, or a module or program in memory.
-        model: a model of `intaglio.models`, or ``package.module:factory``: naming a factory
-            is consent to run its code.  Needed unless the checkpoint names its model.
-        config: what the model or factory is built with: a mapping, or a JSON or TOML file.
-        key: where the file holds the state dict, if it holds several; dotted.
-        import_from: folders in which the factory's module is looked for first.
-        inputs: example inputs by name, ``[batch, time, ...]`` or ``[batch]`` each: tensors, arrays,
-            or an ``.npz`` file.  Needed where the inputs are not token ids alone.
-        axes: the dimensions of inputs that are laid out otherwise, ``batch`` and ``time`` by name:
-            ``{"mel": ("batch", 80, "time")}``.
-        allow_code: run a factory that the checkpoint names, not the user.
-        allow_pickle: load pickled objects, which runs whatever code the file's author chose.
+        **options: those of `LoadKeywords`.
 
     Raises:
         SourceError: if the file, the model or the config cannot be read, or do not fit together.
         OptionError: if an option says nothing about a source of this kind.
     """
-    options = LoadOptions(
-        model=model,
-        config=config,
-        key=key,
-        import_from=import_from,
-        inputs=inputs,
-        axes=axes,
-        allow_code=allow_code,
-        allow_pickle=allow_pickle,
-    )
-    if isinstance(path, nn.Module):
-        return modules.in_memory(path, options)
-    if isinstance(path, ExportedProgram):
-        return program.in_memory(path, options)
-    load = next((load for fits, load in KINDS if fits(Path(path))), weights.load)
-    return load(Path(path), options)
+    return load(path, LoadOptions.of(options))
+
+
+def load(source: Unloaded | Source, options: LoadOptions) -> Source:
+    """As `load_source`; what is loaded already is given back, whatever the options say."""
+    if isinstance(source, Source):
+        return source
+    if isinstance(source, nn.Module):
+        return modules.in_memory(source, options)
+    if isinstance(source, ExportedProgram):
+        return program.in_memory(source, options)
+    fitting = (load for fits, load in KINDS if fits(Path(source)))
+    return next(fitting, weights.load)(Path(source), options)

@@ -1,4 +1,4 @@
-"""What is written: the graphs that were made from a source."""
+"""What is written: a graph that was made from a source, in the form that each engine runs."""
 
 import json
 from collections.abc import Sequence
@@ -13,9 +13,10 @@ from intaglio.passes.low_bit import PARTS
 
 @dataclass(frozen=True, kw_only=True)
 class Compiled:
-    """The graphs made from a source: the portable one and the one for each target.
+    """A graph made from a source: the portable form and the one for each target.
 
-    `records` end with those of the lowering for ONNX Runtime; `told` is what tracing had to say.
+    The weights of all of them are shared in a bundle.  `records` end with those of the lowering for
+    ONNX Runtime; `told` is what tracing had to say.
     """
 
     portable: ir.Model
@@ -32,7 +33,7 @@ class Compiled:
 
 
 def weigh(compiled: Compiled) -> int:
-    """Bytes of the weights of all graphs, which share what is the same.
+    """Bytes of the weights of all forms, which share what is the same.
 
     One that is made of others counts only where they are not all there.
     """

@@ -36,9 +36,6 @@ def describe(
     text: Mapping[str, Any],
 ) -> Manifest:
     """The manifest but for its files; `data` are those of the weights that each graph opens."""
-    graph, context = compiled.ort.graph, compiled.context
-    taken = {PAST_LENGTH, *(state.input for state in context.states)}
-    left = {state.output for state in context.states}
     return Manifest(
         source={
             "name": source.name,
@@ -49,34 +46,51 @@ def describe(
         },
         passes=tuple(record.to_json() for record in compiled.records),
         recipe=how.to_json(),
-        inputs=tuple(
-            replace(_tensor(value, source.defaults.get(str(value.name))), below=_table_rows(value))
+        **_interface(compiled, source.defaults),
+        whole=source.whole,
+        text=text,
+        targets=_targets(compiled, how, data),
+        files={},
+        versions={name: version(name) for name in DISTRIBUTIONS},
+    )
+
+
+def _interface(compiled: Compiled, defaults: Mapping[str, float]) -> dict[str, Any]:
+    """What a graph takes, gives, carries from step to step, and allows."""
+    graph, context = compiled.ort.graph, compiled.context
+    taken = {PAST_LENGTH, *(state.input for state in context.states)}
+    left = {state.output for state in context.states}
+    return {
+        "inputs": tuple(
+            replace(_tensor(value, defaults.get(str(value.name))), below=_table_rows(value))
             for value in graph.inputs
             if value.name not in taken
         ),
-        outputs=tuple(_tensor(v) for v in graph.outputs if v.name not in left),
-        states=tuple(context.states),
-        past_length=any(value.name == PAST_LENGTH for value in graph.inputs),
-        whole=source.whole,
-        text=text,
-        targets={
-            name: Target(
-                path=path,
-                data=data.get(path, ()),
-                opset=model.opset_imports[""],
-                parity=why,
-                dtype=dtype,
-            )
-            for name, path, model, why, dtype in (
-                ("ort", LOWERED, compiled.ort, TURNED_OFF, "float32"),
-                (TARGET, GRAPH, compiled.trt, NO_DEVICE, DTYPES[how.dtype]),
-            )
-            if model is not None
-        },
-        files={},
-        limits=Limits(max_context=context.max_context, batch=context.batch),
-        versions={name: version(name) for name in DISTRIBUTIONS},
-    )
+        "outputs": tuple(_tensor(v) for v in graph.outputs if v.name not in left),
+        "states": tuple(context.states),
+        "past_length": any(value.name == PAST_LENGTH for value in graph.inputs),
+        "limits": Limits(max_context=context.max_context, batch=context.batch),
+    }
+
+
+def _targets(
+    compiled: Compiled, how: Recipe, data: Mapping[str, tuple[str, ...]]
+) -> dict[str, Target]:
+    """What each engine runs, not compared with anything yet."""
+    return {
+        name: Target(
+            path=path,
+            data=data.get(path, ()),
+            opset=model.opset_imports[""],
+            parity=why,
+            dtype=dtype,
+        )
+        for name, path, model, why, dtype in (
+            ("ort", LOWERED, compiled.ort, TURNED_OFF, "float32"),
+            (TARGET, GRAPH, compiled.trt, NO_DEVICE, DTYPES[how.dtype]),
+        )
+        if model is not None
+    }
 
 
 def with_verdict(

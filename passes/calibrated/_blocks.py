@@ -20,8 +20,8 @@ from intaglio.passes.base import Context
 from intaglio.passes.calibration import Calibration
 
 from ._affine import Quantized
-from ._low_bit import Outcome
-from ._plan import Layer, Plan
+from ._chosen import Chosen, Layer
+from .low_bit_pass import Outcome
 
 BETAS, DECAY = (0.9, 0.99), 0.0  # of Adam
 
@@ -44,7 +44,7 @@ class _Call:
 def tune(
     model: ir.Model,
     context: Context,
-    chosen: Plan,
+    chosen: Chosen,
     found: Outcome,
     *,
     epochs: int,
@@ -72,7 +72,7 @@ def tune(
     return any(record["kept"] for record in found.blocks)
 
 
-def _reason(module: Any, chosen: Plan) -> str:
+def _reason(module: Any, chosen: Chosen) -> str:
     """Why blocks cannot be tuned; empty where they can."""
     if not isinstance(module, nn.Module):
         return "the source is no PyTorch module"
@@ -88,7 +88,7 @@ def _name(layer: Layer) -> str:
     return f"{layer.path}.weight" if layer.tied else weight
 
 
-def _blocks(module: nn.Module, chosen: Plan) -> dict[str, list[Layer]]:
+def _blocks(module: nn.Module, chosen: Chosen) -> dict[str, list[Layer]]:
     """Layers by the entry of an outermost nn.ModuleList that they belong to."""
     lists = [name for name, part in module.named_modules() if isinstance(part, nn.ModuleList)]
     found: dict[str, list[Layer]] = {}

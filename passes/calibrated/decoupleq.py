@@ -11,14 +11,14 @@ import onnx_ir as ir
 from torch import Tensor
 
 from intaglio.passes.base import Context
-from intaglio.passes.calibration import Statistics
+from intaglio.passes.calibrating import Statistics
 
 from . import _blocks
 from ._affine import Quantized, grid
 from ._alternate import alternate
+from ._chosen import Chosen
 from ._columns import damped, factor, round_columns
-from ._low_bit import LowBit, Outcome
-from ._plan import Plan
+from .low_bit_pass import LowBit, Outcome
 
 
 class Decoupleq(LowBit):
@@ -48,7 +48,7 @@ class Decoupleq(LowBit):
         start = round_columns(weight, *grid(weight, bits, group), bits, group, inverse)
         return alternate(weight, hessian, inverse, start, self.rounds)
 
-    def refine(self, model: ir.Model, context: Context, chosen: Plan, found: Outcome) -> bool:
+    def refine(self, model: ir.Model, context: Context, chosen: Chosen, found: Outcome) -> bool:
         """Tune blocks through the source's module."""
         if not self.blocks:
             return False

@@ -6,11 +6,11 @@ its range clipped by the part that rounds best, and keeps the better result.
 
 from torch import Tensor
 
-from intaglio.passes.calibration import Statistics
+from intaglio.passes.calibrating import Statistics
 
 from ._affine import Quantized, grid, search_grid
 from ._columns import better, damped, factor, round_columns
-from ._low_bit import LowBit
+from .low_bit_pass import LowBit
 
 
 class Gptq(LowBit):

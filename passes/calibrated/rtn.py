@@ -4,10 +4,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from intaglio.passes.calibration import Statistics
+from intaglio.passes.calibrating import Statistics
 
 from ._affine import Quantized, grid, quantize
-from ._low_bit import LowBit
+from .low_bit_pass import LowBit
 
 
 class Rtn(LowBit):

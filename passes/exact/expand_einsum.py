@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from intaglio.passes.base import Context, Exact, PassResult
+from intaglio.passes.base import Exact, PassResult
 from intaglio.passes.graph import Emitter, attribute, describe, dims, replace_uses
 
 
@@ -26,7 +26,7 @@ class _Product:
 class ExpandEinsum(Exact):
     """Write contractions of two tensors as products of matrices."""
 
-    def run(self, model: ir.Model, context: Context) -> PassResult:  # noqa: ARG002
+    def rewrite(self, model: ir.Model) -> PassResult:
         """Rewrite every Einsum that one product says."""
         sums = [n for n in model.graph if n.op_type == "Einsum" and not n.domain]
         notes = [describe(node) for node in sums if _expand(node)]

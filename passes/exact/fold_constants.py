@@ -7,7 +7,7 @@ that touches an initializer of the source stays.  Numbers, shapes and casts of c
 import onnx_ir as ir
 import onnxscript.optimizer
 
-from intaglio.passes.base import Context, Exact, PassResult
+from intaglio.passes.base import Exact, PassResult
 from intaglio.passes.graph import FOLDED
 
 
@@ -17,7 +17,7 @@ class FoldConstants(Exact):
     limit: int = 262_144
     """Largest array, in elements, that folding may create."""
 
-    def run(self, model: ir.Model, context: Context) -> PassResult:  # noqa: ARG002
+    def rewrite(self, model: ir.Model) -> PassResult:
         """Fold until nothing more folds."""
         constants = set(model.graph.initializers.values())
         parameters = {value for value in constants if FOLDED not in value.metadata_props}

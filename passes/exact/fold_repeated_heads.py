@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from intaglio.passes import evaluate
-from intaglio.passes.base import Context, Exact, PassResult
+from intaglio.passes.base import Exact, PassResult
 from intaglio.passes.graph import describe, dims
 from intaglio.state import BATCH, TIME
 
@@ -19,7 +19,7 @@ MOVERS = ("Cast", "Expand", "Gather", "Identity", "Reshape", "Tile", "Transpose"
 class FoldRepeatedHeads(Exact):
     """Let attention share key-value heads instead of repeating them."""
 
-    def run(self, model: ir.Model, context: Context) -> PassResult:  # noqa: ARG002
+    def rewrite(self, model: ir.Model) -> PassResult:
         """Fold each repetition whose key and value come from equally many fewer heads."""
         notes = []
         for node in model.graph:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
-from intaglio.passes.base import Context, Exact, PassResult
+from intaglio.passes.base import Exact, PassResult
 from intaglio.passes.graph import (
     Dim,
     Emitter,
@@ -29,7 +29,7 @@ INT64 = ir.DataType.INT64
 class FoldSizes(Exact):
     """Take each size from where it is known: a number, or an input's own batch and time."""
 
-    def run(self, model: ir.Model, context: Context) -> PassResult:  # noqa: ARG002
+    def rewrite(self, model: ir.Model) -> PassResult:
         """Replace what a Gather or a Slice takes from a Shape, or a Shape says."""
         notes = []
         places = _places(model.graph)

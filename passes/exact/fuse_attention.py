@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from intaglio.passes.base import Context, Exact, PassResult
+from intaglio.passes.base import Exact, PassResult
 from intaglio.passes.graph import (
     Emitter,
     attribute,
@@ -35,7 +35,7 @@ class _Scores:
 class FuseAttention(Exact):
     """Write softmax attention as one node, whose keys and values can then be cached."""
 
-    def run(self, model: ir.Model, context: Context) -> PassResult:  # noqa: ARG002
+    def rewrite(self, model: ir.Model) -> PassResult:
         """Fuse every product with a softmax of masked, scaled products."""
         notes = []
         for node in list(model.graph):

@@ -8,24 +8,15 @@ a parameter or what is computed from one, like Gemma's 1 + w
 
 import onnx_ir as ir
 
-from intaglio.passes.base import Context, Exact, PassResult
-from intaglio.passes.graph import (
-    Emitter,
-    attribute,
-    constant,
-    describe,
-    dims,
-    factors,
-    integers,
-    producer,
-    replace_uses,
-)
+from intaglio.passes.base import Exact, PassResult
+from intaglio.passes.graph import Emitter, describe, dims, factors, replace_uses
+from intaglio.passes.norms import inverse_norm
 
 
 class FuseRmsNorm(Exact):
     """Write each root-mean-square norm as one node."""
 
-    def run(self, model: ir.Model, context: Context) -> PassResult:  # noqa: ARG002
+    def rewrite(self, model: ir.Model) -> PassResult:
         """Fuse every norm whose weight is a vector along the last axis."""
         notes = []
         for node in list(model.graph):
@@ -51,35 +42,7 @@ def _match(node: ir.Node) -> tuple[ir.Value, ir.Value, float] | None:
         if shape is None or not last or shape != last[-1:]:
             continue
         for x, scale in factors(normal):
-            epsilon = _epsilon(scale, x)
+            epsilon = inverse_norm(scale, x, "ReduceMean")
             if epsilon is not None and x.dtype == weight.dtype:
                 return x, weight, epsilon
     return None
-
-
-def _epsilon(scale: ir.Value, x: ir.Value) -> float | None:
-    """Epsilon where `scale` is 1 / sqrt(mean(x^2) + epsilon), else None."""
-    inverse = producer(scale, "Reciprocal")
-    root = producer(inverse.inputs[0], "Sqrt") if inverse else None
-    total = producer(root.inputs[0], "Add") if root else None
-    for mean, epsilon in zip(total.inputs, reversed(total.inputs), strict=True) if total else ():
-        array = constant(epsilon)
-        if array is not None and array.size == 1 and _is_mean_square(mean, x):
-            return float(array.item())
-    return None
-
-
-def _is_mean_square(value: ir.Value | None, x: ir.Value) -> bool:
-    mean = producer(value, "ReduceMean")
-    axes = integers(mean.inputs[1]) if mean and len(mean.inputs) > 1 else None
-    if mean is None or not attribute(mean, "keepdims", 1) or axes is None:
-        return False
-    if axes not in ([-1], [len(dims(x) or ()) - 1]):
-        return False
-    square = producer(mean.inputs[0], "Pow", "Mul")
-    if square is None or square.inputs[0] is not x:
-        return False
-    if square.op_type == "Mul":
-        return square.inputs[1] is x
-    power = constant(square.inputs[1])
-    return power is not None and power.size == 1 and float(power.item()) == 2.0

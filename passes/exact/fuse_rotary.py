@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
-from intaglio.passes.base import Context, Exact, PassResult
+from intaglio.passes.base import Exact, PassResult
 from intaglio.passes.graph import (
     Dim,
     Emitter,
@@ -42,7 +42,7 @@ class _Rotation(NamedTuple):
 class FuseRotary(Exact):
     """Write each rotation of queries or keys as one node."""
 
-    def run(self, model: ir.Model, context: Context) -> PassResult:  # noqa: ARG002
+    def rewrite(self, model: ir.Model) -> PassResult:
         """Fuse every rotation of halves by angles per row and token."""
         notes = []
         tables: dict[tuple[ir.Value, int], ir.Value] = {}

@@ -11,7 +11,7 @@ RWKV (Peng et al. 2023, arXiv:2305.13048, section 3.1).
 import numpy as np
 import onnx_ir as ir
 
-from intaglio.passes.base import Context, Exact, PassResult
+from intaglio.passes.base import Exact, PassResult
 from intaglio.passes.graph import (
     Emitter,
     attribute,
@@ -29,7 +29,7 @@ from intaglio.state import BATCH, TIME
 class FuseTokenShift(Exact):
     """Write sequences that are shifted in time as convolutions, which have a state."""
 
-    def run(self, model: ir.Model, context: Context) -> PassResult:  # noqa: ARG002
+    def rewrite(self, model: ir.Model) -> PassResult:
         """Rewrite every shift to later times of a sequence of vectors."""
         notes = []
         for node in list(model.graph):

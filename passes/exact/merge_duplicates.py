@@ -7,14 +7,14 @@ two parameters, and a pass that edits one must not edit the other.  Folded const
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from intaglio.passes.base import Context, Exact, PassResult
+from intaglio.passes.base import Exact, PassResult
 from intaglio.passes.graph import FOLDED
 
 
 class MergeDuplicates(Exact):
     """Merge nodes that compute the same value."""
 
-    def run(self, model: ir.Model, context: Context) -> PassResult:  # noqa: ARG002
+    def rewrite(self, model: ir.Model) -> PassResult:
         """Merge until nothing more merges, since merging inputs makes further nodes equal."""
         changed = _merge_constants(model.graph)
         while common.CommonSubexpressionEliminationPass()(model).modified:

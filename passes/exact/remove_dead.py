@@ -5,13 +5,13 @@ from itertools import chain
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from intaglio.passes.base import Context, Exact, PassResult
+from intaglio.passes.base import Exact, PassResult
 
 
 class RemoveDead(Exact):
     """Remove nodes and initializers that no output depends on."""
 
-    def run(self, model: ir.Model, context: Context) -> PassResult:  # noqa: ARG002
+    def rewrite(self, model: ir.Model) -> PassResult:
         """Remove them; a graph output keeps its name when the Identity before it goes."""
         graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
         walks = (ir.traversal.RecursiveGraphIterator(graph) for graph in graphs)

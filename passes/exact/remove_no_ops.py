@@ -8,7 +8,7 @@ passes what stands before and behind.  Shapes are compared as they are known, sy
 
 import onnx_ir as ir
 
-from intaglio.passes.base import Context, Exact, PassResult
+from intaglio.passes.base import Exact, PassResult
 from intaglio.passes.graph import attribute, constant, dims, input_of, integers
 
 UNITS = {"Mul": 1, "Div": 1, "Add": 0, "Sub": 0}
@@ -19,7 +19,7 @@ LAST = 2**31 - 1  # ends of slices from here on mean the end of any axis
 class RemoveNoOps(Exact):
     """Drop nodes that give back what they take."""
 
-    def run(self, model: ir.Model, context: Context) -> PassResult:  # noqa: ARG002
+    def rewrite(self, model: ir.Model) -> PassResult:
         """Let consumers take the input instead; outputs of the graph keep their node."""
         graph = model.graph
         outputs = set(graph.outputs)

@@ -7,14 +7,14 @@ of -2e-9 at x = 20; gates of recurrences (GLA, HGRN) go through it, and a chunke
 
 import onnx_ir as ir
 
-from intaglio.passes.base import Context, Exact, PassResult
+from intaglio.passes.base import Exact, PassResult
 from intaglio.passes.graph import Emitter, describe, dims, replace_uses
 
 
 class StabilizeLogSigmoid(Exact):
     """Compute log-sigmoid without leaving the range of floating point."""
 
-    def run(self, model: ir.Model, context: Context) -> PassResult:  # noqa: ARG002
+    def rewrite(self, model: ir.Model) -> PassResult:
         """Rewrite each Log whose input is a Sigmoid."""
         notes = []
         for node in list(model.graph):

@@ -8,9 +8,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from intaglio.passes.base import Context
-from intaglio.passes.calibration import replay
+from intaglio.passes.calibrating import replay
 
-from ._product import Product
+from ._mat_mul import LowBitMatMul
 from ._two_parts import STEPS, TINY
 
 Array = npt.NDArray[Any]
@@ -19,8 +19,8 @@ ENTRIES = 1 << 24  # of outputs that are computed at once
 
 
 def rounding_errors(
-    model: ir.Model, context: Context, products: Sequence[Product]
-) -> dict[Product, float]:
+    model: ir.Model, context: Context, products: Sequence[LowBitMatMul]
+) -> dict[LowBitMatMul, float]:
     """max|Y' - Y| / max|Y| of each product, Y' being that of the rounded input.
 
     Over the rows of the calibration data that nothing was fitted to, or all where there are none
@@ -44,7 +44,7 @@ def rounding_errors(
     return errors
 
 
-def _error(product: Product, inputs: Iterable[Array]) -> float:
+def _error(product: LowBitMatMul, inputs: Iterable[Array]) -> float:
     matrix = product.weight.dequantize().T
     wrong = largest = 0.0
     for x in _parts(inputs, max(1, ENTRIES // product.rows)):
@@ -59,7 +59,7 @@ def _parts(inputs: Iterable[Array], rows: int) -> Iterator[Array]:
             yield x[start : start + rows]
 
 
-def rounded(x: Array, product: Product) -> Array:
+def rounded(x: Array, product: LowBitMatMul) -> Array:
     """`x` [tokens, K] with each block rounded as the kernel does."""
     blocks, (tokens, K) = product.blocks, x.shape
     group = K if blocks.width is None else product.group

@@ -11,7 +11,7 @@ Everything else that genai feeds a decoder a step graph takes already: caches by
 
 import onnx_ir as ir
 
-from intaglio.passes.base import Context, Lower, PassResult
+from intaglio.passes.base import Lower, PassResult
 from intaglio.passes.graph import Emitter
 from intaglio.state import BATCH, PAST_LENGTH
 
@@ -23,7 +23,7 @@ INT64 = ir.DataType.INT64
 class GenaiInputs(Lower):
     """Take the lengths from an attention mask, as onnxruntime-genai gives them."""
 
-    def run(self, model: ir.Model, context: Context) -> PassResult:  # noqa: ARG002
+    def rewrite(self, model: ir.Model) -> PassResult:
         """Compute `past_length` from a new input `attention_mask`."""
         graph = model.graph
         length = next((v for v in graph.inputs if v.name == PAST_LENGTH), None)

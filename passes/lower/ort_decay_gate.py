@@ -10,7 +10,7 @@ writes softplus as a choice, linear above a threshold, where both agree to the l
 import onnx_ir as ir
 
 from intaglio.ops import LINEAR_ATTENTION
-from intaglio.passes.base import Context, Lower, PassResult
+from intaglio.passes.base import Lower, PassResult
 from intaglio.passes.graph import (
     Emitter,
     constant,
@@ -30,7 +30,7 @@ DECAY, BETA = 4, 5  # inputs of LinearAttention
 class OrtDecayGate(Lower):
     """Compute decay and step size of a delta rule as one node."""
 
-    def run(self, model: ir.Model, context: Context) -> PassResult:  # noqa: ARG002
+    def rewrite(self, model: ir.Model) -> PassResult:
         """Fuse the gates of every LinearAttention that has both."""
         notes = []
         for node in list(model.graph):

@@ -8,7 +8,7 @@ CausalConvWithState.  `Op.ort_domain` says where each operator's kernel is.
 import onnx_ir as ir
 
 from intaglio.ops import OPS
-from intaglio.passes.base import Context, Lower, PassResult
+from intaglio.passes.base import Lower, PassResult
 
 VERSION = 1  # of every com.microsoft operator
 
@@ -16,7 +16,7 @@ VERSION = 1  # of every com.microsoft operator
 class OrtDomains(Lower):
     """Use ONNX Runtime's own kernels of the recurrent operators."""
 
-    def run(self, model: ir.Model, context: Context) -> PassResult:  # noqa: ARG002
+    def rewrite(self, model: ir.Model) -> PassResult:
         """Switch the domain of each operator that has a kernel in another one."""
         kernels = {(op.domain, op.onnx_type): op.ort_domain for op in OPS if op.ort_domain}
         switched = 0

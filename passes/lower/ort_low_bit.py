@@ -28,9 +28,9 @@ from intaglio.passes.low_bit import (
 )
 from intaglio.passes.own_ops import define
 
-from ._blocks import to_blocks
-from ._look_up import DOMAIN, look_up
-from ._product import Product
+from ._block_format import to_blocks
+from ._gather import DOMAIN, to_gather
+from ._mat_mul import LowBitMatMul
 from ._rounding import rounding_errors
 from ._two_parts import join, split
 
@@ -51,16 +51,16 @@ class OrtLowBit(Lower):
     the products where rounding shows on calibration data; exact is slow, for verification only."""
 
     def run(self, model: ir.Model, context: Context) -> PassResult:
-        """Lower every product and look-up; look-ups of unfit groups stay as they are."""
+        """Lower every MatMul and Gather; a Gather whose groups do not fit stays as it is."""
         nodes = [(node, weight_of(node)) for node in low_bit_nodes(model)]
-        products = [Product(node, weight) for node, weight in nodes if node.op_type == MATMUL]
+        products = [LowBitMatMul(node, weight) for node, weight in nodes if node.op_type == MATMUL]
         errors = rounding_errors(model, context, products) if self.accuracy == "auto" else {}
         coarse = {product: error for product, error in errors.items() if error > LIMIT}
         for product in products:
             product.two_parts = self.accuracy == "fine" or product in coarse
         _multiply_all(products, FULL_PRECISION if self.accuracy == "exact" else INT8_ACTIVATIONS)
         left = [
-            node for node, weight in nodes if node.op_type != MATMUL and not look_up(node, weight)
+            node for node, weight in nodes if node.op_type != MATMUL and not to_gather(node, weight)
         ]
         if nodes:
             model.graph.opset_imports[DOMAIN] = 1
@@ -73,9 +73,9 @@ class OrtLowBit(Lower):
         )
 
     def _details(
-        self, weights: Sequence[LowBitWeight], products: Sequence[Product]
+        self, weights: Sequence[LowBitWeight], products: Sequence[LowBitMatMul]
     ) -> dict[str, Any]:
-        """What the graph has now: auto is fast, mixed or fine; look-ups alone are none of these."""
+        """What the graph has now: auto is fast, mixed or fine; a Gather alone is none of these."""
         if not weights:
             return {}
         kinds = sorted({f"{w.bits} bits, groups of {w.group}" for w in weights})
@@ -94,7 +94,7 @@ def cost(bits: Sequence[int]) -> str:
     return f"about {most} times as long as one in decode, and twice as long in prefill"
 
 
-def _measured(coarse: Mapping[Product, float]) -> Iterator[str]:
+def _measured(coarse: Mapping[LowBitMatMul, float]) -> Iterator[str]:
     for product, error in coarse.items():
         yield (
             f"{module_of(product.node)}: rounding its input to 8 bits makes {error:.1e} of its "
@@ -102,7 +102,7 @@ def _measured(coarse: Mapping[Product, float]) -> Iterator[str]:
         )
 
 
-def _in_two_parts(coarse: Mapping[Product, float], count: int) -> Iterator[str]:
+def _in_two_parts(coarse: Mapping[LowBitMatMul, float], count: int) -> Iterator[str]:
     if not coarse:
         return
     worst = max(coarse, key=lambda product: coarse[product])
@@ -143,15 +143,15 @@ def _advice(weight: LowBitWeight) -> Iterator[str]:
         )
 
 
-def _by_input(products: Sequence[Product]) -> Iterator[list[Product]]:
+def _by_input(products: Sequence[LowBitMatMul]) -> Iterator[list[LowBitMatMul]]:
     """Products of one input and one form, in the order of the graph."""
-    found: dict[tuple[Any, ...], list[Product]] = {}
+    found: dict[tuple[Any, ...], list[LowBitMatMul]] = {}
     for product in products:
         found.setdefault(product.form, []).append(product)
     yield from found.values()
 
 
-def _multiply_all(products: Sequence[Product], level: int) -> None:
+def _multiply_all(products: Sequence[LowBitMatMul], level: int) -> None:
     sources: dict[Any, ir.Value] = {}
     sums: dict[Any, ir.Value] = {}
     for together in _by_input(products):
@@ -159,7 +159,10 @@ def _multiply_all(products: Sequence[Product], level: int) -> None:
 
 
 def _multiply(
-    products: Sequence[Product], level: int, sources: dict[Any, ir.Value], sums: dict[Any, ir.Value]
+    products: Sequence[LowBitMatMul],
+    level: int,
+    sources: dict[Any, ir.Value],
+    sums: dict[Any, ir.Value],
 ) -> None:
     first = products[0]
     emit, graph, blocks = Emitter(first.node), first.node.graph, first.blocks
@@ -203,7 +206,7 @@ def _multiply(
 
 def _product(
     emit: Emitter,
-    product: Product,
+    product: LowBitMatMul,
     source: ir.Value,
     weight: Sequence[ir.Value | None],
     rows: int,
@@ -221,7 +224,7 @@ def _product(
 
 def _kernel(
     emit: Emitter,
-    product: Product,
+    product: LowBitMatMul,
     source: ir.Value,
     weight: Sequence[ir.Value | None],
     rows: int,
@@ -244,7 +247,7 @@ def _kernel(
     )[0]
 
 
-def _bias(products: Sequence[Product], graph: ir.Graph) -> ir.Value | None:
+def _bias(products: Sequence[LowBitMatMul], graph: ir.Graph) -> ir.Value | None:
     biases = [product.bias for product in products]
     if len(products) == 1 or all(bias is None for bias in biases):
         return biases[0]
@@ -258,7 +261,7 @@ def _bias(products: Sequence[Product], graph: ir.Graph) -> ir.Value | None:
     return add_initializer(graph, f"{name}.ort.bias", np.concatenate(arrays))
 
 
-def _padded(product: Product, emit: Emitter) -> ir.Value:
+def _padded(product: LowBitMatMul, emit: Emitter) -> ir.Value:
     """The input, each of its groups filled up with zeros to the width of its blocks."""
     width, group, value = product.blocks.width, product.group, product.input
     if width is None:
@@ -279,7 +282,7 @@ def _padded(product: Product, emit: Emitter) -> ir.Value:
     return emit("Reshape", [filled, shape], value.dtype, [*outer, product.blocks.K])
 
 
-def _group_sums(product: Product, source: ir.Value, level: int, emit: Emitter) -> ir.Value:
+def _group_sums(product: LowBitMatMul, source: ir.Value, level: int, emit: Emitter) -> ir.Value:
     """Sums [..., G] over each group of the input, as the kernel rounds it."""
     graph, blocks = product.node.graph, product.blocks
     assert isinstance(graph, ir.Graph)

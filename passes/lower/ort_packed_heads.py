@@ -10,7 +10,7 @@ both forms.  Reshapes keep the order of entries, so that two that meet are one, 
 
 import onnx_ir as ir
 
-from intaglio.passes.base import Context, Lower, PassResult
+from intaglio.passes.base import Lower, PassResult
 from intaglio.passes.graph import (
     Emitter,
     attribute,
@@ -28,7 +28,7 @@ GIVEN = 3  # the first inputs: query, key, value
 class OrtPackedHeads(Lower):
     """Spare fused attention the turning of heads and tokens before and after it."""
 
-    def run(self, model: ir.Model, context: Context) -> PassResult:  # noqa: ARG002
+    def rewrite(self, model: ir.Model) -> PassResult:
         """Rewrite what goes into and comes out of every GroupQueryAttention."""
         notes = []
         for node in list(model.graph):

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from intaglio.passes.base import Context, Lower, PassResult
+from intaglio.passes.base import Lower, PassResult
 from intaglio.passes.graph import (
     MODULE,
     Emitter,
@@ -32,7 +32,7 @@ LEAST = 1024  # bytes below which a weight stands inside the graph and not besid
 class OrtPackedProducts(Lower):
     """Multiply an input by all weights that it meets at once."""
 
-    def run(self, model: ir.Model, context: Context) -> PassResult:  # noqa: ARG002
+    def rewrite(self, model: ir.Model) -> PassResult:
         """Pack products of the same input whose weights nobody else takes."""
         groups: dict[ir.Value, list[ir.Node]] = {}
         for node in model.graph:

@@ -7,7 +7,7 @@ operators have left the standard domain, and only if every node means the same t
 
 import onnx_ir as ir
 
-from intaglio.passes.base import Context, Lower, PassResult
+from intaglio.passes.base import Lower, PassResult
 from intaglio.passes.relabel import relabel
 
 
@@ -16,7 +16,7 @@ class OrtRelabel(Lower):
 
     opset: int = 24
 
-    def run(self, model: ir.Model, context: Context) -> PassResult:  # noqa: ARG002
+    def rewrite(self, model: ir.Model) -> PassResult:
         """Relabel; refuses when a node is newer than `opset` or changed since."""
         was = model.graph.opset_imports[""]
         if was <= self.opset:

@@ -10,7 +10,7 @@ more keys than queries, while a step has to see all that came before.  So
 
 import onnx_ir as ir
 
-from intaglio.passes.base import Context, Lower, PassResult
+from intaglio.passes.base import Lower, PassResult
 from intaglio.passes.graph import Emitter, attribute, describe, dims, input_of, replace_uses
 
 BOOL, INT64 = ir.DataType.BOOL, ir.DataType.INT64
@@ -23,7 +23,7 @@ Key = tuple[ir.Value | None, str, str]
 class TrtAttention(Lower):
     """Write cached attention as TensorRT imports it: joined caches and masks that are computed."""
 
-    def run(self, model: ir.Model, context: Context) -> PassResult:  # noqa: ARG002
+    def rewrite(self, model: ir.Model) -> PassResult:
         """Rewrite every attention with a cache; masks are shared between layers."""
         masks: dict[Key, ir.Value] = {}
         notes = []

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from intaglio.operators import LINEAR_ATTENTION
-from intaglio.passes.base import Context, Lower, PassResult
+from intaglio.passes.base import Lower, PassResult
 from intaglio.passes.graph import (
     Emitter,
     attribute,
@@ -28,7 +28,7 @@ GIVEN = "given"  # how overloads of such functions begin
 class TrtGivenInputs(Lower):
     """Leave absent inputs out of the nodes of our own operators, and fill those of the standard."""
 
-    def run(self, model: ir.Model, context: Context) -> PassResult:  # noqa: ARG002
+    def rewrite(self, model: ir.Model) -> PassResult:
         """Rewrite every node that lacks an input before its last."""
         notes = [describe(node) for node in list(model.graph) if _filled(node)]
         for node in model.graph.all_nodes():

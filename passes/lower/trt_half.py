@@ -2,7 +2,7 @@
 
 A network of TensorRT computes in the dtypes that its graph says.  As PyTorch's autocast does, the
 pass takes products, attention, convolutions and recurrences in fp16, and leaves norms, gates,
-position tables and the residual stream in fp32; what only moves numbers, like Reshape or a look-up
+position tables and the residual stream in fp32; what only moves numbers, like Reshape or Gather
 in a table of weights, keeps the dtype that it is given.  Key-value and convolution caches become
 fp16; recurrent states stay fp32, which the kernels accumulate in, but for those of LSTM, GRU and
 RNN: TensorRT's loops carry them in the dtype of their inputs, and a step casts them at its edges.

@@ -7,7 +7,7 @@ for the standard's operator of that name.
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from intaglio.passes.base import Context, Lower, PassResult
+from intaglio.passes.base import Lower, PassResult
 from intaglio.passes.graph import describe
 from intaglio.signature import DOMAIN
 
@@ -17,7 +17,7 @@ LOOPED = "RNN"
 class TrtLoops(Lower):
     """Write the nodes of `LOOPED` out in standard operators."""
 
-    def run(self, model: ir.Model, context: Context) -> PassResult:  # noqa: ARG002
+    def rewrite(self, model: ir.Model) -> PassResult:
         """Put the body of each in its place, in the module of the node."""
         nodes = [n for n in model.graph if (n.domain, n.op_type) == (DOMAIN, LOOPED)]
         notes = [describe(node) for node in nodes]

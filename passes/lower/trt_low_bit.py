@@ -2,7 +2,7 @@
 
 The node keeps its name, which TensorRT's importer looks for among the plugins; its weight is
 arranged anew, and its body reads that arrangement.  There are kernels for 2 bits.  Other weights
-are written out: TensorRT has no operator for their float offsets, nor for look-ups.
+are written out: TensorRT has no operator for their float offsets, nor for Gather.
 """
 
 from collections.abc import Iterator
@@ -12,8 +12,8 @@ import onnx.parser
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from intaglio.ops._low_bit_planes import Planes, body_of_planes, size_in_planes, to_planes
-from intaglio.passes.base import Context, Lower, PassResult
+from intaglio.ops.low_bit_planes import Planes, body_of_planes, size_in_planes, to_planes
+from intaglio.passes.base import Lower, PassResult
 from intaglio.passes.graph import Emitter, dims, input_of, module_of, replace_uses
 from intaglio.passes.low_bit import MATMUL, LowBitWeight, add_initializer, low_bit_nodes, weight_of
 from intaglio.signature import DOMAIN
@@ -24,8 +24,8 @@ PLANES = "planes"  # how overloads that read planes begin
 class TrtLowBit(Lower):
     """Arrange weights of 2 bits for our plugin; write the others out."""
 
-    def run(self, model: ir.Model, context: Context) -> PassResult:  # noqa: ARG002
-        """Rewrite every product and look-up with a weight of few bits."""
+    def rewrite(self, model: ir.Model) -> PassResult:
+        """Rewrite every MatMul and Gather with a weight of few bits."""
         written, arranged = [], 0
         for node in list(low_bit_nodes(model)):
             if (node.overload or "").startswith(PLANES):

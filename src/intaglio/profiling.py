@@ -2,14 +2,15 @@
 
 import importlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
 from intaglio.errors import MissingExtraError
 
 if TYPE_CHECKING:
+    from intaglio.exporter.options.loading import LoadKeywords
     from intaglio.runtime import Bundle, ProfileSettings
     from intaglio.runtime.profile.report import ProfileReport
     from intaglio.runtime.profile.settings import Contestant
@@ -24,7 +25,7 @@ def profile(
     against: PathLike | None = None,
     report: PathLike | None = None,
     progress: Callable[[str, float | None], None] | None = None,
-    **source: Any,
+    **options: "Unpack[LoadKeywords]",
 ) -> "ProfileReport":
     """Measure bundles side by side: latencies, memory, operators; each in a fresh process.
 
@@ -37,8 +38,8 @@ def profile(
         against: the source, to be measured in PyTorch; a path as for `intaglio.verify`.
         report: where to write a page for people; needs the extra ``report``.
         progress: is told what runs and the fraction of it that is done.
-        source: options for loading the source, as `intaglio.verify` takes them: model, config, key
-            and the like; arrays in files.
+        **options: how to load the source, as `intaglio.verify` takes them: model, config, key and
+            the like; arrays in files.
 
     Raises:
         IntaglioError: whatever the user can mend: a bundle that cannot be opened, settings that it
@@ -53,7 +54,7 @@ def profile(
     page = None if report is None else _page()
     peers: list[Contestant] = []
     if against is not None:
-        peers.append(_eager(Path(against), opened[0], settings, source))
+        peers.append(_eager(Path(against), opened[0], settings, options))
     found = measure(opened, settings, peers=peers, progress=progress)
     notes = [
         keep(entry, "profile", replace(found, measured=[measured]).to_json())
@@ -77,7 +78,7 @@ def _page() -> "Callable[[ProfileReport, Path], None]":
 
 
 def _eager(
-    source: Path, bundle: "Bundle", settings: "ProfileSettings", options: Mapping[str, Any]
+    source: Path, bundle: "Bundle", settings: "ProfileSettings", options: "LoadKeywords"
 ) -> "Contestant":
     try:
         from intaglio.exporter.proving.eager import contestant

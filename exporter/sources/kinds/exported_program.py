@@ -84,11 +84,11 @@ def in_memory(program: ExportedProgram, options: LoadOptions) -> Source:
 
 
 def _source(program: ExportedProgram, path: Path, sha256: str, options: LoadOptions) -> Source:
-    options.refuse("an exported program", "model", "config", "key", "import_from", "inputs")
+    options.take("an exported program", "axes")
     nodes = _tensor_inputs(program, path)
     examples = _examples(program, list(nodes))
     specs = name_axes(
-        [_spec(name, node, examples.get(name)) for name, node in nodes.items()], options.axes or {}
+        [_spec(name, node, examples.get(name)) for name, node in nodes.items()], options.axes
     )
     for spec in specs:
         _check_free(spec, nodes[spec.name].meta["val"], path)

@@ -23,7 +23,7 @@ def load(path: Path, options: LoadOptions) -> Source:
         MissingExtraError: if the library is not installed.
     """
     said = f"{path}, whose config.json says how it is built"
-    options.refuse(said, "model", "config", "key", "import_from", "inputs", "axes")
+    options.take(said)
     directory = read_directory(path)
     if importlib.util.find_spec("transformers") is None:
         raise MissingExtraError(f"The Hugging Face directory {path}", "hf")

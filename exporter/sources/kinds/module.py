@@ -30,6 +30,7 @@ def in_memory(module: nn.Module, options: LoadOptions) -> Source:
     Raises:
         SourceError: if its inputs are not known, or a weight is not finite.
     """
+    options.take("a module that holds its weights", "inputs", "axes")
     name = type(_unwrapped(module)).__name__
     return _source(
         copied(module),
@@ -47,13 +48,14 @@ def unpickled(checkpoint: Checkpoint, module: nn.Module, options: LoadOptions) -
         SourceError: if it is a TorchScript module, its inputs are not known, or a weight is not
             finite.
     """
+    taken = ("key", "import_from", "inputs", "axes")
+    options.take("a module that holds its weights", *taken)
     return _source(
         module, checkpoint.path, options, format=checkpoint.format, sha256=checkpoint.sha256
     )
 
 
 def _source(module: nn.Module, path: Path, options: LoadOptions, **origin: Any) -> Source:
-    options.refuse("a module that holds its weights", "model", "config")
     module = _unwrapped(module)
     if isinstance(module, torch.jit.ScriptModule):
         raise SourceError(

@@ -44,7 +44,7 @@ def load(path: Path, options: LoadOptions) -> Source:
             the standard's, or its batch or time is fixed.
         OptionError: if an option says nothing about graphs.
     """
-    options.refuse("an ONNX graph", "model", "config", "key", "import_from", "inputs")
+    options.take("an ONNX graph", "axes")
     model, sha256 = _read(path)
     common.InlinePass()(model)
     model.functions.clear()
@@ -52,7 +52,7 @@ def load(path: Path, options: LoadOptions) -> Source:
     for name in model.graph.initializers:
         if model.graph.initializers[name] in model.graph.inputs:
             model.graph.inputs.remove(model.graph.initializers[name])
-    specs = name_axes([_spec(value, path) for value in model.graph.inputs], options.axes or {})
+    specs = name_axes([_spec(value, path) for value in model.graph.inputs], options.axes)
     for spec, value in zip(specs, model.graph.inputs, strict=True):
         _check_free(spec, dims(value) or (), path)
         value.shape = ir.Shape(list(spec.shape))

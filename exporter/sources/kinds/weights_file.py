@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from intaglio.errors import SourceError
+from intaglio.exporter.options.config import read_config
 from intaglio.exporter.options.loading import LoadOptions
 from intaglio.exporter.sources.checkpoint import Checkpoint, read_checkpoint
 from intaglio.exporter.sources.examples import InputSpec, Sampler, describe_inputs, sampler
-from intaglio.exporter.sources.factory import build_from_factory, importable_from, read_config
+from intaglio.exporter.sources.factory import build_from_factory, importable_from
 from intaglio.exporter.sources.reparametrized import settle
 from intaglio.exporter.sources.source import EXAMPLE_BATCH, EXAMPLE_TIME, Source
 from intaglio.exporter.sources.state_dict import check_fit, load_weights, tied_names
@@ -41,7 +42,7 @@ def load(path: Path, options: LoadOptions) -> Source:
             f"{path} holds weights and does not say which model they belong to. Say it: --model "
             "NAME (see intaglio list models) or --model package.module:factory, with --config FILE."
         )
-    if options.model is None and ":" in wanted and not options.allow_code:
+    if not options.model and ":" in wanted and not options.allow_code:
         raise SourceError(
             f"{path} asks to be built by the code {wanted!r}. Where that is trusted, name it with "
             f"--model {wanted}, or allow it with --allow-code."
@@ -50,7 +51,8 @@ def load(path: Path, options: LoadOptions) -> Source:
     if ":" in wanted:
         module, sample, dynamic = _from_factory(wanted, values, options)
     else:
-        options.refuse(f"the model {wanted!r}, whose inputs are known", "inputs", "axes")
+        said = f"the model {wanted!r}, whose inputs are known"
+        options.take(said, "model", "config", "key", "import_from")
         module, sample, dynamic = _from_models(wanted, values, checkpoint)
     notes = load_weights(module, checkpoint.tensors, checkpoint.path)
     module.eval().requires_grad_(requires_grad=False)
@@ -73,6 +75,8 @@ def load(path: Path, options: LoadOptions) -> Source:
 def _from_factory(
     spec: str, config: Mapping[str, Any], options: LoadOptions
 ) -> tuple[nn.Module, Sampler, dict[str, dict[int, str]]]:
+    said = f"the model of the factory {spec!r}"
+    options.take(said, "model", "config", "key", "import_from", "inputs", "axes")
     module, inputs = build_from_factory(spec, config, [Path(p) for p in options.import_from])
     given = inputs if options.inputs is None else options.inputs
     specs = describe_inputs(module.eval(), given, options.axes, f"The model of {spec!r}")

@@ -14,6 +14,7 @@ import typer
 
 from intaglio import __version__
 from intaglio.errors import IntaglioError, MissingExtraError
+from intaglio.keywords import parameters
 
 from . import doctor
 from .console import Console, Flags
@@ -59,7 +60,7 @@ def command(function: Callable[..., int | None]) -> Callable[..., int | None]:
             code = _guarded(console, f"intaglio {context.info_name}", call)
         raise typer.Exit(code)
 
-    _takes(run, list(inspect.signature(function, eval_str=True).parameters.values())[1:])
+    _takes(run, parameters(function)[1:])
     app.command(name=function.__name__.rstrip("_"))(run)
     return function
 

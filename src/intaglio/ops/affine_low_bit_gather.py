@@ -178,7 +178,7 @@ def translation(
 
 
 def body(present: Collection[str], attributes: Mapping[str, Any]) -> str:
-    """Write the look-up in standard operators: rows of bytes, then their weights."""
+    """Write the Gather in standard operators: rows of bytes, then their weights."""
     sizes = {name: attributes[name] for name in ("K", "bits", "group")}
     tables = [name for name in ("codes", "scale", "offset") if name in present]
     return "\n".join(

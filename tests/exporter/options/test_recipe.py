@@ -9,7 +9,8 @@ from torch import nn
 
 from intaglio.errors import OptionError, PassError
 from intaglio.exporter.export import export
-from intaglio.exporter.options.recipe import Recipe, as_entry
+from intaglio.exporter.options.recipe import Recipe
+from intaglio.exporter.options.user_passes import as_entry
 from intaglio.passes.exact.fold_constants import FoldConstants
 from intaglio.runtime.manifest import Manifest
 

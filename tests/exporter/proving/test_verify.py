@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from intaglio.errors import BundleError, OptionError
 from intaglio.exporter.export import export
+from intaglio.exporter.options.loading import LoadOptions
 from intaglio.exporter.options.served_shapes import Shapes
 from intaglio.exporter.proving import verify as verification
 from intaglio.exporter.proving.reference import reference
@@ -294,11 +295,11 @@ def test_a_file_of_weights_is_built_as_the_bundle_says(
     """Model and config come from the manifest, if the model is intaglio's own and not code."""
     asked: list[Any] = []
 
-    def load(path: Any, **options: Any) -> Source:
-        asked.append((path, options["model"], options["config"]))
+    def load(path: Any, options: LoadOptions) -> Source:
+        asked.append((path, options.model, options.config))
         return source
 
-    monkeypatch.setattr(verification, "load_source", load)
+    monkeypatch.setattr(verification, "load", load)
     manifest = Session.load(bundle).manifest
     verify(bundle, "weights.pt", steps=2)
     verify(bundle, "weights.pt", steps=2, model="mine.py:build", config={"a": 1})

@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 from intaglio.errors import SourceError
-from intaglio.exporter.sources.factory import build_from_factory, read_config
+from intaglio.exporter.sources.factory import build_from_factory
 
 CODE = """
 from dataclasses import dataclass
@@ -125,36 +125,3 @@ def test_a_config_that_does_not_fit_is_told_with_the_signature() -> None:
         SourceError, match=r"raised TypeError: .*unexpected keyword argument 'deep'"
     ):
         build_from_factory("user_code.nets:by_dataclass", {"width": 5, "deep": 2})
-
-
-def test_a_config_is_a_mapping_or_a_file(tmp_path: Path) -> None:
-    """JSON and TOML by the name of the file."""
-    (tmp_path / "config.json").write_text('{"width": 5, "scale": 0.5}')
-    (tmp_path / "config.toml").write_text("width = 5\nscale = 0.5\n")
-    expected = {"width": 5, "scale": 0.5}
-
-    assert read_config(expected) == expected
-    assert read_config(tmp_path / "config.json") == expected
-    assert read_config(str(tmp_path / "config.toml")) == expected
-    assert read_config(None) == {}
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
-        ("config.json", "{width: 5}", "is not valid JSON: .*line 1 column 2"),
-        ("config.toml", "width: 5", "is not valid TOML: .*at line 1, column 6"),
-        ("config.json", "[5]", "is no table of keys and values"),
-        ("config.toml", "day = 2020-01-01", "a value that JSON cannot hold"),
-        ("absent.json", None, "cannot be read: No such file"),
-    ],
-)
-def test_a_config_that_cannot_be_read_is_told(
-    tmp_path: Path, name: str, text: str | None, message: str
-) -> None:
-    """With the place where it goes wrong."""
-    if text is not None:
-        (tmp_path / name).write_text(text)
-
-    with pytest.raises(SourceError, match=message):
-        read_config(tmp_path / name)

@@ -21,7 +21,7 @@ from intaglio.errors import (
     OptionError,
     ParityError,
 )
-from intaglio.exporter import export as export_module
+from intaglio.exporter import engine as engine_module
 from intaglio.exporter.export import ExportReport, export
 from intaglio.exporter.options.served_shapes import Shapes
 from intaglio.exporter.proving.verify import verify
@@ -208,14 +208,14 @@ def test_an_engine_has_its_own_verdict(
 ) -> None:
     """Where there is a GPU; an engine that cannot run there is no failure, and no parity."""
 
-    def verified(graph: bool) -> Any:
+    def verified(*, graph: bool) -> Any:
         if found == "refuses" and not graph:
             raise DeviceError("it is for another GPU")
         passed = graph or found == "passes"
         return SimpleNamespace(passed=passed, summary=lambda: "of parity")
 
     monkeypatch.setattr(flavour, "has_device", lambda: True)
-    said, fault, notes = export_module._prove_engine(hybrid_engine.manifest, verified)
+    said, fault, notes = engine_module._proven(hybrid_engine.manifest, verified)
 
     assert said == verdict
     assert fault == ("The engine of TensorRT: of parity" if found == "fails" else "")

@@ -2,25 +2,18 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Unpack
 
 import typer
 
 from intaglio.cli.console import Console
 from intaglio.cli.frame import command
 
+from .loading import LoadFlags, loading
 from .options import (
-    AllowPickle,
-    Axes,
-    Config,
     Data,
     Flavour,
-    ImportFrom,
-    Inputs,
-    Key,
-    Model,
     Tolerance,
-    dimensions,
     limits,
     numbers,
 )
@@ -60,12 +53,6 @@ def export_(
     target: Annotated[
         str | None, typer.Option(metavar="LIST", help="Engines, with commas; ort, trt.")
     ] = None,
-    model: Model = None,
-    config: Config = None,
-    key: Key = None,
-    import_from: ImportFrom = None,
-    inputs: Inputs = None,
-    axes: Axes = None,
     pass_: Annotated[
         list[str] | None,
         typer.Option("--pass", metavar="NAME[:TOML]", help="A pass to run; repeatable."),
@@ -128,14 +115,11 @@ def export_(
     layout: Annotated[
         Layout | None, typer.Option(help="A bundle alone, or a folder of onnxruntime-genai too.")
     ] = None,
-    allow_code: Annotated[
-        bool, typer.Option("--allow-code", help="Let --pass FILE.py:FUNCTION run that file.")
-    ] = False,
-    allow_pickle: AllowPickle = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what an export would do; write nothing.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
+    **load: Unpack[LoadFlags],
 ) -> None:
     """Export a trained checkpoint to a verified bundle."""
     from intaglio import export
@@ -151,12 +135,6 @@ def export_(
             out,
             recipe=recipe,
             targets=target.split(",") if target else None,
-            model=model,
-            config=config,
-            key=key,
-            import_from=import_from or [],
-            inputs=inputs,
-            axes=dimensions(axes) or None,
             passes=pass_ or None,
             calib=calib,
             data=data,
@@ -176,9 +154,8 @@ def export_(
             dry_run=dry_run,
             portable=False if no_portable else None,
             layout=None if layout is None else layout.value,
-            allow_code=allow_code,
-            allow_pickle=allow_pickle,
             progress=progress,
+            **loading(load),
         )
     for note in report.notes:
         console.message(f"note: {note}")

@@ -6,26 +6,6 @@ from typing import Annotated
 
 import typer
 
-Model = Annotated[
-    str | None, typer.Option(metavar="NAME|PKG.MOD:FACTORY", help="What the weights are of.")
-]
-Config = Annotated[Path | None, typer.Option(metavar="FILE", help="What the model is built with.")]
-Key = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Which state dict, if there are several.")
-]
-ImportFrom = Annotated[
-    list[Path] | None, typer.Option(metavar="DIR", help="Where the factory's module lies.")
-]
-Inputs = Annotated[
-    Path | None, typer.Option(metavar="FILE.npz", help="Example inputs, where not token ids.")
-]
-Axes = Annotated[
-    list[str] | None,
-    typer.Option(metavar="NAME:DIMS", help="Layout of an input, as mel:batchx80xtime; repeatable."),
-]
-AllowPickle = Annotated[
-    bool, typer.Option("--allow-pickle", help="Load pickled objects: runs code of the file.")
-]
 Steps = Annotated[int, typer.Option(min=1, metavar="N", help="Steps to compare.")]
 Data = Annotated[
     Path | None,
@@ -51,23 +31,6 @@ class Target(StrEnum):
 
     ORT = "ort"
     TRT = "trt"
-
-
-def dimensions(texts: list[str] | None) -> dict[str, list[int | str]]:
-    """Read the values of ``--axes``.
-
-    Raises:
-        typer.BadParameter: if one is not ``NAME:DIMS``.
-    """
-    found: dict[str, list[int | str]] = {}
-    for text in texts or []:
-        name, _, dims = text.rpartition(":")
-        if not name or not all(dims.split("x")):
-            raise typer.BadParameter(
-                f"{text!r} is not NAME:DIMS, as mel:batchx80xtime", param_hint="--axes"
-            )
-        found[name] = [int(dim) if dim.isdecimal() else dim for dim in dims.split("x")]
-    return found
 
 
 def limits(texts: list[str] | None) -> dict[str, float]:

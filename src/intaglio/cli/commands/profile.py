@@ -1,23 +1,16 @@
 """`intaglio profile`: latencies, memory and operators of bundles, side by side."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Unpack
 
 import typer
 
 from intaglio.cli.console import Console
 from intaglio.cli.frame import command
 
+from .loading import LoadFlags, loading
 from .options import (
-    AllowPickle,
-    Axes,
     BundlePath,
-    Config,
-    ImportFrom,
-    Inputs,
-    Key,
-    Model,
-    dimensions,
     numbers,
     whole_numbers,
 )
@@ -34,13 +27,6 @@ def profile_(
         Path | None,
         typer.Option(metavar="SOURCE", help="Measure the source in PyTorch, too."),
     ] = None,
-    model: Model = None,
-    config: Config = None,
-    key: Key = None,
-    import_from: ImportFrom = None,
-    inputs: Inputs = None,
-    axes: Axes = None,
-    allow_pickle: AllowPickle = False,
     contexts: Annotated[
         str | None,
         typer.Option("--context", metavar="N,...", help="Tokens before a step; 128,1024,4096."),
@@ -75,6 +61,7 @@ def profile_(
     report: Annotated[
         Path | None, typer.Option(metavar="FILE.html", help="Write a page with all figures.")
     ] = None,
+    **load: Unpack[LoadFlags],
 ) -> None:
     """Measure bundles side by side: latencies, memory, and where the time goes."""
     from intaglio import profile
@@ -100,15 +87,9 @@ def profile_(
             *(others or []),
             settings=settings,
             against=against,
-            model=model,
-            config=config,
-            key=key,
-            import_from=import_from or [],
-            inputs=inputs,
-            axes=dimensions(axes),
-            allow_pickle=allow_pickle,
             report=report,
             progress=progress,
+            **loading(load),
         )
     profile_tables.show(console, found)
     for warning in found.warnings:

@@ -1,27 +1,20 @@
 """`intaglio verify`: a bundle against its source."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Unpack
 
 import typer
 
 from intaglio.cli.console import Console
 from intaglio.cli.frame import command
 
+from .loading import LoadFlags, loading
 from .options import (
-    AllowPickle,
-    Axes,
     BundlePath,
-    Config,
     Data,
-    ImportFrom,
-    Inputs,
-    Key,
-    Model,
     Steps,
     Target,
     Tolerance,
-    dimensions,
     limits,
 )
 
@@ -31,13 +24,6 @@ def verify_(
     console: Console,
     bundle: BundlePath,
     against: Annotated[Path, typer.Option(metavar="SOURCE", help="The checkpoint it came from.")],
-    model: Model = None,
-    config: Config = None,
-    key: Key = None,
-    import_from: ImportFrom = None,
-    inputs: Inputs = None,
-    axes: Axes = None,
-    allow_pickle: AllowPickle = False,
     data: Data = None,
     steps: Steps = 512,
     tolerance: Tolerance = None,
@@ -51,6 +37,7 @@ def verify_(
     bisect: Annotated[
         bool, typer.Option("--bisect", help="Name the first node that diverges.")
     ] = False,
+    **load: Unpack[LoadFlags],
 ) -> int:
     """Compare a bundle with its source, step by step: outputs and carried states."""
     from intaglio import verify
@@ -60,13 +47,6 @@ def verify_(
         report = verify(
             bundle,
             against,
-            model=model,
-            config=config,
-            key=key,
-            import_from=import_from or [],
-            inputs=inputs,
-            axes=dimensions(axes),
-            allow_pickle=allow_pickle,
             data=data,
             target=target.value,
             graph=graph,
@@ -74,6 +54,7 @@ def verify_(
             tolerance=limits(tolerance),
             bisect=bisect,
             progress=progress,
+            **loading(load),
         )
     console.text(report.summary())
     summary.show_parity(console, report.to_json())

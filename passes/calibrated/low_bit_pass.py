@@ -18,17 +18,17 @@ from onnx_ir.passes import common
 from torch import Tensor
 
 from intaglio.errors import PassError
-from intaglio.passes import calibration as calibrating
+from intaglio.passes import calibrating
 from intaglio.passes.analysis.projections import look_ups, uses
 from intaglio.passes.base import Calibrated, Context, PassResult
-from intaglio.passes.calibration import Statistics
+from intaglio.passes.calibrating import Statistics
 from intaglio.passes.graph import Emitter, replace_uses
 from intaglio.passes.low_bit import LowBitWeight, add_weight, look_up, product
 from intaglio.passes.own_ops import define
 from intaglio.passes.replay import Replay
 
 from ._affine import Quantized, groups_of, relative_error
-from ._plan import Layer, Plan, plan
+from ._chosen import Chosen, Layer, plan
 from ._work import Work
 
 Array = npt.NDArray[Any]
@@ -46,7 +46,7 @@ class Outcome:
     advice: list[str] = field(default_factory=list)
 
 
-class LowBit(Calibrated):
+class LowBit(Calibrated, abc.ABC):
     """Quantize projections to affine codes of few bits."""
 
     bits: int = 2
@@ -72,7 +72,7 @@ class LowBit(Calibrated):
     ) -> Quantized:
         """Quantize a weight [N, K], float64."""
 
-    def refine(self, model: ir.Model, context: Context, chosen: Plan, found: Outcome) -> bool:  # noqa: ARG002
+    def refine(self, model: ir.Model, context: Context, chosen: Chosen, found: Outcome) -> bool:  # noqa: ARG002
         """Improve on `found` once all layers are quantized; tell whether anything changed."""
         return False
 
@@ -111,7 +111,7 @@ class LowBit(Calibrated):
             details=_details(context, chosen, found),
         )
 
-    def _calibrate(self, model: ir.Model, context: Context, chosen: Plan, found: Outcome) -> None:
+    def _calibrate(self, model: ir.Model, context: Context, chosen: Chosen, found: Outcome) -> None:
         data = context.calibration
         assert data is not None
         calibrating.check(model, context)
@@ -216,7 +216,7 @@ def _operand(layer: Layer, solved: Quantized) -> Array:
     return weight if turned is not None and turned.value else np.ascontiguousarray(weight.T)
 
 
-def _substitute(run: Replay, chosen: Plan, found: Outcome) -> None:
+def _substitute(run: Replay, chosen: Chosen, found: Outcome) -> None:
     for layer in chosen.layers:
         run.weights[layer.projection.node] = _operand(layer, found.weights[layer.path])
     run.replaced |= found.parameters
@@ -226,8 +226,8 @@ def _stage(name: str, run: Replay, model: ir.Model, context: Context) -> dict[st
     return {"stage": name, **calibrating.measure(run, model, context)}
 
 
-def _rewrite(model: ir.Model, chosen: Plan, found: Outcome, *, tables: bool) -> list[str]:
-    """Put the low-bit operators in; with `tables`, look-ups too; tell which tables those were."""
+def _rewrite(model: ir.Model, chosen: Chosen, found: Outcome, *, tables: bool) -> list[str]:
+    """Put the low-bit operators in; with `tables`, for Gather too; tell of which embeddings."""
     graph, looked_up = model.graph, []
     for layer in chosen.layers:
         projection, solved = layer.projection, found.weights[layer.path]
@@ -265,7 +265,7 @@ def _note_of_table(name: str) -> str:
     )
 
 
-def _notes(chosen: Plan, found: Outcome) -> list[str]:
+def _notes(chosen: Chosen, found: Outcome) -> list[str]:
     notes = [
         f"{layer.path}: {layer.bits} bits, "
         + ", ".join(
@@ -278,7 +278,7 @@ def _notes(chosen: Plan, found: Outcome) -> list[str]:
     return [*notes, *(f"{path} stays in float: {why}" for path, why in chosen.skipped.items())]
 
 
-def _few_tokens(chosen: Plan, tokens: int) -> list[str]:
+def _few_tokens(chosen: Chosen, tokens: int) -> list[str]:
     wide = [layer.path for layer in chosen.layers if layer.projection.inputs > tokens]
     if not wide:
         return []
@@ -290,7 +290,7 @@ def _few_tokens(chosen: Plan, tokens: int) -> list[str]:
     return [note]
 
 
-def _details(context: Context, chosen: Plan, found: Outcome) -> dict[str, Any]:
+def _details(context: Context, chosen: Chosen, found: Outcome) -> dict[str, Any]:
     data = context.calibration
     calibration = data and {
         "sha256": data.sha256,

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from intaglio.errors import PassError
 from intaglio.ops import BITS
 from intaglio.passes.analysis.projections import Projection, projections, uses
-from intaglio.passes.calibration import LOGITS
+from intaglio.passes.calibrating import LOGITS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class Layer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Chosen:
     """The layers in the order of computation, and a reason for each projection left in float."""
 
     layers: Sequence[Layer]
@@ -58,7 +58,7 @@ def plan(
     head: bool,
     overrides: Mapping[str, Mapping[str, Any]],
     who: str,
-) -> Plan:
+) -> Chosen:
     """Choose by globs over module paths; an override's `bits` and `group` go before the others.
 
     Raises:
@@ -83,7 +83,7 @@ def plan(
     if not chosen:
         reasons = "; ".join(f"{path}: {reason}" for path, reason in list(skipped.items())[:4])
         raise PassError(f"{who}: there is nothing to quantize ({reasons or 'no projections'}).")
-    return Plan(layers=chosen, skipped=skipped)
+    return Chosen(layers=chosen, skipped=skipped)
 
 
 def _reason(

@@ -14,7 +14,7 @@ from intaglio.passes import evaluate, pipeline
 from intaglio.passes.base import Context
 from intaglio.passes.calibration import Batch, Calibration
 from intaglio.passes.low_bit import low_bit_nodes, weight_of
-from intaglio.passes.lower._product import Product
+from intaglio.passes.lower._mat_mul import LowBitMatMul
 from intaglio.passes.lower._rounding import rounded, rounding_errors
 from intaglio.passes.lower.ort_low_bit import OrtLowBit
 
@@ -56,8 +56,8 @@ def quantized(graph: Graph, group: int, lengths: list[int], *, step: bool = Fals
     return model, context
 
 
-def products(model: ir.Model) -> list[Product]:
-    return [Product(node, weight_of(node)) for node in low_bit_nodes(model)]
+def products(model: ir.Model) -> list[LowBitMatMul]:
+    return [LowBitMatMul(node, weight_of(node)) for node in low_bit_nodes(model)]
 
 
 @pytest.mark.parametrize("group", [32, 16, -1])

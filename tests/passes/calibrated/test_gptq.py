@@ -16,11 +16,11 @@ from intaglio.passes.calibrated._affine import (
     search_grid,
 )
 from intaglio.passes.calibrated._columns import damped, descend, factor, round_columns
-from intaglio.passes.calibrated._low_bit import LowBit
 from intaglio.passes.calibrated.gptq import Gptq
+from intaglio.passes.calibrated.low_bit_pass import LowBit
 from intaglio.passes.calibrated.rtn import Rtn
-from intaglio.passes.calibration import Statistics
-from intaglio.passes.lower._blocks import integer_offset
+from intaglio.passes.calibrating import Statistics
+from intaglio.passes.lower._block_format import integer_offset
 
 GROUPS = [-1, 16, 10]
 

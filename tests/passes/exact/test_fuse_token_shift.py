@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from intaglio.errors import PassError
 from intaglio.passes import pipeline
 
-from .conftest import VOCABULARY, Traced
+from ..conftest import VOCABULARY, Traced
 
 WIDTH = 4
 Shift = Callable[[Tensor], Tensor]

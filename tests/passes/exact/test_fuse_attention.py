@@ -12,7 +12,7 @@ from intaglio.passes import pipeline
 from intaglio.passes.base import Context
 from intaglio.passes.exact.fuse_attention import FuseAttention
 
-from .conftest import VOCABULARY, Traced
+from ..conftest import VOCABULARY, Traced
 
 WIDTH, HEADS, CONTEXT = 8, 2, 20
 Attend = Callable[["Net", Tensor, Tensor, Tensor], Tensor]

@@ -7,13 +7,13 @@ import onnx_ir as ir
 from intaglio.passes.graph import Emitter, dims, replace_uses
 from intaglio.passes.low_bit import LowBitWeight, add_initializer
 
-from ._blocks import to_blocks
+from ._block_format import to_blocks
 
 DOMAIN = "com.microsoft"
 
 
-def look_up(node: ir.Node, weight: LowBitWeight) -> bool:
-    """Lower a look-up; False, and nothing done, where its groups are not whole blocks."""
+def to_gather(node: ir.Node, weight: LowBitWeight) -> bool:
+    """Lower a Gather; False, and nothing done, where its groups are not whole blocks."""
     blocks, graph = to_blocks(weight), node.graph
     if blocks.width is not None or blocks.K % blocks.block:
         return False

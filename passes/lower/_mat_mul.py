@@ -1,4 +1,4 @@
-"""A product with a weight of few bits, as it is about to be lowered."""
+"""A MatMul with a weight of few bits, as it is about to be lowered."""
 
 from typing import Any
 
@@ -7,10 +7,10 @@ import onnx_ir as ir
 from intaglio.passes.graph import input_of
 from intaglio.passes.low_bit import LowBitWeight
 
-from ._blocks import Blocks, to_blocks
+from ._block_format import Blocks, to_blocks
 
 
-class Product:
+class LowBitMatMul:
     """A node, its weight as blocks, and the names of the initializers that it reads.
 
     `two_parts` says whether its input is to be multiplied in two parts.

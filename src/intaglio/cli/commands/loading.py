@@ -1,0 +1,70 @@
+"""The options that say how to load a source, for every command that takes one.
+
+An option stands here under the name that `exporter/options/loading.py` gives it.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypedDict
+
+import typer
+
+if TYPE_CHECKING:
+    from intaglio.exporter.options.loading import LoadKeywords
+
+
+class LoadFlags(TypedDict):
+    """A command takes them as ``**load: Unpack[LoadFlags]``, and hands on what `loading` reads."""
+
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME|PKG.MOD:FACTORY", help="What the weights are of.")
+    ]
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What the model is built with.")
+    ]
+    key: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which state dict, if there are several.")
+    ]
+    import_from: Annotated[
+        list[Path] | None, typer.Option(metavar="DIR", help="Where the factory's module lies.")
+    ]
+    inputs: Annotated[
+        Path | None, typer.Option(metavar="FILE.npz", help="Example inputs, where not token ids.")
+    ]
+    axes: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME:DIMS", help="Layout of an input, as mel:batchx80xtime; repeatable."
+        ),
+    ]
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Run code that the source or --pass FILE.py names.")
+    ]
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Load pickled objects: runs code of the file.")
+    ]
+
+
+def loading(flags: LoadFlags) -> "LoadKeywords":
+    """The flags as Python takes them: texts are read.
+
+    Raises:
+        typer.BadParameter: if one is malformed.
+    """
+    return {**flags, "axes": dimensions(flags["axes"])}
+
+
+def dimensions(texts: list[str] | None) -> dict[str, list[int | str]] | None:
+    """Read the values of ``--axes``.
+
+    Raises:
+        typer.BadParameter: if one is not ``NAME:DIMS``.
+    """
+    found: dict[str, list[int | str]] = {}
+    for text in texts or []:
+        name, _, dims = text.rpartition(":")
+        if not name or not all(dims.split("x")):
+            raise typer.BadParameter(
+                f"{text!r} is not NAME:DIMS, as mel:batchx80xtime", param_hint="--axes"
+            )
+        found[name] = [int(dim) if dim.isdecimal() else dim for dim in dims.split("x")]
+    return found or None
