@@ -24,7 +24,7 @@ from intaglio.models import find, save
 from intaglio.models.llama import Config
 from intaglio.runtime import Session
 from intaglio.runtime.manifest import TensorSpec
-from intaglio.runtime.ort.engine import open_engine
+from intaglio.runtime.ort.ort_engine import open_engine
 from intaglio.state import BATCH, CAPACITY, PAST_LENGTH, TIME, Layout, StateSpec
 
 CHECKPOINTS = Path(__file__).parents[1] / "models" / "checkpoints"

@@ -35,7 +35,7 @@ from intaglio.exporter.writing.trt import plugin_ops
 from intaglio.runtime import user_cache
 from intaglio.runtime.bundle import Bundle
 from intaglio.runtime.manifest import Manifest
-from intaglio.runtime.trt.build import GRAPH, TARGET, Built, read_built
+from intaglio.runtime.trt.engine_build import GRAPH, TARGET, Built, read_built
 from intaglio.state import CAPACITY
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))

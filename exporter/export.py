@@ -28,7 +28,7 @@ from intaglio.passes.lower.ort_low_bit import Accuracy
 from intaglio.passes.pipeline import FP16, FP32
 from intaglio.runtime.manifest import FAILED, NOT_RUN, PASSED, Manifest
 from intaglio.runtime.trt import flavour as flavours
-from intaglio.runtime.trt.build import RECORD, TARGET
+from intaglio.runtime.trt.engine_build import RECORD, TARGET
 
 from .attempt import attempt
 from .compile import Teacher, compile_source

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Self
 
 from intaglio.errors import BundleError
-from intaglio.runtime.manifest import FILE_NAME, FileRecord, Manifest, Target
+from intaglio.runtime.manifest import FILE_NAME, FileRecord, Manifest, TargetEntry
 
 AGAIN = "Copy the bundle again from where it is whole, or export it again."
 
@@ -57,7 +57,7 @@ class Bundle:
                 bundle.locate(name)
         return bundle
 
-    def target(self, name: str) -> Target:
+    def target(self, name: str) -> TargetEntry:
         """The entry of one target.
 
         Raises:

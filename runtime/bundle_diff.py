@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from intaglio.runtime.backend import AUTO, choose_target
 from intaglio.runtime.bundle import Bundle
-from intaglio.runtime.graph import Graph, Tensor, read_graph
+from intaglio.runtime.engines import AUTO, choose_target
 from intaglio.runtime.manifest import Manifest
+from intaglio.runtime.onnx_graph import Graph, Tensor, read_graph
 from intaglio.runtime.weights import Total, total, weights_of
 
 

@@ -13,15 +13,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
-from intaglio import __version__
 from intaglio.errors import BundleError
 from intaglio.runtime.contradictions import contradictions
 from intaglio.runtime.schema import faults
 from intaglio.state import StateSpec
+from intaglio.version import __version__
 
 SCHEMA_VERSION = 1
 FILE_NAME = "manifest.json"
-PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"  # `Target.parity`
+PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"  # `TargetEntry.parity`
 LARGEST = 64 << 20  # bytes
 
 
@@ -41,7 +41,7 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
+class TargetEntry:
     """What one engine runs: the graph at `path`, its external tensors in the files `data`.
 
     Paths are relative to the bundle, and so are the locations of external tensors in the graph.
@@ -97,7 +97,7 @@ class Manifest:
     outputs: tuple[TensorSpec, ...]
     states: tuple[StateSpec, ...]
     past_length: bool
-    targets: Mapping[str, Target]
+    targets: Mapping[str, TargetEntry]
     files: Mapping[str, FileRecord]
     limits: Limits = field(default_factory=Limits)
     whole: bool = False
@@ -164,7 +164,7 @@ class Manifest:
             text=entry.get("text", {}),
             limits=Limits(**entry["limits"]),
             targets={
-                key: Target(**{**target, "data": tuple(target["data"])})
+                key: TargetEntry(**{**target, "data": tuple(target["data"])})
                 for key, target in entry["targets"].items()
             },
             parity=entry["parity"],

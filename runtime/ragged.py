@@ -14,10 +14,10 @@ import numpy.typing as npt
 
 from intaglio.errors import InputError
 from intaglio.runtime.arrays import Array
-from intaglio.runtime.carried import Carried
+from intaglio.runtime.carried_states import CarriedStates
 from intaglio.runtime.manifest import Manifest, TensorSpec
-from intaglio.runtime.shapes import Sizes, check_out, shape_of
-from intaglio.runtime.state import State
+from intaglio.runtime.session_state import State
+from intaglio.runtime.step_inputs import Sizes, check_out, shape_of
 from intaglio.runtime.stepper import Stepper
 from intaglio.state import BATCH, TIME
 
@@ -98,7 +98,7 @@ def _stops(counts: Counts, most_tokens: int | None) -> list[int]:
     return sorted({*counts[counts > 0].tolist(), *ends})
 
 
-def _own_copy(carried: Carried, manifest: Manifest, counts: Counts) -> Carried:
+def _own_copy(carried: CarriedStates, manifest: Manifest, counts: Counts) -> CarriedStates:
     """A copy with room for the whole step: the session keeps the original if a part fails."""
     if manifest.limits.batch is not None and counts.min() < counts.max():
         raise InputError(

@@ -14,13 +14,14 @@ import numpy.typing as npt
 
 from intaglio.errors import InputError, StateError
 from intaglio.runtime.arrays import Array
-from intaglio.runtime.backend import AUTO, Backend, choose_target, open_backend
+from intaglio.runtime.backend import Backend
 from intaglio.runtime.bundle import Bundle
-from intaglio.runtime.carried import Settings
+from intaglio.runtime.carried_states import Settings
+from intaglio.runtime.engines import AUTO, choose_target, open_backend
 from intaglio.runtime.manifest import Manifest
 from intaglio.runtime.ragged import step_parts
-from intaglio.runtime.shapes import as_arrays, lengths_of, sizes_of
-from intaglio.runtime.state import State
+from intaglio.runtime.session_state import State
+from intaglio.runtime.step_inputs import as_arrays, lengths_of, sizes_of
 from intaglio.runtime.stepper import Stepper
 from intaglio.state import BATCH, TIME
 
@@ -97,7 +98,7 @@ class Session:
         limits = bundle.manifest.limits
         fixed = backend.capacity
         settings = Settings(
-            backend=backend,
+            memory=backend,
             specs=bundle.manifest.states_of(target),
             max_context=limits.max_context,
             capacity=fixed or capacity or CAPACITY,
@@ -169,9 +170,9 @@ class Session:
     ) -> dict[str, Array]:
         if lengths is None and not self.bundle.manifest.whole:
             carried = self.state.carried
-            plan = self._stepper.known(carried, inputs)
-            if plan is not None:
-                return self._stepper.run(carried, plan, inputs, out)
+            step = self._stepper.known(carried, inputs)
+            if step is not None:
+                return self._stepper.run(carried, step, inputs, out)
         manifest = self.bundle.manifest
         arrays = as_arrays(inputs, manifest.inputs)
         sizes = sizes_of(arrays, manifest.inputs, manifest.limits)

@@ -20,9 +20,9 @@ from intaglio.exporter.sources.load import load_source
 from intaglio.exporter.sources.source import Source
 from intaglio.runtime import machine
 from intaglio.runtime.bundle import Bundle
+from intaglio.runtime.child_worker import serve
 from intaglio.runtime.profile.report import EAGER
 from intaglio.runtime.profile.settings import Contestant
-from intaglio.runtime.worker import serve
 
 from .verify import named_by
 

@@ -1,9 +1,10 @@
 """The graph that an engine of TensorRT is built from, run without one."""
 
 from intaglio.runtime.bundle import Bundle
-from intaglio.runtime.ort.engine import OrtBackend, open_engine
+from intaglio.runtime.ort.ort_backend import OrtBackend
+from intaglio.runtime.ort.ort_engine import open_engine
 from intaglio.runtime.session import Session
-from intaglio.runtime.trt.build import TARGET
+from intaglio.runtime.trt.engine_build import TARGET
 
 
 def graph_session(bundle: Bundle) -> Session:

@@ -14,10 +14,10 @@ from intaglio.runtime.manifest import (
     NOT_RUN,
     Limits,
     Manifest,
-    Target,
+    TargetEntry,
     TensorSpec,
 )
-from intaglio.runtime.trt.build import GRAPH, TARGET
+from intaglio.runtime.trt.engine_build import GRAPH, TARGET
 from intaglio.state import PAST_LENGTH
 
 from .compiled import Compiled
@@ -60,7 +60,7 @@ def describe(
         whole=source.whole,
         text=text,
         targets={
-            name: Target(
+            name: TargetEntry(
                 path=path,
                 data=data.get(path, ()),
                 opset=model.opset_imports[""],

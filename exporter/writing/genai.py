@@ -19,7 +19,7 @@ from intaglio.errors import OptionError
 from intaglio.passes.base import Context
 from intaglio.passes.graph import attribute, dims, load_graph
 from intaglio.passes.lower.genai_inputs import MASK, GenaiInputs
-from intaglio.runtime.manifest import NOT_RUN, Manifest, Target
+from intaglio.runtime.manifest import NOT_RUN, Manifest, TargetEntry
 from intaglio.state import Layout, StateSpec
 
 GRAPH = "genai.onnx"
@@ -48,7 +48,7 @@ def add_genai(folder: Path, manifest: Manifest) -> Manifest:
     if manifest.text:
         for file in sorted((folder / manifest.text["tokenizer"]).parent.iterdir()):
             shutil.copyfile(file, folder / file.name)
-    entry = Target(
+    entry = TargetEntry(
         path=GRAPH,
         data=lowered.data,
         opset=lowered.opset,

@@ -16,13 +16,13 @@ import numpy.typing as npt
 
 from intaglio.errors import ProfileError
 from intaglio.runtime import machine
-from intaglio.runtime.backend import choose_target
 from intaglio.runtime.bundle import Bundle
+from intaglio.runtime.child_worker import serve
+from intaglio.runtime.engines import choose_target, open_tracer
 from intaglio.runtime.manifest import Manifest, TensorSpec
+from intaglio.runtime.op_trace import Tracer
 from intaglio.runtime.session import Session
-from intaglio.runtime.shapes import shape_of
-from intaglio.runtime.trace import Tracer, open_tracer
-from intaglio.runtime.worker import serve
+from intaglio.runtime.step_inputs import shape_of
 from intaglio.state import BATCH, TIME
 
 CHUNK = 512  # tokens consumed at once on the way to a context
@@ -31,7 +31,7 @@ Array = npt.NDArray[Any]
 _clock = time.perf_counter
 
 
-class Runner:
+class BundleRunner:
     """A session and the call that is measured next."""
 
     def __init__(self) -> None:
@@ -199,7 +199,7 @@ def _shape(spec: TensorSpec, batch: int, time: int) -> tuple[int, ...]:
 
 def main() -> None:
     """Serve the parent."""
-    runner = Runner()
+    runner = BundleRunner()
     names = ("load", "ready", "run", "footprint", "steps", "ceilings", "end_trace")
     serve({name: getattr(runner, name) for name in names})
 

@@ -14,18 +14,18 @@ from importlib.metadata import version
 
 from intaglio.errors import BundleError, OptionError
 from intaglio.runtime import machine
-from intaglio.runtime.backend import choose_target
 from intaglio.runtime.bundle import Bundle
-from intaglio.runtime.graph import Graph, read_graph
-from intaglio.runtime.trace import Trace
-from intaglio.runtime.trt.build import TARGET, read_built
+from intaglio.runtime.child_worker import Worker
+from intaglio.runtime.engines import choose_target
+from intaglio.runtime.onnx_graph import Graph, read_graph
+from intaglio.runtime.op_trace import Trace
+from intaglio.runtime.trt.engine_build import TARGET, read_built
 from intaglio.runtime.weights import total, weights_of
 from intaglio.runtime.work import Ceilings, Works
-from intaglio.runtime.worker import Worker
 from intaglio.state import BATCH, CAPACITY, PAST, TIME
 
 from .ops import OpProfile, op_profile
-from .report import BUNDLE, Measured, Phase, ProfileReport, Timing
+from .report import BUNDLE, Latencies, Measured, Phase, ProfileReport
 from .settings import Contestant, ProfileSettings
 
 CHILD = "intaglio.runtime.profile.child"
@@ -175,7 +175,7 @@ def _measure(
         for contestant, worker in zip(contestants, workers, strict=True):
             tell(f"load: {contestant.name}", None)
             loaded.append(worker.call("load", **contestant.load))
-        timings: list[list[Timing]] = [[] for _ in workers]
+        timings: list[list[Latencies]] = [[] for _ in workers]
         for index, phase in enumerate(phases):
             tell(str(phase), index / len(phases))
             for kept, timing in zip(timings, _turns(workers, phase, settings), strict=True):
@@ -195,7 +195,7 @@ def _measure(
     ]
 
 
-def _turns(workers: Sequence[Worker], phase: Phase, settings: ProfileSettings) -> list[Timing]:
+def _turns(workers: Sequence[Worker], phase: Phase, settings: ProfileSettings) -> list[Latencies]:
     """One phase: everybody gets ready and warm, then they alternate."""
     for worker in workers:
         worker.call("ready", kind=phase.kind, tokens=phase.tokens, batch=settings.batch)
@@ -208,7 +208,7 @@ def _turns(workers: Sequence[Worker], phase: Phase, settings: ProfileSettings) -
             kept.append(worker.call("run", seconds=seconds, iterations=least))
     footprints = [worker.call("footprint") for worker in workers]
     return [
-        Timing(
+        Latencies(
             phase=phase,
             batch=settings.batch,
             rounds=kept,

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from intaglio.runtime.trace import Call, TracedOp
-from intaglio.runtime.work import Ceilings, Work, Works
+from intaglio.runtime.op_trace import EngineCall, TracedOp
+from intaglio.runtime.work import Ceilings, NodeWork, Works
 
 UNKNOWN = "-"
 
@@ -20,7 +20,7 @@ class OpTime(TracedOp):
     """
 
     milliseconds: float
-    work: Work | None = None
+    work: NodeWork | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class OpSum:
     op: str
     nodes: int
     milliseconds: float
-    work: Work | None
+    work: NodeWork | None
 
     @property
     def bandwidth(self) -> float | None:
@@ -133,7 +133,7 @@ class OpProfile:
         ]
         return sorted(sums, key=lambda each: -each.milliseconds)
 
-    def reached(self, milliseconds: float, work: Work | None) -> float | None:
+    def reached(self, milliseconds: float, work: NodeWork | None) -> float | None:
         """The share of the roofline that `work` in this time reaches."""
         if self.ceilings is None or work is None or not milliseconds:
             return None
@@ -154,7 +154,7 @@ class OpProfile:
             *[share] * (self.ceilings is not None),
         ]
 
-    def _figures(self, milliseconds: float, work: Work | None) -> dict[str, Any]:
+    def _figures(self, milliseconds: float, work: NodeWork | None) -> dict[str, Any]:
         return {
             "ms": milliseconds,
             "bytes": None if work is None else work.bytes,
@@ -167,7 +167,7 @@ def op_profile(
     kind: str,
     tokens: int,
     ops: Sequence[TracedOp],
-    calls: Sequence[Call],
+    calls: Sequence[EngineCall],
     works: Works,
     ceilings: Ceilings | None = None,
 ) -> OpProfile:
@@ -206,9 +206,9 @@ def midmean(values: Sequence[float]) -> float:
     return statistics.fmean(ordered[cut : len(ordered) - cut])
 
 
-def _sum(works: Sequence[Work | None]) -> Work | None:
+def _sum(works: Sequence[NodeWork | None]) -> NodeWork | None:
     known = [work for work in works if work is not None]
-    return sum(known, Work(0, 0)) if len(known) == len(works) else None
+    return sum(known, NodeWork(0, 0)) if len(known) == len(works) else None
 
 
 def _ceilings(found: Ceilings | None) -> dict[str, Any] | None:

@@ -29,7 +29,7 @@ class Phase:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Timing:
+class Latencies:
     """Latencies of one contestant in one phase, and what it then held.
 
     Attributes:
@@ -117,7 +117,7 @@ class Measured:
     kind: str
     load_seconds: float
     weights: int | None
-    timings: Sequence[Timing]
+    timings: Sequence[Latencies]
     about: Mapping[str, str] = field(default_factory=dict)
     bits: float | None = None
     before: int | None = None
@@ -135,7 +135,7 @@ class Measured:
         """Most bytes that the engine's arena held in the traced calls."""
         return max((op.arena_held for op in self.ops if op.arena_held is not None), default=None)
 
-    def timing(self, phase: Phase) -> Timing | None:
+    def timing(self, phase: Phase) -> Latencies | None:
         """The latencies of one phase, if it was measured."""
         return next((timing for timing in self.timings if timing.phase == phase), None)
 
@@ -235,7 +235,7 @@ class ProfileReport:
         }
 
 
-def _ratio(phase: Phase, name: str, ours: Timing, theirs: Timing) -> Ratio:
+def _ratio(phase: Phase, name: str, ours: Latencies, theirs: Latencies) -> Ratio:
     """Ratio of medians, round by round."""
     values = [
         statistics.median(b) / statistics.median(a)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from intaglio.errors import OptionError
-from intaglio.runtime.backend import AUTO
+from intaglio.runtime.engines import AUTO
 
 ROUNDS = 20  # at most: turns that the contestants take in each phase
 

@@ -7,14 +7,14 @@ from typing import Any
 
 from intaglio.errors import BuildError
 from intaglio.runtime.bundle import Bundle
-from intaglio.runtime.graph import read_graph
+from intaglio.runtime.child_worker import Progress, serve
+from intaglio.runtime.onnx_graph import read_graph
 from intaglio.runtime.protobuf import raw_fields
 from intaglio.runtime.trt import flavour as flavours
+from intaglio.runtime.trt import generic_plugin
 from intaglio.runtime.trt import kernels as kernel_files
-from intaglio.runtime.trt import plugin
-from intaglio.runtime.trt.build import GRAPH, TARGET
+from intaglio.runtime.trt.engine_build import GRAPH, TARGET
 from intaglio.runtime.trt.log import logger
-from intaglio.runtime.worker import Progress, serve
 
 FUNCTIONS = 25  # the field of a ModelProto
 
@@ -31,7 +31,7 @@ def build(root: str, out: str, request: Mapping[str, Any], progress: Progress) -
     bundle = Bundle.open(root)
     kernels = kernel_files.read(bundle)
     log = logger(trt)
-    kept = plugin.register(trt, kernels, sorted({each.op for each in kernels.values()}))
+    kept = generic_plugin.register(trt, kernels, sorted({each.op for each in kernels.values()}))
     builder = trt.Builder(log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from intaglio.errors import BundleError
 from intaglio.runtime.bundle import Bundle
-from intaglio.runtime.launch import Plan
+from intaglio.runtime.launch import LaunchPlan
 
 INDEX = "trt/plugins.json"
 FOLDER = "trt/kernels"
@@ -22,7 +22,7 @@ _PLANS = "plans"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kernels:
+class NodeKernels:
     """What one kind of node launches.
 
     Attributes:
@@ -32,15 +32,15 @@ class Kernels:
     """
 
     op: str
-    plans: Mapping[int, Plan]
+    plans: Mapping[int, LaunchPlan]
     code: Mapping[str, bytes]
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> LaunchPlan:
         """Any of the plans: inputs and outputs are the same for all."""
         return next(iter(self.plans.values()))
 
-    def for_device(self, capability: int) -> Plan:
+    def for_device(self, capability: int) -> LaunchPlan:
         """The plan for a GPU.
 
         Raises:
@@ -87,7 +87,7 @@ class Kernels:
         head = json.loads(fields[_PLANS])
         return cls(
             op=head["op"],
-            plans={int(sm): Plan.from_json(plan) for sm, plan in head["plans"].items()},
+            plans={int(sm): LaunchPlan.from_json(plan) for sm, plan in head["plans"].items()},
             code=_Carried(head["code"], pieces),
         )
 
@@ -108,7 +108,7 @@ class _Carried(Mapping[str, bytes]):
         return len(self._names)
 
 
-def index(kernels: Mapping[str, Kernels], nodes: Mapping[str, str]) -> dict[str, Any]:
+def index(kernels: Mapping[str, NodeKernels], nodes: Mapping[str, str]) -> dict[str, Any]:
     """What `INDEX` holds: kernels by name, and for each node of the graph the name of its own."""
     return {
         "kernels": {
@@ -129,7 +129,7 @@ def file_of(name: str, key: str) -> str:
     return f"{FOLDER}/{name}.{entry}.sm_{capability}.cubin"
 
 
-def read(bundle: Bundle) -> dict[str, Kernels]:
+def read(bundle: Bundle) -> dict[str, NodeKernels]:
     """Kernels by the name of each node that launches them; checked against the manifest.
 
     Raises:
@@ -137,9 +137,9 @@ def read(bundle: Bundle) -> dict[str, Kernels]:
     """
     entry = json.loads(bundle.read(INDEX))
     kernels = {
-        name: Kernels(
+        name: NodeKernels(
             op=each["op"],
-            plans={int(sm): Plan.from_json(plan) for sm, plan in each["plans"].items()},
+            plans={int(sm): LaunchPlan.from_json(plan) for sm, plan in each["plans"].items()},
             code={key: bundle.read(path) for key, path in each["code"].items()},
         )
         for name, each in entry["kernels"].items()

@@ -7,7 +7,7 @@ import pytest
 
 from intaglio.cli import summary
 from intaglio.cli.console import Console, Flags
-from intaglio.runtime.manifest import FileRecord, Limits, Manifest, Target, TensorSpec
+from intaglio.runtime.manifest import FileRecord, Limits, Manifest, TargetEntry, TensorSpec
 from intaglio.state import Layout, StateSpec
 
 
@@ -36,7 +36,7 @@ MANIFEST = Manifest(
         state(Layout.RECURRENT, ("batch", 4, 8, 8)),
     ),
     past_length=True,
-    targets={"ort": Target(path="ort/model.onnx", opset=24, parity="passed")},
+    targets={"ort": TargetEntry(path="ort/model.onnx", opset=24, parity="passed")},
     files={"ort/model.onnx": FileRecord("cd" * 32, 1_234_567)},
     limits=Limits(max_context=512),
     passes=(
@@ -89,7 +89,7 @@ def test_states_that_a_target_stores_otherwise_are_told(
 ) -> None:
     """Caches in half the bytes; the recurrent state is what it was."""
     states = (state(Layout.STATIC, ("batch", 2, "capacity", 16)), MANIFEST.states[1])
-    half = Target(path="trt/model.onnx", opset=27, dtype="float16")
+    half = TargetEntry(path="trt/model.onnx", opset=27, dtype="float16")
     manifest = replace(MANIFEST, states=states, targets={**MANIFEST.targets, "trt": half})
     summary.show(Console(Flags()), manifest, "bundle", {})
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]

@@ -10,8 +10,8 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from intaglio.runtime.graph import MODULE
-from intaglio.runtime.manifest import FileRecord, Limits, Manifest, Target, TensorSpec
+from intaglio.runtime.manifest import FileRecord, Limits, Manifest, TargetEntry, TensorSpec
+from intaglio.runtime.onnx_graph import MODULE
 from intaglio.runtime.session import Session
 from intaglio.state import BATCH, CAPACITY, PAST, PAST_LENGTH, TIME, Layout, StateSpec
 
@@ -227,7 +227,7 @@ def _build_bundle(
         states=tuple(builder.states),
         past_length=builder.takes_past_length,
         limits=limits or Limits(),
-        targets={"ort": Target(path="ort/model.onnx", opset=24, data=data)},
+        targets={"ort": TargetEntry(path="ort/model.onnx", opset=24, data=data)},
         files={name: FileRecord.of(folder / name) for name in ("ort/model.onnx", *data)},
     ).save(folder / "manifest.json")
     return folder

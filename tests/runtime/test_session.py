@@ -365,18 +365,18 @@ def test_a_cache_is_written_in_place(make_session: MakeSession) -> None:
 
 
 def test_a_repeated_step_binds_once(make_session: MakeSession) -> None:
-    """Steps of a known shape reuse their plan, and few shapes stay bound."""
+    """Steps of a known shape reuse their binding, and few shapes stay bound."""
     session = make_session(*MIXED, capacity=512)
     for _ in range(2):
         for time in range(1, 12):
             session.step({"input_ids": np.ones((1, time), np.int64)})
     session.step({"input_ids": np.ones((1, 1), np.int64)})
-    plans = session.state.carried.plans
-    known = dict(plans)
+    steps = session.state.carried.steps
+    known = dict(steps)
     session.step({"input_ids": np.ones((1, 1), np.int64)})
 
-    assert len(plans) == 8
-    assert all(plans[key] is known[key] for key in known)
+    assert len(steps) == 8
+    assert all(steps[key] is known[key] for key in known)
 
 
 def test_a_session_holds_on_to_no_output(make_session: MakeSession) -> None:

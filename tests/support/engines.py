@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from intaglio.runtime.bundle import Bundle
-from intaglio.runtime.manifest import FileRecord, Manifest, Target
-from intaglio.runtime.trt.build import ENGINE, GRAPH, RECORD, TARGET, Built, Profile, Tensor
+from intaglio.runtime.manifest import FileRecord, Manifest, TargetEntry
+from intaglio.runtime.trt.engine_build import ENGINE, GRAPH, RECORD, TARGET, Binding, Built, Profile
 from intaglio.runtime.trt.kernels import INDEX
 from intaglio.state import BATCH, CAPACITY, PAST, PAST_LENGTH, TIME
 
@@ -51,7 +51,7 @@ def add_engine(
         capabilities=(86, 89),
         profiles=tuple(profile(name, shapes) for name in SIZES),
         inputs=tuple(
-            Tensor(name=n, dtype="FLOAT", shape=tuple(d if isinstance(d, int) else -1 for d in s))
+            Binding(name=n, dtype="FLOAT", shape=tuple(d if isinstance(d, int) else -1 for d in s))
             for n, s in shapes.items()
         ),
         outputs=(),
@@ -65,7 +65,7 @@ def add_engine(
     (root / RECORD).write_text(json.dumps(built.to_json()))
     (root / INDEX).write_text(json.dumps({"kernels": kernels or {}, "nodes": {}}))
     files = {name: FileRecord.of(root / name) for name in (GRAPH, ENGINE, RECORD, INDEX)}
-    target = Target(path=GRAPH, opset=24, data=manifest.targets["ort"].data)
+    target = TargetEntry(path=GRAPH, opset=24, data=manifest.targets["ort"].data)
     replace(
         manifest,
         targets={**manifest.targets, TARGET: target},

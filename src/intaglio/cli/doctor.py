@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from intaglio import __version__
 from intaglio.errors import IntaglioError
 from intaglio.runtime.trt.flavour import has_device
+from intaglio.version import __version__
 
 _REQUIREMENT = re.compile(r"""([\w.-]+)(?:>=([\w.]+))?(?:.*extra == ["'](\w+)["'])?""")
 
@@ -119,8 +119,8 @@ def examine(path: Path) -> dict[str, list[str]]:
 
 def _faults(bundle: Any, target: str) -> Iterator[str]:
     from intaglio.runtime.session import Session
-    from intaglio.runtime.trt.build import TARGET, read_built
-    from intaglio.runtime.trt.engine import faults
+    from intaglio.runtime.trt.engine_build import TARGET, read_built
+    from intaglio.runtime.trt.trt_engine import faults
 
     if target == TARGET and (built := read_built(bundle)) is not None:
         yield from map(str, faults(bundle, built))

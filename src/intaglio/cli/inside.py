@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from intaglio.runtime.backend import AUTO, choose_target
 from intaglio.runtime.bundle import Bundle
 from intaglio.runtime.bundle_diff import BundleDiff, Entry
-from intaglio.runtime.graph import read_graph
+from intaglio.runtime.engines import AUTO, choose_target
 from intaglio.runtime.manifest import Manifest
+from intaglio.runtime.onnx_graph import read_graph
 from intaglio.runtime.weights import Total, Weight, by_kind, by_module, total, weights_of
 
 from .console import Console

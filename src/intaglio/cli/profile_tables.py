@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from intaglio.runtime.profile.ops import OpProfile
-from intaglio.runtime.profile.report import Measured, ProfileReport, Timing
+from intaglio.runtime.profile.report import Latencies, Measured, ProfileReport
 
 from .console import Console
 from .summary import amount, module_name
@@ -45,7 +45,7 @@ def _contestant(console: Console, entry: Measured, percentiles: Sequence[float])
         _ops(console, ops)
 
 
-def _timing(timing: Timing, percentiles: Sequence[float]) -> list[str]:
+def _timing(timing: Latencies, percentiles: Sequence[float]) -> list[str]:
     ranks = [50, *percentiles]
     return [
         str(timing.phase),

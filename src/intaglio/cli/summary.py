@@ -6,7 +6,7 @@ from typing import Any
 
 from intaglio.errors import BundleError
 from intaglio.runtime.bundle import Bundle
-from intaglio.runtime.manifest import Manifest, Target, TensorSpec
+from intaglio.runtime.manifest import Manifest, TargetEntry, TensorSpec
 from intaglio.state import StateSpec
 
 from .console import Console
@@ -185,7 +185,7 @@ def _notes(console: Console, passes: Sequence[Mapping[str, Any]]) -> None:
             console.text(f"  {record['name']}: {note}")
 
 
-def _dtype(target: Target) -> str:
+def _dtype(target: TargetEntry) -> str:
     return "" if target.dtype == "float32" else f", {target.dtype}"
 
 

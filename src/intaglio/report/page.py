@@ -5,7 +5,7 @@ from importlib import resources
 from pathlib import Path
 
 from intaglio.runtime.profile.ops import OpProfile
-from intaglio.runtime.profile.report import Measured, Phase, ProfileReport, Timing
+from intaglio.runtime.profile.report import Latencies, Measured, Phase, ProfileReport
 
 from . import charts
 from .html import Html, element, join, table
@@ -169,7 +169,7 @@ def _latency(report: ProfileReport) -> Html:
     return _section("Latency", said, table([*head], rows), *steps)
 
 
-def _row(label: object, timing: Timing, ranks: Sequence[float]) -> list[object]:
+def _row(label: object, timing: Latencies, ranks: Sequence[float]) -> list[object]:
     return [
         label,
         element("b", milliseconds(timing.median)),

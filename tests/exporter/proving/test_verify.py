@@ -206,7 +206,7 @@ def test_a_wrong_state_fails_by_its_name(
         snapshot.arrays[name][..., 0] += 0.01
         return snapshot
 
-    monkeypatch.setattr("intaglio.runtime.state.State.save", spoil)
+    monkeypatch.setattr("intaglio.runtime.session_state.State.save", spoil)
     report = verify(bundle, source, steps=3)
 
     assert {row.found.name for row in report.rows if not row.found.passed} == {name}

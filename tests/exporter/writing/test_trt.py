@@ -32,10 +32,10 @@ from intaglio.passes.lower import trt_attention
 from intaglio.runtime import user_cache
 from intaglio.runtime.bundle import Bundle
 from intaglio.runtime.manifest import Manifest
-from intaglio.runtime.ort.engine import open_engine
+from intaglio.runtime.ort.ort_engine import open_engine
 from intaglio.runtime.session import Session
 from intaglio.runtime.trt import driver, flavour
-from intaglio.runtime.trt.build import build, read_built
+from intaglio.runtime.trt.engine_build import build, read_built
 from intaglio.state import Layout
 
 tensorrt_rtx = pytest.importorskip("tensorrt_rtx")

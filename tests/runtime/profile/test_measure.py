@@ -11,8 +11,8 @@ from engines import ROOM, add_engine
 from intaglio.errors import BundleError, OptionError, ProfileError
 from intaglio.runtime.bundle import Bundle
 from intaglio.runtime.manifest import Limits, Manifest, TensorSpec
-from intaglio.runtime.ort.trace import ENGINE
-from intaglio.runtime.profile.child import CHUNK, Runner, inputs_for
+from intaglio.runtime.ort.ort_tracer import ENGINE
+from intaglio.runtime.profile.child import CHUNK, BundleRunner, inputs_for
 from intaglio.runtime.profile.measure import phases_of, profile
 from intaglio.runtime.profile.report import Phase, ProfileReport
 from intaglio.runtime.profile.settings import Contestant, ProfileSettings
@@ -94,7 +94,7 @@ def test_time_of_operators_is_given_to_modules(report: ProfileReport) -> None:
 
 def test_a_step_is_measured_at_the_very_context(bundle: Bundle) -> None:
     """However often it is repeated, and after contexts that were shorter."""
-    runner = Runner()
+    runner = BundleRunner()
     runner.load(str(bundle.root), "auto", 1, None)
     for context in (3, CHUNK + 5):
         runner.ready("step", context, 2)
@@ -105,7 +105,7 @@ def test_a_step_is_measured_at_the_very_context(bundle: Bundle) -> None:
 
 
 def test_a_prefill_starts_from_nothing(bundle: Bundle) -> None:
-    runner = Runner()
+    runner = BundleRunner()
     runner.load(str(bundle.root), "auto", 1, None)
     runner.ready("step", 9, 1)
     runner.ready("prefill", 4, 1)
@@ -115,7 +115,7 @@ def test_a_prefill_starts_from_nothing(bundle: Bundle) -> None:
 
 
 def test_calls_go_on_until_the_time_is_over(bundle: Bundle) -> None:
-    runner = Runner()
+    runner = BundleRunner()
     runner.load(str(bundle.root), "auto", 1, None)
     runner.ready("step", 1, 1)
     times = runner.run(0.05, 1)
@@ -273,7 +273,7 @@ def test_a_contestant_that_dies_ends_the_profile(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its signal and its name are told."""
-    child = "from intaglio.runtime.worker import serve\nimport os\n"
+    child = "from intaglio.runtime.child_worker import serve\nimport os\n"
     (tmp_path / "peer_of_tests.py").write_text(
         child + "serve({'load': lambda: os.kill(os.getpid(), 9)})"
     )

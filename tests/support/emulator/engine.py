@@ -25,11 +25,11 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from intaglio.runtime.bundle import Bundle
-from intaglio.runtime.trt.build import GRAPH, read_built
+from intaglio.runtime.trt.engine_build import GRAPH, read_built
 from intaglio.runtime.trt.flavour import FLAVOURS
-from intaglio.runtime.trt.kernels import Kernels, read
+from intaglio.runtime.trt.generic_plugin import workspace
+from intaglio.runtime.trt.kernels import NodeKernels, read
 from intaglio.runtime.trt.launcher import Launcher
-from intaglio.runtime.trt.plugin import workspace
 from intaglio.trt_plugins.ahead import Compiled
 
 from .device import STREAM, Gpu
@@ -65,7 +65,7 @@ class Graph:
         self.launched: Counter[str] = Counter()
         self._proto = ir.to_proto(model)
         self._gpu = gpu
-        self._launchers: dict[str, tuple[Kernels, Launcher]] = {}
+        self._launchers: dict[str, tuple[NodeKernels, Launcher]] = {}
         texts = _texts(cache)
         for node, kernels in read(Bundle.open(bundle)).items():
             code = {key: texts[_digest(binary)] for key, binary in kernels.code.items()}

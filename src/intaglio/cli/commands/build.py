@@ -21,7 +21,7 @@ def build_(
 ) -> None:
     """Build the TensorRT engine of a bundle, or build it again for this machine."""
     from intaglio.runtime.bundle import Bundle
-    from intaglio.runtime.trt.build import ENGINE, build
+    from intaglio.runtime.trt.engine_build import ENGINE, build
 
     with console.progress() as progress:
         _, built = build(

@@ -71,7 +71,7 @@ class DeviceBuffer:
         return Memory(self._device, size), Memory(self._device, size)
 
 
-class InPlace(DeviceBuffer):
+class DeviceInPlace(DeviceBuffer):
     """A cache with room to spare: a step writes its tokens into the array that it reads."""
 
     def _part(self, whole: Array, tokens: int) -> Array:
@@ -83,7 +83,7 @@ class InPlace(DeviceBuffer):
         return memory, memory
 
 
-class Appended(DeviceBuffer):
+class DeviceAppended(DeviceBuffer):
     """A cache as long as its tokens, at the start of memory with room to spare."""
 
     def bind(self, context: Any, side: int, past: int, time: int) -> None:
@@ -102,6 +102,6 @@ KINDS: dict[Layout, type[DeviceBuffer]] = {
     Layout.RECURRENT: DeviceBuffer,
     Layout.CONV: DeviceBuffer,
     Layout.WINDOW: DeviceBuffer,
-    Layout.STATIC: InPlace,
-    Layout.GROW: Appended,
+    Layout.STATIC: DeviceInPlace,
+    Layout.GROW: DeviceAppended,
 }

@@ -16,10 +16,11 @@ from typing import Any
 
 from intaglio.errors import ProfileError
 from intaglio.runtime.bundle import Bundle
-from intaglio.runtime.graph import Graph, parse_graph, read_graph
-from intaglio.runtime.trace import Call, Trace, TracedOp
+from intaglio.runtime.onnx_graph import Graph, parse_graph, read_graph
+from intaglio.runtime.op_trace import EngineCall, Trace, TracedOp
 
-from .engine import OPTIMIZED, WEIGHTS, OrtBackend, open_engine
+from .ort_backend import OrtBackend
+from .ort_engine import OPTIMIZED, WEIGHTS, open_engine
 
 ENGINE = "(ONNX Runtime)"  # owner of nodes that the engine made of no node of the graph
 _SUFFIX = "_kernel_time"
@@ -139,7 +140,7 @@ def trace_of(calls: Sequence[Sequence[Event]], names: Names) -> Trace:
             for key in ("mem_arena_held", "mem_in_use_peak")
         )
         found.append(
-            Call(
+            EngineCall(
                 times=times,
                 total=call["dur"] / 1e3,
                 arena_held=held if held >= 0 else None,

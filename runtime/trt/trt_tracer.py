@@ -15,14 +15,14 @@ from typing import Any
 
 from intaglio.errors import DeviceError, ProfileError
 from intaglio.runtime.bundle import Bundle
-from intaglio.runtime.graph import Graph, Node, read_graph
-from intaglio.runtime.trace import Call, Trace, TracedOp
+from intaglio.runtime.onnx_graph import Graph, Node, read_graph
+from intaglio.runtime.op_trace import EngineCall, Trace, TracedOp
 from intaglio.runtime.work import Ceilings
 
 from . import ceilings
-from .build import TARGET
 from .driver import Stopwatch
-from .engine import open_backend
+from .engine_build import TARGET
+from .trt_backend import open_trt
 
 ENGINE = "(TensorRT)"  # owner of layers that come from no node of the graph
 _NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
@@ -32,12 +32,13 @@ class TrtTracer:
     """A session of an engine with TensorRT's profiler in each of its contexts."""
 
     def __init__(self, bundle: Bundle) -> None:
-        """Open it; see `open_backend`."""
+        """Open it; see `open_engine`."""
         self._bundle = bundle
-        self.backend = open_backend(bundle)
-        self.backend.tracer = self
+        self.backend = open_trt(bundle)
+        self._stream = self.backend.stream
+        self._stream.tracer = self
         self._engine = self.backend.engine
-        self._clock = Stopwatch(self.backend.device, self.backend.stream)
+        self._clock = Stopwatch(self._stream.device, self._stream.stream)
         self._profiler = _profiler(self._engine.trt)
         self._times: list[dict[str, float]] = []
         self._totals: list[float] = []
@@ -68,7 +69,7 @@ class TrtTracer:
         self._profiler.times.clear()
         if not context.report_to_profiler():
             raise DeviceError(
-                f"TensorRT reports no time of layers: {self.backend.complaint()}. Leave the "
+                f"TensorRT reports no time of layers: {self._stream.complaint()}. Leave the "
                 "operators out with --no-ops."
             )
         for name, time in self._profiler.times:
@@ -82,7 +83,7 @@ class TrtTracer:
 
     def end(self) -> Trace:
         """Stop tracing; what was traced."""
-        self.backend.tracer = None
+        self._stream.tracer = None
         graph = read_graph(self._bundle, TARGET)
         made = {entry["Name"]: entry for entry in layers(self._engine)}
         names = list(dict.fromkeys(name for times in self._times for name in times))
@@ -90,7 +91,7 @@ class TrtTracer:
         return Trace(
             ops=[traced(name, made.get(name, {}), graph) for name in names],
             calls=[
-                Call(times={places[name]: time for name, time in times.items()}, total=total)
+                EngineCall(times={places[name]: time for name, time in times.items()}, total=total)
                 for times, total in zip(self._times, self._totals, strict=True)
             ],
         )

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from intaglio.errors import MissingExtraError, ProfileError, StateError
-from intaglio.runtime.worker import Worker
+from intaglio.runtime.child_worker import Worker
 
 CHILD = """
 import os, signal, sys
 from intaglio.errors import MissingExtraError, StateError
-from intaglio.runtime.worker import serve
+from intaglio.runtime.child_worker import serve
 
 def add(a, b):
     print("noise")

@@ -9,19 +9,19 @@ from onnxruntime import OrtValue
 
 from intaglio.errors import InputError
 from intaglio.runtime.arrays import Array, dtype_of
-from intaglio.runtime.carried import Carried
+from intaglio.runtime.bound_step import Arrays, BoundStep
+from intaglio.runtime.carried_states import CarriedStates
 from intaglio.runtime.manifest import Manifest
-from intaglio.runtime.plan import Arrays, Plan
-from intaglio.runtime.shapes import Sizes, shape_of
+from intaglio.runtime.step_inputs import Sizes, shape_of
 from intaglio.state import PAST_LENGTH
 
-from .buffers import Appended, Buffer
+from .host_buffers import HostAppended, HostBuffer
 
 COPIED = 1 << 16  # bytes up to which copying an output takes less than binding an array for it
 _NOTHING = OrtValue.ortvalue_from_numpy(np.empty(0, np.uint8))
 
 
-class OrtPlan(Plan):
+class OrtStep(BoundStep):
     """A step with a binding for each side of the states."""
 
     def __init__(
@@ -29,7 +29,7 @@ class OrtPlan(Plan):
         engine: Any,
         manifest: Manifest,
         sizes: Sizes,
-        carried: Carried,
+        carried: CarriedStates,
     ) -> None:
         """Bind `carried`, and buffers for inputs of these sizes."""
         feeds = [
@@ -45,13 +45,13 @@ class OrtPlan(Plan):
             if math.prod(shape) * dtype.itemsize <= COPIED
         }
         self._lent = [name for name, _, _ in self._outputs if name not in self._kept]
-        self._appended = [each for each in carried.buffers if isinstance(each, Appended)]
+        self._appended = [each for each in carried.buffers if isinstance(each, HostAppended)]
         self._past = None
         if manifest.past_length:  # it looks into the memory that the steps count in
             self._past = OrtValue.ortvalue_from_numpy(carried.past_length)
         self._bindings = [self._bind(carried, side) for side in (0, 1)]
 
-    def run(self, carried: Carried, results: Arrays) -> None:
+    def run(self, carried: CarriedStates, results: Arrays) -> None:
         """Run the step that was fed from the current side of `carried`, filling `results`."""
         binding = self._binding(carried, results)
         try:
@@ -67,7 +67,7 @@ class OrtPlan(Plan):
         for name, array in self._kept.items():
             np.copyto(results[name], array)
 
-    def _binding(self, carried: Carried, results: Mapping[str, Array]) -> Any:
+    def _binding(self, carried: CarriedStates, results: Mapping[str, Array]) -> Any:
         binding = self._bindings[carried.side]
         for name in self._lent:
             binding.bind_ortvalue_output(name, OrtValue.ortvalue_from_numpy(results[name]))
@@ -75,7 +75,7 @@ class OrtPlan(Plan):
             buffer.bind_step(binding, carried.side, carried.longest, self.time)
         return binding
 
-    def _bind(self, carried: Carried, side: int) -> Any:
+    def _bind(self, carried: CarriedStates, side: int) -> Any:
         binding = self._engine.io_binding()
         for name, buffer in self._feeds:
             binding.bind_ortvalue_input(name, OrtValue.ortvalue_from_numpy(buffer))
@@ -83,6 +83,6 @@ class OrtPlan(Plan):
             binding.bind_ortvalue_input(PAST_LENGTH, self._past)
         for name, array in self._kept.items():
             binding.bind_ortvalue_output(name, OrtValue.ortvalue_from_numpy(array))
-        for state in cast("list[Buffer]", carried.buffers):
+        for state in cast("list[HostBuffer]", carried.buffers):
             state.bind(binding, side)
         return binding

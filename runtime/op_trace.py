@@ -1,15 +1,11 @@
 """Where the time of a call goes, as the profiler of an engine tells it, whatever the engine."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import Any, Protocol, Self
 
-if TYPE_CHECKING:
-    from intaglio.runtime.backend import Backend
-    from intaglio.runtime.bundle import Bundle
-    from intaglio.runtime.work import Ceilings
+from intaglio.runtime.backend import Backend
+from intaglio.runtime.work import Ceilings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +28,7 @@ class TracedOp:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Call:
+class EngineCall:
     """One call of a session.
 
     Attributes:
@@ -53,7 +49,7 @@ class Trace:
     """All calls since an engine was opened for tracing."""
 
     ops: Sequence[TracedOp]
-    calls: Sequence[Call]
+    calls: Sequence[EngineCall]
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -67,7 +63,9 @@ class Trace:
         """What `to_json` wrote, also after it went through JSON."""
         return cls(
             ops=[TracedOp(**{**op, "nodes": tuple(op["nodes"])}) for op in values["ops"]],
-            calls=[Call(**{**call, "times": dict(call["times"])}) for call in values["calls"]],
+            calls=[
+                EngineCall(**{**call, "times": dict(call["times"])}) for call in values["calls"]
+            ],
         )
 
 
@@ -94,15 +92,3 @@ class Tracer(Protocol):
         Raises:
             ProfileError: if the engine tells nothing that can be read.
         """
-
-
-def open_tracer(bundle: Bundle, target: str, threads: int | None) -> Tracer:
-    """Open the engine of `target` for tracing; arguments and errors are those of `open_backend`."""
-    # Each library is imported where it is used: neither needs the other to be installed.
-    if target == "ort":
-        from intaglio.runtime.ort.trace import OrtTracer
-
-        return OrtTracer(bundle, target, threads)
-    from intaglio.runtime.trt.trace import TrtTracer
-
-    return TrtTracer(bundle)

@@ -14,7 +14,7 @@ import numpy as np
 from intaglio.runtime.launch import Expression, Shape, Size, evaluate
 
 from .driver import aligned
-from .kernels import Kernels
+from .kernels import NodeKernels
 from .launcher import Launcher
 
 VERSION = "1"
@@ -32,7 +32,7 @@ _DTYPES = {
 }
 
 
-def register(trt: Any, kernels: Mapping[str, Kernels], ops: Sequence[str]) -> list[Any]:
+def register(trt: Any, kernels: Mapping[str, NodeKernels], ops: Sequence[str]) -> list[Any]:
     """Register a creator for each of `ops`; the caller keeps what is returned alive.
 
     Args:
@@ -47,7 +47,7 @@ def register(trt: Any, kernels: Mapping[str, Kernels], ops: Sequence[str]) -> li
     return creators
 
 
-def workspace(kernels: Kernels, shapes: Sequence[Shape | None]) -> int:
+def workspace(kernels: NodeKernels, shapes: Sequence[Shape | None]) -> int:
     """Bytes of scratch for inputs of at most these shapes, on any GPU."""
     return max(
         sum(aligned(evaluate(size, shapes)) for size in variant.scratch)
@@ -56,7 +56,9 @@ def workspace(kernels: Kernels, shapes: Sequence[Shape | None]) -> int:
     )
 
 
-def _creator(trt: Any, op: str, kernels: Mapping[str, Kernels], carriers: dict[str, str]) -> Any:
+def _creator(
+    trt: Any, op: str, kernels: Mapping[str, NodeKernels], carriers: dict[str, str]
+) -> Any:
     plugin = _plugin(trt, carriers)
 
     class Creator(trt.IPluginCreatorV3One):  # type: ignore[misc]
@@ -69,7 +71,7 @@ def _creator(trt: Any, op: str, kernels: Mapping[str, Kernels], carriers: dict[s
 
         def create_plugin(self, name: str, fields: Any, phase: Any) -> Any:
             if phase == trt.TensorRTPhase.RUNTIME:
-                return plugin(name, Kernels.from_fields(_read(fields), _PIECES))
+                return plugin(name, NodeKernels.from_fields(_read(fields), _PIECES))
             # The importer's name of a node is that of the graph; None makes it refuse the node.
             return plugin(name, kernels[name]) if name in kernels else None
 
@@ -91,7 +93,7 @@ def _plugin(trt: Any, carriers: dict[str, str]) -> Any:
     class Plugin(*bases):  # type: ignore[misc]
         """One node: its kernels, and where it runs, what launches them."""
 
-        def __init__(self, node: str, kernels: Kernels) -> None:
+        def __init__(self, node: str, kernels: NodeKernels) -> None:
             for base in bases:
                 base.__init__(self)
             self.node, self.kernels = node, kernels

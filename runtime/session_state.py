@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from intaglio.errors import InputError, StateError
 from intaglio.runtime.arrays import Array, read_npz
-from intaglio.runtime.carried import Carried, Settings
+from intaglio.runtime.carried_states import CarriedStates, Settings
 
 SNAPSHOT_VERSION = 1
 LARGEST = 2**40  # tokens
@@ -105,7 +105,7 @@ class State:
         self._settings = settings
         self._fingerprint = fingerprint
         self._batch = batch
-        self.carried = Carried(settings, 0)
+        self.carried = CarriedStates(settings, 0)
 
     @property
     def batch(self) -> int | None:
@@ -163,7 +163,7 @@ class State:
         if not snapshot.is_sound:
             raise StateError("The snapshot is damaged: it counts no tokens that a state can hold.")
         batch = len(snapshot.past_length)
-        carried = Carried(self._settings, batch, snapshot.capacity)
+        carried = CarriedStates(self._settings, batch, snapshot.capacity)
         if batch:
             carried.reserve(int(snapshot.past_length.max()))
             carried.longest = int(snapshot.past_length.max())
@@ -198,11 +198,11 @@ class State:
                 rows of unequal length.
         """
         if rows is None:
-            self.carried = Carried(self._settings, 0)
+            self.carried = CarriedStates(self._settings, 0)
         else:
             self.carried.clear(self._indices(rows))
 
-    def begin(self, batch: int) -> Carried:
+    def begin(self, batch: int) -> CarriedStates:
         """The states for a step of `batch` rows: those carried, or new ones for the first step.
 
         The caller makes new ones `carried` once the step has succeeded.
@@ -211,7 +211,7 @@ class State:
             StateError: if the carried states have another number of rows.
         """
         if self.carried.batch == 0:
-            return Carried(self._settings, batch)
+            return CarriedStates(self._settings, batch)
         if self.carried.batch != batch:
             raise StateError(
                 f"The step has {batch} rows, the carried state {self.carried.batch}. "
@@ -219,7 +219,7 @@ class State:
             )
         return self.carried
 
-    def start_over(self, batch: int) -> Carried:
+    def start_over(self, batch: int) -> CarriedStates:
         """The initial state of `batch` rows, with the steps that are bound to it, where it is kept.
 
         For whole sequences, of which none continues another.
@@ -227,7 +227,7 @@ class State:
         if self.carried.batch == batch:
             self.carried.clear(slice(None))
         else:
-            self.carried = Carried(self._settings, batch)
+            self.carried = CarriedStates(self._settings, batch)
         return self.carried
 
     def copy(self) -> "State":

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from intaglio.errors import BundleError
-from intaglio.runtime.backend import choose_target
 from intaglio.runtime.bundle import Bundle
+from intaglio.runtime.engines import choose_target
 
 MakeBundle = Callable[..., Path]
 

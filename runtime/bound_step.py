@@ -7,15 +7,15 @@ import numpy as np
 
 from intaglio.errors import InputError
 from intaglio.runtime.arrays import Array, dtype_of
-from intaglio.runtime.carried import Carried
+from intaglio.runtime.carried_states import CarriedStates
 from intaglio.runtime.manifest import Manifest, TensorSpec
-from intaglio.runtime.shapes import Sizes, check_out, shape_of
+from intaglio.runtime.step_inputs import Sizes, check_out, shape_of
 from intaglio.state import TIME
 
 Arrays = Mapping[str, Array]
 
 
-class Plan(ABC):
+class BoundStep(ABC):
     """A step that may be taken again and again: inputs are copied in, outputs come out.
 
     Attributes:
@@ -40,7 +40,7 @@ class Plan(ABC):
         ]
 
     @abstractmethod
-    def run(self, carried: Carried, results: Arrays) -> None:
+    def run(self, carried: CarriedStates, results: Arrays) -> None:
         """Run the step that was fed from the current side of `carried`, filling `results`.
 
         Raises:

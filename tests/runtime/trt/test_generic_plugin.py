@@ -7,18 +7,18 @@ from typing import Any
 
 import pytest
 
-from intaglio.runtime.trt import plugin
-from intaglio.runtime.trt.kernels import Kernels
+from intaglio.runtime.trt import generic_plugin
+from intaglio.runtime.trt.kernels import NodeKernels
 
 trt = pytest.importorskip("tensorrt_rtx")
 
-Make = Callable[..., Kernels]
+Make = Callable[..., NodeKernels]
 SHAPES = [(2, 40, 64), (2, 40, 64), (2, 40, 64), (2, 4, 16, 16)]
 
 
 def creator(make: Make, op: str) -> Any:
     """A creator of `op` that knows one node of the graph."""
-    (made,) = plugin.register(trt, {"node": make(op)}, [op])
+    (made,) = generic_plugin.register(trt, {"node": make(op)}, [op])
     return made
 
 
@@ -64,7 +64,8 @@ def test_outputs_follow_from_the_plan(make_kernels: Make) -> None:
     assert built.get_output_data_types([]) == [trt.DataType.HALF, trt.DataType.FLOAT]
     kernels = make_kernels()
     sizes = [
-        [plugin._express(trt, s, SHAPES, Builder()) for s in o.shape] for o in kernels.plan.outputs
+        [generic_plugin._express(trt, s, SHAPES, Builder()) for s in o.shape]
+        for o in kernels.plan.outputs
     ]
     assert sizes == [[2, 40, 64], [2, 4, 16, 16]]
 
@@ -91,7 +92,9 @@ def test_an_absent_input_has_a_place_in_the_plan_alone(make_kernels: Make) -> No
         sm: replace(plan, inputs=("float16", None, "float16", "float32"))
         for sm, plan in kernels.plans.items()
     }
-    (made,) = plugin.register(trt, {"node": replace(kernels, plans=plans)}, ["PluginOfAbsence"])
+    (made,) = generic_plugin.register(
+        trt, {"node": replace(kernels, plans=plans)}, ["PluginOfAbsence"]
+    )
     built = made.create_plugin("node", trt.PluginFieldCollection([]), trt.TensorRTPhase.BUILD)
     half, single = trt.DataType.HALF, trt.DataType.FLOAT
 

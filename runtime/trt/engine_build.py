@@ -14,11 +14,11 @@ from typing import Any, Self
 
 from intaglio.errors import BuildError, BundleError, NotHereError
 from intaglio.runtime.bundle import Bundle
-from intaglio.runtime.graph import read_graph
+from intaglio.runtime.child_worker import Progress, Worker
 from intaglio.runtime.manifest import FILE_NAME, FileRecord, Manifest
+from intaglio.runtime.onnx_graph import read_graph
 from intaglio.runtime.trt import flavour as flavours
 from intaglio.runtime.trt.driver import open_device
-from intaglio.runtime.worker import Progress, Worker
 
 TARGET = "trt"
 GRAPH = "trt/model.onnx"
@@ -38,7 +38,7 @@ class Profile:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tensor:
+class Binding:
     """A binding of an engine; -1 stands for what a profile decides."""
 
     name: str
@@ -47,7 +47,7 @@ class Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layer:
+class EngineLayer:
     """A layer of the network; `plugin` is the operator that our kernels compute, else empty."""
 
     name: str
@@ -63,9 +63,9 @@ class Built:
     version: str
     capabilities: tuple[int, ...]
     profiles: tuple[Profile, ...]
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
-    layers: tuple[Layer, ...]
+    inputs: tuple[Binding, ...]
+    outputs: tuple[Binding, ...]
+    layers: tuple[EngineLayer, ...]
     bytes: int
     seconds: float
 
@@ -104,14 +104,14 @@ class Built:
             profiles=tuple(_profile(each) for each in values["profiles"]),
             inputs=tuple(_tensor(each) for each in values["inputs"]),
             outputs=tuple(_tensor(each) for each in values["outputs"]),
-            layers=tuple(Layer(**each) for each in values["layers"]),
+            layers=tuple(EngineLayer(**each) for each in values["layers"]),
             bytes=values["bytes"],
             seconds=values["seconds"],
         )
 
 
-def _tensor(values: Mapping[str, Any]) -> Tensor:
-    return Tensor(name=values["name"], dtype=values["dtype"], shape=tuple(values["shape"]))
+def _tensor(values: Mapping[str, Any]) -> Binding:
+    return Binding(name=values["name"], dtype=values["dtype"], shape=tuple(values["shape"]))
 
 
 def _profile(values: Mapping[str, Any]) -> Profile:
@@ -122,7 +122,7 @@ def _profile(values: Mapping[str, Any]) -> Profile:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class BuildRequest:
     """What an engine is to be built for.
 
     Attributes:
@@ -176,7 +176,7 @@ def build(
             be written.
     """
     bundle.target(TARGET)
-    request = Request.from_json(_read(bundle, REQUEST))
+    request = BuildRequest.from_json(_read(bundle, REQUEST))
     chosen = flavours.choose(flavour or request.flavour)
     _confined(bundle)
     known = request.capabilities
@@ -205,7 +205,7 @@ def _here(bundle: Bundle, capabilities: Sequence[int]) -> int:
     return device.capability
 
 
-def _put(bundle: Bundle, request: Request, progress: Progress | None) -> tuple[Bundle, Built]:
+def _put(bundle: Bundle, request: BuildRequest, progress: Progress | None) -> tuple[Bundle, Built]:
     draft = bundle.root / f"{ENGINE}.{os.getpid()}"
     try:
         built = _build(bundle, request, draft, progress)
@@ -231,7 +231,7 @@ def read_built(bundle: Bundle) -> Built | None:
     return Built.from_json(_read(bundle, RECORD))
 
 
-def _build(bundle: Bundle, asked: Request, out: Path, progress: Progress | None) -> Built:
+def _build(bundle: Bundle, asked: BuildRequest, out: Path, progress: Progress | None) -> Built:
     with tempfile.TemporaryDirectory() as folder:
         child = Worker(
             "the engine",

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from intaglio.errors import StateError
 from intaglio.runtime.arrays import Array
-from intaglio.runtime.backend import Backend, Buffer
+from intaglio.runtime.state_memory import StateBuffer, StateMemory
 from intaglio.state import Layout, StateSpec
 
 Rows = slice | npt.NDArray[np.intp]
@@ -24,11 +24,11 @@ class Settings:
     """What holds for the states of a session, whatever its rows.
 
     `capacity` is the room in tokens that growing states start with, or `max_context` where that is
-    less; beyond it they double if `grow`, up to `max_context`.  `backend` gives memory, and
+    less; beyond it they double if `grow`, up to `max_context`.  `memory` is where they live, and
     `relief` tells the user what makes more room.
     """
 
-    backend: Backend
+    memory: StateMemory
     specs: tuple[StateSpec, ...]
     max_context: int | None
     capacity: int
@@ -49,7 +49,7 @@ class Settings:
         return any(spec.grows for spec in self.specs)
 
 
-class Carried:
+class CarriedStates:
     """States of `batch` rows.
 
     Attributes:
@@ -57,7 +57,7 @@ class Carried:
         longest: the largest of them.
         room: tokens that a row may reach before `reserve` must be called.
         side: which of two swapped arrays is current.
-        plans: steps bound to this memory, by the shapes of their inputs.
+        steps: bound to this memory, by the shapes of their inputs.
     """
 
     def __init__(self, settings: Settings, batch: int, capacity: int | None = None) -> None:
@@ -69,7 +69,7 @@ class Carried:
         self.past_length = np.zeros(batch, np.int64)
         self.longest = 0
         self.side = 0
-        self.plans: dict[Any, Any] = {}
+        self.steps: dict[Any, Any] = {}
         self._measure_room()
 
     @property
@@ -89,15 +89,15 @@ class Carried:
         for buffer in self.buffers:
             buffer.put(self.side, self.longest, ..., values[buffer.spec.input])
 
-    def gather(self, rows: Rows) -> "Carried":
+    def gather(self, rows: Rows) -> "CarriedStates":
         """A copy of some rows, in the order given."""
         past_length = self.past_length[rows]
         values = self.values(int(past_length.max(initial=0)))
-        part = Carried(self.settings, len(past_length), self.capacity)
+        part = CarriedStates(self.settings, len(past_length), self.capacity)
         part.fill(past_length, {name: value[rows] for name, value in values.items()})
         return part
 
-    def scatter(self, rows: Rows, part: "Carried") -> None:
+    def scatter(self, rows: Rows, part: "CarriedStates") -> None:
         """Put the rows of `part` in place of `rows`; there must be room."""
         self.past_length[rows] = part.past_length
         self.longest = int(self.past_length.max(initial=0))
@@ -166,13 +166,13 @@ class Carried:
         capacity = min(capacity, settings.ceiling)
         self.buffers = [self._with_room(buffer, capacity) for buffer in self.buffers]
         self.capacity = capacity
-        self.plans.clear()
+        self.steps.clear()
         self._measure_room()
 
-    def _buffer(self, spec: StateSpec, capacity: int) -> Buffer:
-        return self.settings.backend.buffer(spec, self.batch, capacity)
+    def _buffer(self, spec: StateSpec, capacity: int) -> StateBuffer:
+        return self.settings.memory.buffer(spec, self.batch, capacity)
 
-    def _with_room(self, buffer: Buffer, capacity: int) -> Buffer:
+    def _with_room(self, buffer: StateBuffer, capacity: int) -> StateBuffer:
         if not buffer.spec.grows:
             return buffer
         larger = self._buffer(buffer.spec, capacity)

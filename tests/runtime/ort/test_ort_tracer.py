@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from intaglio.errors import ProfileError
-from intaglio.runtime.graph import Graph, Node
-from intaglio.runtime.ort.trace import ENGINE, Names, read_events, trace_of
+from intaglio.runtime.onnx_graph import Graph, Node
+from intaglio.runtime.ort.ort_tracer import ENGINE, Names, read_events, trace_of
 
 
 def node(name: str, op: str, module: str, output: str) -> Node:

@@ -10,8 +10,8 @@ import pytest
 
 from intaglio.errors import BundleError
 from intaglio.runtime.bundle import Bundle
-from intaglio.runtime.ort import engine
-from intaglio.runtime.ort.engine import open_engine
+from intaglio.runtime.ort import ort_engine
+from intaglio.runtime.ort.ort_engine import open_engine
 
 MakeBundle = Callable[..., Path]
 
@@ -27,7 +27,7 @@ def test_sessions_of_one_bundle_share_an_engine_while_one_lives(make_bundle: Mak
     assert open_engine(other, "ort", 1) is not first
     del first
     gc.collect()
-    assert len(engine._opened) == 0
+    assert len(ort_engine._opened) == 0
 
 
 def test_threads_that_open_one_bundle_at_once_get_one_engine(make_bundle: MakeBundle) -> None:

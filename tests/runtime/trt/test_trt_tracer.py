@@ -13,13 +13,13 @@ from gpu import Driver
 
 from intaglio.errors import DeviceError, ProfileError
 from intaglio.runtime import user_cache
-from intaglio.runtime.graph import Graph, Node
-from intaglio.runtime.profile.child import Runner
-from intaglio.runtime.trace import Trace
+from intaglio.runtime.onnx_graph import Graph, Node
+from intaglio.runtime.op_trace import Trace
+from intaglio.runtime.profile.child import BundleRunner
 from intaglio.runtime.trt import ceilings
 from intaglio.runtime.trt.driver import Device
 from intaglio.runtime.trt.log import logger
-from intaglio.runtime.trt.trace import ENGINE, layers, traced
+from intaglio.runtime.trt.trt_tracer import ENGINE, layers, traced
 
 real = pytest.importorskip("tensorrt_rtx")
 
@@ -38,8 +38,8 @@ def setting(make: MakeSetting) -> Setting:
     return found
 
 
-def runner(setting: Setting) -> Runner:
-    found = Runner()
+def runner(setting: Setting) -> BundleRunner:
+    found = BundleRunner()
     found.load(str(setting.bundle), "trt", 1, None, trace=True)
     return found
 
@@ -75,7 +75,7 @@ def test_a_prompt_that_takes_several_runs_is_one_call(setting: Setting) -> None:
 
 
 def test_a_session_that_is_not_traced_is_not_timed(setting: Setting) -> None:
-    running = Runner()
+    running = BundleRunner()
     running.load(str(setting.bundle), "trt", 1, None)
     running.ready("step", 3, 1)
     running.run(0, 3)

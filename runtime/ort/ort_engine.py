@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterable
-from typing import Any, Self
+from typing import Any
 from weakref import WeakValueDictionary
 
 import onnxruntime
@@ -10,14 +10,7 @@ import onnxruntime
 from intaglio.errors import BundleError
 from intaglio.runtime.backend import check_names
 from intaglio.runtime.bundle import Bundle
-from intaglio.runtime.carried import Carried
-from intaglio.runtime.manifest import Manifest
-from intaglio.runtime.plan import Plan
-from intaglio.runtime.shapes import Sizes
-from intaglio.state import BATCH, Layout, StateSpec
-
-from .buffers import KINDS, Buffer
-from .plan import OrtPlan
+from intaglio.state import BATCH
 
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 OPTIMIZED = ".onnx"
@@ -40,41 +33,6 @@ _DTYPES = {
 
 _opened: WeakValueDictionary[tuple[str, int | None], Any] = WeakValueDictionary()
 _lock = threading.Lock()
-
-
-class OrtBackend:
-    """States in host memory, and steps of an ONNX Runtime session bound to them."""
-
-    most_tokens: int | None = None
-    most_rows: int | None = None
-
-    def __init__(self, engine: Any, manifest: Manifest) -> None:
-        self.engine = engine
-        self._manifest = manifest
-        self.capacity = _fixed_capacity(engine, manifest)
-
-    def buffer(self, spec: StateSpec, batch: int, tokens: int) -> Buffer:
-        """Memory for a state in its initial value."""
-        return KINDS[spec.layout](spec, batch, tokens)
-
-    def plan(self, sizes: Sizes, carried: Carried) -> Plan:
-        """A step of inputs of these sizes, bound to the memory of `carried`."""
-        return OrtPlan(self.engine, self._manifest, sizes, carried)
-
-    def fork(self) -> Self:
-        """Itself: a session of ONNX Runtime serves any thread."""
-        return self
-
-
-def _fixed_capacity(engine: Any, manifest: Manifest) -> int | None:
-    """Tokens that static caches have room for, where the graph fixes that."""
-    axes = {spec.input: spec.axis for spec in manifest.states if spec.layout is Layout.STATIC}
-    fixed = [
-        given.shape[axis]
-        for given in engine.get_inputs()
-        if (axis := axes.get(given.name)) is not None and isinstance(given.shape[axis], int)
-    ]
-    return min(fixed, default=None)
 
 
 def open_engine(bundle: Bundle, target: str, threads: int | None, trace: str | None = None) -> Any:

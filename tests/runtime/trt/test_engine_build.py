@@ -12,10 +12,9 @@ from intaglio.errors import BuildError, BundleError, NotHereError
 from intaglio.exporter.export import ExportReport
 from intaglio.runtime.bundle import Bundle
 from intaglio.runtime.manifest import FileRecord, Manifest
-from intaglio.runtime.trt import build as build_module
-from intaglio.runtime.trt import flavour
-from intaglio.runtime.trt.build import build, read_built
+from intaglio.runtime.trt import engine_build, flavour
 from intaglio.runtime.trt.driver import Device
+from intaglio.runtime.trt.engine_build import build, read_built
 
 
 def test_a_bundle_is_built_again_where_it_lies(hybrid_engine: ExportReport, tmp_path: Path) -> None:
@@ -38,7 +37,7 @@ def test_full_tensorrt_builds_for_the_gpu_that_is_there(
     """Kernels for another one would be found out only when the engine runs."""
     device = Device(Driver(87))
     monkeypatch.setattr(flavour, "choose", lambda _: "tensorrt")
-    monkeypatch.setattr(build_module, "open_device", lambda: device)
+    monkeypatch.setattr(engine_build, "open_device", lambda: device)
 
     with pytest.raises(NotHereError, match=r"capability 80; Stand-in GPU has 87\..*--sm 87"):
         build(Bundle.open(hybrid_engine.out))

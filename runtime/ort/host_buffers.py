@@ -14,7 +14,7 @@ from intaglio.runtime.arrays import Array, dtype_of
 from intaglio.state import Layout, StateSpec
 
 
-class Buffer:
+class HostBuffer:
     """A state of fixed shape, for a fixed number of rows: a step reads one array, writes the other.
 
     Attributes:
@@ -65,7 +65,7 @@ class Buffer:
         return np.full(shape, self.spec.initial, dtype)
 
 
-class InPlace(Buffer):
+class HostInPlace(HostBuffer):
     """A cache with room to spare: a step writes its tokens into the array that it reads."""
 
     @property
@@ -85,7 +85,7 @@ class InPlace(Buffer):
         self._wrap()
 
 
-class Appended(Buffer):
+class HostAppended(HostBuffer):
     """A cache as long as its tokens: a step reads one array and writes a longer one.
 
     Both are views of the start of memory with room to spare, so that most steps allocate none.
@@ -119,10 +119,10 @@ class Appended(Buffer):
         self.memory = (self._fresh(size), self._fresh(size))
 
 
-KINDS: dict[Layout, type[Buffer]] = {
-    Layout.RECURRENT: Buffer,
-    Layout.CONV: Buffer,
-    Layout.WINDOW: Buffer,
-    Layout.STATIC: InPlace,
-    Layout.GROW: Appended,
+KINDS: dict[Layout, type[HostBuffer]] = {
+    Layout.RECURRENT: HostBuffer,
+    Layout.CONV: HostBuffer,
+    Layout.WINDOW: HostBuffer,
+    Layout.STATIC: HostInPlace,
+    Layout.GROW: HostAppended,
 }

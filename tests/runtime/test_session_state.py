@@ -11,7 +11,7 @@ import pytest
 
 from intaglio.errors import StateError
 from intaglio.runtime.session import Session
-from intaglio.runtime.state import Snapshot
+from intaglio.runtime.session_state import Snapshot
 
 Array = npt.NDArray[Any]
 MakeBundle = Callable[..., Path]

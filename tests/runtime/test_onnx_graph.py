@@ -10,8 +10,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from intaglio.errors import BundleError
 from intaglio.runtime.bundle import Bundle
-from intaglio.runtime.graph import Tensor, parse_graph, read_graph
 from intaglio.runtime.manifest import FileRecord, Manifest
+from intaglio.runtime.onnx_graph import Tensor, parse_graph, read_graph
 from intaglio.runtime.protobuf import DamagedError, fields, varints
 
 MakeBundle = Callable[..., Path]

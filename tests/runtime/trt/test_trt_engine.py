@@ -32,8 +32,8 @@ from intaglio.runtime.bundle import Bundle
 from intaglio.runtime.manifest import Limits
 from intaglio.runtime.session import Session
 from intaglio.runtime.trt import driver, flavour
-from intaglio.runtime.trt.build import RECORD
 from intaglio.runtime.trt.driver import Device
+from intaglio.runtime.trt.engine_build import RECORD
 from intaglio.state import PAST_LENGTH
 
 real = pytest.importorskip("tensorrt_rtx")
