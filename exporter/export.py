@@ -26,7 +26,8 @@ from intaglio.exporter.writing.trt import add_engine, prepare
 from intaglio.passes.base import Calibrated, Pass
 from intaglio.passes.lower.ort_low_bit import Accuracy
 from intaglio.passes.pipeline import FP16, FP32
-from intaglio.runtime.manifest import FAILED, NOT_RUN, PASSED, Manifest
+from intaglio.runtime.graph_entry import FAILED, NOT_RUN, PASSED
+from intaglio.runtime.manifest import Manifest
 from intaglio.runtime.trt import flavour as flavours
 from intaglio.runtime.trt.engine_build import RECORD, TARGET
 
@@ -247,7 +248,7 @@ def export(
                 manifest, notes = with_verdict(manifest, TARGET, verdict), notes + advice
                 if faults:
                     raise failed(faults)
-            if require_parity and manifest.targets[TARGET].parity != PASSED:
+            if require_parity and manifest.main.targets[TARGET].parity != PASSED:
                 raise failed("The engine of TensorRT has not run: it takes the GPU that it is for.")
         manifest = writer.commit(manifest)
         if place is not None and work is None:

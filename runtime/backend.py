@@ -7,7 +7,7 @@ from typing import Protocol, Self
 
 from intaglio.errors import BundleError
 from intaglio.runtime.bound_step import BoundStep
-from intaglio.runtime.bundle import Bundle
+from intaglio.runtime.bundle import BundleGraph
 from intaglio.runtime.carried_states import CarriedStates
 from intaglio.runtime.state_memory import StateMemory
 from intaglio.runtime.step_inputs import Sizes
@@ -34,26 +34,27 @@ class Backend(StateMemory, Protocol):
         """A backend for another session of the same engine."""
 
 
-def check_names(bundle: Bundle, path: str, takes: set[str], gives: set[str]) -> None:
+def check_names(graph: BundleGraph, path: str, takes: set[str], gives: set[str]) -> None:
     """Refuse an engine that takes or gives something else than its manifest says.
 
     Args:
-        bundle: with the manifest.
-        path: where the engine lies in it.
+        graph: of a bundle.
+        path: where the engine lies in the bundle.
         takes: names of the engine's inputs.
         gives: names of its outputs.
 
     Raises:
         BundleError: if they are others.
     """
-    manifest = bundle.manifest
-    inputs = {spec.name for spec in manifest.inputs} | {spec.input for spec in manifest.states}
-    outputs = {spec.name for spec in manifest.outputs} | {spec.output for spec in manifest.states}
-    if manifest.past_length:
+    entry = graph.entry
+    inputs = {spec.name for spec in entry.inputs} | {spec.input for spec in entry.states}
+    outputs = {spec.name for spec in entry.outputs}
+    outputs |= {spec.output for spec in entry.states if spec.output}
+    if entry.past_length:
         inputs.add(PAST_LENGTH)
     for what, expected, found in (("takes", inputs, takes), ("gives", outputs, gives)):
         if expected != found:
             raise BundleError(
-                f"{bundle.root / path} {what} {', '.join(sorted(found))}, but the manifest says "
+                f"{graph.root / path} {what} {', '.join(sorted(found))}, but the manifest says "
                 f"{', '.join(sorted(expected))}. Export the bundle again."
             )

@@ -8,7 +8,7 @@ import numpy as np
 from intaglio.errors import InputError
 from intaglio.runtime.arrays import Array, dtype_of
 from intaglio.runtime.carried_states import CarriedStates
-from intaglio.runtime.manifest import Manifest, TensorSpec
+from intaglio.runtime.graph_entry import GraphEntry, TensorSpec
 from intaglio.runtime.step_inputs import Sizes, check_out, shape_of
 from intaglio.state import TIME
 
@@ -23,19 +23,19 @@ class BoundStep(ABC):
         time: tokens of each row.
     """
 
-    def __init__(self, manifest: Manifest, sizes: Sizes, feeds: Sequence[Array]) -> None:
-        """Take `feeds`, an array for each input of the manifest that the engine reads."""
+    def __init__(self, entry: GraphEntry, sizes: Sizes, feeds: Sequence[Array]) -> None:
+        """Take `feeds`, an array for each input of the entry that the engine reads."""
         self.sizes = sizes
         self.time = sizes[TIME]
-        self._feeds = [(s.name, array) for s, array in zip(manifest.inputs, feeds, strict=True)]
+        self._feeds = [(s.name, array) for s, array in zip(entry.inputs, feeds, strict=True)]
         self._outputs = [
             (spec.name, shape_of(spec, sizes), dtype_of(spec.dtype, spec.name))
-            for spec in manifest.outputs
+            for spec in entry.outputs
         ]
         # Seen as unsigned, a negative id is huge: one comparison finds both kinds of stray.
         self._bounded = [
             (spec, buffer, buffer.view(f"u{buffer.itemsize}"))
-            for spec, buffer in zip(manifest.inputs, feeds, strict=True)
+            for spec, buffer in zip(entry.inputs, feeds, strict=True)
             if spec.below is not None and buffer.dtype.kind == "i"
         ]
 

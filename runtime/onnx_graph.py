@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from intaglio.errors import BundleError
-from intaglio.runtime.bundle import Bundle
+from intaglio.runtime.bundle import Bundle, BundleGraph
 
 from .protobuf import DamagedError, fields, text, varints
 
@@ -128,13 +128,13 @@ class Graph:
     outputs: frozenset[str] = frozenset()
 
 
-def read_graph(bundle: Bundle, target: str) -> Graph:
-    """The graph that `target` runs.
+def read_graph(graph: BundleGraph, target: str) -> Graph:
+    """What `target` runs of a graph of a bundle.
 
     Raises:
-        BundleError: if the bundle has none for it, or the file is absent, changed or no graph.
+        BundleError: if there is none for it, or the file is absent, changed or no graph.
     """
-    path = bundle.target(target).path
+    path, bundle = graph.target(target).path, graph.bundle
     try:
         return parse_graph(bundle.read(path))
     except DamagedError as error:

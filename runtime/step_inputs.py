@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from intaglio.errors import InputError
 from intaglio.runtime.arrays import Array
-from intaglio.runtime.manifest import Limits, TensorSpec
+from intaglio.runtime.graph_entry import Limits, TensorSpec
 from intaglio.state import BATCH, TIME
 
 Sizes = Mapping[str, int]

@@ -7,7 +7,7 @@ from intaglio.runtime.arrays import Array
 from intaglio.runtime.backend import Backend
 from intaglio.runtime.bound_step import BoundStep
 from intaglio.runtime.carried_states import CarriedStates
-from intaglio.runtime.manifest import Manifest
+from intaglio.runtime.graph_entry import GraphEntry
 from intaglio.runtime.step_inputs import Sizes
 
 BOUND = 8  # shapes of step that stay bound to one memory of states
@@ -20,10 +20,10 @@ class Stepper:
         most_tokens: of a row that one step takes, None for any number.
     """
 
-    def __init__(self, backend: Backend, manifest: Manifest) -> None:
+    def __init__(self, backend: Backend, entry: GraphEntry) -> None:
         self.most_tokens = backend.most_tokens
         self._backend = backend
-        self._names = tuple(spec.name for spec in manifest.inputs)
+        self._names = tuple(spec.name for spec in entry.inputs)
 
     def known(self, carried: CarriedStates, inputs: Mapping[str, Any]) -> BoundStep | None:
         """An earlier step whose inputs had the same names and shapes, if any, as it was bound."""

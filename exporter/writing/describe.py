@@ -10,13 +10,8 @@ import onnx_ir as ir
 from intaglio.exporter.options.recipe import Recipe
 from intaglio.exporter.sources.source import Source
 from intaglio.passes.pipeline import FP16, FP32
-from intaglio.runtime.manifest import (
-    NOT_RUN,
-    Limits,
-    Manifest,
-    TargetEntry,
-    TensorSpec,
-)
+from intaglio.runtime.graph_entry import MAIN, NOT_RUN, GraphEntry, Limits, TargetEntry, TensorSpec
+from intaglio.runtime.manifest import Manifest
 from intaglio.runtime.trt.engine_build import GRAPH, TARGET
 from intaglio.state import PAST_LENGTH
 
@@ -39,16 +34,7 @@ def describe(
     graph, context = compiled.ort.graph, compiled.context
     taken = {PAST_LENGTH, *(state.input for state in context.states)}
     left = {state.output for state in context.states}
-    return Manifest(
-        source={
-            "name": source.name,
-            "sha256": source.sha256,
-            "format": source.format,
-            "model": source.model,
-            "config": source.config,
-        },
-        passes=tuple(record.to_json() for record in compiled.records),
-        recipe=how.to_json(),
+    main = GraphEntry(
         inputs=tuple(
             replace(_tensor(value, source.defaults.get(str(value.name))), below=_table_rows(value))
             for value in graph.inputs
@@ -58,7 +44,6 @@ def describe(
         states=tuple(context.states),
         past_length=any(value.name == PAST_LENGTH for value in graph.inputs),
         whole=source.whole,
-        text=text,
         targets={
             name: TargetEntry(
                 path=path,
@@ -73,8 +58,21 @@ def describe(
             )
             if model is not None
         },
-        files={},
         limits=Limits(max_context=context.max_context, batch=context.batch),
+        passes=tuple(record.to_json() for record in compiled.records),
+    )
+    return Manifest(
+        source={
+            "name": source.name,
+            "sha256": source.sha256,
+            "format": source.format,
+            "model": source.model,
+            "config": source.config,
+        },
+        recipe=how.to_json(),
+        text=text,
+        graphs={MAIN: main},
+        files={},
         versions={name: version(name) for name in DISTRIBUTIONS},
     )
 
@@ -83,9 +81,11 @@ def with_verdict(
     manifest: Manifest, target: str, verdict: str, evidence: Mapping[str, Any] | None = None
 ) -> Manifest:
     """The manifest that says of `target` what a verification found, with its evidence if given."""
-    told = replace(manifest.targets[target], parity=verdict)
-    parity = manifest.parity if evidence is None else evidence
-    return replace(manifest, targets={**manifest.targets, target: told}, parity=parity)
+    graph = manifest.main
+    told = replace(graph.targets[target], parity=verdict)
+    parity = graph.parity if evidence is None else evidence
+    proven = replace(graph, targets={**graph.targets, target: told}, parity=parity)
+    return manifest.with_graph(MAIN, proven)
 
 
 def _table_rows(value: ir.Value) -> int | None:

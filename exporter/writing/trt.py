@@ -228,7 +228,7 @@ def add_engine(
     manifest = writer.write_manifest(manifest)
     try:
         with writer.told():
-            bundle, _ = build(Bundle.open(writer.path), progress=clock.report)
+            graph, _ = build(Bundle.open(writer.path).graph(), progress=clock.report)
     except (MissingExtraError, NotHereError, DeviceError) as error:
         return manifest, (UNFINISHED.format(error),)
-    return bundle.manifest, ()
+    return graph.bundle.manifest, ()

@@ -3,9 +3,9 @@
 from typing import Any, Self
 
 from intaglio.runtime.bound_step import BoundStep
-from intaglio.runtime.bundle import Bundle
+from intaglio.runtime.bundle import BundleGraph
 from intaglio.runtime.carried_states import CarriedStates
-from intaglio.runtime.manifest import Manifest
+from intaglio.runtime.graph_entry import GraphEntry
 from intaglio.runtime.step_inputs import Sizes
 from intaglio.state import Layout, StateSpec
 
@@ -20,11 +20,11 @@ class OrtBackend:
     most_tokens: int | None = None
     most_rows: int | None = None
 
-    def __init__(self, engine: Any, manifest: Manifest) -> None:
+    def __init__(self, engine: Any, entry: GraphEntry) -> None:
         """Serve a session of `engine`, an `onnxruntime.InferenceSession`."""
         self.engine = engine
-        self._manifest = manifest
-        self.capacity = _fixed_capacity(engine, manifest)
+        self._entry = entry
+        self.capacity = _fixed_capacity(engine, entry)
 
     def buffer(self, spec: StateSpec, batch: int, tokens: int) -> HostBuffer:
         """Memory for a state in its initial value."""
@@ -32,16 +32,16 @@ class OrtBackend:
 
     def bind(self, sizes: Sizes, carried: CarriedStates) -> BoundStep:
         """A step of inputs of these sizes, bound to the memory of `carried`."""
-        return OrtStep(self.engine, self._manifest, sizes, carried)
+        return OrtStep(self.engine, self._entry, sizes, carried)
 
     def fork(self) -> Self:
         """Itself: a session of ONNX Runtime serves any thread."""
         return self
 
 
-def _fixed_capacity(engine: Any, manifest: Manifest) -> int | None:
+def _fixed_capacity(engine: Any, entry: GraphEntry) -> int | None:
     """Tokens that static caches have room for, where the graph fixes that."""
-    axes = {spec.input: spec.axis for spec in manifest.states if spec.layout is Layout.STATIC}
+    axes = {spec.input: spec.axis for spec in entry.states if spec.layout is Layout.STATIC}
     fixed = [
         given.shape[axis]
         for given in engine.get_inputs()
@@ -50,6 +50,6 @@ def _fixed_capacity(engine: Any, manifest: Manifest) -> int | None:
     return min(fixed, default=None)
 
 
-def open_ort(bundle: Bundle, target: str, threads: int | None) -> OrtBackend:
-    """What runs `target` of a bundle; arguments and errors are those of `open_engine`."""
-    return OrtBackend(open_engine(bundle, target, threads), bundle.manifest)
+def open_ort(graph: BundleGraph, target: str, threads: int | None) -> OrtBackend:
+    """What runs `target` of a graph; arguments and errors are those of `open_engine`."""
+    return OrtBackend(open_engine(graph, target, threads), graph.entry)

@@ -9,7 +9,7 @@ import onnxruntime
 
 from intaglio.errors import BundleError
 from intaglio.runtime.backend import check_names
-from intaglio.runtime.bundle import Bundle
+from intaglio.runtime.bundle import BundleGraph
 from intaglio.state import BATCH
 
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
@@ -35,12 +35,14 @@ _opened: WeakValueDictionary[tuple[str, int | None], Any] = WeakValueDictionary(
 _lock = threading.Lock()
 
 
-def open_engine(bundle: Bundle, target: str, threads: int | None, trace: str | None = None) -> Any:
+def open_engine(
+    graph: BundleGraph, target: str, threads: int | None, trace: str | None = None
+) -> Any:
     """An `onnxruntime.InferenceSession` of `target`, the same one while any holder is alive.
 
     Args:
-        bundle: where the graph and its weights lie; their sizes and hashes are checked.
-        target: name of an entry of the manifest's targets.
+        graph: of a bundle, where it and its weights lie; their sizes and hashes are checked.
+        target: name of an entry of its targets.
         threads: threads for the work inside one operator; None leaves it to ONNX Runtime.
         trace: how the names of files start to which a new engine writes the time of each node,
             once its `end_profiling` is called, and at once the graph that it made of the bundle's,
@@ -49,17 +51,17 @@ def open_engine(bundle: Bundle, target: str, threads: int | None, trace: str | N
     Raises:
         BundleError: if a file is absent or changed, or ONNX Runtime refuses the graph.
     """
-    key = (bundle.fingerprint(target), threads)
+    key = (graph.fingerprint(target), threads)
     with _lock:
         engine = _opened.get(key)
         if engine is None:
-            engine = _opened[key] = _open(bundle, target, threads, trace)
+            engine = _opened[key] = _open(graph, target, threads, trace)
         return engine
 
 
-def _open(bundle: Bundle, target: str, threads: int | None, trace: str | None) -> Any:
-    entry = bundle.target(target)
-    graph = bundle.read(entry.path)
+def _open(graph: BundleGraph, target: str, threads: int | None, trace: str | None) -> Any:
+    bundle, entry = graph.bundle, graph.target(target)
+    content = bundle.read(entry.path)
     for name in entry.data:
         bundle.check(name)
     options = onnxruntime.SessionOptions()
@@ -74,25 +76,25 @@ def _open(bundle: Bundle, target: str, threads: int | None, trace: str | None) -
         options.add_session_config_entry(_OPTIMIZED_WEIGHTS, WEIGHTS)
     try:
         engine = onnxruntime.InferenceSession(
-            graph, options, providers=["CPUExecutionProvider"], enable_fallback=0
+            content, options, providers=["CPUExecutionProvider"], enable_fallback=0
         )
     except Exception as error:  # ONNX Runtime's errors share no base class
         raise BundleError(
             f"ONNX Runtime {onnxruntime.__version__} refuses {bundle.root / entry.path}: {error}"
         ) from error
-    check_names(bundle, entry.path, _names(engine.get_inputs()), _names(engine.get_outputs()))
-    _check_values(bundle, target, engine)
+    check_names(graph, entry.path, _names(engine.get_inputs()), _names(engine.get_outputs()))
+    _check_values(graph, target, engine)
     return engine
 
 
-def _check_values(bundle: Bundle, target: str, engine: Any) -> None:
+def _check_values(graph: BundleGraph, target: str, engine: Any) -> None:
     """Refuse a graph whose types or fixed sizes are not those of its manifest."""
-    manifest, states = bundle.manifest, bundle.manifest.states_of(target)
-    path = bundle.target(target).path
+    entry, states = graph.entry, graph.entry.states_of(target)
+    path = graph.root / graph.target(target).path
     described = {
-        **{spec.name: (spec.dtype, spec.shape) for spec in (*manifest.inputs, *manifest.outputs)},
+        **{spec.name: (spec.dtype, spec.shape) for spec in (*entry.inputs, *entry.outputs)},
         **{spec.input: (spec.dtype, spec.shape) for spec in states},
-        **{spec.output: (spec.dtype, spec.shape) for spec in states},
+        **{spec.output: (spec.dtype, spec.shape) for spec in states if spec.output},
     }
     for value in (*engine.get_inputs(), *engine.get_outputs()):
         dtype, shape = described.get(value.name, ("int64", (BATCH,)))
@@ -103,7 +105,7 @@ def _check_values(bundle: Bundle, target: str, engine: Any) -> None:
         )
         if found != dtype or not fits:
             raise BundleError(
-                f"{bundle.root / path} has {value.name!r} as {found} {value.shape}, but the "
+                f"{path} has {value.name!r} as {found} {value.shape}, but the "
                 f"manifest says {dtype} {list(shape)}. Export the bundle again."
             )
 

@@ -11,7 +11,7 @@ from intaglio.errors import InputError
 from intaglio.runtime.arrays import Array, dtype_of
 from intaglio.runtime.bound_step import Arrays, BoundStep
 from intaglio.runtime.carried_states import CarriedStates
-from intaglio.runtime.manifest import Manifest
+from intaglio.runtime.graph_entry import GraphEntry
 from intaglio.runtime.step_inputs import Sizes, shape_of
 from intaglio.state import PAST_LENGTH
 
@@ -27,16 +27,16 @@ class OrtStep(BoundStep):
     def __init__(
         self,
         engine: Any,
-        manifest: Manifest,
+        entry: GraphEntry,
         sizes: Sizes,
         carried: CarriedStates,
     ) -> None:
         """Bind `carried`, and buffers for inputs of these sizes."""
         feeds = [
             np.empty(shape_of(spec, sizes), dtype_of(spec.dtype, spec.name))
-            for spec in manifest.inputs
+            for spec in entry.inputs
         ]
-        super().__init__(manifest, sizes, feeds)
+        super().__init__(entry, sizes, feeds)
         self._engine = engine
         self._run_with_iobinding = engine.run_with_iobinding
         self._kept = {
@@ -47,7 +47,7 @@ class OrtStep(BoundStep):
         self._lent = [name for name, _, _ in self._outputs if name not in self._kept]
         self._appended = [each for each in carried.buffers if isinstance(each, HostAppended)]
         self._past = None
-        if manifest.past_length:  # it looks into the memory that the steps count in
+        if entry.past_length:  # it looks into the memory that the steps count in
             self._past = OrtValue.ortvalue_from_numpy(carried.past_length)
         self._bindings = [self._bind(carried, side) for side in (0, 1)]
 

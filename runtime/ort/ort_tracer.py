@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from intaglio.errors import ProfileError
-from intaglio.runtime.bundle import Bundle
+from intaglio.runtime.bundle import BundleGraph
 from intaglio.runtime.onnx_graph import Graph, parse_graph, read_graph
 from intaglio.runtime.op_trace import EngineCall, Trace, TracedOp
 
@@ -32,14 +32,14 @@ Event = Mapping[str, Any]
 class OrtTracer:
     """A session of ONNX Runtime with its profiler on."""
 
-    def __init__(self, bundle: Bundle, target: str, threads: int | None) -> None:
+    def __init__(self, graph: BundleGraph, target: str, threads: int | None) -> None:
         """Open it; see `open_engine`."""
         self._folder = tempfile.TemporaryDirectory(prefix="intaglio-")
         self._files = Path(self._folder.name) / "trace"
         self._files.with_name(WEIGHTS).symlink_to(os.devnull)  # nobody reads them
-        self._engine = open_engine(bundle, target, threads, str(self._files))
-        self._graph = read_graph(bundle, target)
-        self.backend = OrtBackend(self._engine, bundle.manifest)
+        self._engine = open_engine(graph, target, threads, str(self._files))
+        self._graph = read_graph(graph, target)
+        self.backend = OrtBackend(self._engine, graph.entry)
 
     def begin(self) -> None:
         """Nothing: each call of a session is one of the engine."""

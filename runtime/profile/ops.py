@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from intaglio.runtime.graph_entry import MAIN
 from intaglio.runtime.op_trace import EngineCall, TracedOp
 from intaglio.runtime.work import Ceilings, NodeWork, Works
 
@@ -51,6 +52,7 @@ class OpProfile:
     """Where the time of one kind of call goes, with the engine's profiler on.
 
     Attributes:
+        graph: what was called, of the graphs of the bundle.
         kind: "prefill" or "step".
         tokens: length of the prompt, or of the context.
         calls: how many were traced.
@@ -70,6 +72,7 @@ class OpProfile:
     arena_held: int | None
     arena_used: int | None
     ceilings: Ceilings | None = None
+    graph: str = MAIN
 
     @property
     def kernels(self) -> float:
@@ -84,6 +87,7 @@ class OpProfile:
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
         return {
+            "graph": self.graph,
             "kind": self.kind,
             "tokens": self.tokens,
             "calls": self.calls,
@@ -170,6 +174,7 @@ def op_profile(
     calls: Sequence[EngineCall],
     works: Works,
     ceilings: Ceilings | None = None,
+    graph: str = MAIN,
 ) -> OpProfile:
     """Summarize calls of one kind.
 
@@ -185,6 +190,7 @@ def op_profile(
         for sizes in ([c.arena_held for c in calls], [c.arena_used for c in calls])
     )
     return OpProfile(
+        graph=graph,
         kind=kind,
         tokens=tokens,
         calls=len(calls),

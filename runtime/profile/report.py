@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from intaglio.runtime.graph_entry import MAIN
 from intaglio.state import StateSpec
 
 from .ops import OpProfile
@@ -18,14 +19,19 @@ BUSY = 0.5  # load average per core from which the machine is called busy
 
 @dataclass(frozen=True, order=True)
 class Phase:
-    """One kind of call: "prefill" of `tokens`, or "step" of one token after `tokens` others."""
+    """One kind of call: "prefill" of `tokens`, or "step" of one token after `tokens` others.
+
+    `graph` is the graph of the bundle that is called.
+    """
 
     kind: str
     tokens: int
+    graph: str = MAIN
 
     def __str__(self) -> str:
         """As a row of a table is called."""
-        return f"{self.kind} {self.tokens}" if self.kind == "prefill" else f"step at {self.tokens}"
+        said = f"{self.kind} {self.tokens}" if self.kind == "prefill" else f"step at {self.tokens}"
+        return said if self.graph == MAIN else f"{self.graph}: {said}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +80,7 @@ class Latencies:
         """As plain JSON values; `quantiles_ms` are the 0th, 0.5th, ... 100th percentiles."""
         times = np.asarray(self.seconds) * 1e3
         return {
+            "graph": self.phase.graph,
             "kind": self.phase.kind,
             "tokens": self.phase.tokens,
             "batch": self.batch,
@@ -174,6 +181,7 @@ class Ratio:
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
         return {
+            "graph": self.phase.graph,
             "kind": self.phase.kind,
             "tokens": self.phase.tokens,
             "name": self.name,

@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any, Self
 
 from intaglio.errors import BuildError, BundleError, NotHereError
-from intaglio.runtime.bundle import Bundle
+from intaglio.runtime.bundle import BundleGraph
 from intaglio.runtime.child_worker import Progress, Worker
-from intaglio.runtime.manifest import FILE_NAME, FileRecord, Manifest
+from intaglio.runtime.graph_entry import GraphEntry
+from intaglio.runtime.manifest import FILE_NAME, FileRecord
 from intaglio.runtime.onnx_graph import read_graph
 from intaglio.runtime.trt import flavour as flavours
 from intaglio.runtime.trt.driver import open_device
 
 TARGET = "trt"
+# Files of the main graph; those of another one are called alike and lie beside it.
 GRAPH = "trt/model.onnx"
 ENGINE = "trt/engine.plan"
 REQUEST = "trt/request.json"  # what the engine is to be built for
@@ -69,25 +71,25 @@ class Built:
     bytes: int
     seconds: float
 
-    def most(self, manifest: Manifest, dimension: str) -> int | None:
+    def most(self, entry: GraphEntry, dimension: str) -> int | None:
         """The largest size of a symbolic dimension of the inputs, None where there is none such."""
         sizes = {n: shapes[2] for each in self.profiles for n, shapes in each.shapes.items()}
         found = [
             sizes[spec.name][axis]
-            for spec in manifest.inputs
+            for spec in entry.inputs
             for axis, dim in enumerate(spec.shape)
             if dim == dimension and spec.name in sizes
         ]
         return max(found, default=None)
 
-    def capacity(self, manifest: Manifest) -> int | None:
+    def capacity(self, entry: GraphEntry) -> int | None:
         """Tokens that caches have room for, None where no state grows.
 
         A static cache is of one size; another one has a largest.
         """
         most = {n: shapes[2] for each in self.profiles for n, shapes in each.shapes.items()}
         sizes = {tensor.name: tensor.shape for tensor in self.inputs} | most
-        axes = {spec.input: spec.axis for spec in manifest.states if spec.grows}
+        axes = {spec.input: spec.axis for spec in entry.states if spec.grows}
         return min((sizes[n][axis] for n, axis in axes.items() if axis is not None), default=None)
 
     def to_json(self) -> dict[str, Any]:
@@ -150,20 +152,20 @@ class BuildRequest:
 
 
 def build(
-    bundle: Bundle, *, flavour: str | None = None, progress: Progress | None = None
-) -> tuple[Bundle, Built]:
-    """Build the engine of a bundle as its request says, and put it into the bundle.
+    graph: BundleGraph, *, flavour: str | None = None, progress: Progress | None = None
+) -> tuple[BundleGraph, Built]:
+    """Build the engine of a graph as its request says, and put it into the bundle.
 
     The manifest is rewritten last: until then an engine that was there may not be the one it lists,
     which building again mends, and all else is as it was.
 
     Args:
-        bundle: with graph, weights, kernels and request; all are checked against the manifest.
+        graph: of a bundle with weights, kernels and request; all are checked against the manifest.
         flavour: tensorrt, rtx or auto, in place of the request's.
         progress: is told the phase of the builder and the fraction of it that is done.
 
     Returns:
-        The bundle with the engine, and what the engine is.
+        The graph of the bundle with the engine, and what the engine is.
 
     Raises:
         MissingExtraError: if no flavour is installed.
@@ -175,20 +177,21 @@ def build(
         BundleError: if the bundle is not for TensorRT, a file of it is absent, changed or cannot
             be written.
     """
-    bundle.target(TARGET)
-    request = BuildRequest.from_json(_read(bundle, REQUEST))
+    graph.target(TARGET)
+    request = BuildRequest.from_json(_read(graph, REQUEST))
     chosen = flavours.choose(flavour or request.flavour)
-    _confined(bundle)
+    _confined(graph)
     known = request.capabilities
-    usable = flavours.for_rtx(known) if chosen == "rtx" else (_here(bundle, known),)
+    usable = flavours.for_rtx(known) if chosen == "rtx" else (_here(graph, known),)
     request = replace(request, capabilities=usable)
     try:
-        return _put(bundle, replace(request, flavour=chosen), progress)
+        return _put(graph, replace(request, flavour=chosen), progress)
     except OSError as error:
-        raise BundleError(f"{bundle.root / ENGINE} cannot be written: {error}.") from error
+        engine = graph.root / graph.beside(TARGET, ENGINE)
+        raise BundleError(f"{engine} cannot be written: {error}.") from error
 
 
-def _here(bundle: Bundle, capabilities: Sequence[int]) -> int:
+def _here(graph: BundleGraph, capabilities: Sequence[int]) -> int:
     """The compute capability of the GPU, which full TensorRT builds for alone.
 
     Raises:
@@ -199,39 +202,43 @@ def _here(bundle: Bundle, capabilities: Sequence[int]) -> int:
     if device.capability not in capabilities:
         known = ", ".join(map(str, capabilities))
         raise NotHereError(
-            f"The kernels of {bundle.root} are for compute capability {known}; {device.name} has "
+            f"The kernels of {graph.root} are for compute capability {known}; {device.name} has "
             f"{device.capability}. Export again with --sm {device.capability}."
         )
     return device.capability
 
 
-def _put(bundle: Bundle, request: BuildRequest, progress: Progress | None) -> tuple[Bundle, Built]:
-    draft = bundle.root / f"{ENGINE}.{os.getpid()}"
+def _put(
+    graph: BundleGraph, request: BuildRequest, progress: Progress | None
+) -> tuple[BundleGraph, Built]:
+    bundle = graph.bundle
+    engine, record = (graph.beside(TARGET, name) for name in (ENGINE, RECORD))
+    draft = bundle.root / f"{engine}.{os.getpid()}"
     try:
-        built = _build(bundle, request, draft, progress)
-        draft.replace(bundle.root / ENGINE)
+        built = _build(graph, request, draft, progress)
+        draft.replace(bundle.root / engine)
     finally:
         draft.unlink(missing_ok=True)
     text = json.dumps(built.to_json(), indent=1)
-    (bundle.root / RECORD).write_text(text + "\n", encoding="utf-8")
-    made = {name: FileRecord.of(bundle.root / name) for name in (ENGINE, RECORD)}
+    (bundle.root / record).write_text(text + "\n", encoding="utf-8")
+    made = {name: FileRecord.of(bundle.root / name) for name in (engine, record)}
     manifest = replace(bundle.manifest, files={**bundle.manifest.files, **made})
     manifest.save(bundle.root / FILE_NAME)
-    return replace(bundle, manifest=manifest), built
+    return replace(graph, bundle=replace(bundle, manifest=manifest)), built
 
 
-def read_built(bundle: Bundle) -> Built | None:
-    """What a bundle's engine is; None if it has none yet.
+def read_built(graph: BundleGraph) -> Built | None:
+    """What the engine of a graph is; None if it has none yet.
 
     Raises:
         BundleError: if the record is changed.
     """
-    if RECORD not in bundle.manifest.files:
+    if graph.beside(TARGET, RECORD) not in graph.bundle.manifest.files:
         return None
-    return Built.from_json(_read(bundle, RECORD))
+    return Built.from_json(_read(graph, RECORD))
 
 
-def _build(bundle: Bundle, asked: BuildRequest, out: Path, progress: Progress | None) -> Built:
+def _build(graph: BundleGraph, asked: BuildRequest, out: Path, progress: Progress | None) -> Built:
     with tempfile.TemporaryDirectory() as folder:
         child = Worker(
             "the engine",
@@ -246,36 +253,40 @@ def _build(bundle: Bundle, asked: BuildRequest, out: Path, progress: Progress | 
                 child.call(
                     "build",
                     progress or (lambda _what, _done: None),
-                    root=str(bundle.root),
+                    root=str(graph.root),
+                    graph=graph.name,
                     out=str(out),
                     request=asked.to_json(),
                 )
             )
 
 
-def _confined(bundle: Bundle) -> None:
+def _confined(graph: BundleGraph) -> None:
     """Hold the weights of the graph to the files that the target lists: TensorRT opens any path.
 
     Raises:
         BundleError: if one lies elsewhere, or a file is absent or changed.
     """
-    listed = bundle.target(TARGET).data
+    target = graph.target(TARGET)
+    listed = target.data
     for name in listed:
-        bundle.check(name)
-    for tensor in read_graph(bundle, TARGET).tensors.values():
+        graph.bundle.check(name)
+    for tensor in read_graph(graph, TARGET).tensors.values():
         if tensor.location is not None and tensor.location not in listed:
             raise BundleError(
-                f"{bundle.root / GRAPH} has the weight {tensor.name!r} in {tensor.location!r}, "
-                "which is no file of the target. Do not use this bundle unless you know its origin."
+                f"{graph.root / target.path} has the weight {tensor.name!r} in "
+                f"{tensor.location!r}, which is no file of the target. Do not use this "
+                "bundle unless you know its origin."
             )
 
 
-def _read(bundle: Bundle, name: str) -> Any:
-    """A JSON file of the bundle.
+def _read(graph: BundleGraph, file: str) -> Any:
+    """A JSON file beside the graph.
 
     Raises:
         BundleError: if it is absent or changed, or no JSON.
     """
+    bundle, name = graph.bundle, graph.beside(TARGET, file)
     try:
         return json.loads(bundle.read(name))
     except ValueError as error:

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from intaglio.errors import DeviceError, InputError
-from intaglio.runtime.manifest import Manifest
+from intaglio.runtime.graph_entry import GraphEntry
 from intaglio.state import Layout
 
 from .driver import Memory
@@ -40,12 +40,12 @@ class EngineStream:
 
     tracer: ContextTracer | None = None
 
-    def __init__(self, engine: TrtEngine, manifest: Manifest) -> None:
+    def __init__(self, engine: TrtEngine, entry: GraphEntry) -> None:
         self.engine = engine
         self.device = engine.device
         self.device.use()
         self.stream = self.device.stream()
-        self._growing = {s.input: s.axis for s in manifest.states if s.layout is Layout.GROW}
+        self._growing = {s.input: s.axis for s in entry.states if s.layout is Layout.GROW}
         # All contexts of a session share it: their steps never run at the same time.
         self._scratch = Memory(self.device, engine.cuda_engine.device_memory_size_v2)
 

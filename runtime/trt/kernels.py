@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from intaglio.errors import BundleError
-from intaglio.runtime.bundle import Bundle
+from intaglio.runtime.bundle import BundleGraph
 from intaglio.runtime.launch import LaunchPlan
 
-INDEX = "trt/plugins.json"
+TARGET = "trt"
+INDEX = "trt/plugins.json"  # of the main graph; that of another one lies beside it
 FOLDER = "trt/kernels"
 _PLANS = "plans"
 
@@ -129,13 +130,17 @@ def file_of(name: str, key: str) -> str:
     return f"{FOLDER}/{name}.{entry}.sm_{capability}.cubin"
 
 
-def read(bundle: Bundle) -> dict[str, NodeKernels]:
+def _index(graph: BundleGraph) -> Any:
+    return json.loads(graph.bundle.read(graph.beside(TARGET, INDEX)))
+
+
+def read(graph: BundleGraph) -> dict[str, NodeKernels]:
     """Kernels by the name of each node that launches them; checked against the manifest.
 
     Raises:
         BundleError: if a file is absent or changed.
     """
-    entry = json.loads(bundle.read(INDEX))
+    bundle, entry = graph.bundle, _index(graph)
     kernels = {
         name: NodeKernels(
             op=each["op"],
@@ -147,14 +152,14 @@ def read(bundle: Bundle) -> dict[str, NodeKernels]:
     return {node: kernels[name] for node, name in entry["nodes"].items()}
 
 
-def operators(bundle: Bundle) -> dict[str, frozenset[int]]:
-    """The operators whose plugins a bundle's engine has, and the GPUs that all their code is for.
+def operators(graph: BundleGraph) -> dict[str, frozenset[int]]:
+    """The operators whose plugins a graph's engine has, and the GPUs that all their code is for.
 
     Raises:
         BundleError: if the index is absent or changed.
     """
     found: dict[str, frozenset[int]] = {}
-    for each in json.loads(bundle.read(INDEX))["kernels"].values():
+    for each in _index(graph)["kernels"].values():
         capabilities = frozenset(map(int, each["plans"]))
         found[each["op"]] = found.get(each["op"], capabilities) & capabilities
     return found

@@ -2,9 +2,9 @@
 
 from typing import Self
 
-from intaglio.runtime.bundle import Bundle
+from intaglio.runtime.bundle import BundleGraph
 from intaglio.runtime.carried_states import CarriedStates
-from intaglio.runtime.manifest import Manifest
+from intaglio.runtime.graph_entry import GraphEntry
 from intaglio.runtime.step_inputs import Sizes
 from intaglio.state import BATCH, TIME, StateSpec
 
@@ -25,14 +25,14 @@ class TrtBackend:
         stream: where they run, one after the other.
     """
 
-    def __init__(self, engine: TrtEngine, manifest: Manifest) -> None:
+    def __init__(self, engine: TrtEngine, entry: GraphEntry) -> None:
         """Serve a session of `engine`."""
         self.engine = engine
-        self.stream = EngineStream(engine, manifest)
-        self._manifest = manifest
-        self.most_tokens = engine.built.most(manifest, TIME)
-        self.most_rows = engine.built.most(manifest, BATCH)
-        self.capacity = engine.built.capacity(manifest)
+        self.stream = EngineStream(engine, entry)
+        self._entry = entry
+        self.most_tokens = engine.built.most(entry, TIME)
+        self.most_rows = engine.built.most(entry, BATCH)
+        self.capacity = engine.built.capacity(entry)
 
     def buffer(self, spec: StateSpec, batch: int, tokens: int) -> DeviceBuffer:
         """Memory for a state in its initial value, of the size that the engine has it."""
@@ -43,13 +43,13 @@ class TrtBackend:
     def bind(self, sizes: Sizes, carried: CarriedStates) -> TrtStep:
         """A step of inputs of these sizes, bound to the memory of `carried`."""
         self.engine.device.use()
-        return TrtStep(self.stream, self._manifest, sizes, carried)
+        return TrtStep(self.stream, self._entry, sizes, carried)
 
     def fork(self) -> Self:
         """A backend for another session of the same engine."""
-        return type(self)(self.engine, self._manifest)
+        return type(self)(self.engine, self._entry)
 
 
-def open_trt(bundle: Bundle) -> TrtBackend:
-    """What runs the engine of a bundle; errors are those of `open_engine`."""
-    return TrtBackend(open_engine(bundle), bundle.manifest)
+def open_trt(graph: BundleGraph) -> TrtBackend:
+    """What runs the engine of a graph; errors are those of `open_engine`."""
+    return TrtBackend(open_engine(graph), graph.entry)

@@ -7,7 +7,7 @@ from weakref import WeakValueDictionary
 
 from intaglio.errors import BundleError, DeviceError, IntaglioError, MissingExtraError
 from intaglio.runtime.backend import check_names
-from intaglio.runtime.bundle import Bundle
+from intaglio.runtime.bundle import BundleGraph
 
 from . import driver, generic_plugin
 from . import flavour as flavours
@@ -33,7 +33,7 @@ class TrtEngine:
         jit: what compiles kernels on the device, where the flavour does.
     """
 
-    def __init__(self, bundle: Bundle, built: Built) -> None:
+    def __init__(self, graph: BundleGraph, built: Built) -> None:
         """Check that it can run here, and load it.
 
         Raises:
@@ -41,18 +41,19 @@ class TrtEngine:
             MissingExtraError: if the engine's library is not installed.
             DeviceError: if the engine is for another GPU or another library.
         """
-        for fault in faults(bundle, built):
+        path = graph.beside(TARGET, ENGINE)
+        for fault in faults(graph, built):
             raise fault
         self.built = built
         self.trt = flavours.load(built.flavour)
         self.device = driver.open_device()
         self.log = logger(self.trt)
-        _register(self.trt, built.flavour, kernel_files.operators(bundle))
+        _register(self.trt, built.flavour, kernel_files.operators(graph))
         self.runtime = self.trt.Runtime(self.log)
-        self.cuda_engine = self.runtime.deserialize_cuda_engine(bundle.read(ENGINE))
+        self.cuda_engine = self.runtime.deserialize_cuda_engine(graph.bundle.read(path))
         if self.cuda_engine is None:
             raise DeviceError(
-                f"{bundle.root / ENGINE} does not load: {self.log.complaint()}. {_again(bundle)}"
+                f"{graph.root / path} does not load: {self.log.complaint()}. {_again(graph)}"
             )
         mode = self.trt.TensorIOMode
         names = [
@@ -62,8 +63,8 @@ class TrtEngine:
         takes, gives = (
             {name for name in names if modes[name] == each} for each in (mode.INPUT, mode.OUTPUT)
         )
-        check_names(bundle, ENGINE, takes, gives)
-        digest = bundle.manifest.files[ENGINE].sha256
+        check_names(graph, path, takes, gives)
+        digest = graph.bundle.record(path).sha256
         self.jit = (
             Jit(self.trt, self.cuda_engine, self.device, digest) if built.flavour == "rtx" else None
         )
@@ -76,33 +77,32 @@ class TrtEngine:
         return self.cuda_engine.create_execution_context(strategy)
 
 
-def open_engine(bundle: Bundle) -> TrtEngine:
-    """The engine of a bundle, which is loaded once while any holder is alive.
+def open_engine(graph: BundleGraph) -> TrtEngine:
+    """The engine of a graph, which is loaded once while any holder is alive.
 
     Raises:
         BundleError: if there is no engine yet, or a file is absent or changed.
         MissingExtraError: if the engine's library is not installed.
         DeviceError: if the engine is for another GPU or another library, or there is no GPU.
     """
-    bundle.target(TARGET)
-    built = read_built(bundle)
+    built = read_built(graph)
     if built is None:
         raise BundleError(
-            f"{bundle.root} has graph and kernels for TensorRT, and no engine yet. {_again(bundle)}"
+            f"{graph.root} has graph and kernels for TensorRT, and no engine yet. {_again(graph)}"
         )
-    key = bundle.manifest.files[ENGINE].sha256
+    key = graph.bundle.record(graph.beside(TARGET, ENGINE)).sha256
     with _lock:
         engine = _opened.get(key)
         if engine is None:
-            engine = _opened[key] = TrtEngine(bundle, built)
+            engine = _opened[key] = TrtEngine(graph, built)
         return engine
 
 
-def faults(bundle: Bundle, built: Built) -> Iterator[IntaglioError]:
-    """What keeps the engine of a bundle from running here, one error for each.
+def faults(graph: BundleGraph, built: Built) -> Iterator[IntaglioError]:
+    """What keeps the engine of a graph from running here, one error for each.
 
     Args:
-        bundle: with the engine.
+        graph: with the engine.
         built: what it was built for.
 
     Raises:
@@ -114,8 +114,8 @@ def faults(bundle: Bundle, built: Built) -> Iterator[IntaglioError]:
         yield MissingExtraError(f"running an engine of {package} {built.version}", "trt")
     elif found != built.version:
         yield DeviceError(
-            f"The engine of {bundle.root} was built by {package} {built.version}, and {found} is "
-            f"installed: an engine runs in the version that built it. {_again(bundle)}"
+            f"The engine of {graph.root} was built by {package} {built.version}, and {found} is "
+            f"installed: an engine runs in the version that built it. {_again(graph)}"
         )
     try:
         device = driver.open_device()
@@ -125,14 +125,14 @@ def faults(bundle: Bundle, built: Built) -> Iterator[IntaglioError]:
     here = device.capability
     if here not in built.capabilities:
         yield DeviceError(
-            f"The engine of {bundle.root} is for compute capability {_list(built.capabilities)}; "
+            f"The engine of {graph.root} is for compute capability {_list(built.capabilities)}; "
             f"{device.name} has {here}. Export again with --sm {here}."
         )
     # A plugin that finds no kernels once it runs could only end the process.
-    for op, capabilities in kernel_files.operators(bundle).items():
+    for op, capabilities in kernel_files.operators(graph).items():
         if here in built.capabilities and here not in capabilities:
             yield DeviceError(
-                f"The kernels of {op} in {bundle.root} are for compute capability "
+                f"The kernels of {op} in {graph.root} are for compute capability "
                 f"{_list(capabilities)}; {device.name} has {here}. Export again with --sm {here}."
             )
 
@@ -141,8 +141,8 @@ def _list(capabilities: Iterable[int]) -> str:
     return ", ".join(map(str, sorted(capabilities)))
 
 
-def _again(bundle: Bundle) -> str:
-    return f"Build it on this device with: intaglio build {bundle.root}"
+def _again(graph: BundleGraph) -> str:
+    return f"Build it on this device with: intaglio build {graph.root}"
 
 
 def _register(trt: Any, flavour: str, ops: Iterable[str]) -> None:

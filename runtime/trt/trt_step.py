@@ -13,7 +13,7 @@ from intaglio.errors import DeviceError
 from intaglio.runtime.arrays import dtype_of
 from intaglio.runtime.bound_step import Arrays, BoundStep
 from intaglio.runtime.carried_states import CarriedStates
-from intaglio.runtime.manifest import Manifest
+from intaglio.runtime.graph_entry import GraphEntry
 from intaglio.runtime.step_inputs import Sizes, shape_of
 from intaglio.state import PAST_LENGTH
 
@@ -26,7 +26,7 @@ class TrtStep(BoundStep):
     """A step in an execution context of its own, which a captured graph stays valid for."""
 
     def __init__(
-        self, stream: EngineStream, manifest: Manifest, sizes: Sizes, carried: CarriedStates
+        self, stream: EngineStream, entry: GraphEntry, sizes: Sizes, carried: CarriedStates
     ) -> None:
         """Take an execution context, and memory for inputs and outputs of these sizes.
 
@@ -34,12 +34,12 @@ class TrtStep(BoundStep):
             InputError: if the engine was not built for such sizes.
         """
         self._stream = stream
-        inputs = {spec.name: shape_of(spec, sizes) for spec in manifest.inputs}
-        takes = [(inputs[s.name], dtype_of(s.dtype, s.name)) for s in manifest.inputs]
-        if manifest.past_length:
+        inputs = {spec.name: shape_of(spec, sizes) for spec in entry.inputs}
+        takes = [(inputs[s.name], dtype_of(s.dtype, s.name)) for s in entry.inputs]
+        if entry.past_length:
             takes.append(((carried.batch,), np.dtype(np.int64)))
         self._in = Staging(stream.device, takes)
-        super().__init__(manifest, sizes, self._in.arrays[: len(inputs)])
+        super().__init__(entry, sizes, self._in.arrays[: len(inputs)])
         self._out = Staging(stream.device, [(shape, dtype) for _, shape, dtype in self._outputs])
         names = [*inputs, PAST_LENGTH][: len(takes)]
         shapes = dict(zip(names, (shape for shape, _ in takes), strict=True))
@@ -56,10 +56,10 @@ class TrtStep(BoundStep):
             self._context.set_tensor_address(name, address)
         for each in self._buffers:
             self._context.set_input_shape(each.spec.input, each.shape(0))
-        self._past = self._in.arrays[-1] if manifest.past_length else None
+        self._past = self._in.arrays[-1] if entry.past_length else None
         grows = any(isinstance(each, DeviceAppended) for each in self._buffers)
         # A shape that the host reads is part of a graph, and would stay what it was at its capture.
-        self._repeats = (self.time == 1 or manifest.whole) and not grows and not any(on_host)
+        self._repeats = (self.time == 1 or entry.whole) and not grows and not any(on_host)
         self._settled = [False, False]
         self._graphs: list[Repeated | None] = [None, None]
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from intaglio.errors import DeviceError, ProfileError
-from intaglio.runtime.bundle import Bundle
+from intaglio.runtime.bundle import BundleGraph
 from intaglio.runtime.onnx_graph import Graph, Node, read_graph
 from intaglio.runtime.op_trace import EngineCall, Trace, TracedOp
 from intaglio.runtime.work import Ceilings
@@ -31,10 +31,10 @@ _NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 class TrtTracer:
     """A session of an engine with TensorRT's profiler in each of its contexts."""
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, graph: BundleGraph) -> None:
         """Open it; see `open_engine`."""
-        self._bundle = bundle
-        self.backend = open_trt(bundle)
+        self._graph = graph
+        self.backend = open_trt(graph)
         self._stream = self.backend.stream
         self._stream.tracer = self
         self._engine = self.backend.engine
@@ -78,13 +78,13 @@ class TrtTracer:
 
     def ceilings(self) -> Ceilings:
         """What the GPU reaches at best, measured once and kept."""
-        dtype = self._bundle.target(TARGET).dtype
+        dtype = self._graph.target(TARGET).dtype
         return ceilings.of(self._engine, dtype)
 
     def end(self) -> Trace:
         """Stop tracing; what was traced."""
         self._stream.tracer = None
-        graph = read_graph(self._bundle, TARGET)
+        graph = read_graph(self._graph, TARGET)
         made = {entry["Name"]: entry for entry in layers(self._engine)}
         names = list(dict.fromkeys(name for times in self._times for name in times))
         places = {name: place for place, name in enumerate(names)}

@@ -22,14 +22,16 @@ def test_a_target_that_cannot_be_run_is_refused(
 ) -> None:
     """With the names of those that are run, or how the bundle gets it."""
     with pytest.raises(BundleError, match=message):
-        choose_target(Bundle.open(make_bundle("conv")), target)
+        choose_target(Bundle.open(make_bundle("conv")).graph(), target)
 
 
 def test_a_bundle_without_any_target_to_run_says_so(make_bundle: MakeBundle) -> None:
     """Rather than failing on a missing file."""
     bundle = make_bundle("conv")
     path = bundle / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"targets": {}}))
+    entry = json.loads(path.read_text())
+    entry["graphs"]["main"]["targets"] = {}
+    path.write_text(json.dumps(entry))
 
     with pytest.raises(BundleError, match=r"it has: none\. Export it with --target ort"):
-        choose_target(Bundle.open(bundle), "auto")
+        choose_target(Bundle.open(bundle).graph(), "auto")

@@ -22,7 +22,7 @@ def test_a_graph_is_read_as_onnx_reads_it(make_bundle: MakeBundle, *, external: 
     """Names, operators with their domains, modules, attributes, and every value of the weights."""
     bundle = Bundle.open(make_bundle(external=external))
     expected = onnx.load(bundle.root / "ort/model.onnx", load_external_data=False).graph
-    found = read_graph(bundle, "ort")
+    found = read_graph(bundle.graph(), "ort")
 
     assert len(found.nodes) == len(expected.node)
     for node, proto in zip(found.nodes, expected.node, strict=True):
@@ -143,12 +143,12 @@ def test_a_file_that_is_no_graph_is_named(make_bundle: MakeBundle) -> None:
     Manifest(**{**vars(manifest), "files": files}).save(root / "manifest.json")
 
     with pytest.raises(BundleError, match=r"ort/model\.onnx is no ONNX graph: .*Export"):
-        read_graph(Bundle.open(root), "ort")
+        read_graph(Bundle.open(root).graph(), "ort")
 
 
 def test_a_weight_beyond_its_file_is_refused(make_bundle: MakeBundle) -> None:
     bundle = Bundle.open(make_bundle("conv", external=True))
-    tensor = next(t for t in read_graph(bundle, "ort").tensors.values() if t.location)
+    tensor = next(t for t in read_graph(bundle.graph(), "ort").tensors.values() if t.location)
     (bundle.root / "model.onnx.data").write_bytes(b"short")
 
     with pytest.raises(BundleError, match="does not hold the weight"):

@@ -197,7 +197,7 @@ def test_an_exported_graph_tells_the_sizes_of_all_nodes(
     hybrid_checkpoint: Path, tmp_path: Path
 ) -> None:
     export(hybrid_checkpoint, tmp_path / "bundle", targets=["ort"], verify=False)
-    made = read_graph(Bundle.open(tmp_path / "bundle"), "ort")
+    made = read_graph(Bundle.open(tmp_path / "bundle").graph(), "ort")
     works = Works(made, SIZES)
     unknown = [node.op for node in made.nodes if works.of([node.name]) is None]
 

@@ -19,12 +19,12 @@ MakeBundle = Callable[..., Path]
 def test_sessions_of_one_bundle_share_an_engine_while_one_lives(make_bundle: MakeBundle) -> None:
     """A copy of the bundle shares too; other weights or another number of threads do not."""
     bundle, copy, other = (Bundle.open(make_bundle("conv", seed=s)) for s in (0, 0, 1))
-    first = open_engine(bundle, "ort", 1)
+    first = open_engine(bundle.graph(), "ort", 1)
 
-    assert open_engine(bundle, "ort", 1) is first
-    assert open_engine(copy, "ort", 1) is first
-    assert open_engine(bundle, "ort", 2) is not first
-    assert open_engine(other, "ort", 1) is not first
+    assert open_engine(bundle.graph(), "ort", 1) is first
+    assert open_engine(copy.graph(), "ort", 1) is first
+    assert open_engine(bundle.graph(), "ort", 2) is not first
+    assert open_engine(other.graph(), "ort", 1) is not first
     del first
     gc.collect()
     assert len(ort_engine._opened) == 0
@@ -38,7 +38,7 @@ def test_threads_that_open_one_bundle_at_once_get_one_engine(make_bundle: MakeBu
 
     def open_one() -> None:
         barrier.wait()
-        engines.append(open_engine(bundle, "ort", 1))
+        engines.append(open_engine(bundle.graph(), "ort", 1))
 
     threads = [threading.Thread(target=open_one) for _ in range(4)]
     for thread in threads:
@@ -57,8 +57,8 @@ def test_a_graph_that_takes_something_else_than_the_manifest_says_is_refused(
     bundle = make_bundle("conv")
     path = bundle / "manifest.json"
     entry = json.loads(path.read_text())
-    entry["inputs"][0]["name"] = "tokens"
+    entry["graphs"]["main"]["inputs"][0]["name"] = "tokens"
     path.write_text(json.dumps(entry))
 
     with pytest.raises(BundleError, match=r"takes input_ids, past\.0\.conv, but .* tokens"):
-        open_engine(Bundle.open(bundle), "ort", 1)
+        open_engine(Bundle.open(bundle).graph(), "ort", 1)

@@ -23,11 +23,11 @@ def test_a_bundle_is_built_again_where_it_lies(hybrid_engine: ExportReport, tmp_
     shutil.copytree(hybrid_engine.out, place)
     (place / "trt/engine.plan").unlink()
     heard: list[str] = []
-    bundle, built = build(Bundle.open(place), progress=lambda what, _: heard.append(what))
+    graph, built = build(Bundle.open(place).graph(), progress=lambda what, _: heard.append(what))
 
-    assert read_built(Bundle.open(place)) == built
-    assert bundle.manifest == Manifest.load(place / "manifest.json")
-    bundle.check("trt/engine.plan")
+    assert read_built(Bundle.open(place).graph()) == built
+    assert graph.bundle.manifest == Manifest.load(place / "manifest.json")
+    graph.bundle.check("trt/engine.plan")
     assert heard
 
 
@@ -40,7 +40,7 @@ def test_full_tensorrt_builds_for_the_gpu_that_is_there(
     monkeypatch.setattr(engine_build, "open_device", lambda: device)
 
     with pytest.raises(NotHereError, match=r"capability 80; Stand-in GPU has 87\..*--sm 87"):
-        build(Bundle.open(hybrid_engine.out))
+        build(Bundle.open(hybrid_engine.out).graph())
 
 
 def test_what_the_importer_refuses_is_told_by_module(
@@ -58,7 +58,7 @@ def test_what_the_importer_refuses_is_told_by_module(
     replace(manifest, files={**manifest.files, **changed}).save(place / "manifest.json")
 
     with pytest.raises(BuildError, match=r"layers\.0\.\w+: LinearAttention '"):
-        build(Bundle.open(place))
+        build(Bundle.open(place).graph())
 
 
 def test_weights_outside_the_bundle_are_refused(
@@ -74,4 +74,4 @@ def test_weights_outside_the_bundle_are_refused(
     replace(manifest, files={**manifest.files, **changed}).save(place / "manifest.json")
 
     with pytest.raises(BundleError, match=r"in '\.\./\.\./some\.data', which is no file of the t"):
-        build(Bundle.open(place))
+        build(Bundle.open(place).graph())

@@ -29,7 +29,7 @@ from intaglio.errors import (
     StateError,
 )
 from intaglio.runtime.bundle import Bundle
-from intaglio.runtime.manifest import Limits
+from intaglio.runtime.graph_entry import Limits
 from intaglio.runtime.session import Session
 from intaglio.runtime.trt import driver, flavour
 from intaglio.runtime.trt.driver import Device

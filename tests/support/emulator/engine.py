@@ -40,7 +40,7 @@ Array = npt.NDArray[Any]
 
 def install(bundle: Path, gpu: Gpu, cache: Path, patch: pytest.MonkeyPatch) -> "Graph":
     """Have sessions of the bundle's engine run on the emulated GPU, until the patch is undone."""
-    built = read_built(Bundle.open(bundle))
+    built = read_built(Bundle.open(bundle).graph())
     assert built is not None
     graph = Graph(bundle, gpu, cache)
     real = importlib.import_module(FLAVOURS[built.flavour])
@@ -67,7 +67,7 @@ class Graph:
         self._gpu = gpu
         self._launchers: dict[str, tuple[NodeKernels, Launcher]] = {}
         texts = _texts(cache)
-        for node, kernels in read(Bundle.open(bundle)).items():
+        for node, kernels in read(Bundle.open(bundle).graph()).items():
             code = {key: texts[_digest(binary)] for key, binary in kernels.code.items()}
             known = replace(kernels, code=code)
             self._launchers[node] = known, Launcher(known, gpu)

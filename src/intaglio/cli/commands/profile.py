@@ -13,6 +13,7 @@ from .options import (
     Axes,
     BundlePath,
     Config,
+    Graph,
     ImportFrom,
     Inputs,
     Key,
@@ -57,6 +58,7 @@ def profile_(
         int | None, typer.Option(metavar="N", help="Tokens that caches have room for at first.")
     ] = None,
     target: Annotated[str, typer.Option(metavar="NAME", help="Engine of the bundles.")] = "auto",
+    graph: Graph = None,
     warmup: Annotated[
         float, typer.Option("--warmUp", metavar="MS", help="Uncounted calls before each.")
     ] = 200,
@@ -86,6 +88,7 @@ def profile_(
         prompts=None if prompts is None else whole_numbers(prompts, "--prompt-length"),
         batch=batch,
         target=target,
+        graph=graph,
         threads=threads,
         capacity=capacity,
         warmup=warmup,
