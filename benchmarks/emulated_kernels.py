@@ -19,7 +19,7 @@ from evidence import Row, run
 
 from intaglio.errors import UnsupportedError
 from intaglio.ops.op import Sample
-from intaglio.runtime.trt.kernels import Kernels
+from intaglio.runtime.trt.kernels import NodeKernels
 from intaglio.trt_plugins import NAMES, find
 from intaglio.trt_plugins.ahead import Job, compile_all
 from intaglio.trt_plugins.compile import CAPABILITIES
@@ -89,7 +89,7 @@ def _times(request: Request) -> Sequence[int]:
 
 
 def _row(
-    title: str, plugin: Plugin, cases: Sequence[tuple[Sample, Kernels]], kind: str, sm: int
+    title: str, plugin: Plugin, cases: Sequence[tuple[Sample, NodeKernels]], kind: str, sm: int
 ) -> Row:
     """The worst error, or what went wrong."""
     worst, limit, note = 0.0, plugin.tolerance[kind], f"{len(cases)} calls"

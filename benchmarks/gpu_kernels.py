@@ -37,9 +37,9 @@ from torch.nn import functional as F  # noqa: E402
 from intaglio.errors import UnsupportedError  # noqa: E402
 from intaglio.ops.op import Sample  # noqa: E402
 from intaglio.runtime.launch import evaluate  # noqa: E402
-from intaglio.runtime.trt.kernels import Kernels  # noqa: E402
+from intaglio.runtime.trt.generic_plugin import register, workspace  # noqa: E402
+from intaglio.runtime.trt.kernels import NodeKernels  # noqa: E402
 from intaglio.runtime.trt.launcher import Launcher  # noqa: E402
-from intaglio.runtime.trt.plugin import register, workspace  # noqa: E402
 from intaglio.trt_plugins import NAMES, find  # noqa: E402
 from intaglio.trt_plugins.compile import compile_plugin  # noqa: E402
 from intaglio.trt_plugins.plugin import Plugin  # noqa: E402
@@ -110,7 +110,7 @@ def _enqueued(name: str) -> Iterator[Row]:
     request, inputs = request_of(plugin, sample, sm)
     made = compile_plugin(plugin, request)
     code = {f"{sm}/{entry}": each.cubin for entry, each in made.code.items()}
-    kernels = Kernels(op=plugin.op.onnx_type, plans={sm: made.plan}, code=code)
+    kernels = NodeKernels(op=plugin.op.onnx_type, plans={sm: made.plan}, code=code)
     flavour = next((m for m in ("tensorrt", "tensorrt_rtx") if importlib.util.find_spec(m)), None)
     what = "enqueue" if flavour else "enqueue, without TensorRT"
     worst = _worst(plugin, sample, inputs, kernels, flavour)
@@ -127,7 +127,7 @@ def _quick(name: str) -> Iterator[Row]:
     for index, variant in enumerate(made.plan.variants):
         if len(variant.launches) == 1:
             plan = replace(made.plan, variants=(replace(variant, when=None),))
-            kernels = Kernels(op=plugin.op.onnx_type, plans={sm: plan}, code=code)
+            kernels = NodeKernels(op=plugin.op.onnx_type, plans={sm: plan}, code=code)
             worst = _worst(plugin, sample, inputs, kernels, None)
             title = f"{name}, float16: PTX, tactic {index + 1}"
             yield _held(title, worst, plugin.tolerance["float16"])
@@ -143,7 +143,7 @@ def _worst(
     plugin: Plugin,
     sample: Sample,
     inputs: Sequence[Tensor | None],
-    kernels: Kernels,
+    kernels: NodeKernels,
     flavour: str | None,
 ) -> float:
     """The error of what kernels compute that are launched through the driver.

@@ -192,7 +192,7 @@ def _rows(family: Family, folder: Path, time_steps: int, generated: int) -> Iter
     session = Session.load(folder / "bundle", threads=1)
     ids = np.random.default_rng(0).integers(2, VOCABULARY, (2, time_steps))
     wanted = _forward(judge, ids)
-    if report.manifest.whole:
+    if report.manifest.main.whole:
         yield _error(family, "whole sequences", _stepped(session, ids, [time_steps]), wanted)
     else:
         ones, parts = [1] * time_steps, [5, time_steps - 12, 1, 6]
@@ -217,7 +217,7 @@ def save(family: Family, path: Path) -> Any:
 
 
 def _states(manifest: Any) -> str:
-    layouts = [f"{spec.op} {spec.layout}" for spec in manifest.states]
+    layouts = [f"{spec.op} {spec.layout}" for spec in manifest.main.states]
     counts = {layout: layouts.count(layout) for layout in dict.fromkeys(layouts)}
     return ", ".join(f"{n} {layout}" for layout, n in counts.items()) or "whole sequences"
 
@@ -256,7 +256,7 @@ def _forward(judge: Any, ids: Array) -> Array:
 
 def _stepped(session: Session, ids: Array, parts: list[int]) -> Array:
     session.state.reset()
-    name, ends = session.manifest.outputs[0].name, np.cumsum([0, *parts])
+    name, ends = session.manifest.main.outputs[0].name, np.cumsum([0, *parts])
     found = [session.step({"input_ids": ids[:, a:b]})[name] for a, b in zip(ends, ends[1:])]  # noqa: B905, RUF007
     return np.concatenate(found, axis=1)
 
@@ -288,7 +288,7 @@ def _unequal(family: Family, judge: Any, session: Session, tokens: Array) -> Row
     """Rows of unequal length in one call, each against its own run."""
     session.state.reset()
     ids = np.stack([tokens[row : row + max(LENGTHS)] for row in range(len(LENGTHS))])
-    name = session.manifest.outputs[0].name
+    name = session.manifest.main.outputs[0].name
     found = session.step({"input_ids": ids}, lengths=LENGTHS)[name]
     pairs = [
         (found[row : row + 1, :length], _forward(judge, ids[row : row + 1, :length]))

@@ -149,7 +149,7 @@ def _export(checkpoint: Path, out: Path, left: Sequence[type[Pass]]) -> tuple[Pa
     lowering = pipeline.lowering
     with patch.object(pipeline, "lowering", without):
         report = intaglio.export(checkpoint, out, shapes=ONE_ROW, verify=False)
-    return out, {entry["name"] for entry in report.manifest.passes if entry["changed"]}
+    return out, {entry["name"] for entry in report.manifest.main.passes if entry["changed"]}
 
 
 def _row(kind: Kind, what: str, whole: Path, without: Path, pairs: int, threads: int) -> Row:

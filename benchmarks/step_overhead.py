@@ -23,8 +23,8 @@ import intaglio
 from intaglio.models import find, save
 from intaglio.models.llama import Config
 from intaglio.runtime import Session
-from intaglio.runtime.manifest import TensorSpec
-from intaglio.runtime.ort.engine import open_engine
+from intaglio.runtime.graph_entry import TensorSpec
+from intaglio.runtime.ort.ort_engine import open_engine
 from intaglio.state import BATCH, CAPACITY, PAST_LENGTH, TIME, Layout, StateSpec
 
 CHECKPOINTS = Path(__file__).parents[1] / "models" / "checkpoints"
@@ -65,7 +65,9 @@ def _rows(name: str, checkpoint: Path, folder: str, pairs: int) -> list[Row]:
     relative = ratio(ours, bare)
     added = 1e6 * statistics.median(a - b for a, b in zip(ours, bare, strict=True))
     holds = relative <= RATIO or added <= MICROSECONDS
-    note = f"bare {1e6 * statistics.median(bare):.0f} us, {len(session.manifest.states)} states"
+    note = (
+        f"bare {1e6 * statistics.median(bare):.0f} us, {len(session.manifest.main.states)} states"
+    )
     target = f"<= {RATIO:.2f} or {MICROSECONDS:.0f} us"
     against = "run_with_iobinding"
     return [
@@ -79,7 +81,7 @@ def _rows(name: str, checkpoint: Path, folder: str, pairs: int) -> list[Row]:
 def _bare(session: Session, room: int) -> Callable[[], None]:
     """A call of the session's engine with everything bound, from the session's state on."""
     manifest, snapshot = session.manifest, session.state.save()
-    engine = open_engine(session.bundle, session.target, threads=1)
+    engine = open_engine(session.graph, session.target, threads=1)
     binding = engine.io_binding()
     sizes = {BATCH: 1, TIME: 1, CAPACITY: room}
 
@@ -87,11 +89,11 @@ def _bare(session: Session, room: int) -> Callable[[], None]:
         shape = [dim if isinstance(dim, int) else sizes[dim] for dim in spec.shape]
         return np.zeros(shape, spec.dtype)
 
-    for spec in manifest.inputs:
+    for spec in manifest.main.inputs:
         binding.bind_ortvalue_input(spec.name, OrtValue.ortvalue_from_numpy(zeros(spec)))
-    for spec in manifest.outputs:
+    for spec in manifest.main.outputs:
         binding.bind_ortvalue_output(spec.name, OrtValue.ortvalue_from_numpy(zeros(spec)))
-    for state in manifest.states:
+    for state in manifest.main.states:
         past, present = zeros(state), zeros(state)
         filled = snapshot.arrays[state.input]
         past[tuple(map(slice, filled.shape))] = filled
@@ -100,7 +102,7 @@ def _bare(session: Session, room: int) -> Callable[[], None]:
         binding.bind_ortvalue_input(state.input, OrtValue.ortvalue_from_numpy(past))
         binding.bind_ortvalue_output(state.output, OrtValue.ortvalue_from_numpy(present))
     length = snapshot.past_length.copy()
-    if manifest.past_length:
+    if manifest.main.past_length:
         binding.bind_ortvalue_input(PAST_LENGTH, OrtValue.ortvalue_from_numpy(length))
 
     def call() -> None:

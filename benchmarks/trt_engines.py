@@ -35,7 +35,7 @@ from intaglio.exporter.writing.trt import plugin_ops
 from intaglio.runtime import user_cache
 from intaglio.runtime.bundle import Bundle
 from intaglio.runtime.manifest import Manifest
-from intaglio.runtime.trt.build import GRAPH, TARGET, Built, read_built
+from intaglio.runtime.trt.engine_build import GRAPH, TARGET, Built, read_built
 from intaglio.state import CAPACITY
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
@@ -85,7 +85,7 @@ def _rows(title: str, source: Path, steps: int, *, dtype: str, **options: Any) -
         bundle = Path(folder, "bundle")
         export(source, bundle, targets=["ort", "trt"], dtype=dtype, verify=False, **options)
         opened = Bundle.open(bundle)
-        built = read_built(opened)
+        built = read_built(opened.graph())
         assert built is not None
         report = verify(bundle, source, graph=True, steps=steps, keep=False)
         emulated = _emulated(bundle, source, LOW_BIT_STEPS if options.get("passes") else GPU_STEPS)
@@ -124,9 +124,9 @@ def _emulated(bundle: Path, source: Path, steps: int) -> ParityReport:
 
 def _differing(built: Built, graph: ir.Graph, manifest: Manifest) -> Iterator[str]:
     """Names of inputs and outputs that are not those of the graph, but for caches in fp16."""
-    states = [state for state in manifest.states_of(TARGET) if state.dtype == "float16"]
+    states = [state for state in manifest.main.states_of(TARGET) if state.dtype == "float16"]
     halved = {name for state in states for name in (state.input, state.output)}
-    capacity = built.capacity(manifest)
+    capacity = built.capacity(manifest.main)
     for bindings, values in ((built.inputs, graph.inputs), (built.outputs, graph.outputs)):
         found = {each.name: (DTYPES.get(each.dtype), each.shape) for each in bindings}
         wanted = {str(value.name): _binding(value, halved, capacity) for value in values}

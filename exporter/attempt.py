@@ -29,8 +29,9 @@ from intaglio.passes import pipeline
 from intaglio.passes.calibration import Calibration
 from intaglio.passes.low_bit import low_bit_nodes, weight_of
 from intaglio.passes.lower.ort_low_bit import OrtLowBit, cost
-from intaglio.runtime.manifest import FAILED, PASSED, Manifest
-from intaglio.runtime.trt.build import GRAPH
+from intaglio.runtime.graph_entry import FAILED, PASSED
+from intaglio.runtime.manifest import Manifest
+from intaglio.runtime.trt.engine_build import GRAPH
 
 from .compile import lower
 

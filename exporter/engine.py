@@ -14,9 +14,10 @@ from intaglio.exporter.sources.source import Source
 from intaglio.exporter.writing.bundle_writer import BundleWriter
 from intaglio.exporter.writing.describe import NO_DEVICE, with_verdict
 from intaglio.exporter.writing.trt import add_engine
-from intaglio.runtime.manifest import FAILED, NOT_RUN, PASSED, Manifest
+from intaglio.runtime.graph_entry import FAILED, NOT_RUN, PASSED
+from intaglio.runtime.manifest import Manifest
 from intaglio.runtime.trt import flavour as flavours
-from intaglio.runtime.trt.build import RECORD, TARGET, Request
+from intaglio.runtime.trt.engine_build import RECORD, TARGET, BuildRequest
 
 from .attempt import Attempt, refused
 
@@ -28,7 +29,7 @@ def with_engine(
     how: Recipe,
     clock: Clock,
     data: str | Path | Arrays | None,
-    request: Request,
+    request: BuildRequest,
 ) -> Attempt:
     """Build the engine of a bundle that is written, and prove it, if that is asked for.
 
@@ -70,7 +71,7 @@ def require_proof(writer: BundleWriter, manifest: Manifest) -> None:
     Raises:
         ParityError: if it has not.
     """
-    target = manifest.targets.get(TARGET)
+    target = manifest.main.targets.get(TARGET)
     if target is not None and target.parity != PASSED:
         why = "The engine of TensorRT has not run: it takes the GPU that it is for."
         raise refused(writer, manifest, why)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from intaglio.runtime.manifest import Manifest
     from intaglio.runtime.profile.settings import ProfileSettings
     from intaglio.runtime.session import Session
-    from intaglio.runtime.state import Snapshot
+    from intaglio.runtime.session_state import Snapshot
 
 __all__ = [
     "Bundle",
@@ -32,7 +32,7 @@ _HOMES = {
     "Manifest": "manifest",
     "ProfileSettings": "profile.settings",
     "Session": "session",
-    "Snapshot": "state",
+    "Snapshot": "session_state",
     "generate": "generation",
     "generate_rows": "generation",
 }

@@ -13,13 +13,14 @@ import contextlib
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Self
 
 from intaglio.errors import BundleError
-from intaglio.runtime.manifest import FILE_NAME, FileRecord, Manifest, Target
+from intaglio.runtime.graph_entry import MAIN, GraphEntry, TargetEntry
+from intaglio.runtime.manifest import FILE_NAME, FileRecord, Manifest
 
 AGAIN = "Copy the bundle again from where it is whole, or export it again."
 
@@ -52,32 +53,28 @@ class Bundle:
         bundle = cls(root, Manifest.load(_inside(root, FILE_NAME)))
         for name in bundle.manifest.files:
             bundle.locate(name)
-        for target in bundle.manifest.targets.values():
-            for name in (target.path, *target.data):
-                bundle.locate(name)
+        for graph in bundle.manifest.graphs.values():
+            for target in graph.targets.values():
+                for name in (target.path, *target.data):
+                    bundle.locate(name)
         return bundle
 
-    def target(self, name: str) -> Target:
-        """The entry of one target.
+    @property
+    def graphs(self) -> Mapping[str, "BundleGraph"]:
+        """The graphs of the bundle by name, `MAIN` among them."""
+        return {name: BundleGraph(self, name) for name in self.manifest.graphs}
+
+    def graph(self, name: str = MAIN) -> "BundleGraph":
+        """The graph called `name`.
 
         Raises:
-            BundleError: if the bundle was not built for it.
+            BundleError: if there is none.
         """
-        if name not in self.manifest.targets:
-            present = ", ".join(sorted(self.manifest.targets)) or "none"
+        if name not in self.manifest.graphs:
             raise BundleError(
-                f"{self.root} has no target {name!r}; it has: {present}. "
-                f"Export it with --target {name}."
+                f"{self.root} has no graph {name!r}; it has: {', '.join(self.manifest.graphs)}."
             )
-        return self.manifest.targets[name]
-
-    def fingerprint(self, target: str) -> str:
-        """Hash of what `target` runs: equal for two bundles that compute the same, bit for bit."""
-        entry = self.target(target)
-        digest = hashlib.sha256()
-        for name in (entry.path, *sorted(entry.data)):
-            digest.update(f"{name} {self._record(name).sha256}\n".encode())
-        return digest.hexdigest()
+        return BundleGraph(self, name)
 
     def locate(self, name: str) -> Path:
         """Where the file `name` of the bundle lies; it need not exist.
@@ -110,7 +107,7 @@ class Bundle:
 
     def _sized(self, name: str) -> tuple[FileRecord, Path]:
         """What a file should be and where it lies, once it is an ordinary file of that size."""
-        expected, path = self._record(name), self.locate(name)
+        expected, path = self.record(name), self.locate(name)
         with self._told(name):
             status = path.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -127,7 +124,12 @@ class Bundle:
             said = getattr(error, "strerror", None) or error
             raise BundleError(f"{self.root} lacks the file {name!r}: {said}. {AGAIN}") from error
 
-    def _record(self, name: str) -> FileRecord:
+    def record(self, name: str) -> FileRecord:
+        """Size and hash of the file `name`, as the manifest has them.
+
+        Raises:
+            BundleError: if it is not listed.
+        """
         record = self.manifest.files.get(name)
         if record is None:
             raise BundleError(
@@ -146,6 +148,54 @@ class Bundle:
                 f"{self.root / name} was changed after export: its SHA-256 is not the one in the "
                 f"manifest. {AGAIN}"
             )
+
+
+@dataclass(frozen=True)
+class BundleGraph:
+    """The graph `name` of a bundle, see `Bundle.graph`."""
+
+    bundle: Bundle
+    name: str
+
+    def __str__(self) -> str:
+        """As messages and reports call it: the folder, and the name unless that is `MAIN`."""
+        return str(self.bundle.root) + ("" if self.name == MAIN else f", graph {self.name!r},")
+
+    @property
+    def root(self) -> Path:
+        """The folder of the bundle."""
+        return self.bundle.root
+
+    @property
+    def entry(self) -> GraphEntry:
+        """What the manifest says of it."""
+        return self.bundle.manifest.graphs[self.name]
+
+    def target(self, name: str) -> TargetEntry:
+        """The entry of one target.
+
+        Raises:
+            BundleError: if the graph was not built for it.
+        """
+        targets = self.entry.targets
+        if name not in targets:
+            present = ", ".join(sorted(targets)) or "none"
+            raise BundleError(
+                f"{self} has no target {name!r}; it has: {present}. Export it with --target {name}."
+            )
+        return targets[name]
+
+    def fingerprint(self, target: str) -> str:
+        """Hash of what `target` runs: equal for two graphs that compute the same, bit for bit."""
+        entry = self.target(target)
+        digest = hashlib.sha256()
+        for name in (entry.path, *sorted(entry.data)):
+            digest.update(f"{name} {self.bundle.record(name).sha256}\n".encode())
+        return digest.hexdigest()
+
+    def beside(self, target: str, file: str) -> str:
+        """The path of a file called as `file` is that lies beside the graph of a target."""
+        return str(PurePosixPath(self.target(target).path).with_name(PurePosixPath(file).name))
 
 
 def _inside(root: Path, name: str) -> Path:

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from intaglio.runtime.backend import AUTO, choose_target
-from intaglio.runtime.bundle import Bundle
-from intaglio.runtime.graph import Graph, Tensor, read_graph
-from intaglio.runtime.manifest import Manifest
+from intaglio.runtime.bundle import Bundle, BundleGraph
+from intaglio.runtime.engines import AUTO, choose_target
+from intaglio.runtime.graph_entry import MAIN, GraphEntry
+from intaglio.runtime.onnx_graph import Graph, Tensor, read_graph
 from intaglio.runtime.weights import Total, total, weights_of
 
 
@@ -85,18 +85,19 @@ class BundleDiff:
         }
 
 
-def compare_bundles(a: Bundle, b: Bundle, target: str = AUTO) -> BundleDiff:
-    """Compare what two bundles hold for a target.
+def compare_bundles(a: Bundle, b: Bundle, target: str = AUTO, *, graph: str = MAIN) -> BundleDiff:
+    """Compare what two bundles hold of a graph for a target.
 
     Raises:
-        BundleError: if one has no such target, or its files cannot be read.
+        BundleError: if one has no such graph or target, or its files cannot be read.
     """
-    graphs = [read_graph(bundle, choose_target(bundle, target)) for bundle in (a, b)]
+    pair = [bundle.graph(graph) for bundle in (a, b)]
+    graphs = [read_graph(each, choose_target(each, target)) for each in pair]
     equal, weights = _weights(a, b, *graphs)
     first, second = (total(weights_of(graph)) for graph in graphs)
     return BundleDiff(
-        entries=list(_entries(a.manifest, b.manifest)),
-        passes=list(_passes(a.manifest, b.manifest)),
+        entries=list(_entries(*pair)),
+        passes=list(_passes(*pair)),
         nodes=_nodes(*graphs),
         weights=weights,
         equal_weights=equal,
@@ -105,11 +106,12 @@ def compare_bundles(a: Bundle, b: Bundle, target: str = AUTO) -> BundleDiff:
     )
 
 
-def _entries(a: Manifest, b: Manifest) -> Iterator[Entry]:
+def _entries(a: BundleGraph, b: BundleGraph) -> Iterator[Entry]:
     for kind, left, right in (
-        ("input", _tensors(a.inputs), _tensors(b.inputs)),
-        ("output", _tensors(a.outputs), _tensors(b.outputs)),
-        ("state", _states(a), _states(b)),
+        ("input", _tensors(a.entry.inputs), _tensors(b.entry.inputs)),
+        ("output", _tensors(a.entry.outputs), _tensors(b.entry.outputs)),
+        ("condition", _tensors(a.entry.conditions), _tensors(b.entry.conditions)),
+        ("state", _states(a.entry), _states(b.entry)),
         ("fact", _facts(a), _facts(b)),
     ):
         for name in dict.fromkeys([*left, *right]):
@@ -121,31 +123,32 @@ def _tensors(specs: Sequence[Any]) -> dict[str, str]:
     return {spec.name: f"{spec.dtype} {_shape(spec.shape)}" for spec in specs}
 
 
-def _states(manifest: Manifest) -> dict[str, str]:
+def _states(entry: GraphEntry) -> dict[str, str]:
     return {
         spec.input: f"{spec.dtype} {_shape(spec.shape)} {spec.layout} of {spec.module or 'the top'}"
-        for spec in manifest.states
+        for spec in entry.states
     }
 
 
-def _facts(manifest: Manifest) -> dict[str, str]:
+def _facts(graph: BundleGraph) -> dict[str, str]:
     """What a user chose or gets, beside tensors."""
-    limits, source = manifest.limits, manifest.source
+    manifest, entry = graph.bundle.manifest, graph.entry
+    limits, source = entry.limits, manifest.source
     facts = {
         "source": f"{source['name']}, sha256 {source['sha256']}",
         "model": source.get("model"),
         "max_context": limits.max_context,
         "batch": limits.batch,
-        "past_length": manifest.past_length or None,
+        "past_length": entry.past_length or None,
         "intaglio": manifest.intaglio,
-        **{f"target {name}": f"opset {t.opset}" for name, t in manifest.targets.items()},
+        **{f"target {name}": f"opset {t.opset}" for name, t in entry.targets.items()},
     }
     return {name: str(value) for name, value in facts.items() if value is not None}
 
 
-def _passes(a: Manifest, b: Manifest) -> Iterator[Entry]:
+def _passes(a: BundleGraph, b: BundleGraph) -> Iterator[Entry]:
     """Passes of one bundle alone, and those that had other options or did something else."""
-    left, right = ([_pass(record) for record in m.passes] for m in (a, b))
+    left, right = ([_pass(record) for record in each.entry.passes] for each in (a, b))
     one, other = ([name for name, _ in side] for side in (left, right))
     for tag, i, j, k, m in SequenceMatcher(None, one, other, autojunk=False).get_opcodes():
         if tag != "equal":

@@ -4,31 +4,46 @@ A bundle may come from a stranger; whatever passes here leads to an error of our
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from intaglio.state import BATCH, CAPACITY, PAST, PAST_LENGTH, TIME, Layout
 
 _GROWS = {Layout.STATIC: CAPACITY, Layout.GROW: PAST}  # the symbol along the axis of each
+_OUTPUTS = {True: "no output", False: "an output"}  # by whether the state is prepared
 LARGEST = 2**48  # elements of a tensor for one row and token: beyond any memory
 
 
 def contradictions(entry: Mapping[str, Any]) -> Iterator[str]:
     """Yield a sentence for each thing in a manifest of the right schema that cannot be."""
+    graphs = entry["graphs"]
+    for name, graph in graphs.items():
+        where = "" if len(graphs) == 1 else f"In the graph {name!r}: "
+        for sentence in (*_graph(graph), *_prepared(name, graph, graphs)):
+            yield f"{where}{sentence}"
+
+
+def _graph(entry: Mapping[str, Any]) -> Iterator[str]:
     states = entry["states"]
     takes = [spec["name"] for spec in entry["inputs"]] + [spec["input"] for spec in states]
-    gives = [spec["name"] for spec in entry["outputs"]] + [spec["output"] for spec in states]
+    gives = [spec["name"] for spec in entry["outputs"]]
+    gives += [spec["output"] for spec in states if spec["output"]]
     takes += [PAST_LENGTH] if entry["past_length"] else []
-    for what, names in (("inputs", takes), ("outputs", gives)):
+    conditions = [spec["name"] for spec in entry.get("conditions", ())]
+    for what, names in (
+        ("inputs and states", takes),
+        ("outputs and states", gives),
+        ("inputs and conditions", conditions + [spec["name"] for spec in entry["inputs"]]),
+    ):
         for name, count in Counter(names).items():
             if count > 1:
-                yield f"{what} and states have the name {name!r} {count} times."
+                yield f"{what} have the name {name!r} {count} times."
     known = {BATCH, TIME, *(dim for spec in entry["inputs"] for dim in spec["shape"])}
     for spec in entry["outputs"]:
         for dim in spec["shape"]:
             if isinstance(dim, str) and dim not in known:
                 yield f"The output {spec['name']!r} has the dimension {dim!r}, which no input has."
-    for spec in (*entry["inputs"], *entry["outputs"]):
+    for spec in (*entry["inputs"], *entry["outputs"], *entry.get("conditions", ())):
         yield from _size(spec["name"], spec["shape"])
     for record in entry["passes"]:
         if len(record["nodes"]) != 2:
@@ -38,18 +53,47 @@ def contradictions(entry: Mapping[str, Any]) -> Iterator[str]:
         yield from _size(spec["input"], spec["shape"])
 
 
+def _prepared(name: str, entry: Mapping[str, Any], graphs: Mapping[str, Any]) -> Iterator[str]:
+    """What does not fit between a graph and the one that prepares states for it."""
+    prepare, conditions = entry.get("prepare"), entry.get("conditions", ())
+    prepared = [spec for spec in entry["states"] if spec["layout"] == Layout.PREPARED]
+    if prepare is None:
+        if prepared or conditions:
+            yield "It has prepared states or conditions, and no graph that prepares them."
+        return
+    if prepare == name or prepare not in graphs:
+        yield f"It is prepared by {prepare!r}, which is no other graph of the bundle."
+        return
+    other = graphs[prepare]
+    if other["states"] or other.get("prepare") is not None:
+        yield f"It is prepared by {prepare!r}, which should have no states."
+    given, takes, outputs = map(_types, (conditions, other["inputs"], other["outputs"]))
+    if given != takes:
+        yield f"Its conditions are not the inputs of {prepare!r}, which prepares it."
+    for spec in prepared:
+        if outputs.get(spec["input"]) != (spec["dtype"], spec["shape"]):
+            yield f"The state {spec['input']!r} is no output of {prepare!r}, which prepares it."
+
+
+def _types(specs: Iterable[Mapping[str, Any]]) -> dict[str, tuple[str, list[int | str]]]:
+    return {spec["name"]: (spec["dtype"], spec["shape"]) for spec in specs}
+
+
 def _state(spec: Mapping[str, Any], batch: int | None) -> Iterator[str]:
     shape, axis, name = spec["shape"], spec["axis"], f"The state {spec['input']!r}"
-    growing = _GROWS.get(Layout(spec["layout"]))
+    layout = Layout(spec["layout"])
+    growing = _GROWS.get(layout)
+    if bool(spec["output"]) == (layout is Layout.PREPARED):
+        yield f"{name} of the layout {layout} should have {_OUTPUTS[layout is Layout.PREPARED]}."
     if axis is not None and axis >= len(shape):
         yield f"{name} has the axis {axis} but {len(shape)} dimensions."
     elif growing is not None and (axis is None or shape[axis] != growing):
-        yield f"{name} of the layout {spec['layout']} should have {growing!r} along its axis."
+        yield f"{name} of the layout {layout} should have {growing!r} along its axis."
     elif not shape or shape[0] not in (BATCH, batch):
         yield f"{name} should have {BATCH!r} as its first dimension."
     symbols = [dim for dim in shape if isinstance(dim, str) and dim != BATCH]
-    if symbols != ([growing] if growing else []):
-        yield f"{name} of the layout {spec['layout']} has the dimensions {', '.join(symbols)}."
+    if layout is not Layout.PREPARED and symbols != ([growing] if growing else []):
+        yield f"{name} of the layout {layout} has the dimensions {', '.join(symbols)}."
 
 
 def _size(name: str, shape: list[int | str]) -> Iterator[str]:

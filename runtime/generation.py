@@ -226,19 +226,19 @@ def _padded(prompts: Sequence[Tokens]) -> tuple[npt.NDArray[np.int64], npt.NDArr
 
 def _token_input(session: Session, logits: str) -> str:
     """Name of the input of tokens, of a session fit for generation."""
-    manifest = session.manifest
-    if manifest.whole:
+    entry = session.entry
+    if entry.whole:
         raise InputError(
             "Generation needs a model that goes on from what it has seen; this bundle takes whole "
             "sequences, in which each token sees all others. Call session.step with one."
         )
-    names = [spec.name for spec in manifest.inputs]
-    if len(names) != 1 or len(manifest.inputs[0].shape) != 2:
+    names = [spec.name for spec in entry.inputs]
+    if len(names) != 1 or len(entry.inputs[0].shape) != 2:
         raise InputError(
             f"Generation needs a model that takes tokens [batch, time] alone; this one takes "
             f"{', '.join(names)}. Call session.step yourself."
         )
-    outputs = {spec.name: spec for spec in manifest.outputs}
+    outputs = {spec.name: spec for spec in entry.outputs}
     if logits not in outputs or len(outputs[logits].shape) != 3:
         raise InputError(
             f"Generation needs logits [batch, time, vocabulary], and there is no such output "

@@ -158,7 +158,7 @@ class Output:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class LaunchPlan:
     """All that a plugin does with inputs of given dtypes.
 
     Attributes:

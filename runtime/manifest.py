@@ -1,4 +1,4 @@
-"""`manifest.json`: what a bundle holds, how it was made, and how its step graph is fed.
+"""`manifest.json`: what a bundle holds, how it was made, and how its graphs are fed.
 
 `manifest.schema.json` beside this file says which keys there are; the classes here give them
 types.  Writing is deterministic: equal manifests are equal byte for byte.
@@ -8,60 +8,20 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
-from intaglio import __version__
 from intaglio.errors import BundleError
 from intaglio.runtime.contradictions import contradictions
+from intaglio.runtime.graph_entry import MAIN, GraphEntry
+from intaglio.runtime.manifest_versions import SCHEMA_VERSION, upgraded
 from intaglio.runtime.schema import faults
-from intaglio.state import StateSpec
+from intaglio.version import __version__
 
-SCHEMA_VERSION = 1
 FILE_NAME = "manifest.json"
-PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"  # `Target.parity`
 LARGEST = 64 << 20  # bytes
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """One input or output of the source; `dtype` is numpy's name, `shape` ints and symbols.
-
-    An input with a `default` may be left out of a step: it is then filled with that.
-    `below` bounds an input that picks rows of a table, as token ids do: from 0 to below it.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
-    default: float | None = None
-    below: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """What one engine runs: the graph at `path`, its external tensors in the files `data`.
-
-    Paths are relative to the bundle, and so are the locations of external tensors in the graph.
-    `parity` is "passed", "failed", or "not run" with the reason in brackets; `dtype` is what the
-    graph computes in and keeps caches in, as numpy calls it.
-    """
-
-    path: str
-    opset: int
-    data: tuple[str, ...] = ()
-    parity: str = NOT_RUN
-    dtype: str = "float32"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """The tokens that the position tables allow, and a fixed batch; None where free."""
-
-    max_context: int | None = None
-    batch: int | None = None
 
 
 @dataclass(frozen=True)
@@ -83,34 +43,29 @@ class FileRecord:
 class Manifest:
     """The manifest of one bundle.
 
-    `source` holds name, sha256 and format, and model and config where known; `passes` the records
-    of the passes in order; `inputs` and `outputs` are the source's own, without states and without
-    past_length; `past_length` says whether the graph takes that; `files` maps every file of the
-    bundle but the manifest and report.json, by its path with forward slashes.  `whole` says that
-    each call takes a whole sequence, as an encoder does, and nothing is carried to the next.
+    `graphs` holds the graphs by name, first the one called main; `source` name, sha256 and
+    format, and model and config where known; `files` maps every file of the bundle but the
+    manifest and report.json, by its path with forward slashes.
     `text` holds what turns text into tokens, empty where the source had no tokenizer:
     ``tokenizer`` and ``template``, paths of files; ``eos``, the tokens that end a text.
     """
 
     source: Mapping[str, Any]
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    states: tuple[StateSpec, ...]
-    past_length: bool
-    targets: Mapping[str, Target]
+    graphs: Mapping[str, GraphEntry]
     files: Mapping[str, FileRecord]
-    limits: Limits = field(default_factory=Limits)
-    whole: bool = False
     text: Mapping[str, Any] = field(default_factory=dict)
-    passes: tuple[Mapping[str, Any], ...] = ()
     recipe: Mapping[str, Any] = field(default_factory=dict)
-    parity: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     intaglio: str = __version__
 
-    def states_of(self, target: str) -> tuple[StateSpec, ...]:
-        """The states as the graph of a target has them."""
-        return tuple(spec.stored_in(self.targets[target].dtype) for spec in self.states)
+    @property
+    def main(self) -> GraphEntry:
+        """The graph that a session steps unless it is told otherwise."""
+        return self.graphs[MAIN]
+
+    def with_graph(self, name: str, entry: GraphEntry) -> Self:
+        """The manifest with `entry` as the graph of this name."""
+        return replace(self, graphs={**self.graphs, name: entry})
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values.
@@ -122,20 +77,9 @@ class Manifest:
             "schema_version": SCHEMA_VERSION,
             "intaglio": self.intaglio,
             "source": dict(self.source),
-            "passes": list(self.passes),
             "recipe": dict(self.recipe),
-            "inputs": [_tensor_to_json(spec) for spec in self.inputs],
-            "outputs": [_tensor_to_json(spec) for spec in self.outputs],
-            "states": [spec.to_json() for spec in self.states],
-            "past_length": self.past_length,
-            "whole": self.whole,
             "text": dict(self.text),
-            "limits": asdict(self.limits),
-            "targets": {
-                name: {**asdict(target), "data": list(target.data)}
-                for name, target in self.targets.items()
-            },
-            "parity": dict(self.parity),
+            "graphs": {name: graph.to_json() for name, graph in self.graphs.items()},
             "versions": dict(self.versions),
             "files": {name: asdict(record) for name, record in self.files.items()},
         }
@@ -150,24 +94,16 @@ class Manifest:
             BundleError: if `entry` is of a newer schema or does not fit the schema.
         """
         _check_version(entry, name)
+        entry = upgraded(entry)
         _check(entry, name)
         return cls(
             intaglio=entry["intaglio"],
             source=entry["source"],
-            passes=tuple(entry["passes"]),
             recipe=entry["recipe"],
-            inputs=tuple(_tensor_from_json(spec) for spec in entry["inputs"]),
-            outputs=tuple(_tensor_from_json(spec) for spec in entry["outputs"]),
-            states=tuple(StateSpec.from_json(spec) for spec in entry["states"]),
-            past_length=entry["past_length"],
-            whole=entry.get("whole", False),
             text=entry.get("text", {}),
-            limits=Limits(**entry["limits"]),
-            targets={
-                key: Target(**{**target, "data": tuple(target["data"])})
-                for key, target in entry["targets"].items()
+            graphs={
+                key: GraphEntry.from_json(graph) for key, graph in _main_first(entry["graphs"])
             },
-            parity=entry["parity"],
             versions=entry["versions"],
             files={key: FileRecord(**record) for key, record in entry["files"].items()},
         )
@@ -213,6 +149,11 @@ class Manifest:
         return cls.from_json(entry, str(path))
 
 
+def _main_first(graphs: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Graphs in the order in which they are told: the file has them sorted by name."""
+    return sorted(graphs.items(), key=lambda graph: (graph[0] != MAIN, graph[0]))
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object of JSON; readers disagree about a key that comes twice, so none may."""
     entry = dict(pairs)
@@ -237,12 +178,14 @@ def schema() -> Mapping[str, Any]:
 
 def _check_version(entry: Any, name: str) -> None:
     version = entry.get("schema_version") if isinstance(entry, dict) else None
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        writer = entry.get("intaglio", "a newer version")
-        raise BundleError(
-            f"{name} has schema version {version}; intaglio {__version__} reads versions up to "
-            f"{SCHEMA_VERSION}. It was written by intaglio {writer}: install that or a later one."
-        )
+    if not isinstance(version, int) or SCHEMA_VERSION - 1 <= version <= SCHEMA_VERSION:
+        return
+    writer = entry.get("intaglio", "another version")
+    advice = "install that or a later one" if version > SCHEMA_VERSION else "export it again"
+    raise BundleError(
+        f"{name} has schema version {version}; intaglio {__version__} reads versions "
+        f"{SCHEMA_VERSION - 1} and {SCHEMA_VERSION}. It was written by intaglio {writer}: {advice}."
+    )
 
 
 def _check(entry: Any, name: str) -> None:
@@ -253,12 +196,3 @@ def _check(entry: Any, name: str) -> None:
             f"{name} is not a valid manifest: {' '.join(found[:3])}{more} "
             "Export the bundle again, or restore the file."
         )
-
-
-def _tensor_to_json(spec: TensorSpec) -> dict[str, Any]:
-    entry = {**asdict(spec), "shape": list(spec.shape)}
-    return {key: value for key, value in entry.items() if value is not None}
-
-
-def _tensor_from_json(entry: Mapping[str, Any]) -> TensorSpec:
-    return TensorSpec(**{**entry, "shape": tuple(entry["shape"])})

@@ -14,10 +14,10 @@ import numpy.typing as npt
 
 from intaglio.errors import InputError
 from intaglio.runtime.arrays import Array
-from intaglio.runtime.carried import Carried
-from intaglio.runtime.manifest import Manifest, TensorSpec
-from intaglio.runtime.shapes import Sizes, check_out, shape_of
-from intaglio.runtime.state import State
+from intaglio.runtime.carried_states import CarriedStates
+from intaglio.runtime.graph_entry import GraphEntry, TensorSpec
+from intaglio.runtime.session_state import State
+from intaglio.runtime.step_inputs import Sizes, check_out, shape_of
 from intaglio.runtime.stepper import Stepper
 from intaglio.state import BATCH, TIME
 
@@ -28,7 +28,7 @@ Rows = npt.NDArray[np.intp]
 def step_parts(
     stepper: Stepper,
     state: State,
-    manifest: Manifest,
+    entry: GraphEntry,
     arrays: Mapping[str, Array],
     sizes: Sizes,
     counts: Counts,
@@ -39,7 +39,7 @@ def step_parts(
     Args:
         stepper: what runs the parts.
         state: whose carried states are replaced once every part has run.
-        manifest: names and shapes of inputs and outputs.
+        entry: names and shapes of inputs and outputs.
         arrays: inputs, checked.
         sizes: their sizes.
         counts: int64 [batch], from 0 to time.
@@ -48,22 +48,22 @@ def step_parts(
     Returns:
         The outputs, 0 beyond a row's length.
     """
-    results = _zeros(manifest.outputs, sizes, out)
-    if manifest.whole:
-        _run_alike(stepper, state, manifest, arrays, sizes, counts, results)
+    results = _zeros(entry.outputs, sizes, out)
+    if entry.whole:
+        _run_alike(stepper, state, entry, arrays, sizes, counts, results)
         return results
     carried = state.begin(sizes[BATCH])
     stops = _stops(counts, stepper.most_tokens)
     if len(stops) > 1 or counts.min() < counts.max():
-        carried = _own_copy(carried, manifest, counts)
+        carried = _own_copy(carried, entry, counts)
     start = 0
     for stop in stops:
         rows = np.flatnonzero(counts >= stop)
         part = carried if len(rows) == len(counts) else carried.gather(rows)
         window = slice(start, stop)
-        cut = {s.name: arrays[s.name][_index(s, rows, window)] for s in manifest.inputs}
+        cut = {s.name: arrays[s.name][_index(s, rows, window)] for s in entry.inputs}
         outputs = stepper.step(part, cut, {**sizes, BATCH: len(rows), TIME: stop - start})
-        for spec in manifest.outputs:
+        for spec in entry.outputs:
             results[spec.name][_index(spec, rows, window)] = outputs[spec.name]
         if part is not carried:
             carried.scatter(rows, part)
@@ -75,7 +75,7 @@ def step_parts(
 def _run_alike(
     stepper: Stepper,
     state: State,
-    manifest: Manifest,
+    entry: GraphEntry,
     arrays: Mapping[str, Array],
     sizes: Sizes,
     counts: Counts,
@@ -84,10 +84,10 @@ def _run_alike(
     """Run whole sequences of each length together: a later token may change an earlier one."""
     for length in np.unique(counts[counts > 0]):
         rows, window = np.flatnonzero(counts == length), slice(0, int(length))
-        cut = {s.name: arrays[s.name][_index(s, rows, window)] for s in manifest.inputs}
+        cut = {s.name: arrays[s.name][_index(s, rows, window)] for s in entry.inputs}
         alike = {**sizes, BATCH: len(rows), TIME: int(length)}
         outputs = stepper.step(state.start_over(len(rows)), cut, alike)
-        for spec in manifest.outputs:
+        for spec in entry.outputs:
             results[spec.name][_index(spec, rows, window)] = outputs[spec.name]
 
 
@@ -98,12 +98,12 @@ def _stops(counts: Counts, most_tokens: int | None) -> list[int]:
     return sorted({*counts[counts > 0].tolist(), *ends})
 
 
-def _own_copy(carried: Carried, manifest: Manifest, counts: Counts) -> Carried:
+def _own_copy(carried: CarriedStates, entry: GraphEntry, counts: Counts) -> CarriedStates:
     """A copy with room for the whole step: the session keeps the original if a part fails."""
-    if manifest.limits.batch is not None and counts.min() < counts.max():
+    if entry.limits.batch is not None and counts.min() < counts.max():
         raise InputError(
             f"lengths is {counts.tolist()}: rows of unequal length are stepped in smaller batches, "
-            f"but the bundle was exported for a batch of exactly {manifest.limits.batch}. "
+            f"but the bundle was exported for a batch of exactly {entry.limits.batch}. "
             "Export it with a free batch."
         )
     past_length = carried.past_length + counts

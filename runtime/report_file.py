@@ -11,8 +11,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from intaglio import __version__
 from intaglio.runtime.bundle import Bundle
+from intaglio.version import __version__
 
 FILE_NAME = "report.json"
 VERSION = 1

@@ -12,15 +12,17 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from intaglio.errors import InputError, StateError
+from intaglio.errors import BundleError, InputError, StateError
 from intaglio.runtime.arrays import Array
-from intaglio.runtime.backend import AUTO, Backend, choose_target, open_backend
-from intaglio.runtime.bundle import Bundle
-from intaglio.runtime.carried import Settings
+from intaglio.runtime.backend import Backend
+from intaglio.runtime.bundle import Bundle, BundleGraph
+from intaglio.runtime.carried_states import Settings
+from intaglio.runtime.engines import AUTO, choose_target, open_backend
+from intaglio.runtime.graph_entry import MAIN, GraphEntry
 from intaglio.runtime.manifest import Manifest
 from intaglio.runtime.ragged import step_parts
-from intaglio.runtime.shapes import as_arrays, lengths_of, sizes_of
-from intaglio.runtime.state import State
+from intaglio.runtime.session_state import State
+from intaglio.runtime.step_inputs import as_arrays, lengths_of, sizes_of
 from intaglio.runtime.stepper import Stepper
 from intaglio.state import BATCH, TIME
 
@@ -36,17 +38,19 @@ class Session:
     sessions of one bundle side by side.
 
     Attributes:
-        bundle: what was loaded.
+        graph: the graph of a bundle that was loaded.
+        entry: what the manifest says of it: inputs, outputs, states.
         target: name of the target that runs.
         state: the carried state.
     """
 
-    def __init__(self, bundle: Bundle, target: str, backend: Backend, state: State) -> None:
-        self.bundle = bundle
+    def __init__(self, graph: BundleGraph, target: str, backend: Backend, state: State) -> None:
+        self.graph = graph
+        self.entry: GraphEntry = graph.entry
         self.target = target
         self.state = state
         self._backend = backend
-        self._stepper = Stepper(backend, bundle.manifest)
+        self._stepper = Stepper(backend, self.entry)
         self._turn = threading.Lock()
 
     @classmethod
@@ -55,6 +59,7 @@ class Session:
         bundle: str | os.PathLike[str] | Bundle,
         target: str = AUTO,
         *,
+        graph: str = MAIN,
         threads: int | None = None,
         capacity: int | None = None,
         grow: bool = True,
@@ -65,6 +70,7 @@ class Session:
             bundle: the folder that `intaglio export` wrote.
             target: "ort", "trt" for the TensorRT engine, or "auto" for the best that the bundle
                 holds.
+            graph: which of the bundle's graphs to step.
             threads: threads for the work inside one operator; None leaves it to the engine.
             capacity: tokens that KV caches have room for at the start: 256, or the model's
                 max_context if that is less; an engine of TensorRT has its own.
@@ -77,14 +83,15 @@ class Session:
             InputError: if `capacity` is below 1.
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        target = choose_target(opened, target)
-        backend = open_backend(opened, target, threads)
-        return cls.over(opened, target, backend, capacity=capacity, grow=grow)
+        chosen = opened.graph(graph)
+        target = choose_target(chosen, target)
+        backend = open_backend(chosen, target, threads)
+        return cls.over(chosen, target, backend, capacity=capacity, grow=grow)
 
     @classmethod
     def over(
         cls,
-        bundle: Bundle,
+        graph: BundleGraph,
         target: str,
         backend: Backend,
         *,
@@ -94,18 +101,29 @@ class Session:
         """A session of an engine that is open; see `load`."""
         if capacity is not None and capacity < 1:
             raise InputError(f"capacity is {capacity}, should be at least 1.")
-        limits = bundle.manifest.limits
+        if graph.entry.prepare is not None:
+            names = ", ".join(spec.name for spec in graph.entry.conditions)
+            raise BundleError(
+                f"{graph} takes conditions ({names}), which this intaglio cannot give it. Export "
+                "it again, or install a later one."
+            )
+        limits = graph.entry.limits
         fixed = backend.capacity
         settings = Settings(
-            backend=backend,
-            specs=bundle.manifest.states_of(target),
+            memory=backend,
+            specs=graph.entry.states_of(target),
             max_context=limits.max_context,
             capacity=fixed or capacity or CAPACITY,
             grow=grow and fixed is None,
             relief=LOAD_LARGER if fixed is None else EXPORT_LARGER,
         )
-        state = State(settings, bundle.fingerprint(target), limits.batch)
-        return cls(bundle, target, backend, state)
+        state = State(settings, graph.fingerprint(target), limits.batch)
+        return cls(graph, target, backend, state)
+
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle that the graph is of."""
+        return self.graph.bundle
 
     @property
     def manifest(self) -> Manifest:
@@ -119,7 +137,7 @@ class Session:
 
     def fork(self) -> "Session":
         """A session that continues from here with a state of its own, sharing the weights."""
-        return Session(self.bundle, self.target, self._backend.fork(), self.state.copy())
+        return Session(self.graph, self.target, self._backend.fork(), self.state.copy())
 
     def step(
         self,
@@ -132,10 +150,10 @@ class Session:
 
         Any way to cut a sequence into steps gives the same outputs.  The first step after load or
         reset decides the number of rows.  A step that fails leaves the state as it was.
-        A bundle of whole sequences (`manifest.whole`) carries nothing: each call stands alone.
+        A graph of whole sequences (`entry.whole`) carries nothing: each call stands alone.
 
         Args:
-            inputs: arrays by name, as the manifest's `inputs` say: for language models
+            inputs: arrays by name, as `entry.inputs` says: for language models
                 `input_ids`, integers [batch, time].
             lengths: how many tokens of each row count, where rows are of unequal length and
                 padded on the right; outputs beyond a row's length are 0.
@@ -167,21 +185,21 @@ class Session:
         lengths: Sequence[int] | npt.NDArray[Any] | None,
         out: Mapping[str, Array] | None,
     ) -> dict[str, Array]:
-        if lengths is None and not self.bundle.manifest.whole:
+        if lengths is None and not self.entry.whole:
             carried = self.state.carried
-            plan = self._stepper.known(carried, inputs)
-            if plan is not None:
-                return self._stepper.run(carried, plan, inputs, out)
-        manifest = self.bundle.manifest
-        arrays = as_arrays(inputs, manifest.inputs)
-        sizes = sizes_of(arrays, manifest.inputs, manifest.limits)
+            step = self._stepper.known(carried, inputs)
+            if step is not None:
+                return self._stepper.run(carried, step, inputs, out)
+        entry = self.entry
+        arrays = as_arrays(inputs, entry.inputs)
+        sizes = sizes_of(arrays, entry.inputs, entry.limits)
         counts = (
             np.full(sizes[BATCH], sizes[TIME]) if lengths is None else lengths_of(lengths, sizes)
         )
         most = self._stepper.most_tokens
         if counts.min() < sizes[TIME] or (most is not None and sizes[TIME] > most):
-            return step_parts(self._stepper, self.state, manifest, arrays, sizes, counts, out)
-        begin = self.state.start_over if manifest.whole else self.state.begin
+            return step_parts(self._stepper, self.state, entry, arrays, sizes, counts, out)
+        begin = self.state.start_over if entry.whole else self.state.begin
         carried = begin(sizes[BATCH])
         results = self._stepper.step(carried, arrays, sizes, out)
         self.state.carried = carried

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .graph import Graph, Node, Tensor
+from .onnx_graph import Graph, Node, Tensor
 
 
 @dataclass(frozen=True)

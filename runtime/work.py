@@ -15,22 +15,22 @@ from intaglio.operators import BY_TYPE
 from intaglio.signature import Signature, UnknownSizeError, evaluate
 from intaglio.state import CAPACITY, PAST, TIME
 
-from .graph import Graph, Node
+from .onnx_graph import Graph, Node
 
 Sizes = Mapping[str, int]
 Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Work:
+class NodeWork:
     """Bytes that are read and written, and arithmetic operations."""
 
     bytes: int
     operations: int
 
-    def __add__(self, other: "Work") -> "Work":
+    def __add__(self, other: "NodeWork") -> "NodeWork":
         """Both, one after the other."""
-        return Work(self.bytes + other.bytes, self.operations + other.operations)
+        return NodeWork(self.bytes + other.bytes, self.operations + other.operations)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class Ceilings:
             f"{self.operations / 1e12:.3g} Top/s in products of {self.dtype}"
         )
 
-    def least(self, work: Work) -> float:
+    def least(self, work: NodeWork) -> float:
         """Milliseconds below which no kernel does `work`, caches aside."""
         return 1e3 * max(work.bytes / self.bytes, work.operations / self.operations)
 
@@ -73,7 +73,7 @@ class Works:
             for name in node.inputs:
                 self._users[name].add(node.name)
 
-    def of(self, names: Iterable[str]) -> Work | None:
+    def of(self, names: Iterable[str]) -> NodeWork | None:
         """Work of the nodes called `names`, run as one; None where sizes are not known."""
         nodes = [self._nodes[name] for name in names if name in self._nodes]
         if not nodes:
@@ -97,7 +97,7 @@ class Works:
         }
         read = sum(size for name, size in reads.items() if _source(name, seen) not in writes)
         written = sum(size for name, size in writes.items() if name in leaving)
-        return Work(read + written, operations)
+        return NodeWork(read + written, operations)
 
     def _reads(self, node: Node) -> dict[str, int]:
         op = _name(node)

@@ -24,9 +24,9 @@ from intaglio.passes.lower.trt_given_inputs import TrtGivenInputs
 from intaglio.passes.lower.trt_half import TrtHalf
 from intaglio.passes.lower.trt_loops import TrtLoops
 from intaglio.passes.own_ops import define, input_names
-from intaglio.runtime.graph import parse_graph
 from intaglio.runtime.launch import evaluate as size_of
-from intaglio.runtime.work import Work, Works
+from intaglio.runtime.onnx_graph import parse_graph
+from intaglio.runtime.work import NodeWork, Works
 from intaglio.signature import ACTIVATIONS, DOMAIN, Signature, evaluate
 from intaglio.state import BATCH, CAPACITY, TIME, Layout
 from intaglio.trt_plugins import NAMES, find
@@ -237,7 +237,7 @@ def test_statefulize_gives_a_node_the_states_that_are_declared(op: Op) -> None:
             np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=2e-6)
 
 
-def counted(op: Op, sample: Sample, factor: int) -> Work:
+def counted(op: Op, sample: Sample, factor: int) -> NodeWork:
     """What the runtime says that a node has to do, for `factor` times as many tokens or rows."""
     given, attributes = tensors(op, sample), attributes_of(op, sample)
     values = []

@@ -148,7 +148,7 @@ def test_the_wheels_commands_work_without_torch(
     examined = run(installed / "intaglio", "doctor", "--json", cwd=tmp_path)
     helped = run(installed / "intaglio", "export", "--help", cwd=tmp_path)
 
-    assert json.loads(inspected.stdout)["manifest"]["targets"]["ort"]["opset"] > 0
+    assert json.loads(inspected.stdout)["manifest"]["graphs"]["main"]["targets"]["ort"]["opset"] > 0
     assert (ran.returncode, ran.stdout[:3]) == (0, "def")
     assert not json.loads(examined.stdout)["can"]["export"]["ok"]
     assert "--check-passes" in helped.stdout

@@ -1,6 +1,8 @@
 """File, registry entry and test file go together, and pyproject.toml lists every package."""
 
+import ast
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -98,3 +100,22 @@ def test_every_package_is_listed() -> None:
     }
 
     assert found == set(SETUPTOOLS["packages"])
+
+
+def declared(folder: str) -> Counter[str]:
+    """How often the files of a folder bear, or their public classes have, each name."""
+    found: Counter[str] = Counter()
+    for path in (ROOT / folder).rglob("*.py"):
+        if not path.stem.startswith("__"):
+            found[f"{path.stem}.py"] += 1
+        statements = ast.parse(path.read_text()).body
+        names = [each.name for each in statements if isinstance(each, ast.ClassDef)]
+        found.update(f"class {name}" for name in names if not name.startswith("_"))
+    return found
+
+
+def test_what_the_runtime_declares_has_a_name_of_its_own() -> None:
+    """Whoever looks for a file or a class of the runtime by its name finds that one alone."""
+    everywhere = sum((declared(folder) for folder in SETUPTOOLS["package-dir"].values()), Counter())
+
+    assert {name for name in declared("runtime") if everywhere[name] > 1} == set()

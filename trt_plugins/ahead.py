@@ -18,8 +18,8 @@ from typing import Any
 
 from intaglio.errors import MissingExtraError, UnsupportedError
 from intaglio.runtime import user_cache
-from intaglio.runtime.launch import Plan
-from intaglio.runtime.worker import Worker
+from intaglio.runtime.child_worker import Worker
+from intaglio.runtime.launch import LaunchPlan
 
 from .plugin import Request
 
@@ -49,7 +49,7 @@ class Code:
 class Compiled:
     """A plan and the code that it launches, by name."""
 
-    plan: Plan
+    plan: LaunchPlan
     code: Mapping[str, Code]
 
     def to_json(self) -> dict[str, Any]:
@@ -67,7 +67,7 @@ class Compiled:
             name: Code(**{**each, "cubin": base64.b64decode(each["cubin"])})
             for name, each in values["code"].items()
         }
-        return cls(plan=Plan.from_json(values["plan"]), code=code)
+        return cls(plan=LaunchPlan.from_json(values["plan"]), code=code)
 
 
 @dataclass(frozen=True, kw_only=True)

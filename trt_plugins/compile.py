@@ -23,7 +23,7 @@ from intaglio.runtime.launch import (
     Argument,
     Buffer,
     Launch,
-    Plan,
+    LaunchPlan,
     Variant,
     product,
 )
@@ -112,7 +112,7 @@ def compile_plugin(plugin: Plugin, request: Request, cuda: str | None = None) ->
         )
         scratch = tuple(product([_BYTES[each.dtype], *each.shape]) for each in way.scratch)
         variants.append(Variant(when=way.when, launches=launches, scratch=scratch))
-    plan = Plan(
+    plan = LaunchPlan(
         inputs=tuple(dtypes["input"]), outputs=tuple(kernels.outputs), variants=tuple(variants)
     )
     return Compiled(plan=plan, code=code)

@@ -14,7 +14,7 @@ from types import GenericAlias
 from typing import Any
 
 from intaglio.errors import UnsupportedError
-from intaglio.runtime.launch import Buffer, Expression, Launch, Plan, Size
+from intaglio.runtime.launch import Buffer, Expression, Launch, LaunchPlan, Size
 
 from .ahead import Compiled
 
@@ -111,7 +111,7 @@ def define(trt: Any, name: str, compiled: Compiled, inputs: Sequence[str]) -> st
     return identity
 
 
-def _check(name: str, launch: Launch, plan: Plan, present: Sequence[int]) -> None:
+def _check(name: str, launch: Launch, plan: LaunchPlan, present: Sequence[int]) -> None:
     """Hold a launch to the order in which TensorRT passes arguments: inputs, integers, outputs."""
     inputs = [Buffer("input", index) for index in present]
     outputs = [Buffer("output", index) for index in range(len(plan.outputs))]

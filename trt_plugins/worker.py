@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from intaglio.runtime.worker import serve
+from intaglio.runtime.child_worker import serve
 
 from . import find
 from .ahead import Job

@@ -81,17 +81,17 @@ def bisect(bundle: Path, source: Source, *, limit: float = 1e-4) -> Divergence |
 def first_divergence(bundle: Path, traced: ir.Model, *, limit: float) -> Divergence | None:
     """The first difference between the graph of `bundle` and its source's training-form graph."""
     manifest = Manifest.load(bundle / FILE_NAME)
-    lowered = ir.external_data.load_to_model(load_graph(bundle, manifest.targets["ort"].path))
+    lowered = ir.external_data.load_to_model(load_graph(bundle, manifest.main.targets["ort"].path))
     context = traced.graph.initializers, lowered.graph.initializers
-    tokens = min(TOKENS, manifest.limits.max_context or TOKENS)
+    tokens = min(TOKENS, manifest.main.limits.max_context or TOKENS)
     second = min(SECOND, tokens - 1)
-    defaults = {s.name: s.default for s in manifest.inputs if s.default is not None}
+    defaults = {s.name: s.default for s in manifest.main.inputs if s.default is not None}
     inputs = stepping.random_inputs(traced, [], 1, tokens, defaults=defaults)
     shared = _shared(traced, lowered)
     wanted = evaluate.run(_exposed(traced, shared), inputs)
     probe = _exposed(lowered, shared)
     parts = [[tokens], [tokens - second, second]] if second else [[tokens]]
-    if manifest.whole:
+    if manifest.main.whole:
         del parts[1:]
     for carried, split in enumerate(parts):
         got = _last_part(probe, manifest, inputs, split)
@@ -136,17 +136,17 @@ def _last_part(
     names = [entry.name for entry in session.get_outputs()]
     timed = {str(v.name): (dims(v) or ()).index(TIME) for v in model.graph.inputs
              if TIME in (dims(v) or ()) and v.name in inputs}  # fmt: skip
-    states: dict[str, Array] = dict(stepping.first_states(manifest.states, 1, sum(split)))
+    states: dict[str, Array] = dict(stepping.first_states(manifest.main.states, 1, sum(split)))
     done, results = 0, {}
     for part in split:
         feeds = {
             name: array.take(range(done, done + part), timed[name]) if name in timed else array
             for name, array in inputs.items()
         }
-        if manifest.past_length:
+        if manifest.main.past_length:
             feeds[PAST_LENGTH] = np.array([done], np.int64)
         results = dict(zip(names, session.run(names, {**feeds, **states}), strict=True))
-        states = {spec.input: results[spec.output] for spec in manifest.states}
+        states = {spec.input: results[spec.output] for spec in manifest.main.states}
         done += part
     return results
 

@@ -21,9 +21,10 @@ from intaglio.exporter.sources.load import load_source
 from intaglio.exporter.sources.source import Source
 from intaglio.runtime import machine
 from intaglio.runtime.bundle import Bundle
+from intaglio.runtime.child_worker import serve
+from intaglio.runtime.graph_entry import MAIN
 from intaglio.runtime.profile.report import EAGER
 from intaglio.runtime.profile.settings import Contestant
-from intaglio.runtime.worker import serve
 
 from .verify import as_named
 
@@ -90,7 +91,7 @@ class Runner:
         self._steps = _steps_with_cache(self._source)
         return {**found, "about": {"step": OWN_CACHE if self._steps else RECOMPUTED}}
 
-    def ready(self, kind: str, tokens: int, batch: int) -> None:
+    def ready(self, kind: str, tokens: int, batch: int, graph: str = MAIN) -> None:  # noqa: ARG002
         """Get ready to measure forward passes over a prompt, or steps after a context."""
         step = self._step if kind == "step" and self._steps else self._forward
         length = tokens if kind == "prefill" else tokens + 1

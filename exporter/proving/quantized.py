@@ -39,7 +39,7 @@ Array = npt.NDArray[Any]
 
 def accuracy_of(manifest: Manifest) -> str | None:
     """What the graph for ONNX Runtime makes of weights of few bits, None where it has none."""
-    lowered = [r for r in manifest.passes if r["name"] == LOWERING and r["changed"]]
+    lowered = [r for r in manifest.main.passes if r["name"] == LOWERING and r["changed"]]
     return next((r["details"].get("accuracy") for r in lowered), None)
 
 
@@ -51,7 +51,7 @@ def dequantized(source: Source, bundle: Bundle) -> Source | None:
     Raises:
         BundleError: if the bundle has no portable graph to read the weights from.
     """
-    records = bundle.manifest.passes
+    records = bundle.manifest.main.passes
     tuned = {name for record in records for name in record["details"].get("tuned", ())}
     quantized = any("bits" in record["options"] for record in records)
     low_bit = any(record["changed"] for record in records if record["name"] == LOWERING)

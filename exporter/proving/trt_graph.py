@@ -1,17 +1,17 @@
 """The graph that an engine of TensorRT is built from, run without one."""
 
-from intaglio.runtime.bundle import Bundle
-from intaglio.runtime.ort.engine import OrtBackend, open_engine
+from intaglio.runtime.bundle import BundleGraph
+from intaglio.runtime.ort.ort_backend import OrtBackend
+from intaglio.runtime.ort.ort_engine import open_engine
 from intaglio.runtime.session import Session
-from intaglio.runtime.trt.build import TARGET
+from intaglio.runtime.trt.engine_build import TARGET
 
 
-def graph_session(bundle: Bundle) -> Session:
+def graph_session(graph: BundleGraph) -> Session:
     """The graph for TensorRT in ONNX Runtime, the bodies of its functions in place of plugins.
 
     Raises:
         BundleError: if the bundle has no such graph, or ONNX Runtime refuses it.
     """
-    bundle.target(TARGET)
-    backend = OrtBackend(open_engine(bundle, TARGET, None), bundle.manifest)
-    return Session.over(bundle, TARGET, backend)
+    backend = OrtBackend(open_engine(graph, TARGET, None), graph.entry)
+    return Session.over(graph, TARGET, backend)

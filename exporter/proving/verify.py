@@ -99,7 +99,7 @@ def verify(
     opened = Bundle.open(bundle)
     manifest = opened.manifest
     target = "trt" if graph else target
-    limits = _limits(manifest, opened.target(target).dtype, tolerance or {})
+    limits = _limits(manifest, opened.graph().target(target).dtype, tolerance or {})
     if steps < 1 or batch < 1:
         raise OptionError(f"{steps} steps of {batch} rows cannot be compared; at least 1 of 1 can.")
     loading = LoadOptions.of(options)
@@ -108,13 +108,13 @@ def verify(
     else:
         source = load(source, as_named(loading, manifest))
     _require_same(manifest, "inputs", source.dynamic)
-    steps = min(steps, manifest.limits.max_context or steps)
-    session = graph_session(opened) if graph else Session.load(opened, target)
+    steps = min(steps, manifest.main.limits.max_context or steps)
+    session = graph_session(opened.graph()) if graph else Session.load(opened, target)
     steps = min(steps, session.state.most_tokens or steps)
-    batch = manifest.limits.batch or min(batch, session.most_rows or batch)
+    batch = manifest.main.limits.batch or min(batch, session.most_rows or batch)
     if progress is not None:
         progress("source", None)
-    trial = draw(source, batch, steps, data, manifest.limits.max_context)
+    trial = draw(source, batch, steps, data, manifest.main.limits.max_context)
     drawn, steps = trial.inputs, trial.steps
     held = dequantized(source, opened)
     wanted = reference(held or source, drawn)
@@ -135,7 +135,7 @@ def verify(
         limits=limits,
         progress=progress,
     )
-    splits = [[steps]] if manifest.whole else _splits(steps)
+    splits = [[steps]] if manifest.main.whole else _splits(steps)
     rows, unknown = run.compare(splits)
     report = ParityReport(
         against=(held or source).name,
@@ -172,8 +172,7 @@ class _Run:
 
     def compare(self, splits: Sequence[Sequence[int]]) -> tuple[list[Row], tuple[str, ...]]:
         """Rows of every output and state for each split, and the states unknown to the source."""
-        manifest = self.session.manifest
-        specs = {spec.input: spec for spec in manifest.states}
+        specs = {spec.input: spec for spec in self.session.entry.states}
         unknown = [name for name, spec in specs.items() if self.wanted.state(spec, 1) is None]
         rows: list[Row] = []
         first: Arrays = {}
@@ -199,7 +198,7 @@ class _Run:
         """Run one split; the outputs and states compared, and the states at the end."""
         axes = {
             spec.name: spec.shape.index(TIME) if TIME in spec.shape else None
-            for spec in self.session.manifest.outputs
+            for spec in self.session.entry.outputs
         }
         outputs, states = Comparison(LIMIT, self.limits), Comparison(LIMIT, self.limits)
         steps = sum(split)
@@ -239,7 +238,7 @@ class _Run:
     def _rows(
         self, kind: str, found: Comparison, split: Sequence[int], against: str
     ) -> Iterator[Row]:
-        modules = {spec.input: spec.module for spec in self.session.manifest.states}
+        modules = {spec.input: spec.module for spec in self.session.entry.states}
         for deviation in found.deviations():
             yield _row(kind, modules.get(deviation.name, ""), split, against, deviation)
 
@@ -268,10 +267,11 @@ def _words(split: Sequence[int]) -> str:
 
 def _limits(manifest: Manifest, dtype: str, tolerance: Mapping[str, float]) -> dict[str, float]:
     """A limit for every output and state of a graph that computes in `dtype`."""
-    dtypes = {spec.dtype for spec in (*manifest.inputs, *manifest.outputs)}
-    dtypes |= {dtype, *(spec.dtype for spec in manifest.states)}
+    dtypes = {spec.dtype for spec in (*manifest.main.inputs, *manifest.main.outputs)}
+    dtypes |= {dtype, *(spec.dtype for spec in manifest.main.states)}
     default = max(LIMITS.get(each, LIMIT) for each in dtypes)
-    names = [spec.name for spec in manifest.outputs] + [spec.input for spec in manifest.states]
+    names = [spec.name for spec in manifest.main.outputs]
+    names += [spec.input for spec in manifest.main.states]
     special = {}
     if accuracy_of(manifest) in INT8_ACTIVATIONS:
         default = max(default, LOW_BIT_LIMIT)
@@ -306,7 +306,7 @@ def named_by(manifest: Manifest) -> tuple[str | None, Mapping[str, Any] | None]:
 
 
 def _require_same(manifest: Manifest, what: str, names: Mapping[str, Any]) -> None:
-    own = [spec.name for spec in getattr(manifest, what)]
+    own = [spec.name for spec in getattr(manifest.main, what)]
     if set(own) != set(names):
         raise BundleError(
             f"The bundle has the {what} {', '.join(own)}, the source {', '.join(names)}. "

@@ -5,8 +5,8 @@ import re
 
 import onnx_ir as ir
 
-from intaglio import __version__
 from intaglio.passes.graph import MODULE
+from intaglio.version import __version__
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _NAMED = re.compile(r"/(.+)/[^/]+")  # how PyTorch's older exporter names a node: by its modules

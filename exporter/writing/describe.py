@@ -10,14 +10,9 @@ import onnx_ir as ir
 from intaglio.exporter.options.recipe import Recipe
 from intaglio.exporter.sources.source import Source
 from intaglio.passes.pipeline import FP16, FP32
-from intaglio.runtime.manifest import (
-    NOT_RUN,
-    Limits,
-    Manifest,
-    Target,
-    TensorSpec,
-)
-from intaglio.runtime.trt.build import GRAPH, TARGET
+from intaglio.runtime.graph_entry import MAIN, NOT_RUN, GraphEntry, Limits, TargetEntry, TensorSpec
+from intaglio.runtime.manifest import Manifest
+from intaglio.runtime.trt.engine_build import GRAPH, TARGET
 from intaglio.state import PAST_LENGTH
 
 from .compiled import Compiled
@@ -44,41 +39,43 @@ def describe(
             "model": source.model,
             "config": source.config,
         },
-        passes=tuple(record.to_json() for record in compiled.records),
         recipe=how.to_json(),
-        **_interface(compiled, source.defaults),
-        whole=source.whole,
         text=text,
-        targets=_targets(compiled, how, data),
+        graphs={MAIN: _entry(source, compiled, how, data)},
         files={},
         versions={name: version(name) for name in DISTRIBUTIONS},
     )
 
 
-def _interface(compiled: Compiled, defaults: Mapping[str, float]) -> dict[str, Any]:
-    """What a graph takes, gives, carries from step to step, and allows."""
+def _entry(
+    source: Source, compiled: Compiled, how: Recipe, data: Mapping[str, tuple[str, ...]]
+) -> GraphEntry:
+    """What a graph takes, gives, carries from step to step, and allows, and what runs it."""
     graph, context = compiled.ort.graph, compiled.context
     taken = {PAST_LENGTH, *(state.input for state in context.states)}
     left = {state.output for state in context.states}
-    return {
-        "inputs": tuple(
-            replace(_tensor(value, defaults.get(str(value.name))), below=_table_rows(value))
+    return GraphEntry(
+        inputs=tuple(
+            replace(_tensor(value, source.defaults.get(str(value.name))), below=_table_rows(value))
             for value in graph.inputs
             if value.name not in taken
         ),
-        "outputs": tuple(_tensor(v) for v in graph.outputs if v.name not in left),
-        "states": tuple(context.states),
-        "past_length": any(value.name == PAST_LENGTH for value in graph.inputs),
-        "limits": Limits(max_context=context.max_context, batch=context.batch),
-    }
+        outputs=tuple(_tensor(v) for v in graph.outputs if v.name not in left),
+        states=tuple(context.states),
+        past_length=any(value.name == PAST_LENGTH for value in graph.inputs),
+        whole=source.whole,
+        targets=_targets(compiled, how, data),
+        limits=Limits(max_context=context.max_context, batch=context.batch),
+        passes=tuple(record.to_json() for record in compiled.records),
+    )
 
 
 def _targets(
     compiled: Compiled, how: Recipe, data: Mapping[str, tuple[str, ...]]
-) -> dict[str, Target]:
+) -> dict[str, TargetEntry]:
     """What each engine runs, not compared with anything yet."""
     return {
-        name: Target(
+        name: TargetEntry(
             path=path,
             data=data.get(path, ()),
             opset=model.opset_imports[""],
@@ -97,9 +94,11 @@ def with_verdict(
     manifest: Manifest, target: str, verdict: str, evidence: Mapping[str, Any] | None = None
 ) -> Manifest:
     """The manifest that says of `target` what a verification found, with its evidence if given."""
-    told = replace(manifest.targets[target], parity=verdict)
-    parity = manifest.parity if evidence is None else evidence
-    return replace(manifest, targets={**manifest.targets, target: told}, parity=parity)
+    graph = manifest.main
+    told = replace(graph.targets[target], parity=verdict)
+    parity = graph.parity if evidence is None else evidence
+    proven = replace(graph, targets={**graph.targets, target: told}, parity=parity)
+    return manifest.with_graph(MAIN, proven)
 
 
 def _table_rows(value: ir.Value) -> int | None:

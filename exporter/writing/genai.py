@@ -19,7 +19,8 @@ from intaglio.errors import OptionError
 from intaglio.passes.base import Context
 from intaglio.passes.graph import attribute, dims, load_graph
 from intaglio.passes.lower.genai_inputs import MASK, GenaiInputs
-from intaglio.runtime.manifest import NOT_RUN, Manifest, Target
+from intaglio.runtime.graph_entry import MAIN, NOT_RUN, GraphEntry, TargetEntry
+from intaglio.runtime.manifest import Manifest
 from intaglio.state import Layout, StateSpec
 
 GRAPH = "genai.onnx"
@@ -35,9 +36,9 @@ def add_genai(folder: Path, manifest: Manifest) -> Manifest:
     Raises:
         OptionError: if the bundle has what genai cannot feed, which it names.
     """
-    for fault in _faults(manifest):
+    for fault in _faults(manifest.main):
         raise OptionError(f"onnxruntime-genai cannot run this model: {fault} {UNSAID}")
-    lowered = manifest.targets["ort"]
+    lowered = manifest.main.targets["ort"]
     model = load_graph(folder, lowered.path)
     heads = _query_heads(model)
     GenaiInputs().run(model, Context())
@@ -48,35 +49,36 @@ def add_genai(folder: Path, manifest: Manifest) -> Manifest:
     if manifest.text:
         for file in sorted((folder / manifest.text["tokenizer"]).parent.iterdir()):
             shutil.copyfile(file, folder / file.name)
-    entry = Target(
+    entry = TargetEntry(
         path=GRAPH,
         data=lowered.data,
         opset=lowered.opset,
         parity=f"{NOT_RUN} (the graph of ort with its lengths taken from a mask)",
     )
-    return replace(manifest, targets={**manifest.targets, "genai": entry})
+    graph = manifest.main
+    return manifest.with_graph(MAIN, replace(graph, targets={**graph.targets, "genai": entry}))
 
 
-def _faults(manifest: Manifest) -> Iterator[str]:
+def _faults(graph: GraphEntry) -> Iterator[str]:
     """What stands in the way, in words."""
-    if not manifest.states:
+    if not graph.states:
         yield "it carries no state from token to token."
-    for state in manifest.states:
+    for state in graph.states:
         if not _is_cache(state):
             yield (
                 f"module {state.module!r} carries {state.input!r} of layout {state.layout}, where "
                 "genai knows key-value caches in one buffer alone."
             )
-    layers = [state.layer for state in manifest.states if state.port == "key"]
+    layers = [state.layer for state in graph.states if state.port == "key"]
     if layers != list(range(len(layers))):
         yield f"only its layers {', '.join(map(str, layers))} have a cache."
-    if len({state.shape for state in manifest.states}) > 1:
+    if len({state.shape for state in graph.states}) > 1:
         yield "its caches are of different shapes."
-    if [spec.dtype for spec in manifest.inputs] != ["int64"]:
-        names = ", ".join(spec.name for spec in manifest.inputs)
+    if [spec.dtype for spec in graph.inputs] != ["int64"]:
+        names = ", ".join(spec.name for spec in graph.inputs)
         yield f"it takes {names}, where genai gives token ids alone."
-    if len(manifest.outputs) != 1 or len(manifest.outputs[0].shape) != 3:
-        yield f"it gives {', '.join(spec.name for spec in manifest.outputs)}, not logits alone."
+    if len(graph.outputs) != 1 or len(graph.outputs[0].shape) != 3:
+        yield f"it gives {', '.join(spec.name for spec in graph.outputs)}, not logits alone."
 
 
 def _is_cache(state: StateSpec) -> bool:
@@ -100,17 +102,18 @@ def _query_heads(model: ir.Model) -> int:
 
 def _config(manifest: Manifest, heads: int) -> dict[str, Any]:
     """``genai_config.json``: names, sizes, and how to search unless the program says otherwise."""
-    cache = manifest.states[0]
+    graph = manifest.main
+    cache = graph.states[0]
     kv_heads, size = (int(cache.shape[axis]) for axis in (1, 3))
     known = manifest.source.get("config") or {}
-    longest = manifest.limits.max_context or known.get("max_position_embeddings") or CONTEXT
+    longest = graph.limits.max_context or known.get("max_position_embeddings") or CONTEXT
     ends = (manifest.text or {}).get("eos") or known.get("eos_token_id") or 0
     ends = ends if isinstance(ends, list) else [ends]
-    lengths = {"attention_mask": MASK} if manifest.past_length else {}
+    lengths = {"attention_mask": MASK} if graph.past_length else {}
     return {
         "model": {
             "type": "decoder",
-            "vocab_size": manifest.outputs[0].shape[2],
+            "vocab_size": graph.outputs[0].shape[2],
             "context_length": longest,
             "bos_token_id": known.get("bos_token_id") or 0,
             "eos_token_id": ends if len(ends) > 1 else ends[0],
@@ -122,15 +125,15 @@ def _config(manifest: Manifest, heads: int) -> dict[str, Any]:
                 "head_size": size,
                 "num_attention_heads": heads,
                 "num_key_value_heads": kv_heads,
-                "num_hidden_layers": len(manifest.states) // len(PORTS),
+                "num_hidden_layers": len(graph.states) // len(PORTS),
                 "inputs": {
-                    "input_ids": manifest.inputs[0].name,
+                    "input_ids": graph.inputs[0].name,
                     **lengths,
                     "past_key_names": "past_key_values.%d.key",
                     "past_value_names": "past_key_values.%d.value",
                 },
                 "outputs": {
-                    "logits": manifest.outputs[0].name,
+                    "logits": graph.outputs[0].name,
                     "present_key_names": "present.%d.key",
                     "present_value_names": "present.%d.value",
                 },

@@ -23,8 +23,8 @@ from intaglio.passes.own_ops import input_names
 from intaglio.runtime.bundle import Bundle
 from intaglio.runtime.manifest import Manifest
 from intaglio.runtime.trt import kernels as kernel_files
-from intaglio.runtime.trt.build import REQUEST, Profile, Request, build
-from intaglio.runtime.trt.kernels import Kernels
+from intaglio.runtime.trt.engine_build import REQUEST, BuildRequest, Profile, build
+from intaglio.runtime.trt.kernels import NodeKernels
 from intaglio.state import BATCH, CAPACITY, PAST, TIME
 from intaglio.trt_plugins import NAMES
 
@@ -116,7 +116,7 @@ def plugin_ops() -> dict[tuple[str, str], Op]:
 
 def compile_kernels(
     model: ir.Model, capabilities: Sequence[int], clock: Clock
-) -> tuple[dict[str, Kernels], dict[str, str]]:
+) -> tuple[dict[str, NodeKernels], dict[str, str]]:
     """Compile what the plugins of a model launch.
 
     Returns:
@@ -127,8 +127,7 @@ def compile_kernels(
         MissingExtraError: if Triton is not installed.
     """
     from intaglio.trt_plugins.ahead import Job, compile_all
-    from intaglio.trt_plugins.plugin import Input
-    from intaglio.trt_plugins.plugin import Request as KernelRequest
+    from intaglio.trt_plugins.plugin import Input, Request
 
     ops = plugin_ops()
     jobs: dict[str, list[Job]] = {}
@@ -147,8 +146,7 @@ def compile_kernels(
             if value is not None and value.dtype is not None
         }
         requests = [
-            KernelRequest(attributes=attributes_of(node), inputs=given, sm=sm)
-            for sm in capabilities
+            Request(attributes=attributes_of(node), inputs=given, sm=sm) for sm in capabilities
         ]
         wanted = [Job(plugin=op.name, request=r, where=describe(node)) for r in requests]
         key = json.dumps([job.to_json() for job in wanted], sort_keys=True)
@@ -170,10 +168,10 @@ def _words(job: Any) -> str:
     return f"{job.plugin} for compute capability {job.request.sm}"
 
 
-def _kernels(jobs: Sequence[Any], compiled: Sequence[Any]) -> Kernels:
+def _kernels(jobs: Sequence[Any], compiled: Sequence[Any]) -> NodeKernels:
     op = next(op for op in OPS if op.name == jobs[0].plugin)
     made = {job.request.sm: each for job, each in zip(jobs, compiled, strict=True)}
-    return Kernels(
+    return NodeKernels(
         op=op.onnx_type,
         plans={sm: each.plan for sm, each in made.items()},
         code={
@@ -182,7 +180,9 @@ def _kernels(jobs: Sequence[Any], compiled: Sequence[Any]) -> Kernels:
     )
 
 
-def write_kernels(folder: Path, kernels: Mapping[str, Kernels], nodes: Mapping[str, str]) -> None:
+def write_kernels(
+    folder: Path, kernels: Mapping[str, NodeKernels], nodes: Mapping[str, str]
+) -> None:
     """Write kernels and the list of the nodes that launch them into a bundle."""
     for name, each in kernels.items():
         for key, code in each.code.items():
@@ -193,7 +193,7 @@ def write_kernels(folder: Path, kernels: Mapping[str, Kernels], nodes: Mapping[s
     (folder / kernel_files.INDEX).write_text(text + "\n", encoding="utf-8")
 
 
-def prepare(compiled: Compiled, how: Recipe) -> Request:
+def prepare(compiled: Compiled, how: Recipe) -> BuildRequest:
     """Give the graph for TensorRT the sizes that it needs, and say what its engine is built for.
 
     Raises:
@@ -204,7 +204,7 @@ def prepare(compiled: Compiled, how: Recipe) -> Request:
     shapes = Shapes.from_json(how.shapes)
     sizes = ranges(model.graph, shapes, context.max_context, context.batch)
     fix_capacity(model, sizes)
-    return Request(
+    return BuildRequest(
         profiles=tuple(profiles(model.graph, sizes, whole=not context.states)),
         capabilities=tuple(how.sm) or CAPABILITIES,
         flavour=how.flavour,
@@ -212,7 +212,7 @@ def prepare(compiled: Compiled, how: Recipe) -> Request:
 
 
 def add_engine(
-    writer: BundleWriter, manifest: Manifest, model: ir.Model, request: Request, clock: Clock
+    writer: BundleWriter, manifest: Manifest, model: ir.Model, request: BuildRequest, clock: Clock
 ) -> tuple[Manifest, tuple[str, ...]]:
     """Add kernels and engine to a bundle in the making that has the graph `model`.
 
@@ -227,7 +227,7 @@ def add_engine(
     manifest = writer.write_manifest(manifest)
     try:
         with writer.told():
-            bundle, _ = build(Bundle.open(writer.path), progress=clock.report)
+            graph, _ = build(Bundle.open(writer.path).graph(), progress=clock.report)
     except (MissingExtraError, NotHereError, DeviceError) as error:
         return manifest, (UNFINISHED.format(error),)
-    return bundle.manifest, ()
+    return graph.bundle.manifest, ()

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from intaglio import __version__
+from intaglio.version import __version__
 
 Array = npt.NDArray[Any]
 

@@ -7,7 +7,7 @@ on.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -16,13 +16,13 @@ import numpy.typing as npt
 
 from intaglio.errors import ProfileError
 from intaglio.runtime import machine
-from intaglio.runtime.backend import choose_target
 from intaglio.runtime.bundle import Bundle
-from intaglio.runtime.manifest import Manifest, TensorSpec
+from intaglio.runtime.child_worker import serve
+from intaglio.runtime.engines import choose_target, open_tracer
+from intaglio.runtime.graph_entry import MAIN, GraphEntry, TensorSpec
+from intaglio.runtime.op_trace import Tracer
 from intaglio.runtime.session import Session
-from intaglio.runtime.shapes import shape_of
-from intaglio.runtime.trace import Tracer, open_tracer
-from intaglio.runtime.worker import serve
+from intaglio.runtime.step_inputs import shape_of
 from intaglio.state import BATCH, TIME
 
 CHUNK = 512  # tokens consumed at once on the way to a context
@@ -31,10 +31,12 @@ Array = npt.NDArray[Any]
 _clock = time.perf_counter
 
 
-class Runner:
-    """A session and the call that is measured next."""
+class BundleRunner:
+    """The sessions of a bundle and the call that is measured next."""
 
     def __init__(self) -> None:
+        self._sessions: dict[str, Session] = {}
+        self._session: Session
         self._steps = 0
         self._batch = 1
         self._call: Callable[[], float]
@@ -46,21 +48,27 @@ class Runner:
         target: str,
         threads: int | None,
         capacity: int | None,
+        graphs: Sequence[str] = (MAIN,),
         trace: bool = False,
     ) -> dict[str, Any]:
-        """Open the bundle, for tracing or to be fast; seconds and bytes that it took."""
+        """Open graphs of the bundle side by side, or one for tracing; seconds and bytes taken."""
         before, start = machine.resident(), _clock()
         opened = Bundle.open(bundle)
-        if trace:
-            self._tracer = open_tracer(opened, choose_target(opened, target), threads)
-            backend = self._tracer.backend
-            self._session = Session.over(opened, target, backend, capacity=capacity)
-        else:
-            self._session = Session.load(opened, target, threads=threads, capacity=capacity)
+        for name in graphs:
+            if trace:
+                graph = opened.graph(name)
+                chosen = choose_target(graph, target)
+                self._tracer = open_tracer(graph, chosen, threads)
+                session = Session.over(graph, chosen, self._tracer.backend, capacity=capacity)
+            else:
+                session = Session.load(
+                    opened, target, graph=name, threads=threads, capacity=capacity
+                )
+            self._sessions[name] = session
         seconds = _clock() - start
         return {"seconds": seconds, "before": before, "resident": machine.resident()}
 
-    def ready(self, kind: str, tokens: int, batch: int) -> None:
+    def ready(self, kind: str, tokens: int, batch: int, graph: str = MAIN) -> None:
         """Get ready to measure calls of one kind.
 
         Args:
@@ -68,10 +76,12 @@ class Runner:
                 `tokens` others.
             tokens: length of the prompt, or of the context.
             batch: rows.
+            graph: what is called.
         """
         self._batch = batch
+        self._session = self._sessions[graph]
         if kind == "prefill":
-            self._take(inputs_for(self._session.manifest, batch, tokens, tokens))
+            self._take(inputs_for(self._session.entry, batch, tokens, tokens))
             self._call = self._prefill(tokens)
         else:
             self._advance(tokens)
@@ -88,7 +98,7 @@ class Runner:
     def footprint(self) -> dict[str, Any]:
         """Bytes that the process and the states take by now, and the caches' room in tokens."""
         state = self._session.state
-        specs, carried = self._session.manifest.states_of(self._session.target), state.carried
+        specs, carried = self._session.entry.states_of(self._session.target), state.carried
         return {
             "resident": machine.resident(),
             "peak": machine.peak(),
@@ -120,7 +130,7 @@ class Runner:
         return _clock() - start
 
     def _prefill(self, tokens: int) -> Callable[[], float]:
-        inputs = inputs_for(self._session.manifest, self._batch, tokens, tokens)
+        inputs = inputs_for(self._session.entry, self._batch, tokens, tokens)
         rows = list(range(self._batch))
 
         def call() -> float:
@@ -130,7 +140,7 @@ class Runner:
         return call
 
     def _step(self, context: int) -> Callable[[], float]:
-        inputs = inputs_for(self._session.manifest, self._batch, 1, context)
+        inputs = inputs_for(self._session.entry, self._batch, 1, context)
 
         def call() -> float:
             carried = self._session.state.carried
@@ -147,10 +157,10 @@ class Runner:
             state.reset()
         while (done := state.carried.longest) < context:
             part = min(CHUNK, context - done)
-            self._take(inputs_for(self._session.manifest, self._batch, part, done))
+            self._take(inputs_for(self._session.entry, self._batch, part, done))
 
 
-def inputs_for(manifest: Manifest, batch: int, time: int, seed: int) -> dict[str, Array]:
+def inputs_for(entry: GraphEntry, batch: int, time: int, seed: int) -> dict[str, Array]:
     """Inputs of a step: random token ids, random floats, masks that let everything through.
 
     An input that may be left out has the value that it would then have.  Token ids stay below the
@@ -160,20 +170,20 @@ def inputs_for(manifest: Manifest, batch: int, time: int, seed: int) -> dict[str
     Raises:
         ProfileError: if an input has a free dimension beside batch and time.
     """
-    return dict(_inputs(manifest, batch, time, np.random.default_rng(seed)))
+    return dict(_inputs(entry, batch, time, np.random.default_rng(seed)))
 
 
 def _inputs(
-    manifest: Manifest, batch: int, time: int, random: np.random.Generator
+    entry: GraphEntry, batch: int, time: int, random: np.random.Generator
 ) -> Iterator[tuple[str, Array]]:
-    last = manifest.outputs[0].shape[-1:]
+    last = entry.outputs[0].shape[-1:]
     vocabulary = next((size for size in last if isinstance(size, int) and size), 1)
-    integers = [spec for spec in manifest.inputs if spec.dtype.startswith(("int", "uint"))]
+    integers = [spec for spec in entry.inputs if spec.dtype.startswith(("int", "uint"))]
     bounds = {spec.name: spec.below for spec in integers if spec.below is not None}
     if not bounds:
         tokens = [spec.name for spec in integers if "mask" not in spec.name]
         bounds = dict.fromkeys(tokens[:1], vocabulary)
-    for spec in manifest.inputs:
+    for spec in entry.inputs:
         shape = _shape(spec, batch, time)
         if spec.default is not None:
             yield spec.name, np.full(shape, spec.default, spec.dtype)
@@ -199,7 +209,7 @@ def _shape(spec: TensorSpec, batch: int, time: int) -> tuple[int, ...]:
 
 def main() -> None:
     """Serve the parent."""
-    runner = Runner()
+    runner = BundleRunner()
     names = ("load", "ready", "run", "footprint", "steps", "ceilings", "end_trace")
     serve({name: getattr(runner, name) for name in names})
 

@@ -7,25 +7,25 @@ milliseconds, duration in seconds, a least number of iterations, percentiles.
 
 import datetime as dt
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from importlib.metadata import version
 
 from intaglio.errors import BundleError, OptionError
 from intaglio.runtime import machine
-from intaglio.runtime.backend import choose_target
-from intaglio.runtime.bundle import Bundle
-from intaglio.runtime.graph import Graph, read_graph
-from intaglio.runtime.trace import Trace
-from intaglio.runtime.trt.build import TARGET, read_built
+from intaglio.runtime.bundle import Bundle, BundleGraph
+from intaglio.runtime.child_worker import Worker
+from intaglio.runtime.engines import choose_target
+from intaglio.runtime.onnx_graph import Graph, read_graph
+from intaglio.runtime.op_trace import Trace
+from intaglio.runtime.trt.engine_build import TARGET, read_built
 from intaglio.runtime.weights import total, weights_of
 from intaglio.runtime.work import Ceilings, Works
-from intaglio.runtime.worker import Worker
 from intaglio.state import BATCH, CAPACITY, PAST, TIME
 
 from .ops import OpProfile, op_profile
-from .report import BUNDLE, Measured, Phase, ProfileReport, Timing
+from .report import BUNDLE, Latencies, Measured, Phase, ProfileReport
 from .settings import Contestant, ProfileSettings
 
 CHILD = "intaglio.runtime.profile.child"
@@ -60,15 +60,25 @@ def profile(
     settings = settings or ProfileSettings()
     tell = progress or (lambda what, done: None)  # noqa: ARG005
     opened = [b if isinstance(b, Bundle) else Bundle.open(b) for b in bundles]
-    phases = phases_of(opened, settings)
-    graphs = [read_graph(bundle, choose_target(bundle, settings.target)) for bundle in opened]
-    ours = [_contestant(bundle, settings, opened) for bundle in opened]
+    names = graphs_of(opened, settings)
+    phases = [
+        phase
+        for name in names
+        for phase in phases_of([bundle.graph(name) for bundle in opened], settings)
+    ]
+    ours = [_contestant(bundle, settings, opened, names) for bundle in opened]
     load_before = machine.load_average()
     measured = _measure([*ours, *peers], phases, settings, tell)
-    for index, (bundle, graph) in enumerate(zip(opened, graphs, strict=True)):
+    for index, bundle in enumerate(opened):
         tell(f"operators: {ours[index].name}", index / len(ours))
-        ops = _trace(ours[index], graph, phases, settings) if settings.ops else ()
-        measured[index] = _with_graph(measured[index], bundle, graph, ops)
+        graphs = {name: _read(bundle.graph(name), settings) for name in names}
+        ops = [
+            profile
+            for name, graph in graphs.items()
+            if settings.ops
+            for profile in _trace(ours[index], graph, name, phases, settings)
+        ]
+        measured[index] = _with_graphs(measured[index], bundle, graphs, ops)
     return ProfileReport(
         taken=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         machine={
@@ -83,44 +93,56 @@ def profile(
     )
 
 
-def phases_of(bundles: Sequence[Bundle], settings: ProfileSettings) -> list[Phase]:
-    """What to measure: prefills, then steps in the order of their contexts.
+def graphs_of(bundles: Sequence[Bundle], settings: ProfileSettings) -> list[str]:
+    """Names of the graphs to measure: the one asked for, or all that the bundles have in common."""
+    if settings.graph is not None:
+        return [bundle.graph(settings.graph).name for bundle in bundles][:1]
+    first, *others = bundles
+    return [name for name in first.graphs if all(name in other.graphs for other in others)]
+
+
+def phases_of(graphs: Sequence[BundleGraph], settings: ProfileSettings) -> list[Phase]:
+    """What to measure of graphs of one name: prefills, then steps in the order of their contexts.
 
     Raises:
-        BundleError: if the bundles take different inputs.
+        BundleError: if the graphs take different inputs.
         OptionError: if one cannot do what `settings` ask for.
     """
-    first = bundles[0].manifest
-    for bundle in bundles:
-        if _inputs(bundle) != _inputs(bundles[0]):
+    first = graphs[0]
+    for graph in graphs:
+        if _inputs(graph) != _inputs(first):
             raise BundleError(
-                f"{bundle.root} takes {_inputs(bundle)}, {bundles[0].root} takes "
-                f"{_inputs(bundles[0])}. Bundles are measured side by side on the same inputs."
+                f"{graph} takes {_inputs(graph)}, {first} takes {_inputs(first)}. "
+                "Bundles are measured side by side on the same inputs."
             )
-        if bundle.manifest.limits.batch not in (None, settings.batch):
+        if graph.entry.limits.batch not in (None, settings.batch):
             raise OptionError(
-                f"{bundle.root} was exported for a batch of {bundle.manifest.limits.batch}, not of "
-                f"{settings.batch}. Give --batch {bundle.manifest.limits.batch}."
+                f"{graph} was exported for a batch of {graph.entry.limits.batch}, not of "
+                f"{settings.batch}. Give --batch {graph.entry.limits.batch}."
             )
-    ends = [end for bundle in bundles if (end := _end(bundle, settings)) is not None]
+    ends = [end for graph in graphs if (end := _end(graph, settings)) is not None]
     end = min(ends, default=None)
-    timed = any(TIME in spec.shape for spec in first.inputs)
-    stateful = all(bundle.manifest.states for bundle in bundles)
+    timed = any(TIME in spec.shape for spec in first.entry.inputs)
+    stateful = all(graph.entry.states for graph in graphs)
     prompts = _within(settings.prompts, PROMPTS, end, "prompt") if timed else [1]
     last = None if end is None else end - 1  # the step itself needs a position
     contexts = _within(settings.contexts, CONTEXTS, last, "context") if timed and stateful else []
     return [
-        *(Phase("prefill", tokens) for tokens in prompts),
-        *(Phase("step", tokens) for tokens in contexts),
+        *(Phase("prefill", tokens, first.name) for tokens in prompts),
+        *(Phase("step", tokens, first.name) for tokens in contexts),
     ]
 
 
-def _end(bundle: Bundle, settings: ProfileSettings) -> int | None:
+def _read(graph: BundleGraph, settings: ProfileSettings) -> Graph:
+    return read_graph(graph, choose_target(graph, settings.target))
+
+
+def _end(graph: BundleGraph, settings: ProfileSettings) -> int | None:
     """Tokens at which a row ends: that of positions, or of an engine's caches."""
-    end = bundle.manifest.limits.max_context
-    if choose_target(bundle, settings.target) != TARGET or (built := read_built(bundle)) is None:
+    end = graph.entry.limits.max_context
+    if choose_target(graph, settings.target) != TARGET or (built := read_built(graph)) is None:
         return end
-    room = built.capacity(bundle.manifest)
+    room = built.capacity(graph.entry)
     return min((each for each in (end, room) if each is not None), default=None)
 
 
@@ -138,9 +160,11 @@ def _within(
     return sorted(set(wanted))
 
 
-def _contestant(bundle: Bundle, settings: ProfileSettings, among: Sequence[Bundle]) -> Contestant:
+def _contestant(
+    bundle: Bundle, settings: ProfileSettings, among: Sequence[Bundle], graphs: Sequence[str]
+) -> Contestant:
     """The bundle, named by its folder, or by its whole path where several folders agree."""
-    target = choose_target(bundle, settings.target)
+    target = choose_target(bundle.graph(graphs[0]), settings.target)
     alike = [other for other in among if other.root.name == bundle.root.name]
     source = bundle.manifest.source
     return Contestant(
@@ -149,10 +173,12 @@ def _contestant(bundle: Bundle, settings: ProfileSettings, among: Sequence[Bundl
         child=CHILD,
         load={
             "bundle": str(bundle.root),
-            "target": target,
+            "target": settings.target,
             "threads": settings.threads,
             "capacity": settings.capacity,
+            "graphs": list(graphs),
         },
+        graphs=tuple(graphs),
         about={
             "target": target,
             "model": str(source.get("model") or ""),
@@ -175,11 +201,13 @@ def _measure(
         for contestant, worker in zip(contestants, workers, strict=True):
             tell(f"load: {contestant.name}", None)
             loaded.append(worker.call("load", **contestant.load))
-        timings: list[list[Timing]] = [[] for _ in workers]
+        timings: list[list[Latencies]] = [[] for _ in workers]
         for index, phase in enumerate(phases):
             tell(str(phase), index / len(phases))
-            for kept, timing in zip(timings, _turns(workers, phase, settings), strict=True):
-                kept.append(timing)
+            turns = [place for place, each in enumerate(contestants) if phase.graph in each.graphs]
+            found = _turns([workers[place] for place in turns], phase, settings)
+            for place, timing in zip(turns, found, strict=True):
+                timings[place].append(timing)
     return [
         Measured(
             name=contestant.name,
@@ -195,10 +223,10 @@ def _measure(
     ]
 
 
-def _turns(workers: Sequence[Worker], phase: Phase, settings: ProfileSettings) -> list[Timing]:
+def _turns(workers: Sequence[Worker], phase: Phase, settings: ProfileSettings) -> list[Latencies]:
     """One phase: everybody gets ready and warm, then they alternate."""
     for worker in workers:
-        worker.call("ready", kind=phase.kind, tokens=phase.tokens, batch=settings.batch)
+        _ready(worker, phase, settings)
         worker.call("run", seconds=settings.warmup / 1e3, iterations=1)
     rounds: list[list[list[float]]] = [[] for _ in workers]
     least = -(-settings.iterations // settings.rounds)
@@ -208,7 +236,7 @@ def _turns(workers: Sequence[Worker], phase: Phase, settings: ProfileSettings) -
             kept.append(worker.call("run", seconds=seconds, iterations=least))
     footprints = [worker.call("footprint") for worker in workers]
     return [
-        Timing(
+        Latencies(
             phase=phase,
             batch=settings.batch,
             rounds=kept,
@@ -222,15 +250,23 @@ def _turns(workers: Sequence[Worker], phase: Phase, settings: ProfileSettings) -
 
 
 def _trace(
-    contestant: Contestant, graph: Graph, phases: Sequence[Phase], settings: ProfileSettings
+    contestant: Contestant,
+    graph: Graph,
+    name: str,
+    phases: Sequence[Phase],
+    settings: ProfileSettings,
 ) -> list[OpProfile]:
-    """Where the time of each phase goes, with the engine's profiler on, in another process."""
+    """Where the time of each phase of a graph goes, with its engine's profiler on.
+
+    It runs in another process, alone.
+    """
+    phases = [phase for phase in phases if phase.graph == name]
     calls = max(1, min(TRACED, EVENTS // (max(len(graph.nodes), 1) * len(phases))))
     parts = []
     with Worker(contestant.name, contestant.child) as worker:
-        worker.call("load", **contestant.load, trace=True)
+        worker.call("load", **{**contestant.load, "graphs": [name]}, trace=True)
         for phase in phases:
-            worker.call("ready", kind=phase.kind, tokens=phase.tokens, batch=settings.batch)
+            _ready(worker, phase, settings)
             worker.call("run", seconds=0, iterations=1)
             start = worker.call("steps")
             worker.call("run", seconds=0, iterations=calls)
@@ -245,9 +281,16 @@ def _trace(
             trace.calls[start : start + calls],
             Works(graph, _sizes(phase, settings.batch, capacity or 0)),
             ceilings and Ceilings(**ceilings),
+            phase.graph,
         )
         for phase, start, capacity in parts
     ]
+
+
+def _ready(worker: Worker, phase: Phase, settings: ProfileSettings) -> None:
+    worker.call(
+        "ready", kind=phase.kind, tokens=phase.tokens, batch=settings.batch, graph=phase.graph
+    )
 
 
 def _sizes(phase: Phase, batch: int, capacity: int) -> dict[str, int]:
@@ -261,21 +304,24 @@ def _sizes(phase: Phase, batch: int, capacity: int) -> dict[str, int]:
     }
 
 
-def _with_graph(
-    entry: Measured, bundle: Bundle, graph: Graph, ops: Sequence[OpProfile]
+def _with_graphs(
+    entry: Measured, bundle: Bundle, graphs: Mapping[str, Graph], ops: Sequence[OpProfile]
 ) -> Measured:
-    """Add what is known without running: weights, and how states are described."""
+    """Add what is known without running: weights, each once, and how states are described."""
+    tensors = {(t.name, t.nbytes): t for graph in graphs.values() for t in graph.tensors.values()}
+    weights = {(w.name, w.bytes): w for graph in graphs.values() for w in weights_of(graph)}
+    entries = [bundle.graph(name).entry for name in graphs]
     return replace(
         entry,
-        weights=sum(tensor.nbytes for tensor in graph.tensors.values()),
-        bits=total(weights_of(graph)).bits,
-        states=bundle.manifest.states_of(entry.about["target"]),
+        weights=sum(tensor.nbytes for tensor in tensors.values()),
+        bits=total(list(weights.values())).bits,
+        states=[spec for each in entries for spec in each.states_of(entry.about["target"])],
         ops=ops,
     )
 
 
-def _inputs(bundle: Bundle) -> str:
+def _inputs(graph: BundleGraph) -> str:
     return ", ".join(
         f"{spec.name} {spec.dtype} [{', '.join(map(str, spec.shape))}]"
-        for spec in bundle.manifest.inputs
+        for spec in graph.entry.inputs
     )

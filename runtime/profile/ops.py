@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from intaglio.runtime.trace import Call, TracedOp
-from intaglio.runtime.work import Ceilings, Work, Works
+from intaglio.runtime.graph_entry import MAIN
+from intaglio.runtime.op_trace import EngineCall, TracedOp
+from intaglio.runtime.work import Ceilings, NodeWork, Works
 
 UNKNOWN = "-"
 
@@ -20,7 +21,7 @@ class OpTime(TracedOp):
     """
 
     milliseconds: float
-    work: Work | None = None
+    work: NodeWork | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ class OpSum:
     op: str
     nodes: int
     milliseconds: float
-    work: Work | None
+    work: NodeWork | None
 
     @property
     def bandwidth(self) -> float | None:
@@ -51,6 +52,7 @@ class OpProfile:
     """Where the time of one kind of call goes, with the engine's profiler on.
 
     Attributes:
+        graph: what was called, of the graphs of the bundle.
         kind: "prefill" or "step".
         tokens: length of the prompt, or of the context.
         calls: how many were traced.
@@ -70,6 +72,7 @@ class OpProfile:
     arena_held: int | None
     arena_used: int | None
     ceilings: Ceilings | None = None
+    graph: str = MAIN
 
     @property
     def kernels(self) -> float:
@@ -84,6 +87,7 @@ class OpProfile:
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
         return {
+            "graph": self.graph,
             "kind": self.kind,
             "tokens": self.tokens,
             "calls": self.calls,
@@ -133,7 +137,7 @@ class OpProfile:
         ]
         return sorted(sums, key=lambda each: -each.milliseconds)
 
-    def reached(self, milliseconds: float, work: Work | None) -> float | None:
+    def reached(self, milliseconds: float, work: NodeWork | None) -> float | None:
         """The share of the roofline that `work` in this time reaches."""
         if self.ceilings is None or work is None or not milliseconds:
             return None
@@ -154,7 +158,7 @@ class OpProfile:
             *[share] * (self.ceilings is not None),
         ]
 
-    def _figures(self, milliseconds: float, work: Work | None) -> dict[str, Any]:
+    def _figures(self, milliseconds: float, work: NodeWork | None) -> dict[str, Any]:
         return {
             "ms": milliseconds,
             "bytes": None if work is None else work.bytes,
@@ -167,9 +171,10 @@ def op_profile(
     kind: str,
     tokens: int,
     ops: Sequence[TracedOp],
-    calls: Sequence[Call],
+    calls: Sequence[EngineCall],
     works: Works,
     ceilings: Ceilings | None = None,
+    graph: str = MAIN,
 ) -> OpProfile:
     """Summarize calls of one kind.
 
@@ -185,6 +190,7 @@ def op_profile(
         for sizes in ([c.arena_held for c in calls], [c.arena_used for c in calls])
     )
     return OpProfile(
+        graph=graph,
         kind=kind,
         tokens=tokens,
         calls=len(calls),
@@ -206,9 +212,9 @@ def midmean(values: Sequence[float]) -> float:
     return statistics.fmean(ordered[cut : len(ordered) - cut])
 
 
-def _sum(works: Sequence[Work | None]) -> Work | None:
+def _sum(works: Sequence[NodeWork | None]) -> NodeWork | None:
     known = [work for work in works if work is not None]
-    return sum(known, Work(0, 0)) if len(known) == len(works) else None
+    return sum(known, NodeWork(0, 0)) if len(known) == len(works) else None
 
 
 def _ceilings(found: Ceilings | None) -> dict[str, Any] | None:

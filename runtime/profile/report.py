@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from intaglio.runtime.graph_entry import MAIN
 from intaglio.state import StateSpec
 
 from .ops import OpProfile
@@ -18,18 +19,23 @@ BUSY = 0.5  # load average per core from which the machine is called busy
 
 @dataclass(frozen=True, order=True)
 class Phase:
-    """One kind of call: "prefill" of `tokens`, or "step" of one token after `tokens` others."""
+    """One kind of call: "prefill" of `tokens`, or "step" of one token after `tokens` others.
+
+    `graph` is the graph of the bundle that is called.
+    """
 
     kind: str
     tokens: int
+    graph: str = MAIN
 
     def __str__(self) -> str:
         """As a row of a table is called."""
-        return f"{self.kind} {self.tokens}" if self.kind == "prefill" else f"step at {self.tokens}"
+        said = f"{self.kind} {self.tokens}" if self.kind == "prefill" else f"step at {self.tokens}"
+        return said if self.graph == MAIN else f"{self.graph}: {said}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Timing:
+class Latencies:
     """Latencies of one contestant in one phase, and what it then held.
 
     Attributes:
@@ -74,6 +80,7 @@ class Timing:
         """As plain JSON values; `quantiles_ms` are the 0th, 0.5th, ... 100th percentiles."""
         times = np.asarray(self.seconds) * 1e3
         return {
+            "graph": self.phase.graph,
             "kind": self.phase.kind,
             "tokens": self.phase.tokens,
             "batch": self.batch,
@@ -117,7 +124,7 @@ class Measured:
     kind: str
     load_seconds: float
     weights: int | None
-    timings: Sequence[Timing]
+    timings: Sequence[Latencies]
     about: Mapping[str, str] = field(default_factory=dict)
     bits: float | None = None
     before: int | None = None
@@ -135,7 +142,7 @@ class Measured:
         """Most bytes that the engine's arena held in the traced calls."""
         return max((op.arena_held for op in self.ops if op.arena_held is not None), default=None)
 
-    def timing(self, phase: Phase) -> Timing | None:
+    def timing(self, phase: Phase) -> Latencies | None:
         """The latencies of one phase, if it was measured."""
         return next((timing for timing in self.timings if timing.phase == phase), None)
 
@@ -174,6 +181,7 @@ class Ratio:
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
         return {
+            "graph": self.phase.graph,
             "kind": self.phase.kind,
             "tokens": self.phase.tokens,
             "name": self.name,
@@ -235,7 +243,7 @@ class ProfileReport:
         }
 
 
-def _ratio(phase: Phase, name: str, ours: Timing, theirs: Timing) -> Ratio:
+def _ratio(phase: Phase, name: str, ours: Latencies, theirs: Latencies) -> Ratio:
     """Ratio of medians, round by round."""
     values = [
         statistics.median(b) / statistics.median(a)

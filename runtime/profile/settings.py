@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from intaglio.errors import OptionError
-from intaglio.runtime.backend import AUTO
+from intaglio.runtime.engines import AUTO
+from intaglio.runtime.graph_entry import MAIN
 
 ROUNDS = 20  # at most: turns that the contestants take in each phase
 
@@ -20,6 +21,7 @@ class ProfileSettings:
         prompts: tokens of a prefill; None for 512.
         batch: rows.
         target: engine, or "auto".
+        graph: the graph to measure; None for all that the bundles have in common.
         threads: threads within one operator; None leaves it to the engine.
         capacity: tokens that caches have room for at first; None for the session's default.
         warmup: milliseconds of uncounted calls before each measurement.
@@ -33,6 +35,7 @@ class ProfileSettings:
     prompts: Sequence[int] | None = None
     batch: int = 1
     target: str = AUTO
+    graph: str | None = None
     threads: int | None = None
     capacity: int | None = None
     warmup: float = 200
@@ -76,6 +79,7 @@ class Contestant:
         child: the module to run; it answers `load`, `ready`, `run` and `footprint`.
         load: what `load` is given.
         about: facts for the report.
+        graphs: those that take part.
     """
 
     name: str
@@ -83,3 +87,4 @@ class Contestant:
     child: str
     load: Mapping[str, Any]
     about: Mapping[str, str] = field(default_factory=dict)
+    graphs: tuple[str, ...] = (MAIN,)

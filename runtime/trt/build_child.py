@@ -7,20 +7,22 @@ from typing import Any
 
 from intaglio.errors import BuildError
 from intaglio.runtime.bundle import Bundle
-from intaglio.runtime.graph import read_graph
+from intaglio.runtime.child_worker import Progress, serve
+from intaglio.runtime.onnx_graph import read_graph
 from intaglio.runtime.protobuf import raw_fields
 from intaglio.runtime.trt import flavour as flavours
+from intaglio.runtime.trt import generic_plugin
 from intaglio.runtime.trt import kernels as kernel_files
-from intaglio.runtime.trt import plugin
-from intaglio.runtime.trt.build import GRAPH, TARGET
+from intaglio.runtime.trt.engine_build import TARGET
 from intaglio.runtime.trt.log import logger
-from intaglio.runtime.worker import Progress, serve
 
 FUNCTIONS = 25  # the field of a ModelProto
 
 
-def build(root: str, out: str, request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
-    """Build the engine of the bundle at `root` into the file `out`; what it is, as JSON values.
+def build(
+    root: str, graph: str, out: str, request: Mapping[str, Any], progress: Progress
+) -> dict[str, Any]:
+    """Build the engine of a graph of the bundle at `root` into the file `out`; what it is.
 
     Raises:
         BuildError: if TensorRT refuses a node, which is named, or finds no implementation.
@@ -28,16 +30,17 @@ def build(root: str, out: str, request: Mapping[str, Any], progress: Progress) -
     """
     start = time.perf_counter()
     trt = flavours.load(request["flavour"])
-    bundle = Bundle.open(root)
-    kernels = kernel_files.read(bundle)
+    source = Bundle.open(root).graph(graph)
+    bundle, path = source.bundle, source.target(TARGET).path
+    kernels = kernel_files.read(source)
     log = logger(trt)
-    kept = plugin.register(trt, kernels, sorted({each.op for each in kernels.values()}))
+    kept = generic_plugin.register(trt, kernels, sorted({each.op for each in kernels.values()}))
     builder = trt.Builder(log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
     # External weights lie relative to the bundle, whatever folder the graph is in.
-    if not parser.parse(_without_bodies(bundle.read(GRAPH)), str(bundle.root / "model.onnx")):
-        modules = {node.name: node.module for node in read_graph(bundle, TARGET).nodes}
+    if not parser.parse(_without_bodies(bundle.read(path)), str(bundle.root / "model.onnx")):
+        modules = {node.name: node.module for node in read_graph(source, TARGET).nodes}
         raise BuildError(f"TensorRT refuses the graph. {' '.join(_faults(parser, modules))}")
     _decompose(trt, network)
     config = builder.create_builder_config()

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -19,9 +19,7 @@ from intaglio.runtime.work import Ceilings
 
 from . import flavour as flavours
 from .driver import Device, Memory, Stopwatch, call
-
-if TYPE_CHECKING:
-    from .engine import Engine
+from .trt_engine import TrtEngine
 
 COPIED = 256 << 20  # bytes of a copy: several times the largest cache of a GPU
 SIZE = 4096  # of the square matrices
@@ -29,7 +27,7 @@ ROUNDS = 10
 INPUTS, OUTPUT = ("a", "b"), "y"
 
 
-def of(engine: "Engine", dtype: str) -> Ceilings:
+def of(engine: TrtEngine, dtype: str) -> Ceilings:
     """The ceilings of the GPU of an engine, for products of `dtype`.
 
     Raises:
@@ -48,12 +46,12 @@ def of(engine: "Engine", dtype: str) -> Ceilings:
     return found
 
 
-def _measure(engine: "Engine", dtype: str) -> Ceilings:
+def _measure(engine: TrtEngine, dtype: str) -> Ceilings:
     device = engine.device
     device.use()
     stream = device.stream()
     copied = _best(device, stream, _Copy(device))
-    multiplied = _best(device, stream, _Product(engine, dtype))
+    multiplied = _best(device, stream, _MatrixProduct(engine, dtype))
     return Ceilings(
         bytes=2 * COPIED / copied * 1e3,
         operations=2 * SIZE**3 / multiplied * 1e3,
@@ -86,10 +84,10 @@ class _Copy:
         call(self._device.api.cuMemcpyDtoDAsync, *addresses, COPIED, stream)
 
 
-class _Product:
+class _MatrixProduct:
     """A matrix product of random numbers: of zeros a GPU is faster than of others."""
 
-    def __init__(self, engine: "Engine", dtype: str) -> None:
+    def __init__(self, engine: TrtEngine, dtype: str) -> None:
         self._complaint = engine.log.complaint
         content = plan(engine.trt, engine.log, engine.built.flavour, engine.device, dtype)
         self._engine = engine.runtime.deserialize_cuda_engine(content)

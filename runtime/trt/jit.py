@@ -6,12 +6,11 @@ the user's cache: https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/
 """
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from intaglio.runtime import user_cache
 
-if TYPE_CHECKING:
-    from .engine import Engine
+from .driver import Device
 
 
 class Jit:
@@ -21,20 +20,21 @@ class Jit:
         config: for contexts of the engine, whose memory the caller brings.
     """
 
-    def __init__(self, engine: "Engine", digest: str) -> None:
+    def __init__(self, trt: Any, cuda_engine: Any, device: Device, digest: str) -> None:
         """Take the kernels that were kept; where TensorRT refuses them, there are none.
 
         Args:
-            engine: one of TensorRT-RTX.
+            trt: the module of TensorRT-RTX.
+            cuda_engine: an engine of it.
+            device: where it runs.
             digest: of its bytes.
         """
-        trt, config = engine.trt, engine.cuda_engine.create_runtime_config()
+        config = cuda_engine.create_runtime_config()
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         config.set_execution_context_allocation_strategy(strategy)
         eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER
         config.dynamic_shapes_kernel_specialization_strategy = eager
         self._cache = config.create_runtime_cache()
-        device = engine.device
         name = f"{digest[:32]}-{device.capability}-{device.name.replace(' ', '-')}"
         self._path = user_cache.folder("engines") / name
         self._kept = b""

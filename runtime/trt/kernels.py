@@ -13,16 +13,17 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from intaglio.errors import BundleError
-from intaglio.runtime.bundle import Bundle
-from intaglio.runtime.launch import Plan
+from intaglio.runtime.bundle import BundleGraph
+from intaglio.runtime.launch import LaunchPlan
 
-INDEX = "trt/plugins.json"
+TARGET = "trt"
+INDEX = "trt/plugins.json"  # of the main graph; that of another one lies beside it
 FOLDER = "trt/kernels"
 _PLANS = "plans"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kernels:
+class NodeKernels:
     """What one kind of node launches.
 
     Attributes:
@@ -32,15 +33,15 @@ class Kernels:
     """
 
     op: str
-    plans: Mapping[int, Plan]
+    plans: Mapping[int, LaunchPlan]
     code: Mapping[str, bytes]
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> LaunchPlan:
         """Any of the plans: inputs and outputs are the same for all."""
         return next(iter(self.plans.values()))
 
-    def for_device(self, capability: int) -> Plan:
+    def for_device(self, capability: int) -> LaunchPlan:
         """The plan for a GPU.
 
         Raises:
@@ -87,7 +88,7 @@ class Kernels:
         head = json.loads(fields[_PLANS])
         return cls(
             op=head["op"],
-            plans={int(sm): Plan.from_json(plan) for sm, plan in head["plans"].items()},
+            plans={int(sm): LaunchPlan.from_json(plan) for sm, plan in head["plans"].items()},
             code=_Carried(head["code"], pieces),
         )
 
@@ -108,7 +109,7 @@ class _Carried(Mapping[str, bytes]):
         return len(self._names)
 
 
-def index(kernels: Mapping[str, Kernels], nodes: Mapping[str, str]) -> dict[str, Any]:
+def index(kernels: Mapping[str, NodeKernels], nodes: Mapping[str, str]) -> dict[str, Any]:
     """What `INDEX` holds: kernels by name, and for each node of the graph the name of its own."""
     return {
         "kernels": {
@@ -129,17 +130,21 @@ def file_of(name: str, key: str) -> str:
     return f"{FOLDER}/{name}.{entry}.sm_{capability}.cubin"
 
 
-def read(bundle: Bundle) -> dict[str, Kernels]:
+def _index(graph: BundleGraph) -> Any:
+    return json.loads(graph.bundle.read(graph.beside(TARGET, INDEX)))
+
+
+def read(graph: BundleGraph) -> dict[str, NodeKernels]:
     """Kernels by the name of each node that launches them; checked against the manifest.
 
     Raises:
         BundleError: if a file is absent or changed.
     """
-    entry = json.loads(bundle.read(INDEX))
+    bundle, entry = graph.bundle, _index(graph)
     kernels = {
-        name: Kernels(
+        name: NodeKernels(
             op=each["op"],
-            plans={int(sm): Plan.from_json(plan) for sm, plan in each["plans"].items()},
+            plans={int(sm): LaunchPlan.from_json(plan) for sm, plan in each["plans"].items()},
             code={key: bundle.read(path) for key, path in each["code"].items()},
         )
         for name, each in entry["kernels"].items()
@@ -147,14 +152,14 @@ def read(bundle: Bundle) -> dict[str, Kernels]:
     return {node: kernels[name] for node, name in entry["nodes"].items()}
 
 
-def operators(bundle: Bundle) -> dict[str, frozenset[int]]:
-    """The operators whose plugins a bundle's engine has, and the GPUs that all their code is for.
+def operators(graph: BundleGraph) -> dict[str, frozenset[int]]:
+    """The operators whose plugins a graph's engine has, and the GPUs that all their code is for.
 
     Raises:
         BundleError: if the index is absent or changed.
     """
     found: dict[str, frozenset[int]] = {}
-    for each in json.loads(bundle.read(INDEX))["kernels"].values():
+    for each in _index(graph)["kernels"].values():
         capabilities = frozenset(map(int, each["plans"]))
         found[each["op"]] = found.get(each["op"], capabilities) & capabilities
     return found

@@ -11,7 +11,7 @@ from intaglio.errors import DeviceError
 from intaglio.runtime.launch import POINTER_ALIGNMENT, Buffer, Launch, Shape, evaluate
 
 from .driver import aligned, call, capability
-from .kernels import Kernels
+from .kernels import NodeKernels
 
 DEFAULT_SHARED = 48 << 10  # bytes of shared memory that a kernel may use without asking for more
 
@@ -22,7 +22,7 @@ _loaded: WeakKeyDictionary[Any, dict[tuple[bytes, str], Any]] = WeakKeyDictionar
 class Launcher:
     """The kernels of one plugin on the current GPU: loaded once, launched by the shapes given."""
 
-    def __init__(self, kernels: Kernels, driver: Any = None) -> None:
+    def __init__(self, kernels: NodeKernels, driver: Any = None) -> None:
         """Load the code for the GPU of the current context; `driver` is cuda.bindings.driver.
 
         Raises:

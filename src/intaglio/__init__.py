@@ -8,13 +8,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from intaglio.errors import MissingExtraError
+from intaglio.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from intaglio.exporter.export import export as export
     from intaglio.exporter.proving.verify import verify as verify
     from intaglio.profiling import profile as profile
-
-__version__ = "0.1.0"
 
 _FACADE = {
     "export": "intaglio.exporter.export",

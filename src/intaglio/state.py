@@ -1,9 +1,9 @@
 """What passes, bundles and sessions agree on: carried states and the inputs that steer a step.
 
 A step graph takes ``T`` new tokens for each of ``batch`` rows and the states left by the tokens
-before them; it returns the outputs and the states after them.  Each state is one graph input and
-one graph output.  The graph may also take `PAST_LENGTH`, the number of tokens each row has
-consumed, from which positions, masks and write indices are computed.
+before them; it returns the outputs and the states after them.  Each state is one graph input and,
+if steps change it, one graph output.  The graph may also take `PAST_LENGTH`, the number of tokens
+each row has consumed, from which positions, masks and write indices are computed.
 """
 
 import math
@@ -36,16 +36,18 @@ class Layout(StrEnum):
     WINDOW = "window"  # fixed shape: the last w-1 keys or values, right-aligned along `axis`
     STATIC = "static"  # `CAPACITY` along `axis`: written in place at `PAST_LENGTH`
     GROW = "grow"  # `PAST` along `axis`, 0 at the start: the output is longer than the input
+    PREPARED = "prepared"  # computed once of a sequence's conditions: no step changes it
 
 
 @dataclass(frozen=True, kw_only=True)
 class StateSpec:
-    """One carried state of a step graph.
+    """One carried state of a step graph, read from `input` and left in `output`.
 
-    `shape` holds ints and the symbols above; `axis` is the dimension along which a KV cache
-    holds tokens, None for recurrent and convolution states.  `module` is the path of the PyTorch
-    module that owns the state, `op` the operator, `port` which of its states, and `call` counts
-    that operator's calls within the module.
+    `output` is empty where no step changes the state, see `Layout.PREPARED`.  `shape` holds ints
+    and the symbols above; `axis` is the dimension along which a KV cache holds tokens, None for
+    recurrent and convolution states.  `module` is the path of the PyTorch module that owns the
+    state, `op` the operator, `port` which of its states, and `call` counts that operator's calls
+    within the module.
     """
 
     input: str

@@ -353,10 +353,10 @@ BUNDLES: dict[str, tuple[Spoil, str]] = {
         "leaves the bundle",
     ),
     "loop of links": (replace(DATA, lambda path: path.symlink_to(path)), "leaves the bundle"),
-    "absolute path": (change("targets/ort/path", "/etc/passwd"), "leaves the bundle"),
-    "path upwards": (change("targets/ort/data", ["../x"]), "leaves the bundle"),
-    "path with a null": (change("targets/ort/path", "a\0b"), "leaves the bundle"),
-    "newer schema": (change("schema_version", 2), "has schema version 2"),
+    "absolute path": (change("graphs/main/targets/ort/path", "/etc/passwd"), "leaves the bundle"),
+    "path upwards": (change("graphs/main/targets/ort/data", ["../x"]), "leaves the bundle"),
+    "path with a null": (change("graphs/main/targets/ort/path", "a\0b"), "leaves the bundle"),
+    "newer schema": (change("schema_version", 3), "has schema version 3"),
     "unknown key": (change("novelty", 1), "unknown key 'novelty'"),
     "key twice": (rewrite('"limits":', '"limits": {}, "limits":'), "key 'limits' comes twice"),
     "no number": (rewrite('"steps": 70', '"steps": NaN'), "NaN is no number"),
@@ -366,15 +366,31 @@ BUNDLES: dict[str, tuple[Spoil, str]] = {
     ),
     "no text": (replace("manifest.json", write(b"\xff\xfe")), "is not JSON"),
     "huge number": (rewrite('"steps": 70', '"steps": ' + "9" * 10_000), "is not JSON"),
-    "unknown dimension": (change("outputs/0/shape/1", "depth"), "'depth', which no input has"),
-    "axis beyond the shape": (change("states/0/axis", 9), "axis 9 but 4 dimensions"),
-    "cache without room": (change("states/0/shape/2", 7), "should have 'capacity' along its axis"),
-    "state of petabytes": (change("states/0/shape/1", 2**60), "nothing can hold"),
-    "state of another size": (change("states/0/shape/1", 3), "but the manifest says"),
-    "state of another type": (change("states/0/dtype", "float64"), "but the manifest says float64"),
-    "two states of one name": (change("states/1/input", "past_key_values.0.key"), "2 times"),
-    "unknown layout": (change("states/0/layout", "ring"), "is 'ring', should be one of"),
-    "a record of a pass": (change("passes/0", {"name": "x"}), "lacks the key"),
+    "unknown dimension": (
+        change("graphs/main/outputs/0/shape/1", "depth"),
+        "'depth', which no input has",
+    ),
+    "axis beyond the shape": (change("graphs/main/states/0/axis", 9), "axis 9 but 4 dimensions"),
+    "cache without room": (
+        change("graphs/main/states/0/shape/2", 7),
+        "should have 'capacity' along its axis",
+    ),
+    "state of petabytes": (change("graphs/main/states/0/shape/1", 2**60), "nothing can hold"),
+    "state of another size": (change("graphs/main/states/0/shape/1", 3), "but the manifest says"),
+    "state of another type": (
+        change("graphs/main/states/0/dtype", "float64"),
+        "but the manifest says float64",
+    ),
+    "no graph of the name": (rewrite('"main": {', '"step": {'), "lacks the key 'main'"),
+    "two states of one name": (
+        change("graphs/main/states/1/input", "past_key_values.0.key"),
+        "2 times",
+    ),
+    "unknown layout": (
+        change("graphs/main/states/0/layout", "ring"),
+        "is 'ring', should be one of",
+    ),
+    "a record of a pass": (change("graphs/main/passes/0", {"name": "x"}), "lacks the key"),
 }
 
 
@@ -426,7 +442,7 @@ def test_memory_that_runs_out_is_the_environments_fault(
         RuntimeError("std::bad_alloc"),
     ):
 
-        def load(*_: object, error: Exception = error) -> None:
+        def load(*_: object, error: Exception = error, **__: object) -> None:
             raise error
 
         monkeypatch.setattr(Session, "load", load)

@@ -188,7 +188,7 @@ def test_options_reach_the_export(checkpoint: Path, tmp_path: Path) -> None:
     report = json.loads(result.stdout)
     manifest = report["manifest"]
 
-    assert {state["layout"] for state in manifest["states"]} == {"grow"}
+    assert {state["layout"] for state in manifest["graphs"]["main"]["states"]} == {"grow"}
     assert manifest["recipe"]["passes"] == [{"name": "fold-constants", "options": {"limit": 10}}]
     assert manifest["recipe"]["shapes"]["input_ids"]["maximum"] == [1, 64]
     assert "model.onnx" not in manifest["files"]

@@ -47,7 +47,7 @@ def test_states_are_told_at_the_contexts_asked_for(bundle: Path) -> None:
 
     assert "states by context, batch of 3" in shown
     assert "at 1,000" in shown
-    for spec in manifest.states:
+    for spec in manifest.main.states:
         width = spec.shape[1] * spec.shape[3]  # type: ignore[operator]
         assert found[spec.input] == {"10": 3 * 10 * width * 4}
 

@@ -7,7 +7,8 @@ import pytest
 
 from intaglio.cli import summary
 from intaglio.cli.console import Console, Flags
-from intaglio.runtime.manifest import FileRecord, Limits, Manifest, Target, TensorSpec
+from intaglio.runtime.graph_entry import MAIN, GraphEntry, Limits, TargetEntry, TensorSpec
+from intaglio.runtime.manifest import FileRecord, Manifest
 from intaglio.state import Layout, StateSpec
 
 
@@ -27,8 +28,7 @@ def state(layout: Layout, shape: tuple[int | str, ...], dtype: str = "float32") 
     )
 
 
-MANIFEST = Manifest(
-    source={"name": "tiny", "sha256": "ab" * 32, "format": "intaglio", "model": "llama"},
+MAIN_GRAPH = GraphEntry(
     inputs=(TensorSpec("input_ids", "int64", ("batch", "time")),),
     outputs=(TensorSpec("logits", "float32", ("batch", "time", 256)),),
     states=(
@@ -36,8 +36,7 @@ MANIFEST = Manifest(
         state(Layout.RECURRENT, ("batch", 4, 8, 8)),
     ),
     past_length=True,
-    targets={"ort": Target(path="ort/model.onnx", opset=24, parity="passed")},
-    files={"ort/model.onnx": FileRecord("cd" * 32, 1_234_567)},
+    targets={"ort": TargetEntry(path="ort/model.onnx", opset=24, parity="passed")},
     limits=Limits(max_context=512),
     passes=(
         {
@@ -49,6 +48,11 @@ MANIFEST = Manifest(
         },
         {"name": "remove-dead", "nodes": [110, 110], "changed": False, "error": None, "notes": []},
     ),
+)
+MANIFEST = Manifest(
+    source={"name": "tiny", "sha256": "ab" * 32, "format": "intaglio", "model": "llama"},
+    graphs={MAIN: MAIN_GRAPH},
+    files={"ort/model.onnx": FileRecord("cd" * 32, 1_234_567)},
 )
 
 
@@ -88,9 +92,10 @@ def test_states_that_a_target_stores_otherwise_are_told(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Caches in half the bytes; the recurrent state is what it was."""
-    states = (state(Layout.STATIC, ("batch", 2, "capacity", 16)), MANIFEST.states[1])
-    half = Target(path="trt/model.onnx", opset=27, dtype="float16")
-    manifest = replace(MANIFEST, states=states, targets={**MANIFEST.targets, "trt": half})
+    states = (state(Layout.STATIC, ("batch", 2, "capacity", 16)), MAIN_GRAPH.states[1])
+    half = TargetEntry(path="trt/model.onnx", opset=27, dtype="float16")
+    main = replace(MAIN_GRAPH, states=states, targets={**MAIN_GRAPH.targets, "trt": half})
+    manifest = MANIFEST.with_graph(MAIN, main)
     summary.show(Console(Flags()), manifest, "bundle", {})
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
 
@@ -151,8 +156,9 @@ def test_the_target_says_how_activations_are_taken(
     capsys: pytest.CaptureFixture[str], details: dict[str, Any], words: str
 ) -> None:
     """By what weights of few bits are multiplied with."""
-    record = {**MANIFEST.passes[0], "name": "ort-low-bit", "details": details}
-    manifest = replace(MANIFEST, passes=(*MANIFEST.passes, record))
+    record = {**MAIN_GRAPH.passes[0], "name": "ort-low-bit", "details": details}
+    main = replace(MAIN_GRAPH, passes=(*MAIN_GRAPH.passes, record))
+    manifest = MANIFEST.with_graph(MAIN, main)
     summary.show(Console(Flags()), manifest, "bundle", {})
     (line,) = (x for x in capsys.readouterr().out.splitlines() if x.startswith("target"))
 

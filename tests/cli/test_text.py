@@ -9,7 +9,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from intaglio.cli.text import ByteCodec, IdCodec, TokenizerCodec, codec
 from intaglio.errors import InputError
 from intaglio.runtime import Manifest
-from intaglio.runtime.manifest import FILE_NAME, TensorSpec
+from intaglio.runtime.graph_entry import TensorSpec
+from intaglio.runtime.manifest import FILE_NAME
 
 
 def test_a_character_comes_with_its_last_byte() -> None:
@@ -43,14 +44,14 @@ def test_other_vocabularies_are_given_as_ids() -> None:
 
 def test_the_codec_follows_the_bundle(bundle: Path) -> None:
     """The vocabulary decides; what is no language model is refused."""
-    manifest = Manifest.load(bundle / FILE_NAME)
+    main = Manifest.load(bundle / FILE_NAME).main
     wide = TensorSpec("logits", "float32", ("batch", "time", 1000))
     features = TensorSpec("x", "float32", ("batch", "time", 3))
 
-    assert isinstance(codec(manifest), ByteCodec)
-    assert isinstance(codec(replace(manifest, outputs=(wide,))), IdCodec)
+    assert isinstance(codec(main, {}), ByteCodec)
+    assert isinstance(codec(replace(main, outputs=(wide,)), {}), IdCodec)
     with pytest.raises(InputError, match=r"takes x \[batch, time, 3\].*--inputs"):
-        codec(replace(manifest, inputs=(features,)))
+        codec(replace(main, inputs=(features,)), {})
 
 
 @pytest.fixture

@@ -82,7 +82,7 @@ def exporter(tmp_path: Path) -> Exporter:
 
 
 def lowering(manifest: Manifest) -> Mapping[str, Any]:
-    (record,) = (record for record in manifest.passes if record["name"] == "ort-low-bit")
+    (record,) = (record for record in manifest.main.passes if record["name"] == "ort-low-bit")
     return record
 
 

@@ -143,17 +143,17 @@ def test_the_manifest_says_what_was_done(exported: ExportReport, source: Source)
         "model": MODEL,
         "config": {},
     }
-    assert [spec.name for spec in manifest.inputs] == ["input_ids"]
-    assert manifest.inputs[0].shape == ("batch", "time")
-    assert manifest.inputs[0].below == 16  # rows of the embedding
-    assert [(spec.name, spec.dtype) for spec in manifest.outputs] == [("logits", "float32")]
-    assert [state.module for state in manifest.states] == ["layers.0"] * 2 + ["layers.1"] * 2
-    assert "statefulize" in [record["name"] for record in manifest.passes]
-    assert all(entry["error"] is not None for entry in manifest.passes if entry["changed"])
-    assert manifest.targets["ort"].parity == "passed"
-    assert manifest.targets["ort"].opset == 24
+    assert [spec.name for spec in manifest.main.inputs] == ["input_ids"]
+    assert manifest.main.inputs[0].shape == ("batch", "time")
+    assert manifest.main.inputs[0].below == 16  # rows of the embedding
+    assert [(spec.name, spec.dtype) for spec in manifest.main.outputs] == [("logits", "float32")]
+    assert [state.module for state in manifest.main.states] == ["layers.0"] * 2 + ["layers.1"] * 2
+    assert "statefulize" in [record["name"] for record in manifest.main.passes]
+    assert all(entry["error"] is not None for entry in manifest.main.passes if entry["changed"])
+    assert manifest.main.targets["ort"].parity == "passed"
+    assert manifest.main.targets["ort"].opset == 24
     assert exported.parity is not None
-    assert manifest.parity == exported.parity.to_json()
+    assert manifest.main.parity == exported.parity.to_json()
     assert set(manifest.files) == {
         "model.onnx",
         "model.onnx.data",
@@ -228,7 +228,7 @@ def test_a_killed_export_leaves_no_half_bundle(tmp_path: Path, source: Source) -
     report = export(source, tmp_path / "bundle", verify=False)
     assert set(entries(tmp_path)) - {"__pycache__"} == {*before, "bundle"}
     assert report.parity is None
-    assert report.manifest.targets["ort"].parity == "not run (turned off)"
+    assert report.manifest.main.targets["ort"].parity == "not run (turned off)"
 
 
 def test_a_bundle_that_differs_from_its_source_is_not_put_in_place(
@@ -245,8 +245,8 @@ def test_a_bundle_that_differs_from_its_source_is_not_put_in_place(
     assert entries(tmp_path) == ["bundle", "bundle.failed"]
     assert contents(out) == old
     failed = Manifest.load(tmp_path / "bundle.failed" / "manifest.json")
-    assert failed.targets["ort"].parity == "failed"
-    assert failed.parity
+    assert failed.main.targets["ort"].parity == "failed"
+    assert failed.main.parity
 
 
 def test_a_wrong_pass_is_caught_before_anything_is_written(source: Source, tmp_path: Path) -> None:
@@ -263,10 +263,10 @@ def test_options_reach_the_graph(source: Source, tmp_path: Path) -> None:
     growing = export(source, tmp_path / "growing", kv="grow", steps=STEPS)
 
     assert "GroupQueryAttention" in ops(fixed.out / "ort" / "model.onnx")
-    assert fixed.manifest.limits.batch == 1
+    assert fixed.manifest.main.limits.batch == 1
     assert fixed.manifest.recipe["shapes"]["input_ids"]["maximum"] == [1, 512]
     assert set(fixed.manifest.files) == {"recipe.toml", "ort/model.onnx", "ort/model.onnx.data"}
-    assert {state.layout for state in growing.manifest.states} == {"grow"}
+    assert {state.layout for state in growing.manifest.main.states} == {"grow"}
     assert "TensorScatter" not in ops(growing.out / "ort" / "model.onnx")
 
 
@@ -303,8 +303,8 @@ def test_a_dry_run_says_what_an_export_would_do_and_writes_nothing(
     plan = export(source, tmp_path / "bundle", steps=STEPS, check_passes=True, dry_run=True)
 
     assert entries(tmp_path) == []
-    assert plan.manifest.passes == exported.manifest.passes
-    assert plan.manifest.states == exported.manifest.states
+    assert plan.manifest.main.passes == exported.manifest.main.passes
+    assert plan.manifest.main.states == exported.manifest.main.states
     assert plan.manifest.recipe == exported.manifest.recipe
     assert plan.manifest.files == {}
     assert 0.5 * exported.bytes < plan.bytes <= exported.bytes

@@ -7,15 +7,12 @@ import onnx_ir as ir
 import pytest
 import torch
 from torch import Tensor, nn
+from traced import VOCABULARY, Traced
 
 from intaglio.exporter.sources.source import Source
 from intaglio.exporter.tracing.trace import trace
 from intaglio.passes import pipeline
 from intaglio.passes.base import Context, Pass
-
-VOCABULARY = 31
-
-Traced = Callable[[nn.Module], tuple[ir.Model, Context]]
 
 
 @pytest.fixture(autouse=True)

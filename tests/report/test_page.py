@@ -8,8 +8,8 @@ import pytest
 
 from intaglio.report.page import page
 from intaglio.runtime.profile.ops import OpProfile, OpTime
-from intaglio.runtime.profile.report import Measured, Phase, ProfileReport, Timing
-from intaglio.runtime.work import Ceilings, Work
+from intaglio.runtime.profile.report import Latencies, Measured, Phase, ProfileReport
+from intaglio.runtime.work import Ceilings, NodeWork
 from intaglio.state import Layout, StateSpec
 
 HOSTILE = [
@@ -48,7 +48,7 @@ def measured(
             op=f"Op{module}",
             module=module,
             milliseconds=0.25 * (i + 1),
-            work=Work(1_000_000, 500_000),
+            work=NodeWork(1_000_000, 500_000),
         )
         for i, module in enumerate(modules)
     ]
@@ -60,7 +60,7 @@ def measured(
         bits=4.5,
         about={"model": name},
         timings=[
-            Timing(
+            Latencies(
                 phase=phase,
                 batch=2,
                 rounds=[[0.001, 0.002, 0.0015]] * 4,

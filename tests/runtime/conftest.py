@@ -1,6 +1,8 @@
 """Small bundles made by hand: one step graph for each layout of carried state, and a mix."""
 
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,9 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from intaglio.runtime.graph import MODULE
-from intaglio.runtime.manifest import FileRecord, Limits, Manifest, Target, TensorSpec
+from intaglio.runtime.graph_entry import MAIN, GraphEntry, Limits, TargetEntry, TensorSpec
+from intaglio.runtime.manifest import FILE_NAME, FileRecord, Manifest
+from intaglio.runtime.onnx_graph import MODULE
 from intaglio.runtime.session import Session
 from intaglio.state import BATCH, CAPACITY, PAST, PAST_LENGTH, TIME, Layout, StateSpec
 
@@ -217,8 +220,7 @@ def _build_bundle(
     if data:
         _externalize(model, folder / data[0])
     (folder / "ort/model.onnx").write_bytes(model.SerializeToString())
-    Manifest(
-        source={"name": "by-hand.pt", "sha256": f"{seed:064x}", "format": "by hand"},
+    entry = GraphEntry(
         inputs=(TensorSpec("input_ids", "int64", (BATCH, TIME)),),
         outputs=(
             TensorSpec("logits", "float32", (BATCH, TIME, VOCABULARY)),
@@ -227,7 +229,11 @@ def _build_bundle(
         states=tuple(builder.states),
         past_length=builder.takes_past_length,
         limits=limits or Limits(),
-        targets={"ort": Target(path="ort/model.onnx", opset=24, data=data)},
+        targets={"ort": TargetEntry(path="ort/model.onnx", opset=24, data=data)},
+    )
+    Manifest(
+        source={"name": "by-hand.pt", "sha256": f"{seed:064x}", "format": "by hand"},
+        graphs={MAIN: entry},
         files={name: FileRecord.of(folder / name) for name in ("ort/model.onnx", *data)},
     ).save(folder / "manifest.json")
     return folder
@@ -260,6 +266,19 @@ def make_bundle(tmp_path: Path) -> MakeBundle:
     return lambda *layouts, **options: _build_bundle(
         tmp_path / f"bundle-{next(count)}", layouts or LAYOUTS, **options
     )
+
+
+@pytest.fixture
+def two_graphs(make_bundle: MakeBundle) -> Path:
+    """A bundle whose graph `main` has a cache, and whose graph `scan` a recurrent state."""
+    root, other = make_bundle("static"), make_bundle("recurrent", seed=1)
+    place = "ort/scan.onnx"
+    shutil.copy(other / "ort/model.onnx", root / place)
+    manifest, scan = Manifest.load(root / FILE_NAME), Manifest.load(other / FILE_NAME).main
+    scan = replace(scan, targets={"ort": replace(scan.targets["ort"], path=place)})
+    files = {**manifest.files, place: FileRecord.of(root / place)}
+    replace(manifest.with_graph("scan", scan), files=files).save(root / FILE_NAME)
+    return root
 
 
 @pytest.fixture

@@ -97,7 +97,7 @@ def test_a_path_that_leaves_the_bundle_is_refused(
         if place == "files":
             entry["files"][name] = {"sha256": "0" * 64, "bytes": 0}
         else:
-            entry["targets"]["ort"][place] = name if place == "path" else [name]
+            entry["graphs"]["main"]["targets"]["ort"][place] = name if place == "path" else [name]
 
     bundle = make_bundle("recurrent")
     rewrite(bundle, point_outside)
@@ -143,7 +143,7 @@ def test_external_tensors_outside_the_bundle_are_refused(
 
     def accept(entry: dict[str, Any]) -> None:
         record = FileRecord.of(graph)
-        entry["targets"]["ort"]["data"] = []
+        entry["graphs"]["main"]["targets"]["ort"]["data"] = []
         entry["files"] = {"ort/model.onnx": {"sha256": record.sha256, "bytes": record.bytes}}
 
     rewrite(bundle, accept)
@@ -166,14 +166,14 @@ def test_external_and_inline_weights_give_the_same(make_bundle: MakeBundle) -> N
 def test_an_absent_target_says_how_to_export_it(make_bundle: MakeBundle) -> None:
     """And what there is instead."""
     with pytest.raises(BundleError, match=r"no target 'trt'; it has: ort.*--target trt"):
-        Bundle.open(make_bundle("conv")).target("trt")
+        Bundle.open(make_bundle("conv")).graph().target("trt")
 
 
 def test_the_fingerprint_tells_what_runs_not_what_is_said_of_it(make_bundle: MakeBundle) -> None:
     """Copies and re-verified bundles keep it, other weights change it."""
     one, same, other = make_bundle("conv"), make_bundle("conv"), make_bundle("conv", seed=1)
-    rewrite(same, lambda entry: entry["parity"].update(passed=True))
-    prints = [Bundle.open(path).fingerprint("ort") for path in (one, same, other)]
+    rewrite(same, lambda entry: entry["graphs"]["main"]["parity"].update(passed=True))
+    prints = [Bundle.open(path).graph().fingerprint("ort") for path in (one, same, other)]
 
     assert prints[0] == prints[1] != prints[2]
-    assert Manifest.load(same / "manifest.json").parity == {"passed": True}
+    assert Manifest.load(same / "manifest.json").main.parity == {"passed": True}

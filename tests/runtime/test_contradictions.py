@@ -20,8 +20,8 @@ def entry(make_bundle: Callable[..., Path]) -> dict[str, Any]:
 def test_true_manifests_are_free_of_them(entry: dict[str, Any]) -> None:
     """Every layout of state, and the batch fixed in its shape or free."""
     assert list(contradictions(entry)) == []
-    entry["limits"]["batch"] = 1
-    entry["states"][0]["shape"][0] = 1
+    entry["graphs"]["main"]["limits"]["batch"] = 1
+    entry["graphs"]["main"]["states"][0]["shape"][0] = 1
     assert list(contradictions(entry)) == []
 
 
@@ -45,7 +45,7 @@ def test_true_manifests_are_free_of_them(entry: dict[str, Any]) -> None:
 def test_a_state_that_no_session_could_bind(
     entry: dict[str, Any], layout: str, key: str, value: Any, message: str
 ) -> None:
-    state = next(state for state in entry["states"] if state["layout"] == layout)
+    state = next(state for state in entry["graphs"]["main"]["states"] if state["layout"] == layout)
     state[key] = value
 
     assert any(message in sentence for sentence in contradictions(entry))
@@ -53,6 +53,6 @@ def test_a_state_that_no_session_could_bind(
 
 def test_an_output_has_no_dimension_of_its_own(entry: dict[str, Any]) -> None:
     """A session allocates outputs before the step, by the sizes of its inputs."""
-    entry["outputs"][0]["shape"] = ["batch", "found"]
+    entry["graphs"]["main"]["outputs"][0]["shape"] = ["batch", "found"]
 
     assert any("'found', which no input has" in sentence for sentence in contradictions(entry))

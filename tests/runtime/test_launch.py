@@ -9,8 +9,8 @@ from intaglio.runtime.launch import (
     Buffer,
     Expression,
     Launch,
+    LaunchPlan,
     Output,
-    Plan,
     Variant,
     ceil_div,
     dim,
@@ -59,7 +59,7 @@ def test_operations_have_the_names_of_tensorrt() -> None:
     assert {name.upper() for name in OPERATIONS} <= set(trt.DimensionOperation.__members__)
 
 
-def plan() -> Plan:
+def plan() -> LaunchPlan:
     launch = Launch(
         code="walk_0",
         entry="walk",
@@ -68,7 +68,7 @@ def plan() -> Plan:
         threads=128,
         shared=1024,
     )
-    return Plan(
+    return LaunchPlan(
         inputs=("float16", None, "float32"),
         outputs=(Output(dtype="float16", shape=(dim(0, 0), 5)),),
         variants=(
@@ -80,7 +80,7 @@ def plan() -> Plan:
 
 def test_a_plan_survives_json() -> None:
     """What an engine carries is what was compiled."""
-    assert Plan.from_json(json.loads(json.dumps(plan().to_json()))) == plan()
+    assert LaunchPlan.from_json(json.loads(json.dumps(plan().to_json()))) == plan()
 
 
 def test_the_first_variant_that_fits_is_taken() -> None:

@@ -58,7 +58,7 @@ def test_the_schema_lies_beside_the_module_that_reads_it() -> None:
 
 def test_a_newer_schema_names_the_intaglio_that_reads_it(path: Path) -> None:
     """Its other keys may be unknown here, so the version is looked at first."""
-    entry = {"schema_version": 2, "intaglio": "7.1.0", "novelty": True}
+    entry = {"schema_version": 3, "intaglio": "7.1.0", "novelty": True}
     path.write_text(json.dumps(entry))
 
     with pytest.raises(BundleError, match=rf"{__version__} reads.* by intaglio 7\.1\.0"):
@@ -66,15 +66,15 @@ def test_a_newer_schema_names_the_intaglio_that_reads_it(path: Path) -> None:
 
 
 def _without_states(entry: dict[str, Any]) -> None:
-    del entry["states"]
+    del entry["graphs"]["main"]["states"]
 
 
 def _text_for_batch(entry: dict[str, Any]) -> None:
-    entry["limits"]["batch"] = "four"
+    entry["graphs"]["main"]["limits"]["batch"] = "four"
 
 
 def _unknown_layout(entry: dict[str, Any]) -> None:
-    entry["states"][1]["layout"] = "ring"
+    entry["graphs"]["main"]["states"][1]["layout"] = "ring"
 
 
 def _short_hash(entry: dict[str, Any]) -> None:
@@ -82,12 +82,12 @@ def _short_hash(entry: dict[str, Any]) -> None:
 
 
 def _unknown_key(entry: dict[str, Any]) -> None:
-    entry["targets"]["ort"]["opsett"] = 24
+    entry["graphs"]["main"]["targets"]["ort"]["opsett"] = 24
 
 
 def _change_of_nothing(entry: dict[str, Any]) -> None:
     record = {"name": "tidy", "changed": True, "nodes": [2, 1], "error": None, "notes": []}
-    entry["passes"] = [{**record, "changes": [{"removed": {"Add": 1}}]}]
+    entry["graphs"]["main"]["passes"] = [{**record, "changes": [{"removed": {"Add": 1}}]}]
 
 
 @pytest.mark.parametrize(

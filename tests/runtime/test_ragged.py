@@ -11,7 +11,7 @@ import pytest
 
 from intaglio.errors import InputError, StateError
 from intaglio.runtime.bundle import Bundle
-from intaglio.runtime.manifest import Limits
+from intaglio.runtime.graph_entry import MAIN, Limits
 from intaglio.runtime.session import Session
 
 Array = npt.NDArray[Any]
@@ -137,7 +137,7 @@ def test_whole_sequences_run_by_their_length_whatever_ran_before(
     """Each call stands alone, so that the number of rows may change from call to call."""
     root = build_bundle(tmp_path / "bundle", ())
     manifest = Bundle.open(root).manifest
-    replace(manifest, whole=True).save(root / "manifest.json")
+    manifest.with_graph(MAIN, replace(manifest.main, whole=True)).save(root / "manifest.json")
     session = Session.load(root, threads=1)
     ids = make_ids(3, 4)
     wanted = session.step({"input_ids": ids})["logits"]

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 
 from intaglio.errors import InputError, StateError
-from intaglio.runtime.manifest import Limits
+from intaglio.runtime.graph_entry import MAIN, Limits
 from intaglio.runtime.session import Session
 
 Array = npt.NDArray[Any]
@@ -337,8 +337,9 @@ def test_a_second_thread_in_one_session_is_refused(
 def test_an_id_that_its_table_lacks_is_told_with_its_place(make_session: MakeSession) -> None:
     """Below zero too, where ONNX would count from the end; padding beyond a row's length may be."""
     bundle = make_session("conv").bundle
-    (spec,) = bundle.manifest.inputs
-    bounded = replace(bundle.manifest, inputs=(replace(spec, below=VOCABULARY),))
+    (spec,) = bundle.manifest.main.inputs
+    main = replace(bundle.manifest.main, inputs=(replace(spec, below=VOCABULARY),))
+    bounded = bundle.manifest.with_graph(MAIN, main)
     session = Session.load(replace(bundle, manifest=bounded), threads=1)
     session.step({"input_ids": [[0, VOCABULARY - 1]]})
     for bad, place in (([[0, VOCABULARY]], r"23 at \[0, 1\]"), ([[-1, 0]], r"-1 at \[0, 0\]")):
@@ -365,18 +366,18 @@ def test_a_cache_is_written_in_place(make_session: MakeSession) -> None:
 
 
 def test_a_repeated_step_binds_once(make_session: MakeSession) -> None:
-    """Steps of a known shape reuse their plan, and few shapes stay bound."""
+    """Steps of a known shape reuse their binding, and few shapes stay bound."""
     session = make_session(*MIXED, capacity=512)
     for _ in range(2):
         for time in range(1, 12):
             session.step({"input_ids": np.ones((1, time), np.int64)})
     session.step({"input_ids": np.ones((1, 1), np.int64)})
-    plans = session.state.carried.plans
-    known = dict(plans)
+    steps = session.state.carried.steps
+    known = dict(steps)
     session.step({"input_ids": np.ones((1, 1), np.int64)})
 
-    assert len(plans) == 8
-    assert all(plans[key] is known[key] for key in known)
+    assert len(steps) == 8
+    assert all(steps[key] is known[key] for key in known)
 
 
 def test_a_session_holds_on_to_no_output(make_session: MakeSession) -> None:

@@ -9,8 +9,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from intaglio.exporter.export import export
 from intaglio.runtime.bundle import Bundle
-from intaglio.runtime.graph import Graph, parse_graph, read_graph
-from intaglio.runtime.work import Work, Works
+from intaglio.runtime.onnx_graph import Graph, parse_graph, read_graph
+from intaglio.runtime.work import NodeWork, Works
 
 SIZES = {"batch": 2, "time": 3, "past": 5, "capacity": 64}
 FLOAT, HALF, LONG = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64
@@ -45,7 +45,7 @@ def node(op: str, inputs: str, outputs: str = "y", domain: str = "", **attribute
     return helper.make_node(op, inputs.split(), gives, name=name, domain=domain, **attributes)
 
 
-def work(made: Graph, *names: str) -> Work | None:
+def work(made: Graph, *names: str) -> NodeWork | None:
     return Works(made, SIZES).of(names)
 
 
@@ -58,7 +58,7 @@ def test_dimensions_are_terms_of_what_a_call_gives() -> None:
         made = graph([node("Mul", "x x")], {"x": (FLOAT, [dim])}, {"y": (FLOAT, [dim])})
 
         found = work(made, "node_y")
-        assert found == (None if size is None else Work(2 * 4 * size, size)), dim
+        assert found == (None if size is None else NodeWork(2 * 4 * size, size)), dim
 
 
 def test_a_product_reads_its_weight_once() -> None:
@@ -71,7 +71,7 @@ def test_a_product_reads_its_weight_once() -> None:
         weights={"w": weight},
     )
 
-    assert work(made, "node_y") == Work(2 * (6 * 8 + 8 * 5 + 6 * 5), 2 * 6 * 8 * 5)
+    assert work(made, "node_y") == NodeWork(2 * (6 * 8 + 8 * 5 + 6 * 5), 2 * 6 * 8 * 5)
 
 
 def test_what_runs_as_one_moves_only_what_crosses_its_border() -> None:
@@ -80,9 +80,9 @@ def test_what_runs_as_one_moves_only_what_crosses_its_border() -> None:
     shape = (FLOAT, [10])
     made = graph(nodes, {"x": shape}, {"b": shape, "c": shape}, {"a": shape})
 
-    assert work(made, "node_a", "node_b") == Work(40 * 3, 20)  # x, b, and a for the third
-    assert work(made, "node_a", "node_b", "node_c") == Work(40 * 3, 30)  # x, b, c
-    assert work(made, "node_b") == Work(40 * 3, 10)
+    assert work(made, "node_a", "node_b") == NodeWork(40 * 3, 20)  # x, b, and a for the third
+    assert work(made, "node_a", "node_b", "node_c") == NodeWork(40 * 3, 30)  # x, b, c
+    assert work(made, "node_b") == NodeWork(40 * 3, 10)
 
 
 def test_a_view_within_a_border_is_no_traffic() -> None:
@@ -92,9 +92,9 @@ def test_a_view_within_a_border_is_no_traffic() -> None:
     wide, size = (FLOAT, [2, 5]), (LONG, [2])
     made = graph(nodes, {"x": shape, "s": size}, {"c": wide}, {"a": shape, "b": wide})
 
-    assert work(made, "node_a", "node_b", "node_c") == Work(40 * 2, 20)
-    assert work(made, "node_a", "node_b") == Work(40 * 2, 10)
-    assert work(made, "node_b", "node_c") == Work(40 * 2, 10)
+    assert work(made, "node_a", "node_b", "node_c") == NodeWork(40 * 2, 20)
+    assert work(made, "node_a", "node_b") == NodeWork(40 * 2, 10)
+    assert work(made, "node_b", "node_c") == NodeWork(40 * 2, 10)
 
 
 def test_a_look_up_reads_the_rows_that_it_gives() -> None:
@@ -106,7 +106,7 @@ def test_a_look_up_reads_the_rows_that_it_gives() -> None:
         weights={"w": table},
     )
 
-    assert work(made, "node_y") == Work(6 * 8 + 2 * 6 * 16 * 4, 0)
+    assert work(made, "node_y") == NodeWork(6 * 8 + 2 * 6 * 16 * 4, 0)
 
 
 def test_views_cost_nothing_and_copies_only_move() -> None:
@@ -117,8 +117,8 @@ def test_views_cost_nothing_and_copies_only_move() -> None:
         {"y": (FLOAT, [24]), "z": (FLOAT, [6, 4])},
     )
 
-    assert work(made, "node_y") == Work(0, 0)
-    assert work(made, "node_z") == Work(2 * 24 * 4, 0)
+    assert work(made, "node_y") == NodeWork(0, 0)
+    assert work(made, "node_z") == NodeWork(2 * 24 * 4, 0)
 
 
 def test_attention_meets_every_key() -> None:
@@ -155,7 +155,7 @@ def test_a_cache_in_place_counts_for_the_tokens_in_it() -> None:
     )
     token = 2 * 16 * 4  # bytes of both rows
 
-    assert work(made, "node_y") == Work(
+    assert work(made, "node_y") == NodeWork(
         4 * 3 * token + 2 * 5 * token + 2 * 3 * token, 4 * 8 * 2 * 3 * 16
     )
 
@@ -167,7 +167,7 @@ def test_a_token_written_into_a_cache_moves_alone() -> None:
         {"y": (FLOAT, [2, 64, 4])},
     )
 
-    assert work(made, "node_y") == Work(2 * 2 * 3 * 4 * 4 + 16, 0)
+    assert work(made, "node_y") == NodeWork(2 * 2 * 3 * 4 * 4 + 16, 0)
 
 
 @pytest.mark.parametrize(("given", "each"), [("q k v s", 4), ("q k v s g", 5), ("q k v s g b", 7)])
@@ -197,7 +197,7 @@ def test_an_exported_graph_tells_the_sizes_of_all_nodes(
     hybrid_checkpoint: Path, tmp_path: Path
 ) -> None:
     export(hybrid_checkpoint, tmp_path / "bundle", targets=["ort"], verify=False)
-    made = read_graph(Bundle.open(tmp_path / "bundle"), "ort")
+    made = read_graph(Bundle.open(tmp_path / "bundle").graph(), "ort")
     works = Works(made, SIZES)
     unknown = [node.op for node in made.nodes if works.of([node.name]) is None]
 

@@ -16,9 +16,9 @@ from engines import ROOM
 from gpu import ALIGNMENT, Driver
 
 from intaglio.runtime.session import Session
-from intaglio.runtime.trt import driver, engine, flavour
-from intaglio.runtime.trt.build import TARGET
+from intaglio.runtime.trt import driver, flavour, trt_engine
 from intaglio.runtime.trt.driver import Device
+from intaglio.runtime.trt.engine_build import TARGET
 
 
 class TensorRT:
@@ -54,7 +54,7 @@ class TensorRT:
         device = Device(self.driver)
         patch.setattr(flavour, "load", lambda _: self)
         patch.setattr(driver, "open_device", lambda: device)
-        patch.setattr(engine, "_registered", {})
+        patch.setattr(trt_engine, "_registered", {})
 
     def get_plugin_registry(self) -> Any:
         return SimpleNamespace(register_creator=lambda _creator, _namespace: True)

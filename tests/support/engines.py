@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from intaglio.runtime.bundle import Bundle
-from intaglio.runtime.manifest import FileRecord, Manifest, Target
-from intaglio.runtime.trt.build import ENGINE, GRAPH, RECORD, TARGET, Built, Profile, Tensor
+from intaglio.runtime.graph_entry import MAIN, TargetEntry
+from intaglio.runtime.manifest import FileRecord, Manifest
+from intaglio.runtime.trt.engine_build import ENGINE, GRAPH, RECORD, TARGET, Binding, Built, Profile
 from intaglio.runtime.trt.kernels import INDEX
 from intaglio.state import BATCH, CAPACITY, PAST, PAST_LENGTH, TIME
 
@@ -20,9 +21,9 @@ SIZES = {
 
 def described(manifest: Manifest) -> dict[str, tuple[int | str, ...]]:
     """Symbolic shapes of the inputs of a step graph, static caches of a fixed size."""
-    found = {spec.name: spec.shape for spec in manifest.inputs}
-    found |= {spec.input: spec.shape for spec in manifest.states}
-    if manifest.past_length:
+    found = {spec.name: spec.shape for spec in manifest.main.inputs}
+    found |= {spec.input: spec.shape for spec in manifest.main.states}
+    if manifest.main.past_length:
         found[PAST_LENGTH] = (BATCH,)
     return {n: tuple(ROOM if d == CAPACITY else d for d in shape) for n, shape in found.items()}
 
@@ -51,7 +52,7 @@ def add_engine(
         capabilities=(86, 89),
         profiles=tuple(profile(name, shapes) for name in SIZES),
         inputs=tuple(
-            Tensor(name=n, dtype="FLOAT", shape=tuple(d if isinstance(d, int) else -1 for d in s))
+            Binding(name=n, dtype="FLOAT", shape=tuple(d if isinstance(d, int) else -1 for d in s))
             for n, s in shapes.items()
         ),
         outputs=(),
@@ -65,10 +66,8 @@ def add_engine(
     (root / RECORD).write_text(json.dumps(built.to_json()))
     (root / INDEX).write_text(json.dumps({"kernels": kernels or {}, "nodes": {}}))
     files = {name: FileRecord.of(root / name) for name in (GRAPH, ENGINE, RECORD, INDEX)}
-    target = Target(path=GRAPH, opset=24, data=manifest.targets["ort"].data)
-    replace(
-        manifest,
-        targets={**manifest.targets, TARGET: target},
-        files={**manifest.files, **files},
-    ).save(root / "manifest.json")
+    target = TargetEntry(path=GRAPH, opset=24, data=manifest.main.targets["ort"].data)
+    main = replace(manifest.main, targets={**manifest.main.targets, TARGET: target})
+    complete = replace(manifest.with_graph(MAIN, main), files={**manifest.files, **files})
+    complete.save(root / "manifest.json")
     return built

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from intaglio.errors import UnsupportedError
-from intaglio.runtime.launch import Buffer, Plan
+from intaglio.runtime.launch import Buffer, LaunchPlan
 from intaglio.trt_plugins import NAMES, find
 from intaglio.trt_plugins.ahead import Code, Compiled, Job, compile_all
 from intaglio.trt_plugins.plugin import Request
@@ -53,7 +53,7 @@ def test_what_was_compiled_is_kept_by_content(tmp_path: Path) -> None:
 
     assert first == second == Compiled.from_json(first.to_json())
     assert counted == [job]
-    assert Plan.from_json(first.plan.to_json()) == first.plan
+    assert LaunchPlan.from_json(first.plan.to_json()) == first.plan
     other = Request(attributes=request.attributes, inputs=request.inputs, sm=90)
     compile_all([Job(plugin="linear_attention", request=other)], kept=tmp_path)
     assert len(list(tmp_path.iterdir())) == 2

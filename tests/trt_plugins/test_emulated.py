@@ -17,8 +17,8 @@ from emulator.requests import wide
 from torch import Tensor
 
 from intaglio.ops.op import Sample
-from intaglio.runtime.trt.kernels import Kernels
-from intaglio.runtime.trt.plugin import register, workspace
+from intaglio.runtime.trt.generic_plugin import register, workspace
+from intaglio.runtime.trt.kernels import NodeKernels
 from intaglio.trt_plugins import NAMES, find
 from intaglio.trt_plugins.ahead import Job, compile_all
 from intaglio.trt_plugins.plugin import Plugin, Request
@@ -28,7 +28,7 @@ HALF, BRAIN, SINGLE = torch.float16, torch.bfloat16, torch.float32
 AMPERE = 80
 
 
-def check(plugin: Plugin, sample: Sample, kernels: Kernels, gpu: Gpu) -> None:
+def check(plugin: Plugin, sample: Sample, kernels: NodeKernels, gpu: Gpu) -> None:
     """Every way equals the operator in float64, whatever the shapes it is meant for."""
     limit = plugin.tolerance[str(dtype_of(sample)).removeprefix("torch.")]
     for way in ways_of(kernels):
@@ -73,7 +73,7 @@ def test_a_step_may_write_its_state_where_it_was(kernel_cache: Path) -> None:
 
 def compiled(
     names: Sequence[str], sm: int, kept: Path
-) -> Iterator[tuple[Plugin, Request, Kernels]]:
+) -> Iterator[tuple[Plugin, Request, NodeKernels]]:
     """Kernels for the wide shapes of these operators."""
     requests = {name: wide(name, sm) for name in names}
     jobs = [Job(plugin=name, request=request) for name, request in requests.items()]

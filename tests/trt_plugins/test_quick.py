@@ -15,7 +15,7 @@ import pytest
 from emulator.requests import wide
 
 from intaglio.errors import UnsupportedError
-from intaglio.runtime.launch import Buffer, Launch, Output, Plan, Variant, dim
+from intaglio.runtime.launch import Buffer, Launch, LaunchPlan, Output, Variant, dim
 from intaglio.trt_plugins import NAMES
 from intaglio.trt_plugins.ahead import Compiled, Job, compile_all
 from intaglio.trt_plugins.quick import define
@@ -55,7 +55,7 @@ def plan_of(arguments: tuple[Buffer | int, ...], *, launches: int = 1) -> Compil
     launch = Launch(
         code="k", entry="k", arguments=arguments, grid=(1, 1, dim(0, 0)), threads=32, shared=0
     )
-    plan = Plan(
+    plan = LaunchPlan(
         inputs=("float16",),
         outputs=(Output(dtype="float16", shape=(dim(0, 0),)),),
         variants=(Variant(when=None, launches=(launch,) * launches),),

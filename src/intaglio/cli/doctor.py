@@ -10,11 +10,14 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from intaglio import __version__
 from intaglio.errors import IntaglioError
 from intaglio.runtime.trt.flavour import has_device
+from intaglio.version import __version__
+
+if TYPE_CHECKING:
+    from intaglio.runtime.bundle import BundleGraph
 
 _REQUIREMENT = re.compile(r"""([\w.-]+)(?:>=([\w.]+))?(?:.*extra == ["'](\w+)["'])?""")
 
@@ -108,25 +111,32 @@ def diagnose() -> Diagnosis:
 def examine(path: Path) -> dict[str, list[str]]:
     """What keeps each target of a bundle from running here; nothing where it runs.
 
+    A target of another graph than main is called by both names.
+
     Raises:
         BundleError: if there is no bundle at `path`, or it is broken.
     """
     from intaglio.runtime.bundle import Bundle
+    from intaglio.runtime.graph_entry import MAIN
 
     bundle = Bundle.open(path)
-    return {target: [*_faults(bundle, target)] for target in bundle.manifest.targets}
+    return {
+        target if name == MAIN else f"{name}: {target}": [*_faults(graph, target)]
+        for name, graph in bundle.graphs.items()
+        for target in graph.entry.targets
+    }
 
 
-def _faults(bundle: Any, target: str) -> Iterator[str]:
+def _faults(graph: "BundleGraph", target: str) -> Iterator[str]:
     from intaglio.runtime.session import Session
-    from intaglio.runtime.trt.build import TARGET, read_built
-    from intaglio.runtime.trt.engine import faults
+    from intaglio.runtime.trt.engine_build import TARGET, read_built
+    from intaglio.runtime.trt.trt_engine import faults
 
-    if target == TARGET and (built := read_built(bundle)) is not None:
-        yield from map(str, faults(bundle, built))
+    if target == TARGET and (built := read_built(graph)) is not None:
+        yield from map(str, faults(graph, built))
         return
     try:
-        Session.load(bundle, target)
+        Session.load(graph.bundle, target, graph=graph.name)
     except IntaglioError as error:
         yield str(error)
 

@@ -12,9 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
-from intaglio import __version__
 from intaglio.errors import IntaglioError, MissingExtraError
 from intaglio.keywords import parameters
+from intaglio.version import __version__
 
 from . import doctor
 from .console import Console, Flags

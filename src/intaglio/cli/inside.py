@@ -5,13 +5,16 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from intaglio.runtime.backend import AUTO, choose_target
-from intaglio.runtime.bundle import Bundle
-from intaglio.runtime.bundle_diff import BundleDiff, Entry
-from intaglio.runtime.graph import read_graph
+from intaglio.errors import BundleError
+from intaglio.runtime.bundle import Bundle, BundleGraph
+from intaglio.runtime.bundle_diff import BundleDiff, Entry, compare_bundles
+from intaglio.runtime.engines import AUTO, choose_target
+from intaglio.runtime.graph_entry import GraphEntry
 from intaglio.runtime.manifest import Manifest
+from intaglio.runtime.onnx_graph import read_graph
 from intaglio.runtime.weights import Total, Weight, by_kind, by_module, total, weights_of
 
+from .commands.options import by_graph
 from .console import Console
 from .summary import amount, module_name
 
@@ -20,13 +23,56 @@ TOP = 20  # rows of a long table, unless --verbose asks for all
 NONE = "-"
 
 
-def weights(bundle: Bundle) -> list[Weight]:
-    """The weights of the graph that runs first.
+def look(
+    console: Console, graph: BundleGraph, contexts: Sequence[int], batch: int
+) -> dict[str, Any]:
+    """Print states and weights of a graph, and what passes changed; the former as JSON values."""
+    show_states(console, graph.entry, contexts, batch)
+    if console.flags.verbose:
+        show_changes(console, graph.entry)
+    try:
+        found = weights(graph)
+    except BundleError as error:
+        found = []
+        console.message(f"note: the weights cannot be counted: {error}")
+    show_weights(console, found)
+    return {
+        "weights": weights_to_json(found),
+        "states": {
+            spec.input: {str(n): spec.nbytes(batch, n) for n in contexts}
+            for spec in graph.entry.states
+        },
+    }
+
+
+def compare(
+    console: Console, pair: tuple[Bundle, Bundle], names: tuple[str, str], graph: str | None
+) -> Mapping[str, Any]:
+    """Print what differs between two bundles, of `graph` or of all; the same as JSON values."""
+    a, b = pair
+    if graph is not None:
+        wanted = [a.graph(graph).name]
+    else:
+        wanted = [name for name in a.graphs if name in b.graphs]
+        for name in sorted(a.graphs.keys() ^ b.graphs.keys()):
+            console.text(f"graph    {name} is in {names[name in b.graphs]} alone")
+    found = {}
+    for name in wanted:
+        if len(wanted) > 1:
+            console.text(f"graph    {name}")
+        diff = compare_bundles(a, b, graph=name)
+        show_diff(console, diff, names)
+        found[name] = diff.to_json()
+    return by_graph(found)
+
+
+def weights(graph: BundleGraph) -> list[Weight]:
+    """The weights of what runs first of a graph.
 
     Raises:
         BundleError: if its file is absent, changed or no graph.
     """
-    return weights_of(read_graph(bundle, choose_target(bundle, AUTO)))
+    return weights_of(read_graph(graph, choose_target(graph, AUTO)))
 
 
 def weights_to_json(found: Sequence[Weight]) -> dict[str, Any]:
@@ -49,15 +95,15 @@ def show_weights(console: Console, found: Sequence[Weight]) -> None:
         console.table(_totals(by_module(found)), ["module", *head])
 
 
-def show_states(console: Console, manifest: Manifest, contexts: Sequence[int], batch: int) -> None:
+def show_states(console: Console, entry: GraphEntry, contexts: Sequence[int], batch: int) -> None:
     """Print the bytes of each state after so many tokens."""
-    if not contexts or not manifest.states:
+    if not contexts or not entry.states:
         return
     rows = [
         [spec.input, *(amount(spec.nbytes(batch, tokens)) for tokens in contexts)]
-        for spec in manifest.states
+        for spec in entry.states
     ]
-    sums = [sum(s.nbytes(batch, tokens) for s in manifest.states) for tokens in contexts]
+    sums = [sum(s.nbytes(batch, tokens) for s in entry.states) for tokens in contexts]
     console.text(f"\nstates by context, batch of {batch}")
     console.table(
         [*rows, ["all", *map(amount, sums)]],
@@ -78,12 +124,12 @@ def code_files(manifest: Manifest) -> list[str]:
     return [name for name in sorted(manifest.files) if name.endswith(CODE)]
 
 
-def show_changes(console: Console, manifest: Manifest) -> None:
+def show_changes(console: Console, entry: GraphEntry) -> None:
     """Print what each pass did to the nodes of which modules."""
     console.text("\nwhat the passes changed, nodes in each module")
     rows = [
         [record["name"], words, module_words(change["modules"])]
-        for record in manifest.passes
+        for record in entry.passes
         for change in record.get("changes", ())
         for words in [_did(change)]
     ]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from intaglio.runtime.profile.ops import OpProfile
-from intaglio.runtime.profile.report import Measured, ProfileReport, Timing
+from intaglio.runtime.profile.report import Latencies, Measured, Phase, ProfileReport
 
 from .console import Console
 from .summary import amount, module_name
@@ -41,11 +41,13 @@ def _contestant(console: Console, entry: Measured, percentiles: Sequence[float])
     head = ["ms", *names, "calls", "tokens/s", "states", "capacity", "process"]
     console.table([_timing(timing, percentiles) for timing in entry.timings], head)
     console.text(f"  memory: {_memory(entry)}")
-    for ops in {profile.kind: profile for profile in entry.ops}.values():  # the longest context
+    for ops in {
+        (profile.graph, profile.kind): profile for profile in entry.ops
+    }.values():  # the longest context
         _ops(console, ops)
 
 
-def _timing(timing: Timing, percentiles: Sequence[float]) -> list[str]:
+def _timing(timing: Latencies, percentiles: Sequence[float]) -> list[str]:
     ranks = [50, *percentiles]
     return [
         str(timing.phase),
@@ -72,9 +74,9 @@ def _memory(entry: Measured) -> str:
 
 
 def _ops(console: Console, ops: OpProfile) -> None:
-    phase = "prefill of" if ops.kind == "prefill" else "step at"
+    phase = Phase(ops.kind, ops.tokens, ops.graph)
     console.text(
-        f"\n  where the time goes, {phase} {ops.tokens}: {ops.engine:.3f} ms in the engine while "
+        f"\n  where the time goes, {phase}: {ops.engine:.3f} ms in the engine while "
         f"traced, {ops.overhead:.3f} ms of it between operators"
     )
     if ops.ceilings is not None:

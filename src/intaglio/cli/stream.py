@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from intaglio.errors import InputError
 from intaglio.runtime.generation import generate
-from intaglio.runtime.manifest import TensorSpec
+from intaglio.runtime.graph_entry import TensorSpec
 from intaglio.runtime.session import Session
 from intaglio.state import TIME
 
@@ -71,14 +71,16 @@ def continue_text(
     Raises:
         InputError: if the bundle is no language model, or an option does not fit it.
     """
-    place = session.manifest.text.get("tokenizer")
-    words = codec(session.manifest, None if place is None else session.bundle.read(place))
+    text = session.manifest.text
+    place = text.get("tokenizer")
+    content = None if place is None else session.bundle.read(place)
+    words = codec(session.entry, text, content)
     ids = words.encode(prompt)
     tokens = generate(
         session,
         ids,
         stop=words.endings(stop),
-        logits=session.manifest.outputs[0].name,
+        logits=session.entry.outputs[0].name,
         **options,
     )
     made, pieces, seconds = [], [], []
@@ -119,7 +121,7 @@ def step_arrays(
 ) -> tuple[dict[str, Array], Latency]:
     """Give arrays to the session one time step after the other, at most `steps` of them.
 
-    A bundle of whole sequences gets them at once.
+    A graph of whole sequences gets them at once.
 
     Returns:
         The outputs of all steps joined along time, or of the last one where an output has no time.
@@ -127,8 +129,8 @@ def step_arrays(
     Raises:
         InputError: if the arrays do not fit the bundle.
     """
-    manifest = session.manifest
-    timed = [spec.name for spec in manifest.inputs if _has_time(spec) and spec.name in arrays]
+    entry = session.entry
+    timed = [spec.name for spec in entry.inputs if _has_time(spec) and spec.name in arrays]
     if any(arrays[name].ndim < 2 for name in timed):
         raise InputError(f"The arrays {', '.join(timed)} should be [batch, time, ...].")
     lengths = {arrays[name].shape[1] for name in timed}
@@ -137,11 +139,11 @@ def step_arrays(
             f"The arrays {', '.join(timed) or '(none)'} have "
             f"{', '.join(map(str, sorted(lengths))) or 'no'} time steps; they should all have the "
             f"same number, at least one. The bundle takes "
-            f"{', '.join(spec.name for spec in manifest.inputs)}."
+            f"{', '.join(spec.name for spec in entry.inputs)}."
         )
     made, seconds = [], []
     count = min(lengths.pop(), steps or np.iinfo(np.int64).max)
-    width = count if manifest.whole else 1
+    width = count if entry.whole else 1
     for at in range(0, count, width):
         part = {name: x[:, at : at + width] if name in timed else x for name, x in arrays.items()}
         start = time.perf_counter()
@@ -151,7 +153,7 @@ def step_arrays(
         spec.name: np.concatenate([step[spec.name] for step in made], axis=1)
         if _has_time(spec)
         else made[-1][spec.name]
-        for spec in manifest.outputs
+        for spec in entry.outputs
     }
     return outputs, Latency(seconds, 0)
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from intaglio.errors import BundleError
 from intaglio.runtime.bundle import Bundle
-from intaglio.runtime.manifest import Manifest, Target, TensorSpec
+from intaglio.runtime.graph_entry import GraphEntry, TargetEntry, TensorSpec
+from intaglio.runtime.manifest import Manifest
 from intaglio.state import StateSpec
 
 from .console import Console
@@ -29,10 +30,17 @@ def show(
     where: str,
     damage: Mapping[str, str],
     estimate: int | None = None,
+    names: Sequence[str] | None = None,
 ) -> None:
-    """Print the summary of the bundle that `manifest` describes; `damage` maps files to faults.
+    """Print the summary of the bundle that `manifest` describes.
 
-    With an `estimate` of its bytes, the bundle is one that would be written.
+    Args:
+        console: where to print.
+        manifest: of the bundle.
+        where: it lies.
+        damage: files with their faults.
+        estimate: of its bytes, where the bundle is one that would be written.
+        names: of the graphs to tell of; None for all.
     """
     source = manifest.source
     if estimate is None:
@@ -43,37 +51,14 @@ def show(
     console.text(f"source   {source['name']}, sha256 {source['sha256'][:12]}")
     if source.get("model"):
         console.text(f"model    {source['model']}")
-    for name, target in manifest.targets.items():
-        console.text(
-            f"target   {name}: {target.path}, opset {target.opset}{_dtype(target)}, {target.parity}"
-            f"{_accuracy(manifest) if name == 'ort' else ''}"
-        )
-    console.text(f"context  {_context(manifest)}")
-    if manifest.whole:
-        console.text("calls    whole sequences, in which tokens see later ones; nothing is carried")
     if manifest.text:
         ends = ", ".join(map(str, manifest.text["eos"])) or "none"
         console.text(f"text     {manifest.text['tokenizer']}, tokens that end a text: {ends}")
-    _tensors(console, "inputs", manifest.inputs)
-    _tensors(console, "outputs", manifest.outputs)
-    console.text(f"\nstates   {len(manifest.states)}, for each row {_carried(manifest.states)}")
-    stored = {name: manifest.states_of(name) for name in manifest.targets}
-    for name, states in stored.items():
-        if states != manifest.states:
-            console.text(f"         on {name} {_carried(states)}")
-    console.table(
-        [
-            _state(spec, {name: states[index].dtype for name, states in stored.items()})
-            for index, spec in enumerate(manifest.states)
-        ],
-        ["input", "shape", "dtype", "layout", "bytes per row", "module"],
-    )
-    console.text("\npasses")
-    console.table([_pass(record) for record in manifest.passes], ["name", "nodes", "checked"])
-    if console.flags.verbose:
-        _notes(console, manifest.passes)
-    console.text(f"\nparity   {_scope(manifest.parity)}")
-    show_parity(console, manifest.parity)
+    graphs = {name: manifest.graphs[name] for name in names or manifest.graphs}
+    for name, entry in graphs.items():
+        if len(manifest.graphs) > 1:
+            console.text(f"\ngraph    {name}")
+        _show_graph(console, entry)
     if estimate is not None:
         return
     console.text("\nfiles")
@@ -84,6 +69,40 @@ def show(
         ],
         ["path", "size", ""],
     )
+
+
+def _show_graph(console: Console, entry: GraphEntry) -> None:
+    """What runs a graph, what goes in and out, how it was made, what was proven."""
+    for name, target in entry.targets.items():
+        console.text(
+            f"target   {name}: {target.path}, opset {target.opset}{_dtype(target)}, {target.parity}"
+            f"{_accuracy(entry) if name == 'ort' else ''}"
+        )
+    console.text(f"context  {_context(entry)}")
+    if entry.whole:
+        console.text("calls    whole sequences, in which tokens see later ones; nothing is carried")
+    _tensors(console, "inputs", entry.inputs)
+    _tensors(console, "outputs", entry.outputs)
+    if entry.conditions:
+        _tensors(console, f"conditions, once for a sequence, to {entry.prepare}", entry.conditions)
+    console.text(f"\nstates   {len(entry.states)}, for each row {_carried(entry.states)}")
+    stored = {name: entry.states_of(name) for name in entry.targets}
+    for name, states in stored.items():
+        if states != entry.states:
+            console.text(f"         on {name} {_carried(states)}")
+    console.table(
+        [
+            _state(spec, {name: states[index].dtype for name, states in stored.items()})
+            for index, spec in enumerate(entry.states)
+        ],
+        ["input", "shape", "dtype", "layout", "bytes per row", "module"],
+    )
+    console.text("\npasses")
+    console.table([_pass(record) for record in entry.passes], ["name", "nodes", "checked"])
+    if console.flags.verbose:
+        _notes(console, entry.passes)
+    console.text(f"\nparity   {_scope(entry.parity)}")
+    show_parity(console, entry.parity)
 
 
 def show_parity(console: Console, parity: Mapping[str, Any]) -> None:
@@ -113,9 +132,9 @@ def amount(size: int) -> str:
     return f"{size / scale:.3g} {unit}"
 
 
-def _accuracy(manifest: Manifest) -> str:
+def _accuracy(entry: GraphEntry) -> str:
     """What a reader has to know of the products with weights of few bits."""
-    records = (record.get("details", {}) for record in manifest.passes)
+    records = (record.get("details", {}) for record in entry.passes)
     found: Mapping[str, Any] = next((d for d in records if "accuracy" in d), {})
     some, all_ = found.get("in_two_parts", (0, 0))
     return {
@@ -131,8 +150,8 @@ def module_name(path: str) -> str:
     return path or "(top)"
 
 
-def _context(manifest: Manifest) -> str:
-    limits = manifest.limits
+def _context(entry: GraphEntry) -> str:
+    limits = entry.limits
     tokens = f"up to {limits.max_context} tokens" if limits.max_context else "any length"
     return tokens if limits.batch is None else f"{tokens}, batch of {limits.batch}"
 
@@ -185,7 +204,7 @@ def _notes(console: Console, passes: Sequence[Mapping[str, Any]]) -> None:
             console.text(f"  {record['name']}: {note}")
 
 
-def _dtype(target: Target) -> str:
+def _dtype(target: TargetEntry) -> str:
     return "" if target.dtype == "float32" else f", {target.dtype}"
 
 

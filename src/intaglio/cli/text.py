@@ -4,11 +4,11 @@ Without one, tokens are bytes where the vocabulary has 256 entries, and ids in d
 """
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from intaglio.errors import InputError
-from intaglio.runtime.manifest import Manifest
+from intaglio.runtime.graph_entry import GraphEntry
 from intaglio.state import BATCH, TIME
 
 from .console import plain
@@ -156,14 +156,16 @@ class TokenizerCodec:
         return str(self._tokenizer.decode(self._ids[self._before :]))[len(known) :]
 
 
-def codec(manifest: Manifest, tokenizer: bytes | None = None) -> Codec:
-    """The codec of `tokenizer`, else what fits the vocabulary: the first output's last axis.
+def codec(entry: GraphEntry, text: Mapping[str, Any], tokenizer: bytes | None = None) -> Codec:
+    """The codec of a graph: that of `tokenizer`, by the bundle's `text`.
+
+    Without one it is what fits the vocabulary, the last axis of the first output.
 
     Raises:
         InputError: if the bundle takes other inputs than token ids, or gives other outputs than
             logits, or the tokenizer cannot be read.
     """
-    inputs, (output, *_) = manifest.inputs, manifest.outputs
+    inputs, (output, *_) = entry.inputs, entry.outputs
     vocabulary = output.shape[-1]
     takes_tokens = len(inputs) == 1 and inputs[0].shape == (BATCH, TIME)
     if not takes_tokens or len(output.shape) != 3 or not isinstance(vocabulary, int):
@@ -173,5 +175,5 @@ def codec(manifest: Manifest, tokenizer: bytes | None = None) -> Codec:
             "Give arrays with --inputs FILE.npz."
         )
     if tokenizer is not None:
-        return TokenizerCodec(tokenizer, vocabulary, manifest.text.get("eos", ()))
+        return TokenizerCodec(tokenizer, vocabulary, text.get("eos", ()))
     return ByteCodec() if vocabulary == BYTES else IdCodec(vocabulary)

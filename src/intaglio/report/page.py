@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
+from intaglio.runtime.graph_entry import MAIN
 from intaglio.runtime.profile.ops import OpProfile
-from intaglio.runtime.profile.report import Measured, Phase, ProfileReport, Timing
+from intaglio.runtime.profile.report import Latencies, Measured, Phase, ProfileReport
 
 from . import charts
 from .html import Html, element, join, table
@@ -169,7 +170,7 @@ def _latency(report: ProfileReport) -> Html:
     return _section("Latency", said, table([*head], rows), *steps)
 
 
-def _row(label: object, timing: Timing, ranks: Sequence[float]) -> list[object]:
+def _row(label: object, timing: Latencies, ranks: Sequence[float]) -> list[object]:
     return [
         label,
         element("b", milliseconds(timing.median)),
@@ -217,7 +218,7 @@ def _distributions(report: ProfileReport) -> Html:
 
 
 def _contexts(report: ProfileReport) -> Html | None:
-    contexts = [phase for phase in report.phases if phase.kind == "step"]
+    contexts = [phase for phase in report.phases if phase.kind == "step" and phase.graph == MAIN]
     if len(contexts) < 2:
         return None
     said = (
@@ -233,7 +234,9 @@ def _contexts(report: ProfileReport) -> Html | None:
 
 
 def _operators(entry: Measured) -> Html:
-    latest = {ops.kind: ops for ops in entry.ops}  # of the steps the one at the longest context
+    latest = {
+        (ops.graph, ops.kind): ops for ops in entry.ops
+    }  # of the steps the one at the longest context
     said = (
         "Time of the operators by the module of the source that they came from, in a traced run. "
         "Open a module to see what is within it."
@@ -243,6 +246,7 @@ def _operators(entry: Measured) -> Html:
 
 
 def _traced(ops: OpProfile) -> list[Html]:
+    phase = Phase(ops.kind, ops.tokens, ops.graph)
     whole = ops.kernels + max(ops.overhead, 0)
     overhead = _leaf("between operators", ops.overhead, whole, quiet=True)
     root = tree(ops.by_module())
@@ -260,7 +264,7 @@ def _traced(ops: OpProfile) -> list[Html]:
         blank = ["" for _ in ops.columns]
         shown.append([f"{len(rest)} more", nodes, *_share(time, whole), *blank])
     return [
-        element("h3", f"{Phase(ops.kind, ops.tokens)}: {ops.engine:.3g} ms in the engine, traced"),
+        element("h3", f"{phase}: {ops.engine:.3g} ms in the engine, traced"),
         element("p", f"Roofline: {ops.ceilings}.") if ops.ceilings is not None else Html(""),
         element("div", *rows, overhead, class_="tree"),
         table(head, shown),

@@ -112,7 +112,7 @@ def test_a_recurrent_model_of_two_bits_holds_on_text(tmp_path: Path, text: Path)
     assert report.parity.data is not None
     assert report.parity.seed is None
     assert "96 steps of 2 rows of the data" in report.parity.summary()
-    assert Bundle.open(out).manifest.parity["data"] == report.parity.data
+    assert Bundle.open(out).manifest.main.parity["data"] == report.parity.data
     assert not verify(out, checkpoint, steps=96).passed
     assert verify(out, checkpoint, steps=96, data=text).passed
 

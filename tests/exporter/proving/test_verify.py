@@ -24,6 +24,7 @@ from intaglio.exporter.proving.verify import verify
 from intaglio.exporter.sources.examples import guess_specs, sampler
 from intaglio.exporter.sources.source import Source
 from intaglio.ops import linear_attention
+from intaglio.runtime.graph_entry import MAIN
 from intaglio.runtime.session import Session
 
 WIDTH, KERNEL, CONTEXT = 8, 3, 90
@@ -207,7 +208,7 @@ def test_a_wrong_state_fails_by_its_name(
         snapshot.arrays[name][..., 0] += 0.01
         return snapshot
 
-    monkeypatch.setattr("intaglio.runtime.state.State.save", spoil)
+    monkeypatch.setattr("intaglio.runtime.session_state.State.save", spoil)
     report = verify(bundle, source, steps=3)
 
     assert {row.found.name for row in report.rows if not row.found.passed} == {name}
@@ -251,9 +252,10 @@ def test_a_tolerance_holds_for_its_name_alone(bundle: Path, source: Source) -> N
 def test_limits_follow_the_lowest_precision(bundle: Path, dtype: str, limit: float) -> None:
     """Recurrent states stay fp32 beside activations of half precision; one limit serves both."""
     manifest = Session.load(bundle).manifest
-    outputs = tuple(replace(spec, dtype=dtype) for spec in manifest.outputs)
+    outputs = tuple(replace(spec, dtype=dtype) for spec in manifest.main.outputs)
+    main = replace(manifest.main, outputs=outputs)
 
-    limits = verification._limits(replace(manifest, outputs=outputs), "float32", {})
+    limits = verification._limits(manifest.with_graph(MAIN, main), "float32", {})
     assert limits == dict.fromkeys(["logits", *STATES], limit)
     assert verification._limits(manifest, dtype, {}) == limits
 

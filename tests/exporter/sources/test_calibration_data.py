@@ -226,5 +226,5 @@ def test_a_killed_export_goes_on_where_it_stopped(checkpoint: Path, tmp_path: Pa
     assert 2 <= len(finished) < len(list(work.glob("*.npz")))
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
     assert first.manifest.files == second.manifest.files
-    assert first.manifest.passes == second.manifest.passes
+    assert first.manifest.main.passes == second.manifest.main.passes
     assert not (tmp_path / "again.work").exists()

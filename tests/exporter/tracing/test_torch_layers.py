@@ -67,8 +67,8 @@ def test_recurrent_layers_carry_their_state(
         Net(lambda net, x: net.layer(x)[0], layer=layer), tmp_path / "bundle", check_passes=True
     )
 
-    assert [spec.shape for spec in report.manifest.states] == [("batch", *s) for s in states]
-    assert {(spec.op, spec.module) for spec in report.manifest.states} == {("rnn", "layer")}
+    assert [spec.shape for spec in report.manifest.main.states] == [("batch", *s) for s in states]
+    assert {(spec.op, spec.module) for spec in report.manifest.main.states} == {("rnn", "layer")}
     assert report.parity is not None
     assert {row.kind for row in report.parity.rows} == {"output", "state"}
 
@@ -99,7 +99,7 @@ def test_layers_of_one_model_are_told_apart(tmp_path: Path) -> None:
     }
     report = exported(Net(mix, **layers), tmp_path / "bundle")
 
-    found = [(spec.module, spec.op, spec.call) for spec in report.manifest.states]
+    found = [(spec.module, spec.op, spec.call) for spec in report.manifest.main.states]
     assert sorted(found) == [
         *(("attention", "attention", 0), ("attention", "attention", 0)),
         *(("recurrent", "rnn", 0), ("recurrent", "rnn", 1)),
@@ -127,7 +127,7 @@ def test_attention_carries_a_cache(
     layer = nn.MultiheadAttention(SIZE, 2, bias=bias, batch_first=batch_first)
     report = exported(Net(mixed, layer=layer), tmp_path / "bundle")
 
-    assert [spec.port for spec in report.manifest.states] == ["key", "value"]
+    assert [spec.port for spec in report.manifest.main.states] == ["key", "value"]
 
 
 @pytest.mark.parametrize("norm_first", [True, False])
@@ -143,7 +143,7 @@ def test_encoders_with_a_causal_mask_are_decoders(
         tmp_path / "bundle",
     )
 
-    assert len(report.manifest.states) == 4
+    assert len(report.manifest.main.states) == 4
     assert torch.backends.mha.get_fastpath_enabled()
 
 

@@ -11,17 +11,14 @@ import pytest
 from intaglio.errors import BundleError
 from intaglio.exporter.writing import bundle_writer as bundle
 from intaglio.exporter.writing.bundle_writer import BundleWriter
+from intaglio.runtime.graph_entry import MAIN, GraphEntry
 from intaglio.runtime.manifest import Manifest
 
 
 def manifest(name: str) -> Manifest:
     return Manifest(
         source={"name": name, "sha256": "0" * 64, "format": "torch"},
-        inputs=(),
-        outputs=(),
-        states=(),
-        past_length=False,
-        targets={},
+        graphs={MAIN: GraphEntry(inputs=(), outputs=(), states=(), past_length=False, targets={})},
         files={},
     )
 

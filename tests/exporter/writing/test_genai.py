@@ -14,8 +14,9 @@ from intaglio.errors import OptionError
 from intaglio.exporter.export import ExportReport
 from intaglio.exporter.options.served_shapes import Shapes
 from intaglio.exporter.writing.genai import add_genai
-from intaglio.runtime import Session, generate
-from intaglio.state import Layout
+from intaglio.runtime import Manifest, Session, generate
+from intaglio.runtime.graph_entry import MAIN
+from intaglio.state import Layout, StateSpec
 
 CHECKPOINTS = Path(__file__).parents[3] / "models" / "checkpoints"
 PROMPT = np.frombuffer(b"def main(", np.uint8).astype(np.int64)
@@ -51,8 +52,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
 
 def test_genai_generates_the_tokens_that_a_session_generates(exported: ExportReport) -> None:
     assert by_genai(exported.out, 2) == [by_session(exported.out)] * 2
-    assert exported.manifest.targets["ort"].parity == "passed"
-    assert exported.manifest.targets["genai"].parity.startswith("not run")
+    assert exported.manifest.main.targets["ort"].parity == "passed"
+    assert exported.manifest.main.targets["genai"].parity.startswith("not run")
 
 
 def test_it_does_so_with_the_fused_attention_of_one_row(tmp_path: Path) -> None:
@@ -77,6 +78,10 @@ def test_a_recurrent_state_is_refused_by_name_and_nothing_is_left(tmp_path: Path
     assert not list(tmp_path.iterdir())
 
 
+def with_states(exported: ExportReport, *states: StateSpec) -> Manifest:
+    return exported.manifest.with_graph(MAIN, replace(exported.manifest.main, states=states))
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -89,15 +94,15 @@ def test_a_recurrent_state_is_refused_by_name_and_nothing_is_left(tmp_path: Path
 def test_a_cache_that_genai_does_not_know_is_refused(
     exported: ExportReport, change: dict[str, Any], words: str
 ) -> None:
-    first, *rest = exported.manifest.states
-    manifest = replace(exported.manifest, states=(replace(first, **change), *rest))
+    first, *rest = exported.manifest.main.states
+    manifest = with_states(exported, replace(first, **change), *rest)
 
     with pytest.raises(OptionError, match=words):
         add_genai(exported.out, manifest)
 
 
 def test_a_layer_without_a_cache_is_refused(exported: ExportReport) -> None:
-    manifest = replace(exported.manifest, states=exported.manifest.states[2:])
+    manifest = with_states(exported, *exported.manifest.main.states[2:])
 
     with pytest.raises(OptionError, match="only its layers 1, 2, 3 have a cache"):
         add_genai(exported.out, manifest)

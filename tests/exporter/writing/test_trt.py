@@ -32,10 +32,10 @@ from intaglio.passes.lower import trt_attention
 from intaglio.runtime import user_cache
 from intaglio.runtime.bundle import Bundle
 from intaglio.runtime.manifest import Manifest
-from intaglio.runtime.ort.engine import open_engine
+from intaglio.runtime.ort.ort_engine import open_engine
 from intaglio.runtime.session import Session
 from intaglio.runtime.trt import driver, flavour
-from intaglio.runtime.trt.build import build, read_built
+from intaglio.runtime.trt.engine_build import build, read_built
 from intaglio.state import Layout
 
 tensorrt_rtx = pytest.importorskip("tensorrt_rtx")
@@ -62,7 +62,7 @@ def graph(bundle: Path, name: str) -> ir.Model:
 def test_every_recurrence_is_a_plugin_of_ours(hybrid_engine: ExportReport) -> None:
     """No recurrence falls apart into loops, and the engine is there."""
     bundle = Bundle.open(hybrid_engine.out)
-    built = read_built(bundle)
+    built = read_built(bundle.graph())
     assert built is not None
     recurrent = {
         node.name: node.op_type
@@ -82,7 +82,7 @@ def test_every_recurrence_is_a_plugin_of_ours(hybrid_engine: ExportReport) -> No
 
 def test_bindings_are_those_of_the_graph_for_onnx_runtime(hybrid_engine: ExportReport) -> None:
     """Inputs, outputs and states by name, dtype and shape; a cache has a size, -1 is dynamic."""
-    built = read_built(Bundle.open(hybrid_engine.out))
+    built = read_built(Bundle.open(hybrid_engine.out).graph())
     assert built is not None
     names = {"FLOAT": "FLOAT", "INT64": "INT64"}
 
@@ -103,14 +103,16 @@ def test_bindings_are_those_of_the_graph_for_onnx_runtime(hybrid_engine: ExportR
     assert found == bindings(lowered.inputs)
     found = {each.name: (names[each.dtype], each.shape) for each in built.outputs}
     assert found.keys() == {value.name for value in lowered.outputs}
-    states = {spec.output for spec in Manifest.load(hybrid_engine.out / "manifest.json").states}
+    states = {
+        spec.output for spec in Manifest.load(hybrid_engine.out / "manifest.json").main.states
+    }
     wanted = bindings(value for value in lowered.outputs if value.name in states)
     assert {name: found[name][0] for name in states} == {n: wanted[n][0] for n in states}
 
 
 def test_what_has_not_run_is_never_called_parity(hybrid_engine: ExportReport) -> None:
     """The engine's own target says so, whatever ONNX Runtime proved."""
-    targets = hybrid_engine.manifest.targets
+    targets = hybrid_engine.manifest.main.targets
 
     assert targets["ort"].parity == "passed"
     assert targets["trt"].parity == "not run (no device)"
@@ -120,13 +122,13 @@ def test_weights_are_shared_with_the_other_graphs(hybrid_engine: ExportReport) -
     """What the graph for TensorRT adds is its own small data."""
     files = hybrid_engine.manifest.files
     assert "trt/model.onnx.data" not in files
-    assert hybrid_engine.manifest.targets["trt"].data == ("model.onnx.data",)
+    assert hybrid_engine.manifest.main.targets["trt"].data == ("model.onnx.data",)
     assert any(name.endswith(f".sm_{SM}.cubin") for name in files)
 
 
 def test_two_profiles_cover_step_and_prefill(hybrid_engine: ExportReport) -> None:
     """One token for the step; up to 512 for prefill."""
-    built = read_built(Bundle.open(hybrid_engine.out))
+    built = read_built(Bundle.open(hybrid_engine.out).graph())
     assert built is not None
 
     step, prefill = built.profiles
@@ -140,10 +142,10 @@ def test_an_engine_is_verified_where_it_can_run(
 ) -> None:
     """In one row, as it was built for; a stand-in for the GPU computes what its graph says."""
     bundle = Bundle.open(hybrid_engine.out)
-    built = read_built(bundle)
+    built = read_built(bundle.graph())
     assert built is not None
     gpu = Driver(SM)
-    graph = open_engine(bundle, "trt", 1)
+    graph = open_engine(bundle.graph(), "trt", 1)
     TensorRT(tensorrt_rtx, gpu, graph, built.profiles).install(monkeypatch)
     report = verify(bundle.root, hybrid_checkpoint, target="trt", steps=70, keep=False)
 
@@ -155,16 +157,16 @@ def test_an_engine_is_verified_where_it_can_run(
 def test_an_engine_in_fp16_keeps_recurrent_states_in_fp32(in_fp16: ExportReport) -> None:
     """Caches are fp16 for TensorRT alone; weights are data of its own."""
     manifest = in_fp16.manifest
-    built = read_built(Bundle.open(in_fp16.out))
+    built = read_built(Bundle.open(in_fp16.out).graph())
     assert built is not None
     found = {tensor.name: tensor.dtype for tensor in (*built.inputs, *built.outputs)}
     names = {"float16": "HALF", "float32": "FLOAT"}
 
-    for spec in manifest.states_of("trt"):
+    for spec in manifest.main.states_of("trt"):
         wanted = names["float32" if spec.layout is Layout.RECURRENT else "float16"]
         assert (found[spec.input], found[spec.output]) == (wanted, wanted)
     assert found["logits"] == "FLOAT"
-    assert {spec.dtype for spec in manifest.states_of("ort")} == {"float32"}
+    assert {spec.dtype for spec in manifest.main.states_of("ort")} == {"float32"}
     assert {layer.plugin for layer in built.layers} >= {"LinearAttention", "CausalConvWithState"}
     weights = graph(in_fp16.out, "trt/model.onnx").graph.initializers.values()
     assert {str(v.dtype) for v in weights if v.shape and len(v.shape) > 1} == {"FLOAT16"}
@@ -196,7 +198,7 @@ def test_an_engine_runs_on_the_gpu_that_is_here(
         hybrid_checkpoint, tmp_path / "b", targets=["ort", "trt"], sm=[here], steps=70, dtype=dtype
     )
 
-    assert report.manifest.targets["trt"].parity == "passed", report.notes
+    assert report.manifest.main.targets["trt"].parity == "passed", report.notes
 
 
 @pytest.mark.parametrize(
@@ -249,10 +251,10 @@ def test_without_tensorrt_the_bundle_says_how_it_is_finished(
     report = export(hybrid_checkpoint, tmp_path / "b", targets=["trt"], sm=[SM], verify=False)
 
     assert any("intaglio build" in note for note in report.notes)
-    assert read_built(Bundle.open(report.out)) is None
+    assert read_built(Bundle.open(report.out).graph()) is None
     monkeypatch.undo()
-    build(Bundle.open(report.out))
-    assert read_built(Bundle.open(report.out)) is not None
+    build(Bundle.open(report.out).graph())
+    assert read_built(Bundle.open(report.out).graph()) is not None
 
 
 @pytest.mark.parametrize(
@@ -301,7 +303,7 @@ def test_an_operator_may_lack_inputs(tmp_path: Path) -> None:
         sm=[SM],
         steps=20,
     )
-    built = read_built(Bundle.open(report.out))
+    built = read_built(Bundle.open(report.out).graph())
 
     assert built is not None
     assert [x.plugin for x in built.layers if x.plugin] == ["PiecewiseLinearRNN"]
@@ -336,7 +338,7 @@ def test_operators_of_the_standard_may_lack_inputs(tmp_path: Path) -> None:
         sm=[SM],
         steps=20,
     )
-    built = read_built(Bundle.open(report.out))
+    built = read_built(Bundle.open(report.out).graph())
 
     assert built is not None
     plugins = [layer.plugin for layer in built.layers if layer.plugin]
@@ -371,7 +373,7 @@ def test_recurrent_layers_are_loops_of_tensorrt(dtype: str, tmp_path: Path) -> N
         steps=20,
         dtype=dtype,
     )
-    built = read_built(Bundle.open(report.out))
+    built = read_built(Bundle.open(report.out).graph())
 
     assert built is not None
     assert [layer.plugin for layer in built.layers if layer.plugin] == []
@@ -435,10 +437,10 @@ def test_a_gpu_that_rtx_does_not_know_leaves_the_engine_to_it(
     report = export(hybrid_checkpoint, tmp_path / "b", targets=["trt"], sm=[87], verify=False)
 
     assert any("not for 87" in note and "intaglio build" in note for note in report.notes)
-    assert read_built(Bundle.open(report.out)) is None
+    assert read_built(Bundle.open(report.out).graph()) is None
     assert any(name.endswith(".sm_87.cubin") for name in report.manifest.files)
     with pytest.raises(NotHereError, match="builds for compute capability 75, 80"):
-        build(Bundle.open(report.out))
+        build(Bundle.open(report.out).graph())
 
 
 def test_a_cache_holds_the_longest_prefill() -> None:

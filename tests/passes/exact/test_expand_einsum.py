@@ -129,4 +129,4 @@ def test_attention_in_einsum_carries_a_cache(tmp_path: Path) -> None:
 
     assert report.parity is not None
     assert report.parity.passed
-    assert [spec.port for spec in report.manifest.states] == ["key", "value"]
+    assert [spec.port for spec in report.manifest.main.states] == ["key", "value"]

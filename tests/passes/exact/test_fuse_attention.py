@@ -7,12 +7,11 @@ import onnx_ir as ir
 import pytest
 import torch
 from torch import Tensor, nn
+from traced import VOCABULARY, Traced
 
 from intaglio.passes import pipeline
 from intaglio.passes.base import Context
 from intaglio.passes.exact.fuse_attention import FuseAttention
-
-from ..conftest import VOCABULARY, Traced
 
 WIDTH, HEADS, CONTEXT = 8, 2, 20
 Attend = Callable[["Net", Tensor, Tensor, Tensor], Tensor]

@@ -6,11 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from traced import VOCABULARY, Traced
 
 from intaglio.errors import PassError
 from intaglio.passes import pipeline
-
-from ..conftest import VOCABULARY, Traced
 
 WIDTH = 4
 Shift = Callable[[Tensor], Tensor]

@@ -9,10 +9,10 @@ import pytest
 from engines import ROOM, add_engine
 
 from intaglio.errors import BundleError, OptionError, ProfileError
-from intaglio.runtime.bundle import Bundle
-from intaglio.runtime.manifest import Limits, Manifest, TensorSpec
-from intaglio.runtime.ort.trace import ENGINE
-from intaglio.runtime.profile.child import CHUNK, Runner, inputs_for
+from intaglio.runtime.bundle import Bundle, BundleGraph
+from intaglio.runtime.graph_entry import MAIN, GraphEntry, Limits, TensorSpec
+from intaglio.runtime.ort.ort_tracer import ENGINE
+from intaglio.runtime.profile.child import CHUNK, BundleRunner, inputs_for
 from intaglio.runtime.profile.measure import phases_of, profile
 from intaglio.runtime.profile.report import Phase, ProfileReport
 from intaglio.runtime.profile.settings import Contestant, ProfileSettings
@@ -94,7 +94,7 @@ def test_time_of_operators_is_given_to_modules(report: ProfileReport) -> None:
 
 def test_a_step_is_measured_at_the_very_context(bundle: Bundle) -> None:
     """However often it is repeated, and after contexts that were shorter."""
-    runner = Runner()
+    runner = BundleRunner()
     runner.load(str(bundle.root), "auto", 1, None)
     for context in (3, CHUNK + 5):
         runner.ready("step", context, 2)
@@ -105,7 +105,7 @@ def test_a_step_is_measured_at_the_very_context(bundle: Bundle) -> None:
 
 
 def test_a_prefill_starts_from_nothing(bundle: Bundle) -> None:
-    runner = Runner()
+    runner = BundleRunner()
     runner.load(str(bundle.root), "auto", 1, None)
     runner.ready("step", 9, 1)
     runner.ready("prefill", 4, 1)
@@ -115,7 +115,7 @@ def test_a_prefill_starts_from_nothing(bundle: Bundle) -> None:
 
 
 def test_calls_go_on_until_the_time_is_over(bundle: Bundle) -> None:
-    runner = Runner()
+    runner = BundleRunner()
     runner.load(str(bundle.root), "auto", 1, None)
     runner.ready("step", 1, 1)
     times = runner.run(0.05, 1)
@@ -128,21 +128,26 @@ def spec(name: str, dtype: str, *shape: int | str) -> TensorSpec:
     return TensorSpec(name, dtype, shape)
 
 
-def with_inputs(manifest: Manifest, *inputs: TensorSpec) -> Manifest:
-    return replace(manifest, inputs=inputs)
+def with_inputs(bundle: Bundle, *inputs: TensorSpec) -> GraphEntry:
+    return replace(bundle.manifest.main, inputs=inputs)
+
+
+def with_main(bundle: Bundle, main: GraphEntry) -> BundleGraph:
+    """The main graph of a bundle, described otherwise."""
+    return replace(bundle, manifest=bundle.manifest.with_graph(MAIN, main)).graph()
 
 
 def test_inputs_are_such_as_a_model_takes(bundle: Bundle) -> None:
     """Token ids of the vocabulary, masks that hide nothing, floats of both signs, else zeros."""
-    manifest = with_inputs(
-        bundle.manifest,
+    graph = with_inputs(
+        bundle,
         spec("attention_mask", "int64", BATCH, TIME),
         spec("input_ids", "int32", BATCH, TIME),
         spec("token_type_ids", "int64", BATCH, TIME),
         spec("features", "float32", BATCH, TIME, 8),
         spec("keep", "bool", BATCH),
     )
-    inputs = inputs_for(manifest, 3, 500, 0)
+    inputs = inputs_for(graph, 3, 500, 0)
     ids = inputs["input_ids"]
 
     assert {name: array.shape for name, array in inputs.items()} == {
@@ -153,7 +158,7 @@ def test_inputs_are_such_as_a_model_takes(bundle: Bundle) -> None:
         "keep": (3,),
     }
     assert {name: str(array.dtype) for name, array in inputs.items()} == {
-        entry.name: entry.dtype for entry in manifest.inputs
+        entry.name: entry.dtype for entry in graph.inputs
     }
     assert (ids.min(), ids.max()) == (0, 22)
     assert inputs["attention_mask"].all()
@@ -164,13 +169,13 @@ def test_inputs_are_such_as_a_model_takes(bundle: Bundle) -> None:
 
 def test_bounds_and_defaults_of_inputs_hold(bundle: Bundle) -> None:
     """An input that picks rows of a table stays within it; one that may be left out is as if so."""
-    manifest = with_inputs(
-        bundle.manifest,
+    graph = with_inputs(
+        bundle,
         TensorSpec("segments", "int64", (BATCH, TIME), below=2),
         TensorSpec("padding_mask", "int64", (BATCH, TIME), default=0),
         spec("bias", "int64", BATCH, TIME),
     )
-    inputs = inputs_for(manifest, 3, 50, 0)
+    inputs = inputs_for(graph, 3, 50, 0)
 
     assert set(inputs["segments"].flat) == {0, 1}
     assert not inputs["padding_mask"].any()
@@ -178,27 +183,27 @@ def test_bounds_and_defaults_of_inputs_hold(bundle: Bundle) -> None:
 
 
 def test_a_dimension_that_nobody_chooses_is_refused(bundle: Bundle) -> None:
-    manifest = with_inputs(bundle.manifest, spec("image", "float32", BATCH, "height"))
+    graph = with_inputs(bundle, spec("image", "float32", BATCH, "height"))
 
     with pytest.raises(ProfileError, match="'image' has the free dimension 'height'"):
-        inputs_for(manifest, 1, 1, 0)
+        inputs_for(graph, 1, 1, 0)
 
 
-def limited(bundle: Bundle, **limits: int) -> Bundle:
-    return replace(bundle, manifest=replace(bundle.manifest, limits=Limits(**limits)))
+def limited(bundle: Bundle, **limits: int) -> BundleGraph:
+    return with_main(bundle, replace(bundle.manifest.main, limits=Limits(**limits)))
 
 
 def test_usual_contexts_end_where_positions_do(bundle: Bundle) -> None:
     """A step needs a position of its own; a model shorter than all of them is filled."""
     usual, short = ProfileSettings(), limited(bundle, max_context=100)
 
-    assert [str(phase) for phase in phases_of([bundle], usual)] == [
+    assert [str(phase) for phase in phases_of([bundle.graph()], usual)] == [
         *("prefill 512", "step at 128", "step at 1024", "step at 4096"),
     ]
     assert [str(phase) for phase in phases_of([limited(bundle, max_context=1025)], usual)] == [
         *("prefill 512", "step at 128", "step at 1024"),
     ]
-    assert [str(phase) for phase in phases_of([bundle, short], usual)] == [
+    assert [str(phase) for phase in phases_of([bundle.graph(), short], usual)] == [
         *("prefill 100", "step at 99"),
     ]
 
@@ -209,17 +214,17 @@ def test_contexts_end_where_the_caches_of_an_engine_do(make_bundle: MakeBundle) 
     add_engine(root, "1.7")
     bundle = Bundle.open(root)
 
-    assert [str(phase) for phase in phases_of([bundle], ProfileSettings(target="trt"))] == [
+    assert [str(phase) for phase in phases_of([bundle.graph()], ProfileSettings(target="trt"))] == [
         *(f"prefill {ROOM}", f"step at {ROOM - 1}"),
     ]
-    assert Phase("step", 4096) in phases_of([bundle], ProfileSettings())
+    assert Phase("step", 4096) in phases_of([bundle.graph()], ProfileSettings())
 
 
 def test_without_states_there_is_no_step(bundle: Bundle) -> None:
     """An encoder reads everything at once; what knows no time is called as it is."""
-    encoder = replace(bundle, manifest=replace(bundle.manifest, states=()))
-    fixed = replace(
-        encoder, manifest=with_inputs(encoder.manifest, spec("image", "float32", BATCH, 8))
+    encoder = with_main(bundle, replace(bundle.manifest.main, states=()))
+    fixed = with_main(
+        encoder.bundle, with_inputs(encoder.bundle, spec("image", "float32", BATCH, 8))
     )
 
     assert phases_of([encoder], QUICK) == [Phase("prefill", 5)]
@@ -227,8 +232,8 @@ def test_without_states_there_is_no_step(bundle: Bundle) -> None:
 
 
 def test_what_does_not_fit_is_refused_before_anything_runs(bundle: Bundle) -> None:
-    other = replace(bundle, manifest=with_inputs(bundle.manifest, spec("x", "float32", BATCH)))
-    bounded = replace(bundle.manifest.inputs[0], below=7)
+    other = with_main(bundle, with_inputs(bundle, spec("x", "float32", BATCH)))
+    bounded = replace(bundle.manifest.main.inputs[0], below=7)
 
     with pytest.raises(OptionError, match=r"context of 9 tokens does not fit.*allow 8"):
         phases_of([limited(bundle, max_context=9)], QUICK)
@@ -236,9 +241,9 @@ def test_what_does_not_fit_is_refused_before_anything_runs(bundle: Bundle) -> No
         phases_of([limited(bundle, max_context=4)], replace(QUICK, contexts=[2]))
     with pytest.raises(OptionError, match=r"batch of 1, not of 2\. Give --batch 1"):
         phases_of([limited(bundle, batch=1)], QUICK)
-    phases_of([bundle, replace(bundle, manifest=with_inputs(bundle.manifest, bounded))], QUICK)
+    phases_of([bundle.graph(), with_main(bundle, with_inputs(bundle, bounded))], QUICK)
     with pytest.raises(BundleError, match=r"takes x float32 \[batch\].*takes input_ids int64"):
-        phases_of([bundle, other], QUICK)
+        phases_of([bundle.graph(), other], QUICK)
 
 
 @pytest.mark.parametrize(
@@ -273,7 +278,7 @@ def test_a_contestant_that_dies_ends_the_profile(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its signal and its name are told."""
-    child = "from intaglio.runtime.worker import serve\nimport os\n"
+    child = "from intaglio.runtime.child_worker import serve\nimport os\n"
     (tmp_path / "peer_of_tests.py").write_text(
         child + "serve({'load': lambda: os.kill(os.getpid(), 9)})"
     )

@@ -2,10 +2,10 @@
 
 import pytest
 
-from intaglio.runtime.graph import Graph, Node, Value
+from intaglio.runtime.onnx_graph import Graph, Node, Value
+from intaglio.runtime.op_trace import EngineCall, Trace, TracedOp
 from intaglio.runtime.profile.ops import OpProfile, midmean, op_profile
-from intaglio.runtime.trace import Call, Trace, TracedOp
-from intaglio.runtime.work import Ceilings, Work, Works
+from intaglio.runtime.work import Ceilings, NodeWork, Works
 
 OPS = [
     TracedOp(node="a", op="Mul", module="mlp", nodes=("a",)),
@@ -22,15 +22,15 @@ def graph() -> Graph:
     return Graph((node("a", "Mul", "y", "y"), node("c", "MatMul", "x", "w")), {}, VALUES)
 
 
-def profiled(calls: list[Call], ceilings: Ceilings | None = None) -> OpProfile:
+def profiled(calls: list[EngineCall], ceilings: Ceilings | None = None) -> OpProfile:
     return op_profile("step", 7, OPS, calls, Works(graph(), {"batch": 2}), ceilings)
 
 
-CALL = Call(times={0: 1.0, 1: 2.0, 2: 4.0}, total=10.0, arena_held=30, arena_used=20)
+CALL = EngineCall(times={0: 1.0, 1: 2.0, 2: 4.0}, total=10.0, arena_held=30, arena_used=20)
 
 
 def test_operators_and_modules_are_sums_of_what_ran() -> None:
-    found = profiled([CALL, Call(times=CALL.times, total=10.0, arena_held=50)])
+    found = profiled([CALL, EngineCall(times=CALL.times, total=10.0, arena_held=50)])
 
     assert (found.kind, found.tokens, found.calls) == ("step", 7, 2)
     assert (found.kernels, found.overhead, found.engine) == (7.0, 3.0, 10.0)
@@ -42,7 +42,7 @@ def test_operators_and_modules_are_sums_of_what_ran() -> None:
 
 
 def test_an_interruption_of_one_call_makes_no_node_slow() -> None:
-    slow = Call(times={**CALL.times, 0: 5000.0}, total=5009.0)
+    slow = EngineCall(times={**CALL.times, 0: 5000.0}, total=5009.0)
     found = profiled([slow, *[CALL] * 7])
 
     assert (found.ops[0].milliseconds, found.engine) == (1.0, 10.0)
@@ -53,7 +53,7 @@ def test_rates_are_work_by_time_where_all_of_it_is_known() -> None:
     product, elementwise = profiled([CALL]).by_op()
     size = 4 * (2 * 100 + 100 * 50 + 2 * 50)
 
-    assert product.work == Work(size, 2 * 2 * 100 * 50)
+    assert product.work == NodeWork(size, 2 * 2 * 100 * 50)
     assert product.bandwidth == pytest.approx(size / 4e-3)
     assert product.throughput == pytest.approx(20_000 / 4e-3)
     assert (elementwise.work, elementwise.bandwidth) == (None, None)

@@ -5,16 +5,16 @@ import json
 import numpy as np
 import pytest
 
-from intaglio.runtime.profile.report import Measured, Phase, ProfileReport, Timing
+from intaglio.runtime.profile.report import Latencies, Measured, Phase, ProfileReport
 
 STEP = Phase("step", 128)
 
 
-def timing(*rounds: list[float], phase: Phase = STEP, batch: int = 1) -> Timing:
-    return Timing(phase=phase, batch=batch, rounds=rounds)
+def timing(*rounds: list[float], phase: Phase = STEP, batch: int = 1) -> Latencies:
+    return Latencies(phase=phase, batch=batch, rounds=rounds)
 
 
-def measured(name: str, *timings: Timing) -> Measured:
+def measured(name: str, *timings: Latencies) -> Measured:
     return Measured(name=name, kind="bundle", load_seconds=0.5, weights=1000, timings=timings)
 
 

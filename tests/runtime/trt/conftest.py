@@ -15,18 +15,18 @@ from intaglio.runtime import user_cache
 from intaglio.runtime.launch import (
     Buffer,
     Launch,
+    LaunchPlan,
     Output,
-    Plan,
     Variant,
     ceil_div,
     dim,
     less,
 )
-from intaglio.runtime.trt.build import GRAPH
-from intaglio.runtime.trt.kernels import Kernels
+from intaglio.runtime.trt.engine_build import GRAPH
+from intaglio.runtime.trt.kernels import NodeKernels
 
 
-def _plan(shared: int) -> Plan:
+def _plan(shared: int) -> LaunchPlan:
     def launch(name: str, first: Buffer) -> Launch:
         return Launch(
             code=f"{name}_0",
@@ -37,7 +37,7 @@ def _plan(shared: int) -> Plan:
             shared=shared,
         )
 
-    return Plan(
+    return LaunchPlan(
         inputs=("float16", "float16", "float16", "float32"),
         outputs=(
             Output(dtype="float16", shape=(dim(0, 0), dim(0, 1), 64)),
@@ -58,13 +58,13 @@ def _plan(shared: int) -> Plan:
 
 
 @pytest.fixture
-def make_kernels() -> Callable[..., Kernels]:
+def make_kernels() -> Callable[..., NodeKernels]:
     """Kernels for two GPUs, of which one needs more shared memory than is free for all."""
 
-    def make(op: str = "LinearAttention") -> Kernels:
+    def make(op: str = "LinearAttention") -> NodeKernels:
         plans = {80: _plan(1024), 90: _plan(100_000)}
         names = ("walk_0", "within_0", "across_0")
-        return Kernels(
+        return NodeKernels(
             op=op,
             plans=plans,
             code={f"{sm}/{name}": f"{name} for {sm}".encode() for sm in plans for name in names},

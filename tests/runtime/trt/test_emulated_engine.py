@@ -16,7 +16,7 @@ from hybrid import SM
 from intaglio.exporter.export import ExportReport
 from intaglio.runtime import user_cache
 from intaglio.runtime.session import Session
-from intaglio.runtime.trt.build import TARGET
+from intaglio.runtime.trt.engine_build import TARGET
 
 pytest.importorskip("tensorrt_rtx")
 pytest.importorskip("triton")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from intaglio.errors import BundleError, DeviceError
-from intaglio.runtime.trt.kernels import Kernels
+from intaglio.runtime.trt.kernels import NodeKernels
 from intaglio.runtime.trt.launcher import Launcher
 
 
@@ -55,7 +55,7 @@ INPUTS, OUTPUTS = [160, 176, 192, 208], [320, 336]
 POINTER, NUMBER = ctypes.c_void_p, ctypes.c_int32
 
 
-def test_a_step_is_one_launch(make_kernels: Callable[..., Kernels]) -> None:
+def test_a_step_is_one_launch(make_kernels: Callable[..., NodeKernels]) -> None:
     """Function, grid, block, shared memory, stream, and arguments with their types."""
     driver = Driver(80)
     shapes = [(2, 1, 64), *SHAPES[1:]]
@@ -80,7 +80,7 @@ def test_a_step_is_one_launch(make_kernels: Callable[..., Kernels]) -> None:
     assert driver.shared == {}
 
 
-def test_scratch_is_cut_out_of_the_workspace(make_kernels: Callable[..., Kernels]) -> None:
+def test_scratch_is_cut_out_of_the_workspace(make_kernels: Callable[..., NodeKernels]) -> None:
     """Each tensor starts where kernels may assume it to: at a multiple of 256 bytes."""
     driver = Driver(90)
     Launcher(make_kernels(), driver).launch(SHAPES, INPUTS, OUTPUTS, 1024, 5)
@@ -91,7 +91,9 @@ def test_scratch_is_cut_out_of_the_workspace(make_kernels: Callable[..., Kernels
     assert set(driver.shared.values()) == {100_000}
 
 
-def test_an_address_that_is_not_aligned_is_refused(make_kernels: Callable[..., Kernels]) -> None:
+def test_an_address_that_is_not_aligned_is_refused(
+    make_kernels: Callable[..., NodeKernels],
+) -> None:
     """A GPU would end all that runs on it, and name nothing."""
     driver = Driver(80)
     for inputs in ([168, *INPUTS[1:]], [None, *INPUTS[1:]]):
@@ -102,7 +104,7 @@ def test_an_address_that_is_not_aligned_is_refused(make_kernels: Callable[..., K
     assert driver.launched == []
 
 
-def test_an_empty_grid_is_not_launched(make_kernels: Callable[..., Kernels]) -> None:
+def test_an_empty_grid_is_not_launched(make_kernels: Callable[..., NodeKernels]) -> None:
     """The driver refuses a grid of no blocks."""
     driver = Driver(80)
     Launcher(make_kernels(), driver).launch([(2, 0, 64), *SHAPES[1:]], INPUTS, OUTPUTS, 0, 5)
@@ -110,13 +112,13 @@ def test_an_empty_grid_is_not_launched(make_kernels: Callable[..., Kernels]) -> 
     assert driver.launched == []
 
 
-def test_a_gpu_without_code_is_told(make_kernels: Callable[..., Kernels]) -> None:
+def test_a_gpu_without_code_is_told(make_kernels: Callable[..., NodeKernels]) -> None:
     """Which there is code for, and what to do."""
     with pytest.raises(BundleError, match=r"for compute capability 80, 90; this GPU has 120\. Ex"):
         Launcher(make_kernels(), Driver(120))
 
 
-def test_what_the_driver_refuses_is_an_error(make_kernels: Callable[..., Kernels]) -> None:
+def test_what_the_driver_refuses_is_an_error(make_kernels: Callable[..., NodeKernels]) -> None:
     """With the call that failed."""
     with pytest.raises(DeviceError, match="cuModuleLoadData failed: 200"):
         Launcher(make_kernels(), Driver(80, status=200))

@@ -25,11 +25,11 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from intaglio.runtime.bundle import Bundle
-from intaglio.runtime.trt.build import GRAPH, read_built
+from intaglio.runtime.trt.engine_build import GRAPH, read_built
 from intaglio.runtime.trt.flavour import FLAVOURS
-from intaglio.runtime.trt.kernels import Kernels, read
+from intaglio.runtime.trt.generic_plugin import workspace
+from intaglio.runtime.trt.kernels import NodeKernels, read
 from intaglio.runtime.trt.launcher import Launcher
-from intaglio.runtime.trt.plugin import workspace
 from intaglio.trt_plugins.ahead import Compiled
 
 from .device import STREAM, Gpu
@@ -40,7 +40,7 @@ Array = npt.NDArray[Any]
 
 def install(bundle: Path, gpu: Gpu, cache: Path, patch: pytest.MonkeyPatch) -> "Graph":
     """Have sessions of the bundle's engine run on the emulated GPU, until the patch is undone."""
-    built = read_built(Bundle.open(bundle))
+    built = read_built(Bundle.open(bundle).graph())
     assert built is not None
     graph = Graph(bundle, gpu, cache)
     real = importlib.import_module(FLAVOURS[built.flavour])
@@ -65,9 +65,9 @@ class Graph:
         self.launched: Counter[str] = Counter()
         self._proto = ir.to_proto(model)
         self._gpu = gpu
-        self._launchers: dict[str, tuple[Kernels, Launcher]] = {}
+        self._launchers: dict[str, tuple[NodeKernels, Launcher]] = {}
         texts = _texts(cache)
-        for node, kernels in read(Bundle.open(bundle)).items():
+        for node, kernels in read(Bundle.open(bundle).graph()).items():
             code = {key: texts[_digest(binary)] for key, binary in kernels.code.items()}
             known = replace(kernels, code=code)
             self._launchers[node] = known, Launcher(known, gpu)

@@ -10,10 +10,10 @@ from torch.nn import functional as F
 from intaglio.errors import UnsupportedError
 from intaglio.ops._low_bit_packing import groups_of, pack_codes
 from intaglio.ops.op import Sample
-from intaglio.runtime.launch import Plan, evaluate
-from intaglio.runtime.trt.kernels import Kernels
+from intaglio.runtime.launch import LaunchPlan, evaluate
+from intaglio.runtime.trt.generic_plugin import workspace
+from intaglio.runtime.trt.kernels import NodeKernels
 from intaglio.runtime.trt.launcher import Launcher
-from intaglio.runtime.trt.plugin import workspace
 from intaglio.trt_plugins.ahead import Compiled, Job
 from intaglio.trt_plugins.plugin import Plugin, Request
 from intaglio.trt_plugins.run import error_of, request_of
@@ -73,13 +73,13 @@ def draw(request: Request, *, batch: int, time: int) -> Sample:
     return sample
 
 
-def kernels_of(plugin: Plugin, made: Compiled, sm: int) -> Kernels:
+def kernels_of(plugin: Plugin, made: Compiled, sm: int) -> NodeKernels:
     """Compiled kernels as an engine carries them, but for PTX in place of machine code."""
     code = {f"{sm}/{name}": each.ptx.encode() for name, each in made.code.items()}
-    return Kernels(op=plugin.op.onnx_type, plans={sm: made.plan}, code=code)
+    return NodeKernels(op=plugin.op.onnx_type, plans={sm: made.plan}, code=code)
 
 
-def ways_of(kernels: Kernels) -> list[Kernels]:
+def ways_of(kernels: NodeKernels) -> list[NodeKernels]:
     """Each way to compute it, whatever the shapes for which the plan would take it."""
     return [
         replace(kernels, plans={sm: replace(plan, variants=(replace(variant, when=None),))})
@@ -91,7 +91,7 @@ def ways_of(kernels: Kernels) -> list[Kernels]:
 def errors(
     plugin: Plugin,
     sample: Sample,
-    kernels: Kernels,
+    kernels: NodeKernels,
     gpu: Gpu,
     in_place: Mapping[int, int] | None = None,
 ) -> list[float]:
@@ -111,7 +111,7 @@ def errors(
     return compared(plugin, sample, [gpu.get(at, x) for at, x in zip(to, outputs, strict=True)])
 
 
-def poisoned(plan: Plan, shapes: Sequence[tuple[int, ...] | None]) -> list[Tensor]:
+def poisoned(plan: LaunchPlan, shapes: Sequence[tuple[int, ...] | None]) -> list[Tensor]:
     """Outputs that are NaN everywhere."""
     return [
         torch.full(

@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from intaglio import __version__
 from intaglio.cli import doctor
 from intaglio.cli.console import Console
 from intaglio.cli.frame import command
+from intaglio.version import __version__
 
 
 @command

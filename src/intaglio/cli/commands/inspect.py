@@ -8,7 +8,7 @@ import typer
 from intaglio.cli.console import Console
 from intaglio.cli.frame import command
 
-from .options import BundlePath, whole_numbers
+from .options import BundlePath, Graph, by_graph, whole_numbers
 
 
 @command
@@ -21,6 +21,7 @@ def inspect_(
     diff: Annotated[
         bool, typer.Option("--diff", help="Show what differs between two bundles.")
     ] = False,
+    graph: Graph = None,
     contexts: Annotated[
         str,
         typer.Option("--context", metavar="N,...", help="Tell the states' bytes after N tokens."),
@@ -29,41 +30,30 @@ def inspect_(
 ) -> int:
     """Show what a bundle holds: inputs, states, weights, passes, parity, files."""
     from intaglio.cli import inside, summary
-    from intaglio.errors import BundleError
     from intaglio.runtime import Bundle
 
     if diff != (other is not None):
         raise typer.BadParameter("two bundles are compared with --diff: inspect --diff A B")
     opened = Bundle.open(bundle)
+    names = list(opened.graphs) if graph is None else [opened.graph(graph).name]
     if other is not None:
-        from intaglio.runtime.bundle_diff import compare_bundles
-
-        found = compare_bundles(opened, Bundle.open(other))
-        inside.show_diff(console, found, (str(bundle), str(other)))
-        console.result(found.to_json())
+        pair = (opened, Bundle.open(other))
+        console.result(inside.compare(console, pair, (str(bundle), str(other)), graph))
         return 0
     damage = summary.damage(opened)
     tokens = whole_numbers(contexts, "--context") if contexts else []
-    summary.show(console, opened.manifest, str(bundle), damage)
-    inside.show_states(console, opened.manifest, tokens, batch)
-    if console.flags.verbose:
-        inside.show_changes(console, opened.manifest)
-    try:
-        weights = inside.weights(opened)
-    except BundleError as error:
-        weights = []
-        console.message(f"note: the weights cannot be counted: {error}")
-    inside.show_weights(console, weights)
+    summary.show(console, opened.manifest, str(bundle), damage, names=names)
+    looks = {}
+    for name in names:
+        if len(names) > 1:
+            console.text(f"\ngraph    {name}")
+        looks[name] = inside.look(console, opened.graph(name), tokens, batch)
     inside.show_code(console, opened.manifest)
     console.result(
         {
             "manifest": opened.manifest.to_json(),
             "damage": damage,
-            "weights": inside.weights_to_json(weights),
-            "states": {
-                spec.input: {str(n): spec.nbytes(batch, n) for n in tokens}
-                for spec in opened.manifest.states
-            },
+            **by_graph(looks),
             "code": inside.code_files(opened.manifest),
         }
     )

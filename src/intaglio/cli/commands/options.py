@@ -1,8 +1,9 @@
 """Options that several commands share, and how their texts are read."""
 
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,6 +13,9 @@ Data = Annotated[
     typer.Option(metavar="PATH", help="What to verify with: .npz, .txt, or a folder."),
 ]
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder of a bundle.")]
+Graph = Annotated[
+    str | None, typer.Option(metavar="NAME", help="One graph of the bundle; all otherwise.")
+]
 Tolerance = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME=VALUE", help="Limit of an output's or a state's error; repeatable."),
@@ -31,6 +35,11 @@ class Target(StrEnum):
 
     ORT = "ort"
     TRT = "trt"
+
+
+def by_graph(found: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    """What was found of each graph, for ``--json``: that of one graph stands by itself."""
+    return next(iter(found.values())) if len(found) == 1 else {"graphs": found}
 
 
 def limits(texts: list[str] | None) -> dict[str, float]:

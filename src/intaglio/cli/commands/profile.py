@@ -11,6 +11,7 @@ from intaglio.cli.frame import command
 from .loading import LoadFlags, loading
 from .options import (
     BundlePath,
+    Graph,
     numbers,
     whole_numbers,
 )
@@ -43,6 +44,7 @@ def profile_(
         int | None, typer.Option(metavar="N", help="Tokens that caches have room for at first.")
     ] = None,
     target: Annotated[str, typer.Option(metavar="NAME", help="Engine of the bundles.")] = "auto",
+    graph: Graph = None,
     warmup: Annotated[
         float, typer.Option("--warmUp", metavar="MS", help="Uncounted calls before each.")
     ] = 200,
@@ -73,6 +75,7 @@ def profile_(
         prompts=None if prompts is None else whole_numbers(prompts, "--prompt-length"),
         batch=batch,
         target=target,
+        graph=graph,
         threads=threads,
         capacity=capacity,
         warmup=warmup,

@@ -37,6 +37,9 @@ def run_(
     target: Annotated[
         str, typer.Option(metavar="NAME", help="What runs: ort, trt on a GPU, or auto.")
     ] = "auto",
+    graph: Annotated[
+        str, typer.Option(metavar="NAME", help="Which graph of the bundle to step.")
+    ] = "main",
     stop: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="End after this text; repeatable.")
     ] = None,
@@ -50,7 +53,7 @@ def run_(
     from intaglio.runtime import Session
     from intaglio.runtime.arrays import read_npz
 
-    session = Session.load(bundle, target)
+    session = Session.load(bundle, target, graph=graph)
     if inputs is not None:
         outputs, latency = stream.step_arrays(session, read_npz(inputs), steps)
         if out is not None:

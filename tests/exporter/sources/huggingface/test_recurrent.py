@@ -60,7 +60,7 @@ def test_a_recurrent_family_steps_as_the_library_does(family: str, tmp_path: Pat
         wanted = judge.generate(prompt, attention_mask=mask, max_new_tokens=12, do_sample=False)
     session.state.reset()
 
-    assert [spec.op for spec in report.manifest.states] == kinds
+    assert [spec.op for spec in report.manifest.main.states] == kinds
     assert report.parity is not None
     assert report.parity.unknown == ()  # each state was compared with the source's own
     np.testing.assert_allclose(np.concatenate(parts, 1), expected, rtol=1e-4, atol=1e-5)

@@ -21,10 +21,10 @@ def test_a_program_becomes_a_bundle_with_the_paths_of_its_modules(
     assert report.parity is not None
     assert report.parity.passed
     assert report.manifest.source["format"] == "torch.export"
-    assert report.manifest.limits.max_context == 40
-    assert [spec.name for spec in report.manifest.outputs] == ["logits"]
-    assert {spec.module for spec in report.manifest.states} == {"layers.0"}
-    assert set(report.parity.unknown) == {spec.input for spec in report.manifest.states}
+    assert report.manifest.main.limits.max_context == 40
+    assert [spec.name for spec in report.manifest.main.outputs] == ["logits"]
+    assert {spec.module for spec in report.manifest.main.states} == {"layers.0"}
+    assert set(report.parity.unknown) == {spec.input for spec in report.manifest.main.states}
     assert "2 states were compared with one call of all tokens" in report.parity.summary()
 
 

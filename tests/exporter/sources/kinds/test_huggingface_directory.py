@@ -93,12 +93,12 @@ def test_a_decoder_steps_as_the_library_does(family: str, tmp_path: Path) -> Non
 
     np.testing.assert_allclose(np.concatenate(parts, 1), expected, atol=1e-4)
     assert list(generate(session, ids[0], max_new_tokens=16)) == wanted[0, TIME:].tolist()
-    assert [spec.layout for spec in report.manifest.states[::2]] == layouts
-    assert {spec.module.rpartition(".")[2] for spec in report.manifest.states} <= {
+    assert [spec.layout for spec in report.manifest.main.states[::2]] == layouts
+    assert {spec.module.rpartition(".")[2] for spec in report.manifest.main.states} <= {
         "self_attn",
         "attn",
     }
-    fused = {record["name"]: record["changed"] for record in report.manifest.passes}
+    fused = {record["name"]: record["changed"] for record in report.manifest.main.passes}
     assert fused["fuse-rotary"] is (family in ROTATED)
     assert fused["fuse-rms-norm"] is (family in ROTATED)
 
@@ -116,7 +116,7 @@ def test_an_encoder_takes_whole_sequences(family: str, tmp_path: Path) -> None:
         masked = judge(torch.from_numpy(ids), torch.from_numpy(mask)).logits.numpy()
     ragged = session.step({"input_ids": ids}, lengths=lengths)["logits"]
 
-    assert (report.manifest.whole, report.manifest.states) == (True, ())
+    assert (report.manifest.main.whole, report.manifest.main.states) == (True, ())
     for _ in range(2):  # nothing is left of the first call
         np.testing.assert_allclose(session.step({"input_ids": ids})["logits"], plain, atol=1e-5)
     got = session.step({"input_ids": ids, "attention_mask": mask})["logits"]

@@ -88,7 +88,7 @@ def test_a_module_in_memory_is_exported_and_stays_as_it_was(tmp_path: Path) -> N
 
     assert report.parity is not None
     assert report.parity.passed
-    assert report.manifest.inputs[0].shape == ("batch", 3, "time")
+    assert report.manifest.main.inputs[0].shape == ("batch", 3, "time")
     assert report.manifest.source["name"] == "Mel"
     assert module.training
     assert module.mix.weight.requires_grad
@@ -145,8 +145,8 @@ def test_sums_over_the_tokens_so_far_are_states(tmp_path: Path) -> None:
     assert report.parity is not None
     assert report.parity.passed
     states = {row.found.name for row in report.parity.rows if row.kind == "state"}
-    assert states == {spec.input for spec in report.manifest.states}
-    assert [spec.shape for spec in report.manifest.states] == [("batch", 6, 6), ("batch", 6)]
+    assert states == {spec.input for spec in report.manifest.main.states}
+    assert [spec.shape for spec in report.manifest.main.states] == [("batch", 6, 6), ("batch", 6)]
 
 
 class Running(nn.Module):
@@ -169,7 +169,7 @@ def test_time_may_be_the_last_axis_of_a_sum(tmp_path: Path) -> None:
 
     assert report.parity is not None
     assert report.parity.passed
-    assert [spec.shape for spec in report.manifest.states] == [("batch", 1), ("batch", 3)]
+    assert [spec.shape for spec in report.manifest.main.states] == [("batch", 1), ("batch", 3)]
 
 
 class FreeRun(nn.Module):
@@ -196,7 +196,7 @@ def test_a_network_that_runs_freely_carries_its_state(tmp_path: Path) -> None:
     assert report.parity is not None
     assert report.parity.passed
     assert "past.0.recurrent" in {row.found.name for row in report.parity.rows}
-    (state,) = report.manifest.states
+    (state,) = report.manifest.main.states
     assert (state.op, state.shape) == ("piecewise_linear_rnn", ("batch", 6))
 
 

@@ -37,11 +37,11 @@ def test_a_graph_becomes_a_bundle_with_the_paths_of_its_modules(
     assert report.parity is not None
     assert report.parity.passed
     assert report.parity.precision == "float32"
-    assert report.manifest.limits.max_context == 40
-    assert {(spec.module, spec.layout) for spec in report.manifest.states} == {
+    assert report.manifest.main.limits.max_context == 40
+    assert {(spec.module, spec.layout) for spec in report.manifest.main.states} == {
         ("layers.0", "static")
     }
-    assert report.manifest.inputs[0].shape == ("batch", "time")
+    assert report.manifest.main.inputs[0].shape == ("batch", "time")
 
 
 def test_a_graph_of_fixed_sizes_says_how_to_export_it(exported: Path) -> None:

@@ -1,0 +1,185 @@
+"""The carried states of some rows together: their memory, their tokens, and their bound steps.
+
+Internal to the runtime: users meet it as `Session.state`.
+"""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from intaglio.errors import StateError
+from intaglio.runtime.arrays import Array
+from intaglio.runtime.state_memory import StateBuffer, StateMemory
+from intaglio.state import Layout, StateSpec
+
+Rows = slice | npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What holds for the states of a session, whatever its rows.
+
+    `capacity` is the room in tokens that growing states start with, or `max_context` where that is
+    less; beyond it they double if `grow`, up to `max_context`.  `memory` is where they live, and
+    `relief` tells the user what makes more room.
+    """
+
+    memory: StateMemory
+    specs: tuple[StateSpec, ...]
+    max_context: int | None
+    capacity: int
+    grow: bool
+    relief: str
+
+    @property
+    def ceiling(self) -> int:
+        """The most tokens that growing states may ever have room for."""
+        return min(
+            sys.maxsize if self.grow else self.capacity,
+            sys.maxsize if self.max_context is None else self.max_context,
+        )
+
+    @property
+    def has_growing(self) -> bool:
+        """Whether any state grows with the tokens consumed."""
+        return any(spec.grows for spec in self.specs)
+
+
+class CarriedStates:
+    """States of `batch` rows.
+
+    Attributes:
+        past_length: int64 [batch], tokens that each row has consumed.
+        longest: the largest of them.
+        room: tokens that a row may reach before `reserve` must be called.
+        side: which of two swapped arrays is current.
+        steps: bound to this memory, by the shapes of their inputs.
+    """
+
+    def __init__(self, settings: Settings, batch: int, capacity: int | None = None) -> None:
+        """Take memory for `batch` rows in their initial state."""
+        self.settings = settings
+        self.batch = batch
+        self.capacity = min(capacity or settings.capacity, settings.ceiling)
+        self.buffers = [self._buffer(spec, self.capacity) for spec in settings.specs]
+        self.past_length = np.zeros(batch, np.int64)
+        self.longest = 0
+        self.side = 0
+        self.steps: dict[Any, Any] = {}
+        self._measure_room()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(buffer.nbytes for buffer in self.buffers)
+
+    def values(self, tokens: int | None = None) -> dict[str, Array]:
+        """The states by graph input, for reading: `tokens` tokens of growing ones, else all."""
+        tokens = self.longest if tokens is None else tokens
+        return {buffer.spec.input: buffer.value(self.side, tokens) for buffer in self.buffers}
+
+    def fill(self, past_length: Array, values: Mapping[str, Array]) -> None:
+        """Take over `values`, arrays of the same shapes, and the tokens that they stand for."""
+        self.past_length[:] = past_length
+        self.longest = int(past_length.max(initial=0))
+        for buffer in self.buffers:
+            buffer.put(self.side, self.longest, ..., values[buffer.spec.input])
+
+    def gather(self, rows: Rows) -> "CarriedStates":
+        """A copy of some rows, in the order given."""
+        past_length = self.past_length[rows]
+        values = self.values(int(past_length.max(initial=0)))
+        part = CarriedStates(self.settings, len(past_length), self.capacity)
+        part.fill(past_length, {name: value[rows] for name, value in values.items()})
+        return part
+
+    def scatter(self, rows: Rows, part: "CarriedStates") -> None:
+        """Put the rows of `part` in place of `rows`; there must be room."""
+        self.past_length[rows] = part.past_length
+        self.longest = int(self.past_length.max(initial=0))
+        values = part.values()
+        for buffer in self.buffers:
+            buffer.put(self.side, part.longest, rows, values[buffer.spec.input])
+
+    def clear(self, rows: Rows) -> None:
+        """Bring some rows back to their initial state.
+
+        Raises:
+            StateError: if the cache is of the layout grow and other rows keep their tokens.
+        """
+        past_length = self.past_length.copy()
+        past_length[rows] = 0
+        self.require_equal_rows(past_length, "Resetting some rows of several")
+        for buffer in self.buffers:
+            buffer.put(self.side, self.longest, rows, buffer.spec.initial)
+        self.past_length[:] = past_length
+        self.longest = int(past_length.max(initial=0))
+
+    def require_equal_rows(self, past_length: Array, what: str) -> None:
+        """Refuse rows of unequal length where a cache holds the same tokens for all.
+
+        Raises:
+            StateError: if `past_length` differs between rows and a cache is of the layout grow.
+        """
+        grow = any(spec.layout is Layout.GROW for spec in self.settings.specs)
+        if grow and past_length.size and past_length.min() != past_length.max():
+            raise StateError(
+                f"{what} would leave rows of unequal length, which a KV cache of the layout 'grow' "
+                "cannot hold. Export the bundle with the layout 'static'."
+            )
+
+    def advance(self, time: int) -> None:
+        """Make the states that a step of `time` tokens left the current ones."""
+        self.side = 1 - self.side
+        if self.batch == 1:
+            self.past_length[0] += time  # a tenth of what the same costs as array arithmetic
+        else:
+            self.past_length += time
+        self.longest += time
+
+    def reserve(self, tokens: int) -> None:
+        """Make room for rows of up to `tokens` tokens, by doubling.
+
+        Raises:
+            StateError: if that is more than the model, or the session's capacity, allows.
+        """
+        settings = self.settings
+        if settings.max_context is not None and tokens > settings.max_context:
+            raise StateError(
+                f"A row would hold {tokens} tokens, but the model's positions end at "
+                f"{settings.max_context} (max_context). Reset or restore the state first."
+            )
+        if tokens <= self.room:
+            return
+        if tokens > settings.ceiling:
+            raise StateError(
+                f"A row would hold {tokens} tokens, but the session has the fixed "
+                f"capacity {settings.ceiling}. {settings.relief}"
+            )
+        capacity = self.capacity
+        while capacity < tokens:
+            capacity *= 2
+        capacity = min(capacity, settings.ceiling)
+        self.buffers = [self._with_room(buffer, capacity) for buffer in self.buffers]
+        self.capacity = capacity
+        self.steps.clear()
+        self._measure_room()
+
+    def _buffer(self, spec: StateSpec, capacity: int) -> StateBuffer:
+        return self.settings.memory.buffer(spec, self.batch, capacity)
+
+    def _with_room(self, buffer: StateBuffer, capacity: int) -> StateBuffer:
+        if not buffer.spec.grows:
+            return buffer
+        larger = self._buffer(buffer.spec, capacity)
+        larger.put(self.side, self.longest, ..., buffer.value(self.side, self.longest))
+        return larger
+
+    def _measure_room(self) -> None:
+        settings = self.settings
+        room = self.capacity if settings.has_growing else sys.maxsize
+        self.room = min(room, settings.max_context or room)

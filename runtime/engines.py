@@ -1,0 +1,60 @@
+"""The engines that run targets; the one place that knows all of them.
+
+Each library is imported where it is used: neither needs the other to be installed.
+"""
+
+from intaglio.errors import BundleError
+from intaglio.runtime.backend import Backend
+from intaglio.runtime.bundle import BundleGraph
+from intaglio.runtime.op_trace import Tracer
+
+AUTO = "auto"
+TARGETS = ("ort", "trt")  # in the order in which AUTO prefers them
+
+
+def choose_target(graph: BundleGraph, target: str) -> str:
+    """The target to run: `target`, or with "auto" the best that the bundle and this package have.
+
+    Raises:
+        BundleError: if there is none.
+    """
+    if target == AUTO:
+        target = next((name for name in TARGETS if name in graph.entry.targets), TARGETS[0])
+    if target not in TARGETS:
+        known = ", ".join(TARGETS)
+        raise BundleError(f"intaglio cannot run the target {target!r}; it runs: {known}.")
+    graph.target(target)
+    return target
+
+
+def open_backend(graph: BundleGraph, target: str, threads: int | None) -> Backend:
+    """What runs `target` of a graph.
+
+    Args:
+        graph: of a bundle; files that are opened are checked against its manifest.
+        target: as `choose_target` returns it.
+        threads: threads for the work inside one operator, on a processor.
+
+    Raises:
+        BundleError: if a file is absent or changed, or the engine refuses it.
+        DeviceError: if the engine is for another GPU or another library.
+        MissingExtraError: if the engine's library is not installed.
+    """
+    if target == "ort":
+        from intaglio.runtime.ort.ort_backend import open_ort
+
+        return open_ort(graph, target, threads)
+    from intaglio.runtime.trt.trt_backend import open_trt
+
+    return open_trt(graph)
+
+
+def open_tracer(graph: BundleGraph, target: str, threads: int | None) -> Tracer:
+    """Open the engine of `target` for tracing; arguments and errors are those of `open_backend`."""
+    if target == "ort":
+        from intaglio.runtime.ort.ort_tracer import OrtTracer
+
+        return OrtTracer(graph, target, threads)
+    from intaglio.runtime.trt.trt_tracer import TrtTracer
+
+    return TrtTracer(graph)

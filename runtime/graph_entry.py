@@ -1,0 +1,128 @@
+"""What a manifest says of one graph of its bundle: how it is fed, and what runs it."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+from intaglio.state import StateSpec
+
+MAIN = "main"  # the graph that a session steps unless it is told otherwise
+PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"  # `TargetEntry.parity`
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of the source; `dtype` is numpy's name, `shape` ints and symbols.
+
+    An input with a `default` may be left out of a step: it is then filled with that.
+    `below` bounds an input that picks rows of a table, as token ids do: from 0 to below it.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    default: float | None = None
+    below: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetEntry:
+    """What one engine runs: the graph at `path`, its external tensors in the files `data`.
+
+    Paths are relative to the bundle, and so are the locations of external tensors in the graph.
+    `parity` is "passed", "failed", or "not run" with the reason in brackets; `dtype` is what the
+    graph computes in and keeps caches in, as numpy calls it.
+    """
+
+    path: str
+    opset: int
+    data: tuple[str, ...] = ()
+    parity: str = NOT_RUN
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """The tokens that the position tables allow, and a fixed batch; None where free."""
+
+    max_context: int | None = None
+    batch: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphEntry:
+    """One graph of a bundle.
+
+    `inputs` and `outputs` are the source's own, without states and without past_length, which
+    `past_length` says whether the graph takes.  `whole` says that each call takes a whole sequence,
+    as an encoder does, and nothing is carried to the next.  `passes` holds the records of the
+    passes in order, `parity` what the last verification found.
+
+    `conditions` are inputs that are given once for a sequence and have no time.  The graph of the
+    bundle that `prepare` names takes them, and its outputs become the states of the layout
+    ``prepared`` whose inputs have their names: no step changes these.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    states: tuple[StateSpec, ...]
+    past_length: bool
+    targets: Mapping[str, TargetEntry]
+    conditions: tuple[TensorSpec, ...] = ()
+    prepare: str | None = None
+    limits: Limits = field(default_factory=Limits)
+    whole: bool = False
+    passes: tuple[Mapping[str, Any], ...] = ()
+    parity: Mapping[str, Any] = field(default_factory=dict)
+
+    def states_of(self, target: str) -> tuple[StateSpec, ...]:
+        """The states as the graph of a target has them."""
+        return tuple(spec.stored_in(self.targets[target].dtype) for spec in self.states)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {
+            "inputs": [_tensor_to_json(spec) for spec in self.inputs],
+            "outputs": [_tensor_to_json(spec) for spec in self.outputs],
+            "states": [spec.to_json() for spec in self.states],
+            "conditions": [_tensor_to_json(spec) for spec in self.conditions],
+            "prepare": self.prepare,
+            "past_length": self.past_length,
+            "whole": self.whole,
+            "limits": asdict(self.limits),
+            "targets": {
+                name: {**asdict(target), "data": list(target.data)}
+                for name, target in self.targets.items()
+            },
+            "passes": list(self.passes),
+            "parity": dict(self.parity),
+        }
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> Self:
+        """Back from JSON values that fit the schema."""
+        return cls(
+            inputs=tuple(_tensor_from_json(spec) for spec in entry["inputs"]),
+            outputs=tuple(_tensor_from_json(spec) for spec in entry["outputs"]),
+            states=tuple(StateSpec.from_json(spec) for spec in entry["states"]),
+            conditions=tuple(_tensor_from_json(spec) for spec in entry.get("conditions", ())),
+            prepare=entry.get("prepare"),
+            past_length=entry["past_length"],
+            whole=entry.get("whole", False),
+            limits=Limits(**entry["limits"]),
+            targets={
+                key: TargetEntry(**{**target, "data": tuple(target["data"])})
+                for key, target in entry["targets"].items()
+            },
+            passes=tuple(entry["passes"]),
+            parity=entry["parity"],
+        )
+
+
+def _tensor_to_json(spec: TensorSpec) -> dict[str, Any]:
+    entry = {**asdict(spec), "shape": list(spec.shape)}
+    return {key: value for key, value in entry.items() if value is not None}
+
+
+def _tensor_from_json(entry: Mapping[str, Any]) -> TensorSpec:
+    return TensorSpec(**{**entry, "shape": tuple(entry["shape"])})

@@ -1,0 +1,55 @@
+"""What a session runs of ONNX Runtime: states in host memory, steps bound to them."""
+
+from typing import Any, Self
+
+from intaglio.runtime.bound_step import BoundStep
+from intaglio.runtime.bundle import BundleGraph
+from intaglio.runtime.carried_states import CarriedStates
+from intaglio.runtime.graph_entry import GraphEntry
+from intaglio.runtime.step_inputs import Sizes
+from intaglio.state import Layout, StateSpec
+
+from .host_buffers import KINDS, HostBuffer
+from .ort_engine import open_engine
+from .ort_step import OrtStep
+
+
+class OrtBackend:
+    """States in host memory, and steps of an ONNX Runtime session bound to them."""
+
+    most_tokens: int | None = None
+    most_rows: int | None = None
+
+    def __init__(self, engine: Any, entry: GraphEntry) -> None:
+        """Serve a session of `engine`, an `onnxruntime.InferenceSession`."""
+        self.engine = engine
+        self._entry = entry
+        self.capacity = _fixed_capacity(engine, entry)
+
+    def buffer(self, spec: StateSpec, batch: int, tokens: int) -> HostBuffer:
+        """Memory for a state in its initial value."""
+        return KINDS[spec.layout](spec, batch, tokens)
+
+    def bind(self, sizes: Sizes, carried: CarriedStates) -> BoundStep:
+        """A step of inputs of these sizes, bound to the memory of `carried`."""
+        return OrtStep(self.engine, self._entry, sizes, carried)
+
+    def fork(self) -> Self:
+        """Itself: a session of ONNX Runtime serves any thread."""
+        return self
+
+
+def _fixed_capacity(engine: Any, entry: GraphEntry) -> int | None:
+    """Tokens that static caches have room for, where the graph fixes that."""
+    axes = {spec.input: spec.axis for spec in entry.states if spec.layout is Layout.STATIC}
+    fixed = [
+        given.shape[axis]
+        for given in engine.get_inputs()
+        if (axis := axes.get(given.name)) is not None and isinstance(given.shape[axis], int)
+    ]
+    return min(fixed, default=None)
+
+
+def open_ort(graph: BundleGraph, target: str, threads: int | None) -> OrtBackend:
+    """What runs `target` of a graph; arguments and errors are those of `open_engine`."""
+    return OrtBackend(open_engine(graph, target, threads), graph.entry)

@@ -1,0 +1,251 @@
+"""The carried state of a session, as its user handles it, and snapshots of it."""
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from intaglio.errors import InputError, StateError
+from intaglio.runtime.arrays import Array, read_npz
+from intaglio.runtime.carried_states import CarriedStates, Settings
+
+SNAPSHOT_VERSION = 1
+LARGEST = 2**40  # tokens
+_HEADER = "intaglio"
+_PAST_LENGTH = "past_length"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """A copy of a session's state: what it takes to continue from there, bit for bit.
+
+    Attributes:
+        fingerprint: of the graph and weights that the state belongs to.
+        past_length: int64 [batch], tokens that each row had consumed.
+        capacity: room of growing states, in tokens.
+        arrays: the states by the names of their graph inputs; growing ones hold
+            max(past_length) tokens.
+    """
+
+    fingerprint: str
+    past_length: npt.NDArray[np.int64]
+    capacity: int
+    arrays: Mapping[str, Array]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write to `path` in numpy's .npz format; an old file stays whole until then."""
+        header = {
+            "version": SNAPSHOT_VERSION,
+            "fingerprint": self.fingerprint,
+            "capacity": self.capacity,
+        }
+        content = {_HEADER: np.array(json.dumps(header)), _PAST_LENGTH: self.past_length}
+        path = Path(path)
+        draft = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with draft.open("wb") as file:
+                np.savez(file, allow_pickle=False, **content, **self.arrays)
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            StateError: if `path` cannot be read or is not a snapshot.
+        """
+        try:
+            arrays = read_npz(path)
+            header = json.loads(str(arrays.pop(_HEADER)))
+            if header["version"] != SNAPSHOT_VERSION:
+                raise StateError(
+                    f"{path} is a snapshot of version {header['version']}; this intaglio reads "
+                    f"version {SNAPSHOT_VERSION}. Take it again."
+                )
+            return cls(
+                fingerprint=header["fingerprint"],
+                capacity=header["capacity"],
+                past_length=arrays.pop(_PAST_LENGTH),
+                arrays=arrays,
+            )
+        except (InputError, ValueError, KeyError, TypeError, RecursionError) as error:
+            if isinstance(error.__cause__, OSError):
+                raise StateError(str(error)) from error
+            raise StateError(
+                f"{path} is not a snapshot, or it is damaged ({error}). "
+                "Give a file that session.state.save wrote."
+            ) from error
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether its numbers are those of a snapshot: a file may hold anything."""
+        length, capacity = self.past_length, self.capacity
+        return (
+            length.ndim == 1
+            and length.dtype == np.int64
+            and bool((length >= 0).all())
+            and type(capacity) is int
+            and 1 <= capacity <= LARGEST
+        )
+
+
+class State:
+    """The states that a session carries from step to step, row by row."""
+
+    def __init__(self, settings: Settings, fingerprint: str, batch: int | None) -> None:
+        """Start in the initial state, before the first step; `batch` is a fixed batch size."""
+        self._settings = settings
+        self._fingerprint = fingerprint
+        self._batch = batch
+        self.carried = CarriedStates(settings, 0)
+
+    @property
+    def batch(self) -> int | None:
+        """Rows, None before the first step."""
+        return self.carried.batch or None
+
+    @property
+    def past_length(self) -> npt.NDArray[np.int64]:
+        """Tokens that each row has consumed, int64 [batch]; a copy."""
+        return self.carried.past_length.copy()
+
+    @property
+    def capacity(self) -> int | None:
+        """Tokens that growing states have room for, None where no state grows."""
+        return self.carried.capacity if self._settings.has_growing else None
+
+    @property
+    def most_tokens(self) -> int | None:
+        """Tokens that a row may ever hold, None where nothing bounds them."""
+        settings = self._settings
+        bound = settings.ceiling if settings.has_growing else settings.max_context
+        return None if bound in (None, sys.maxsize) else bound
+
+    @property
+    def memory(self) -> int:
+        """Bytes that the states take, both of two swapped buffers counted."""
+        return self.carried.nbytes
+
+    def save(self, path: str | os.PathLike[str] | None = None) -> Snapshot:
+        """Copy the state, and write the copy to `path` (.npz) unless that is None."""
+        carried = self.carried
+        snapshot = Snapshot(
+            fingerprint=self._fingerprint,
+            past_length=carried.past_length.copy(),
+            capacity=carried.capacity,
+            arrays={name: value.copy() for name, value in carried.values().items()},
+        )
+        if path is not None:
+            snapshot.save(path)
+        return snapshot
+
+    def restore(self, snapshot: Snapshot | str | os.PathLike[str]) -> None:
+        """Continue from a snapshot, or from the file of one.
+
+        Raises:
+            StateError: if it belongs to another bundle, does not fit, or cannot be read.
+        """
+        if not isinstance(snapshot, Snapshot):
+            snapshot = Snapshot.load(snapshot)
+        if snapshot.fingerprint != self._fingerprint:
+            raise StateError(
+                "The snapshot belongs to another bundle: its graph or weights are not those of "
+                "this session. Restore it in a session of the bundle that it was taken from."
+            )
+        if not snapshot.is_sound:
+            raise StateError("The snapshot is damaged: it counts no tokens that a state can hold.")
+        batch = len(snapshot.past_length)
+        carried = CarriedStates(self._settings, batch, snapshot.capacity)
+        if batch:
+            carried.reserve(int(snapshot.past_length.max()))
+            carried.longest = int(snapshot.past_length.max())
+            expected = {name: (v.shape, v.dtype) for name, v in carried.values().items()}
+            found = {name: (v.shape, v.dtype) for name, v in snapshot.arrays.items()}
+            if expected != found:
+                raise StateError("The snapshot is damaged: its arrays are not the bundle's states.")
+            carried.fill(snapshot.past_length, snapshot.arrays)
+        self.carried = carried
+
+    def select(self, rows: Sequence[int] | npt.NDArray[Any]) -> None:
+        """Keep only `rows`, in this order; a row may come more than once.
+
+        Raises:
+            StateError: if there is no such row, or the bundle has a fixed batch of another size.
+        """
+        indices = self._indices(rows)
+        if len(indices) == 0:
+            raise StateError("select was given no row. Call reset to start over.")
+        if self._batch not in (None, len(indices)):
+            raise StateError(
+                f"select was given {len(indices)} rows, but the bundle was exported for a batch of "
+                f"exactly {self._batch}."
+            )
+        self.carried = self.carried.gather(indices)
+
+    def reset(self, rows: Sequence[int] | npt.NDArray[Any] | None = None) -> None:
+        """Bring `rows` back to the initial state; None is all, and frees the batch size.
+
+        Raises:
+            StateError: if there is no such row, or a cache of the layout grow would be left with
+                rows of unequal length.
+        """
+        if rows is None:
+            self.carried = CarriedStates(self._settings, 0)
+        else:
+            self.carried.clear(self._indices(rows))
+
+    def begin(self, batch: int) -> CarriedStates:
+        """The states for a step of `batch` rows: those carried, or new ones for the first step.
+
+        The caller makes new ones `carried` once the step has succeeded.
+
+        Raises:
+            StateError: if the carried states have another number of rows.
+        """
+        if self.carried.batch == 0:
+            return CarriedStates(self._settings, batch)
+        if self.carried.batch != batch:
+            raise StateError(
+                f"The step has {batch} rows, the carried state {self.carried.batch}. "
+                "Choose rows of the state with state.select, or start over with state.reset."
+            )
+        return self.carried
+
+    def start_over(self, batch: int) -> CarriedStates:
+        """The initial state of `batch` rows, with the steps that are bound to it, where it is kept.
+
+        For whole sequences, of which none continues another.
+        """
+        if self.carried.batch == batch:
+            self.carried.clear(slice(None))
+        else:
+            self.carried = CarriedStates(self._settings, batch)
+        return self.carried
+
+    def copy(self) -> "State":
+        """The same state in memory of its own."""
+        twin = State(self._settings, self._fingerprint, self._batch)
+        twin.carried = self.carried.gather(slice(None))
+        return twin
+
+    def _indices(self, rows: Sequence[int] | npt.NDArray[Any]) -> npt.NDArray[np.intp]:
+        batch = self.carried.batch
+        array = np.asarray(rows)
+        if array.dtype == np.bool_ and array.shape == (batch,):
+            return np.flatnonzero(array)
+        integers = array.ndim == 1 and (np.issubdtype(array.dtype, np.integer) or not array.size)
+        if not integers or (array.size and (array.min() < 0 or array.max() >= batch)):
+            raise StateError(
+                f"rows is {rows!r}, should be indices from 0 to {batch - 1} or {batch} booleans."
+                if batch
+                else "The state has no rows yet: they come with the first step."
+            )
+        return array.astype(np.intp)

@@ -1,0 +1,143 @@
+"""What a step is given, checked against the manifest before anything runs."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from intaglio.errors import InputError
+from intaglio.runtime.arrays import Array
+from intaglio.runtime.graph_entry import Limits, TensorSpec
+from intaglio.state import BATCH, TIME
+
+Sizes = Mapping[str, int]
+
+
+def as_arrays(inputs: Mapping[str, Any], specs: Sequence[TensorSpec]) -> dict[str, Array]:
+    """The inputs of a step as arrays of the right rank, those that may be left out filled.
+
+    Raises:
+        InputError: if one is missing, unknown or of another rank or dtype.
+    """
+    names = [spec.name for spec in specs]
+    for spec in specs:
+        if spec.name not in inputs and spec.default is None:
+            raise InputError(f"The input {spec.name!r} is missing. A step takes: {_list(names)}.")
+    for name in inputs:
+        if name not in names:
+            raise InputError(
+                f"There is no input {name!r}. A step takes: {_list(names)}; the session itself "
+                "carries states and positions."
+            )
+    arrays = {s.name: _as_array(inputs[s.name], s) for s in specs if s.name in inputs}
+    sizes = {
+        dim: size
+        for spec in specs
+        if spec.name in arrays
+        for dim, size in zip(spec.shape, arrays[spec.name].shape, strict=True)
+        if isinstance(dim, str)
+    }
+    return {s.name: arrays[s.name] if s.name in arrays else _filled(s, sizes) for s in specs}
+
+
+def _filled(spec: TensorSpec, sizes: Sizes) -> Array:
+    if not all(isinstance(dim, int) or dim in sizes for dim in spec.shape):
+        raise InputError(f"The input {spec.name!r} is missing: its size follows from no other.")
+    return np.full(shape_of(spec, sizes), spec.default, spec.dtype)
+
+
+def _as_array(value: Any, spec: TensorSpec) -> Array:
+    array = np.asarray(value)
+    if array.ndim != len(spec.shape):
+        raise InputError(
+            f"The input {spec.name!r} has the shape {array.shape}, should be {_words(spec.shape)}."
+        )
+    if not np.can_cast(array.dtype, spec.dtype, "safe"):
+        raise InputError(
+            f"The input {spec.name!r} is {array.dtype}, should be {spec.dtype}. "
+            f"Convert it with astype({spec.dtype!r})."
+        )
+    return array
+
+
+def sizes_of(arrays: Mapping[str, Array], specs: Sequence[TensorSpec], limits: Limits) -> Sizes:
+    """Sizes of the symbolic dimensions of `specs`; batch and time always among them.
+
+    Raises:
+        InputError: if a dimension is not as the bundle or another input has it, or time is 0.
+    """
+    sizes: dict[str, int] = {}
+    for spec in specs:
+        shape = arrays[spec.name].shape
+        for size, wanted in zip(shape, spec.shape, strict=True):
+            expected = wanted if isinstance(wanted, int) else sizes.setdefault(wanted, size)
+            if size != expected:
+                raise InputError(
+                    f"The input {spec.name!r} has the shape {shape}, should be "
+                    f"{_words(spec.shape)} with {wanted} = {expected}."
+                )
+    if sizes.setdefault(TIME, 1) == 0:
+        raise InputError("The step has 0 tokens (time = 0), needs at least 1. Leave it out.")
+    if sizes.setdefault(BATCH, limits.batch or 1) == 0:
+        raise InputError("The step has 0 rows (batch = 0), needs at least 1.")
+    if limits.batch not in (None, sizes[BATCH]):
+        raise InputError(
+            f"The step has {sizes[BATCH]} rows, but the bundle was exported for a batch of exactly "
+            f"{limits.batch}. Export it with a free batch, or give {limits.batch} rows."
+        )
+    return sizes
+
+
+def shape_of(spec: TensorSpec, sizes: Sizes) -> tuple[int, ...]:
+    """Shape of a tensor, its symbols replaced by their sizes."""
+    return tuple(dim if isinstance(dim, int) else sizes[dim] for dim in spec.shape)
+
+
+def check_out(out: Mapping[str, Any], outputs: Iterable[tuple[str, tuple[int, ...], Any]]) -> None:
+    """Require the arrays `out`, given by the caller, to hold outputs of these shapes and dtypes.
+
+    Raises:
+        InputError: if one does not, or is no output.
+    """
+    expected = {name: (shape, dtype) for name, shape, dtype in outputs}
+    for name, array in out.items():
+        if name not in expected:
+            raise InputError(f"out names {name!r}, but a step gives: {_list(expected)}.")
+        shape, dtype = expected[name]
+        if not isinstance(array, np.ndarray):
+            raise InputError(f"out[{name!r}] is a {type(array).__name__}, should be a numpy array.")
+        if array.shape != shape or array.dtype != dtype:
+            raise InputError(
+                f"out[{name!r}] is {array.dtype} {array.shape}, should be {dtype} {shape}."
+            )
+        if not (array.flags.c_contiguous and array.flags.writeable):
+            raise InputError(
+                f"out[{name!r}] must be writeable and contiguous. Give a fresh array, as of "
+                "numpy.empty, rather than a slice of one."
+            )
+
+
+def lengths_of(lengths: Any, sizes: Sizes) -> npt.NDArray[np.int64]:
+    """`lengths` as int64 [batch], each between 0 and time.
+
+    Raises:
+        InputError: if they are not.
+    """
+    array = np.asarray(lengths)
+    batch, time = sizes[BATCH], sizes[TIME]
+    fits = array.shape == (batch,) and np.issubdtype(array.dtype, np.integer)
+    if not fits or array.min() < 0 or array.max() > time:
+        raise InputError(
+            f"lengths is {lengths!r}, should be {batch} integers from 0 to {time}: the tokens of "
+            "each row that count."
+        )
+    return array.astype(np.int64)
+
+
+def _words(shape: Iterable[int | str]) -> str:
+    return f"[{', '.join(map(str, shape))}]"
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(names)

@@ -1,0 +1,55 @@
+"""What a session runs of an engine of TensorRT: states on the GPU, steps bound to them."""
+
+from typing import Self
+
+from intaglio.runtime.bundle import BundleGraph
+from intaglio.runtime.carried_states import CarriedStates
+from intaglio.runtime.graph_entry import GraphEntry
+from intaglio.runtime.step_inputs import Sizes
+from intaglio.state import BATCH, TIME, StateSpec
+
+from .device_buffers import KINDS, DeviceBuffer
+from .engine_stream import EngineStream
+from .trt_engine import TrtEngine, open_engine
+from .trt_step import TrtStep
+
+
+class TrtBackend:
+    """States in the memory of a GPU, and steps of an engine on a stream of its own.
+
+    Attributes:
+        most_tokens: of a row that a step takes.
+        most_rows: that a step takes.
+        capacity: tokens that its caches have room for, None where no state grows.
+        engine: what the steps run.
+        stream: where they run, one after the other.
+    """
+
+    def __init__(self, engine: TrtEngine, entry: GraphEntry) -> None:
+        """Serve a session of `engine`."""
+        self.engine = engine
+        self.stream = EngineStream(engine, entry)
+        self._entry = entry
+        self.most_tokens = engine.built.most(entry, TIME)
+        self.most_rows = engine.built.most(entry, BATCH)
+        self.capacity = engine.built.capacity(entry)
+
+    def buffer(self, spec: StateSpec, batch: int, tokens: int) -> DeviceBuffer:
+        """Memory for a state in its initial value, of the size that the engine has it."""
+        device = self.engine.device
+        device.use()
+        return KINDS[spec.layout](device, spec, batch, self.capacity or tokens)
+
+    def bind(self, sizes: Sizes, carried: CarriedStates) -> TrtStep:
+        """A step of inputs of these sizes, bound to the memory of `carried`."""
+        self.engine.device.use()
+        return TrtStep(self.stream, self._entry, sizes, carried)
+
+    def fork(self) -> Self:
+        """A backend for another session of the same engine."""
+        return type(self)(self.engine, self._entry)
+
+
+def open_trt(graph: BundleGraph) -> TrtBackend:
+    """What runs the engine of a graph; errors are those of `open_engine`."""
+    return TrtBackend(open_engine(graph), graph.entry)
