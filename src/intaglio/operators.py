@@ -5,11 +5,11 @@ what it takes, carries and costs from here.  Names of sizes are those of the ope
 where an attribute is a size, the name is the attribute's.
 """
 
-from .signature import DOMAIN, Formal, Signature, State
+from .signature import DOMAIN, CarriedPort, Formal, Signature
 from .state import Layout
 
 FLOAT32 = "float32"
-RECURRENT = State(
+RECURRENT = CarriedPort(
     past="past_state", present="present_state", port="recurrent", layout=Layout.RECURRENT
 )
 
@@ -30,7 +30,7 @@ ATTENTION = Signature(
         Formal("present_value", "batch kv_heads past+time V"),
     ),
     states=tuple(
-        State(past=f"past_{port}", present=f"present_{port}", port=port, layout=None, axis=2)
+        CarriedPort(past=f"past_{port}", present=f"present_{port}", port=port, layout=None, axis=2)
         for port in ("key", "value")
     ),
 )  # what it costs depends on where its cache is: `runtime/work.py`
@@ -73,7 +73,9 @@ CAUSAL_CONV_WITH_STATE = Signature(
         Formal("output", "batch channels time"),
         Formal("present_state", "batch channels kernel-1"),
     ),
-    states=(State(past="past_state", present="present_state", port="conv", layout=Layout.CONV),),
+    states=(
+        CarriedPort(past="past_state", present="present_state", port="conv", layout=Layout.CONV),
+    ),
     operations={"": "2*batch*channels*time*kernel"},
 )
 

@@ -60,7 +60,7 @@ class Formal:
 
 
 @dataclass(frozen=True, kw_only=True)
-class State:
+class CarriedPort:
     """What an operator carries from call to call.
 
     Attributes:
@@ -99,7 +99,7 @@ class Signature:
     ort_domain: str | None = None
     inputs: tuple[Formal, ...]
     outputs: tuple[Formal, ...]
-    states: tuple[State, ...] = ()
+    states: tuple[CarriedPort, ...] = ()
     attributes: Mapping[str, type] = field(default_factory=dict)
     kinds: Mapping[str, Mapping[str, Mapping[str, int]]] = field(default_factory=dict)
     operations: Mapping[str, str] = field(default_factory=dict)
@@ -116,12 +116,12 @@ class Signature:
         return bool(self.states) and all(state.layout for state in self.states)
 
     @property
-    def pasts(self) -> Mapping[str, State]:
+    def pasts(self) -> Mapping[str, CarriedPort]:
         """States by the input that holds each."""
         return {state.past: state for state in self.states}
 
     @property
-    def presents(self) -> Mapping[str, State]:
+    def presents(self) -> Mapping[str, CarriedPort]:
         """States by the output that holds each."""
         return {state.present: state for state in self.states}
 
@@ -129,7 +129,7 @@ class Signature:
         """The input or output called `name`."""
         return next(each for each in (*self.inputs, *self.outputs) if each.name == name)
 
-    def carried(self, state: State) -> str:
+    def carried(self, state: CarriedPort) -> str:
         """A state as tables tell it: port, shape, and dtype unless it follows the activations."""
         past = self.formal(state.past)
         sizes = ", ".join((past.dims or "").split())
