@@ -210,7 +210,9 @@ def test_a_wrong_state_fails_by_its_name(
     monkeypatch.setattr("intaglio.runtime.state.State.save", spoil)
     report = verify(bundle, source, steps=3)
 
-    assert {row.found.name for row in report.rows if not row.found.passed} == {name}
+    failed = {(row.found.name, row.against) for row in report.failures}
+    assert {found for found, against in failed if against == "source"} == {name}
+    assert ("logits", "the same after a restored state") in failed  # what was saved is restored
     assert f"state {name!r} of module {STATES[name]!r}" in report.summary()
 
 
