@@ -8,6 +8,7 @@ from typing import Any
 from intaglio.runtime.compare import Deviation
 
 from .bisect import Divergence
+from .coverage import Coverage
 
 OUTPUT, STATE, KL = "output", "state", "mean divergence of next tokens"
 ONE_PART, TWO_PARTS = ("fast", "mixed"), "fine"
@@ -65,6 +66,7 @@ class ParityReport:
     asked for and found.  Where the bundle has weights of few bits, `against` is the source with its
     weights dequantized, and `quantization` tells how far that moved each output of the source
     itself; it has no limit.  `accuracy` is how the bundle multiplies by them, None without any.
+    `covers` says how far it was tried.
     """
 
     against: str
@@ -79,6 +81,7 @@ class ParityReport:
     divergence: Divergence | None = None
     quantization: Mapping[str, float] | None = None
     accuracy: str | None = None
+    covers: Coverage | None = None
 
     @property
     def passed(self) -> bool:
@@ -116,6 +119,7 @@ class ParityReport:
             return (
                 f"Parity holds over {scope}: the largest is {worst.who} ({numbers}).{self._moved()}"
                 f"{prefill if self.unknown else ''}"
+                f"{self.covers.words() if self.covers is not None else ''}"
             )
         failed = {row.found.name for row in self.failures}
         cause = f" {self.divergence.summary()}" if self.divergence is not None else ""
@@ -147,6 +151,7 @@ class ParityReport:
             "rows": [row.to_json() for row in self.rows],
             "unknown": list(self.unknown),
             "divergence": None if self.divergence is None else self.divergence.to_json(),
+            "covers": None if self.covers is None else self.covers.to_json(),
             "quantization": None if self.quantization is None else dict(self.quantization),
         }
 

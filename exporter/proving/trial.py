@@ -1,5 +1,6 @@
 """What a verification runs on: random inputs, or rows of the user's data."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from intaglio.passes.calibration import Batch, Calibration
 from intaglio.state import BATCH, TIME
 
 SEED = 0
+RARE = 8  # of random values, one in so many is one that the graph looks for
 
 Array = npt.NDArray[Any]
 
@@ -35,6 +37,7 @@ def draw(
     steps: int,
     data: str | Path | Arrays | Calibration | None = None,
     max_context: int | None = None,
+    sought: Mapping[str, Sequence[int]] | None = None,
 ) -> Trial:
     """Random inputs, always the same, or the beginnings of the longest rows of `data`.
 
@@ -47,12 +50,15 @@ def draw(
         steps: at most so many.
         data: what `read_calibration` takes, or returned.
         max_context: the longest row that the source takes.
+        sought: values of integer inputs that are to occur among random ones.
 
     Raises:
         InputError: data that cannot be read, is empty, has NaN, or does not fit the inputs.
     """
     if data is None:
         drawn = source.random_inputs(batch, steps, SEED)
+        for name, values in (sought or {}).items():
+            _plant(drawn[name], values)
         return Trial(inputs=drawn, steps=steps, seed=SEED)
     read = data if isinstance(data, Calibration) else read_calibration(data, source, max_context)
     rows = _longest(read, batch)
@@ -64,6 +70,12 @@ def draw(
         arrays = [part[name] for part in parts]
         inputs[name] = torch.from_numpy(arrays[0] if along is None else np.stack(arrays, along))
     return Trial(inputs=inputs, steps=steps, data=read.sha256)
+
+
+def _plant(drawn: Tensor, values: Sequence[int]) -> None:
+    """Let each of `values` occur, several times where there is room: at every eighth place."""
+    for turn, place in enumerate(range(RARE - 1, drawn.numel(), RARE) if values else ()):
+        drawn.view(-1)[place] = values[turn % len(values)]
 
 
 def _longest(data: Calibration, count: int) -> list[tuple[int, int, int]]:

@@ -8,13 +8,10 @@ see `trial.py`.  A bundle with weights of few bits is held to its source with th
 dequantized, see `quantized.py`.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Unpack
-
-import numpy.typing as npt
 
 from intaglio.errors import BundleError, OptionError
 from intaglio.exporter.options.loading import LoadKeywords, LoadOptions
@@ -24,29 +21,24 @@ from intaglio.exporter.sources.source import Source
 from intaglio.keywords import spelled_out
 from intaglio.models import FORMAT
 from intaglio.passes.calibration import Calibration
+from intaglio.passes.graph import load_graph
 from intaglio.runtime import report_file
 from intaglio.runtime.bundle import Bundle
-from intaglio.runtime.compare import Comparison, Deviation
 from intaglio.runtime.manifest import Manifest
 from intaglio.runtime.session import Session
-from intaglio.state import TIME, StateSpec
 
 from .bisect import bisect as find_divergence
-from .parity import INT8_ACTIVATIONS, OUTPUT, STATE, ParityReport, Row
-from .parity import KL as DIVERGENCE
-from .quantized import KL, KL_LIMIT, LOGITS, MeanKl, accuracy_of, dequantized, quantization_error
+from .follow import LIMIT, Arrays, Follower, Progress, splits_of, time_axes, words_of
+from .further import Further
+from .parity import INT8_ACTIVATIONS, ParityReport
+from .quantized import KL, KL_LIMIT, LOGITS, accuracy_of, dequantized, quantization_error
 from .quantized import LIMIT as LOW_BIT_LIMIT
-from .reference import Reference, reference
+from .reference import reference
+from .source_numbers import SourceNumbers, source_numbers
 from .trial import draw
 from .trt_graph import graph_session
 
 LIMITS = {"float16": 2e-2, "bfloat16": 5e-2}
-LIMIT = 1e-4  # of all other dtypes
-STATE_STEPS = (1, 2, 63, 64)
-
-Array = npt.NDArray[Any]
-Arrays = Mapping[str, Array]
-Progress = Callable[[str, float | None], None]
 
 
 @spelled_out
@@ -60,6 +52,7 @@ def verify(
     steps: int = 512,
     batch: int = 2,
     tolerance: Mapping[str, float] | None = None,
+    thorough: bool = False,
     bisect: bool = False,
     keep: bool = True,
     progress: Progress | None = None,
@@ -83,6 +76,8 @@ def verify(
         tolerance: limits by name of output or state, instead of the default of the graph's dtype:
             1e-4 for fp32, 2e-2 for fp16, 5e-2 for bf16; 2e-2 where weights of few bits meet
             activations of 8, and 1e-3 for the divergence of next tokens there, `logits.kl`.
+        thorough: run all values of integer inputs, as many tokens as the context has, and more
+            rows.
         bisect: name the first node that diverges, where parity fails.
         keep: write what was found into the bundle's `report.json`, where that can be written.
         progress: is told what runs and, where known, the fraction of it that is done.
@@ -114,7 +109,9 @@ def verify(
     batch = manifest.main.limits.batch or min(batch, session.most_rows or batch)
     if progress is not None:
         progress("source", None)
-    trial = draw(source, batch, steps, data, manifest.main.limits.max_context)
+    numbers = source_numbers(source)
+    sought = _sought(numbers, manifest)
+    trial = draw(source, batch, steps, data, manifest.main.limits.max_context, sought)
     drawn, steps = trial.inputs, trial.steps
     held = dequantized(source, opened)
     wanted = reference(held or source, drawn)
@@ -122,21 +119,26 @@ def verify(
     moved = None
     if held is not None:
         moved = quantization_error(wanted.outputs, reference(source, drawn, states=False).outputs)
-    run = _Run(
+    run = Follower(
         session=session,
         inputs={name: value.numpy() for name, value in drawn.items()},
-        axes={
-            name: axis
-            for name, axes in source.dynamic.items()
-            for axis, symbol in axes.items()
-            if symbol == TIME
-        },
+        axes=time_axes(source),
         wanted=wanted,
         limits=limits,
         progress=progress,
     )
-    splits = [[steps]] if manifest.main.whole else _splits(steps)
+    splits = [[steps]] if manifest.main.whole else splits_of(steps)
     rows, unknown = run.compare(splits)
+    more, covers = Further(
+        run=run,
+        source=source,
+        graph=load_graph(opened.root, opened.graph().target("ort").path).graph,
+        numbers=numbers,
+        refer=lambda inputs: reference(held or source, inputs),
+        rows=manifest.main.limits.batch,
+        limit=_least(manifest.main.limits.max_context, session.state.most_tokens),
+    ).compare(trial, thorough=thorough)
+    rows += more
     report = ParityReport(
         against=(held or source).name,
         precision=wanted.precision,
@@ -144,11 +146,12 @@ def verify(
         batch=batch,
         seed=trial.seed,
         data=trial.data,
-        splits=tuple(map(_words, splits)),
+        splits=tuple(map(words_of, splits)),
         rows=rows,
         unknown=unknown,
         quantization=moved,
         accuracy=accuracy_of(manifest),
+        covers=covers,
     )
     if bisect and not report.passed:
         limit = LOW_BIT_LIMIT if KL in limits else LIMIT
@@ -159,110 +162,17 @@ def verify(
     return report
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Run:
-    """A session on given inputs, beside what the source makes of them."""
-
-    session: Session
-    inputs: Arrays
-    axes: Mapping[str, int]
-    wanted: Reference
-    limits: Mapping[str, float]
-    progress: Progress | None
-
-    def compare(self, splits: Sequence[Sequence[int]]) -> tuple[list[Row], tuple[str, ...]]:
-        """Rows of every output and state for each split, and the states unknown to the source."""
-        specs = {spec.input: spec for spec in self.session.entry.states}
-        unknown = [name for name, spec in specs.items() if self.wanted.state(spec, 1) is None]
-        rows: list[Row] = []
-        first: Arrays = {}
-        for split in splits:
-            kl = MeanKl(self.limits[KL]) if KL in self.limits else None
-            outputs, states, last = self._follow(
-                split, [specs[n] for n in specs if n not in unknown], kl
-            )
-            rows += self._rows(OUTPUT, outputs, split, "source")
-            rows += self._rows(STATE, states, split, "source")
-            if kl is not None:
-                rows.append(_row(DIVERGENCE, "", split, "source", kl.deviation()))
-            if first:
-                others = Comparison(LIMIT, self.limits)
-                others.add(sum(split), last, {name: first[name] for name in unknown})
-                rows += self._rows(STATE, others, split, f"split {_words(splits[0])}")
-            first = first or last
-        return rows, tuple(unknown)
-
-    def _follow(
-        self, split: Sequence[int], specs: Sequence[StateSpec], kl: MeanKl | None
-    ) -> tuple[Comparison, Comparison, Arrays]:
-        """Run one split; the outputs and states compared, and the states at the end."""
-        axes = {
-            spec.name: spec.shape.index(TIME) if TIME in spec.shape else None
-            for spec in self.session.entry.outputs
-        }
-        outputs, states = Comparison(LIMIT, self.limits), Comparison(LIMIT, self.limits)
-        steps = sum(split)
-        carried: Arrays = {}
-        for begin, end, found in self._steps(split):
-            for token in range(begin, end):
-                got = {n: _at(found[n], axis, token - begin) for n, axis in axes.items()}
-                expected = {
-                    name: _at(self.wanted.outputs[name], axis, token)
-                    for name, axis in axes.items()
-                    if axis is not None or token == steps - 1
-                }
-                outputs.add(token + 1, got, expected)
-                if kl is not None:
-                    kl.add(token + 1, got[LOGITS], expected[LOGITS])
-            if end in STATE_STEPS or end == steps:
-                carried = self.session.state.save().arrays
-                states.add(end, carried, self._states(specs, end))
-        return outputs, states, carried
-
-    def _steps(self, split: Sequence[int]) -> Iterator[tuple[int, int, Arrays]]:
-        self.session.state.reset()
-        ends = [sum(split[:i]) for i in range(len(split) + 1)]
-        for begin, end in pairwise(ends):
-            if self.progress is not None:
-                self.progress(f"tokens in parts of {_words(split)}", begin / ends[-1])
-            part = {
-                name: value.take(range(begin, end), self.axes[name]) if name in self.axes else value
-                for name, value in self.inputs.items()
-            }
-            yield begin, end, self.session.step(part)
-
-    def _states(self, specs: Sequence[StateSpec], tokens: int) -> Arrays:
-        found = {spec.input: self.wanted.state(spec, tokens) for spec in specs}
-        return {name: value for name, value in found.items() if value is not None}
-
-    def _rows(
-        self, kind: str, found: Comparison, split: Sequence[int], against: str
-    ) -> Iterator[Row]:
-        modules = {spec.input: spec.module for spec in self.session.entry.states}
-        for deviation in found.deviations():
-            yield _row(kind, modules.get(deviation.name, ""), split, against, deviation)
+def _sought(numbers: SourceNumbers, manifest: Manifest) -> dict[str, tuple[int, ...]]:
+    """Values that the source compares integer inputs with, as far as they may hold them."""
+    below = {spec.name: spec.below or 0 for spec in manifest.main.inputs}
+    return {
+        name: tuple(sorted(n for n in found if 0 <= n < below.get(name, 0)))
+        for name, found in numbers.values.items()
+    }
 
 
-def _row(kind: str, module: str, split: Sequence[int], against: str, found: Deviation) -> Row:
-    return Row(kind=kind, module=module, split=_words(split), against=against, found=found)
-
-
-def _at(array: Array, axis: int | None, index: int) -> Array:
-    return array if axis is None else array.take(index, axis)
-
-
-def _splits(steps: int) -> list[list[int]]:
-    """One at a time, all at once, and parts that end where states are compared."""
-    third = steps - 2 * (steps - STATE_STEPS[-1]) // 3  # so that two long parts follow
-    ends = sorted({0, *(n for n in (*STATE_STEPS, third) if n < steps), steps})
-    splits = [[1] * steps, [steps], [b - a for a, b in pairwise(ends)]]
-    return [split for i, split in enumerate(splits) if split not in splits[:i]]
-
-
-def _words(split: Sequence[int]) -> str:
-    if len(set(split)) == 1:
-        return f"{len(split)} x {split[0]}"
-    return " + ".join(map(str, split))
+def _least(*limits: int | None) -> int | None:
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _limits(manifest: Manifest, dtype: str, tolerance: Mapping[str, float]) -> dict[str, float]:

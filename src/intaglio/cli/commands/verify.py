@@ -34,6 +34,10 @@ def verify_(
         bool,
         typer.Option("--graph", help="Run the graph for TensorRT in ONNX Runtime: needs no GPU."),
     ] = False,
+    thorough: Annotated[
+        bool,
+        typer.Option("--thorough", help="Try every token id, the whole context, and more rows."),
+    ] = False,
     bisect: Annotated[
         bool, typer.Option("--bisect", help="Name the first node that diverges.")
     ] = False,
@@ -52,6 +56,7 @@ def verify_(
             graph=graph,
             steps=steps,
             tolerance=limits(tolerance),
+            thorough=thorough,
             bisect=bisect,
             progress=progress,
             **loading(load),

@@ -1,0 +1,143 @@
+"""A bundle on given tokens, in several splits, beside what its source makes of them."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy.typing as npt
+
+from intaglio.exporter.sources.source import Source
+from intaglio.runtime.compare import Comparison, Deviation
+from intaglio.runtime.session import Session
+from intaglio.state import TIME, StateSpec
+
+from .parity import KL as DIVERGENCE
+from .parity import OUTPUT, STATE, Row
+from .quantized import KL, LOGITS, MeanKl
+from .reference import Reference
+
+LIMIT = 1e-4  # of names without one of their own
+STATE_STEPS = (1, 2, 63, 64)
+
+Array = npt.NDArray[Any]
+Arrays = Mapping[str, Array]
+Progress = Callable[[str, float | None], None]
+
+
+def time_axes(source: Source) -> dict[str, int]:
+    """Which axis of each input is time, where it has one."""
+    return {
+        name: axis
+        for name, axes in source.dynamic.items()
+        for axis, symbol in axes.items()
+        if symbol == TIME
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Follower:
+    """A session on given inputs, beside what the source makes of them."""
+
+    session: Session
+    inputs: Arrays
+    axes: Mapping[str, int]
+    wanted: Reference
+    limits: Mapping[str, float]
+    progress: Progress | None
+
+    def compare(self, splits: Sequence[Sequence[int]]) -> tuple[list[Row], tuple[str, ...]]:
+        """Rows of every output and state for each split, and the states unknown to the source."""
+        manifest = self.session.entry
+        specs = {spec.input: spec for spec in manifest.states}
+        unknown = [name for name, spec in specs.items() if self.wanted.state(spec, 1) is None]
+        rows: list[Row] = []
+        first: Arrays = {}
+        for split in splits:
+            kl = MeanKl(self.limits[KL]) if KL in self.limits else None
+            outputs, states, last = self._follow(
+                split, [specs[n] for n in specs if n not in unknown], kl
+            )
+            rows += self._rows(OUTPUT, outputs, split, "source")
+            rows += self._rows(STATE, states, split, "source")
+            if kl is not None:
+                rows.append(_row(DIVERGENCE, "", split, "source", kl.deviation()))
+            if first:
+                others = Comparison(LIMIT, self.limits)
+                others.add(sum(split), last, {name: first[name] for name in unknown})
+                rows += self._rows(STATE, others, split, f"split {words_of(splits[0])}")
+            first = first or last
+        return rows, tuple(unknown)
+
+    def _follow(
+        self, split: Sequence[int], specs: Sequence[StateSpec], kl: MeanKl | None
+    ) -> tuple[Comparison, Comparison, Arrays]:
+        """Run one split; the outputs and states compared, and the states at the end."""
+        axes = {
+            spec.name: spec.shape.index(TIME) if TIME in spec.shape else None
+            for spec in self.session.entry.outputs
+        }
+        outputs, states = Comparison(LIMIT, self.limits), Comparison(LIMIT, self.limits)
+        steps = sum(split)
+        carried: Arrays = {}
+        for begin, end, found in self._steps(split):
+            for token in range(begin, end):
+                got = {n: _at(found[n], axis, token - begin) for n, axis in axes.items()}
+                expected = {
+                    name: _at(self.wanted.outputs[name], axis, token)
+                    for name, axis in axes.items()
+                    if axis is not None or token == steps - 1
+                }
+                outputs.add(token + 1, got, expected)
+                if kl is not None:
+                    kl.add(token + 1, got[LOGITS], expected[LOGITS])
+            if end in STATE_STEPS or end == steps:
+                carried = self.session.state.save().arrays
+                states.add(end, carried, self._states(specs, end))
+        return outputs, states, carried
+
+    def _steps(self, split: Sequence[int]) -> Iterator[tuple[int, int, Arrays]]:
+        self.session.state.reset()
+        ends = [sum(split[:i]) for i in range(len(split) + 1)]
+        for begin, end in pairwise(ends):
+            if self.progress is not None:
+                self.progress(f"tokens in parts of {words_of(split)}", begin / ends[-1])
+            part = {
+                name: value.take(range(begin, end), self.axes[name]) if name in self.axes else value
+                for name, value in self.inputs.items()
+            }
+            yield begin, end, self.session.step(part)
+
+    def _states(self, specs: Sequence[StateSpec], tokens: int) -> Arrays:
+        found = {spec.input: self.wanted.state(spec, tokens) for spec in specs}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def _rows(
+        self, kind: str, found: Comparison, split: Sequence[int], against: str
+    ) -> Iterator[Row]:
+        modules = {spec.input: spec.module for spec in self.session.entry.states}
+        for deviation in found.deviations():
+            yield _row(kind, modules.get(deviation.name, ""), split, against, deviation)
+
+
+def _row(kind: str, module: str, split: Sequence[int], against: str, found: Deviation) -> Row:
+    return Row(kind=kind, module=module, split=words_of(split), against=against, found=found)
+
+
+def _at(array: Array, axis: int | None, index: int) -> Array:
+    return array if axis is None else array.take(index, axis)
+
+
+def splits_of(steps: int) -> list[list[int]]:
+    """One at a time, all at once, and parts that end where states are compared."""
+    third = steps - 2 * (steps - STATE_STEPS[-1]) // 3  # so that two long parts follow
+    ends = sorted({0, *(n for n in (*STATE_STEPS, third) if n < steps), steps})
+    splits = [[1] * steps, [steps], [b - a for a, b in pairwise(ends)]]
+    return [split for i, split in enumerate(splits) if split not in splits[:i]]
+
+
+def words_of(split: Sequence[int]) -> str:
+    """A split for people: ``512 x 1``, ``1 + 1 + 61``."""
+    if len(set(split)) == 1:
+        return f"{len(split)} x {split[0]}"
+    return " + ".join(map(str, split))
