@@ -72,11 +72,11 @@ def test_a_fault_past_a_number_of_the_source_is_found(bundle: Path) -> None:
 
 def test_a_value_that_no_trial_drew_is_said_and_drawn_if_asked(bundle: Path) -> None:
     source = source_of(counted)
-    drawn = source.random_inputs(2, STEPS, 0)["input_ids"].unique()
+    drawn = set(source.random_inputs(2, STEPS, 0)["input_ids"].flatten().tolist())
     hidden = next(i for i in range(VOCABULARY) if i not in drawn)
     with torch.no_grad():
         source.module.embed.weight[hidden] += 1  # type: ignore[index, operator, union-attr]
-    same = int(drawn[0])
+    same = next(iter(drawn))
     source = replace(source, sample=lambda b, t, _: {"input_ids": torch.full((b, t), same)})
     first = verify(bundle, source, steps=STEPS, keep=False)
 

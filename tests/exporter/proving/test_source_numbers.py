@@ -22,7 +22,8 @@ class Masked(nn.Module):
     def forward(self, input_ids: Tensor) -> Tensor:
         x = self.embed(input_ids)
         kept = self.make(torch.arange(x.shape[1]), input_ids).to(x.dtype)
-        return x * kept[..., None] / (x.square().mean(-1, keepdim=True) + 1e-5)
+        result: Tensor = x * kept[..., None] / (x.square().mean(-1, keepdim=True) + 1e-5)
+        return result
 
 
 TABLE = torch.ones(777)
