@@ -87,7 +87,7 @@ def _rows(title: str, source: Path, steps: int, *, dtype: str, **options: Any) -
         opened = Bundle.open(bundle)
         built = read_built(opened.graph())
         assert built is not None
-        report = verify(bundle, source, graph=True, steps=steps, keep=False)
+        report = verify(bundle, source, lowered=True, steps=steps, keep=False)
         emulated = _emulated(bundle, source, LOW_BIT_STEPS if options.get("passes") else GPU_STEPS)
         lowered = ir.load(bundle / GRAPH).graph
         ort = ir.load(bundle / "ort/model.onnx").graph

@@ -6,6 +6,7 @@ tells.  Where it fails, products are computed in two parts of 8 bits (`passes/lo
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,12 +25,12 @@ from intaglio.exporter.writing.bundle_writer import BundleWriter
 from intaglio.exporter.writing.compiled import Compiled
 from intaglio.exporter.writing.describe import LOWERED, describe, with_verdict
 from intaglio.exporter.writing.genai import add_genai
-from intaglio.exporter.writing.graph_files import save_graphs
+from intaglio.exporter.writing.graph_files import place, save_graphs
 from intaglio.passes import pipeline
 from intaglio.passes.calibration import Calibration
 from intaglio.passes.low_bit import low_bit_nodes, weight_of
 from intaglio.passes.lower.ort_low_bit import OrtLowBit, cost
-from intaglio.runtime.graph_entry import FAILED, PASSED
+from intaglio.runtime.graph_entry import FAILED, MAIN, PASSED
 from intaglio.runtime.manifest import Manifest
 from intaglio.runtime.trt.engine_build import GRAPH
 
@@ -91,19 +92,33 @@ def _once(
             manifest = add_genai(writer.path, manifest)
     if not how.verify:
         return Attempt(compiled=compiled, manifest=manifest, parity=None, notes=compiled.notes)
-    with clock.phase("verify"):
-        parity = verify(
-            writer.path,
-            source,
-            data=compiled.context.calibration if data is None else data,
-            steps=how.steps,
-            tolerance=how.tolerance,
-            keep=False,  # the manifest holds it
-            progress=clock.report,
-        )
-    verdict = PASSED if parity.passed else FAILED
-    proven = with_verdict(manifest, "ort", verdict, parity.to_json())
-    return Attempt(compiled=compiled, manifest=proven, parity=parity, notes=compiled.notes)
+    found: dict[str, ParityReport] = {}
+    for name in (MAIN, *compiled.others):
+        with clock.phase("verify"):
+            found[name] = verify(
+                writer.path,
+                source,
+                graph=name,
+                data=compiled.context.calibration if data is None else data,
+                steps=how.steps,
+                tolerance=_own(how.tolerance, manifest, name),
+                keep=False,  # the manifest holds it
+                progress=clock.report,
+            )
+        verdict = PASSED if found[name].passed else FAILED
+        manifest = with_verdict(manifest, "ort", verdict, found[name].to_json(), name=name)
+    # That of the main graph, unless another one alone fails.
+    parity = next((each for each in found.values() if not each.passed), found[MAIN])
+    return Attempt(compiled=compiled, manifest=manifest, parity=parity, notes=compiled.notes)
+
+
+def _own(tolerance: Mapping[str, float], manifest: Manifest, name: str) -> Mapping[str, float]:
+    """The limits of one graph; of the only one all, so that a wrong name is refused."""
+    if len(manifest.graphs) == 1:
+        return tolerance
+    graph = manifest.graphs[name]
+    known = {spec.name for spec in graph.outputs} | {spec.input for spec in graph.states}
+    return {each: limit for each, limit in tolerance.items() if each in known}
 
 
 def _write(writer: BundleWriter, source: Source, compiled: Compiled, how: Recipe) -> Manifest:
@@ -115,12 +130,11 @@ def _write(writer: BundleWriter, source: Source, compiled: Compiled, how: Recipe
 
 
 def _by_file(compiled: Compiled, how: Recipe) -> dict[str, ir.Model]:
-    """The forms of a graph that a bundle holds, by their place in it."""
-    forms = {
-        PORTABLE: compiled.portable if how.portable else None,
-        LOWERED: compiled.ort,
-        GRAPH: compiled.trt,
-    }
+    """The forms of its graphs that a bundle holds, by their place in it."""
+    forms = {GRAPH: compiled.trt}
+    for name, each in {MAIN: compiled, **compiled.others}.items():
+        forms[place(PORTABLE, name)] = each.portable if how.portable else None
+        forms[place(LOWERED, name)] = each.ort
     return {path: model for path, model in forms.items() if model is not None}
 
 

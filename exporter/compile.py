@@ -2,13 +2,14 @@
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
 import onnx_ir as ir
 from torch import nn
 
+from intaglio.errors import OptionError
 from intaglio.exporter.options.clock import Clock
 from intaglio.exporter.options.recipe import Recipe
 from intaglio.exporter.options.served_shapes import Shapes
@@ -37,6 +38,40 @@ class Teacher:
         """Remove what was finished: the bundle holds it."""
         if self.work is not None:
             shutil.rmtree(self.work, ignore_errors=True)
+
+
+def compile_all(
+    source: Source,
+    extra: Sequence[Pass],
+    how: Recipe,
+    clock: Clock,
+    teacher: Teacher | None = None,
+) -> Compiled:
+    """Compile every graph of `source`; see `compile_source`.
+
+    Raises:
+        OptionError: if there are several, and what is asked for knows one alone.
+        IntaglioError: if one cannot be traced, or a pass refuses it.
+    """
+    if source.others:
+        _require_plain(how, teacher)
+    compiled = compile_source(source, extra, how, clock, teacher)
+    others = {n: compile_source(each, extra, how, clock) for n, each in source.others.items()}
+    return replace(compiled, others=others)
+
+
+def _require_plain(how: Recipe, teacher: Teacher | None) -> None:
+    """Refuse several graphs where one alone is known how to be made."""
+    for asked, option in (
+        ("trt" in how.targets, "--target trt"),
+        (how.layout == "genai", "--layout genai"),
+        (teacher is not None, "--calib"),
+    ):
+        if asked:
+            raise OptionError(
+                f"{option} is for a bundle of one graph, and this one has "
+                f"{', '.join(how.graphs)}. Leave {option} out, or export them apart."
+            )
 
 
 def compile_source(

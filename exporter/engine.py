@@ -44,13 +44,13 @@ def with_engine(
     if not how.verify:
         return replace(made, manifest=manifest, notes=(*made.notes, *advice))
 
-    def run(*, graph: bool) -> ParityReport:
+    def run(*, lowered: bool) -> ParityReport:
         return verify(
             writer.path,
             source,
             data=made.compiled.context.calibration if data is None else data,
             target="trt",
-            graph=graph,
+            lowered=lowered,
             steps=how.steps,
             tolerance=how.tolerance,
             keep=False,
@@ -89,13 +89,13 @@ def _proven(
     Returns:
         The engine's verdict, what is wrong, if anything, and what the user should know.
     """
-    found = verify(graph=True)
+    found = verify(lowered=True)
     if not found.passed:
         return FAILED, f"The graph for TensorRT, run by ONNX Runtime: {found.summary()}", ()
     if RECORD not in manifest.files or not flavours.has_device():
         return NO_DEVICE, "", ()
     try:
-        found = verify(graph=False)
+        found = verify(lowered=False)
     except (DeviceError, MissingExtraError) as error:
         return f"{NOT_RUN} (see the notes)", "", (f"The engine did not run here: {error}",)
     if not found.passed:

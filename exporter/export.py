@@ -24,7 +24,7 @@ from intaglio.runtime.manifest import Manifest
 from intaglio.runtime.trt import flavour as flavours
 
 from .attempt import attempt
-from .compile import Teacher, compile_source
+from .compile import Teacher, compile_all
 from .engine import require_proof, with_engine
 
 TARGETS = ("ort", "trt")
@@ -113,13 +113,13 @@ def export(
         check_place(Path(out), force=force)
         with clock.phase("load"):
             loaded = load(source, loading)
-        compiled = compile_source(loaded, passes, how, clock, Teacher.of(calib, None))
+        compiled = compile_all(loaded, passes, how, clock, Teacher.of(calib, None))
         return _rehearsed(out, loaded, compiled, how, clock)
     with BundleWriter(out, force=force) as writer:
         with clock.phase("load"):
             loaded = load(source, loading)
         teacher = Teacher.of(calib, Path(work or f"{writer.destination}.work"))
-        compiled = compile_source(loaded, passes, how, clock, teacher)
+        compiled = compile_all(loaded, passes, how, clock, teacher)
         request = None if compiled.trt is None else prepare(compiled, how)
         made = attempt(writer, loaded, compiled, how, clock, data)
         if request is not None:

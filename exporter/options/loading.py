@@ -18,6 +18,31 @@ Axes = Mapping[str, Sequence[int | str]]
 Inputs = Mapping[str, Any] | str | Path
 
 
+@dataclass(frozen=True)
+class Graph:
+    """One graph of a bundle: a method of a module, or a module within it by its dotted path.
+
+    `inputs` are example inputs of its own, and `axes` their dimensions, in place of those that are
+    given for all graphs.
+    """
+
+    method: str = "forward"
+    inputs: Inputs | None = None
+    axes: Axes = field(default_factory=dict)
+
+
+def as_graphs(given: Mapping[str, Any]) -> dict[str, Graph]:
+    """Graphs by name, from records, from names of methods, or from what a recipe holds."""
+    return {
+        name: entry
+        if isinstance(entry, Graph)
+        else Graph(entry)
+        if isinstance(entry, str)
+        else Graph(**entry)
+        for name, entry in given.items()
+    }
+
+
 @dataclass(frozen=True, kw_only=True)
 class SourceOptions:
     """What says how to read a source, wherever it lies: a recipe repeats it."""
@@ -26,6 +51,7 @@ class SourceOptions:
     config: Config | None = None
     key: str | None = None
     axes: Axes = field(default_factory=dict)
+    graphs: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +83,7 @@ class LoadOptions(SourceOptions):
         """
         for name in self.given():
             if name not in names and not name.startswith("allow_"):
-                option = name.replace("_", "-")
+                option = "graph" if name == "graphs" else name.replace("_", "-")
                 raise OptionError(f"--{option} says nothing about {what}; leave it out.")
 
 
@@ -78,6 +104,11 @@ class LoadKeywords(TypedDict, total=False):
         Axes | None,
         "the dimensions of inputs that are laid out otherwise, ``batch`` and ``time`` by name: "
         '``{"mel": ("batch", 80, "time")}``.',
+    ]
+    graphs: Annotated[
+        Mapping[str, Graph | str] | None,
+        "the graphs of the bundle, one of them ``main``: names of methods, or records of "
+        '`intaglio.Graph`: ``{"encode": "encoder", "main": "decode"}``.',
     ]
     import_from: Annotated[
         Sequence[str | Path] | None,

@@ -20,7 +20,7 @@ from intaglio.passes.base import Pass
 from intaglio.passes.lower.ort_low_bit import Accuracy
 
 from .config import read_config
-from .loading import LoadKeywords, LoadOptions, SourceOptions
+from .loading import Graph, LoadKeywords, LoadOptions, SourceOptions, as_graphs
 from .served_shapes import Shapes
 from .user_passes import PASS_KEYS, as_entry, build_entry, describe_pass
 
@@ -29,6 +29,7 @@ BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 PLAIN: Mapping[str, Callable[[Any], Any]] = {
     "config": read_config,
+    "graphs": lambda given: {n: _told(graph) for n, graph in as_graphs(given).items()},
     "passes": lambda given: [as_entry(entry) for entry in given],
     "shapes": lambda given: given.to_json() if isinstance(given, Shapes) else given,
 }
@@ -189,7 +190,13 @@ def decide(recipe: Recipe | str | Path | None, given: ExportKeywords) -> tuple[R
     read = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
     how = read.override(given)
     said = {entry.name: getattr(how, entry.name) for entry in fields(SourceOptions)}
+    said["graphs"] = given.get("graphs") or how.graphs  # with example inputs, which no file holds
     return how, LoadOptions.of(given, said)
+
+
+def _told(graph: Graph) -> dict[str, Any]:
+    """A graph as a recipe holds it: example inputs are the user's to give each time."""
+    return {"method": graph.method, **({"axes": graph.axes} if graph.axes else {})}
 
 
 def read_recipe(recipe: str | Path | None) -> Recipe:

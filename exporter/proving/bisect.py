@@ -20,6 +20,7 @@ from intaglio.exporter.sources.source import Source
 from intaglio.exporter.tracing.trace import trace
 from intaglio.passes import evaluate, stepping
 from intaglio.passes.graph import dims, load_graph, module_of
+from intaglio.runtime.graph_entry import MAIN, GraphEntry
 from intaglio.runtime.manifest import FILE_NAME, Manifest
 from intaglio.state import PAST_LENGTH, TIME
 
@@ -73,28 +74,32 @@ class Divergence:
         }
 
 
-def bisect(bundle: Path, source: Source, *, limit: float = 1e-4) -> Divergence | None:
-    """The first difference between the graph of `bundle` and `source`; None if there is none."""
-    return first_divergence(bundle, trace(source).model, limit=limit)
+def bisect(
+    bundle: Path, source: Source, *, limit: float = 1e-4, name: str = MAIN
+) -> Divergence | None:
+    """The first difference between the graph `name` of `bundle` and `source`; None without one."""
+    return first_divergence(bundle, trace(source).model, limit=limit, name=name)
 
 
-def first_divergence(bundle: Path, traced: ir.Model, *, limit: float) -> Divergence | None:
+def first_divergence(
+    bundle: Path, traced: ir.Model, *, limit: float, name: str = MAIN
+) -> Divergence | None:
     """The first difference between the graph of `bundle` and its source's training-form graph."""
-    manifest = Manifest.load(bundle / FILE_NAME)
-    lowered = ir.external_data.load_to_model(load_graph(bundle, manifest.main.targets["ort"].path))
+    entry = Manifest.load(bundle / FILE_NAME).graphs[name]
+    lowered = ir.external_data.load_to_model(load_graph(bundle, entry.targets["ort"].path))
     context = traced.graph.initializers, lowered.graph.initializers
-    tokens = min(TOKENS, manifest.main.limits.max_context or TOKENS)
+    tokens = min(TOKENS, entry.limits.max_context or TOKENS)
     second = min(SECOND, tokens - 1)
-    defaults = {s.name: s.default for s in manifest.main.inputs if s.default is not None}
+    defaults = {s.name: s.default for s in entry.inputs if s.default is not None}
     inputs = stepping.random_inputs(traced, [], 1, tokens, defaults=defaults)
     shared = _shared(traced, lowered)
     wanted = evaluate.run(_exposed(traced, shared), inputs)
     probe = _exposed(lowered, shared)
     parts = [[tokens], [tokens - second, second]] if second else [[tokens]]
-    if manifest.main.whole:
+    if entry.whole:
         del parts[1:]
     for carried, split in enumerate(parts):
-        got = _last_part(probe, manifest, inputs, split)
+        got = _last_part(probe, entry, inputs, split)
         found = _first(lowered, got, wanted, tokens, split[-1], limit)
         if found is not None:
             value, error, agreed = found
@@ -129,24 +134,24 @@ def _exposed(model: ir.Model, names: Sequence[str]) -> ir.Model:
 
 
 def _last_part(
-    model: ir.Model, manifest: Manifest, inputs: Arrays, split: Sequence[int]
+    model: ir.Model, entry: GraphEntry, inputs: Arrays, split: Sequence[int]
 ) -> dict[str, Array]:
     """Every output of the last call when the tokens are given in the parts of `split`."""
     session = evaluate.session(model)
     names = [entry.name for entry in session.get_outputs()]
     timed = {str(v.name): (dims(v) or ()).index(TIME) for v in model.graph.inputs
              if TIME in (dims(v) or ()) and v.name in inputs}  # fmt: skip
-    states: dict[str, Array] = dict(stepping.first_states(manifest.main.states, 1, sum(split)))
+    states: dict[str, Array] = dict(stepping.first_states(entry.states, 1, sum(split)))
     done, results = 0, {}
     for part in split:
         feeds = {
             name: array.take(range(done, done + part), timed[name]) if name in timed else array
             for name, array in inputs.items()
         }
-        if manifest.main.past_length:
+        if entry.past_length:
             feeds[PAST_LENGTH] = np.array([done], np.int64)
         results = dict(zip(names, session.run(names, {**feeds, **states}), strict=True))
-        states = {spec.input: results[spec.output] for spec in manifest.main.states}
+        states = {spec.input: results[spec.output] for spec in entry.states}
         done += part
     return results
 

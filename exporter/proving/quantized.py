@@ -21,9 +21,9 @@ from intaglio.errors import BundleError
 from intaglio.exporter.sources.source import Source
 from intaglio.passes.graph import constant, load_graph
 from intaglio.passes.low_bit import low_bit_nodes, parameter_of, weight_of
-from intaglio.runtime.bundle import Bundle
+from intaglio.runtime.bundle import BundleGraph
 from intaglio.runtime.compare import Deviation
-from intaglio.runtime.manifest import Manifest
+from intaglio.runtime.graph_entry import MAIN, GraphEntry
 
 PORTABLE = "model.onnx"
 LOWERING = "ort-low-bit"  # the pass that brings weights of few bits to ONNX Runtime
@@ -37,32 +37,33 @@ KL = f"{LOGITS}.kl"
 Array = npt.NDArray[Any]
 
 
-def accuracy_of(manifest: Manifest) -> str | None:
+def accuracy_of(entry: GraphEntry) -> str | None:
     """What the graph for ONNX Runtime makes of weights of few bits, None where it has none."""
-    lowered = [r for r in manifest.main.passes if r["name"] == LOWERING and r["changed"]]
+    lowered = [r for r in entry.passes if r["name"] == LOWERING and r["changed"]]
     return next((r["details"].get("accuracy") for r in lowered), None)
 
 
-def dequantized(source: Source, bundle: Bundle) -> Source | None:
-    """`source` with the weights that `bundle` holds in few bits, and with what was tuned to them.
+def dequantized(source: Source, graph: BundleGraph) -> Source | None:
+    """`source` with the weights that `graph` holds in few bits, and with what was tuned to them.
 
-    None where the bundle has quantized nothing of it: also where the source came quantized.
+    None where the graph has quantized nothing of it: also where the source came quantized.
 
     Raises:
         BundleError: if the bundle has no portable graph to read the weights from.
     """
-    records = bundle.manifest.main.passes
+    bundle, records = graph.bundle, graph.entry.passes
+    portable = PORTABLE if graph.name == MAIN else f"{graph.name}.onnx"
     tuned = {name for record in records for name in record["details"].get("tuned", ())}
     quantized = any("bits" in record["options"] for record in records)
     low_bit = any(record["changed"] for record in records if record["name"] == LOWERING)
-    if PORTABLE not in bundle.manifest.files and (tuned or quantized):
+    if portable not in bundle.manifest.files and (tuned or quantized):
         raise BundleError(
             f"{bundle.root} has no portable graph, from which the dequantized weights are read. "
             "Export without --no-portable, or with --no-verify."
         )
-    if PORTABLE not in bundle.manifest.files or not (tuned or low_bit):
+    if portable not in bundle.manifest.files or not (tuned or low_bit):
         return None
-    return _with_weights(source, dict(_weights(load_graph(bundle.root, PORTABLE), tuned)))
+    return _with_weights(source, dict(_weights(load_graph(bundle.root, portable), tuned)))
 
 
 def _weights(model: ir.Model, tuned: set[str]) -> Iterator[tuple[str, Array]]:

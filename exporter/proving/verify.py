@@ -23,7 +23,8 @@ from intaglio.models import FORMAT
 from intaglio.passes.calibration import Calibration
 from intaglio.passes.graph import load_graph
 from intaglio.runtime import report_file
-from intaglio.runtime.bundle import Bundle
+from intaglio.runtime.bundle import Bundle, BundleGraph
+from intaglio.runtime.graph_entry import MAIN, GraphEntry
 from intaglio.runtime.manifest import Manifest
 from intaglio.runtime.session import Session
 
@@ -48,7 +49,8 @@ def verify(
     *,
     data: str | Path | Arrays | Calibration | None = None,
     target: Literal["ort", "trt"] = "ort",
-    graph: bool = False,
+    graph: str = MAIN,
+    lowered: bool = False,
     steps: int = 512,
     batch: int = 2,
     tolerance: Mapping[str, float] | None = None,
@@ -69,8 +71,9 @@ def verify(
         data: what to run, as for calibration: a file ``.npz`` or ``.txt``, a folder of these, or
             arrays by the names of inputs, or what was read of them; random inputs otherwise.
         target: what to run: the graph for ONNX Runtime, or the engine of TensorRT.
-        graph: run the graph for TensorRT in ONNX Runtime instead of its engine, with the bodies of
-            functions in place of plugins: it proves the lowering where there is no GPU.
+        graph: which graph of the bundle to compare.
+        lowered: run the graph for TensorRT in ONNX Runtime instead of its engine, with the bodies
+            of functions in place of plugins: it proves the lowering where there is no GPU.
         steps: tokens to run, fewer where the model's context ends or the data has no longer rows.
         batch: rows to run, unless the bundle has a fixed number.
         tolerance: limits by name of output or state, instead of the default of the graph's dtype:
@@ -92,30 +95,31 @@ def verify(
         InputError: if `data` cannot be read or does not fit the inputs.
     """
     opened = Bundle.open(bundle)
-    manifest = opened.manifest
-    target = "trt" if graph else target
-    limits = _limits(manifest, opened.graph().target(target).dtype, tolerance or {})
+    chosen = opened.graph(graph)
+    entry, target = chosen.entry, "trt" if lowered else target
+    limits = _limits(entry, chosen.target(target).dtype, tolerance or {})
     if steps < 1 or batch < 1:
         raise OptionError(f"{steps} steps of {batch} rows cannot be compared; at least 1 of 1 can.")
     loading = LoadOptions.of(options)
     if isinstance(source, Source):
         loading.take("a source that is loaded already")
     else:
-        source = load(source, as_named(loading, manifest))
-    _require_same(manifest, "inputs", source.dynamic)
-    steps = min(steps, manifest.main.limits.max_context or steps)
-    session = graph_session(opened.graph()) if graph else Session.load(opened, target)
+        source = load(source, as_named(loading, opened.manifest))
+    source = _of_graph(source, chosen)
+    _require_same(entry, "inputs", source.dynamic)
+    steps = min(steps, entry.limits.max_context or steps)
+    session = graph_session(chosen) if lowered else Session.load(opened, target, graph=graph)
     steps = min(steps, session.state.most_tokens or steps)
-    batch = manifest.main.limits.batch or min(batch, session.most_rows or batch)
+    batch = entry.limits.batch or min(batch, session.most_rows or batch)
     if progress is not None:
         progress("source", None)
     numbers = source_numbers(source)
-    sought = _sought(numbers, manifest)
-    trial = draw(source, batch, steps, data, manifest.main.limits.max_context, sought)
+    sought = _sought(numbers, entry)
+    trial = draw(source, batch, steps, data, entry.limits.max_context, sought)
     drawn, steps = trial.inputs, trial.steps
-    held = dequantized(source, opened)
+    held = dequantized(source, chosen)
     wanted = reference(held or source, drawn)
-    _require_same(manifest, "outputs", wanted.outputs)
+    _require_same(entry, "outputs", wanted.outputs)
     moved = None
     if held is not None:
         moved = quantization_error(wanted.outputs, reference(source, drawn, states=False).outputs)
@@ -127,16 +131,16 @@ def verify(
         limits=limits,
         progress=progress,
     )
-    splits = [[steps]] if manifest.main.whole else splits_of(steps)
+    splits = [[steps]] if entry.whole else splits_of(steps)
     rows, unknown = run.compare(splits)
     more, covers = Further(
         run=run,
         source=source,
-        graph=load_graph(opened.root, opened.graph().target("ort").path).graph,
+        graph=load_graph(opened.root, chosen.target("ort").path).graph,
         numbers=numbers,
         refer=lambda inputs: reference(held or source, inputs),
-        rows=manifest.main.limits.batch,
-        limit=_least(manifest.main.limits.max_context, session.state.most_tokens),
+        rows=entry.limits.batch,
+        limit=_least(entry.limits.max_context, session.state.most_tokens),
     ).compare(trial, thorough=thorough)
     rows += more
     report = ParityReport(
@@ -150,21 +154,35 @@ def verify(
         rows=rows,
         unknown=unknown,
         quantization=moved,
-        accuracy=accuracy_of(manifest),
+        accuracy=accuracy_of(entry),
         covers=covers,
     )
     if bisect and not report.passed:
         limit = LOW_BIT_LIMIT if KL in limits else LIMIT
-        divergence = find_divergence(Path(bundle), held or source, limit=limit)
+        divergence = find_divergence(Path(bundle), held or source, limit=limit, name=graph)
         report = replace(report, divergence=divergence)
     if keep:
-        report_file.keep(opened, "verify", report.to_json())
+        section = "verify" if graph == MAIN else f"verify {graph}"
+        report_file.keep(opened, section, report.to_json())
     return report
 
 
-def _sought(numbers: SourceNumbers, manifest: Manifest) -> dict[str, tuple[int, ...]]:
+def _of_graph(source: Source, graph: BundleGraph) -> Source:
+    """The part of a source that a graph of the bundle was made from.
+
+    Raises:
+        BundleError: if it was made from none.
+    """
+    if graph.name == MAIN:
+        return source
+    if graph.name not in source.others:
+        raise BundleError(f"{graph} was not made from a method of the source: it has none for it.")
+    return source.others[graph.name]
+
+
+def _sought(numbers: SourceNumbers, entry: GraphEntry) -> dict[str, tuple[int, ...]]:
     """Values that the source compares integer inputs with, as far as they may hold them."""
-    below = {spec.name: spec.below or 0 for spec in manifest.main.inputs}
+    below = {spec.name: spec.below or 0 for spec in entry.inputs}
     return {
         name: tuple(sorted(n for n in found if 0 <= n < below.get(name, 0)))
         for name, found in numbers.values.items()
@@ -175,15 +193,15 @@ def _least(*limits: int | None) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def _limits(manifest: Manifest, dtype: str, tolerance: Mapping[str, float]) -> dict[str, float]:
+def _limits(entry: GraphEntry, dtype: str, tolerance: Mapping[str, float]) -> dict[str, float]:
     """A limit for every output and state of a graph that computes in `dtype`."""
-    dtypes = {spec.dtype for spec in (*manifest.main.inputs, *manifest.main.outputs)}
-    dtypes |= {dtype, *(spec.dtype for spec in manifest.main.states)}
+    dtypes = {spec.dtype for spec in (*entry.inputs, *entry.outputs)}
+    dtypes |= {dtype, *(spec.dtype for spec in entry.states)}
     default = max(LIMITS.get(each, LIMIT) for each in dtypes)
-    names = [spec.name for spec in manifest.main.outputs]
-    names += [spec.input for spec in manifest.main.states]
+    names = [spec.name for spec in entry.outputs]
+    names += [spec.input for spec in entry.states]
     special = {}
-    if accuracy_of(manifest) in INT8_ACTIVATIONS:
+    if accuracy_of(entry) in INT8_ACTIVATIONS:
         default = max(default, LOW_BIT_LIMIT)
         special = {KL: KL_LIMIT} if LOGITS in names else {}
     names += special
@@ -197,7 +215,8 @@ def _limits(manifest: Manifest, dtype: str, tolerance: Mapping[str, float]) -> d
 
 
 def as_named(options: LoadOptions, manifest: Manifest) -> LoadOptions:
-    """`options` with the model and the config that the bundle names, if they name neither."""
+    """`options` with graphs, model and config that the bundle names, where they name none."""
+    options = replace(options, graphs=options.graphs or manifest.recipe.get("graphs", {}))
     if options.model is not None or options.config is not None:
         return options
     model, config = named_by(manifest)
@@ -215,8 +234,8 @@ def named_by(manifest: Manifest) -> tuple[str | None, Mapping[str, Any] | None]:
     return model, manifest.source.get("config")
 
 
-def _require_same(manifest: Manifest, what: str, names: Mapping[str, Any]) -> None:
-    own = [spec.name for spec in getattr(manifest.main, what)]
+def _require_same(entry: GraphEntry, what: str, names: Mapping[str, Any]) -> None:
+    own = [spec.name for spec in getattr(entry, what)]
     if set(own) != set(names):
         raise BundleError(
             f"The bundle has the {what} {', '.join(own)}, the source {', '.join(names)}. "

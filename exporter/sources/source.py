@@ -1,5 +1,6 @@
 """A source: what was trained, with its weights, and inputs to trace and to check it with."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +31,8 @@ class Source:
     what the weights are of where that was named, `config` holds JSON values, `notes` what loading
     decided.  `whole` says that the model takes whole sequences, in which tokens see later ones, or
     gives one result for all: it is exported without states.  `defaults` holds the value of each
-    input that may be left out, `text` the tokenizer that belongs to the model.
+    input that may be left out, `text` the tokenizer that belongs to the model.  `others` are the
+    further graphs of the bundle by name, the same module with another method as its body.
     """
 
     path: Path
@@ -47,6 +49,7 @@ class Source:
     whole: bool = False
     defaults: dict[str, float] = field(default_factory=dict)
     text: Text | None = None
+    others: Mapping[str, "Source"] = field(default_factory=dict)
 
     @cached_property
     def module(self) -> nn.Module:

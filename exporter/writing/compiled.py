@@ -1,8 +1,8 @@
 """What is written: a graph that was made from a source, in the form that each engine runs."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
@@ -16,7 +16,7 @@ class Compiled:
     """A graph made from a source: the portable form and the one for each target.
 
     The weights of all of them are shared in a bundle.  `records` end with those of the lowering for
-    ONNX Runtime; `told` is what tracing had to say.
+    ONNX Runtime; `told` is what tracing had to say, `others` the further graphs of the source.
     """
 
     portable: ir.Model
@@ -25,11 +25,14 @@ class Compiled:
     context: Context
     records: Sequence[pipeline.PassRecord]
     told: tuple[str, ...]
+    others: Mapping[str, "Compiled"] = field(default_factory=dict)
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What the user should hear: of tracing, and advice of passes."""
-        return (*self.told, *(line for r in self.records for line in r.result.advice))
+        own = (*self.told, *(line for r in self.records for line in r.result.advice))
+        others = ((n, line) for n, each in self.others.items() for line in each.notes)
+        return (*own, *(f"graph {name!r}: {line}" for name, line in others))
 
 
 def weigh(compiled: Compiled) -> int:
@@ -37,7 +40,7 @@ def weigh(compiled: Compiled) -> int:
 
     One that is made of others counts only where they are not all there.
     """
-    graphs = (compiled.portable, compiled.ort, compiled.trt)
+    graphs = [g for c in (compiled, *compiled.others.values()) for g in (c.portable, c.ort, c.trt)]
     models = [model for model in graphs if model is not None]
     values = {name: v for model in models for name, v in model.graph.initializers.items()}
     tensors = {

@@ -16,6 +16,7 @@ from intaglio.runtime.trt.engine_build import GRAPH, TARGET
 from intaglio.state import PAST_LENGTH
 
 from .compiled import Compiled
+from .graph_files import place
 
 LOWERED = "ort/model.onnx"
 DTYPES = {FP32: "float32", FP16: "float16"}  # by the words of an export
@@ -41,14 +42,24 @@ def describe(
         },
         recipe=how.to_json(),
         text=text,
-        graphs={MAIN: _entry(source, compiled, how, data)},
+        graphs={
+            MAIN: _entry(source, compiled, how, data, MAIN),
+            **{
+                name: _entry(source.others[name], other, how, data, name)
+                for name, other in compiled.others.items()
+            },
+        },
         files={},
         versions={name: version(name) for name in DISTRIBUTIONS},
     )
 
 
 def _entry(
-    source: Source, compiled: Compiled, how: Recipe, data: Mapping[str, tuple[str, ...]]
+    source: Source,
+    compiled: Compiled,
+    how: Recipe,
+    data: Mapping[str, tuple[str, ...]],
+    graph_name: str,
 ) -> GraphEntry:
     """What a graph takes, gives, carries from step to step, and allows, and what runs it."""
     graph, context = compiled.ort.graph, compiled.context
@@ -64,14 +75,14 @@ def _entry(
         states=tuple(context.states),
         past_length=any(value.name == PAST_LENGTH for value in graph.inputs),
         whole=source.whole,
-        targets=_targets(compiled, how, data),
+        targets=_targets(compiled, how, data, graph_name),
         limits=Limits(max_context=context.max_context, batch=context.batch),
         passes=tuple(record.to_json() for record in compiled.records),
     )
 
 
 def _targets(
-    compiled: Compiled, how: Recipe, data: Mapping[str, tuple[str, ...]]
+    compiled: Compiled, how: Recipe, data: Mapping[str, tuple[str, ...]], graph: str
 ) -> dict[str, TargetEntry]:
     """What each engine runs, not compared with anything yet."""
     return {
@@ -83,7 +94,7 @@ def _targets(
             dtype=dtype,
         )
         for name, path, model, why, dtype in (
-            ("ort", LOWERED, compiled.ort, TURNED_OFF, "float32"),
+            ("ort", place(LOWERED, graph), compiled.ort, TURNED_OFF, "float32"),
             (TARGET, GRAPH, compiled.trt, NO_DEVICE, DTYPES[how.dtype]),
         )
         if model is not None
@@ -91,14 +102,19 @@ def _targets(
 
 
 def with_verdict(
-    manifest: Manifest, target: str, verdict: str, evidence: Mapping[str, Any] | None = None
+    manifest: Manifest,
+    target: str,
+    verdict: str,
+    evidence: Mapping[str, Any] | None = None,
+    *,
+    name: str = MAIN,
 ) -> Manifest:
     """The manifest that says of `target` what a verification found, with its evidence if given."""
-    graph = manifest.main
+    graph = manifest.graphs[name]
     told = replace(graph.targets[target], parity=verdict)
     parity = graph.parity if evidence is None else evidence
     proven = replace(graph, targets={**graph.targets, target: told}, parity=parity)
-    return manifest.with_graph(MAIN, proven)
+    return manifest.with_graph(name, proven)
 
 
 def _table_rows(value: ir.Value) -> int | None:

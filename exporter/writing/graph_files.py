@@ -7,15 +7,21 @@ out of it: a runtime hands the bundle's folder to the engine (ONNX Runtime refus
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import onnx_ir as ir
 
 from intaglio.passes.collection import uncollected
 from intaglio.passes.low_bit import PARTS
+from intaglio.runtime.graph_entry import MAIN
 
 THRESHOLD = 1024  # bytes from which a tensor stands outside the graph
 ALIGNMENT = 4096  # a page, so that engines can map a tensor into memory
+
+
+def place(path: str, graph: str) -> str:
+    """Where the file of a graph lies that is called `path` for the main one."""
+    return path if graph == MAIN else str(PurePosixPath(path).with_stem(graph))
 
 
 def save_graphs(folder: Path, graphs: Mapping[str, ir.Model]) -> dict[str, tuple[str, ...]]:

@@ -13,6 +13,13 @@ from intaglio.runtime.bundle import BundleGraph
 from intaglio.state import BATCH
 
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
+# Threads that wait sleep.  Spinning, they take a core from whatever runs meanwhile, be it another
+# graph, another bundle or another program, and a step then takes several times as long: each of its
+# products ends when the last thread does, and that one may not be running at all.  Where nothing
+# else runs, spinning saves microseconds a product (benchmarks/engines_together.py has both).  A
+# pool that all engines share would not keep other programs out, and with one ONNX Runtime refuses
+# every session of the process that has threads of its own, the user's among them.
+_SPINNING = "session.intra_op.allow_spinning"
 OPTIMIZED = ".onnx"
 WEIGHTS = "weights"
 _OPTIMIZED_WEIGHTS = "session.optimized_model_external_initializers_file_name"
@@ -67,6 +74,7 @@ def _open(graph: BundleGraph, target: str, threads: int | None, trace: str | Non
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _SILENT
     options.add_session_config_entry(_EXTERNAL_FOLDER, str(bundle.root))
+    options.add_session_config_entry(_SPINNING, "0")
     if threads is not None:
         options.intra_op_num_threads = threads
     if trace is not None:

@@ -11,10 +11,11 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from intaglio.errors import SourceError
 from intaglio.exporter.options.config import read_config
-from intaglio.exporter.options.loading import LoadOptions
+from intaglio.exporter.options.loading import Inputs, LoadOptions
 from intaglio.exporter.sources.checkpoint import Checkpoint, read_checkpoint
 from intaglio.exporter.sources.examples import InputSpec, Sampler, describe_inputs, sampler
 from intaglio.exporter.sources.factory import build_from_factory, importable_from
+from intaglio.exporter.sources.methods import with_methods
 from intaglio.exporter.sources.reparametrized import settle
 from intaglio.exporter.sources.source import EXAMPLE_BATCH, EXAMPLE_TIME, Source
 from intaglio.exporter.sources.state_dict import check_fit, load_weights, tied_names
@@ -49,15 +50,16 @@ def load(path: Path, options: LoadOptions) -> Source:
         )
     values = read_config(options.config if options.config is not None else checkpoint.config)
     if ":" in wanted:
-        module, sample, dynamic = _from_factory(wanted, values, options)
+        module, sample, dynamic, given = _from_factory(wanted, values, options)
     else:
         said = f"the model {wanted!r}, whose inputs are known"
         options.take(said, "model", "config", "key", "import_from")
+        given = None
         module, sample, dynamic = _from_models(wanted, values, checkpoint)
     notes = load_weights(module, checkpoint.tensors, checkpoint.path)
     module.eval().requires_grad_(requires_grad=False)
     notes += settle(module)
-    return Source(
+    source = Source(
         path=checkpoint.path,
         name=checkpoint.path.name,
         format=checkpoint.format,
@@ -70,17 +72,20 @@ def load(path: Path, options: LoadOptions) -> Source:
         sample=sample,
         notes=(*checkpoint.notes, *notes, *_overrides(checkpoint, wanted, values)),
     )
+    return with_methods(source, options, given) if options.graphs else source
 
 
 def _from_factory(
     spec: str, config: Mapping[str, Any], options: LoadOptions
-) -> tuple[nn.Module, Sampler, dict[str, dict[int, str]]]:
+) -> tuple[nn.Module, Sampler, dict[str, dict[int, str]], Inputs | None]:
     said = f"the model of the factory {spec!r}"
-    options.take(said, "model", "config", "key", "import_from", "inputs", "axes")
+    options.take(said, "model", "config", "key", "import_from", "inputs", "axes", "graphs")
     module, inputs = build_from_factory(spec, config, [Path(p) for p in options.import_from])
     given = inputs if options.inputs is None else options.inputs
-    specs = describe_inputs(module.eval(), given, options.axes, f"The model of {spec!r}")
-    return module, sampler(specs), _dynamic(specs)
+    specs: tuple[InputSpec, ...] = ()
+    if not options.graphs:
+        specs = describe_inputs(module.eval(), given, options.axes, f"The model of {spec!r}")
+    return module.eval(), sampler(specs), _dynamic(specs), given
 
 
 def _dynamic(specs: Sequence[InputSpec]) -> dict[str, dict[int, str]]:

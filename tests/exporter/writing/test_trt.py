@@ -176,7 +176,7 @@ def test_sessions_and_parity_know_the_dtype_of_a_target(
     in_fp16: ExportReport, hybrid_checkpoint: Path
 ) -> None:
     """The graph that the engine is made of, held to the limit of fp16."""
-    report = verify(in_fp16.out, hybrid_checkpoint, graph=True, steps=70, keep=False)
+    report = verify(in_fp16.out, hybrid_checkpoint, lowered=True, steps=70, keep=False)
 
     assert report.passed
     assert {row.found.limit for row in report.rows} == {2e-2}

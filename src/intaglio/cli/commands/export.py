@@ -15,6 +15,7 @@ from .options import (
     Flavour,
     Tolerance,
     limits,
+    methods,
     numbers,
 )
 
@@ -52,6 +53,12 @@ def export_(
     ] = None,
     target: Annotated[
         str | None, typer.Option(metavar="LIST", help="Engines, with commas; ort, trt.")
+    ] = None,
+    graph: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=METHOD", help="A graph of the bundle, a method of the module; repeatable."
+        ),
     ] = None,
     pass_: Annotated[
         list[str] | None,
@@ -155,7 +162,7 @@ def export_(
             portable=False if no_portable else None,
             layout=None if layout is None else layout.value,
             progress=progress,
-            **loading(load),
+            **loading(load, methods(graph)),
         )
     for note in report.notes:
         console.message(f"note: {note}")

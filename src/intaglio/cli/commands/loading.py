@@ -3,6 +3,7 @@
 An option stands here under the name that `exporter/options/loading.py` gives it.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypedDict
 
@@ -44,13 +45,13 @@ class LoadFlags(TypedDict):
     ]
 
 
-def loading(flags: LoadFlags) -> "LoadKeywords":
-    """The flags as Python takes them: texts are read.
+def loading(flags: LoadFlags, graphs: Mapping[str, str] | None = None) -> "LoadKeywords":
+    """The flags as Python takes them: texts are read; `graphs` are those of an export.
 
     Raises:
         typer.BadParameter: if one is malformed.
     """
-    return {**flags, "axes": dimensions(flags["axes"])}
+    return {**flags, "axes": dimensions(flags["axes"]), "graphs": graphs}
 
 
 def dimensions(texts: list[str] | None) -> dict[str, list[int | str]] | None:

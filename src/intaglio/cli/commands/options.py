@@ -60,6 +60,22 @@ def limits(texts: list[str] | None) -> dict[str, float]:
     return found
 
 
+def methods(texts: list[str] | None) -> dict[str, str] | None:
+    """Read the values of ``--graph`` of an export.
+
+    Raises:
+        typer.BadParameter: if one is not ``NAME=METHOD``, or a name comes twice.
+    """
+    found: dict[str, str] = {}
+    for text in texts or []:
+        name, _, method = text.partition("=")
+        if not name or not method or name in found:
+            said = "comes twice" if name in found else "is not NAME=METHOD, as encode=encoder"
+            raise typer.BadParameter(f"{text!r} {said}", param_hint="--graph")
+        found[name] = method
+    return found or None
+
+
 def numbers(text: str, option: str) -> list[float]:
     """Read a list of numbers with commas, the value of `option`.
 

@@ -12,9 +12,11 @@ from .loading import LoadFlags, loading
 from .options import (
     BundlePath,
     Data,
+    Graph,
     Steps,
     Target,
     Tolerance,
+    by_graph,
     limits,
 )
 
@@ -30,9 +32,10 @@ def verify_(
     target: Annotated[
         Target, typer.Option(help="What runs: ONNX Runtime, or TensorRT on a GPU.")
     ] = Target.ORT,
-    graph: Annotated[
+    graph: Graph = None,
+    lowered: Annotated[
         bool,
-        typer.Option("--graph", help="Run the graph for TensorRT in ONNX Runtime: needs no GPU."),
+        typer.Option("--lowered", help="Run the graph for TensorRT in ONNX Runtime: needs no GPU."),
     ] = False,
     thorough: Annotated[
         bool,
@@ -46,22 +49,31 @@ def verify_(
     """Compare a bundle with its source, step by step: outputs and carried states."""
     from intaglio import verify
     from intaglio.cli import summary
+    from intaglio.runtime import Bundle
 
-    with console.progress() as progress:
-        report = verify(
-            bundle,
-            against,
-            data=data,
-            target=target.value,
-            graph=graph,
-            steps=steps,
-            tolerance=limits(tolerance),
-            thorough=thorough,
-            bisect=bisect,
-            progress=progress,
-            **loading(load),
-        )
-    console.text(report.summary())
-    summary.show_parity(console, report.to_json())
-    console.result(report.to_json())
-    return 0 if report.passed else 3
+    opened = Bundle.open(bundle)
+    made = {each.prepare for each in opened.manifest.graphs.values()}
+    names = [graph] if graph is not None else [name for name in opened.graphs if name not in made]
+    reports = {}
+    for name in names:
+        with console.progress() as progress:
+            reports[name] = verify(
+                bundle,
+                against,
+                graph=name,
+                data=data,
+                target=target.value,
+                lowered=lowered,
+                steps=steps,
+                tolerance=limits(tolerance),
+                thorough=thorough,
+                bisect=bisect,
+                progress=progress,
+                **loading(load),
+            )
+        if len(names) > 1:
+            console.text(f"graph    {name}")
+        console.text(reports[name].summary())
+        summary.show_parity(console, reports[name].to_json())
+    console.result(by_graph({name: report.to_json() for name, report in reports.items()}))
+    return 0 if all(report.passed for report in reports.values()) else 3
