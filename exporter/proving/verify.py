@@ -8,10 +8,12 @@ see `trial.py`.  A bundle with weights of few bits is held to its source with th
 dequantized, see `quantized.py`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Unpack
+
+from torch import Tensor
 
 from intaglio.errors import BundleError, OptionError
 from intaglio.exporter.options.loading import LoadKeywords, LoadOptions
@@ -28,12 +30,13 @@ from intaglio.runtime.manifest import Manifest
 from intaglio.runtime.session import Session
 
 from .bisect import bisect as find_divergence
-from .follow import LIMIT, Arrays, Follower, Progress, splits_of, time_axes, words_of
+from .follow import LIMIT, STATE_STEPS, Arrays, Follower, Progress, splits_of, time_axes, words_of
 from .further import Further
-from .parity import INT8_ACTIVATIONS, ParityReport
+from .own_steps import verify_own
+from .parity import INT8_ACTIVATIONS, ParityReport, Row
 from .quantized import KL, KL_LIMIT, LOGITS, accuracy_of, dequantized, quantization_error
 from .quantized import LIMIT as LOW_BIT_LIMIT
-from .reference import reference
+from .reference import Reference, reference
 from .source_numbers import SourceNumbers, source_numbers
 from .trial import draw
 from .trt_graph import graph_session
@@ -102,13 +105,22 @@ def verify(
         loading.take("a source that is loaded already")
     else:
         source = load(source, as_named(loading, manifest))
-    _require_same(manifest, "inputs", source.dynamic)
+    own = {state.input for state in source.states}
+    _require_same(manifest, "inputs", {n: x for n, x in source.dynamic.items() if n not in own})
     steps = min(steps, manifest.main.limits.max_context or steps)
     session = graph_session(opened.graph()) if graph else Session.load(opened, target)
     steps = min(steps, session.state.most_tokens or steps)
     batch = manifest.main.limits.batch or min(batch, session.most_rows or batch)
     if progress is not None:
         progress("source", None)
+    if source.states:
+        if data is not None:
+            raise OptionError(
+                "Data to verify with is for models of sequences; one that carries its own states "
+                "is verified with random inputs. Leave --data out."
+            )
+        report = verify_own(source, session, steps, batch, limits)
+        return _finish(report, opened, source, LIMIT, bisect=bisect, keep=keep)
     numbers = source_numbers(source)
     sought = _sought(numbers, manifest)
     trial = draw(source, batch, steps, data, manifest.main.limits.max_context, sought)
@@ -129,6 +141,8 @@ def verify(
     )
     splits = [[steps]] if manifest.main.whole else splits_of(steps)
     rows, unknown = run.compare(splits)
+    if run.tells_the_last_alone and not manifest.main.whole:
+        rows += _prefixes(run, drawn, lambda inputs: reference(held or source, inputs))
     more, covers = Further(
         run=run,
         source=source,
@@ -153,13 +167,37 @@ def verify(
         accuracy=accuracy_of(manifest),
         covers=covers,
     )
+    limit = LOW_BIT_LIMIT if KL in limits else LIMIT
+    return _finish(report, opened, held or source, limit, bisect=bisect, keep=keep)
+
+
+def _finish(
+    report: ParityReport, bundle: Bundle, source: Source, limit: float, *, bisect: bool, keep: bool
+) -> ParityReport:
+    """Look for the fault where there is one, and keep what was found, as asked."""
     if bisect and not report.passed:
-        limit = LOW_BIT_LIMIT if KL in limits else LIMIT
-        divergence = find_divergence(Path(bundle), held or source, limit=limit)
+        divergence = find_divergence(bundle.root, source, limit=limit)
         report = replace(report, divergence=divergence)
     if keep:
-        report_file.keep(opened, "verify", report.to_json())
+        report_file.keep(bundle, "verify", report.to_json())
     return report
+
+
+def _prefixes(
+    run: Follower, drawn: Mapping[str, Tensor], refer: Callable[[Mapping[str, Tensor]], Reference]
+) -> list[Row]:
+    """Rows for the first few tokens alone: what a source gives for its last one, it gives once."""
+    steps = next(iter(drawn[name].shape[axis] for name, axis in run.axes.items()), 0)
+    rows: list[Row] = []
+    for count in (n for n in STATE_STEPS if n < steps):
+        part = {
+            name: value.narrow(run.axes[name], 0, count) if name in run.axes else value
+            for name, value in drawn.items()
+        }
+        inputs = {name: value.numpy() for name, value in part.items()}
+        found, _ = replace(run, inputs=inputs, wanted=refer(part)).compare([[count]])
+        rows += found
+    return rows
 
 
 def _sought(numbers: SourceNumbers, manifest: Manifest) -> dict[str, tuple[int, ...]]:
@@ -197,7 +235,8 @@ def _limits(manifest: Manifest, dtype: str, tolerance: Mapping[str, float]) -> d
 
 
 def as_named(options: LoadOptions, manifest: Manifest) -> LoadOptions:
-    """`options` with the model and the config that the bundle names, if they name neither."""
+    """`options` with what the bundle names: states, and model and config if neither is given."""
+    options = replace(options, states=options.states or manifest.recipe.get("states", {}))
     if options.model is not None or options.config is not None:
         return options
     model, config = named_by(manifest)

@@ -33,7 +33,7 @@ from .fold_weights import fold_weights
 from .metadata import strip
 from .modules import named, path_of
 from .mutations import idle_buffers
-from .outputs import name_outputs
+from intaglio.exporter.sources.outputs import name_outputs
 from .trace_check import check_trace
 
 OPSET = 27
