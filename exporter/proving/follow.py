@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from intaglio.exporter.sources.source import Source
 from intaglio.runtime.compare import Comparison, Deviation
-from intaglio.runtime.manifest import TensorSpec
+from intaglio.runtime.graph_entry import TensorSpec
 from intaglio.runtime.session import Session
 from intaglio.state import TIME, StateSpec
 
