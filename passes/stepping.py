@@ -128,7 +128,9 @@ def roll(
         done += part
     shapes = {str(value.name): dims(value) or () for value in model.graph.outputs}
     joined = {
-        name: np.concatenate(arrays, shapes[name].index(TIME)) if TIME in shapes[name] else arrays[-1]
+        name: np.concatenate(arrays, shapes[name].index(TIME))
+        if TIME in shapes[name]
+        else arrays[-1]
         for name, arrays in results.items()
     }
     return joined | {spec.output: carried[spec.input] for spec in states if spec.op == OWN}

@@ -24,7 +24,7 @@ from intaglio.exporter.sources.source import Source
 from intaglio.exporter.tracing.adopt import open_original, run_original
 from intaglio.runtime.compare import Comparison
 from intaglio.runtime.session import Session
-from intaglio.state import BATCH, TIME, StateSpec
+from intaglio.state import TIME
 
 from .follow import LIMIT, STATE_STEPS, splits_of, words_of
 from .follow import time_axes as timed

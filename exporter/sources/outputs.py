@@ -36,7 +36,9 @@ def name_outputs(module: nn.Module, value: Any) -> dict[str, Tensor]:
     return entries
 
 
-def leaves(value: Any, path: tuple[int | str, ...] = ()) -> Iterator[tuple[tuple[int | str, ...], Any]]:
+def leaves(
+    value: Any, path: tuple[int | str, ...] = ()
+) -> Iterator[tuple[tuple[int | str, ...], Any]]:
     """What is nested in mappings, tuples and lists, None left out, with the way to it."""
     if isinstance(value, Mapping):
         for key, entry in value.items():

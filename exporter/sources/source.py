@@ -30,9 +30,9 @@ class Source:
     further names of tied parameters to the name that `module.named_parameters` lists, `model` says
     what the weights are of where that was named, `config` holds JSON values, `notes` what loading
     decided.  `whole` says that the model takes whole sequences, in which tokens see later ones, or
-    gives one result for all: it is exported without states.  `states` are those that the model takes
-    and gives back itself, as a cell does; it computes one step then.  `defaults` holds the value of each
-    input that may be left out, `text` the tokenizer that belongs to the model.
+    gives one result for all: it is exported without states.  `states` are those that the model
+    takes and gives back itself, as a cell does; it computes one step then.  `defaults` holds the
+    value of each input that may be left out, `text` the tokenizer that belongs to the model.
     """
 
     path: Path

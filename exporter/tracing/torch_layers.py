@@ -74,8 +74,8 @@ def _projected(
 ) -> tuple[Tensor, Tensor]:
     """A layer of an LSTM with ``h = W_hr (o tanh(c))``, and its c after the last token.
 
-    What is carried is ``m = o tanh(c)``, with U W_hr in place of U.  A given h follows from no m, so
-    that from one only a single token can be taken, as cells do.
+    What is carried is ``m = o tanh(c)``, with U W_hr in place of U.  A given h follows from no m,
+    so that from one only a single token can be taken, as cells do.
     """
     back = getattr(layer, f"weight_hr_l{index}")
     if not start:
@@ -84,8 +84,8 @@ def _projected(
         return m @ back.T, end[:, 1]
     if not (isinstance(x.shape[1], int) and x.shape[1] == 1):
         raise UnfitError(
-            "projects its state (proj_size) and starts from a given one over several tokens: let it "
-            "start from zeros, or give it one token in each call"
+            "projects its state (proj_size) and starts from a given one over several tokens: let "
+            "it start from zeros, or give it one token in each call"
         )
     h, c = start
     gates = F.linear(x[:, 0], weights["weight_ih"], weights.get("bias_ih"))

@@ -5,12 +5,10 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from intaglio.passes.graph import attribute, constant, dims, input_of, integers
+from intaglio.passes.graph import END, attribute, constant, dims, input_of, integers
 from intaglio.state import BATCH, TIME
 
 from .time_facts import LAST, Along, Fact, Timing, batchless, moved, normal, only, refuse, shifted
-
-MOST = 2**31 - 1  # how exporters write the end of an axis, or more
 
 
 def transpose(node: ir.Node, timing: Timing) -> Sequence[Fact]:
@@ -123,7 +121,7 @@ def cut(node: ir.Node, timing: Timing) -> Sequence[Fact]:
         return [fact]
     at = axes.index(fact.axis)
     kept = (dims(node.outputs[0]) or ())[fact.axis]
-    last = starts[at] == -1 and (integers(ends) or [0])[at] >= MOST and _plain(fact)
+    last = starts[at] == -1 and (integers(ends) or [0])[at] >= END and _plain(fact)
     if last and (steps or [1] * len(axes))[at] == 1:
         return [LAST]
     if starts[at] == 0 and (steps or [1] * len(axes))[at] == 1 and kept == TIME and not fact.flat:

@@ -156,7 +156,7 @@ def _elementwise(node: ir.Node, timing: Timing) -> Fact:
         fact = timing.of(value)
         if value is None or fact is None:
             continue
-        if isinstance(fact, Length):
+        if not isinstance(fact, Along):
             if node.op_type == "CastLike":
                 continue
             raise refuse(node, "computes with the number of tokens, which a step does not know.")

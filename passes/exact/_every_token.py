@@ -7,15 +7,14 @@ work token for token:
     f(y[:, -1])  ->  f(y.reshape(batch*time, ...)).reshape(batch, time, ...)
 
 Taken where all that the function reads beside is constant, and every value of it has the rows on
-one axis; that its nodes keep rows apart, and so tokens, is proven by what follows (`analysis.time`).
+one axis; that its nodes keep rows apart, and so tokens, is proven by `analysis.time` after it.
 """
 
 from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 
-from intaglio.passes.analysis._rearranging import MOST
-from intaglio.passes.graph import Emitter, attribute, dims, input_of, integers, set_dims
+from intaglio.passes.graph import END, Emitter, attribute, dims, input_of, integers, set_dims
 from intaglio.state import BATCH, TIME
 
 INT64 = ir.DataType.INT64
@@ -49,7 +48,7 @@ def _picks_last(node: ir.Node) -> bool:
         return False
     starts, ends, axes, steps = (integers(input_of(node, i)) for i in range(1, 5))
     along = [a % rank for a in axes or range(len(starts or ()))] == [axis]
-    return along and starts == [-1] and (ends or [0])[0] >= MOST and steps in (None, [1])
+    return along and starts == [-1] and (ends or [0])[0] >= END and steps in (None, [1])
 
 
 def _one_axis(shape: Sequence[int | str], symbol: str) -> bool:
@@ -122,7 +121,10 @@ def _rewrite(graph: ir.Graph, roots: Sequence[ir.Node], cone: Sequence[ir.Node])
     kept = all(root.op_type == "Slice" for root in roots)
     outputs = [value for value in graph.outputs if value in merged]
     return [
-        name for value in outputs if sizes is not None for name in _apart(graph, value, sizes, kept)
+        name
+        for value in outputs
+        if sizes is not None
+        for name in _apart(graph, value, sizes, kept=kept)
     ]
 
 
@@ -149,7 +151,7 @@ def _flat(root: ir.Node) -> tuple[ir.Value, ir.Value]:
     return emit("Reshape", [turned, emit.constant(target)], old.dtype, after), sizes
 
 
-def _apart(graph: ir.Graph, value: ir.Value, sizes: ir.Value, kept: bool) -> Iterator[str]:  # noqa: FBT001
+def _apart(graph: ir.Graph, value: ir.Value, sizes: ir.Value, *, kept: bool) -> Iterator[str]:
     """Let `graph` return `value` [batch*time, ...] as [batch, time, ...]; its name goes along."""
     shape, name = dims(value) or (), str(value.name)
     last = next(reversed(graph))

@@ -1,6 +1,7 @@
 """Initial values of states that are no single number: chosen in the graph where a row is new."""
 
-import numpy as np
+from typing import Any
+
 import numpy.typing as npt
 import onnx_ir as ir
 
@@ -16,7 +17,7 @@ MOVES = frozenset(
 INT64, BOOL = ir.DataType.INT64, ir.DataType.BOOL
 
 
-def start_at(graph: ir.Graph, past: ir.Value, spec: StateSpec, row: npt.NDArray[object]) -> None:
+def start_at(graph: ir.Graph, past: ir.Value, spec: StateSpec, row: npt.NDArray[Any]) -> None:
     """Let every user of the state `past` see `row` instead where a row has consumed nothing.
 
     Args:
@@ -55,7 +56,9 @@ def chosen(emit: Emitter, graph: ir.Graph, past: ir.Value, initial: ir.Value) ->
     fresh = emit("Equal", [past_length_of(graph), emit.constant([0])], BOOL, [BATCH])
     layout = [1] * len(shape)
     if rows is None:  # one state for all rows, which stand at the same token
-        fresh = emit("ReduceMax", [emit("Cast", [fresh], INT64, [BATCH], to=7)], INT64, [], keepdims=0)
+        fresh = emit(
+            "ReduceMax", [emit("Cast", [fresh], INT64, [BATCH], to=7)], INT64, [], keepdims=0
+        )
         fresh = emit("Cast", [fresh], BOOL, [], to=9)
     elif len(shape) > 1:
         layout[rows] = -1
@@ -78,5 +81,3 @@ def is_zero(value: ir.Value | None) -> bool:
     if node.op_type == "Concat":
         return all(is_zero(entry) for entry in node.inputs)
     return node.op_type in MOVES and is_zero(node.inputs[0])
-
-

@@ -86,9 +86,7 @@ def _own_inputs(model: ir.Model, context: Context) -> dict[str, ir.Value]:
     return {str(v.name): v for v in model.graph.inputs if v.name not in carried}
 
 
-def _steps(
-    model: ir.Model, context: Context, batch: int, rows: slice
-) -> Mapping[str, list[Array]]:
+def _steps(model: ir.Model, context: Context, batch: int, rows: slice) -> Mapping[str, list[Array]]:
     """Outputs and states of some rows over a few steps."""
     session = evaluate.session(model)
     names = [output.name for output in session.get_outputs()]

@@ -1,4 +1,4 @@
-"""A first token of its own, and later ones beside the one before -> every token, chosen by position.
+"""A first token of its own, later ones beside the one before -> all tokens, chosen by position.
 
     concat(f(x[:, :1]), g(x[:, 1:], x[:, :-1]))  ->  Where(position == 0, f(x), g(x, shift(x)))
     pad(g(x[:, 1:], x[:, :-1]), 1 zero in front) ->  Where(position == 0, 0, g(x, shift(x)))
@@ -16,6 +16,7 @@ import onnx_ir as ir
 from intaglio.passes.analysis.time_rules import ELEMENTWISE
 from intaglio.passes.base import Context, Exact, PassResult
 from intaglio.passes.graph import (
+    END,
     Emitter,
     attribute,
     attributes_of,
@@ -32,7 +33,6 @@ from .fuse_token_shift import convolved
 
 INT64, BOOL = ir.DataType.INT64, ir.DataType.BOOL
 LATER = f"{TIME} - 1"  # the length of what the first token is missing from
-MOST = 2**31 - 1
 
 
 class PeelFirstToken(Exact):
@@ -165,7 +165,7 @@ def _along(node: ir.Node, axis: int, length: int | str) -> Iterator[ir.Value]:
 
 
 def _offset(node: ir.Node, axis: int, length: int | str) -> int | None:
-    """By how many tokens `node`, a slice of a sequence, looks back from those that it stands for."""
+    """By how many tokens `node`, a slice of a sequence, looks back from its own."""
     given = node.inputs[0] if node.inputs else None
     shape = dims(given) or ()
     if node.op_type != "Slice" or axis >= len(shape) or shape[axis] != TIME:
@@ -177,7 +177,7 @@ def _offset(node: ir.Node, axis: int, length: int | str) -> int | None:
         return None
     if length == 1:
         return 0 if starts == [0] and ends == [1] else None
-    if starts == [1] and ends[0] >= MOST:
+    if starts == [1] and ends[0] >= END:
         return 0
     return 1 if starts == [0] and ends == [-1] else None
 
@@ -196,7 +196,7 @@ def _rebuilt(
             back = 0
         given = node.inputs[0] if node.inputs else None
         if back is not None and given is not None:
-            known[node.outputs[0]] = _shifted(emit, given, axis) if back else given
+            known[node.outputs[0]] = _shifted(emit, given) if back else given
             continue
         old = node.outputs[0]
         shape = list(dims(old) or ())
@@ -208,7 +208,7 @@ def _rebuilt(
     return known[value]
 
 
-def _shifted(emit: Emitter, x: ir.Value, axis: int) -> ir.Value:
+def _shifted(emit: Emitter, x: ir.Value) -> ir.Value:
     """The token before each of `x`, [batch, time], [batch, time, size] or [batch, size, time]."""
     shape = dims(x) or ()
     sizes = [dim for dim in shape if dim not in (BATCH, TIME)]
@@ -222,5 +222,3 @@ def _shifted(emit: Emitter, x: ir.Value, axis: int) -> ir.Value:
     if len(shape) != 3:
         raise _UnfitError
     return convolved(x, 1, emit)
-
-

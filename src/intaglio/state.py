@@ -47,9 +47,9 @@ class StateSpec:
 
     `output` is empty where no step changes the state, see `Layout.PREPARED`.  `shape` holds ints
     and the symbols above, `BATCH` at any place; a state without it is one for all rows.  `axis` is
-    the dimension along which a KV cache holds tokens, None for recurrent and convolution states.  `module` is the path of the PyTorch module that owns the
-    state, `op` the operator, `port` which of its states, and `call` counts that operator's calls
-    within the module.
+    the dimension along which a KV cache holds tokens, None for recurrent and convolution states.
+    `module` is the path of the PyTorch module that owns the state, `op` the operator, `port` which
+    of its states, and `call` counts that operator's calls within the module.
     """
 
     input: str

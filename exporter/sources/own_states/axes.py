@@ -60,7 +60,7 @@ class Measured:
 
 
 def changes_per_call(measured: Measured) -> bool:
-    """Whether the module takes sequences of any length, but not in parts: states change per call."""
+    """Whether the module takes any length, but not in parts: its states change once a call."""
     deepest = max((measured.examples[name].ndim for name in measured.plain), default=0)
     for axis in range(1, deepest):
         places = {n: axis for n in measured.plain if measured.examples[n].ndim > axis}
@@ -103,7 +103,9 @@ def _batch(measured: Measured, given: Mapping[str, Sequence[int | str]]) -> Plac
         [axis for axis, n in enumerate(measured.examples[name].shape) if n == size] for name in free
     ]
     for shared in (False, True):  # a state without rows is one for all: only where nothing else is
-        tried = itertools.product(*([*each, None] if shared or not each else each for each in choices))
+        tried = itertools.product(
+            *([*each, None] if shared or not each else each for each in choices)
+        )
         found = list(_fitting(measured, fixed, free, itertools.islice(tried, TRIED)))
         if len(found) > 1:
             name = next(n for n in free if len({places.get(n) for places in found}) > 1)
@@ -180,7 +182,9 @@ def _joined(whole: Tensors, first: Tensors, second: Tensors, states: Mapping[str
 def _close(a: Tensor, b: Tensor) -> bool:
     scale = float(b.double().abs().max()) if b.numel() else 0.0
     same = a.shape == b.shape
-    return same and torch.allclose(a.double(), b.double(), rtol=0, atol=LIMIT * scale, equal_nan=True)
+    return same and torch.allclose(
+        a.double(), b.double(), rtol=0, atol=LIMIT * scale, equal_nan=True
+    )
 
 
 def _longer(x: Tensor, axis: int | None, by: int) -> Tensor:

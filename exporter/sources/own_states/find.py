@@ -213,7 +213,7 @@ def _ambiguous(name: str, fits: Sequence[str], owner: str) -> OptionError:
 
 
 def _groups(names: Sequence[str], size: int) -> Iterator[list[str]]:
-    """Runs of `size` outputs that are nested in one entry: ``output_1_0``, ``output_1_1``; or all."""
+    """Runs of `size` outputs nested in one entry: ``output_1_0``, ``output_1_1``; or all."""
     if len(names) == size:
         yield list(names)
         return
@@ -413,9 +413,7 @@ def read_initial(path: str | Path, name: str) -> Tensor:
     return torch.from_numpy(arrays.get(name, next(iter(arrays.values()))))
 
 
-def one_row(
-    value: np.ndarray[Any, Any], name: str, shape: Shape
-) -> float | np.ndarray[Any, Any]:
+def one_row(value: np.ndarray[Any, Any], name: str, shape: Shape) -> float | np.ndarray[Any, Any]:
     """An initial value as one row of a state has it; a number where all entries are equal.
 
     Raises:

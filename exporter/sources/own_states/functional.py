@@ -42,7 +42,7 @@ class Nested:
 
 @dataclass
 class Functional:
-    """What a module takes and gives in its flat form; `slots` are the places where it keeps some."""
+    """What a module takes and gives in its flat form; `slots` are where it keeps some of it."""
 
     arguments: dict[str, Nested] = field(default_factory=dict)
     slots: dict[Slot, Nested] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""States that a graph of another exporter carries itself, as the files of voice activity detectors do.
+"""States that a graph of another exporter carries itself, as voice activity detectors do.
 
 An input becomes the output whose name pairs with its own, or, where the input is called like a
 state, the one output of its shape.  The axes are those that the file declares: a size stays, a name
@@ -67,7 +67,9 @@ def _pairs(graph: ir.Graph, path: Path, options: LoadOptions) -> dict[str, tuple
     inputs = {str(value.name): value for value in graph.inputs}
     outputs = {str(value.name): value for value in graph.outputs}
     if options.states:
-        return {n: (_asked(n, t, inputs, outputs, path), "as asked") for n, t in options.states.items()}
+        return {
+            n: (_asked(n, t, inputs, outputs, path), "as asked") for n, t in options.states.items()
+        }
     found = {
         name: (list(outputs)[place], "their names pair up")
         for name, place in pair(list(inputs), [[name] for name in outputs]).items()
@@ -75,7 +77,11 @@ def _pairs(graph: ir.Graph, path: Path, options: LoadOptions) -> dict[str, tuple
     }
     for name, value in inputs.items():
         fits = [o for o, other in outputs.items() if _alike(value, other) and dims(value)]
-        rivals = [n for n, other in inputs.items() if n != name and fits and _alike(other, outputs[fits[0]])]
+        rivals = [
+            n
+            for n, other in inputs.items()
+            if n != name and fits and _alike(other, outputs[fits[0]])
+        ]
         if name not in found and says_state(name) and len(fits) == 1 and not rivals:
             found[name] = (fits[0], "no other input and output are of its shape")
     return found if len(found) < len(inputs) else {}
@@ -105,7 +111,8 @@ def _asked(
     for what, given, known in (("input", name, inputs), ("output", output, outputs)):
         if given not in known:
             raise OptionError(
-                f"--state {name}={text}: {path} has no {what} {given!r}; it has: {', '.join(known)}."
+                f"--state {name}={text}: {path} has no {what} {given!r}; it has: "
+                f"{', '.join(known)}."
             )
     return output
 

@@ -126,7 +126,7 @@ def _find(module: nn.Module, run: Run, start: Memory) -> Iterator[Kept]:
         raise SourceError(
             f"The module keeps {slots[0].words} from call to call, and what it starts from is "
             "neither zeros nor what it holds now. Let it hold its first value, a tensor of the "
-            "shape that it has after a call, when it is exported; or make it an input and an output."
+            "shape that it has after a call, when it is exported; or make it an input and output."
         )
     yield from (Kept(slot=slot, example=after[slot], initial=initial[slot]) for slot in slots)
 
@@ -206,6 +206,8 @@ def _initial(held: Any, after: Any) -> Any:
 def _same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(
         a[n].shape == b[n].shape
-        and torch.allclose(a[n].double(), b[n].double(), rtol=CLOSE, atol=CLOSE * 1e-2, equal_nan=True)
+        and torch.allclose(
+            a[n].double(), b[n].double(), rtol=CLOSE, atol=CLOSE * 1e-2, equal_nan=True
+        )
         for n in a
     )

@@ -1,9 +1,9 @@
 """Which input and which output have names that say: this is what the other was a step ago.
 
-The words that tell before from after (`in`, `out`, `past`, `present`, `prev`, `next`, ...) are taken
-off both names, and what is left is compared: ``cache_in``/``cache_out``, ``state``/``stateN``,
-``h``/``hn``, ``past_key``/``present_key``, or the same name.  A name says so only where a word of it
-is one for states: an image that goes in and comes out is none.
+The words that tell before from after (`in`, `out`, `past`, `present`, `prev`, `next`, ...) are
+taken off both names, and what is left is compared: ``cache_in``/``cache_out``, ``h``/``hn``,
+``state``/``stateN``, ``past_key``/``present_key``, or the same name.  A name says so only where a
+word of it is one for states: an image that goes in and comes out is none.
 """
 
 import re
@@ -16,8 +16,8 @@ ROLES = frozenset(
 BEFORE = frozenset("past prev previous old last".split())
 STATES = frozenset(
     "h c s hx cx hy cy hidden cell state states cache caches mem memory memories carry carried rnn "
-    "lstm gru buffer buf history hist recurrent ssm conv kv pos offset count counter step t context "
-    "overlap tail ctx ema running belief deter hiddens cells".split()
+    "lstm gru buffer buf history hist recurrent ssm conv kv pos offset count counter step t ctx "
+    "context overlap tail ema running belief deter hiddens cells".split()
 )
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 _LETTER = re.compile(r"([hcs])(?:0|n|x|y|t|i|o|s)?")  # h0, hn, hx, hy, ht
