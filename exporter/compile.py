@@ -93,6 +93,7 @@ def compile_source(
         max_context=traced.max_context,
         batch=batch,
         defaults=source.defaults,
+        own=source.states,
         progress=clock.report,
     )
     if teacher is not None:
@@ -100,8 +101,17 @@ def compile_source(
             data = read_calibration(teacher.data, source, traced.max_context)
         context.calibration, context.work = data, teacher.work
         context.module = source.body if isinstance(source.body, nn.Module) else None
-    steps = pipeline.whole(extra) if source.whole else pipeline.standard(how.kv, extra)
+    steps = _steps(source, extra, how)
     return _compile_graph(traced, steps, context, how, clock)
+
+
+def _steps(source: Source, extra: Sequence[Pass], how: Recipe) -> list[Pass]:
+    """The passes to the portable graph: what has no states, what has its own, what gains them."""
+    if source.whole:
+        return pipeline.whole(extra)
+    if source.states:
+        return pipeline.own_states(extra)
+    return pipeline.standard(how.kv, extra, last=how.last)
 
 
 def _compile_graph(

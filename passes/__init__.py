@@ -7,6 +7,7 @@ from .base import Pass
 from .calibrated.decoupleq import Decoupleq
 from .calibrated.gptq import Gptq
 from .calibrated.rtn import Rtn
+from .exact.carry_states import CarryStates
 from .exact.expand_einsum import ExpandEinsum
 from .exact.fold_constants import FoldConstants
 from .exact.fold_repeated_heads import FoldRepeatedHeads
@@ -16,6 +17,7 @@ from .exact.fuse_rms_norm import FuseRmsNorm
 from .exact.fuse_rotary import FuseRotary
 from .exact.fuse_token_shift import FuseTokenShift
 from .exact.merge_duplicates import MergeDuplicates
+from .exact.peel_first_token import PeelFirstToken
 from .exact.remove_dead import RemoveDead
 from .exact.remove_no_ops import RemoveNoOps
 from .exact.stabilize_log_sigmoid import StabilizeLogSigmoid
@@ -39,6 +41,7 @@ PASSES: tuple[type[Pass], ...] = (
     Decoupleq,
     Gptq,
     Rtn,
+    CarryStates,
     ExpandEinsum,
     FoldConstants,
     FoldRepeatedHeads,
@@ -48,6 +51,7 @@ PASSES: tuple[type[Pass], ...] = (
     FuseRotary,
     FuseTokenShift,
     MergeDuplicates,
+    PeelFirstToken,
     RemoveDead,
     RemoveNoOps,
     StabilizeLogSigmoid,

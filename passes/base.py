@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, dataclass_transform
 
+import numpy.typing as npt
 import onnx_ir as ir
 
 from intaglio.state import StateSpec
@@ -14,13 +15,26 @@ from .calibration import Calibration
 Progress = Callable[[str, float | None], None]  # what is being done, and the part of it done
 
 
+@dataclass(frozen=True, kw_only=True)
+class OwnState:
+    """A state that a source carries itself: an input of each step and an output of it.
+
+    `initial` is the value before the first step: a number, or an array of one row.
+    """
+
+    input: str
+    output: str
+    initial: float | npt.NDArray[Any] = 0.0
+
+
 @dataclass
 class Context:
     """What a pipeline carries from pass to pass beside the graph.
 
     `states` is filled by statefulize; `max_context` is the largest number of tokens that the
     graph's position tables allow, None without one; `batch` is the fixed batch size, None when
-    it is free; `defaults` holds the value of each input that may be left out.
+    it is free; `defaults` holds the value of each input that may be left out; `own` lists the
+    states that the source carries itself.
 
     Calibrated passes learn from `calibration`, refine through `module` (the source's PyTorch
     module, where it has one), keep what they have finished in the folder `work`, and tell
@@ -31,6 +45,7 @@ class Context:
     max_context: int | None = None
     batch: int | None = None
     defaults: Mapping[str, float] = field(default_factory=dict)
+    own: Sequence[OwnState] = ()
     calibration: Calibration | None = None
     module: Any = None
     work: Path | None = None

@@ -14,6 +14,8 @@ from intaglio.signature import Signature
 MODULE = "intaglio.module"  # metadata key: path of the PyTorch module a node was traced from
 FOLDED = "intaglio.folded"  # metadata key of initializers that are no parameters: folded constants
 
+END = 2**31 - 1  # how exporters write the end of an axis in a Slice, or more
+
 Dim = int | str
 Shape = Sequence[Dim]
 

@@ -16,6 +16,7 @@ from .base import Context, Exact, Lower, Pass, PassResult, Progress
 from .changes import changes, makers
 from .check import check as check_pass
 from .collection import uncollected
+from .exact.carry_states import CarryStates
 from .exact.expand_einsum import ExpandEinsum
 from .exact.fold_constants import FoldConstants
 from .exact.fold_repeated_heads import FoldRepeatedHeads
@@ -25,6 +26,7 @@ from .exact.fuse_rms_norm import FuseRmsNorm
 from .exact.fuse_rotary import FuseRotary
 from .exact.fuse_token_shift import FuseTokenShift
 from .exact.merge_duplicates import MergeDuplicates
+from .exact.peel_first_token import PeelFirstToken
 from .exact.remove_dead import RemoveDead
 from .exact.remove_no_ops import RemoveNoOps
 from .exact.stabilize_log_sigmoid import StabilizeLogSigmoid
@@ -77,8 +79,13 @@ class PassRecord:
         }
 
 
-def standard(kv: Literal["static", "grow"] = "static", extra: Sequence[Pass] = ()) -> list[Pass]:
-    """From a traced training-form graph to the portable step graph; `extra` are the user's."""
+def standard(
+    kv: Literal["static", "grow"] = "static", extra: Sequence[Pass] = (), *, last: bool = False
+) -> list[Pass]:
+    """From a traced training-form graph to the portable step graph; `extra` are the user's.
+
+    With `last`, heads on the last token stay there.
+    """
     return [
         # tidy what tracing leaves
         RemoveDead(),
@@ -91,11 +98,12 @@ def standard(kv: Literal["static", "grow"] = "static", extra: Sequence[Pass] = (
         ExpandEinsum(),
         FuseAttention(),
         FuseTokenShift(),
+        PeelFirstToken(),
         # what the user asked for
         *extra,
         # carry the past in states
         FoldRepeatedHeads(),
-        Statefulize(kv=kv),
+        Statefulize(kv=kv, last=last),
         # tidy what that left
         FoldConstants(),
         RemoveNoOps(),
@@ -107,8 +115,15 @@ def standard(kv: Literal["static", "grow"] = "static", extra: Sequence[Pass] = (
 
 def whole(extra: Sequence[Pass] = ()) -> list[Pass]:
     """From a traced graph to a portable one that takes whole sequences and carries nothing."""
-    keep = [step for step in standard(extra=extra) if not isinstance(step, Statefulize)]
-    return [step for step in keep if not isinstance(step, FoldRepeatedHeads)]
+    left_out = (FoldRepeatedHeads, PeelFirstToken, Statefulize)
+    return [step for step in standard(extra=extra) if not isinstance(step, left_out)]
+
+
+def own_states(extra: Sequence[Pass] = ()) -> list[Pass]:
+    """From a traced graph that carries states of its own to the portable step graph."""
+    left_out = (FoldRepeatedHeads, PeelFirstToken)
+    steps = [step for step in standard(extra=extra) if not isinstance(step, left_out)]
+    return [CarryStates() if isinstance(step, Statefulize) else step for step in steps]
 
 
 def lowering(target: str, accuracy: Accuracy = "auto", dtype: str = FP32) -> list[Pass]:

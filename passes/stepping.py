@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnxruntime import InferenceSession
 
-from intaglio.state import BATCH, CAPACITY, PAST, PAST_LENGTH, TIME, Layout, StateSpec
+from intaglio.state import BATCH, CAPACITY, OWN, PAST, PAST_LENGTH, TIME, Layout, StateSpec
 
 from . import evaluate
 from .graph import constant, dims
@@ -86,7 +86,7 @@ def random_states(
         shape = list(filled[spec.input].shape)
         if spec.layout is Layout.GROW and spec.axis is not None:
             shape[spec.axis] = int(past.max())
-        filled[spec.input] = (0.3 * random.standard_normal(shape)).astype(spec.dtype)
+        filled[spec.input] = np.asarray(0.3 * random.standard_normal(shape)).astype(spec.dtype)
     return filled, past
 
 
@@ -97,12 +97,13 @@ def roll(
     parts: Sequence[int],
     session: InferenceSession | None = None,
 ) -> Arrays:
-    """Outputs of `model` for `inputs` given in `parts` along time, joined along axis 1.
+    """Outputs of `model` for `inputs` given in `parts` along time, joined along it.
 
+    Of an output without time, and of a state that the source carries itself, it is the last value.
     A `session` of `model` serves many calls.
     """
     session = session or evaluate.session(model)
-    batch = next(iter(inputs.values())).shape[0]
+    batch = _rows_of(model, inputs)
     names = [output.name for output in session.get_outputs()]
     wants_past = PAST_LENGTH in {entry.name for entry in session.get_inputs()}
     timed = {
@@ -125,5 +126,20 @@ def roll(
             else:
                 results[name].append(array)
         done += part
-    axes = {v.name: (dims(v) or ()).index(TIME) for v in model.graph.outputs if v.name in results}
-    return {name: np.concatenate(arrays, axes[name]) for name, arrays in results.items()}
+    shapes = {str(value.name): dims(value) or () for value in model.graph.outputs}
+    joined = {
+        name: np.concatenate(arrays, shapes[name].index(TIME))
+        if TIME in shapes[name]
+        else arrays[-1]
+        for name, arrays in results.items()
+    }
+    return joined | {spec.output: carried[spec.input] for spec in states if spec.op == OWN}
+
+
+def _rows_of(model: ir.Model, inputs: Mapping[str, Array]) -> int:
+    """Rows of `inputs`; 1 where no axis of them is that of rows."""
+    for value in model.graph.inputs:
+        shape = dims(value) or ()
+        if value.name in inputs and BATCH in shape:
+            return int(inputs[str(value.name)].shape[shape.index(BATCH)])
+    return 1

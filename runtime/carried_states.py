@@ -94,7 +94,8 @@ class CarriedStates:
         past_length = self.past_length[rows]
         values = self.values(int(past_length.max(initial=0)))
         part = CarriedStates(self.settings, len(past_length), self.capacity)
-        part.fill(past_length, {name: value[rows] for name, value in values.items()})
+        places = {spec.input: spec.place_of(rows) for spec in self.settings.specs}
+        part.fill(past_length, {name: value[places[name]] for name, value in values.items()})
         return part
 
     def scatter(self, rows: Rows, part: "CarriedStates") -> None:
@@ -103,33 +104,46 @@ class CarriedStates:
         self.longest = int(self.past_length.max(initial=0))
         values = part.values()
         for buffer in self.buffers:
-            buffer.put(self.side, part.longest, rows, values[buffer.spec.input])
+            place = buffer.spec.place_of(rows)
+            buffer.put(self.side, part.longest, place, values[buffer.spec.input])
 
     def clear(self, rows: Rows) -> None:
         """Bring some rows back to their initial state.
 
         Raises:
-            StateError: if the cache is of the layout grow and other rows keep their tokens.
+            StateError: if the cache is of the layout grow, or a state is one for all rows, and
+                other rows keep their tokens.
         """
         past_length = self.past_length.copy()
         past_length[rows] = 0
         self.require_equal_rows(past_length, "Resetting some rows of several")
         for buffer in self.buffers:
-            buffer.put(self.side, self.longest, rows, buffer.spec.initial)
+            spec = buffer.spec
+            if spec.rows is not None or not past_length.any():
+                buffer.put(self.side, self.longest, spec.place_of(rows), spec.initial)
         self.past_length[:] = past_length
         self.longest = int(past_length.max(initial=0))
 
     def require_equal_rows(self, past_length: Array, what: str) -> None:
-        """Refuse rows of unequal length where a cache holds the same tokens for all.
+        """Refuse rows of unequal length where a state holds the same tokens for all.
 
         Raises:
-            StateError: if `past_length` differs between rows and a cache is of the layout grow.
+            StateError: if `past_length` differs between rows, and a cache is of the layout grow or
+                a state is one for all rows.
         """
-        grow = any(spec.layout is Layout.GROW for spec in self.settings.specs)
-        if grow and past_length.size and past_length.min() != past_length.max():
+        if not past_length.size or past_length.min() == past_length.max():
+            return
+        specs = self.settings.specs
+        if any(spec.layout is Layout.GROW for spec in specs):
             raise StateError(
                 f"{what} would leave rows of unequal length, which a KV cache of the layout 'grow' "
                 "cannot hold. Export the bundle with the layout 'static'."
+            )
+        shared = next((spec.input for spec in specs if spec.rows is None), None)
+        if shared is not None:
+            raise StateError(
+                f"{what} would leave rows of unequal length, but the state {shared!r} is one for "
+                "all rows. Give each row a session of its own."
             )
 
     def advance(self, time: int) -> None:

@@ -89,8 +89,10 @@ def _state(spec: Mapping[str, Any], batch: int | None) -> Iterator[str]:
         yield f"{name} has the axis {axis} but {len(shape)} dimensions."
     elif growing is not None and (axis is None or shape[axis] != growing):
         yield f"{name} of the layout {layout} should have {growing!r} along its axis."
-    elif not shape or shape[0] not in (BATCH, batch):
+    elif growing is not None and shape[0] not in (BATCH, batch):
         yield f"{name} should have {BATCH!r} as its first dimension."
+    elif shape.count(BATCH) > 1:
+        yield f"{name} has the dimension {BATCH!r} {shape.count(BATCH)} times."
     symbols = [dim for dim in shape if isinstance(dim, str) and dim != BATCH]
     if layout is not Layout.PREPARED and symbols != ([growing] if growing else []):
         yield f"{name} of the layout {layout} has the dimensions {', '.join(symbols)}."

@@ -15,6 +15,7 @@ from intaglio.errors import OptionError
 from .config import Config
 
 Axes = Mapping[str, Sequence[int | str]]
+States = Mapping[str, str]
 Inputs = Mapping[str, Any] | str | Path
 
 
@@ -52,6 +53,7 @@ class SourceOptions:
     key: str | None = None
     axes: Axes = field(default_factory=dict)
     graphs: Mapping[str, Any] = field(default_factory=dict)
+    states: States = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +111,13 @@ class LoadKeywords(TypedDict, total=False):
         Mapping[str, Graph | str] | None,
         "the graphs of the bundle, one of them ``main``: names of methods, or records of "
         '`intaglio.Graph`: ``{"encode": "encoder", "main": "decode"}``.',
+    ]
+    states: Annotated[
+        States | None,
+        "the states that the model takes and gives back itself: inputs, and the outputs that they "
+        'become, ``{"h": "h_out"}``.  Behind the output may stand what the state starts from, a '
+        'number, a file ``.npz``, or a method of the module: ``"h_out:init_hidden"``.  Where none '
+        'are named they are found by names and shapes; ``{"none": ""}`` has none.',
     ]
     import_from: Annotated[
         Sequence[str | Path] | None,

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from intaglio.exporter.sources.source import Source
 from intaglio.runtime.compare import Comparison, Deviation
+from intaglio.runtime.graph_entry import TensorSpec
 from intaglio.runtime.session import Session
 from intaglio.state import TIME, StateSpec
 
@@ -83,11 +84,7 @@ class Follower:
         for begin, end, found in self._steps(split):
             for token in range(begin, end):
                 got = {n: _at(found[n], axis, token - begin) for n, axis in axes.items()}
-                expected = {
-                    name: _at(self.wanted.outputs[name], axis, token)
-                    for name, axis in axes.items()
-                    if axis is not None or token == steps - 1
-                }
+                expected = self._expected(token, steps)
                 outputs.add(token + 1, got, expected)
                 if kl is not None:
                     kl.add(token + 1, got[LOGITS], expected[LOGITS])
@@ -95,6 +92,36 @@ class Follower:
                 carried = self.session.state.save().arrays
                 states.add(end, carried, self._states(specs, end))
         return outputs, states, carried
+
+    @property
+    def tells_the_last_alone(self) -> bool:
+        """Whether the source gives some output for its last token alone."""
+        steps = next((self.inputs[name].shape[axis] for name, axis in self.axes.items()), 1)
+        return any(
+            TIME not in spec.shape or self._at_end(spec, steps)
+            for spec in self.session.entry.outputs
+        )
+
+    def _at_end(self, spec: TensorSpec, steps: int) -> bool:
+        """Whether the source gives once what the bundle gives for each of `steps` tokens."""
+        array = self.wanted.outputs[spec.name]
+        if TIME not in spec.shape:
+            return False
+        return array.ndim < len(spec.shape) or array.shape[spec.shape.index(TIME)] != steps
+
+    def _expected(self, token: int, steps: int) -> Arrays:
+        """What the source gives for one token, where it gives something for it."""
+        found = {}
+        for spec in self.session.entry.outputs:
+            array = self.wanted.outputs[spec.name]
+            axis = spec.shape.index(TIME) if TIME in spec.shape else None
+            once = axis is None or self._at_end(spec, steps)
+            if not once:
+                found[spec.name] = _at(array, axis, token)
+            elif token == steps - 1:
+                kept = axis is not None and array.ndim == len(spec.shape)
+                found[spec.name] = array.take(0, axis) if kept else array
+        return found
 
     def _steps(self, split: Sequence[int]) -> Iterator[tuple[int, int, Arrays]]:
         self.session.state.reset()

@@ -21,11 +21,11 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from intaglio.errors import ParityError
+from intaglio.exporter.sources.outputs import name_outputs
 from intaglio.exporter.sources.source import Source
 from intaglio.exporter.tracing.adopt import open_original, run_original
 from intaglio.exporter.tracing.exchanged import exchanged
 from intaglio.exporter.tracing.modules import ModuleStack
-from intaglio.exporter.tracing.outputs import name_outputs
 from intaglio.ops import OPS
 from intaglio.ops.op import Op
 from intaglio.state import TIME, Layout, StateSpec

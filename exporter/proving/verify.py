@@ -8,10 +8,12 @@ see `trial.py`.  A bundle with weights of few bits is held to its source with th
 dequantized, see `quantized.py`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Unpack
+
+from torch import Tensor
 
 from intaglio.errors import BundleError, OptionError
 from intaglio.exporter.options.loading import LoadKeywords, LoadOptions
@@ -29,12 +31,13 @@ from intaglio.runtime.manifest import Manifest
 from intaglio.runtime.session import Session
 
 from .bisect import bisect as find_divergence
-from .follow import LIMIT, Arrays, Follower, Progress, splits_of, time_axes, words_of
+from .follow import LIMIT, STATE_STEPS, Arrays, Follower, Progress, splits_of, time_axes, words_of
 from .further import Further
-from .parity import INT8_ACTIVATIONS, ParityReport
+from .own_steps import verify_own
+from .parity import INT8_ACTIVATIONS, ParityReport, Row
 from .quantized import KL, KL_LIMIT, LOGITS, accuracy_of, dequantized, quantization_error
 from .quantized import LIMIT as LOW_BIT_LIMIT
-from .reference import reference
+from .reference import Reference, reference
 from .source_numbers import SourceNumbers, source_numbers
 from .trial import draw
 from .trt_graph import graph_session
@@ -106,13 +109,22 @@ def verify(
     else:
         source = load(source, as_named(loading, opened.manifest))
     source = _of_graph(source, chosen)
-    _require_same(entry, "inputs", source.dynamic)
+    own = {state.input for state in source.states}
+    _require_same(entry, "inputs", {n: x for n, x in source.dynamic.items() if n not in own})
     steps = min(steps, entry.limits.max_context or steps)
     session = graph_session(chosen) if lowered else Session.load(opened, target, graph=graph)
     steps = min(steps, session.state.most_tokens or steps)
     batch = entry.limits.batch or min(batch, session.most_rows or batch)
     if progress is not None:
         progress("source", None)
+    if source.states:
+        if data is not None:
+            raise OptionError(
+                "Data to verify with is for models of sequences; one that carries its own states "
+                "is verified with random inputs. Leave --data out."
+            )
+        report = verify_own(source, session, steps, batch, limits)
+        return _finish(report, opened, graph, source, LIMIT, bisect=bisect, keep=keep)
     numbers = source_numbers(source)
     sought = _sought(numbers, entry)
     trial = draw(source, batch, steps, data, entry.limits.max_context, sought)
@@ -133,6 +145,8 @@ def verify(
     )
     splits = [[steps]] if entry.whole else splits_of(steps)
     rows, unknown = run.compare(splits)
+    if run.tells_the_last_alone and not entry.whole:
+        rows += _prefixes(run, drawn, lambda inputs: reference(held or source, inputs))
     more, covers = Further(
         run=run,
         source=source,
@@ -157,13 +171,27 @@ def verify(
         accuracy=accuracy_of(entry),
         covers=covers,
     )
+    limit = LOW_BIT_LIMIT if KL in limits else LIMIT
+    return _finish(report, opened, graph, held or source, limit, bisect=bisect, keep=keep)
+
+
+def _finish(
+    report: ParityReport,
+    bundle: Bundle,
+    graph: str,
+    source: Source,
+    limit: float,
+    *,
+    bisect: bool,
+    keep: bool,
+) -> ParityReport:
+    """Look for the fault where there is one, and keep what was found, as asked."""
     if bisect and not report.passed:
-        limit = LOW_BIT_LIMIT if KL in limits else LIMIT
-        divergence = find_divergence(Path(bundle), held or source, limit=limit, name=graph)
+        divergence = find_divergence(bundle.root, source, limit=limit, name=graph)
         report = replace(report, divergence=divergence)
     if keep:
         section = "verify" if graph == MAIN else f"verify {graph}"
-        report_file.keep(opened, section, report.to_json())
+        report_file.keep(bundle, section, report.to_json())
     return report
 
 
@@ -178,6 +206,23 @@ def _of_graph(source: Source, graph: BundleGraph) -> Source:
     if graph.name not in source.others:
         raise BundleError(f"{graph} was not made from a method of the source: it has none for it.")
     return source.others[graph.name]
+
+
+def _prefixes(
+    run: Follower, drawn: Mapping[str, Tensor], refer: Callable[[Mapping[str, Tensor]], Reference]
+) -> list[Row]:
+    """Rows for the first few tokens alone: what a source gives for its last one, it gives once."""
+    steps = next(iter(drawn[name].shape[axis] for name, axis in run.axes.items()), 0)
+    rows: list[Row] = []
+    for count in (n for n in STATE_STEPS if n < steps):
+        part = {
+            name: value.narrow(run.axes[name], 0, count) if name in run.axes else value
+            for name, value in drawn.items()
+        }
+        inputs = {name: value.numpy() for name, value in part.items()}
+        found, _ = replace(run, inputs=inputs, wanted=refer(part)).compare([[count]])
+        rows += found
+    return rows
 
 
 def _sought(numbers: SourceNumbers, entry: GraphEntry) -> dict[str, tuple[int, ...]]:
@@ -215,8 +260,12 @@ def _limits(entry: GraphEntry, dtype: str, tolerance: Mapping[str, float]) -> di
 
 
 def as_named(options: LoadOptions, manifest: Manifest) -> LoadOptions:
-    """`options` with graphs, model and config that the bundle names, where they name none."""
-    options = replace(options, graphs=options.graphs or manifest.recipe.get("graphs", {}))
+    """`options` with graphs, states, model and config that the bundle names, if they name none."""
+    options = replace(
+        options,
+        graphs=options.graphs or manifest.recipe.get("graphs", {}),
+        states=options.states or manifest.recipe.get("states", {}),
+    )
     if options.model is not None or options.config is not None:
         return options
     model, config = named_by(manifest)

@@ -28,7 +28,10 @@ Axes = Mapping[str, Sequence[int | str]]
 
 @dataclass(frozen=True)
 class InputSpec:
-    """One input: integers below `high`, or floats of `mean` and `std`, or booleans of `mean`."""
+    """One input: integers below `high`, or floats of `mean` and `std`, or booleans of `mean`.
+
+    With a `value` it always is that.
+    """
 
     name: str
     dtype: torch.dtype
@@ -36,6 +39,7 @@ class InputSpec:
     high: int = 2
     mean: float = 0.0
     std: float = 1.0
+    value: float | None = None
 
     @property
     def dynamic(self) -> dict[int, str]:
@@ -46,6 +50,8 @@ class InputSpec:
         """Draw a tensor of `batch` rows and `time` steps."""
         sizes = {BATCH: batch, TIME: time}
         shape = [sizes[dim] if isinstance(dim, str) else dim for dim in self.shape]
+        if self.value is not None:
+            return torch.full(shape, self.value, dtype=self.dtype)
         if self.dtype is torch.bool:
             return torch.rand(shape, generator=generator) < self.mean
         if self.dtype.is_floating_point:
@@ -134,7 +140,7 @@ def specs_from_examples(
             f"{owner} gave the example inputs {', '.join(map(repr, inputs)) or '(none)'}; "
             f"forward takes {', '.join(map(repr, parameters))}."
         )
-    return tuple(_spec(module, name, value, owner) for name, value in inputs.items())
+    return tuple(spec_of(module, name, value, owner) for name, value in inputs.items())
 
 
 def guess_specs(module: nn.Module, owner: str) -> tuple[InputSpec, ...]:
@@ -161,7 +167,12 @@ def guess_specs(module: nn.Module, owner: str) -> tuple[InputSpec, ...]:
     return specs
 
 
-def _spec(module: nn.Module, name: str, value: object, owner: str) -> InputSpec:
+def spec_of(module: nn.Module, name: str, value: object, owner: str) -> InputSpec:
+    """Describe one input by its example.
+
+    Raises:
+        SourceError: if that is no tensor of at least one axis.
+    """
     if not isinstance(value, Tensor) or value.ndim == 0 or value.numel() == 0:
         raise SourceError(
             f"{owner} gave the example input {name!r} as {_describe(value)}; it should be a "

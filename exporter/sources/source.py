@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from intaglio.errors import SourceError
+from intaglio.passes.base import OwnState
 
 from .examples import Sampler
 from .text import Text
@@ -30,9 +31,11 @@ class Source:
     further names of tied parameters to the name that `module.named_parameters` lists, `model` says
     what the weights are of where that was named, `config` holds JSON values, `notes` what loading
     decided.  `whole` says that the model takes whole sequences, in which tokens see later ones, or
-    gives one result for all: it is exported without states.  `defaults` holds the value of each
-    input that may be left out, `text` the tokenizer that belongs to the model.  `others` are the
-    further graphs of the bundle by name, the same module with another method as its body.
+    gives one result for all: it is exported without states.  `states` are those that the model
+    takes and gives back itself, as a cell does; it computes one step then.  `defaults` holds the
+    value of each input that may be left out, `text` the tokenizer that belongs to the model.
+    `others` are the further graphs of the bundle by name, the same module with another method as
+    its body.
     """
 
     path: Path
@@ -47,6 +50,7 @@ class Source:
     aliases: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     whole: bool = False
+    states: tuple[OwnState, ...] = ()
     defaults: dict[str, float] = field(default_factory=dict)
     text: Text | None = None
     others: Mapping[str, "Source"] = field(default_factory=dict)

@@ -19,6 +19,7 @@ from intaglio.passes import evaluate
 from intaglio.passes.convert_opset import convert_opset
 from intaglio.passes.shapes import infer_shapes
 from intaglio.quiet import summary
+from intaglio.state import BATCH, TIME
 
 from .metadata import strip
 
@@ -52,7 +53,7 @@ def adopt_graph(source: Source, opset: int) -> ir.Model:
     except Exception as error:
         raise TraceError(
             f"{source.path} does not run on every size of batch and time: {summary(error)}. One of "
-            "them may have been fixed inside the graph when it was exported."
+            f"them may have been fixed inside the graph when it was exported.{_fix(source)}"
         ) from error
     _compare(source, engine, model)
     return model
@@ -80,6 +81,19 @@ def run_original(engine: onnxruntime.InferenceSession, inputs: Arrays) -> dict[s
     """Outputs of the file by name."""
     names = [output.name for output in engine.get_outputs()]
     return dict(zip(names, engine.run(names, dict(inputs)), strict=True))
+
+
+def _fix(source: Source) -> str:
+    """How to say that an axis has one size, with the names of an input."""
+    for name, axes in source.dynamic.items():
+        if TIME in axes.values():
+            rank = len(source.inputs[name].shape)
+            sizes = source.inputs[name].shape
+            words = [BATCH if axes.get(i) == BATCH else "512" if i in axes else str(sizes[i])
+                     for i in range(rank)]  # fmt: skip
+            line = f"--axes {name}:{'x'.join(words)}"
+            return f" Where an axis has one size, 512 perhaps, say so: {line}."
+    return ""
 
 
 def _name_nodes(graph: ir.Graph) -> None:

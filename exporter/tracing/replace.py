@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from intaglio.errors import TraceError
+from intaglio.exporter.sources.own_states.functional import OWN_FORWARD
 from intaglio.quiet import quiet, summary
 
 from .modules import ModuleStack, named
@@ -92,7 +93,8 @@ def _layers(module: nn.Module, layers: Layers) -> Iterator[_Place]:
     for part in module.modules():
         for kind, substitute in layers.items():
             if isinstance(part, kind) and type(part).forward is kind.forward:
-                yield _Place(part, "forward", part.forward, functools.partial(substitute, part))
+                name = OWN_FORWARD if OWN_FORWARD in vars(part) else "forward"
+                yield _Place(part, name, getattr(part, name), functools.partial(substitute, part))
 
 
 @contextlib.contextmanager

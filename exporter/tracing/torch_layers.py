@@ -23,30 +23,76 @@ def recurrent(
     input: Tensor,  # noqa: A002  the names are PyTorch's
     hx: Tensor | tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor | tuple[Tensor, ...]]:
-    """LSTM, GRU and RNN of any number of layers, from zeros.
+    """LSTM, GRU and RNN of any number of layers.
 
-    `input` is [B, T, I], or [T, B, I] without `batch_first`.
+    `input` is [B, T, I], or [T, B, I] without `batch_first`; `hx` [layers, B, H], of an LSTM two.
     """
     if layer.bidirectional:
         raise UnfitError("is bidirectional: what it gives for a token depends on later ones")
-    if getattr(layer, "proj_size", 0):
-        raise UnfitError("projects its state (proj_size), which ONNX has no operator for")
     if not isinstance(input, Tensor) or input.dim() != 3:
-        raise UnfitError("takes packed sequences or one without a batch: give [batch, time, size]")
-    given = hx if isinstance(hx, tuple) else () if hx is None else (hx,)
-    if not torch.compiler.is_exporting() and any(bool(x.any()) for x in given):
-        raise UnfitError("starts from a state other than zeros, which a step graph does not take")
+        raise UnfitError(
+            "takes packed sequences or one without a batch: give [batch, time, size], and leave "
+            "packing to the session, whose steps take `lengths`"
+        )
+    given = tuple(hx) if isinstance(hx, tuple | list) else () if hx is None else (hx,)
     x = input if layer.batch_first else input.transpose(0, 1)
-    ends = []
+    ends, tops = [], []
     for index in range(layer.num_layers):
         names = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if layer.bias else [])]
         weights = {name: getattr(layer, f"{name}_l{index}") for name in names}
-        x, end = rnn(x, **weights, mode=layer.mode)
+        start = tuple(state[index] for state in given)
+        x, end = (_projected if layer.proj_size else _layer)(layer, index, x, weights, start)
         ends.append(end)
-    last = torch.stack(ends, 1).unbind(2)  # [B, layers, H] of h, and of c
-    states = tuple(each.transpose(0, 1) for each in last)
+        tops.append(x[:, -1])  # h after the last token is what the layer gives for it
     output = x if layer.batch_first else x.transpose(0, 1)
-    return output, states if layer.mode == "LSTM" else states[0]
+    hidden = torch.stack(tops)
+    if layer.mode != "LSTM":
+        return output, hidden
+    return output, (hidden, torch.stack(ends))
+
+
+def _layer(
+    layer: nn.RNNBase,
+    index: int,
+    x: Tensor,
+    weights: Mapping[str, Tensor],
+    start: tuple[Tensor, ...],
+) -> tuple[Tensor, Tensor]:
+    """One layer, and its c after the last token; h of other kinds."""
+    del index
+    past = torch.stack(start, 1) if start else None
+    x, end = rnn(x, **weights, past_state=past, mode=layer.mode)
+    return x, end[:, -1]
+
+
+def _projected(
+    layer: nn.RNNBase,
+    index: int,
+    x: Tensor,
+    weights: Mapping[str, Tensor],
+    start: tuple[Tensor, ...],
+) -> tuple[Tensor, Tensor]:
+    """A layer of an LSTM with ``h = W_hr (o tanh(c))``, and its c after the last token.
+
+    What is carried is ``m = o tanh(c)``, with U W_hr in place of U.  A given h follows from no m,
+    so that from one only a single token can be taken, as cells do.
+    """
+    back = getattr(layer, f"weight_hr_l{index}")
+    if not start:
+        inner = {**weights, "weight_hh": weights["weight_hh"] @ back}
+        m, end = rnn(x, **inner, mode=layer.mode)
+        return m @ back.T, end[:, 1]
+    if not (isinstance(x.shape[1], int) and x.shape[1] == 1):
+        raise UnfitError(
+            "projects its state (proj_size) and starts from a given one over several tokens: let "
+            "it start from zeros, or give it one token in each call"
+        )
+    h, c = start
+    gates = F.linear(x[:, 0], weights["weight_ih"], weights.get("bias_ih"))
+    gates = gates + F.linear(h, weights["weight_hh"], weights.get("bias_hh"))
+    i, f, g, o = gates.chunk(4, 1)
+    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+    return F.linear(o.sigmoid() * c.tanh(), back)[:, None], c
 
 
 def attention(

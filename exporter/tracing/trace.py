@@ -14,6 +14,7 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from intaglio.errors import TraceError
+from intaglio.exporter.sources.outputs import name_outputs
 from intaglio.exporter.sources.source import Source
 from intaglio.exporter.sources.state_dict import tied_names
 from intaglio.ops import OPS
@@ -33,7 +34,6 @@ from .fold_weights import fold_weights
 from .metadata import strip
 from .modules import named, path_of
 from .mutations import idle_buffers
-from .outputs import name_outputs
 from .trace_check import check_trace
 
 OPSET = 27

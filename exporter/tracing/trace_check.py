@@ -16,13 +16,13 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from intaglio.errors import TraceError
+from intaglio.exporter.sources.outputs import name_outputs
 from intaglio.exporter.sources.source import EXAMPLE_TIME, Source
 from intaglio.passes.evaluate import session
 from intaglio.quiet import summary
 
 from .capture import MEND
 from .modules import ModuleStack, named
-from .outputs import name_outputs
 
 LIMIT = 1e-3  # of the largest output; a frozen shape is wrong by far more, rounding by far less
 LONG = EXAMPLE_TIME + 131  # beyond the usual chunks of 64 and 128
@@ -65,6 +65,8 @@ def check_trace(
 def _agree(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> bool:
     if a.shape != b.shape or not np.array_equal(np.isfinite(a), np.isfinite(b)):
         return False
+    if b.dtype == np.bool_:
+        return bool(np.array_equal(a, b))
     finite = np.isfinite(b)
     scale = np.abs(b[finite]).max(initial=0.0)
     return bool(np.abs(a[finite] - b[finite]).max(initial=0.0) <= LIMIT * scale)

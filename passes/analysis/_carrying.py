@@ -9,7 +9,7 @@ from intaglio.passes.graph import attribute, attributes_of, dims, signature_of
 from intaglio.signature import Formal
 from intaglio.state import TIME
 
-from .time_facts import Along, Fact, Timing, only, refuse
+from .time_facts import LAST, Along, Fact, Timing, only, refuse
 
 
 def attention(node: ir.Node, timing: Timing) -> Sequence[Fact]:
@@ -43,16 +43,16 @@ def recurrence(node: ir.Node, timing: Timing) -> Sequence[Fact]:
         if value is not None and formal.name not in signature.pasts and timing.of(value) != fact:
             kind = "the same for all tokens" if axis is None else _words(formal, attributes)
             raise refuse(node, f"has an input {index} that is not {kind}: {formal.name}.")
-    for formal, output in zip(signature.outputs, node.outputs, strict=False):
-        if formal.name in signature.presents and output.uses():
+    for formal, value in zip(signature.inputs, node.inputs, strict=False):
+        if formal.name in signature.pasts and timing.of(value) is not None:
             raise refuse(
                 node,
-                "has a state after the last token that goes on to be computed with: each token "
-                "would see those after it.",
+                "starts from a state that depends on the tokens, which a step does not have. Make "
+                "it an input of the model.",
             )
     timing.mixers.append(node)
     axes = [formal.time(attributes) for formal in signature.outputs]
-    return [None if axis is None else Along(axis) for axis in axes]
+    return [LAST if axis is None else Along(axis) for axis in axes]
 
 
 def _words(formal: Formal, attributes: Mapping[str, Any]) -> str:

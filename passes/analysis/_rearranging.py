@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from intaglio.passes.graph import attribute, constant, dims, input_of, integers
+from intaglio.passes.graph import END, attribute, constant, dims, input_of, integers
 from intaglio.state import BATCH, TIME
 
-from .time_facts import Along, Fact, Timing, batchless, moved, normal, only, refuse, shifted
+from .time_facts import LAST, Along, Fact, Timing, batchless, moved, normal, only, refuse, shifted
 
 
 def transpose(node: ir.Node, timing: Timing) -> Sequence[Fact]:
@@ -121,9 +121,17 @@ def cut(node: ir.Node, timing: Timing) -> Sequence[Fact]:
         return [fact]
     at = axes.index(fact.axis)
     kept = (dims(node.outputs[0]) or ())[fact.axis]
+    last = starts[at] == -1 and (integers(ends) or [0])[at] >= END and _plain(fact)
+    if last and (steps or [1] * len(axes))[at] == 1:
+        return [LAST]
     if starts[at] == 0 and (steps or [1] * len(axes))[at] == 1 and kept == TIME and not fact.flat:
         return [Along(fact.axis, 0, fact.positional, fact.lead, 0)]
     raise refuse(node, "takes only some of the tokens, or takes them in another order.")
+
+
+def _plain(fact: Along) -> bool:
+    """Whether the last entry along time is that of the last token."""
+    return not (fact.flat or fact.positional or fact.lead or fact.trail)
 
 
 def _cuts_nothing(node: ir.Node, steps: Sequence[int] | None) -> bool:
@@ -162,6 +170,8 @@ def gather(node: ir.Node, timing: Timing) -> Sequence[Fact]:
         return [shifted(indices, axis)]
     if isinstance(data, Along) and indices is None:
         if axis == data.axis:
+            if integers(node.inputs[1]) == [-1] and _plain(data):
+                return [LAST]
             raise refuse(node, "picks tokens out of the sequence.")
         return [moved(data, data.axis if data.axis < axis else data.axis + picks - 1)]
     raise refuse(node, "picks entries of one token by another.")

@@ -11,10 +11,10 @@ from intaglio.errors import PassError
 from intaglio.passes.graph import dims
 from intaglio.state import TIME
 
-from .time_facts import Along, Fact, Timing, refuse
+from .time_facts import LAST, Along, Fact, Timing, refuse
 from .time_rules import propagate
 
-__all__ = ["Along", "Timing", "analyse", "refuse"]
+__all__ = ["LAST", "Along", "Timing", "analyse", "refuse"]
 
 
 def analyse(graph: ir.Graph) -> Timing:
@@ -60,6 +60,8 @@ def _note_frontier(node: ir.Node, timing: Timing) -> None:
 
 def _check_output(value: ir.Value, timing: Timing) -> None:
     fact = timing.of(value)
+    if fact is LAST:
+        return
     if not isinstance(fact, Along):
         raise PassError(
             f"the output {value.name!r} of shape {list(dims(value) or ())} has no time axis, so it "

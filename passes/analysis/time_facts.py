@@ -1,9 +1,11 @@
 """What is known of a value about time, and what several rules need to tell it.
 
-Every value of a training-form graph gets one of three facts:
+Every value of a training-form graph gets one of four facts:
 
 * `None`: it does not depend on time (parameters, constants, what is computed from them alone);
 * `LENGTH`: a number that depends on how many tokens there are (sizes of shapes);
+* `LAST`: what holds after the last token: its entry alone, a state that a recurrence ends in, and
+  what is computed from these;
 * `Along`: an array with one entry per token along one axis.
 
 `positional` marks values that depend on a token's index alone (RoPE angles, learned positions):
@@ -30,6 +32,15 @@ class Length(Enum):
 LENGTH = Length.LENGTH
 
 
+class Last(Enum):
+    """The fact of values that hold after the last token."""
+
+    LAST = "last"
+
+
+LAST = Last.LAST
+
+
 @dataclass(frozen=True)
 class Along:
     """One entry per token along `axis` (not negative).
@@ -47,7 +58,7 @@ class Along:
     trail: int = 0
 
 
-Fact = Along | Length | None
+Fact = Along | Length | Last | None
 
 
 @dataclass

@@ -15,7 +15,7 @@ from intaglio.state import BATCH, TIME
 from . import _carrying as carrying
 from . import _combining as combining
 from . import _rearranging as rearranging
-from .time_facts import LENGTH, Along, Fact, Length, Timing, batchless, refuse, shifted
+from .time_facts import LAST, LENGTH, Along, Fact, Length, Timing, batchless, refuse, shifted
 
 Rule = Callable[[ir.Node, Timing], Sequence[Fact]]
 
@@ -43,6 +43,8 @@ def propagate(node: ir.Node, timing: Timing) -> Sequence[Fact]:
     if key in SOURCES and (found := SOURCES[key](node, timing)) is not None:
         timing.sources.append(node)
         return [found]
+    if LAST in facts:
+        return _of_last(node, facts)
     if not any(isinstance(fact, Along) for fact in facts):
         return _of_length(node)
     _check_padding(node, key, [fact for fact in facts if isinstance(fact, Along)])
@@ -54,6 +56,17 @@ def propagate(node: ir.Node, timing: Timing) -> Sequence[Fact]:
             node, "is not known to act on each token alone, so it cannot be part of a step graph."
         )
     return rule(node, timing)
+
+
+def _of_last(node: ir.Node, facts: Sequence[Fact]) -> Sequence[Fact]:
+    """What is computed after the last token holds after it, unless it goes back to tokens."""
+    if any(isinstance(fact, Along | Length) for fact in facts):
+        raise refuse(
+            node,
+            "gives what holds after the last token to every token, so that each would depend on "
+            "later ones. Export it as a model of whole sequences.",
+        )
+    return [LAST] * len(node.outputs)
 
 
 def _check_padding(node: ir.Node, key: str, facts: Sequence[Along]) -> None:
@@ -143,7 +156,7 @@ def _elementwise(node: ir.Node, timing: Timing) -> Fact:
         fact = timing.of(value)
         if value is None or fact is None:
             continue
-        if isinstance(fact, Length):
+        if not isinstance(fact, Along):
             if node.op_type == "CastLike":
                 continue
             raise refuse(node, "computes with the number of tokens, which a step does not know.")

@@ -23,6 +23,7 @@ from intaglio.passes.graph import (
 from intaglio.signature import ACTIVATIONS, Signature, UnknownSizeError
 from intaglio.state import BATCH, CAPACITY, PAST, TIME, Layout
 
+from ._initial_values import chosen, is_zero
 from ._step_values import StepValues
 
 
@@ -61,20 +62,20 @@ def recurrence(node: ir.Node) -> list[Carried]:
     signature, attributes = signature_of(node), attributes_of(node)
     assert signature is not None
     given = dict(zip(signature.names, node.inputs, strict=False))
-    if any(given.get(past) is not None for past in signature.pasts):
-        raise refuse(node, "already starts from a state.")
-    pasts = _pasts(node, signature)
-    inputs = [pasts.get(name, given.get(name)) for name in signature.names]
+    pasts, emit = _pasts(node, signature), Emitter(node)
+    starts = {name: _start(emit, node, past, given.get(name)) for name, past in pasts.items()}
+    inputs = [starts.get(name, given.get(name)) for name in signature.names]
     while inputs[-1] is None:
         inputs.pop()
     old = dict(zip((formal.name for formal in signature.outputs), node.outputs, strict=False))
     like = {state.present: pasts[state.past] for state in signature.states}
     kept = {**old, **like}  # what each output looks like
     outputs = [(value.dtype, dims(value)) for value in kept.values()]
-    new = Emitter(node).node(node.op_type, inputs, outputs, attributes, node.domain)
+    new = emit.node(node.op_type, inputs, outputs, attributes, node.domain)
     made = dict(zip(kept, new, strict=True))
-    for name in old.keys() - like.keys():
-        replace_uses(old[name], made[name])
+    for name, value in old.items():
+        if name not in like or value.uses() or value.is_graph_output():
+            replace_uses(value, made[name])
     return [
         Carried(
             node=node,
@@ -88,6 +89,14 @@ def recurrence(node: ir.Node) -> list[Carried]:
         )
         for state in signature.states
     ]
+
+
+def _start(emit: Emitter, node: ir.Node, past: ir.Value, initial: ir.Value | None) -> ir.Value:
+    """What a node starts from: `past`, or where a row is new what it started from, a weight."""
+    if initial is None or is_zero(initial):
+        return past
+    assert isinstance(node.graph, ir.Graph)
+    return chosen(emit, node.graph, past, initial)
 
 
 def _pasts(node: ir.Node, signature: Signature) -> dict[str, ir.Value]:
@@ -265,11 +274,24 @@ def convolution(node: ir.Node) -> list[Carried]:
     ]
 
 
-def cut_trailing(graph: ir.Graph, trailing: Callable[[ir.Value | None], int]) -> None:
-    """Drop the Slices that cut what a convolution padded on the right; nothing trails any more."""
-    for node in list(graph):
-        if node.op_type == "Slice" and trailing(node.inputs[0]) and node.inputs[0] is not None:
-            replace_uses(node.outputs[0], node.inputs[0])
+def cut_trailing(
+    graph: ir.Graph, cuts: Sequence[ir.Node], trailing: Callable[[ir.Value | None], int]
+) -> None:
+    """Drop `cuts`, which cut what a convolution padded on the right; nothing trails any more."""
+    for node in cuts:
+        given, axes = node.inputs[0], integers(input_of(node, 3)) or []
+        assert given is not None
+        if len(axes) == 1:
+            replace_uses(node.outputs[0], given)
+            continue
+        shape, ends = dims(given) or (), integers(node.inputs[2]) or []
+        time = shape.index(TIME)
+        whole = [
+            2**63 - 1 if axis % len(shape) == time else end
+            for axis, end in zip(axes or range(len(ends)), ends, strict=True)
+        ]
+        node.replace_input_with(2, Emitter(node).constant(whole))
+    for node in graph:
         for value in node.outputs:
             if extra := trailing(value):
                 longer = f"{TIME} + {extra}"

@@ -12,6 +12,16 @@ BOOL = ir.DataType.BOOL
 FLAT = f"{BATCH}*{TIME}"
 
 
+def past_length_of(graph: ir.Graph) -> ir.Value:
+    """The input `PAST_LENGTH` of `graph`, int64 [batch], made where there is none."""
+    for value in graph.inputs:
+        if value.name == PAST_LENGTH:
+            return value
+    value = ir.Value(name=PAST_LENGTH, type=ir.TensorType(INT64), shape=ir.Shape([BATCH]))
+    graph.inputs.append(value)
+    return value
+
+
 class StepValues:
     """Shared values of one step graph, each emitted at its start when first asked for."""
 
@@ -25,9 +35,7 @@ class StepValues:
     @cached_property
     def past_length(self) -> ir.Value:
         """Int64 [batch], a new graph input: tokens consumed before this step, for each row."""
-        value = ir.Value(name=PAST_LENGTH, type=ir.TensorType(INT64), shape=ir.Shape([BATCH]))
-        self._graph.inputs.append(value)
-        return value
+        return past_length_of(self._graph)
 
     @cached_property
     def count(self) -> ir.Value:

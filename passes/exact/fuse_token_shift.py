@@ -38,13 +38,13 @@ class FuseTokenShift(Exact):
                 continue
             x, shift = found
             old = node.outputs[0]
-            replace_uses(old, _convolved(x, shift, Emitter(node)))
+            replace_uses(old, convolved(x, shift, Emitter(node)))
             model.graph.remove(node, safe=True)
             notes.append(f"{describe(node)} shifts by {shift}")
         return PassResult(changed=bool(notes), notes=notes)
 
 
-def _time_axis(value: ir.Value | None) -> int | None:
+def time_axis(value: ir.Value | None) -> int | None:
     """The axis of time of a sequence of vectors of known size, None for all else."""
     shape = dims(value) or ()
     if len(shape) != 3 or shape[0] != BATCH or value is None or value.dtype is None:
@@ -60,7 +60,7 @@ def _padded(node: ir.Node) -> tuple[ir.Value, int] | None:
         return None
     cut = _cut(node.inputs[0])
     x = node.inputs[0] if cut is None else cut[0]
-    axis = _time_axis(x)
+    axis = time_axis(x)
     pads, fill = integers(input_of(node, 1)), input_of(node, 2)
     if axis is None or pads is None or attribute(node, "mode", "constant") != "constant":
         return None
@@ -80,7 +80,7 @@ def _joined(node: ir.Node) -> tuple[ir.Value, int] | None:
     if node.op_type != "Concat" or node.domain or len(node.inputs) != 2:
         return None
     zeros, cut = node.inputs[0], _cut(node.inputs[1])
-    if cut is None or attribute(node, "axis") % 3 != _time_axis(cut[0]) or not _is_zero(zeros):
+    if cut is None or attribute(node, "axis") % 3 != time_axis(cut[0]) or not _is_zero(zeros):
         return None
     return cut if (dims(zeros) or (0, 0, 0))[attribute(node, "axis") % 3] == cut[1] else None
 
@@ -89,7 +89,7 @@ def _cut(value: ir.Value | None) -> tuple[ir.Value, int] | None:
     """(x, k) where `value` is x without its last k tokens."""
     node = producer(value, "Slice")
     x = None if node is None else node.inputs[0]
-    axis = _time_axis(x)
+    axis = time_axis(x)
     if node is None or x is None or axis is None:
         return None
     start, end, axes, step = (integers(input_of(node, i)) for i in range(1, 5))
@@ -113,9 +113,9 @@ def _is_zero(value: ir.Value | None) -> bool:
     return node.op_type in ("Expand", "Cast", "Reshape") and _is_zero(node.inputs[0])
 
 
-def _convolved(x: ir.Value, shift: int, emit: Emitter) -> ir.Value:
+def convolved(x: ir.Value, shift: int, emit: Emitter) -> ir.Value:
     """What x was `shift` tokens ago, zeros before the first."""
-    shape, axis = dims(x) or (), _time_axis(x)
+    shape, axis = dims(x) or (), time_axis(x)
     channels = shape[3 - (axis or 1)]
     assert isinstance(channels, int)
     assert x.dtype is not None

@@ -11,7 +11,7 @@ One graph then serves prefill and step: any split of T gives the result of a sin
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import onnx_ir as ir
@@ -19,13 +19,14 @@ from onnx_ir.passes import common
 
 from intaglio.errors import PassError
 from intaglio.passes.analysis.mask import Causal, recognise
-from intaglio.passes.analysis.time import Along, Timing, analyse, refuse
+from intaglio.passes.analysis.time import LAST, Along, Timing, analyse, refuse
 from intaglio.passes.base import Context, Exact, PassResult
 from intaglio.passes.graph import dims, input_of, module_of, type_of
 from intaglio.passes.own_ops import define
 from intaglio.state import StateSpec
 
 from . import _stateful_ops as stateful
+from ._every_token import every_token
 from ._positions import offset_positions
 from ._step_values import StepValues
 
@@ -34,6 +35,7 @@ class Statefulize(Exact):
     """Carry the past in states, so that tokens can be given one by one or many at once."""
 
     kv: Literal["static", "grow"] = "static"
+    last: bool = False
 
     def run(self, model: ir.Model, context: Context) -> PassResult:
         """Rewrite `model` and describe its states in `context.states`.
@@ -46,22 +48,30 @@ class Statefulize(Exact):
         if context.states:
             raise PassError("statefulize: the graph carries states already.")
         graph = model.graph
+        everywhere = [] if self.last else every_token(graph)
         windows = _drop_masks(model, context)
         common.RemoveUnusedNodesPass()(model)
         timing = analyse(graph)
         step = StepValues(graph)
         notes = offset_positions(model, timing, step, context)
+        cuts = [
+            node
+            for node in graph
+            if node.op_type == "Slice"
+            and _trail(timing, node.inputs[0]) > _trail(timing, node.outputs[0])
+        ]
         carried: list[stateful.Carried] = []
         for node in timing.mixers:
             carried += self._rewrite(node, step, windows)
-        stateful.cut_trailing(graph, lambda value: _trail(timing, value))
+        stateful.cut_trailing(graph, cuts, lambda value: _trail(timing, value))
         _connect(graph, carried, context)
         common.RemoveUnusedNodesPass()(model)
         common.TopologicalSortPass()(model)
         define(model)  # an operator of our own has another body where it starts from a state
         notes += [f"{spec.input} {list(spec.shape)} {spec.layout}" for spec in context.states]
         details = {"states": len(context.states), "max_context": context.max_context}
-        return PassResult(changed=True, notes=notes, details=details)
+        advice = [*map(_every, everywhere), *_at_end(graph, timing)]
+        return PassResult(changed=True, notes=notes, details=details, advice=advice)
 
     def _rewrite(
         self, node: ir.Node, step: StepValues, windows: dict[ir.Node, int | None]
@@ -70,6 +80,22 @@ class Statefulize(Exact):
             grow = self.kv == "grow"
             return stateful.attention(node, step, window=windows.get(node), grow=grow)
         return stateful.REWRITES.get(type_of(node), stateful.convolution)(node)
+
+
+def _every(name: str) -> str:
+    return (
+        f"The output {name!r} is there for every token: what the model computes from its last "
+        "token is computed from each. To return the last one alone: --last."
+    )
+
+
+def _at_end(graph: ir.Graph, timing: Timing) -> Iterator[str]:
+    for value in graph.outputs:
+        if timing.of(value) is LAST:
+            yield (
+                f"The output {value.name!r} has no time axis: each step returns it as it is after "
+                "the last of its tokens."
+            )
 
 
 def _trail(timing: Timing, value: ir.Value | None) -> int:

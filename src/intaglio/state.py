@@ -19,6 +19,8 @@ TIME = "time"
 CAPACITY = "capacity"
 PAST = "past"
 
+OWN = "own"  # `StateSpec.op` of a state that the source takes and gives back itself
+
 _BITS = {f"{sign}int{bits}": bits for sign in ("", "u") for bits in (8, 16, 32, 64)} | {
     "bool": 8,
     "float16": 16,
@@ -44,10 +46,10 @@ class StateSpec:
     """One carried state of a step graph, read from `input` and left in `output`.
 
     `output` is empty where no step changes the state, see `Layout.PREPARED`.  `shape` holds ints
-    and the symbols above; `axis` is the dimension along which a KV cache holds tokens, None for
-    recurrent and convolution states.  `module` is the path of the PyTorch module that owns the
-    state, `op` the operator, `port` which of its states, and `call` counts that operator's calls
-    within the module.
+    and the symbols above, `BATCH` at any place; a state without it is one for all rows.  `axis` is
+    the dimension along which a KV cache holds tokens, None for recurrent and convolution states.
+    `module` is the path of the PyTorch module that owns the state, `op` the operator, `port` which
+    of its states, and `call` counts that operator's calls within the module.
     """
 
     input: str
@@ -68,6 +70,15 @@ class StateSpec:
     def grows(self) -> bool:
         """Whether memory and time of a step grow with the tokens consumed."""
         return self.layout in (Layout.STATIC, Layout.GROW)
+
+    @property
+    def rows(self) -> int | None:
+        """The axis of rows; None where all rows share the state."""
+        return self.shape.index(BATCH) if BATCH in self.shape else None
+
+    def place_of(self, rows: Any) -> Any:
+        """What indexes `rows` in an array of the state; everything where rows share it."""
+        return ... if self.rows is None else (*[slice(None)] * self.rows, rows)
 
     def stored_in(self, dtype: str) -> Self:
         """As a graph has it that computes in `dtype`: caches follow, recurrent states do not."""

@@ -9,8 +9,9 @@ from torch import nn
 from intaglio.errors import SourceError
 from intaglio.exporter.options.loading import LoadOptions
 from intaglio.exporter.sources.checkpoint import Checkpoint
-from intaglio.exporter.sources.examples import InputSpec, describe_inputs, sampler
+from intaglio.exporter.sources.examples import sampler
 from intaglio.exporter.sources.methods import with_methods
+from intaglio.exporter.sources.own_states.find import Described, describe
 from intaglio.exporter.sources.reparametrized import settle
 from intaglio.exporter.sources.source import Source
 from intaglio.exporter.sources.state_dict import adopt_weights, copied, hash_tensors, tied_names
@@ -31,7 +32,7 @@ def in_memory(module: nn.Module, options: LoadOptions) -> Source:
     Raises:
         SourceError: if its inputs are not known, or a weight is not finite.
     """
-    options.take("a module that holds its weights", "inputs", "axes", "graphs")
+    options.take("a module that holds its weights", "inputs", "axes", "graphs", "states")
     name = type(_unwrapped(module)).__name__
     return _source(
         copied(module),
@@ -49,7 +50,7 @@ def unpickled(checkpoint: Checkpoint, module: nn.Module, options: LoadOptions) -
         SourceError: if it is a TorchScript module, its inputs are not known, or a weight is not
             finite.
     """
-    taken = ("key", "import_from", "inputs", "axes", "graphs")
+    taken = ("key", "import_from", "inputs", "axes", "graphs", "states")
     options.take("a module that holds its weights", *taken)
     return _source(
         module, checkpoint.path, options, format=checkpoint.format, sha256=checkpoint.sha256
@@ -64,18 +65,20 @@ def _source(module: nn.Module, path: Path, options: LoadOptions, **origin: Any) 
             "module that it was made from."
         )
     notes = adopt_weights(module, path) + settle(module)
-    specs: tuple[InputSpec, ...] = ()
+    found = Described(specs=())
     if not options.graphs:
-        specs = describe_inputs(module, options.inputs, options.axes, f"The module of {path}")
+        found = describe(module, options.inputs, options, f"The module of {path}")
     source = Source(
         path=path,
         name=path.name,
         model=f"{type(module).__module__}:{type(module).__qualname__}",
         body=module,
-        dynamic={spec.name: spec.dynamic for spec in specs},
+        dynamic={spec.name: spec.dynamic for spec in found.specs},
         aliases=tied_names(module),
-        sample=sampler(specs),
-        notes=notes,
+        sample=sampler(found.specs),
+        states=found.states,
+        defaults=dict(found.defaults),
+        notes=(*notes, *found.notes),
         **origin,
     )
     return with_methods(source, options, options.inputs) if options.graphs else source

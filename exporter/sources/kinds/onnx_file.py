@@ -16,12 +16,14 @@ from onnx_ir.passes import common
 from intaglio.errors import SourceError
 from intaglio.exporter.options.loading import LoadOptions
 from intaglio.exporter.sources.examples import InputSpec, name_axes, sampler
+from intaglio.exporter.sources.own_states.find import Described
+from intaglio.exporter.sources.own_states.graphs import describe_graph
 from intaglio.exporter.sources.source import Source
 from intaglio.passes.graph import constant, dims
 from intaglio.state import BATCH, TIME
 
 FORMAT = "onnx"
-OLDEST = 13  # opset from which graphs are read
+OLDEST = 9  # opset from which graphs are read
 UNNAMED = 0  # in the shape of an input: a free axis that nobody has named
 SHOWN = 4  # names of nodes in a message
 
@@ -44,7 +46,7 @@ def load(path: Path, options: LoadOptions) -> Source:
             the standard's, or its batch or time is fixed.
         OptionError: if an option says nothing about graphs.
     """
-    options.take("an ONNX graph", "axes")
+    options.take("an ONNX graph", "axes", "states", "inputs")
     model, sha256 = _read(path)
     common.InlinePass()(model)
     model.functions.clear()
@@ -52,9 +54,10 @@ def load(path: Path, options: LoadOptions) -> Source:
     for name in model.graph.initializers:
         if model.graph.initializers[name] in model.graph.inputs:
             model.graph.inputs.remove(model.graph.initializers[name])
-    specs = name_axes([_spec(value, path) for value in model.graph.inputs], options.axes)
-    for spec, value in zip(specs, model.graph.inputs, strict=True):
-        _check_free(spec, dims(value) or (), path)
+    found = describe_graph(model.graph, path, options)
+    if found is None:
+        found = Described(specs=_plain_specs(model, path, options))
+    for spec, value in zip(found.specs, model.graph.inputs, strict=True):
         value.shape = ir.Shape(list(spec.shape))
     return Source(
         path=path,
@@ -62,9 +65,21 @@ def load(path: Path, options: LoadOptions) -> Source:
         format=FORMAT,
         sha256=sha256,
         body=model,
-        dynamic={spec.name: spec.dynamic for spec in specs},
-        sample=sampler(specs),
+        dynamic={spec.name: spec.dynamic for spec in found.specs},
+        sample=sampler(found.specs),
+        states=found.states,
+        defaults=dict(found.defaults),
+        notes=found.notes,
     )
+
+
+def _plain_specs(model: ir.Model, path: Path, options: LoadOptions) -> tuple[InputSpec, ...]:
+    """The inputs of a graph without states of its own."""
+    options.take("an ONNX graph without states of its own", "axes", "states")
+    specs = name_axes([_spec(value, path) for value in model.graph.inputs], options.axes)
+    for spec, value in zip(specs, model.graph.inputs, strict=True):
+        _check_free(spec, dims(value) or (), path)
+    return specs
 
 
 def _read(path: Path) -> tuple[ir.Model, str]:

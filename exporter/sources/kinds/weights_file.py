@@ -1,7 +1,7 @@
 """Files of weights: `torch.save` and safetensors, with the model that the weights belong to."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ from intaglio.errors import SourceError
 from intaglio.exporter.options.config import read_config
 from intaglio.exporter.options.loading import Inputs, LoadOptions
 from intaglio.exporter.sources.checkpoint import Checkpoint, read_checkpoint
-from intaglio.exporter.sources.examples import InputSpec, Sampler, describe_inputs, sampler
+from intaglio.exporter.sources.examples import Sampler, sampler
 from intaglio.exporter.sources.factory import build_from_factory, importable_from
 from intaglio.exporter.sources.methods import with_methods
+from intaglio.exporter.sources.own_states.find import Described, describe
 from intaglio.exporter.sources.reparametrized import settle
 from intaglio.exporter.sources.source import EXAMPLE_BATCH, EXAMPLE_TIME, Source
 from intaglio.exporter.sources.state_dict import check_fit, load_weights, tied_names
@@ -49,8 +50,12 @@ def load(path: Path, options: LoadOptions) -> Source:
             f"--model {wanted}, or allow it with --allow-code."
         )
     values = read_config(options.config if options.config is not None else checkpoint.config)
+    given: Inputs | None = None
     if ":" in wanted:
-        module, sample, dynamic, given = _from_factory(wanted, values, options)
+        taken = ("model", "config", "key", "import_from", "inputs", "axes", "graphs", "states")
+        options.take(f"the model of the factory {wanted!r}", *taken)
+        module, given = build_from_factory(wanted, values, [Path(p) for p in options.import_from])
+        given = given if options.inputs is None else options.inputs
     else:
         said = f"the model {wanted!r}, whose inputs are known"
         options.take(said, "model", "config", "key", "import_from")
@@ -59,6 +64,12 @@ def load(path: Path, options: LoadOptions) -> Source:
     notes = load_weights(module, checkpoint.tensors, checkpoint.path)
     module.eval().requires_grad_(requires_grad=False)
     notes += settle(module)
+    found = Described(specs=())
+    if ":" in wanted and not options.graphs:
+        # Only now: what a state starts from may be a weight.
+        found = describe(module, given, options, f"The model of {wanted!r}")
+    if ":" in wanted:
+        sample, dynamic = sampler(found.specs), {spec.name: spec.dynamic for spec in found.specs}
     source = Source(
         path=checkpoint.path,
         name=checkpoint.path.name,
@@ -70,26 +81,16 @@ def load(path: Path, options: LoadOptions) -> Source:
         dynamic=dynamic,
         aliases=tied_names(module),
         sample=sample,
-        notes=(*checkpoint.notes, *notes, *_overrides(checkpoint, wanted, values)),
+        states=found.states,
+        defaults=dict(found.defaults),
+        notes=(
+            *checkpoint.notes,
+            *notes,
+            *found.notes,
+            *_overrides(checkpoint, wanted, values),
+        ),
     )
     return with_methods(source, options, given) if options.graphs else source
-
-
-def _from_factory(
-    spec: str, config: Mapping[str, Any], options: LoadOptions
-) -> tuple[nn.Module, Sampler, dict[str, dict[int, str]], Inputs | None]:
-    said = f"the model of the factory {spec!r}"
-    options.take(said, "model", "config", "key", "import_from", "inputs", "axes", "graphs")
-    module, inputs = build_from_factory(spec, config, [Path(p) for p in options.import_from])
-    given = inputs if options.inputs is None else options.inputs
-    specs: tuple[InputSpec, ...] = ()
-    if not options.graphs:
-        specs = describe_inputs(module.eval(), given, options.axes, f"The model of {spec!r}")
-    return module.eval(), sampler(specs), _dynamic(specs), given
-
-
-def _dynamic(specs: Sequence[InputSpec]) -> dict[str, dict[int, str]]:
-    return {spec.name: spec.dynamic for spec in specs}
 
 
 def _from_models(

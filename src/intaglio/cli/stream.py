@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from intaglio.errors import InputError
 from intaglio.runtime.generation import generate
-from intaglio.runtime.graph_entry import TensorSpec
+from intaglio.runtime.graph_entry import GraphEntry, TensorSpec
 from intaglio.runtime.session import Session
-from intaglio.state import TIME
+from intaglio.state import BATCH, TIME
 
 from .text import codec
 
@@ -121,7 +121,8 @@ def step_arrays(
 ) -> tuple[dict[str, Array], Latency]:
     """Give arrays to the session one time step after the other, at most `steps` of them.
 
-    A graph of whole sequences gets them at once.
+    A graph of whole sequences gets them at once.  One without time, as of a cell, takes a step of
+    each entry along an axis more than its inputs have, behind that of the rows: [batch, time, ...].
 
     Returns:
         The outputs of all steps joined along time, or of the last one where an output has no time.
@@ -130,33 +131,66 @@ def step_arrays(
         InputError: if the arrays do not fit the bundle.
     """
     entry = session.entry
-    timed = [spec.name for spec in entry.inputs if _has_time(spec) and spec.name in arrays]
-    if any(arrays[name].ndim < 2 for name in timed):
-        raise InputError(f"The arrays {', '.join(timed)} should be [batch, time, ...].")
-    lengths = {arrays[name].shape[1] for name in timed}
+    timeless = not any(TIME in spec.shape for spec in entry.inputs)
+    specs = [spec for spec in entry.inputs if spec.name in arrays]
+    found = {spec.name: _time(spec, arrays[spec.name]) for spec in specs}
+    axes = {name: axis for name, axis in found.items() if axis is not None}
+    if timeless and not axes:
+        arrays, axes = {n: x[None] for n, x in arrays.items()}, dict.fromkeys(arrays, 0)
+        steps, single = 1, True
+    else:
+        single = False
+    count = min(_count(arrays, axes, entry), steps or np.iinfo(np.int64).max)
+    width = count if entry.whole else 1
+    made, seconds = [], []
+    for at in range(0, count, width):
+        part = {
+            name: _cut(x, axes.get(name), range(at, at + width), drop=timeless)
+            for name, x in arrays.items()
+        }
+        start = time.perf_counter()
+        made.append(session.step(part))
+        seconds.append(time.perf_counter() - start)
+    outputs = {}
+    for spec in entry.outputs:
+        each = [step[spec.name] for step in made]
+        if TIME in spec.shape:
+            outputs[spec.name] = np.concatenate(each, axis=spec.shape.index(TIME))
+        elif timeless and not single:
+            outputs[spec.name] = np.stack(each, axis=int(BATCH in spec.shape[:1]))
+        else:
+            outputs[spec.name] = each[-1]
+    return outputs, Latency(seconds, 0)
+
+
+def _time(spec: TensorSpec, array: Array) -> int | None:
+    """The axis of time in an array for an input; for one without time, an axis that it has more."""
+    if TIME in spec.shape:
+        axis = spec.shape.index(TIME)
+        if array.ndim != len(spec.shape):
+            shape = ", ".join(map(str, spec.shape))
+            raise InputError(
+                f"The array {spec.name!r} has the shape {list(array.shape)}; it should be "
+                f"[{shape}]."
+            )
+        return axis
+    return int(BATCH in spec.shape[:1]) if array.ndim == len(spec.shape) + 1 else None
+
+
+def _count(arrays: Mapping[str, Array], axes: Mapping[str, int], entry: GraphEntry) -> int:
+    lengths = {arrays[name].shape[axis] for name, axis in axes.items()}
     if len(lengths) != 1 or 0 in lengths:
         raise InputError(
-            f"The arrays {', '.join(timed) or '(none)'} have "
+            f"The arrays {', '.join(axes) or '(none)'} have "
             f"{', '.join(map(str, sorted(lengths))) or 'no'} time steps; they should all have the "
             f"same number, at least one. The bundle takes "
             f"{', '.join(spec.name for spec in entry.inputs)}."
         )
-    made, seconds = [], []
-    count = min(lengths.pop(), steps or np.iinfo(np.int64).max)
-    width = count if entry.whole else 1
-    for at in range(0, count, width):
-        part = {name: x[:, at : at + width] if name in timed else x for name, x in arrays.items()}
-        start = time.perf_counter()
-        made.append(session.step(part))
-        seconds.append(time.perf_counter() - start)
-    outputs = {
-        spec.name: np.concatenate([step[spec.name] for step in made], axis=1)
-        if _has_time(spec)
-        else made[-1][spec.name]
-        for spec in entry.outputs
-    }
-    return outputs, Latency(seconds, 0)
+    return int(lengths.pop())
 
 
-def _has_time(spec: TensorSpec) -> bool:
-    return len(spec.shape) > 1 and spec.shape[1] == TIME
+def _cut(array: Array, axis: int | None, places: range, *, drop: bool) -> Array:
+    """The entries of one call: all of an array without time."""
+    if axis is None:
+        return array
+    return array.take(places[0], axis) if drop else array.take(places, axis)

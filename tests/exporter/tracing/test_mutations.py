@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from intaglio.errors import TraceError
+from intaglio.errors import SourceError
 from intaglio.exporter.sources.load import load_source
 from intaglio.exporter.tracing.capture import capture
 from intaglio.exporter.tracing.mutations import idle_buffers
@@ -59,7 +59,7 @@ def test_a_buffer_that_is_only_written_is_left_out_with_a_note() -> None:
 @pytest.mark.parametrize("write", [average, average_of_a_view])
 def test_a_buffer_on_which_later_calls_depend_is_refused_by_name(write: Write) -> None:
     """With what to do instead."""
-    with pytest.raises(TraceError, match=r"buffer 'kept' is written .*self\.training"):
+    with pytest.raises(SourceError, match=r"writes self\.kept once in each call.*self\.training"):
         traced(write)
 
 

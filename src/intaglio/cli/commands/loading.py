@@ -37,6 +37,14 @@ class LoadFlags(TypedDict):
             metavar="NAME:DIMS", help="Layout of an input, as mel:batchx80xtime; repeatable."
         ),
     ]
+    state: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="IN=OUT[:START]",
+            help="An input that is a state, the output that it becomes, and a number, .npz or "
+            "method that it starts from; repeatable. none: there is none.",
+        ),
+    ]
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Run code that the source or --pass FILE.py names.")
     ]
@@ -51,7 +59,13 @@ def loading(flags: LoadFlags, graphs: Mapping[str, str] | None = None) -> "LoadK
     Raises:
         typer.BadParameter: if one is malformed.
     """
-    return {**flags, "axes": dimensions(flags["axes"]), "graphs": graphs}
+    named = {name: value for name, value in flags.items() if name not in ("axes", "state")}
+    return {
+        **named,  # type: ignore[typeddict-item]
+        "axes": dimensions(flags["axes"]),
+        "graphs": graphs,
+        "states": own_states(flags["state"]),
+    }
 
 
 def dimensions(texts: list[str] | None) -> dict[str, list[int | str]] | None:
@@ -68,4 +82,21 @@ def dimensions(texts: list[str] | None) -> dict[str, list[int | str]] | None:
                 f"{text!r} is not NAME:DIMS, as mel:batchx80xtime", param_hint="--axes"
             )
         found[name] = [int(dim) if dim.isdecimal() else dim for dim in dims.split("x")]
+    return found or None
+
+
+def own_states(texts: list[str] | None) -> dict[str, str] | None:
+    """Read the values of ``--state``.
+
+    Raises:
+        typer.BadParameter: if one is not ``IN=OUT[:START]``.
+    """
+    found = {}
+    for text in texts or []:
+        name, equals, output = text.partition("=")
+        if not name or bool(equals) != bool(output) or (not equals and name != "none"):
+            raise typer.BadParameter(
+                f"{text!r} is not IN=OUT[:START], as h=h_out or h=h_out:0.5", param_hint="--state"
+            )
+        found[name] = output
     return found or None

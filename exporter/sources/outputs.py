@@ -14,7 +14,8 @@ def name_outputs(module: nn.Module, value: Any) -> dict[str, Tensor]:
     """Give each tensor that `module` returned its name.
 
     A mapping keeps its keys, a tuple or list numbers them ``output_0`` and so on, entries that
-    are None left out.  A single tensor, also as in ``return logits, None``, is ``logits`` when its
+    are None left out; what is nested in an entry is numbered behind its name, ``output_1_0``.  A
+    single tensor, also as in ``return logits, None``, is ``logits`` when its
     last dimension is the vocabulary of an embedding of the module, else ``output``.
 
     Raises:
@@ -24,11 +25,7 @@ def name_outputs(module: nn.Module, value: Any) -> dict[str, Tensor]:
         value = next(entry for entry in value if entry is not None)
     if isinstance(value, Tensor):
         return {"logits" if _is_vocabulary(module, value) else "output": value}
-    entries: dict[str, Any] = {}
-    if isinstance(value, Mapping):
-        entries = {str(key): entry for key, entry in value.items() if entry is not None}
-    elif isinstance(value, tuple | list):
-        entries = {f"output_{i}": entry for i, entry in enumerate(value) if entry is not None}
+    entries = {_joined(path): entry for path, entry in leaves(value) if path}
     wrong = [name for name, entry in entries.items() if not isinstance(entry, Tensor)]
     if wrong or not entries:
         what = f"{wrong[0]!r} is {_kind(entries[wrong[0]])}" if wrong else f"it is {_kind(value)}"
@@ -37,6 +34,25 @@ def name_outputs(module: nn.Module, value: Any) -> dict[str, Tensor]:
             f"of what it returns, {what}. Wrap it in a module whose forward returns tensors."
         )
     return entries
+
+
+def leaves(
+    value: Any, path: tuple[int | str, ...] = ()
+) -> Iterator[tuple[tuple[int | str, ...], Any]]:
+    """What is nested in mappings, tuples and lists, None left out, with the way to it."""
+    if isinstance(value, Mapping):
+        for key, entry in value.items():
+            yield from leaves(entry, (*path, str(key)))
+    elif isinstance(value, tuple | list):
+        for index, entry in enumerate(value):
+            yield from leaves(entry, (*path, index))
+    elif value is not None:
+        yield path, value
+
+
+def _joined(path: tuple[int | str, ...]) -> str:
+    words = path if isinstance(path[0], str) else ("output", *path)
+    return "_".join(map(str, words))
 
 
 def _is_vocabulary(module: nn.Module, value: Tensor) -> bool:

@@ -1,0 +1,1 @@
+"""Sources that carry states themselves: which inputs become which outputs, and how they start."""

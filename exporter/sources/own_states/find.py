@@ -1,0 +1,450 @@
+"""Find the states that a module carries itself, and describe its inputs with them.
+
+A pair of an input and an output is a state where the user says so, where the module keeps it in
+itself, where names pair up (`names`; those of keys, of named tuples, or in the return statement),
+where both are nested alike, as the ``(h, c)`` of an LSTM, or where an input that is called like a
+state has the shape and dtype of one output, and no other input has.
+"""
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from intaglio.errors import InputError, OptionError, SourceError
+from intaglio.exporter.options.loading import LoadOptions
+from intaglio.exporter.sources.examples import (
+    Inputs,
+    InputSpec,
+    describe_inputs,
+    guess_specs,
+    name_axes,
+    read_inputs,
+    sampler,
+    spec_of,
+)
+from intaglio.exporter.sources.outputs import leaves, name_outputs
+from intaglio.passes.base import OwnState
+from intaglio.quiet import summary
+from intaglio.runtime.arrays import read_npz
+from intaglio.state import BATCH, TIME
+
+from .axes import Measured, Shape, changes_per_call, settle
+from .functional import Functional, flatten, present
+from .kept import find_kept
+from .names import pair, says_state
+from .returned import returned_names
+
+NONE = "none"  # in place of a state: there is none
+
+
+@dataclass(frozen=True, kw_only=True)
+class Described:
+    """The inputs of a module, the states among them, values of scalars, and what was decided."""
+
+    specs: tuple[InputSpec, ...]
+    states: tuple[OwnState, ...] = ()
+    defaults: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def describe(
+    module: nn.Module, inputs: Inputs | None, options: LoadOptions, owner: str
+) -> Described:
+    """Describe what `module` takes; where it carries states itself, it may get a flat form.
+
+    Raises:
+        SourceError: as `describe_inputs`, or if what it keeps has no value to start from.
+        OptionError: if `options` name states or axes that are not there.
+    """
+    if options.states is not None and NONE in options.states:
+        return Described(specs=describe_inputs(module, inputs, options.axes, owner))
+    arguments = _arguments(module, inputs, owner)
+    trial = _try(module, arguments)
+    if trial is None:
+        _refuse_unknown(options, owner)
+        return Described(specs=describe_inputs(module, inputs, options.axes, owner))
+    form, outputs, aliases = trial
+    pairs = _pairs(options.states or {}, form, outputs, aliases, owner)
+    if not pairs and not form.changes:
+        return Described(specs=describe_inputs(module, inputs, options.axes, owner))
+    return _described(module, form, outputs, pairs, options, owner)
+
+
+def _arguments(module: nn.Module, inputs: Inputs | None, owner: str) -> dict[str, Any]:
+    """Example arguments of `forward`, those of one nested argument put together."""
+    if inputs is None:
+        return dict(sampler(guess_specs(module, owner))(2, 3, 0))
+    given = read_inputs(inputs)
+    known = _parameters(module)
+    found: dict[str, Any] = {}
+    for name, value in given.items():
+        stem, _, place = name.rpartition("_")
+        if name not in known and stem in known and place.isdigit():
+            found.setdefault(stem, []).append(value)
+        else:
+            found[name] = value
+    return {n: tuple(v) if type(v) is list and n not in given else v for n, v in found.items()}
+
+
+def _parameters(module: nn.Module) -> list[str]:
+    return list(inspect.signature(module.forward).parameters)
+
+
+Trial = tuple[Functional, dict[str, Tensor], dict[str, set[str]]]
+
+
+def _try(module: nn.Module, arguments: Mapping[str, Any]) -> Trial | None:
+    """The flat form, outputs by name, and the further names of each; None if it does not run."""
+
+    def run() -> dict[str, Tensor]:
+        return name_outputs(module, module(**arguments))
+
+    try:
+        kept = find_kept(module, run)
+    except SourceError:
+        raise
+    except Exception:  # noqa: BLE001  what does not run is told by who traces it
+        return None
+    if not all(isinstance(x, Tensor) for x in _tensors(arguments)):
+        return None
+    form = flatten(arguments, kept)
+    raw: list[Any] = []
+    hook = module.register_forward_hook(lambda _module, _given, result: raw.append(result))
+    try:
+        with torch.no_grad():
+            run()
+    except Exception:  # noqa: BLE001
+        return None
+    finally:
+        hook.remove()
+    return form, name_outputs(module, raw[0]), _aliases(module, raw[0])
+
+
+def _tensors(arguments: Mapping[str, Any]) -> list[Any]:
+    return [entry for value in arguments.values() for _, entry in leaves(value)]
+
+
+def _aliases(module: nn.Module, result: Any) -> dict[str, set[str]]:
+    """What else each output is called: by a named tuple, or in the return statement."""
+    names = list(name_outputs(module, result))
+    found: dict[str, set[str]] = {name: {name} for name in names if not name.startswith("output")}
+    found = {name: found.get(name, set()) for name in names}
+    entries = list(leaves(result)) if not isinstance(result, Tensor) else [((), result)]
+    if isinstance(result, tuple) and sum(x is not None for x in result) == 1:
+        entries = [(path[1:], value) for path, value in entries]
+    fields = getattr(result, "_fields", ())
+    top = returned_names(module)
+    for name, (path, _) in zip(names, entries, strict=True):
+        if fields and path:
+            found[name].add("_".join(map(str, (fields[int(path[0])], *path[1:]))))
+        place = int(path[0]) if path and isinstance(path[0], int) else 0
+        flat = len(top) == len(names)
+        word = top[names.index(name)] if flat else top[place] if place < len(top) else ""
+        if word and not isinstance(result, Mapping):
+            rest = () if flat else path[1:]
+            found[name].add("_".join(map(str, (word, *rest))))
+    return found
+
+
+def _pairs(
+    asked: Mapping[str, str],
+    form: Functional,
+    outputs: Mapping[str, Tensor],
+    aliases: Mapping[str, set[str]],
+    owner: str,
+) -> dict[str, tuple[str, str]]:
+    """The output of each state, and how that is known."""
+    names = list(outputs)
+    inputs = form.inputs
+    found = {}
+    for name, text in asked.items():
+        found[name] = (_asked(name, text, inputs, aliases, owner), "as asked")
+    for nested in form.slots.values():
+        for name in nested.names:
+            found.setdefault(name, (form.after(name), "kept by the module"))
+    if asked:
+        return found
+    free = {n: x for n, x in inputs.items() if n not in found}
+
+    def alike(name: str, output: str) -> bool:
+        a, b = inputs[name], outputs[output]
+        return a.shape == b.shape and a.dtype == b.dtype
+
+    taken: set[str] = set()
+
+    def take(name: str, output: str, why: str) -> None:
+        if name not in found and output not in taken and alike(name, output):
+            found[name] = (output, why)
+            taken.add(output)
+
+    for name, place in pair(list(free), [aliases[n] for n in names]).items():
+        take(name, names[place], "their names pair up")
+    for argument in form.arguments.values():
+        groups = list(_groups(names, len(argument.names)))
+        if len(argument.names) > 1 and len(groups) == 1:
+            for name, output in zip(argument.names, groups[0], strict=True):
+                take(name, output, "they are nested alike")
+    for name in free:
+        fits = [output for output in names if alike(name, output)]
+        rivals = [other for other in free if other != name and fits and alike(other, fits[0])]
+        if says_state(name) and len(fits) == 1 and not rivals:
+            take(name, fits[0], "no other input and output are of its shape")
+    if len(found) == len(inputs):
+        return {}
+    for name in free:
+        fits = [output for output in names if output not in taken and alike(name, output)]
+        if name not in found and says_state(name) and fits and len(names) > 1:
+            raise _ambiguous(name, fits, owner)
+    return found
+
+
+def _ambiguous(name: str, fits: Sequence[str], owner: str) -> OptionError:
+    lines = " or ".join(f"--state {name}={output}" for output in fits)
+    return OptionError(
+        f"The input {name!r} of {owner} is called like a state, and which output it becomes cannot "
+        f"be told from names and shapes. Say it: {lines}; or --state none, where it is none."
+    )
+
+
+def _groups(names: Sequence[str], size: int) -> Iterator[list[str]]:
+    """Runs of `size` outputs nested in one entry: ``output_1_0``, ``output_1_1``; or all."""
+    if len(names) == size:
+        yield list(names)
+        return
+    stems = dict.fromkeys(name.rpartition("_")[0] for name in names if name.count("_") > 1)
+    for stem in stems:
+        group = [name for name in names if name.rpartition("_")[0] == stem]
+        if len(group) == size:
+            yield group
+
+
+def _asked(
+    name: str,
+    text: str,
+    inputs: Mapping[str, Tensor],
+    aliases: Mapping[str, set[str]],
+    owner: str,
+) -> str:
+    """The output that the user named, without an initial value behind it."""
+    if name not in inputs:
+        raise OptionError(
+            f"--state {name}={text}: {owner} has no input {name!r}; it has: {', '.join(inputs)}."
+        )
+    wanted = split_initial(text, [n for o, more in aliases.items() for n in (o, *more)])[0]
+    for output, more in aliases.items():
+        if wanted == output or wanted in more:
+            return output
+    raise OptionError(
+        f"--state {name}={text}: {owner} has no output {wanted!r}; it has: {', '.join(aliases)}."
+    )
+
+
+def split_initial(text: str, outputs: Sequence[str]) -> tuple[str, str]:
+    """The output and the initial value, perhaps empty, in ``OUTPUT[:INITIAL]``."""
+    if text in outputs:
+        return text, ""
+    output, colon, initial = text.rpartition(":")
+    return (output, initial) if colon else (text, "")
+
+
+def _described(
+    module: nn.Module,
+    form: Functional,
+    outputs: Mapping[str, Tensor],
+    pairs: Mapping[str, tuple[str, str]],
+    options: LoadOptions,
+    owner: str,
+) -> Described:
+    form.renamed = {name: f"{name}_out" for name in outputs if name in form.inputs}
+    states = {name: form.renamed.get(output, output) for name, (output, _) in pairs.items()}
+    if form.changes:
+        present(module, form)
+    measured = Measured(
+        run=lambda given: name_outputs(module, module(**given)), examples=form.inputs, states=states
+    )
+    if not states:
+        specs = [_spec(module, n, x, None, owner) for n, x in form.inputs.items()]
+        return Described(specs=name_axes(specs, options.axes or {}))
+    shapes = _shapes(module, measured, options, owner)
+    timeless = not any(TIME in shape for shape in shapes.values())
+    if form.slots and timeless and not options.axes and changes_per_call(measured):
+        raise _per_call(form, measured)
+    specs = [_spec(module, n, x, shapes[n], owner, own=n in states) for n, x in form.inputs.items()]
+    own = tuple(
+        OwnState(
+            input=name,
+            output=output,
+            initial=_initial(module, name, output, form, options, shapes[name]),
+        )
+        for name, output in states.items()
+    )
+    defaults = {n: float(x) for n, x in form.inputs.items() if not x.ndim and n not in states}
+    notes = [note(state, pairs[state.input][1], shapes) for state in own]
+    notes += [f"The input {n!r} is {x:g} where it is left out." for n, x in defaults.items()]
+    if not any(BATCH in shape for shape in shapes.values()):
+        notes.append("No axis of the inputs was found to be the batch: the bundle runs one row.")
+    return Described(specs=tuple(specs), states=own, defaults=defaults, notes=tuple(notes))
+
+
+def _per_call(form: Functional, measured: Measured) -> SourceError:
+    slot = next(iter(form.slots))
+    name = measured.plain[0]
+    sizes = "x".join(map(str, (BATCH, *measured.examples[name].shape[1:])))
+    return SourceError(
+        f"The module writes {slot.words} once in each call, and what the next call returns depends "
+        "on it: a sequence in parts would not give what it gives at once. Write it in training "
+        f"only, under `if self.training:`, or say how much each call takes: --axes {name}:{sizes}."
+    )
+
+
+def _shapes(
+    module: nn.Module, measured: Measured, options: LoadOptions, owner: str
+) -> dict[str, Shape]:
+    given = dict(options.axes or {})
+    named = [_spec(module, n, x, x.shape, owner, own=True) for n, x in measured.examples.items()]
+    name_axes(named, given)  # refuses what does not fit
+    return settle(measured, given)
+
+
+def _spec(
+    module: nn.Module,
+    name: str,
+    value: Tensor,
+    shape: Sequence[int | str] | None,
+    owner: str,
+    *,
+    own: bool = False,
+) -> InputSpec:
+    """Describe one input; a state is drawn at random even where its example is all zeros."""
+    if value.ndim and value.numel() and not own:
+        spec = spec_of(module, name, value, owner)
+        return spec if shape is None else replace(spec, shape=tuple(shape))
+    dims = tuple(value.shape if shape is None else shape)
+    if not own:
+        return InputSpec(name, value.dtype, dims, value=float(value))
+    half = value.dtype in (torch.float16, torch.bfloat16)
+    return InputSpec(name, torch.float32 if half else value.dtype, dims, high=3, mean=0.0)
+
+
+def note(state: OwnState, why: str, shapes: Mapping[str, Shape]) -> str:
+    """What a user hears of a state, and how to say otherwise."""
+    words = "x".join(map(str, shapes[state.input]))
+    start = "a value of its own" if isinstance(state.initial, np.ndarray) else f"{state.initial:g}"
+    return (
+        f"{state.input} ({words}) is a state that becomes {state.output} ({why}); it starts from "
+        f"{start}. To say otherwise: --state {state.input}=OUTPUT, or --state none."
+    )
+
+
+def _initial(
+    module: nn.Module,
+    name: str,
+    output: str,
+    form: Functional,
+    options: LoadOptions,
+    shape: Shape,
+) -> float | np.ndarray[Any, Any]:
+    """The value of a state before the first step: a number, or an array of one row."""
+    text = split_initial((options.states or {}).get(name, ""), [output])[1]
+    value: Any = form.initial.get(name, 0.0)
+    if text:
+        value = _read(module, name, text, form)
+    if not isinstance(value, Tensor):
+        return float(value)
+    return one_row(value.detach().cpu().numpy(), name, shape)
+
+
+def _read(module: nn.Module, name: str, text: str, form: Functional) -> Any:
+    """An initial value as the user gave it: a number, a file, or a method of the module."""
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    if text.endswith(".npz"):
+        return read_initial(text, name)
+    method = getattr(module, text, None)
+    if method is None:
+        raise OptionError(
+            f"--state {name}=...:{text}: {text!r} is no number, no file .npz and no method of "
+            f"{type(module).__name__}."
+        )
+    if isinstance(method, Tensor):
+        return method
+    rows = next(iter(form.inputs.values())).shape[:1]
+    for arguments in ((), tuple(rows)):
+        try:
+            made = method(*arguments)
+        except TypeError:
+            continue
+        except Exception as error:
+            raise OptionError(f"--state {name}: {text}() failed: {summary(error)}.") from error
+        found = [entry for _, entry in leaves(made)]
+        nested = next((n.names for n in form.arguments.values() if name in n.names), (name,))
+        place = nested.index(name) if len(found) == len(nested) else 0
+        if found and isinstance(found[place], Tensor):
+            return found[place]
+    raise OptionError(
+        f"--state {name}: {text}() of {type(module).__name__}, called without arguments or with a "
+        "number of rows, gives no tensor."
+    )
+
+
+def read_initial(path: str | Path, name: str) -> Tensor:
+    """The initial value of the state `name` in a file ``.npz``.
+
+    Raises:
+        OptionError: if it cannot be read or holds none of that name, and more than one.
+    """
+    try:
+        arrays = read_npz(path)
+    except InputError as error:
+        raise OptionError(f"The initial value of {name!r}: {error}") from error
+    if name not in arrays and len(arrays) != 1:
+        raise OptionError(
+            f"The initial value of {name!r}: {path} holds {', '.join(arrays)}; it should hold "
+            f"{name!r}."
+        )
+    return torch.from_numpy(arrays.get(name, next(iter(arrays.values()))))
+
+
+def one_row(value: np.ndarray[Any, Any], name: str, shape: Shape) -> float | np.ndarray[Any, Any]:
+    """An initial value as one row of a state has it; a number where all entries are equal.
+
+    Raises:
+        OptionError: if its rows differ, or it does not fit the shape.
+    """
+    if value.size and (value == value.flat[0]).all():
+        return float(value.flat[0])
+    rows = shape.index(BATCH) if BATCH in shape else None
+    wanted = [1 if dim in (BATCH, TIME) else dim for dim in shape]
+    if rows is not None and value.ndim == len(shape) - 1:
+        value = np.expand_dims(value, rows)
+    if rows is not None and value.ndim == len(shape):
+        first = value.take([0], rows)
+        if not (value == first).all():
+            raise OptionError(
+                f"The initial value of the state {name!r} differs between rows; a session starts "
+                "every row alike."
+            )
+        value = first
+    if list(value.shape) != wanted:
+        raise OptionError(
+            f"The initial value of the state {name!r} has the shape {list(value.shape)}; one row "
+            f"of the state has {wanted}."
+        )
+    return value
+
+
+def _refuse_unknown(options: LoadOptions, owner: str) -> None:
+    if options.states:
+        name, text = next(iter(options.states.items()))
+        raise OptionError(
+            f"--state {name}={text}: {owner} does not run on its example inputs, so that its "
+            "outputs are not known. Give examples that it runs on: --inputs FILE.npz."
+        )

@@ -1,0 +1,113 @@
+"""A module in the form that a graph has: flat inputs by name to flat outputs by name.
+
+What is nested in an argument or a result, as the ``(h, c)`` of an LSTM, becomes tensors of their
+own, and what the module keeps in itself becomes an input and an output.  The module stays the one
+that it is, with its names; only its `forward` is another.
+"""
+
+import inspect
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+from intaglio.exporter.sources.outputs import leaves, name_outputs
+
+from .kept import Kept, Slot, get, put
+
+OWN_FORWARD = "own_forward"  # where the module's own `forward` is, once it has another
+
+
+@dataclass(frozen=True)
+class Nested:
+    """An argument, or what is kept in a place: names of its tensors, and how they are nested."""
+
+    names: tuple[str, ...]
+    tree: TreeSpec
+
+    @classmethod
+    def of(cls, name: str, value: Any) -> "tuple[Nested, dict[str, Tensor]]":
+        """The names of the tensors in `value`, and these by name."""
+        found, tree = tree_flatten(value)
+        names = tuple("_".join(map(str, (name, *path))) for path, _ in leaves(value))
+        return cls(names, tree), dict(zip(names, found, strict=True))
+
+    def build(self, flat: Mapping[str, Tensor]) -> Any:
+        """The value of the tensors in `flat`."""
+        return tree_unflatten([flat[name] for name in self.names], self.tree)
+
+
+@dataclass
+class Functional:
+    """What a module takes and gives in its flat form; `slots` are where it keeps some of it."""
+
+    arguments: dict[str, Nested] = field(default_factory=dict)
+    slots: dict[Slot, Nested] = field(default_factory=dict)
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    initial: dict[str, Tensor] = field(default_factory=dict)
+    renamed: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def changes(self) -> bool:
+        """Whether the flat form is another than the module's own."""
+        plain = all(entry.names == (name,) for name, entry in self.arguments.items())
+        return bool(self.slots or self.renamed or not plain)
+
+    def after(self, name: str) -> str:
+        """What the input `name`, which the module keeps, is called after a call."""
+        return f"{name}_out"
+
+
+def flatten(arguments: Mapping[str, Any], kept: Sequence[Kept]) -> Functional:
+    """The flat form of a call with `arguments` of a module that keeps `kept`."""
+    form = Functional()
+    for name, value in arguments.items():
+        form.arguments[name], found = Nested.of(name, value)
+        form.inputs |= found
+    for entry in kept:
+        name = "_".join(filter(None, (*entry.slot.path.split("."), entry.slot.name.lstrip("_"))))
+        while name in form.inputs:
+            name += "_kept"
+        form.slots[entry.slot], found = Nested.of(name, entry.example)
+        form.inputs |= found
+        form.initial |= Nested.of(name, entry.initial)[1]
+    return form
+
+
+def present(module: nn.Module, form: Functional) -> None:
+    """Let `module` take and give what `form` says."""
+
+    def forward(self: nn.Module, *given: Tensor, **flat: Tensor) -> dict[str, Tensor]:
+        flat = dict(zip(form.inputs, given, strict=False)) | flat
+        before = {slot: get(self.get_submodule(slot.path), slot.name) for slot in form.slots}
+        try:
+            for slot, nested in form.slots.items():
+                # It may be written in place, and the input is the caller's.
+                own = {name: flat[name].clone() for name in nested.names}
+                put(self.get_submodule(slot.path), slot.name, nested.build(own))
+            arguments = {name: nested.build(flat) for name, nested in form.arguments.items()}
+            outputs = name_outputs(self, getattr(self, OWN_FORWARD)(**arguments))
+            for slot, nested in form.slots.items():
+                value = get(self.get_submodule(slot.path), slot.name)
+                for name, (_, entry) in zip(nested.names, leaves(value), strict=True):
+                    outputs[form.after(name)] = entry
+        finally:
+            for slot, value in before.items():
+                put(self.get_submodule(slot.path), slot.name, value)
+        return {form.renamed.get(name, name): value for name, value in outputs.items()}
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    names = ("self", *form.inputs)
+    forward.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [inspect.Parameter(name, kind) for name in names]
+    )
+    for slot in form.slots:  # the tracer would take a write to a buffer for the buffer's new value
+        part = module.get_submodule(slot.path)
+        if slot.name in part._buffers:  # noqa: SLF001
+            vars(part)[slot.name] = part._buffers.pop(slot.name)  # noqa: SLF001
+    own = getattr(module, OWN_FORWARD, module.forward)
+    vars(module)[OWN_FORWARD] = own
+    vars(module)["forward"] = types.MethodType(forward, module)

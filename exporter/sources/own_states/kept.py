@@ -1,0 +1,213 @@
+"""Hidden state that a module keeps in itself between calls: ``self.h = ...`` in `forward`.
+
+What changes from call to call, and what it then returns depends on, is a state.  A module is run a
+few times to tell: tables that it fills once, and what it keeps for others to look at, are none.
+"""
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from intaglio.errors import SourceError
+from intaglio.exporter.sources.outputs import leaves
+
+RESETS = (
+    "reset reset_state reset_states reset_hidden reset_memory init_hidden init_state clear_state"
+).split()
+_MACHINERY = frozenset(vars(nn.Module()))
+CLOSE = 1e-5
+
+Run = Callable[[], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a module keeps something: the path of a submodule, and its attribute or buffer."""
+
+    path: str
+    name: str
+
+    @property
+    def words(self) -> str:
+        """As the user's code has it."""
+        return ".".join(filter(None, ("self", self.path, self.name)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What `slot` keeps: an example, and the value before the first call, of the same structure."""
+
+    slot: Slot
+    example: Any
+    initial: Any
+
+
+class Memory:
+    """All that a module keeps beside its parameters and submodules, to be put back."""
+
+    def __init__(self, module: nn.Module) -> None:
+        """Take note of what `module` keeps now; tensors are copied."""
+        self._parts = dict(module.named_modules())
+        self.held = {
+            Slot(path, name): tree_map(_copied, value)
+            for path, part in self._parts.items()
+            for name, value in _own(part)
+        }
+
+    def put_back(self) -> None:
+        """Let the module keep what it kept."""
+        for path, part in self._parts.items():
+            for name, _ in list(_own(part)):
+                if Slot(path, name) not in self.held:
+                    delattr(part, name)
+        for slot, value in self.held.items():
+            put(self._parts[slot.path], slot.name, tree_map(_copied, value))
+
+
+def put(part: nn.Module, name: str, value: Any) -> None:
+    """Let `part` keep `value`, as a buffer where it is one."""
+    holder = part._buffers if name in part._buffers else vars(part)  # noqa: SLF001
+    holder[name] = value
+
+
+def get(part: nn.Module, name: str) -> Any:
+    """What `part` keeps."""
+    return part._buffers[name] if name in part._buffers else vars(part)[name]  # noqa: SLF001
+
+
+def _own(part: nn.Module) -> Iterator[tuple[str, Any]]:
+    yield from part._buffers.items()  # noqa: SLF001
+    yield from ((name, x) for name, x in vars(part).items() if name not in _MACHINERY)
+
+
+def _copied(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+def find_kept(module: nn.Module, run: Run) -> list[Kept]:
+    """What `module` keeps from call to call; `run` calls it on example inputs.
+
+    Raises:
+        SourceError: if what it keeps has no value to start from that is known.
+    """
+    start = Memory(module)
+    try:
+        with torch.no_grad():
+            return list(_find(module, run, start))
+    finally:
+        start.put_back()
+
+
+def _find(module: nn.Module, run: Run, start: Memory) -> Iterator[Kept]:
+    with contextlib.suppress(AttributeError, TypeError):  # no state before `reset` was called
+        run()
+    if not _changed(start.held, Memory(module).held):
+        return
+    start.put_back()
+    if _reset(module):
+        start = Memory(module)
+    first = run()
+    after = Memory(module).held
+    candidates = _changed(start.held, after)
+    if not candidates or _same(run(), first):
+        return
+    slots = [slot for slot in candidates if _matters(module, run, start, slot, (first, after))]
+    initial = {slot: _initial(start.held.get(slot), after[slot]) for slot in slots}
+    start.put_back()
+    for slot, value in initial.items():
+        put(module.get_submodule(slot.path), slot.name, tree_map(_copied, value))
+    if not _same(run(), first):
+        raise SourceError(
+            f"The module keeps {slots[0].words} from call to call, and what it starts from is "
+            "neither zeros nor what it holds now. Let it hold its first value, a tensor of the "
+            "shape that it has after a call, when it is exported; or make it an input and output."
+        )
+    yield from (Kept(slot=slot, example=after[slot], initial=initial[slot]) for slot in slots)
+
+
+def _changed(before: Mapping[Slot, Any], after: Mapping[Slot, Any]) -> list[Slot]:
+    """Where there are tensors now that were none, or others."""
+    found = []
+    for slot, value in after.items():
+        now = [entry for _, entry in leaves(value)]
+        was = [entry for _, entry in leaves(before.get(slot))]
+        if now and all(isinstance(entry, Tensor) for entry in now) and not _equal(now, was):
+            found.append(slot)
+    return found
+
+
+def _equal(now: list[Any], was: list[Any]) -> bool:
+    return len(now) == len(was) and all(
+        isinstance(b, Tensor) and a.shape == b.shape and torch.equal(a, b)
+        for a, b in zip(now, was, strict=True)
+    )
+
+
+def _reset(module: nn.Module) -> bool:
+    """Call what brings the module to its start, where it has such a method without arguments."""
+    for name in RESETS:
+        method = getattr(module, name, None)
+        if callable(method):
+            needed = [
+                p for p in inspect.signature(method).parameters.values() if p.default is p.empty
+            ]
+            if not needed:
+                method()
+                return True
+    return False
+
+
+def _matters(
+    module: nn.Module,
+    run: Run,
+    start: Memory,
+    slot: Slot,
+    fresh: tuple[Mapping[str, Tensor], Mapping[Slot, Any]],
+) -> bool:
+    """Whether another value in `slot` changes what a call returns or keeps."""
+    start.put_back()
+    first, after = fresh
+    part = module.get_submodule(slot.path)
+    put(part, slot.name, tree_map(_moved, after[slot]))
+    try:
+        outputs = run()
+    except Exception:  # noqa: BLE001  whatever it says, the value was looked at
+        return True
+    held = Memory(module).held
+    return not _same(outputs, first) or bool(_changed(after, held))
+
+
+def _moved(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return value + 1 if value.dtype is not torch.bool else ~value
+
+
+def _initial(held: Any, after: Any) -> Any:
+    """What is held before the first call, in the structure and shapes of `after`; or zeros."""
+    known = [entry for _, entry in leaves(held)]
+    wanted, tree = tree_flatten(after)
+    try:
+        values = [
+            was.to(now.dtype).expand(now.shape).clone()
+            for was, now in zip(known, wanted, strict=True)
+        ]
+    except (RuntimeError, ValueError, AttributeError):  # nothing yet, or something else
+        values = [torch.zeros_like(now) for now in wanted]
+    return tree_unflatten(values, tree)
+
+
+def _same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(
+        a[n].shape == b[n].shape
+        and torch.allclose(
+            a[n].double(), b[n].double(), rtol=CLOSE, atol=CLOSE * 1e-2, equal_nan=True
+        )
+        for n in a
+    )
