@@ -19,6 +19,7 @@ from onnx_ir.passes import common
 
 from intaglio.errors import PassError
 from intaglio.passes.analysis.mask import Causal, recognise
+from intaglio.passes.analysis.rows import check_rows
 from intaglio.passes.analysis.time import LAST, Along, Timing, analyse, refuse
 from intaglio.passes.base import Context, Exact, PassResult
 from intaglio.passes.graph import dims, input_of, module_of, type_of
@@ -48,6 +49,7 @@ class Statefulize(Exact):
         if context.states:
             raise PassError("statefulize: the graph carries states already.")
         graph = model.graph
+        check_rows(graph)
         everywhere = [] if self.last else every_token(graph)
         windows = _drop_masks(model, context)
         common.RemoveUnusedNodesPass()(model)

@@ -25,7 +25,6 @@ from intaglio.exporter.proving.verify import verify
 from intaglio.exporter.sources.examples import guess_specs, sampler
 from intaglio.exporter.sources.source import Source
 from intaglio.ops import linear_attention
-from intaglio.runtime.graph_entry import MAIN
 from intaglio.runtime.session import Session
 
 WIDTH, KERNEL, CONTEXT = 8, 3, 90
@@ -258,9 +257,9 @@ def test_limits_follow_the_lowest_precision(bundle: Path, dtype: str, limit: flo
     outputs = tuple(replace(spec, dtype=dtype) for spec in manifest.main.outputs)
     main = replace(manifest.main, outputs=outputs)
 
-    limits = verification._limits(manifest.with_graph(MAIN, main), "float32", {})
+    limits = verification._limits(main, "float32", {})
     assert limits == dict.fromkeys(["logits", *STATES], limit)
-    assert verification._limits(manifest, dtype, {}) == limits
+    assert verification._limits(manifest.main, dtype, {}) == limits
 
 
 def test_steps_end_with_the_context(bundle: Path, source: Source) -> None:
