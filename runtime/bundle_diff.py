@@ -15,7 +15,7 @@ import numpy as np
 from intaglio.runtime.bundle import Bundle, BundleGraph
 from intaglio.runtime.engines import AUTO, choose_target
 from intaglio.runtime.graph_entry import MAIN, GraphEntry
-from intaglio.runtime.onnx_graph import Graph, Tensor, read_graph
+from intaglio.runtime.onnx_graph import OnnxGraph, Tensor, read_graph
 from intaglio.runtime.weights import Total, total, weights_of
 
 
@@ -166,7 +166,7 @@ def _pass(record: Mapping[str, Any]) -> tuple[str, str]:
     return record["name"], f"{f'{options}; ' if options else ''}{after - before:+d} nodes"
 
 
-def _nodes(a: Graph, b: Graph) -> list[NodeChange]:
+def _nodes(a: OnnxGraph, b: OnnxGraph) -> list[NodeChange]:
     left, right = (Counter((node.module, node.op) for node in graph.nodes) for graph in (a, b))
     return [
         NodeChange(module, op, left[module, op], right[module, op])
@@ -175,7 +175,9 @@ def _nodes(a: Graph, b: Graph) -> list[NodeChange]:
     ]
 
 
-def _weights(a: Bundle, b: Bundle, left: Graph, right: Graph) -> tuple[int, list[WeightChange]]:
+def _weights(
+    a: Bundle, b: Bundle, left: OnnxGraph, right: OnnxGraph
+) -> tuple[int, list[WeightChange]]:
     equal, changes = 0, []
     for name in dict.fromkeys([*left.tensors, *right.tensors]):
         one, other = left.tensors.get(name), right.tensors.get(name)

@@ -112,7 +112,7 @@ class Value:
 
 
 @dataclass(frozen=True)
-class Graph:
+class OnnxGraph:
     """What a graph holds.
 
     Attributes:
@@ -128,7 +128,7 @@ class Graph:
     outputs: frozenset[str] = frozenset()
 
 
-def read_graph(graph: BundleGraph, target: str) -> Graph:
+def read_graph(graph: BundleGraph, target: str) -> OnnxGraph:
     """What `target` runs of a graph of a bundle.
 
     Raises:
@@ -143,7 +143,7 @@ def read_graph(graph: BundleGraph, target: str) -> Graph:
         ) from error
 
 
-def parse_graph(content: bytes) -> Graph:
+def parse_graph(content: bytes) -> OnnxGraph:
     """The graph in the bytes of an ONNX file.
 
     Raises:
@@ -160,7 +160,7 @@ def parse_graph(content: bytes) -> Graph:
                 if place in (11, 12, 13) and not isinstance(value, int):
                     name, values[name] = _value(value)
                     outputs += [name] * (place == 12)
-    return Graph(tuple(nodes), tensors, values, frozenset(outputs))
+    return OnnxGraph(tuple(nodes), tensors, values, frozenset(outputs))
 
 
 def _read(graph: memoryview, nodes: list[Node], tensors: dict[str, Tensor]) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .onnx_graph import Graph, Node, Tensor
+from .onnx_graph import Node, OnnxGraph, Tensor
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Total:
         }
 
 
-def weights_of(graph: Graph) -> list[Weight]:
+def weights_of(graph: OnnxGraph) -> list[Weight]:
     """The weights of a graph, in the order in which it lists them."""
     owners: dict[str, str] = {}
     packed: dict[str, Weight] = {}

@@ -15,7 +15,7 @@ from intaglio.operators import BY_TYPE
 from intaglio.signature import Signature, UnknownSizeError, evaluate
 from intaglio.state import CAPACITY, PAST, TIME
 
-from .onnx_graph import Graph, Node
+from .onnx_graph import Node, OnnxGraph
 
 Sizes = Mapping[str, int]
 Shape = tuple[int, ...]
@@ -64,7 +64,7 @@ class Ceilings:
 class Works:
     """Work of nodes of one graph at one size of batch, time, past and capacity."""
 
-    def __init__(self, graph: Graph, sizes: Sizes) -> None:
+    def __init__(self, graph: OnnxGraph, sizes: Sizes) -> None:
         self._graph = graph
         self._sizes = sizes
         self._nodes = {node.name: node for node in graph.nodes if node.name}

@@ -16,7 +16,7 @@ from typing import Any
 
 from intaglio.errors import ProfileError
 from intaglio.runtime.bundle import BundleGraph
-from intaglio.runtime.onnx_graph import Graph, parse_graph, read_graph
+from intaglio.runtime.onnx_graph import OnnxGraph, parse_graph, read_graph
 from intaglio.runtime.op_trace import EngineCall, Trace, TracedOp
 
 from .ort_backend import OrtBackend
@@ -68,7 +68,7 @@ class Names:
     the known name that it starts with, or else holds as a word.
     """
 
-    def __init__(self, graph: Graph, optimized: Graph | None = None) -> None:
+    def __init__(self, graph: OnnxGraph, optimized: OnnxGraph | None = None) -> None:
         """Know the bundle's graph, and the one that the engine made of it."""
         self._modules = {node.name: node.module for node in graph.nodes if node.name}
         self._ops = {node.name: node.op.rpartition("::")[2] for node in graph.nodes}

@@ -17,7 +17,7 @@ from intaglio.runtime import machine
 from intaglio.runtime.bundle import Bundle, BundleGraph
 from intaglio.runtime.child_worker import Worker
 from intaglio.runtime.engines import choose_target
-from intaglio.runtime.onnx_graph import Graph, read_graph
+from intaglio.runtime.onnx_graph import OnnxGraph, read_graph
 from intaglio.runtime.op_trace import Trace
 from intaglio.runtime.trt.engine_build import TARGET, read_built
 from intaglio.runtime.weights import total, weights_of
@@ -133,7 +133,7 @@ def phases_of(graphs: Sequence[BundleGraph], settings: ProfileSettings) -> list[
     ]
 
 
-def _read(graph: BundleGraph, settings: ProfileSettings) -> Graph:
+def _read(graph: BundleGraph, settings: ProfileSettings) -> OnnxGraph:
     return read_graph(graph, choose_target(graph, settings.target))
 
 
@@ -251,7 +251,7 @@ def _turns(workers: Sequence[Worker], phase: Phase, settings: ProfileSettings) -
 
 def _trace(
     contestant: Contestant,
-    graph: Graph,
+    graph: OnnxGraph,
     name: str,
     phases: Sequence[Phase],
     settings: ProfileSettings,
@@ -305,7 +305,7 @@ def _sizes(phase: Phase, batch: int, capacity: int) -> dict[str, int]:
 
 
 def _with_graphs(
-    entry: Measured, bundle: Bundle, graphs: Mapping[str, Graph], ops: Sequence[OpProfile]
+    entry: Measured, bundle: Bundle, graphs: Mapping[str, OnnxGraph], ops: Sequence[OpProfile]
 ) -> Measured:
     """Add what is known without running: weights, each once, and how states are described."""
     tensors = {(t.name, t.nbytes): t for graph in graphs.values() for t in graph.tensors.values()}

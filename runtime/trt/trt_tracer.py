@@ -15,7 +15,7 @@ from typing import Any
 
 from intaglio.errors import DeviceError, ProfileError
 from intaglio.runtime.bundle import BundleGraph
-from intaglio.runtime.onnx_graph import Graph, Node, read_graph
+from intaglio.runtime.onnx_graph import Node, OnnxGraph, read_graph
 from intaglio.runtime.op_trace import EngineCall, Trace, TracedOp
 from intaglio.runtime.work import Ceilings
 
@@ -114,7 +114,7 @@ def layers(engine: Any) -> list[Mapping[str, Any]]:
         ) from error
 
 
-def traced(name: str, layer: Mapping[str, Any], graph: Graph) -> TracedOp:
+def traced(name: str, layer: Mapping[str, Any], graph: OnnxGraph) -> TracedOp:
     """The layer called `name`.
 
     Where several nodes are in it, it belongs to the innermost module that holds all of theirs.

@@ -4,13 +4,13 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from intaglio.runtime.onnx_graph import MODULE, Graph, parse_graph
+from intaglio.runtime.onnx_graph import MODULE, OnnxGraph, parse_graph
 from intaglio.runtime.weights import by_kind, by_module, total, weights_of
 
 K, N, BLOCK = 64, 8, 32
 
 
-def graph(*nodes: onnx.NodeProto, **arrays: object) -> Graph:
+def graph(*nodes: onnx.NodeProto, **arrays: object) -> OnnxGraph:
     """A graph of given nodes and initializers."""
     tensors = [numpy_helper.from_array(np.asarray(a), name) for name, a in arrays.items()]
     made = helper.make_model(helper.make_graph(list(nodes), "g", [], [], tensors))

@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from intaglio.exporter.export import export
 from intaglio.runtime.bundle import Bundle
-from intaglio.runtime.onnx_graph import Graph, parse_graph, read_graph
+from intaglio.runtime.onnx_graph import OnnxGraph, parse_graph, read_graph
 from intaglio.runtime.work import NodeWork, Works
 
 SIZES = {"batch": 2, "time": 3, "past": 5, "capacity": 64}
@@ -22,7 +22,7 @@ def graph(
     outputs: dict[str, tuple[int, list[Any]]],
     inner: dict[str, tuple[int, list[Any]]] | None = None,
     weights: dict[str, np.ndarray[Any, Any]] | None = None,
-) -> Graph:
+) -> OnnxGraph:
     def infos(values: dict[str, tuple[int, list[Any]]]) -> list[Any]:
         return [
             helper.make_tensor_value_info(n, kind, shape) for n, (kind, shape) in values.items()
@@ -45,7 +45,7 @@ def node(op: str, inputs: str, outputs: str = "y", domain: str = "", **attribute
     return helper.make_node(op, inputs.split(), gives, name=name, domain=domain, **attributes)
 
 
-def work(made: Graph, *names: str) -> NodeWork | None:
+def work(made: OnnxGraph, *names: str) -> NodeWork | None:
     return Works(made, SIZES).of(names)
 
 

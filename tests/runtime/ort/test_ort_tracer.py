@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from intaglio.errors import ProfileError
-from intaglio.runtime.onnx_graph import Graph, Node
+from intaglio.runtime.onnx_graph import Node, OnnxGraph
 from intaglio.runtime.ort.ort_tracer import ENGINE, Names, read_events, trace_of
 
 
@@ -16,7 +16,7 @@ def node(name: str, op: str, module: str, output: str) -> Node:
 
 
 NAMES = Names(
-    Graph(
+    OnnxGraph(
         (
             node("node_silu", "Mul", "layers.0.mlp", "silu"),
             node("node_silu_3", "Mul", "layers.3.mlp", "silu_3"),
@@ -56,7 +56,7 @@ def test_a_node_of_the_engine_belongs_to_the_module_it_is_named_after(
 
 def test_a_fused_node_belongs_to_the_module_whose_value_it_gives() -> None:
     """Even where it is named after nothing."""
-    graph = Graph((node("add", "Add", "mlp", "sum"), node("norm", "Norm", "ln", "normed")), {})
+    graph = OnnxGraph((node("add", "Add", "mlp", "sum"), node("norm", "Norm", "ln", "normed")), {})
     skip = Node(
         name="SkipLayerNormalization_token_1",
         op="SkipLayerNormalization",
@@ -66,7 +66,7 @@ def test_a_fused_node_belongs_to_the_module_whose_value_it_gives() -> None:
         integers={},
     )
 
-    found = Names(graph, Graph((skip,), {})).traced(skip.name, skip.op)
+    found = Names(graph, OnnxGraph((skip,), {})).traced(skip.name, skip.op)
 
     assert (found.module, found.fused) == ("ln", True)
 

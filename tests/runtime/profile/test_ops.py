@@ -2,7 +2,7 @@
 
 import pytest
 
-from intaglio.runtime.onnx_graph import Graph, Node, Value
+from intaglio.runtime.onnx_graph import Node, OnnxGraph, Value
 from intaglio.runtime.op_trace import EngineCall, Trace, TracedOp
 from intaglio.runtime.profile.ops import OpProfile, midmean, op_profile
 from intaglio.runtime.work import Ceilings, NodeWork, Works
@@ -15,11 +15,11 @@ OPS = [
 VALUES = {"x": Value(32, ("batch", 100)), "w": Value(32, (100, 50)), "y": Value(32, ("batch", 50))}
 
 
-def graph() -> Graph:
+def graph() -> OnnxGraph:
     def node(name: str, op: str, *inputs: str) -> Node:
         return Node(name=name, op=op, module="", inputs=inputs, outputs=("y",), integers={})
 
-    return Graph((node("a", "Mul", "y", "y"), node("c", "MatMul", "x", "w")), {}, VALUES)
+    return OnnxGraph((node("a", "Mul", "y", "y"), node("c", "MatMul", "x", "w")), {}, VALUES)
 
 
 def profiled(calls: list[EngineCall], ceilings: Ceilings | None = None) -> OpProfile:

@@ -13,7 +13,7 @@ from gpu import Driver
 
 from intaglio.errors import DeviceError, ProfileError
 from intaglio.runtime import user_cache
-from intaglio.runtime.onnx_graph import Graph, Node
+from intaglio.runtime.onnx_graph import Node, OnnxGraph
 from intaglio.runtime.op_trace import Trace
 from intaglio.runtime.profile.child import BundleRunner
 from intaglio.runtime.trt import ceilings
@@ -93,7 +93,7 @@ def node(name: str, op: str, module: str) -> Node:
     return Node(name=name, op=op, module=module, inputs=(), outputs=(name,), integers={})
 
 
-GRAPH = Graph(
+GRAPH = OnnxGraph(
     (
         node("n1", "MatMul", "layers.1.mlp.up"),
         node("n2", "Mul", "layers.1.mlp"),
