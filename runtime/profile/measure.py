@@ -25,7 +25,7 @@ from intaglio.runtime.work import Ceilings, Works
 from intaglio.state import BATCH, CAPACITY, PAST, TIME
 
 from .ops import OpProfile, op_profile
-from .report import BUNDLE, Latencies, Measured, Phase, ProfileReport
+from .report import BUNDLE, Contender, Latencies, Phase, ProfileReport
 from .settings import Contestant, ProfileSettings
 
 CHILD = "intaglio.runtime.profile.child"
@@ -193,7 +193,7 @@ def _measure(
     phases: Sequence[Phase],
     settings: ProfileSettings,
     tell: Progress,
-) -> list[Measured]:
+) -> list[Contender]:
     """Let all of them take turns in every phase."""
     with ExitStack() as stack:
         workers = [stack.enter_context(Worker(c.name, c.child)) for c in contestants]
@@ -209,7 +209,7 @@ def _measure(
             for place, timing in zip(turns, found, strict=True):
                 timings[place].append(timing)
     return [
-        Measured(
+        Contender(
             name=contestant.name,
             kind=contestant.kind,
             about={**contestant.about, **facts.get("about", {})},
@@ -305,8 +305,11 @@ def _sizes(phase: Phase, batch: int, capacity: int) -> dict[str, int]:
 
 
 def _with_graphs(
-    entry: Measured, bundle: Bundle, graphs: Mapping[str, OnnxGraph], ops: Sequence[OpProfile]
-) -> Measured:
+    entry: Contender,
+    bundle: Bundle,
+    graphs: Mapping[str, OnnxGraph],
+    ops: Sequence[OpProfile],
+) -> Contender:
     """Add what is known without running: weights, each once, and how states are described."""
     tensors = {(t.name, t.nbytes): t for graph in graphs.values() for t in graph.tensors.values()}
     weights = {(w.name, w.bytes): w for graph in graphs.values() for w in weights_of(graph)}

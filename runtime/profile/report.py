@@ -103,7 +103,7 @@ class Latencies:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class Contender:
     """One contestant.
 
     Attributes:
@@ -205,7 +205,7 @@ class ProfileReport:
     versions: Mapping[str, str]
     options: Mapping[str, Any]
     percentiles: Sequence[float]
-    measured: Sequence[Measured]
+    measured: Sequence[Contender]
     notes: Sequence[str] = ()
 
     @property
@@ -264,7 +264,7 @@ def _busy(machine: Mapping[str, Any]) -> list[str]:
     return [said]
 
 
-def _noisy(entry: Measured) -> list[str]:
+def _noisy(entry: Contender) -> list[str]:
     """Name the phases whose slowest calls are far from the usual ones."""
     found = [
         f"{timing.phase} ({timing.percentile(99) / timing.median:.1f} times)"

@@ -18,7 +18,7 @@ from intaglio.runtime import user_cache
 from intaglio.runtime.work import Ceilings
 
 from . import flavour as flavours
-from .driver import Device, Memory, Stopwatch, call
+from .driver import Device, DeviceMemory, Stopwatch, call
 from .trt_engine import TrtEngine
 
 COPIED = 256 << 20  # bytes of a copy: several times the largest cache of a GPU
@@ -77,7 +77,7 @@ class _Copy:
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        self._source, self._to = Memory(device, COPIED), Memory(device, COPIED)
+        self._source, self._to = DeviceMemory(device, COPIED), DeviceMemory(device, COPIED)
 
     def __call__(self, stream: int) -> None:
         addresses = self._to.address, self._source.address
@@ -95,8 +95,8 @@ class _MatrixProduct:
         if self._context is None:
             raise DeviceError(f"TensorRT runs no matrix product: {self._complaint()}.")
         numbers = np.random.default_rng(0).standard_normal((SIZE, SIZE), np.float32).astype(dtype)
-        self._held = {name: Memory(engine.device, numbers.nbytes) for name in INPUTS}
-        self._held[OUTPUT] = Memory(engine.device, numbers.nbytes)
+        self._held = {name: DeviceMemory(engine.device, numbers.nbytes) for name in INPUTS}
+        self._held[OUTPUT] = DeviceMemory(engine.device, numbers.nbytes)
         for name, memory in self._held.items():
             engine.device.upload(memory, numbers)
             self._context.set_tensor_address(name, memory.address)

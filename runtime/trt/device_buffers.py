@@ -1,4 +1,4 @@
-"""Memory of carried states on the device, one class for each way a step binds a state.
+"""DeviceMemory of carried states on the device, one class for each way a step binds a state.
 
 Reading and writing rows goes through the host, which snapshots need anyway; steps do neither.
 """
@@ -11,7 +11,7 @@ import numpy as np
 from intaglio.runtime.arrays import Array, dtype_of
 from intaglio.state import Layout, StateSpec
 
-from .driver import Device, Memory
+from .driver import Device, DeviceMemory
 
 
 class DeviceBuffer:
@@ -66,9 +66,9 @@ class DeviceBuffer:
     def _part(self, whole: Array, tokens: int) -> Array:  # noqa: ARG002
         return whole
 
-    def _allocate(self) -> tuple[Memory, Memory]:
+    def _allocate(self) -> tuple[DeviceMemory, DeviceMemory]:
         size = math.prod(self._shape) * self._dtype.itemsize
-        return Memory(self._device, size), Memory(self._device, size)
+        return DeviceMemory(self._device, size), DeviceMemory(self._device, size)
 
 
 class DeviceInPlace(DeviceBuffer):
@@ -78,8 +78,8 @@ class DeviceInPlace(DeviceBuffer):
         assert self.spec.axis is not None
         return whole[(*[slice(None)] * self.spec.axis, slice(tokens))]
 
-    def _allocate(self) -> tuple[Memory, Memory]:
-        memory = Memory(self._device, math.prod(self._shape) * self._dtype.itemsize)
+    def _allocate(self) -> tuple[DeviceMemory, DeviceMemory]:
+        memory = DeviceMemory(self._device, math.prod(self._shape) * self._dtype.itemsize)
         return memory, memory
 
 

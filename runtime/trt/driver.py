@@ -48,8 +48,8 @@ def capability(api: Any, device: Any) -> int:
     return int(major) * 10 + int(minor)
 
 
-class Memory:
-    """Memory on the device, freed when nobody holds it.
+class DeviceMemory:
+    """DeviceMemory on the device, freed when nobody holds it.
 
     Attributes:
         address: where it starts.
@@ -107,14 +107,14 @@ class Device:
         weakref.finalize(held, self.release, self.api.cuMemFreeHost, address).atexit = False
         return np.ctypeslib.as_array(held)
 
-    def upload(self, memory: Memory, array: Array) -> None:
+    def upload(self, memory: DeviceMemory, array: Array) -> None:
         """Copy an array to the start of `memory`, and wait."""
         array = np.ascontiguousarray(array)
         self.use()
         call(self.api.cuMemcpyHtoD, memory.address, array.ctypes.data, array.nbytes)
         call(self.api.cuCtxSynchronize)  # the copy may not have arrived when the call returns
 
-    def download(self, memory: Memory, array: Array) -> None:
+    def download(self, memory: DeviceMemory, array: Array) -> None:
         """Copy the start of `memory` into an array, and wait."""
         self.use()
         call(self.api.cuMemcpyDtoH, array.ctypes.data, memory.address, array.nbytes)
@@ -141,7 +141,7 @@ class Staging:
         starts = [sum(map(aligned, sizes[:index])) for index in range(len(sizes))]
         self._device = device
         self._host = device.pinned(sum(map(aligned, sizes)))
-        self._memory = Memory(device, self._host.nbytes)
+        self._memory = DeviceMemory(device, self._host.nbytes)
         self.arrays = [
             self._host[start : start + size].view(dtype).reshape(shape)
             for (shape, dtype), start, size in zip(specs, starts, sizes, strict=True)

@@ -8,7 +8,7 @@ from intaglio.errors import DeviceError, InputError
 from intaglio.runtime.graph_entry import GraphEntry
 from intaglio.state import Layout
 
-from .driver import Memory
+from .driver import DeviceMemory
 from .engine_build import Profile
 from .trt_engine import TrtEngine
 
@@ -47,7 +47,7 @@ class EngineStream:
         self.stream = self.device.stream()
         self._growing = {s.input: s.axis for s in entry.states if s.layout is Layout.GROW}
         # All contexts of a session share it: their steps never run at the same time.
-        self._scratch = Memory(self.device, engine.cuda_engine.device_memory_size_v2)
+        self._scratch = DeviceMemory(self.device, engine.cuda_engine.device_memory_size_v2)
 
     def context(self, shapes: Shapes) -> Any:
         """An execution context in the first profile that takes inputs of these shapes.

@@ -8,7 +8,7 @@ import pytest
 
 from intaglio.report.page import page
 from intaglio.runtime.profile.ops import OpProfile, OpTime
-from intaglio.runtime.profile.report import Latencies, Measured, Phase, ProfileReport
+from intaglio.runtime.profile.report import Contender, Latencies, Phase, ProfileReport
 from intaglio.runtime.work import Ceilings, NodeWork
 from intaglio.state import Layout, StateSpec
 
@@ -40,7 +40,7 @@ def state(name: str) -> StateSpec:
 
 def measured(
     name: str, modules: Sequence[str], *contexts: int, ceilings: Ceilings | None = None
-) -> Measured:
+) -> Contender:
     phases = [Phase("prefill", 8), *(Phase("step", tokens) for tokens in contexts)]
     ops = [
         OpTime(
@@ -52,7 +52,7 @@ def measured(
         )
         for i, module in enumerate(modules)
     ]
-    return Measured(
+    return Contender(
         name=name,
         kind="bundle",
         load_seconds=0.25,
@@ -86,7 +86,7 @@ def measured(
     )
 
 
-def report(*entries: Measured, machine: str = "a processor") -> ProfileReport:
+def report(*entries: Contender, machine: str = "a processor") -> ProfileReport:
     return ProfileReport(
         taken="2025-01-01T00:00:00+00:00",
         machine={"processor": machine, "cores": 2, "load_before": [9.0, 0.0, 0.0]},
@@ -126,7 +126,7 @@ class Reader(HTMLParser):
         self.text += data
 
 
-def llama_and_gla() -> list[Measured]:
+def llama_and_gla() -> list[Contender]:
     modules = ["layers.0.attn", "layers.0.mlp", "layers.1.mlp", ""]
     return [measured(name, modules, 16, 64) for name in ("llama", "gla")]
 

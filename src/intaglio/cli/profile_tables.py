@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from intaglio.runtime.profile.ops import OpProfile
-from intaglio.runtime.profile.report import Latencies, Measured, Phase, ProfileReport
+from intaglio.runtime.profile.report import Contender, Latencies, Phase, ProfileReport
 
 from .console import Console
 from .summary import amount, module_name
@@ -34,7 +34,7 @@ def show(console: Console, report: ProfileReport) -> None:
         )
 
 
-def _contestant(console: Console, entry: Measured, percentiles: Sequence[float]) -> None:
+def _contestant(console: Console, entry: Contender, percentiles: Sequence[float]) -> None:
     about = ", ".join(value for key, value in entry.about.items() if value and key != "intaglio")
     console.text(f"{entry.kind:<7}  {entry.name} ({about}), loaded in {entry.load_seconds:.2f} s")
     names = ["median", *(f"p{rank:g}" for rank in percentiles)]
@@ -60,7 +60,7 @@ def _timing(timing: Latencies, percentiles: Sequence[float]) -> list[str]:
     ]
 
 
-def _memory(entry: Measured) -> str:
+def _memory(entry: Contender) -> str:
     parts = {
         "weights": entry.weights,
         "arena of the engine": entry.arena,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from intaglio.runtime.graph_entry import MAIN
 from intaglio.runtime.profile.ops import OpProfile
-from intaglio.runtime.profile.report import Latencies, Measured, Phase, ProfileReport
+from intaglio.runtime.profile.report import Contender, Latencies, Phase, ProfileReport
 
 from . import charts
 from .html import Html, element, join, table
@@ -109,7 +109,7 @@ def _opening(report: ProfileReport, title: str) -> Html:
     )
 
 
-def _tiles(entry: Measured) -> Html:
+def _tiles(entry: Contender) -> Html:
     """The first contestant in a few numbers."""
     tiles: list[tuple[str, str]] = []
     prefills = [timing for timing in entry.timings if timing.phase.kind == "prefill"]
@@ -129,7 +129,7 @@ def _tiles(entry: Measured) -> Html:
     return element("div", *shown, class_="tiles")
 
 
-def _bits(entry: Measured) -> str:
+def _bits(entry: Contender) -> str:
     return "of weights" if entry.bits is None else f"of weights, {entry.bits:.3g} bits each"
 
 
@@ -233,7 +233,7 @@ def _contexts(report: ProfileReport) -> Html | None:
     return _section("Context", said, _legend(report), content)
 
 
-def _operators(entry: Measured) -> Html:
+def _operators(entry: Contender) -> Html:
     latest = {
         (ops.graph, ops.kind): ops for ops in entry.ops
     }  # of the steps the one at the longest context

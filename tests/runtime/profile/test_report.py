@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from intaglio.runtime.profile.report import Latencies, Measured, Phase, ProfileReport
+from intaglio.runtime.profile.report import Contender, Latencies, Phase, ProfileReport
 
 STEP = Phase("step", 128)
 
@@ -14,11 +14,11 @@ def timing(*rounds: list[float], phase: Phase = STEP, batch: int = 1) -> Latenci
     return Latencies(phase=phase, batch=batch, rounds=rounds)
 
 
-def measured(name: str, *timings: Latencies) -> Measured:
-    return Measured(name=name, kind="bundle", load_seconds=0.5, weights=1000, timings=timings)
+def measured(name: str, *timings: Latencies) -> Contender:
+    return Contender(name=name, kind="bundle", load_seconds=0.5, weights=1000, timings=timings)
 
 
-def report(*entries: Measured, load: list[float] | None = None) -> ProfileReport:
+def report(*entries: Contender, load: list[float] | None = None) -> ProfileReport:
     return ProfileReport(
         taken="2025-01-01T00:00:00+00:00",
         machine={"cores": 4, "load_before": load or [0.0, 0.0, 0.0]},
