@@ -14,7 +14,7 @@ from intaglio.passes.base import Context
 from intaglio.passes.graph import dims
 from intaglio.passes.stepping import Array
 from intaglio.quiet import summary
-from intaglio.state import BATCH, TIME
+from intaglio.state import BATCH, PAST_LENGTH, TIME
 
 ROWS, TOKENS, STEPS = 3, 24, 4
 LIMIT = 1e-3  # of the largest: a row or a part that meets another is wrong by far more
@@ -100,7 +100,7 @@ def _steps(model: ir.Model, context: Context, batch: int, rows: slice) -> Mappin
             model, context.states, batch, 3, seed=step, defaults=context.defaults
         )
         own = {name: _rows(model, name, array, rows) for name, array in drawn.items()}
-        past = {stepping.PAST_LENGTH: np.full(count, step, np.int64)}
+        past = {PAST_LENGTH: np.full(count, step, np.int64)}
         feeds = {n: x for n, x in {**own, **carried, **past}.items() if n in wanted}
         try:
             results = dict(zip(names, session.run(names, feeds), strict=True))
