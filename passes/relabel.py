@@ -30,6 +30,8 @@ _FLOAT8 = {
 # Cast-24 turned the infinities of a saturating cast from NaN into the largest number.
 REDEFINED = {("Cast", 24): _FLOAT8, ("CastLike", 24): _FLOAT8}
 
+SPLIT = 18  # from which on Split without sizes has to say into how many parts
+
 
 def relabel(model: ir.Model, to: int) -> None:
     """Label `model` and its functions with opset `to` of the standard, up or down.
@@ -78,6 +80,8 @@ def _differences(node: ir.Node, old: onnx.defs.OpSchema, new: onnx.defs.OpSchema
     yield from _attributes(node, old, new)
     yield from _types(node, new)
     lower, upper = sorted((old.since_version, new.since_version))
+    if node.op_type == "Split" and lower < SPLIT <= upper and len(node.inputs) < 2:
+        yield "it leaves the sizes out, which num_outputs has to say there"
     for (op, version), dtypes in REDEFINED.items():
         if op == node.op_type and lower < version <= upper and _cast_types(node) & dtypes:
             yield f"opset {version} changed its meaning for 8-bit floats"

@@ -63,8 +63,8 @@ def _of_last(node: ir.Node, facts: Sequence[Fact]) -> Sequence[Fact]:
     if any(isinstance(fact, Along | Length) for fact in facts):
         raise refuse(
             node,
-            "gives what holds after the last token to every token, so that each would depend on "
-            "later ones. Export it as a model of whole sequences.",
+            "gives what holds after the last token to every token: each token would see those "
+            "after it. Return it, or compute with it what is returned once.",
         )
     return [LAST] * len(node.outputs)
 

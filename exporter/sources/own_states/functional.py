@@ -16,7 +16,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from intaglio.exporter.sources.outputs import leaves, name_outputs
 
-from .kept import Kept, Slot, get, put
+from .kept import Kept, Slot, as_it_was, get, put
 
 OWN_FORWARD = "own_forward"  # where the module's own `forward` is, once it has another
 
@@ -82,8 +82,7 @@ def present(module: nn.Module, form: Functional) -> None:
 
     def forward(self: nn.Module, *given: Tensor, **flat: Tensor) -> dict[str, Tensor]:
         flat = dict(zip(form.inputs, given, strict=False)) | flat
-        before = {slot: get(self.get_submodule(slot.path), slot.name) for slot in form.slots}
-        try:
+        with as_it_was(self):
             for slot, nested in form.slots.items():
                 # It may be written in place, and the input is the caller's.
                 own = {name: flat[name].clone() for name in nested.names}
@@ -94,9 +93,6 @@ def present(module: nn.Module, form: Functional) -> None:
                 value = get(self.get_submodule(slot.path), slot.name)
                 for name, (_, entry) in zip(nested.names, leaves(value), strict=True):
                     outputs[form.after(name)] = entry
-        finally:
-            for slot, value in before.items():
-                put(self.get_submodule(slot.path), slot.name, value)
         return {form.renamed.get(name, name): value for name, value in outputs.items()}
 
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD

@@ -70,6 +70,21 @@ class Memory:
             put(self._parts[slot.path], slot.name, tree_map(_copied, value))
 
 
+@contextlib.contextmanager
+def as_it_was(module: nn.Module) -> Iterator[None]:
+    """Whatever `module` keeps while the context is open, it keeps what it kept before."""
+    parts = [(part, dict(_own(part))) for part in module.modules()]
+    try:
+        yield
+    finally:
+        for part, before in parts:
+            for name, value in list(_own(part)):
+                if name not in before:
+                    vars(part).pop(name, None)
+                elif value is not before[name]:
+                    put(part, name, before[name])
+
+
 def put(part: nn.Module, name: str, value: Any) -> None:
     """Let `part` keep `value`, as a buffer where it is one."""
     holder = part._buffers if name in part._buffers else vars(part)  # noqa: SLF001
@@ -170,23 +185,20 @@ def _matters(
     slot: Slot,
     fresh: tuple[Mapping[str, Tensor], Mapping[Slot, Any]],
 ) -> bool:
-    """Whether another value in `slot` changes what a call returns or keeps."""
+    """Whether what a call left in `slot` changes what a first call returns or keeps.
+
+    A table that is filled once does not: it is what the call would have made.
+    """
     start.put_back()
     first, after = fresh
     part = module.get_submodule(slot.path)
-    put(part, slot.name, tree_map(_moved, after[slot]))
+    put(part, slot.name, tree_map(_copied, after[slot]))
     try:
         outputs = run()
     except Exception:  # noqa: BLE001  whatever it says, the value was looked at
         return True
     held = Memory(module).held
     return not _same(outputs, first) or bool(_changed(after, held))
-
-
-def _moved(value: Any) -> Any:
-    if not isinstance(value, Tensor):
-        return value
-    return value + 1 if value.dtype is not torch.bool else ~value
 
 
 def _initial(held: Any, after: Any) -> Any:

@@ -165,12 +165,6 @@ PADDED = {"key_padding_mask": torch.zeros(2, 7, dtype=torch.bool)}
     ("layer", "mix", "words"),
     [
         (nn.LSTM(SIZE, SIZE // 2, bidirectional=True, batch_first=True), None, "is bidirectional"),
-        (nn.LSTM(SIZE, 16, proj_size=SIZE, batch_first=True), None, "projects its state"),
-        (
-            nn.GRU(SIZE, SIZE, batch_first=True),
-            lambda net, x: net.layer(x, torch.ones(1, len(x), SIZE))[0],
-            "starts from a state other than zeros",
-        ),
         (
             nn.GRU(SIZE, SIZE),
             lambda net, x: torch.stack([net.layer(row)[0] for row in x]),

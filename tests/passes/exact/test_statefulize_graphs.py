@@ -289,18 +289,22 @@ def test_a_piecewise_linear_network_carries_its_state(num_relu: int) -> None:
     [
         ("x, rates, w, a", "input 1 that is not the same for all tokens"),
         ("still, a, w, a, x", r"input 0 that is not \[batch, time, ...\]"),
-        ("x, a, w, a, x, , start", "already starts from a state"),
+        ("x, a, w, a, x, , late", "starts from a state that depends on the tokens"),
     ],
 )
 def test_what_a_piecewise_linear_network_cannot_take_is_named(inputs: str, message: str) -> None:
     """Parameters are the same for all tokens, drives of each; a state is what is carried."""
     model = ir.from_onnx_text(f"""
         <ir_version: 10, opset_import: ["" : 27, "intaglio" : 1]>
-        g (float[batch, time, 3] x, float[time] rates, float[batch, 3] start)
+        g (float[batch, time, 3] x, float[time] rates)
           => (float[batch, time, 3] y)
         <float[3] a = {{1, 1, 1}}, float[3, 3] w = {{1, 0, 0, 0, 1, 0, 0, 0, 1}},
          float[1, 1, 3] still = {{1, 1, 1}}>
-        {{ y, s = intaglio.PiecewiseLinearRNN <num_relu = 1> ({inputs}) }}
+        {{
+          last = Constant <value = int64 {{-1}}> ()
+          late = Gather <axis = 1> (x, last)
+          y, s = intaglio.PiecewiseLinearRNN <num_relu = 1> ({inputs})
+        }}
     """)
     with pytest.raises(PassError, match=message):
         Statefulize().run(model, Context())
@@ -311,20 +315,50 @@ def test_what_a_piecewise_linear_network_cannot_take_is_named(inputs: str, messa
     [
         ("x, each, u", "input 1 that is not the same for all tokens"),
         ("each, w, u", r"input 0 that is not \[batch, time, ...\]"),
-        ("x, w, u, , , start", "already starts from a state"),
+        ("x, w, u, , , late", "starts from a state that depends on the tokens"),
     ],
 )
 def test_what_a_recurrent_layer_cannot_take_is_named(inputs: str, message: str) -> None:
     """Weights are the same for all tokens, inputs of each; a state is what is carried."""
     model = ir.from_onnx_text(f"""
         <ir_version: 10, opset_import: ["" : 27, "intaglio" : 1]>
-        g (float[batch, time, 2] x, float[time, 2] each, float[batch, 1, 2] start)
+        g (float[batch, time, 2] x, float[time, 2] each)
           => (float[batch, time, 2] y)
         <float[2, 2] w = {{1, 0, 0, 1}}, float[2, 2] u = {{1, 0, 0, 1}}>
-        {{ y, s = intaglio.RNN <mode = "RNN_TANH", hidden_size = 2> ({inputs}) }}
+        {{
+          last = Constant <value = int64[1] {{-1}}> ()
+          late = Gather <axis = 1> (x, last)
+          y, s = intaglio.RNN <mode = "RNN_TANH", hidden_size = 2> ({inputs})
+        }}
     """)
     with pytest.raises(PassError, match=message):
         Statefulize().run(model, Context())
+
+
+def test_a_recurrence_starts_from_what_is_given_where_a_row_is_new() -> None:
+    """A weight, or an input without time; zeros, however they are made, cost nothing."""
+    model = ir.from_onnx_text("""
+        <ir_version: 10, opset_import: ["" : 27, "intaglio" : 1]>
+        g (float[batch, time, 2] x, float[batch, 1, 2] start) => (float[batch, time, 2] y)
+        <float[2, 2] w = {1, 0, 0, 1}, float[2, 2] u = {1, 0, 0, 1}, float nought = {0}>
+        {
+          shape = Shape (start)
+          zeros = Expand (nought, shape)
+          z, t = intaglio.RNN <mode = "RNN_TANH", hidden_size = 2> (x, w, u, , , zeros)
+          y, s = intaglio.RNN <mode = "RNN_TANH", hidden_size = 2> (z, w, u, , , start)
+        }
+    """)
+    before, context = model.clone(), Context()
+    Statefulize().run(model, context)
+
+    assert [node.op_type for node in model.graph].count("Where") == 1
+    random = np.random.default_rng(0)
+    inputs = {"x": random.standard_normal((3, 7, 2)), "start": random.standard_normal((3, 1, 2))}
+    inputs = {name: array.astype(np.float32) for name, array in inputs.items()}
+    wanted = evaluate.run(before, inputs)["y"]
+    for parts in ([7], [2, 4, 1]):
+        found = stepping.roll(model, context.states, inputs, parts)["y"]
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
