@@ -9,6 +9,7 @@ from .calibrated.gptq import Gptq
 from .calibrated.rtn import Rtn
 from .exact.carry_states import CarryStates
 from .exact.expand_einsum import ExpandEinsum
+from .exact.expand_tile import ExpandTile
 from .exact.fold_constants import FoldConstants
 from .exact.fold_repeated_heads import FoldRepeatedHeads
 from .exact.fold_sizes import FoldSizes
@@ -16,6 +17,7 @@ from .exact.fuse_attention import FuseAttention
 from .exact.fuse_rms_norm import FuseRmsNorm
 from .exact.fuse_rotary import FuseRotary
 from .exact.fuse_token_shift import FuseTokenShift
+from .exact.hoist import Hoist
 from .exact.merge_duplicates import MergeDuplicates
 from .exact.peel_first_token import PeelFirstToken
 from .exact.remove_dead import RemoveDead
@@ -43,6 +45,7 @@ PASSES: tuple[type[Pass], ...] = (
     Rtn,
     CarryStates,
     ExpandEinsum,
+    ExpandTile,
     FoldConstants,
     FoldRepeatedHeads,
     FoldSizes,
@@ -50,6 +53,7 @@ PASSES: tuple[type[Pass], ...] = (
     FuseRmsNorm,
     FuseRotary,
     FuseTokenShift,
+    Hoist,
     MergeDuplicates,
     PeelFirstToken,
     RemoveDead,

@@ -31,7 +31,8 @@ class OwnState:
 class Context:
     """What a pipeline carries from pass to pass beside the graph.
 
-    `states` is filled by statefulize; `max_context` is the largest number of tokens that the
+    `states` is filled by statefulize; `prepare` is the graph that hoist split off, None without
+    conditions; `max_context` is the largest number of tokens that the
     graph's position tables allow, None without one; `batch` is the fixed batch size, None when
     it is free; `defaults` holds the value of each input that may be left out; `own` lists the
     states that the source carries itself.
@@ -42,6 +43,7 @@ class Context:
     """
 
     states: list[StateSpec] = field(default_factory=list)
+    prepare: ir.Model | None = None
     max_context: int | None = None
     batch: int | None = None
     defaults: Mapping[str, float] = field(default_factory=dict)

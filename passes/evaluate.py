@@ -1,12 +1,14 @@
 """Running graphs, or parts of them, in ONNX Runtime: how passes learn and are checked."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime
+
+from .graph import taken
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -116,19 +118,5 @@ def _ancestors(
             nodes[node] = None
         elif node not in nodes:
             pending.append((node, True))
-            pending += [(value, False) for value in reversed(list(_taken(node)))]
+            pending += [(value, False) for value in reversed(list(taken(node)))]
     return list(nodes), list(sources)
-
-
-def _taken(node: ir.Node) -> Iterator[ir.Value]:
-    """The values that `node` takes, those that its subgraphs take from outside included."""
-    yield from (value for value in node.inputs if value is not None)
-    for attribute in node.attributes.values():
-        graphs: Sequence[ir.Graph] = ()
-        if attribute.type == ir.AttributeType.GRAPH:
-            graphs = [attribute.as_graph()]
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            graphs = attribute.as_graphs()
-        for graph in graphs:
-            for inner in graph.all_nodes():
-                yield from (v for v in inner.inputs if v is not None and v.graph is node.graph)

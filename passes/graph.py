@@ -1,6 +1,6 @@
 """Small tools that every pass needs: constants, shapes, module paths, emitting nodes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,20 @@ def producer(value: ir.Value | None, *ops: str) -> ir.Node | None:
     """The node that computes `value`, if it is one of the standard operators `ops`."""
     node = None if value is None else value.producer()
     return node if node is not None and node.op_type in ops and not node.domain else None
+
+
+def taken(node: ir.Node) -> Iterator[ir.Value]:
+    """The values that `node` takes, those that its subgraphs take from outside included."""
+    yield from (value for value in node.inputs if value is not None)
+    for entry in node.attributes.values():
+        graphs: Sequence[ir.Graph] = ()
+        if entry.type == ir.AttributeType.GRAPH:
+            graphs = [entry.as_graph()]
+        elif entry.type == ir.AttributeType.GRAPHS:
+            graphs = entry.as_graphs()
+        for graph in graphs:
+            for inner in graph.all_nodes():
+                yield from (v for v in inner.inputs if v is not None and v.graph is node.graph)
 
 
 def factors(value: ir.Value | None) -> list[tuple[ir.Value, ir.Value]]:

@@ -18,6 +18,7 @@ from .check import check as check_pass
 from .collection import uncollected
 from .exact.carry_states import CarryStates
 from .exact.expand_einsum import ExpandEinsum
+from .exact.expand_tile import ExpandTile
 from .exact.fold_constants import FoldConstants
 from .exact.fold_repeated_heads import FoldRepeatedHeads
 from .exact.fold_sizes import FoldSizes
@@ -25,6 +26,7 @@ from .exact.fuse_attention import FuseAttention
 from .exact.fuse_rms_norm import FuseRmsNorm
 from .exact.fuse_rotary import FuseRotary
 from .exact.fuse_token_shift import FuseTokenShift
+from .exact.hoist import Hoist
 from .exact.merge_duplicates import MergeDuplicates
 from .exact.peel_first_token import PeelFirstToken
 from .exact.remove_dead import RemoveDead
@@ -96,6 +98,7 @@ def standard(
         StabilizeLogSigmoid(),
         FuseRmsNorm(),
         ExpandEinsum(),
+        ExpandTile(),
         FuseAttention(),
         FuseTokenShift(),
         PeelFirstToken(),
@@ -104,6 +107,8 @@ def standard(
         # carry the past in states
         FoldRepeatedHeads(),
         Statefulize(kv=kv, last=last),
+        # compute once what holds for a whole sequence
+        Hoist(),
         # tidy what that left
         FoldConstants(),
         RemoveNoOps(),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 import torch
+from onnx_ir.passes import common
 from torch import fx
 from torch.export import ExportedProgram
 
@@ -90,6 +91,7 @@ def _trace(source: Source) -> Traced:
     _mark_folded(model.graph, folded)
     relabel(model, OPSET)
     _adopt_ops(model)
+    complete_shapes(model)
     # PyTorch writes log-sigmoid as Log(Sigmoid(x)), which is -inf where trained gates go.
     StabilizeLogSigmoid().run(model, Context())
     _refuse_chance(model)
@@ -215,6 +217,11 @@ def _adopt_ops(model: ir.Model) -> None:
             node.domain, node.version = domains[node.op_type], None
     model.opset_imports.pop(DOMAIN, None)
     define(model)
+
+
+def complete_shapes(model: ir.Model) -> None:
+    """Give values that the converter made up for one operation of PyTorch's their shapes."""
+    common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
 
 
 def _left_out(buffer: str) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from intaglio.passes.graph import attribute, attributes_of, dims, signature_of
+from intaglio.passes.graph import attribute, attributes_of, dims, input_of, signature_of
 from intaglio.signature import Formal
 from intaglio.state import TIME
 
@@ -13,13 +13,15 @@ from .time_facts import LAST, Along, Fact, Timing, only, refuse
 
 
 def attention(node: ir.Node, timing: Timing) -> Sequence[Fact]:
+    if [timing.of(value) for value in node.inputs[1:3]] == [None, None]:
+        return _cross_attention(node, timing)
     for name, value in zip(("query", "key", "value"), node.inputs, strict=False):
         fact = timing.of(value)
         rank = len(dims(value) or ()) if value is not None else 0
         if fact is None:
             raise refuse(
                 node,
-                f"takes its {name} from outside the sequence (cross attention), which has no step.",
+                f"takes its {name} from outside the sequence, and not its keys and values both.",
             )
         if fact != Along(2) or rank != 4:
             raise refuse(node, f"has a {name} that is not [batch, heads, time, head size].")
@@ -53,6 +55,29 @@ def recurrence(node: ir.Node, timing: Timing) -> Sequence[Fact]:
     timing.mixers.append(node)
     axes = [formal.time(attributes) for formal in signature.outputs]
     return [LAST if axis is None else Along(axis) for axis in axes]
+
+
+def _cross_attention(node: ir.Node, timing: Timing) -> Sequence[Fact]:
+    """Keys and values that are the same for all tokens: each token's result is its own.
+
+    softmax(q_t K^T + mask_t) V has one row of queries, and of the mask, for each token.
+    """
+    query, mask = timing.of(node.inputs[0]), timing.of(input_of(node, 3))
+    rank = len(dims(node.inputs[0]) or ())
+    time = rank - 2
+    if query != Along(time) or rank not in (3, 4):
+        raise refuse(node, "has a query that is not [batch, heads, time, head size].")
+    if attribute(node, "is_causal", 0) or any(value is not None for value in node.inputs[4:]):
+        raise refuse(
+            node, "counts keys and values from outside the sequence as if they were its tokens."
+        )
+    if mask is not None:
+        behind = len(dims(node.inputs[3]) or ()) - 2
+        if not isinstance(mask, Along) or mask.flat or mask.axis != behind:
+            raise refuse(node, "has a mask whose time axis is not that of its queries.")
+    if len(node.outputs) > 1:
+        raise refuse(node, "returns more than what its queries find.")
+    return [Along(time)]
 
 
 def _words(formal: Formal, attributes: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ from onnx_ir.passes import common
 
 from intaglio.errors import PassError
 from intaglio.passes.analysis.mask import Causal, recognise
+from intaglio.passes.analysis.origin import Origins
 from intaglio.passes.analysis.rows import check_rows
 from intaglio.passes.analysis.time import LAST, Along, Timing, analyse, refuse
 from intaglio.passes.base import Context, Exact, PassResult
@@ -109,9 +110,10 @@ def _drop_masks(model: ir.Model, context: Context) -> dict[ir.Node, int | None]:
     """Turn causal masks into `is_causal`; return the window of each attention that has one."""
     windows: dict[ir.Node, int | None] = {}
     known: dict[ir.Value, Causal | None] = {}
+    origins = Origins(model.graph)
     for node in model.graph:
         mask = input_of(node, 3) if node.op_type == "Attention" and not node.domain else None
-        if mask is None:
+        if mask is None or origins.look_outside(node):
             continue
         if any(value is not None for value in node.inputs[4:]):
             raise refuse(node, "has a cache already.")
