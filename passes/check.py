@@ -33,7 +33,8 @@ def check(
     Raises:
         CheckError: an output or a state moved beyond rounding.
     """
-    if len(states_before) == len(context.states) or context.own:
+    same = len(_stepped(states_before)) == len(_stepped(context.states))
+    if same or context.own:
         errors = _same_interface(before, after, context)
     else:
         errors = _splits(before, after, context)
@@ -49,6 +50,11 @@ def check(
                 "this graph; leave it out and report it."
             )
     return worst
+
+
+def _stepped(states: Sequence[StateSpec]) -> list[StateSpec]:
+    """The states that steps change."""
+    return [spec for spec in states if spec.layout is not Layout.PREPARED]
 
 
 Pairs = list[tuple[str, tuple[Array, Array]]]
@@ -69,6 +75,7 @@ def _same_interface(before: ir.Model, after: ir.Model, context: Context) -> Pair
     """Both graphs on the same inputs and random states, one token and several."""
     batch = context.batch or 2
     room = min(context.max_context or 12, 12)
+    states = _stepped(context.states)
     pairs: Pairs = []
     for time in (1, min(5, room)):
         past = np.arange(batch, dtype=np.int64) % max(1, room - time + 1)
@@ -78,10 +85,12 @@ def _same_interface(before: ir.Model, after: ir.Model, context: Context) -> Pair
                 before, context.states, batch, time, seed=time, defaults=context.defaults
             )
         )
-        if context.states:
-            carried, past = stepping.random_states(context.states, past, room, seed=time)
+        if states:
+            carried, past = stepping.random_states(states, past, room, seed=time)
             feeds |= carried
-        wanted, got = (_run(model, {**feeds, PAST_LENGTH: past}) for model in (before, after))
+        feeds[PAST_LENGTH] = past
+        feeds |= _prepared(feeds, batch, context)
+        wanted, got = (_run(model, feeds) for model in (before, after))
         specs = {spec.output: spec for spec in context.states}
         for name, array in wanted.items():
             what = f"{name!r} at T = {time}"
@@ -95,6 +104,14 @@ def _same_interface(before: ir.Model, after: ir.Model, context: Context) -> Pair
 def _run(model: ir.Model, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
     taken = {str(value.name) for value in model.graph.inputs}
     return evaluate.run(model, {name: array for name, array in feeds.items() if name in taken})
+
+
+def _prepared(given: Mapping[str, Array], batch: int, context: Context) -> Mapping[str, Array]:
+    """What `prepare` makes of the conditions in `given`, or of random ones where none are."""
+    if context.prepare is None:
+        return {}
+    drawn = stepping.random_inputs(context.prepare, [], batch, 1, defaults=context.defaults)
+    return evaluate.run(context.prepare, {name: given.get(name, drawn[name]) for name in drawn})
 
 
 def _valid(spec: StateSpec | None, array: Array, lengths: Array) -> Array:
@@ -112,7 +129,7 @@ def _splits(before: ir.Model, after: ir.Model, context: Context) -> Pairs:
     windows = [spec.window for spec in context.states if spec.window]
     time = min(max([7, *(w + 3 for w in windows)]), 80, context.max_context or 80)
     batch = context.batch or 2
-    inputs = stepping.random_inputs(before, [], batch, time)
+    inputs = stepping.random_inputs(before, [], batch, time, defaults=context.defaults)
     wanted = evaluate.run(before, inputs)
     pairs: Pairs = []
     for parts in _partitions(time):

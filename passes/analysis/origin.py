@@ -34,6 +34,8 @@ class Origins:
             stepped = stepped or value.name == PAST_LENGTH or value.name in carried
             self._found[value] = Origin.STEP if stepped else Origin.GIVEN
         self.conditions = [v for v in graph.inputs if self._found[v] is Origin.GIVEN]
+        sides = {self._found[v] for v in graph.inputs if BATCH in (dims(v) or ())}
+        self._both_have_rows = sides == {Origin.STEP, Origin.GIVEN}
         for node in graph:
             origin = self._of_node(node)
             self._found.update(dict.fromkeys(node.outputs, origin))
@@ -53,6 +55,8 @@ class Origins:
             return origin
         picked = sizes(node)
         if picked is None or not all(isinstance(dim, int) or dim == BATCH for dim in picked):
+            return origin
+        if BATCH in picked and not self._both_have_rows:
             return origin
         return min(origin, Origin.ROWS if BATCH in picked else Origin.FIXED)
 

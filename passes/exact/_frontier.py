@@ -2,9 +2,8 @@
 
 Every value that depends on conditions alone and that a step takes is carried as it is, except
 where nodes that only repeat, reshape or broadcast made it larger than what it was made of: then
-these nodes stay in the step, and their inputs are carried.  `_entries` counts, for a value, the
-fewest entries from which cheap nodes make it; as each node is looked at once, this is the minimal
-cut of the trees of cheap nodes that end in the step.  No other node is ever computed twice.
+these nodes stay in the step, and their inputs are carried: of every tree of cheap nodes that ends
+in the step, the cut with the fewest entries.  No other node is ever computed by a step.
 """
 
 from collections.abc import Collection, Iterator
@@ -49,7 +48,7 @@ class _Cut:
     def __init__(self, origins: Origins, known: Collection[Dim]) -> None:
         self._origins = origins
         self._known = known
-        self._entries: dict[ir.Value, int] = {}
+        self._made: dict[ir.Value, int | None] = {}
 
     def of(self, values: Collection[ir.Value]) -> list[ir.Value]:
         """What has to be carried for `values`."""
@@ -59,32 +58,35 @@ class _Cut:
         return list(found)
 
     def _carried(self, value: ir.Value) -> Iterator[ir.Value]:
-        if self._least(value) == _entries(value) and _keeps_rows(value):
+        if self._made_of(value) is None:
             yield value
             return
         for given in self._given(value):
             yield from self._carried(given)
 
-    def _least(self, value: ir.Value) -> int:
-        """The fewest entries that `value` can be made of in the step."""
-        if value not in self._entries:
-            self._entries[value] = _entries(value)  # what it is where nothing cheap makes it
+    def _made_of(self, value: ir.Value) -> int | None:
+        """The fewest entries that the step makes `value` of; None where it is carried itself."""
+        if value not in self._made:
+            self._made[value] = None
             if self._is_cheap(value):
-                made_of = sum(map(self._least, self._given(value)))
-                if made_of < _entries(value) or not _keeps_rows(value):
-                    self._entries[value] = made_of
-        return self._entries[value]
+                entries = sum(
+                    _entries(given) if (made := self._made_of(given)) is None else made
+                    for given in self._given(value)
+                )
+                if entries < _entries(value) or not keeps_rows(value):
+                    self._made[value] = entries
+        return self._made[value]
 
     def _is_cheap(self, value: ir.Value) -> bool:
         node = value.producer()
         if node is None or node.domain:
             return False
-        if node.op_type == "Shape":
-            picked = sizes(node)
-            return picked is not None and all(
-                isinstance(dim, int) or dim in self._known for dim in picked
-            )
-        return node.op_type in CHEAP
+        if node.op_type != "Shape":
+            return node.op_type in CHEAP
+        picked = sizes(node)
+        return picked is not None and all(
+            isinstance(dim, int) or dim in self._known for dim in picked
+        )
 
     def _given(self, value: ir.Value) -> list[ir.Value]:
         """The inputs of the cheap node behind `value` that depend on conditions."""
@@ -94,10 +96,12 @@ class _Cut:
         return [v for v in taken(node) if self._origins.of(v) is Origin.GIVEN]
 
 
-def _keeps_rows(value: ir.Value) -> bool:
+def keeps_rows(value: ir.Value) -> bool:
     """Whether rows, if `value` has any, have an axis of their own."""
     shape = dims(value)
-    return shape is not None and all(dim == BATCH or BATCH not in str(dim) for dim in shape)
+    if shape is None or list(shape).count(BATCH) > 1:
+        return False
+    return all(dim == BATCH or BATCH not in str(dim) for dim in shape)
 
 
 def _entries(value: ir.Value) -> int:

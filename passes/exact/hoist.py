@@ -25,7 +25,7 @@ from intaglio.passes.graph import Dim, Emitter, describe, dims, module_of, repla
 from intaglio.passes.own_ops import define
 from intaglio.state import BATCH, Layout, StateSpec
 
-from ._frontier import frontier
+from ._frontier import frontier, keeps_rows
 
 INT64 = ir.DataType.INT64
 PORTS = {("Attention", 1): "key", ("Attention", 2): "value", ("Attention", 3): "mask"}
@@ -60,13 +60,11 @@ class Hoist(Exact):
 
 
 def _check_rows(value: ir.Value) -> None:
-    shape = dims(value)
-    mixed = [dim for dim in shape or () if BATCH in str(dim) and dim != BATCH]
     node = value.producer()
-    if node is not None and (shape is None or mixed or list(shape).count(BATCH) > 1):
+    if node is not None and not keeps_rows(value):
         raise PassError(
-            f"{describe(node)} gives {list(shape or ())}, computed from conditions alone, in which "
-            "rows have no axis of their own. Keep the batch as an axis by itself there."
+            f"{describe(node)} gives {list(dims(value) or ())}, computed from conditions alone, in "
+            "which rows have no axis of their own. Keep the batch as an axis by itself there."
         )
 
 
@@ -91,6 +89,7 @@ def _prepare(
         node.outputs[0].shape = value.shape
         graph.append(node)
         graph.outputs[index] = node.outputs[0]
+    common.RemoveUnusedNodesPass()(prepare)
     common.TopologicalSortPass()(prepare)
     define(prepare)
     return prepare
