@@ -22,7 +22,7 @@ from intaglio.ops import OPS
 from intaglio.passes.base import Context
 from intaglio.passes.collection import uncollected
 from intaglio.passes.exact.stabilize_log_sigmoid import StabilizeLogSigmoid
-from intaglio.passes.graph import FOLDED, constant, describe, input_of
+from intaglio.passes.graph import FOLDED, constant, describe, dims, input_of
 from intaglio.passes.own_ops import define
 from intaglio.passes.relabel import relabel
 from intaglio.quiet import quiet, summary
@@ -42,6 +42,10 @@ TORCH_OPSET = 23
 CHANCE = frozenset(
     "Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike".split()
 )
+SEQUENCES = frozenset(
+    "SequenceConstruct SequenceEmpty SequenceErase SequenceInsert SequenceMap SplitToSequence".split()
+)
+"""Operators whose results are sequences of tensors, which have no shape."""
 TRANSLATIONS = {op.torch_op: op.translation for op in OPS if op.translation is not None}
 
 
@@ -91,7 +95,7 @@ def _trace(source: Source) -> Traced:
     _mark_folded(model.graph, folded)
     relabel(model, OPSET)
     _adopt_ops(model)
-    complete_shapes(model)
+    _complete_shapes(model)
     # PyTorch writes log-sigmoid as Log(Sigmoid(x)), which is -inf where trained gates go.
     StabilizeLogSigmoid().run(model, Context())
     _refuse_chance(model)
@@ -219,9 +223,20 @@ def _adopt_ops(model: ir.Model) -> None:
     define(model)
 
 
-def complete_shapes(model: ir.Model) -> None:
-    """Give values that the converter made up for one operation of PyTorch's their shapes."""
+def _complete_shapes(model: ir.Model) -> None:
+    """Give values that the converter made up on its way, for an index say, their shapes.
+
+    What PyTorch itself said of types and shapes stays.
+    """
+    kept = [
+        (value, value.type, value.shape)
+        for node in model.graph.all_nodes()
+        for value in node.outputs
+        if value.shape is not None or node.op_type in SEQUENCES
+    ]
     common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
+    for value, kind, shape in kept:
+        value.type, value.shape = kind, shape
 
 
 def _left_out(buffer: str) -> str:
