@@ -17,7 +17,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from intaglio.errors import TraceError
 from intaglio.exporter.sources.source import Source
 from intaglio.quiet import quiet, summary
-from intaglio.state import TIME
+from intaglio.state import BATCH, TIME
 
 from .modules import ModuleStack, named
 
@@ -129,7 +129,7 @@ def _context_limit(source: Source, program: ExportedProgram, watch: _Watch) -> i
                     "batch and time should both be free."
                 )
             interval = program.range_constraints.get(expression)
-            if interval is None:
+            if interval is None or symbol not in (BATCH, TIME):  # a condition's own axis has ends
                 continue
             # PyTorch keeps 0 and 1 apart from all other sizes; that both work is checked later.
             if interval.lower > 2:
