@@ -25,6 +25,7 @@ from intaglio.runtime.child_worker import serve
 from intaglio.runtime.graph_entry import MAIN
 from intaglio.runtime.profile.report import EAGER
 from intaglio.runtime.profile.settings import Contestant
+from intaglio.state import TIME
 
 from .verify import as_named
 
@@ -115,7 +116,7 @@ class Runner:
         return call
 
     def _step(self, inputs: Tensors) -> Callable[[], float]:
-        before, last = _split(inputs)
+        before, last = _split(self._source, inputs)
         module: Any = self._source.module
         with torch.inference_mode():
             _, kept = module.step_with_cache(None, **before)
@@ -139,7 +140,7 @@ def _steps_with_cache(source: Source) -> bool:
     if not hasattr(module, "step_with_cache"):
         return False
     inputs = source.random_inputs(2, 5, SEED)
-    before, last = _split(inputs)
+    before, last = _split(source, inputs)
     with torch.inference_mode():
         expected = next(iter(module(**inputs).values()))[:, -1]
         try:
@@ -150,9 +151,16 @@ def _steps_with_cache(source: Source) -> bool:
     return bool((found - expected).abs().max() <= CLOSE * expected.abs().max())
 
 
-def _split(inputs: Tensors) -> tuple[Tensors, Tensors]:
-    """All tokens but the last, and the last."""
-    return {n: x[:, :-1] for n, x in inputs.items()}, {n: x[:, -1:] for n, x in inputs.items()}
+def _split(source: Source, inputs: Tensors) -> tuple[Tensors, Tensors]:
+    """All tokens but the last, and the last; what has no time belongs to both."""
+    before, last = dict(inputs), dict(inputs)
+    for name, axes in source.dynamic.items():
+        for axis, symbol in axes.items():
+            if symbol == TIME and name in inputs:
+                tokens = inputs[name].shape[axis]
+                before[name] = inputs[name].narrow(axis, 0, tokens - 1)
+                last[name] = inputs[name].narrow(axis, tokens - 1, 1)
+    return before, last
 
 
 def main() -> None:

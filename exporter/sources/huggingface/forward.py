@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 FIXED = {"use_cache": False, "return_dict": True}
+ENCODED, LAST = "encoder_", "last_hidden_state"  # what an encoder gives is no result of a step
 CACHES = ("past_key_values", "cache_params")  # what the library calls the state of a sequence
 
 
@@ -25,15 +26,22 @@ def plain_forward(module: nn.Module, inputs: Sequence[str]) -> None:
 
     def forward(self: nn.Module, **given: Tensor) -> dict[str, Tensor]:
         outputs = kind.forward(self, **given, **fixed)
-        return {name: x for name, x in outputs.items() if isinstance(x, Tensor)}
+        return {
+            name: x
+            for name, x in outputs.items()
+            if isinstance(x, Tensor) and not name.startswith(ENCODED)
+        }
 
     cache = next((name for name in CACHES if name in takes), None)
 
     def step_with_cache(self: nn.Module, past: Any, **given: Tensor) -> tuple[Tensor, Any]:
         """Take the next tokens as the library does: the first output, and the state after them."""
-        carried = {} if past is None else {str(cache): past}
+        carried = {} if past is None else past
         outputs = kind.forward(self, **given, **carried, use_cache=True, return_dict=True)
-        return next(x for x in outputs.values() if isinstance(x, Tensor)), outputs[str(cache)]
+        after = {str(cache): outputs[str(cache)]}
+        if ENCODED + LAST in outputs:
+            after["encoder_outputs"] = (outputs[ENCODED + LAST],)
+        return next(x for x in outputs.values() if isinstance(x, Tensor)), after
 
     self_ = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     named = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in inputs]

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,9 +11,51 @@ from torch import Tensor, nn
 from intaglio.errors import SourceError
 from intaglio.exporter.sources.examples import Sampler
 from intaglio.quiet import summary
+from intaglio.state import BATCH, TIME
 
 TOKENS, MASK, TYPES = "input_ids", "attention_mask", "token_type_ids"
 PROBE_BATCH, PROBE_TIME = 2, 7
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taken:
+    """What a module takes: shapes with the names of free axes, and what draws such inputs.
+
+    `tokens` is how many tokens the module knows of those that it is given step by step; `whole`
+    says that it takes whole sequences, `defaults` what may be left out.
+    """
+
+    shapes: Mapping[str, tuple[int | str, ...]]
+    sample: Sampler
+    tokens: int
+    whole: bool = False
+    defaults: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def dynamic(self) -> dict[str, dict[int, str]]:
+        """The free axes of each input by name."""
+        return {
+            name: {axis: dim for axis, dim in enumerate(shape) if isinstance(dim, str)}
+            for name, shape in self.shapes.items()
+        }
+
+
+def taken(module: nn.Module, config: Mapping[str, Any]) -> Taken:
+    """What a module of tokens takes, which is stepped or takes whole sequences.
+
+    Raises:
+        SourceError: if it takes something else, or does not run.
+    """
+    tokens = vocabulary(module)
+    whole = takes_whole_sequences(module, tokens)
+    allowed = defaults(module, config) if whole else {}
+    return Taken(
+        shapes=dict.fromkeys((TOKENS, *allowed), (BATCH, TIME)),
+        sample=tokens_and_masks(tokens, allowed),
+        tokens=tokens,
+        whole=whole,
+        defaults=allowed,
+    )
 
 
 def vocabulary(module: nn.Module) -> int:

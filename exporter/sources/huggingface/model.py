@@ -30,7 +30,6 @@ def build(directory: Directory, *, allow_code: bool) -> tuple[nn.Module, tuple[s
     Raises:
         SourceError: if the library does not know the model, or the weights do not fit it.
     """
-    _refuse_early(directory)
     tensors, stored = low_bit.split(directory, directory.tensors())
     with quiet():
         config = _config(directory, allow_code=allow_code)
@@ -43,18 +42,6 @@ def build(directory: Directory, *, allow_code: bool) -> tuple[nn.Module, tuple[s
         *_cost(directory, tensors, module),
         *_unused(report["unexpected_keys"]),
     )
-
-
-def _refuse_early(directory: Directory) -> None:
-    """Refuse what cannot be built as it is, in words of its own."""
-    path, config = directory.path, directory.config
-    if config.get("is_encoder_decoder"):
-        raise SourceError(
-            f"{path} is an encoder-decoder ({_architecture(config) or config.get('model_type')}): "
-            "its decoder attends to what its encoder gives, which no step graph carries yet. "
-            "The encoder alone can be exported where the library has a class for it: save that "
-            "with save_pretrained."
-        )
 
 
 def _config(directory: Directory, *, allow_code: bool) -> Any:

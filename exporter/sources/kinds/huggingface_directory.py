@@ -8,7 +8,6 @@ from intaglio.exporter.options.loading import LoadOptions
 from intaglio.exporter.sources.huggingface.directory import is_directory, read_directory
 from intaglio.exporter.sources.source import Source
 from intaglio.exporter.sources.state_dict import tied_names
-from intaglio.state import BATCH, TIME
 
 fits = is_directory
 
@@ -27,18 +26,18 @@ def load(path: Path, options: LoadOptions) -> Source:
     directory = read_directory(path)
     if importlib.util.find_spec("transformers") is None:
         raise MissingExtraError(f"The Hugging Face directory {path}", "hf")
-    from intaglio.exporter.sources.huggingface import inputs
+    from intaglio.exporter.sources.huggingface import encoder_decoder, inputs
     from intaglio.exporter.sources.huggingface.forward import plain_forward
     from intaglio.exporter.sources.huggingface.model import build
     from intaglio.exporter.sources.huggingface.tokenizer import read_text
 
     module, notes = build(directory, allow_code=options.allow_code)
-    tokens = inputs.vocabulary(module)
-    whole = inputs.takes_whole_sequences(module, tokens)
-    defaults = inputs.defaults(module, directory.config) if whole else {}
-    plain_forward(module, [inputs.TOKENS, *defaults])
-    sample = inputs.tokens_and_masks(tokens, defaults)
-    text, said_of_text = read_text(directory, tokens, allow_code=options.allow_code)
+    if encoder_decoder.is_encoder_decoder(module):
+        taken = encoder_decoder.taken(module)
+    else:
+        taken = inputs.taken(module, directory.config)
+    plain_forward(module, list(taken.shapes))
+    text, said_of_text = read_text(directory, taken.tokens, allow_code=options.allow_code)
     return Source(
         path=path,
         name=path.resolve().name,
@@ -47,11 +46,11 @@ def load(path: Path, options: LoadOptions) -> Source:
         model=type(module).__name__,
         config=dict(directory.config),
         body=module,
-        dynamic={name: {0: BATCH, 1: TIME} for name in (inputs.TOKENS, *defaults)},
+        dynamic=taken.dynamic,
         aliases=tied_names(module),
-        sample=sample,
+        sample=taken.sample,
         notes=(*notes, *said_of_text),
-        whole=whole,
-        defaults=defaults,
+        whole=taken.whole,
+        defaults=taken.defaults,
         text=text,
     )
