@@ -1,66 +1,18 @@
 """Hoist: what conditions alone decide is computed once, and exactly that."""
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
 import onnx_ir as ir
 import pytest
 import torch
+from conditions import VOCABULARY, hoisted
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from intaglio.errors import PassError
-from intaglio.exporter.sources.source import Source
-from intaglio.exporter.tracing.trace import trace
-from intaglio.passes import pipeline
 from intaglio.passes.base import Context
-from intaglio.passes.exact.hoist import Hoist
-from intaglio.passes.graph import dims
 from intaglio.state import Layout
 
-WIDTH, HEADS, VOCABULARY = 8, 2, 13
-SIZES = {"source": 11, "width": 5}
-Shapes = Mapping[str, tuple[Any, ...]]
+WIDTH, HEADS = 8, 2
 IDS = {"ids": ("batch", "time")}
-
-
-def hoisted(module: nn.Module, shapes: Shapes) -> tuple[ir.Model, Context]:
-    """The step graph of `module`, whose inputs have `shapes`; hoist and what follows is checked."""
-
-    def sample(batch: int, time: int, seed: int) -> dict[str, Tensor]:
-        generator = torch.Generator().manual_seed(seed)
-        sizes = {**SIZES, "batch": batch, "time": time}
-        drawn = {}
-        for name, shape in shapes.items():
-            size = [sizes.get(dim, dim) for dim in shape]
-            drawn[name] = torch.randn(size, generator=generator)
-            if name in ("ids", "label"):
-                drawn[name] = torch.randint(VOCABULARY, size, generator=generator)
-            elif name == "mask":
-                drawn[name] = torch.ones(size, dtype=torch.int64)
-        return drawn
-
-    torch.manual_seed(0)
-    source = Source(
-        path=Path("model.pt"),
-        name="model",
-        format="test",
-        sha256="",
-        body=module.eval().requires_grad_(requires_grad=False),
-        dynamic={
-            name: {axis: dim for axis, dim in enumerate(shape) if isinstance(dim, str)}
-            for name, shape in shapes.items()
-        },
-        sample=sample,
-    )
-    model = trace(source).model
-    context = Context(defaults={"mask": 1} if "mask" in shapes else {})
-    steps = pipeline.standard()
-    at = [step.name for step in steps].index(Hoist.name)
-    pipeline.run(model, steps[:at], context)
-    pipeline.run(model, steps[at:], context, check=True)
-    return model, context
 
 
 class Decoder(nn.Module):
