@@ -8,8 +8,8 @@ import numpy as np
 from intaglio.errors import InputError
 from intaglio.runtime.arrays import Array, dtype_of
 from intaglio.runtime.carried_states import CarriedStates
-from intaglio.runtime.graph_entry import GraphEntry, TensorSpec
-from intaglio.runtime.step_inputs import Sizes, check_out, shape_of
+from intaglio.runtime.graph_entry import GraphEntry
+from intaglio.runtime.step_inputs import Sizes, check_out, shape_of, stray
 from intaglio.state import TIME
 
 Arrays = Mapping[str, Array]
@@ -65,7 +65,7 @@ class BoundStep(ABC):
                 ) from error
         for spec, buffer, unsigned in self._bounded:
             if unsigned.max() >= spec.below:
-                raise InputError(_stray(spec, buffer))
+                raise InputError(stray(spec, buffer))
 
     def results(self, out: Arrays | None) -> dict[str, Array]:
         """Arrays for the outputs of one step: those of `out`, and new ones for the rest.
@@ -80,13 +80,3 @@ class BoundStep(ABC):
             name: out[name] if name in out else np.empty(shape, dtype)
             for name, shape, dtype in self._outputs
         }
-
-
-def _stray(spec: TensorSpec, ids: Array) -> str:
-    """Say which id is none of the table's, and where it stands."""
-    assert spec.below is not None
-    place = tuple(np.argwhere((ids < 0) | (ids >= spec.below))[0].tolist())
-    return (
-        f"The input {spec.name!r} has {ids[place]} at {list(place)}; it should be from 0 to "
-        f"{spec.below - 1}. Is this the tokenizer of this model?"
-    )

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from intaglio.errors import StateError
 from intaglio.runtime.arrays import Array
+from intaglio.runtime.conditions import Conditions
 from intaglio.runtime.state_memory import StateBuffer, StateMemory
 from intaglio.state import Layout, StateSpec
 
@@ -44,6 +45,16 @@ class Settings:
         )
 
     @property
+    def changing(self) -> tuple[StateSpec, ...]:
+        """The states that steps change."""
+        return tuple(spec for spec in self.specs if spec.layout is not Layout.PREPARED)
+
+    @property
+    def prepared(self) -> tuple[StateSpec, ...]:
+        """The states that follow from conditions, which no step changes."""
+        return tuple(spec for spec in self.specs if spec.layout is Layout.PREPARED)
+
+    @property
     def has_growing(self) -> bool:
         """Whether any state grows with the tokens consumed."""
         return any(spec.grows for spec in self.specs)
@@ -57,25 +68,45 @@ class CarriedStates:
         longest: the largest of them.
         room: tokens that a row may reach before `reserve` must be called.
         side: which of two swapped arrays is current.
+        conditions: what was given once for these rows, None before that.
         steps: bound to this memory, by the shapes of their inputs.
     """
 
-    def __init__(self, settings: Settings, batch: int, capacity: int | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        batch: int,
+        capacity: int | None = None,
+        conditions: Conditions | None = None,
+    ) -> None:
         """Take memory for `batch` rows in their initial state."""
         self.settings = settings
         self.batch = batch
         self.capacity = min(capacity or settings.capacity, settings.ceiling)
-        self.buffers = [self._buffer(spec, self.capacity) for spec in settings.specs]
+        self.buffers = [self._buffer(spec, self.capacity) for spec in settings.changing]
         self.past_length = np.zeros(batch, np.int64)
         self.longest = 0
         self.side = 0
         self.steps: dict[Any, Any] = {}
+        self.condition(conditions)
         self._measure_room()
 
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return sum(buffer.nbytes for buffer in self.buffers)
+        return sum(buffer.nbytes for buffer in (*self.buffers, *self.prepared))
+
+    def condition(self, conditions: Conditions | None) -> None:
+        """Let the next steps of these rows read what was made of `conditions`."""
+        settings = self.settings
+        self.conditions = conditions
+        states = {} if conditions is None else conditions.states
+        self.prepared = [
+            settings.memory.given(spec, states[spec.input])
+            for spec in settings.prepared
+            if spec.input in states
+        ]
+        self.steps.clear()
 
     def values(self, tokens: int | None = None) -> dict[str, Array]:
         """The states by graph input, for reading: `tokens` tokens of growing ones, else all."""
@@ -93,8 +124,11 @@ class CarriedStates:
         """A copy of some rows, in the order given."""
         past_length = self.past_length[rows]
         values = self.values(int(past_length.max(initial=0)))
-        part = CarriedStates(self.settings, len(past_length), self.capacity)
-        places = {spec.input: spec.place_of(rows) for spec in self.settings.specs}
+        conditions = self.conditions
+        if conditions is not None and not isinstance(rows, slice):
+            conditions = conditions.select(rows)
+        part = CarriedStates(self.settings, len(past_length), self.capacity, conditions)
+        places = {spec.input: spec.place_of(rows) for spec in self.settings.changing}
         part.fill(past_length, {name: value[places[name]] for name, value in values.items()})
         return part
 

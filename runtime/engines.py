@@ -6,10 +6,12 @@ Each library is imported where it is used: neither needs the other to be install
 from intaglio.errors import BundleError
 from intaglio.runtime.backend import Backend
 from intaglio.runtime.bundle import BundleGraph
+from intaglio.runtime.conditions import Preparer
 from intaglio.runtime.op_trace import Tracer
 
 AUTO = "auto"
-TARGETS = ("ort", "trt")  # in the order in which AUTO prefers them
+ORT = "ort"
+TARGETS = (ORT, "trt")  # in the order in which AUTO prefers them
 
 
 def choose_target(graph: BundleGraph, target: str) -> str:
@@ -47,6 +49,20 @@ def open_backend(graph: BundleGraph, target: str, threads: int | None) -> Backen
     from intaglio.runtime.trt.trt_backend import open_trt
 
     return open_trt(graph)
+
+
+def open_preparer(graph: BundleGraph, threads: int | None) -> Preparer | None:
+    """What makes states of the conditions of a graph, None where it takes none.
+
+    It runs on ONNX Runtime, whatever runs the steps: once for a sequence.  Arguments and errors are
+    otherwise those of `open_backend`.
+    """
+    if graph.entry.prepare is None:
+        return None
+    from intaglio.runtime.ort.ort_backend import open_ort
+
+    prepare = graph.bundle.graph(graph.entry.prepare)
+    return Preparer(graph.entry, open_ort(prepare, ORT, threads).call)
 
 
 def open_tracer(graph: BundleGraph, target: str, threads: int | None) -> Tracer:

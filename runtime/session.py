@@ -17,7 +17,8 @@ from intaglio.runtime.arrays import Array
 from intaglio.runtime.backend import Backend
 from intaglio.runtime.bundle import Bundle, BundleGraph
 from intaglio.runtime.carried_states import Settings
-from intaglio.runtime.engines import AUTO, choose_target, open_backend
+from intaglio.runtime.conditions import Preparer
+from intaglio.runtime.engines import AUTO, ORT, choose_target, open_backend, open_preparer
 from intaglio.runtime.graph_entry import MAIN, GraphEntry
 from intaglio.runtime.manifest import Manifest
 from intaglio.runtime.ragged import step_parts
@@ -86,7 +87,8 @@ class Session:
         chosen = opened.graph(graph)
         target = choose_target(chosen, target)
         backend = open_backend(chosen, target, threads)
-        return cls.over(chosen, target, backend, capacity=capacity, grow=grow)
+        preparer = open_preparer(chosen, threads)
+        return cls.over(chosen, target, backend, capacity=capacity, grow=grow, preparer=preparer)
 
     @classmethod
     def over(
@@ -97,8 +99,9 @@ class Session:
         *,
         capacity: int | None = None,
         grow: bool = True,
+        preparer: Preparer | None = None,
     ) -> Self:
-        """A session of an engine that is open; see `load`."""
+        """A session of an engine that is open, and what prepares its states; see `load`."""
         if capacity is not None and capacity < 1:
             raise InputError(f"capacity is {capacity}, should be at least 1.")
         if graph.entry.prepare is not None:
@@ -117,7 +120,7 @@ class Session:
             grow=grow and fixed is None,
             relief=LOAD_LARGER if fixed is None else EXPORT_LARGER,
         )
-        state = State(settings, graph.fingerprint(target), limits.batch)
+        state = State(settings, _fingerprint(graph, target), limits.batch, preparer)
         return cls(graph, target, backend, state)
 
     @property
@@ -138,6 +141,35 @@ class Session:
     def fork(self) -> "Session":
         """A session that continues from here with a state of its own, sharing the weights."""
         return Session(self.graph, self.target, self._backend.fork(), self.state.copy())
+
+    def condition(
+        self,
+        conditions: Mapping[str, npt.ArrayLike],
+        *,
+        rows: Sequence[int] | npt.NDArray[Any] | None = None,
+    ) -> None:
+        """Give what holds for a whole sequence: an encoder's input, a label, a picture.
+
+        Whatever follows from it alone is computed here, once, and read by each step.  Conditions
+        stay until others are given: forks, selected rows and snapshots have them, and so has a
+        state that was reset.  A call that fails leaves the session as it was.
+
+        Args:
+            conditions: arrays by name, as `entry.conditions` says.  They bring the rows.
+            rows: to which rows they belong, where others keep theirs; all of them otherwise.  Where
+                a size differs from that of the other rows, the shorter ones are padded, if a mask
+                among the conditions hides that.
+
+        Raises:
+            InputError: if a condition is missing, unknown, or of a wrong dtype, shape or value.
+            StateError: if a sequence has begun with conditions of another size, or there is no
+                such row.
+        """
+        self._take_turn()
+        try:
+            self.state.condition(conditions, rows)
+        finally:
+            self._turn.release()
 
     def step(
         self,
@@ -169,15 +201,19 @@ class Session:
                 capacity, or another thread is within a step of this session.
             DeviceError: if the GPU that runs an engine of TensorRT fails.
         """
+        self._take_turn()
+        try:
+            return self._step(inputs, lengths, out)
+        finally:
+            self._turn.release()
+
+    def _take_turn(self) -> None:
+        """Refuse another thread while this one works."""
         if not self._turn.acquire(blocking=False):
             raise StateError(
                 "A session serves one thread, and another one is within its step. Give each thread "
                 "a session of its own, by fork or load: sessions of one bundle share its weights."
             )
-        try:
-            return self._step(inputs, lengths, out)
-        finally:
-            self._turn.release()
 
     def _step(
         self,
@@ -191,6 +227,12 @@ class Session:
             if step is not None:
                 return self._stepper.run(carried, step, inputs, out)
         entry = self.entry
+        for spec in entry.conditions:
+            if spec.name in inputs:
+                raise InputError(
+                    f"{spec.name!r} is a condition, which holds for the whole sequence: give it "
+                    f"once, session.condition({{{spec.name!r}: ...}}), and not to each step."
+                )
         arrays = as_arrays(inputs, entry.inputs)
         sizes = sizes_of(arrays, entry.inputs, entry.limits)
         counts = (
@@ -204,3 +246,10 @@ class Session:
         results = self._stepper.step(carried, arrays, sizes, out)
         self.state.carried = carried
         return results
+
+
+def _fingerprint(graph: BundleGraph, target: str) -> str:
+    """Of what runs a graph and of what prepares its states."""
+    prepare = graph.entry.prepare
+    found = graph.fingerprint(target)
+    return found if prepare is None else f"{found}:{graph.bundle.graph(prepare).fingerprint(ORT)}"

@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,12 +13,16 @@ import numpy.typing as npt
 
 from intaglio.errors import InputError, StateError
 from intaglio.runtime.arrays import Array, read_npz
-from intaglio.runtime.carried_states import CarriedStates, Settings
+from intaglio.runtime.carried_states import CarriedStates, Rows, Settings
+from intaglio.runtime.conditions import Preparer
+from intaglio.runtime.step_inputs import list_of
+from intaglio.state import BATCH
 
 SNAPSHOT_VERSION = 1
 LARGEST = 2**40  # tokens
 _HEADER = "intaglio"
 _PAST_LENGTH = "past_length"
+_CONDITION, _PREPARED = "condition:", "prepared:"  # before names, in the file of a snapshot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +35,16 @@ class Snapshot:
         capacity: room of growing states, in tokens.
         arrays: the states by the names of their graph inputs; growing ones hold
             max(past_length) tokens.
+        conditions: what was given once for the sequences, by name; empty before that.
+        prepared: the states that follow from the conditions, by the names of their graph inputs.
     """
 
     fingerprint: str
     past_length: npt.NDArray[np.int64]
     capacity: int
     arrays: Mapping[str, Array]
+    conditions: Mapping[str, Array] = field(default_factory=dict)
+    prepared: Mapping[str, Array] = field(default_factory=dict)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to `path` in numpy's .npz format; an old file stays whole until then."""
@@ -46,6 +54,8 @@ class Snapshot:
             "capacity": self.capacity,
         }
         content = {_HEADER: np.array(json.dumps(header)), _PAST_LENGTH: self.past_length}
+        content |= {f"{_CONDITION}{name}": array for name, array in self.conditions.items()}
+        content |= {f"{_PREPARED}{name}": array for name, array in self.prepared.items()}
         path = Path(path)
         draft = path.with_name(f".{path.name}.{os.getpid()}")
         try:
@@ -74,6 +84,8 @@ class Snapshot:
                 fingerprint=header["fingerprint"],
                 capacity=header["capacity"],
                 past_length=arrays.pop(_PAST_LENGTH),
+                conditions=_taken_out(arrays, _CONDITION),
+                prepared=_taken_out(arrays, _PREPARED),
                 arrays=arrays,
             )
         except (InputError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -97,14 +109,34 @@ class Snapshot:
         )
 
 
+def _taken_out(arrays: dict[str, Array], start: str) -> dict[str, Array]:
+    """The arrays whose names begin with `start`, without it; they are no longer in `arrays`."""
+    names = [name for name in arrays if name.startswith(start)]
+    return {name.removeprefix(start): arrays.pop(name) for name in names}
+
+
 class State:
     """The states that a session carries from step to step, row by row."""
 
-    def __init__(self, settings: Settings, fingerprint: str, batch: int | None) -> None:
-        """Start in the initial state, before the first step; `batch` is a fixed batch size."""
+    def __init__(
+        self,
+        settings: Settings,
+        fingerprint: str,
+        batch: int | None,
+        preparer: Preparer | None = None,
+    ) -> None:
+        """Start in the initial state, before the first step.
+
+        Args:
+            settings: what holds for the states, whatever the rows.
+            fingerprint: of what runs them.
+            batch: a fixed number of rows.
+            preparer: makes states of conditions, None where there are none.
+        """
         self._settings = settings
         self._fingerprint = fingerprint
         self._batch = batch
+        self._preparer = preparer
         self.carried = CarriedStates(settings, 0)
 
     @property
@@ -142,6 +174,8 @@ class State:
             past_length=carried.past_length.copy(),
             capacity=carried.capacity,
             arrays={name: value.copy() for name, value in carried.values().items()},
+            conditions={} if carried.conditions is None else carried.conditions.given,
+            prepared={} if carried.conditions is None else carried.conditions.states,
         )
         if path is not None:
             snapshot.save(path)
@@ -163,7 +197,11 @@ class State:
         if not snapshot.is_sound:
             raise StateError("The snapshot is damaged: it counts no tokens that a state can hold.")
         batch = len(snapshot.past_length)
-        carried = CarriedStates(self._settings, batch, snapshot.capacity)
+        conditions = None
+        if self._preparer is not None and (snapshot.conditions or snapshot.prepared):
+            made = snapshot.conditions, snapshot.prepared
+            conditions = self._preparer.restore(*made, batch)
+        carried = CarriedStates(self._settings, batch, snapshot.capacity, conditions)
         if batch:
             carried.reserve(int(snapshot.past_length.max()))
             carried.longest = int(snapshot.past_length.max())
@@ -193,14 +231,59 @@ class State:
     def reset(self, rows: Sequence[int] | npt.NDArray[Any] | None = None) -> None:
         """Bring `rows` back to the initial state; None is all, and frees the batch size.
 
+        Conditions stay, and with them the rows that they are of, until others are given.
+
         Raises:
             StateError: if there is no such row, or a cache of the layout grow would be left with
                 rows of unequal length.
         """
         if rows is None:
-            self.carried = CarriedStates(self._settings, 0)
+            kept = self.carried.conditions
+            batch = 0 if kept is None else kept.batch or 0
+            self.carried = CarriedStates(self._settings, batch, conditions=kept)
         else:
             self.carried.clear(self._indices(rows))
+
+    def condition(
+        self, given: Mapping[str, Any], rows: Sequence[int] | npt.NDArray[Any] | None
+    ) -> None:
+        """Take conditions, see `Session.condition`."""
+        carried, preparer = self.carried, self._preparer
+        if preparer is None:
+            raise InputError("This bundle takes no conditions: give all inputs to each step.")
+        if rows is None:
+            arrays = preparer.read(given)
+            sizes = preparer.sizes(arrays)
+            batch = sizes.get(BATCH, carried.batch)
+            if batch != carried.batch:
+                self._require_start(slice(None), f"{batch} rows", f"{carried.batch}")
+                self.carried = CarriedStates(
+                    self._settings, batch, conditions=preparer.prepare(arrays)
+                )
+                return
+            self._require_same(slice(None), sizes)
+            carried.condition(preparer.prepare(arrays))
+            return
+        if carried.conditions is None:
+            raise StateError("No row has conditions yet: give those of all rows, without rows.")
+        indices = self._indices(rows)
+        arrays = preparer.read(given, len(indices))
+        self._require_same(indices, preparer.sizes(arrays))
+        carried.condition(preparer.put(carried.conditions, indices, arrays))
+
+    def _require_same(self, rows: Rows, sizes: Mapping[str, int]) -> None:
+        held = {} if self.carried.conditions is None else self.carried.conditions.own_sizes
+        for dim, size in held.items():
+            if sizes[dim] != size:
+                self._require_start(rows, f"{dim} = {sizes[dim]}", f"{dim} = {size}")
+
+    def _require_start(self, rows: Rows, found: str, held: str) -> None:
+        """Refuse conditions of another size for `rows` whose sequence has begun."""
+        if self.carried.past_length[rows].any():
+            raise StateError(
+                f"The conditions have {found}, and the sequence that has begun has {held}. Start "
+                "over with state.reset, of these rows alone perhaps, and then give them."
+            )
 
     def begin(self, batch: int) -> CarriedStates:
         """The states for a step of `batch` rows: those carried, or new ones for the first step.
@@ -210,8 +293,13 @@ class State:
         Raises:
             StateError: if the carried states have another number of rows.
         """
+        if self._preparer is not None and self.carried.conditions is None:
+            raise StateError(
+                "The session lacks its conditions, which are given once, before the first step: "
+                f"session.condition({{...}}) with {list_of(self._preparer.names)}."
+            )
         if self.carried.batch == 0:
-            return CarriedStates(self._settings, batch)
+            return CarriedStates(self._settings, batch, conditions=self.carried.conditions)
         if self.carried.batch != batch:
             raise StateError(
                 f"The step has {batch} rows, the carried state {self.carried.batch}. "
@@ -232,7 +320,7 @@ class State:
 
     def copy(self) -> "State":
         """The same state in memory of its own."""
-        twin = State(self._settings, self._fingerprint, self._batch)
+        twin = State(self._settings, self._fingerprint, self._batch, self._preparer)
         twin.carried = self.carried.gather(slice(None))
         return twin
 

@@ -31,3 +31,6 @@ class StateMemory(Protocol):
 
     def buffer(self, spec: StateSpec, batch: int, tokens: int) -> StateBuffer:
         """Memory for a state in its initial value."""
+
+    def given(self, spec: StateSpec, value: Array) -> StateBuffer:
+        """Memory for a state that no step changes, which holds `value`."""

@@ -23,14 +23,14 @@ def as_arrays(inputs: Mapping[str, Any], specs: Sequence[TensorSpec]) -> dict[st
     names = [spec.name for spec in specs]
     for spec in specs:
         if spec.name not in inputs and spec.default is None:
-            raise InputError(f"The input {spec.name!r} is missing. A step takes: {_list(names)}.")
+            raise InputError(f"The input {spec.name!r} is missing. A step takes: {list_of(names)}.")
     for name in inputs:
         if name not in names:
             raise InputError(
-                f"There is no input {name!r}. A step takes: {_list(names)}; the session itself "
+                f"There is no input {name!r}. A step takes: {list_of(names)}; the session itself "
                 "carries states and positions."
             )
-    arrays = {s.name: _as_array(inputs[s.name], s) for s in specs if s.name in inputs}
+    arrays = {s.name: as_array(inputs[s.name], s) for s in specs if s.name in inputs}
     sizes = {
         dim: size
         for spec in specs
@@ -47,15 +47,20 @@ def _filled(spec: TensorSpec, sizes: Sizes) -> Array:
     return np.full(shape_of(spec, sizes), spec.default, spec.dtype)
 
 
-def _as_array(value: Any, spec: TensorSpec) -> Array:
+def as_array(value: Any, spec: TensorSpec, what: str = "input") -> Array:
+    """`value` as an array of the rank and dtype of `spec`; errors call it a `what`.
+
+    Raises:
+        InputError: if it is of others.
+    """
     array = np.asarray(value)
     if array.ndim != len(spec.shape):
         raise InputError(
-            f"The input {spec.name!r} has the shape {array.shape}, should be {_words(spec.shape)}."
+            f"The {what} {spec.name!r} has the shape {array.shape}, should be {_words(spec.shape)}."
         )
     if not np.can_cast(array.dtype, spec.dtype, "safe"):
         raise InputError(
-            f"The input {spec.name!r} is {array.dtype}, should be {spec.dtype}. "
+            f"The {what} {spec.name!r} is {array.dtype}, should be {spec.dtype}. "
             f"Convert it with astype({spec.dtype!r})."
         )
     return array
@@ -103,7 +108,7 @@ def check_out(out: Mapping[str, Any], outputs: Iterable[tuple[str, tuple[int, ..
     expected = {name: (shape, dtype) for name, shape, dtype in outputs}
     for name, array in out.items():
         if name not in expected:
-            raise InputError(f"out names {name!r}, but a step gives: {_list(expected)}.")
+            raise InputError(f"out names {name!r}, but a step gives: {list_of(expected)}.")
         shape, dtype = expected[name]
         if not isinstance(array, np.ndarray):
             raise InputError(f"out[{name!r}] is a {type(array).__name__}, should be a numpy array.")
@@ -135,9 +140,20 @@ def lengths_of(lengths: Any, sizes: Sizes) -> npt.NDArray[np.int64]:
     return array.astype(np.int64)
 
 
+def stray(spec: TensorSpec, ids: Array, what: str = "input") -> str:
+    """Say which of `ids` is none of the table's, and where it stands in the `what`."""
+    assert spec.below is not None
+    place = tuple(np.argwhere((ids < 0) | (ids >= spec.below))[0].tolist())
+    return (
+        f"The {what} {spec.name!r} has {ids[place]} at {list(place)}; it should be from 0 to "
+        f"{spec.below - 1}. Is this the tokenizer of this model?"
+    )
+
+
 def _words(shape: Iterable[int | str]) -> str:
     return f"[{', '.join(map(str, shape))}]"
 
 
-def _list(names: Iterable[str]) -> str:
-    return ", ".join(names)
+def list_of(names: Iterable[int | str]) -> str:
+    """`names` in a sentence."""
+    return ", ".join(map(str, names))

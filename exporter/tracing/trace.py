@@ -22,7 +22,7 @@ from intaglio.ops import OPS
 from intaglio.passes.base import Context
 from intaglio.passes.collection import uncollected
 from intaglio.passes.exact.stabilize_log_sigmoid import StabilizeLogSigmoid
-from intaglio.passes.graph import FOLDED, constant, describe, dims, input_of
+from intaglio.passes.graph import FOLDED, constant, describe, input_of
 from intaglio.passes.own_ops import define
 from intaglio.passes.relabel import relabel
 from intaglio.quiet import quiet, summary

@@ -23,7 +23,7 @@ from intaglio.passes.analysis.origin import Origin, Origins, sizes
 from intaglio.passes.base import Context, Exact, PassResult
 from intaglio.passes.graph import Dim, Emitter, describe, dims, module_of, replace_uses, taken
 from intaglio.passes.own_ops import define
-from intaglio.state import BATCH, Layout, StateSpec
+from intaglio.state import Layout, StateSpec
 
 from ._frontier import frontier, keeps_rows
 
@@ -141,9 +141,7 @@ def _measure_anew(graph: ir.Graph, strangers: Sequence[ir.Value], places: Places
                 parts.append(emit("Shape", [source], INT64, [1], start=axis, end=axis + 1))
             replace_uses(
                 node.outputs[0],
-                parts[0]
-                if len(parts) == 1
-                else emit("Concat", parts, INT64, [len(parts)], axis=0),
+                parts[0] if len(parts) == 1 else emit("Concat", parts, INT64, [len(parts)], axis=0),
             )
 
 
@@ -192,6 +190,3 @@ def _users(value: ir.Value, origins: Origins) -> list[tuple[ir.Node, int]]:
 def _common(paths: Sequence[str]) -> str:
     """The path of the module that holds all of `paths`."""
     return ".".join(commonprefix([path.split(".") for path in paths]))
-
-
-

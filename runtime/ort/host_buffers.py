@@ -119,6 +119,27 @@ class HostAppended(HostBuffer):
         self.memory = (self._fresh(size), self._fresh(size))
 
 
+class HostGiven(HostBuffer):
+    """A state that no step changes: an array of somebody else's, which steps read."""
+
+    def __init__(self, spec: StateSpec, value: Array) -> None:
+        """Let steps read `value`, which must not change."""
+        self.spec = spec
+        self.batch = 0
+        kept = np.ascontiguousarray(value)
+        self.memory = (kept, kept)
+        self._wrap()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self.memory[0].nbytes
+
+    def bind(self, binding: Any, side: int) -> None:
+        """Bind the state's input."""
+        binding.bind_ortvalue_input(self.spec.input, self._values[side])
+
+
 KINDS: dict[Layout, type[HostBuffer]] = {
     Layout.RECURRENT: HostBuffer,
     Layout.CONV: HostBuffer,

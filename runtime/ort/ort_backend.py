@@ -1,7 +1,10 @@
 """What a session runs of ONNX Runtime: states in host memory, steps bound to them."""
 
+from collections.abc import Mapping
 from typing import Any, Self
 
+from intaglio.errors import InputError
+from intaglio.runtime.arrays import Array
 from intaglio.runtime.bound_step import BoundStep
 from intaglio.runtime.bundle import BundleGraph
 from intaglio.runtime.carried_states import CarriedStates
@@ -9,7 +12,7 @@ from intaglio.runtime.graph_entry import GraphEntry
 from intaglio.runtime.step_inputs import Sizes
 from intaglio.state import Layout, StateSpec
 
-from .host_buffers import KINDS, HostBuffer
+from .host_buffers import KINDS, HostBuffer, HostGiven
 from .ort_engine import open_engine
 from .ort_step import OrtStep
 
@@ -29,6 +32,24 @@ class OrtBackend:
     def buffer(self, spec: StateSpec, batch: int, tokens: int) -> HostBuffer:
         """Memory for a state in its initial value."""
         return KINDS[spec.layout](spec, batch, tokens)
+
+    def given(self, spec: StateSpec, value: Array) -> HostGiven:
+        """Memory for a state that no step changes, which holds `value`."""
+        return HostGiven(spec, value)
+
+    def call(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        """The outputs for inputs of any sizes, of a graph without states.
+
+        Raises:
+            InputError: if the engine refuses the values.
+        """
+        names = [output.name for output in self.engine.get_outputs()]
+        try:
+            return dict(zip(names, self.engine.run(names, dict(arrays)), strict=True))
+        except Exception as error:  # ONNX Runtime's errors share no base class
+            raise InputError(
+                f"ONNX Runtime cannot take these values: {error}. The session is as it was."
+            ) from error
 
     def bind(self, sizes: Sizes, carried: CarriedStates) -> BoundStep:
         """A step of inputs of these sizes, bound to the memory of `carried`."""

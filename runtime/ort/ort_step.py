@@ -83,6 +83,6 @@ class OrtStep(BoundStep):
             binding.bind_ortvalue_input(PAST_LENGTH, self._past)
         for name, array in self._kept.items():
             binding.bind_ortvalue_output(name, OrtValue.ortvalue_from_numpy(array))
-        for state in cast("list[HostBuffer]", carried.buffers):
+        for state in cast("list[HostBuffer]", [*carried.buffers, *carried.prepared]):
             state.bind(binding, side)
         return binding

@@ -37,7 +37,6 @@ class Layout(StrEnum):
     CONV = "conv"  # fixed shape: the last k-1 inputs of a causal convolution
     WINDOW = "window"  # fixed shape: the last w-1 keys or values, right-aligned along `axis`
     STATIC = "static"  # `CAPACITY` along `axis`: written in place at `PAST_LENGTH`
-    PREPARED = "prepared"  # of conditions, by the graph `prepare`; no step changes it
     GROW = "grow"  # `PAST` along `axis`, 0 at the start: the output is longer than the input
     PREPARED = "prepared"  # computed once of a sequence's conditions: no step changes it
 
