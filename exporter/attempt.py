@@ -132,7 +132,7 @@ def _write(writer: BundleWriter, source: Source, compiled: Compiled, how: Recipe
 def _by_file(compiled: Compiled, how: Recipe) -> dict[str, ir.Model]:
     """The forms of its graphs that a bundle holds, by their place in it."""
     forms = {GRAPH: compiled.trt}
-    for name, each in {MAIN: compiled, **compiled.others}.items():
+    for name, each in compiled.graphs.items():
         forms[place(PORTABLE, name)] = each.portable if how.portable else None
         forms[place(LOWERED, name)] = each.ort
     return {path: model for path, model in forms.items() if model is not None}

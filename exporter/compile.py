@@ -122,6 +122,7 @@ def _compile_graph(
     with clock.phase("passes"):
         records = pipeline.run(model, steps, context, check=how.check_passes, progress=clock.report)
         if "trt" in how.targets:
+            _refuse_conditions(context)
             trt = model.clone()
             records += pipeline.lower(
                 trt, "trt", context, dtype=how.dtype, check=how.check_passes, progress=clock.report
@@ -134,7 +135,28 @@ def _compile_graph(
         context=context,
         records=[*records, *lowered],
         told=tuple(traced.notes),
+        prepare=_compile_prepare(context, how, clock),
     )
+
+
+def _compile_prepare(context: Context, how: Recipe, clock: Clock) -> Compiled | None:
+    """What hoist split off a graph, tidied and lowered as a graph of its own."""
+    if context.prepare is None:
+        return None
+    own = Context(batch=context.batch, defaults=context.defaults, progress=clock.report)
+    traced = Traced(model=context.prepare, max_context=None, aliases={}, notes=())
+    return _compile_graph(
+        traced, pipeline.after_hoist(), own, replace(how, targets=("ort",)), clock
+    )
+
+
+def _refuse_conditions(context: Context) -> None:
+    if context.prepare is not None:
+        names = ", ".join(str(value.name) for value in context.prepare.graph.inputs)
+        raise OptionError(
+            f"The model takes conditions, inputs without time axis ({names}); engines of TensorRT "
+            "do not take these yet. Export for ONNX Runtime alone: --target ort."
+        )
 
 
 def lower(

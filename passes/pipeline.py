@@ -109,24 +109,24 @@ def standard(
         Statefulize(kv=kv, last=last),
         # compute once what holds for a whole sequence
         Hoist(),
-        # tidy what that left
-        FoldConstants(),
-        RemoveNoOps(),
-        MergeDuplicates(),
-        FuseRotary(),
-        RemoveDead(),
+        *after_hoist(),
     ]
+
+
+def after_hoist() -> list[Pass]:
+    """Tidy the step graph, or what hoist split off it."""
+    return [FoldConstants(), RemoveNoOps(), MergeDuplicates(), FuseRotary(), RemoveDead()]
 
 
 def whole(extra: Sequence[Pass] = ()) -> list[Pass]:
     """From a traced graph to a portable one that takes whole sequences and carries nothing."""
-    left_out = (FoldRepeatedHeads, PeelFirstToken, Statefulize)
+    left_out = (FoldRepeatedHeads, PeelFirstToken, Statefulize, Hoist)
     return [step for step in standard(extra=extra) if not isinstance(step, left_out)]
 
 
 def own_states(extra: Sequence[Pass] = ()) -> list[Pass]:
     """From a traced graph that carries states of its own to the portable step graph."""
-    left_out = (FoldRepeatedHeads, PeelFirstToken)
+    left_out = (FoldRepeatedHeads, PeelFirstToken, Hoist)
     steps = [step for step in standard(extra=extra) if not isinstance(step, left_out)]
     return [CarryStates() if isinstance(step, Statefulize) else step for step in steps]
 

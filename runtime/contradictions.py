@@ -17,13 +17,14 @@ LARGEST = 2**48  # elements of a tensor for one row and token: beyond any memory
 def contradictions(entry: Mapping[str, Any]) -> Iterator[str]:
     """Yield a sentence for each thing in a manifest of the right schema that cannot be."""
     graphs = entry["graphs"]
+    preparing = {graph.get("prepare") for graph in graphs.values()}
     for name, graph in graphs.items():
         where = "" if len(graphs) == 1 else f"In the graph {name!r}: "
-        for sentence in (*_graph(graph), *_prepared(name, graph, graphs)):
+        for sentence in (*_graph(graph, name in preparing), *_prepared(name, graph, graphs)):
             yield f"{where}{sentence}"
 
 
-def _graph(entry: Mapping[str, Any]) -> Iterator[str]:
+def _graph(entry: Mapping[str, Any], prepares: bool) -> Iterator[str]:
     states = entry["states"]
     takes = [spec["name"] for spec in entry["inputs"]] + [spec["input"] for spec in states]
     gives = [spec["name"] for spec in entry["outputs"]]
@@ -41,7 +42,7 @@ def _graph(entry: Mapping[str, Any]) -> Iterator[str]:
     known = {BATCH, TIME, *(dim for spec in entry["inputs"] for dim in spec["shape"])}
     for spec in entry["outputs"]:
         for dim in spec["shape"]:
-            if isinstance(dim, str) and dim not in known:
+            if isinstance(dim, str) and dim not in known and not prepares:
                 yield f"The output {spec['name']!r} has the dimension {dim!r}, which no input has."
     for spec in (*entry["inputs"], *entry["outputs"], *entry.get("conditions", ())):
         yield from _size(spec["name"], spec["shape"])

@@ -22,7 +22,7 @@ from intaglio.passes import evaluate, stepping
 from intaglio.passes.graph import dims, load_graph, module_of
 from intaglio.runtime.graph_entry import MAIN, GraphEntry
 from intaglio.runtime.manifest import FILE_NAME, Manifest
-from intaglio.state import PAST_LENGTH, TIME
+from intaglio.state import PAST_LENGTH, TIME, Layout
 
 TOKENS, SECOND = 29, 5
 """Tokens compared, and how many of them the second part holds: sizes that no dimension has."""
@@ -85,26 +85,50 @@ def first_divergence(
     bundle: Path, traced: ir.Model, *, limit: float, name: str = MAIN
 ) -> Divergence | None:
     """The first difference between the graph of `bundle` and its source's training-form graph."""
-    entry = Manifest.load(bundle / FILE_NAME).graphs[name]
-    lowered = ir.external_data.load_to_model(load_graph(bundle, entry.targets["ort"].path))
-    context = traced.graph.initializers, lowered.graph.initializers
+    manifest = Manifest.load(bundle / FILE_NAME)
+    entry = manifest.graphs[name]
     tokens = min(TOKENS, entry.limits.max_context or TOKENS)
-    second = min(SECOND, tokens - 1)
-    defaults = {s.name: s.default for s in entry.inputs if s.default is not None}
+    taken = (*entry.inputs, *entry.conditions)
+    defaults = {spec.name: spec.default for spec in taken if spec.default is not None}
     inputs = stepping.random_inputs(traced, [], 1, tokens, defaults=defaults)
-    shared = _shared(traced, lowered)
-    wanted = evaluate.run(_exposed(traced, shared), inputs)
-    probe = _exposed(lowered, shared)
+    prepared: Arrays = {}
+    if entry.prepare is not None:
+        prepare = _lowered(bundle, manifest.graphs[entry.prepare])
+        probe, wanted = _probes(traced, prepare, inputs)
+        given = {spec.name: inputs[spec.name] for spec in entry.conditions}
+        prepared = evaluate.run(probe, given)
+        found = _first(prepare, prepared, wanted, tokens, tokens, limit)
+        if found is not None:
+            value, error, agreed = found
+            context = traced.graph.initializers, prepare.graph.initializers
+            return _describe(value, error, agreed, context, carried=False)
+    lowered = _lowered(bundle, entry)
+    context = traced.graph.initializers, lowered.graph.initializers
+    second = min(SECOND, tokens - 1)
+    probe, wanted = _probes(traced, lowered, inputs)
     parts = [[tokens], [tokens - second, second]] if second else [[tokens]]
     if entry.whole:
         del parts[1:]
     for carried, split in enumerate(parts):
-        got = _last_part(probe, entry, inputs, split)
+        got = _last_part(probe, entry, {**inputs, **prepared}, split)
         found = _first(lowered, got, wanted, tokens, split[-1], limit)
         if found is not None:
             value, error, agreed = found
             return _describe(value, error, agreed, context, carried=bool(carried))
     return None
+
+
+def _lowered(bundle: Path, entry: GraphEntry) -> ir.Model:
+    """A graph as ONNX Runtime runs it, with its weights in memory."""
+    return ir.external_data.load_to_model(load_graph(bundle, entry.targets["ort"].path))
+
+
+def _probes(
+    traced: ir.Model, lowered: ir.Model, inputs: Arrays
+) -> tuple[ir.Model, dict[str, Array]]:
+    """`lowered` with every value that both graphs have, and what these should be."""
+    shared = _shared(traced, lowered)
+    return _exposed(lowered, shared), evaluate.run(_exposed(traced, shared), inputs)
 
 
 def _shared(traced: ir.Model, lowered: ir.Model) -> list[str]:
@@ -138,20 +162,23 @@ def _last_part(
 ) -> dict[str, Array]:
     """Every output of the last call when the tokens are given in the parts of `split`."""
     session = evaluate.session(model)
-    names = [entry.name for entry in session.get_outputs()]
+    names = [output.name for output in session.get_outputs()]
+    takes = {given.name for given in session.get_inputs()}
     timed = {str(v.name): (dims(v) or ()).index(TIME) for v in model.graph.inputs
              if TIME in (dims(v) or ()) and v.name in inputs}  # fmt: skip
-    states: dict[str, Array] = dict(stepping.first_states(entry.states, 1, sum(split)))
+    changing = [spec for spec in entry.states if spec.layout is not Layout.PREPARED]
+    states: dict[str, Array] = dict(stepping.first_states(changing, 1, sum(split)))
     done, results = 0, {}
     for part in split:
         feeds = {
             name: array.take(range(done, done + part), timed[name]) if name in timed else array
             for name, array in inputs.items()
+            if name in takes
         }
         if entry.past_length:
             feeds[PAST_LENGTH] = np.array([done], np.int64)
         results = dict(zip(names, session.run(names, {**feeds, **states}), strict=True))
-        states = {spec.input: results[spec.output] for spec in entry.states}
+        states = {spec.input: results[spec.output] for spec in changing}
         done += part
     return results
 

@@ -11,7 +11,7 @@ from intaglio.exporter.sources.source import Source
 from intaglio.runtime.compare import Comparison, Deviation
 from intaglio.runtime.graph_entry import TensorSpec
 from intaglio.runtime.session import Session
-from intaglio.state import TIME, StateSpec
+from intaglio.state import TIME, Layout, StateSpec
 
 from .parity import KL as DIVERGENCE
 from .parity import OUTPUT, STATE, Row
@@ -36,6 +36,15 @@ def time_axes(source: Source) -> dict[str, int]:
     }
 
 
+def start_over(session: Session, inputs: Arrays) -> Arrays:
+    """Bring a session to the start of a sequence, on the conditions among `inputs`; the others."""
+    session.state.reset()
+    given = {spec.name: inputs[spec.name] for spec in session.entry.conditions}
+    if given:
+        session.condition(given)
+    return {name: array for name, array in inputs.items() if name not in given}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Follower:
     """A session on given inputs, beside what the source makes of them."""
@@ -50,7 +59,8 @@ class Follower:
     def compare(self, splits: Sequence[Sequence[int]]) -> tuple[list[Row], tuple[str, ...]]:
         """Rows of every output and state for each split, and the states unknown to the source."""
         manifest = self.session.entry
-        specs = {spec.input: spec for spec in manifest.states}
+        changing = [spec for spec in manifest.states if spec.layout is not Layout.PREPARED]
+        specs = {spec.input: spec for spec in changing}
         unknown = [name for name, spec in specs.items() if self.wanted.state(spec, 1) is None]
         rows: list[Row] = []
         first: Arrays = {}
@@ -124,14 +134,14 @@ class Follower:
         return found
 
     def _steps(self, split: Sequence[int]) -> Iterator[tuple[int, int, Arrays]]:
-        self.session.state.reset()
+        inputs = start_over(self.session, self.inputs)
         ends = [sum(split[:i]) for i in range(len(split) + 1)]
         for begin, end in pairwise(ends):
             if self.progress is not None:
                 self.progress(f"tokens in parts of {words_of(split)}", begin / ends[-1])
             part = {
                 name: value.take(range(begin, end), self.axes[name]) if name in self.axes else value
-                for name, value in self.inputs.items()
+                for name, value in inputs.items()
             }
             yield begin, end, self.session.step(part)
 

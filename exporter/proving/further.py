@@ -22,7 +22,7 @@ from intaglio.runtime.graph_entry import GraphEntry
 from intaglio.state import BATCH, TIME, Layout
 
 from .coverage import Coverage
-from .follow import LIMIT, Array, Arrays, Follower
+from .follow import LIMIT, Array, Arrays, Follower, start_over
 from .parity import OUTPUT, Row
 from .reference import Reference
 from .source_numbers import SourceNumbers
@@ -76,7 +76,7 @@ class Further:
             beyond=tuple(n for n in self._numbers() if n + 1 > tokens and self._allows(n + 1)),
             drawn={
                 spec.name: (len(seen[spec.name]), spec.below)
-                for spec in manifest.inputs
+                for spec in (*manifest.inputs, *manifest.conditions)
                 if spec.below is not None and spec.name in seen
             },
             compared=_missing(self.numbers.values, seen, manifest),
@@ -149,12 +149,11 @@ class Further:
         drawn = self.source.random_inputs(count, tokens, 1)
         inputs = {name: value.numpy() for name, value in drawn.items()}
         session = self.run.session
-        session.state.reset()
-        together = session.step(inputs, lengths=lengths)
+        together = session.step(start_over(session, inputs), lengths=lengths)
         found = Comparison(LIMIT, self.run.limits)
         for row, length in enumerate(lengths):
-            session.state.reset()
-            alone = session.step({n: self._row(n, x, row, length) for n, x in inputs.items()})
+            own = {n: self._row(n, x, row, length) for n, x in inputs.items()}
+            alone = session.step(start_over(session, own))
             found.add(length, self._of_row(together, row, length), self._of_row(alone, 0, length))
         rows += self._rows(found, f"lengths {', '.join(map(str, lengths))}", "each row alone")
         return True
@@ -175,9 +174,8 @@ class Further:
         """Compare what follows on a saved state, before and after it is restored."""
         tokens = min(SHORT, self.limit or SHORT)
         drawn = self.source.random_inputs(self.rows or 1, tokens, 1)
-        first = {n: x.numpy() for n, x in drawn.items()}
         session, half = self.run.session, tokens // 2
-        session.state.reset()
+        first = start_over(session, {n: x.numpy() for n, x in drawn.items()})
         if half:
             session.step(self._part(first, 0, half))
         kept = session.state.save()
@@ -224,7 +222,7 @@ def _missing(
     compared: Mapping[str, frozenset[int]], seen: Mapping[str, set[int]], manifest: GraphEntry
 ) -> dict[str, tuple[int, ...]]:
     """What inputs are compared with and could hold, and did not."""
-    below = {spec.name: spec.below for spec in manifest.inputs}
+    below = {spec.name: spec.below for spec in (*manifest.inputs, *manifest.conditions)}
     found = {
         name: tuple(sorted(n for n in numbers if 0 <= n < (below.get(name) or math.inf)))
         for name, numbers in compared.items()

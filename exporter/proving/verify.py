@@ -285,6 +285,7 @@ def named_by(manifest: Manifest) -> tuple[str | None, Mapping[str, Any] | None]:
 
 def _require_same(entry: GraphEntry, what: str, names: Mapping[str, Any]) -> None:
     own = [spec.name for spec in getattr(entry, what)]
+    own += [spec.name for spec in entry.conditions if what == "inputs"]
     if set(own) != set(names):
         raise BundleError(
             f"The bundle has the {what} {', '.join(own)}, the source {', '.join(names)}. "

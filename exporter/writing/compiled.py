@@ -9,6 +9,13 @@ import onnx_ir as ir
 from intaglio.passes import pipeline
 from intaglio.passes.base import Context
 from intaglio.passes.low_bit import PARTS
+from intaglio.runtime.graph_entry import MAIN
+
+
+
+def prepares(graph: str) -> str:
+    """The name of the graph that makes states of the conditions of another."""
+    return "prepare" if graph == MAIN else f"{graph}_prepare"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +23,8 @@ class Compiled:
     """A graph made from a source: the portable form and the one for each target.
 
     The weights of all of them are shared in a bundle.  `records` end with those of the lowering for
-    ONNX Runtime; `told` is what tracing had to say, `others` the further graphs of the source.
+    ONNX Runtime; `told` is what tracing had to say, `others` the further graphs of the source, and
+    `prepare` what hoist split off.
     """
 
     portable: ir.Model
@@ -26,6 +34,17 @@ class Compiled:
     records: Sequence[pipeline.PassRecord]
     told: tuple[str, ...]
     others: Mapping[str, "Compiled"] = field(default_factory=dict)
+    prepare: "Compiled | None" = None
+
+    @property
+    def graphs(self) -> "dict[str, Compiled]":
+        """All graphs by their names in a bundle, those that prepare others among them."""
+        found = {}
+        for name, each in {MAIN: self, **self.others}.items():
+            found[name] = each
+            if each.prepare is not None:
+                found[prepares(name)] = each.prepare
+        return found
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -40,7 +59,7 @@ def weigh(compiled: Compiled) -> int:
 
     One that is made of others counts only where they are not all there.
     """
-    graphs = [g for c in (compiled, *compiled.others.values()) for g in (c.portable, c.ort, c.trt)]
+    graphs = [form for c in compiled.graphs.values() for form in (c.portable, c.ort, c.trt)]
     models = [model for model in graphs if model is not None]
     values = {name: v for model in models for name, v in model.graph.initializers.items()}
     tensors = {

@@ -15,7 +15,7 @@ from intaglio.runtime.manifest import Manifest
 from intaglio.runtime.trt.engine_build import GRAPH, TARGET
 from intaglio.state import PAST_LENGTH
 
-from .compiled import Compiled
+from .compiled import Compiled, prepares
 from .graph_files import place
 
 LOWERED = "ort/model.onnx"
@@ -42,16 +42,26 @@ def describe(
         },
         recipe=how.to_json(),
         text=text,
-        graphs={
-            MAIN: _entry(source, compiled, how, data, MAIN),
-            **{
-                name: _entry(source.others[name], other, how, data, name)
-                for name, other in compiled.others.items()
-            },
-        },
+        graphs=_graphs(source, compiled, how, data),
         files={},
         versions={name: version(name) for name in DISTRIBUTIONS},
     )
+
+
+def _graphs(
+    source: Source, compiled: Compiled, how: Recipe, data: Mapping[str, tuple[str, ...]]
+) -> dict[str, GraphEntry]:
+    """The entries of all graphs, those that prepare others among them."""
+    found: dict[str, GraphEntry] = {}
+    for name, each in {MAIN: compiled, **compiled.others}.items():
+        own = source if name == MAIN else source.others[name]
+        found[name] = _entry(own, each, how, data, name)
+        if each.prepare is not None:
+            other = prepares(name)
+            found[other] = replace(_entry(own, each.prepare, how, data, other), whole=True)
+            given = found[other].inputs
+            found[name] = replace(found[name], conditions=given, prepare=other)
+    return found
 
 
 def _entry(

@@ -45,7 +45,8 @@ class Hoist(Exact):
         """
         graph = model.graph
         origins = Origins(graph, {spec.input for spec in context.states})
-        if not origins.conditions:
+        timed = any(TIME in (dims(value) or ()) for value in graph.inputs)
+        if not origins.conditions or not timed:
             return PassResult(changed=False)
         stepped = [v for v in graph.inputs if origins.of(v) is Origin.STEP]
         cut = frontier(graph, origins, {dim for v in stepped for dim in dims(v) or ()})
