@@ -6,8 +6,9 @@ and keeps the tensors; parameters and submodules stay as they are, under their o
 library's own step is kept as `step_with_cache`, for those who compare with it.
 """
 
+import contextlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -25,7 +26,8 @@ def plain_forward(module: nn.Module, inputs: Sequence[str]) -> None:
     fixed = {name: value for name, value in FIXED.items() if free or name in takes}
 
     def forward(self: nn.Module, **given: Tensor) -> dict[str, Tensor]:
-        outputs = kind.forward(self, **given, **fixed)
+        with _one_sequence_a_row():
+            outputs = kind.forward(self, **given, **fixed)
         return {
             name: x
             for name, x in outputs.items()
@@ -50,3 +52,23 @@ def plain_forward(module: nn.Module, inputs: Sequence[str]) -> None:
     if cache is not None:
         body["step_with_cache"] = step_with_cache
     module.__class__ = type(kind.__name__, (kind,), body)
+
+
+@contextlib.contextmanager
+def _one_sequence_a_row() -> Iterator[None]:
+    """Let the library not look for sequences that were packed into one row.
+
+    It finds them where positions jump.  Ours follow each other, since none are given, which it sees
+    when it runs but not when it is traced; the search would then be part of every mask.
+    """
+    from transformers import masking_utils
+
+    name = "find_packed_sequence_indices"
+    search = getattr(masking_utils, name, None)
+    if search is not None:
+        setattr(masking_utils, name, lambda _positions: None)
+    try:
+        yield
+    finally:
+        if search is not None:
+            setattr(masking_utils, name, search)
