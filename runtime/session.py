@@ -12,12 +12,11 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from intaglio.errors import BundleError, InputError, StateError
+from intaglio.errors import InputError, StateError
 from intaglio.runtime.arrays import Array
 from intaglio.runtime.backend import Backend
 from intaglio.runtime.bundle import Bundle, BundleGraph
 from intaglio.runtime.carried_states import Settings
-from intaglio.runtime.conditions import Preparer
 from intaglio.runtime.engines import AUTO, ORT, choose_target, open_backend, open_preparer
 from intaglio.runtime.graph_entry import MAIN, GraphEntry
 from intaglio.runtime.manifest import Manifest
@@ -87,8 +86,7 @@ class Session:
         chosen = opened.graph(graph)
         target = choose_target(chosen, target)
         backend = open_backend(chosen, target, threads)
-        preparer = open_preparer(chosen, threads)
-        return cls.over(chosen, target, backend, capacity=capacity, grow=grow, preparer=preparer)
+        return cls.over(chosen, target, backend, capacity=capacity, grow=grow, threads=threads)
 
     @classmethod
     def over(
@@ -99,17 +97,11 @@ class Session:
         *,
         capacity: int | None = None,
         grow: bool = True,
-        preparer: Preparer | None = None,
+        threads: int | None = None,
     ) -> Self:
-        """A session of an engine that is open, and what prepares its states; see `load`."""
+        """A session of an engine that is open; see `load`."""
         if capacity is not None and capacity < 1:
             raise InputError(f"capacity is {capacity}, should be at least 1.")
-        if graph.entry.prepare is not None:
-            names = ", ".join(spec.name for spec in graph.entry.conditions)
-            raise BundleError(
-                f"{graph} takes conditions ({names}), which this intaglio cannot give it. Export "
-                "it again, or install a later one."
-            )
         limits = graph.entry.limits
         fixed = backend.capacity
         settings = Settings(
@@ -120,6 +112,7 @@ class Session:
             grow=grow and fixed is None,
             relief=LOAD_LARGER if fixed is None else EXPORT_LARGER,
         )
+        preparer = open_preparer(graph, threads)
         state = State(settings, _fingerprint(graph, target), limits.batch, preparer)
         return cls(graph, target, backend, state)
 

@@ -43,8 +43,8 @@ CHANCE = frozenset(
     "Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike".split()
 )
 SEQUENCES = frozenset(
-    "SequenceConstruct SequenceEmpty SequenceErase SequenceInsert SequenceMap SplitToSequence".split()
-)
+    f"Sequence{what}" for what in ("Construct", "Empty", "Erase", "Insert", "Map")
+) | {"SplitToSequence"}
 """Operators whose results are sequences of tensors, which have no shape."""
 TRANSLATIONS = {op.torch_op: op.translation for op in OPS if op.translation is not None}
 

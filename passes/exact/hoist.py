@@ -12,7 +12,7 @@ keeps in the step because it is cheap and its result is larger than what it is m
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from os.path import commonprefix
+from itertools import takewhile
 
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -190,4 +190,5 @@ def _users(value: ir.Value, origins: Origins) -> list[tuple[ir.Node, int]]:
 
 def _common(paths: Sequence[str]) -> str:
     """The path of the module that holds all of `paths`."""
-    return ".".join(commonprefix([path.split(".") for path in paths]))
+    levels = zip(*(path.split(".") for path in paths), strict=False)
+    return ".".join(names[0] for names in takewhile(lambda names: len(set(names)) == 1, levels))

@@ -223,7 +223,7 @@ def test_a_step_without_conditions_says_what_it_lacks(session: Session) -> None:
         session.step({"x": X[:2]})
 
 
-def test_a_size_that_no_mask_hides_is_not_padded(bundle: Path, tmp_path: Path) -> None:
+def test_a_size_that_no_mask_hides_is_not_padded(tmp_path: Path) -> None:
     """Without a mask, zeros would count."""
     unmasked = Bundle.open(write(tmp_path / "bundle"))
     plain = tuple(replace(s, default=None) for s in CONDITIONS)
@@ -264,7 +264,7 @@ def test_a_bundle_without_conditions_takes_none(bundle: Path) -> None:
         Session.load(bundle, graph="prepare").condition({"memory": MEMORY})
 
 
-def test_a_manifest_whose_graphs_do_not_fit_is_refused(bundle: Path, tmp_path: Path) -> None:
+def test_a_manifest_whose_graphs_do_not_fit_is_refused(tmp_path: Path) -> None:
     folder = write(tmp_path / "bundle")
     manifest = Bundle.open(folder).manifest
     wrong = replace(manifest.main, conditions=CONDITIONS[:2])
