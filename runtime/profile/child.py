@@ -23,9 +23,10 @@ from intaglio.runtime.graph_entry import MAIN, GraphEntry, TensorSpec
 from intaglio.runtime.op_trace import Tracer
 from intaglio.runtime.session import Session
 from intaglio.runtime.step_inputs import shape_of
-from intaglio.state import BATCH, TIME
+from intaglio.state import BATCH, TIME, Layout
 
 CHUNK = 512  # tokens consumed at once on the way to a context
+OWN = 32  # entries along an axis of a condition, as of a source
 
 Array = npt.NDArray[Any]
 _clock = time.perf_counter
@@ -72,20 +73,30 @@ class BundleRunner:
         """Get ready to measure calls of one kind.
 
         Args:
-            kind: "prefill", `tokens` at once in the initial state; or "step", one token after
-                `tokens` others.
+            kind: "prefill", `tokens` at once in the initial state; "step", one token after
+                `tokens` others; or "prepare", a graph that makes states of conditions.
             tokens: length of the prompt, or of the context.
             batch: rows.
             graph: what is called.
         """
         self._batch = batch
         self._session = self._sessions[graph]
-        if kind == "prefill":
-            self._take(inputs_for(self._session.entry, batch, tokens, tokens))
+        self._condition(batch)
+        entry = self._session.entry
+        if kind in ("prefill", "prepare"):
+            self._take(inputs_for(entry, batch, tokens, tokens))
             self._call = self._prefill(tokens)
         else:
             self._advance(tokens)
             self._call = self._step(tokens)
+
+    def _condition(self, batch: int) -> None:
+        """Give the session conditions for so many rows, where it takes some."""
+        session = self._session
+        if session.entry.prepare is not None and session.state.batch != batch:
+            prepare = session.bundle.graph(session.entry.prepare).entry
+            session.state.reset()
+            session.condition(inputs_for(prepare, batch, 1, 0))
 
     def run(self, seconds: float, iterations: int) -> list[float]:
         """Seconds of each call: at least `iterations` of them, and until `seconds` are over."""
@@ -102,7 +113,12 @@ class BundleRunner:
         return {
             "resident": machine.resident(),
             "peak": machine.peak(),
-            "states": sum(spec.nbytes(carried.batch, carried.longest) for spec in specs),
+            "states": sum(
+                spec.nbytes(carried.batch, carried.longest)
+                for spec in specs
+                if spec.layout is not Layout.PREPARED
+            )
+            + sum(buffer.nbytes for buffer in carried.prepared),
             "states_held": state.memory,
             "capacity": state.capacity,
         }
@@ -163,6 +179,7 @@ class BundleRunner:
 def inputs_for(entry: GraphEntry, batch: int, time: int, seed: int) -> dict[str, Array]:
     """Inputs of a step: random token ids, random floats, masks that let everything through.
 
+    What is given once for a sequence has `OWN` entries along each axis of its own.
     An input that may be left out has the value that it would then have.  Token ids stay below the
     bound that the manifest gives, or else below the size of the first output's last axis, the
     vocabulary of a language model; further integer inputs are 0.
@@ -199,7 +216,8 @@ def _inputs(
 
 def _shape(spec: TensorSpec, batch: int, time: int) -> tuple[int, ...]:
     try:
-        return shape_of(spec, {BATCH: batch, TIME: time})
+        own = dict.fromkeys((dim for dim in spec.shape if isinstance(dim, str)), OWN)
+        return shape_of(spec, {**({} if TIME in spec.shape else own), BATCH: batch, TIME: time})
     except KeyError as error:
         raise ProfileError(
             f"The input {spec.name!r} has the free dimension {error.args[0]!r}; only batch and "

@@ -122,6 +122,8 @@ def phases_of(graphs: Sequence[BundleGraph], settings: ProfileSettings) -> list[
             )
     ends = [end for graph in graphs if (end := _end(graph, settings)) is not None]
     end = min(ends, default=None)
+    if first.name in {entry.prepare for entry in first.bundle.manifest.graphs.values()}:
+        return [Phase("prepare", 1, first.name)]
     timed = any(TIME in spec.shape for spec in first.entry.inputs)
     stateful = all(graph.entry.states for graph in graphs)
     prompts = _within(settings.prompts, PROMPTS, end, "prompt") if timed else [1]
@@ -289,7 +291,11 @@ def _trace(
 
 def _ready(worker: Worker, phase: Phase, settings: ProfileSettings) -> None:
     worker.call(
-        "ready", kind=phase.kind, tokens=phase.tokens, batch=settings.batch, graph=phase.graph
+        "ready",
+        kind=phase.kind,
+        tokens=phase.tokens,
+        batch=settings.batch,
+        graph=phase.graph,
     )
 
 

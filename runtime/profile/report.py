@@ -21,6 +21,8 @@ BUSY = 0.5  # load average per core from which the machine is called busy
 class Phase:
     """One kind of call: "prefill" of `tokens`, or "step" of one token after `tokens` others.
 
+    "prepare" is what conditions cost, once for a sequence.
+
     `graph` is the graph of the bundle that is called.
     """
 
@@ -30,7 +32,11 @@ class Phase:
 
     def __str__(self) -> str:
         """As a row of a table is called."""
-        said = f"{self.kind} {self.tokens}" if self.kind == "prefill" else f"step at {self.tokens}"
+        said = {
+            "prefill": f"prefill {self.tokens}",
+            "step": f"step at {self.tokens}",
+            "prepare": "once for a sequence",
+        }[self.kind]
         return said if self.graph == MAIN else f"{self.graph}: {said}"
 
 

@@ -86,9 +86,18 @@ class StateSpec:
         return replace(self, dtype=dtype) if follows else self
 
     def sized(self, batch: int, tokens: int) -> tuple[int, ...]:
-        """The shape for `batch` rows, with room for `tokens` tokens where the state grows."""
+        """The shape for `batch` rows, with room for `tokens` tokens where the state grows.
+
+        A size that its conditions bring is 1.
+        """
         sizes = {BATCH: batch, CAPACITY: tokens, PAST: tokens}
-        return tuple(dim if isinstance(dim, int) else sizes[dim] for dim in self.shape)
+        return tuple(dim if isinstance(dim, int) else sizes.get(dim, 1) for dim in self.shape)
+
+    @property
+    def own_dims(self) -> tuple[str, ...]:
+        """The names of the sizes that conditions bring, as the length of a source."""
+        known = (BATCH, CAPACITY, PAST)
+        return tuple(dim for dim in self.shape if isinstance(dim, str) and dim not in known)
 
     def nbytes(self, batch: int, tokens: int) -> int:
         """Bytes that `batch` rows take, with `tokens` tokens in them where the state grows."""

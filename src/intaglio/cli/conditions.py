@@ -22,7 +22,8 @@ def read_conditions(texts: Sequence[str], specs: Sequence[TensorSpec]) -> dict[s
     A value is a number, or nested lists of numbers as in JSON; one row may leave its batch out.
 
     Raises:
-        OptionError: if a text is no NAME=VALUE, names no condition, or one twice.
+        OptionError: if a text is no NAME=VALUE, names no condition, or one twice; or if one is not
+            given that cannot be left out.
         InputError: if a file cannot be read, or a value does not fit.
     """
     known = {spec.name: spec for spec in specs}
@@ -38,6 +39,12 @@ def read_conditions(texts: Sequence[str], specs: Sequence[TensorSpec]) -> dict[s
             raise OptionError(f"--condition {name} is given twice.")
         is_file = value.endswith(".npz")
         found[name] = _of_file(name, value) if is_file else _of_text(known[name], value)
+    missing = [spec.name for spec in specs if spec.name not in found and spec.default is None]
+    if missing:
+        raise OptionError(
+            f"The bundle takes what holds for a whole sequence: {', '.join(known)}. Give it: "
+            f"--condition {missing[0]}=FILE.npz or --condition {missing[0]}=VALUE."
+        )
     return found
 
 

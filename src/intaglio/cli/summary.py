@@ -169,17 +169,20 @@ def _default(spec: TensorSpec) -> str:
 
 
 def _carried(states: Sequence[StateSpec]) -> str:
-    fixed, per_token = (
-        sum(spec.nbytes(1, 1) for spec in states if spec.grows is grows) for grows in (False, True)
-    )
-    parts = [amount(fixed)] if fixed or not per_token else []
-    parts += [f"{amount(per_token)} for each token of context"] if per_token else []
+    sums: dict[tuple[str, ...], int] = {(): 0}
+    for spec in states:
+        by = ("token of context",) if spec.grows else spec.own_dims
+        sums[by] = sums.get(by, 0) + spec.nbytes(1, 1)
+    fixed = sums.pop(())
+    parts = [amount(fixed)] if fixed or not sums else []
+    parts += [f"{amount(size)} for each {' and '.join(by)}" for by, size in sums.items()]
     return " and ".join(parts)
 
 
 def _state(spec: StateSpec, dtypes: Mapping[str, str]) -> list[str]:
     """A line of the table; `dtypes` are those that targets store the state in."""
-    size = amount(spec.nbytes(1, 1)) + (" a token" if spec.grows else "")
+    each = ("token",) if spec.grows else spec.own_dims
+    size = amount(spec.nbytes(1, 1)) + "".join(f" a {dim}" for dim in each)
     others = "".join(f", {name} {dtype}" for name, dtype in dtypes.items() if dtype != spec.dtype)
     return [
         *(spec.input, _shape(spec.shape), spec.dtype + others),

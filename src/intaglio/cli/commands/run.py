@@ -24,6 +24,12 @@ def run_(
     inputs: Annotated[
         Path | None, typer.Option(metavar="FILE.npz", help="Arrays to step through instead.")
     ] = None,
+    condition: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FILE.npz|VALUE", help="What holds for the whole sequence; repeatable."
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE.npz", help="Keep the outputs.")
     ] = None,
@@ -50,10 +56,13 @@ def run_(
     if out is not None and inputs is None:
         raise typer.BadParameter("--out keeps the outputs of --inputs")
     from intaglio.cli import stream
+    from intaglio.cli.conditions import read_conditions
     from intaglio.runtime import Session
     from intaglio.runtime.arrays import read_npz
 
     session = Session.load(bundle, target, graph=graph)
+    if session.entry.conditions or condition:
+        session.condition(read_conditions(condition or [], session.entry.conditions))
     if inputs is not None:
         outputs, latency = stream.step_arrays(session, read_npz(inputs), steps)
         if out is not None:
