@@ -54,6 +54,7 @@ class SourceOptions:
     axes: Axes = field(default_factory=dict)
     graphs: Mapping[str, Any] = field(default_factory=dict)
     states: States = field(default_factory=dict)
+    condition: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +119,11 @@ class LoadKeywords(TypedDict, total=False):
         'become, ``{"h": "h_out"}``.  Behind the output may stand what the state starts from, a '
         'number, a file ``.npz``, or a method of the module: ``"h_out:init_hidden"``.  Where none '
         'are named they are found by names and shapes; ``{"none": ""}`` has none.',
+    ]
+    condition: Annotated[
+        Sequence[str] | None,
+        "inputs without time, which hold for a whole sequence and are given once: an encoder's "
+        "input, a label, a picture.  Found by itself where `axes` give an input no time.",
     ]
     import_from: Annotated[
         Sequence[str | Path] | None,

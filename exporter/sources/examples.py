@@ -49,7 +49,8 @@ class InputSpec:
     def sample(self, batch: int, time: int, generator: torch.Generator) -> Tensor:
         """Draw a tensor of `batch` rows and `time` steps."""
         sizes = {BATCH: batch, TIME: time}
-        shape = [sizes[dim] if isinstance(dim, str) else dim for dim in self.shape]
+        own = 11 if time == 7 else 3 + time % 9  # never as many as there are tokens
+        shape = [sizes.get(dim, own) if isinstance(dim, str) else dim for dim in self.shape]
         if self.value is not None:
             return torch.full(shape, self.value, dtype=self.dtype)
         if self.dtype is torch.bool:
@@ -70,9 +71,15 @@ def sampler(specs: tuple[InputSpec, ...]) -> Sampler:
 
 
 def describe_inputs(
-    module: nn.Module, inputs: Inputs | None, axes: Axes | None, owner: str
+    module: nn.Module,
+    inputs: Inputs | None,
+    axes: Axes | None,
+    owner: str,
+    conditions: Sequence[str] = (),
 ) -> tuple[InputSpec, ...]:
     """Describe the inputs of `module`, from examples where there are any, else by guessing.
+
+    Those of `conditions` have no time: a batch, if they have as many rows as others, and sizes.
 
     Raises:
         SourceError: if an example cannot be read or does not fit, or nothing can be guessed.
@@ -81,8 +88,19 @@ def describe_inputs(
     if inputs is None:
         specs = guess_specs(module, owner)
     else:
-        specs = specs_from_examples(module, read_inputs(inputs), owner)
-    return name_axes(specs, axes or {})
+        specs = specs_from_examples(module, read_inputs(inputs), owner, conditions)
+    unknown = [name for name in conditions if name not in {spec.name for spec in specs}]
+    if unknown:
+        names = ", ".join(spec.name for spec in specs)
+        raise OptionError(f"--condition names {unknown[0]!r}; the inputs are: {names}.")
+    specs = name_axes(specs, axes or {})
+    for spec in specs:
+        if spec.name in conditions and TIME in spec.shape:
+            raise OptionError(
+                f"{spec.name!r} is a condition, which holds for a whole sequence, and --axes gives "
+                "it time. Leave one of them out."
+            )
+    return specs
 
 
 def read_inputs(inputs: Inputs) -> dict[str, Any]:
@@ -118,16 +136,21 @@ def name_axes(specs: Sequence[InputSpec], axes: Axes) -> tuple[InputSpec, ...]:
             raise OptionError(
                 f"--axes {name}:{words}: the input has {len(known[name].shape)} axes."
             )
-        if not set(names) <= {BATCH, TIME} or len(set(names)) < len(names):
-            raise OptionError(f"--axes {name}:{words}: free axes are called batch and time.")
+        own = set(names) - {BATCH, TIME}
+        stepped = any(TIME in axes.get(spec.name, spec.shape) for spec in specs)
+        if len(set(names)) < len(names) or (own and (TIME in names or not stepped)):
+            raise OptionError(
+                f"--axes {name}:{words}: free axes are called batch and time; others have names of "
+                "their own where the input has no time and another one has."
+            )
         known[name] = replace(known[name], shape=tuple(dims))
     return tuple(known.values())
 
 
 def specs_from_examples(
-    module: nn.Module, inputs: Mapping[str, Tensor], owner: str
+    module: nn.Module, inputs: Mapping[str, Tensor], owner: str, conditions: Sequence[str] = ()
 ) -> tuple[InputSpec, ...]:
-    """Describe the example inputs that a factory gave.
+    """Describe the example inputs that a factory gave; those of `conditions` have no time.
 
     Raises:
         SourceError: if a name is none of forward's, or a value is no tensor of at least one axis.
@@ -140,7 +163,14 @@ def specs_from_examples(
             f"{owner} gave the example inputs {', '.join(map(repr, inputs)) or '(none)'}; "
             f"forward takes {', '.join(map(repr, parameters))}."
         )
-    return tuple(spec_of(module, name, value, owner) for name, value in inputs.items())
+    specs = [spec_of(module, n, x, owner, condition=n in conditions) for n, x in inputs.items()]
+    rows = {inputs[spec.name].shape[0] for spec in specs if TIME in spec.shape}
+    return tuple(
+        replace(spec, shape=(BATCH, *spec.shape[1:]))
+        if spec.name in conditions and spec.shape[:1] in {(size,) for size in rows}
+        else spec
+        for spec in specs
+    )
 
 
 def guess_specs(module: nn.Module, owner: str) -> tuple[InputSpec, ...]:
@@ -167,18 +197,21 @@ def guess_specs(module: nn.Module, owner: str) -> tuple[InputSpec, ...]:
     return specs
 
 
-def spec_of(module: nn.Module, name: str, value: object, owner: str) -> InputSpec:
-    """Describe one input by its example.
+def spec_of(
+    module: nn.Module, name: str, value: object, owner: str, *, condition: bool = False
+) -> InputSpec:
+    """Describe one input by its example; a condition has the sizes of it.
 
     Raises:
-        SourceError: if that is no tensor of at least one axis.
+        SourceError: if that is no tensor, or, but for a condition, one without axes.
     """
-    if not isinstance(value, Tensor) or value.ndim == 0 or value.numel() == 0:
+    scalar = isinstance(value, Tensor) and value.ndim == 0 and not condition
+    if not isinstance(value, Tensor) or scalar or value.numel() == 0:
         raise SourceError(
             f"{owner} gave the example input {name!r} as {_describe(value)}; it should be a "
             "tensor of [batch, time, ...] or [batch]."
         )
-    shape = (BATCH, TIME, *value.shape[2:])[: value.ndim]
+    shape = tuple(value.shape) if condition else (BATCH, TIME, *value.shape[2:])[: value.ndim]
     if not value.dtype.is_floating_point and value.dtype is not torch.bool:
         known = _vocabulary(module) if name in TOKEN_NAMES else None
         return InputSpec(name, value.dtype, shape, high=known or int(value.max()) + 1)

@@ -62,18 +62,26 @@ def describe(
         SourceError: as `describe_inputs`, or if what it keeps has no value to start from.
         OptionError: if `options` name states or axes that are not there.
     """
-    if options.states is not None and NONE in options.states:
-        return Described(specs=describe_inputs(module, inputs, options.axes, owner))
+    plain = options.states is not None and NONE in options.states
+    if plain or (options.condition and not options.states):
+        return Described(specs=_plainly(module, inputs, options, owner))
     arguments = _arguments(module, inputs, owner)
     trial = _try(module, arguments)
     if trial is None:
         _refuse_unknown(options, owner)
-        return Described(specs=describe_inputs(module, inputs, options.axes, owner))
+        return Described(specs=_plainly(module, inputs, options, owner))
     form, outputs, aliases = trial
     pairs = _pairs(options.states or {}, form, outputs, aliases, owner)
     if not pairs and not form.changes:
-        return Described(specs=describe_inputs(module, inputs, options.axes, owner))
+        return Described(specs=_plainly(module, inputs, options, owner))
     return _described(module, form, outputs, pairs, options, owner)
+
+
+def _plainly(
+    module: nn.Module, inputs: Inputs | None, options: LoadOptions, owner: str
+) -> tuple[InputSpec, ...]:
+    """What a module takes that carries no states."""
+    return describe_inputs(module, inputs, options.axes, owner, options.condition)
 
 
 def _arguments(module: nn.Module, inputs: Inputs | None, owner: str) -> dict[str, Any]:

@@ -45,6 +45,10 @@ class LoadFlags(TypedDict):
             "method that it starts from; repeatable. none: there is none.",
         ),
     ]
+    condition: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="An input given once for a sequence; repeatable."),
+    ]
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Run code that the source or --pass FILE.py names.")
     ]
