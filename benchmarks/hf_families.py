@@ -30,7 +30,7 @@ from intaglio.exporter.writing.describe import LOWERED
 from intaglio.passes.graph import load_graph
 from intaglio.quiet import quiet
 from intaglio.runtime import Session
-from intaglio.runtime.generation import generate
+from intaglio.runtime.generation import generate, generate_rows
 
 LIBRARY: Any = transformers  # partly without types
 VOCABULARY, LIMIT, WIDER = 128, 1e-4, 4.0
@@ -61,6 +61,11 @@ GPT2 = {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_po
         "bos_token_id": None, "eos_token_id": None}  # fmt: skip
 BERT = {**BASE, "max_position_embeddings": 300}
 LAYERS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 6}
+PAIR = {"vocab_size": VOCABULARY, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2,
+        "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4, "max_position_embeddings": 512, "pad_token_id": 0,
+        "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1,
+        "forced_eos_token_id": None}  # fmt: skip
 MAMBA = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8,
          "bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}  # fmt: skip
 DELTA = {"linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2,
@@ -122,7 +127,16 @@ FAMILIES = (
             "num_heads": 4}),
     Family("T5", "T5ForConditionalGeneration", "T5Config",
            {"vocab_size": VOCABULARY, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2,
-            "num_heads": 4}),
+            "num_heads": 4, "decoder_start_token_id": 0}),
+    Family("BART", "BartForConditionalGeneration", "BartConfig", PAIR),
+    Family("mBART", "MBartForConditionalGeneration", "MBartConfig", PAIR),
+    Family("Marian", "MarianMTModel", "MarianConfig", PAIR),
+    Family("Pegasus", "PegasusForConditionalGeneration", "PegasusConfig", PAIR),
+    Family("Blenderbot", "BlenderbotForConditionalGeneration", "BlenderbotConfig", PAIR),
+    Family("M2M-100", "M2M100ForConditionalGeneration", "M2M100Config", PAIR),
+    Family("Whisper", "WhisperForConditionalGeneration", "WhisperConfig",
+           {**PAIR, "max_source_positions": 20, "max_target_positions": 512, "num_mel_bins": 8,
+            "suppress_tokens": None, "begin_suppress_tokens": None}),
     Family("Phi", "PhiForCausalLM", "PhiConfig", SHARED),
     Family("Phi-3", "Phi3ForCausalLM", "Phi3Config", SHARED),
     Family("Qwen2", "Qwen2ForCausalLM", "Qwen2Config", SHARED),
@@ -190,6 +204,9 @@ def _rows(family: Family, folder: Path, time_steps: int, generated: int) -> Iter
     yield _row(family, "export", time.perf_counter() - start, "s", note=_states(report.manifest))
     yield _row(family, "nodes left unfused", *_unfused(folder / "bundle"))
     session = Session.load(folder / "bundle", threads=1)
+    if session.entry.conditions:
+        yield from _pair(family, judge, session, time_steps, generated)
+        return
     ids = np.random.default_rng(0).integers(2, VOCABULARY, (2, time_steps))
     wanted = _forward(judge, ids)
     if report.manifest.main.whole:
@@ -200,6 +217,42 @@ def _rows(family: Family, folder: Path, time_steps: int, generated: int) -> Iter
         yield _error(family, "stepped in parts", _stepped(session, ids, parts), wanted)
         yield _generation(family, judge, session, ids[:1, :8], generated)
     yield _unequal(family, judge, session, ids[0])
+
+
+def _pair(
+    family: Family, judge: Any, session: Session, time_steps: int, generated: int
+) -> Iterator[Row]:
+    """Encoder and decoder: rows with sources of unequal lengths, against the library's own."""
+    random = np.random.default_rng(0)
+    rows, longest = len(LENGTHS), max(LENGTHS)
+    given: dict[str, Array] = {}
+    for spec in session.entry.conditions:
+        sizes = [d if isinstance(d, int) else {"batch": rows}.get(d, longest) for d in spec.shape]
+        if spec.name == "attention_mask":
+            lengths = np.array(LENGTHS)[:, None]
+            given[spec.name] = (np.arange(longest) < lengths).astype(np.int64)
+        elif spec.name == "input_ids":
+            given[spec.name] = random.integers(3, VOCABULARY, sizes)
+        else:
+            given[spec.name] = random.standard_normal(sizes).astype(np.float32)
+    tensors = {name: torch.from_numpy(array) for name, array in given.items()}
+    ids = random.integers(3, VOCABULARY, (rows, time_steps))
+    judge.generation_config.eos_token_id = None
+    with quiet(), torch.no_grad():
+        wanted = judge(**tensors, decoder_input_ids=torch.from_numpy(ids)).logits.numpy()
+        tokens = judge.generate(**tensors, max_new_tokens=generated, do_sample=False, num_beams=1)
+    session.condition(given)
+    for what, parts in (("one by one", [1] * time_steps), ("in parts", [5, time_steps - 6, 1])):
+        name = f"stepped {what}, unequal sources"
+        yield _error(family, name, _stepped(session, ids, parts, "decoder_input_ids"), wanted)
+    session.state.reset()
+    start = judge.config.decoder_start_token_id
+    found = [
+        row.tokens for row in generate_rows(session, [[start]] * rows, max_new_tokens=generated)
+    ]
+    same = int((np.stack(found, 1) == tokens[:, -generated:].numpy()).sum())
+    total = rows * generated
+    yield _row(family, "greedy tokens", same, "tokens", str(total), holds=same == total)
 
 
 def save(family: Family, path: Path) -> Any:
@@ -254,10 +307,10 @@ def _forward(judge: Any, ids: Array) -> Array:
         return found
 
 
-def _stepped(session: Session, ids: Array, parts: list[int]) -> Array:
+def _stepped(session: Session, ids: Array, parts: list[int], takes: str = "input_ids") -> Array:
     session.state.reset()
     name, ends = session.manifest.main.outputs[0].name, np.cumsum([0, *parts])
-    found = [session.step({"input_ids": ids[:, a:b]})[name] for a, b in zip(ends, ends[1:])]  # noqa: B905, RUF007
+    found = [session.step({takes: ids[:, a:b]})[name] for a, b in zip(ends, ends[1:])]  # noqa: B905, RUF007
     return np.concatenate(found, axis=1)
 
 

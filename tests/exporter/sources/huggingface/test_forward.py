@@ -38,7 +38,8 @@ def test_a_step_is_measured_with_the_librarys_own_cache(
     step = kind.step_with_cache  # type: ignore[attr-defined]
 
     def count(self: Any, past: Any, input_ids: torch.Tensor) -> Any:
-        seen.append((0 if past is None else past.get_seq_length(), input_ids.shape[1]))
+        kept = 0 if past is None else past["past_key_values"].get_seq_length()
+        seen.append((kept, input_ids.shape[1]))
         return step(self, past, input_ids=input_ids)
 
     monkeypatch.setattr(kind, "step_with_cache", count)

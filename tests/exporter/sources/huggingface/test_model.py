@@ -114,7 +114,6 @@ def test_weights_that_do_not_fit_are_refused(directory: Path, change: Change, me
     [
         ({"model_type": "sundial"}, r"model_type 'sundial', which transformers \d+\.\d"),
         ({"architectures": ["LlamaForSundials"]}, r"architecture 'LlamaForSundials'"),
-        ({"is_encoder_decoder": True}, "is an encoder-decoder"),
         ({"quantization_config": {"quant_method": "quanto"}}, "quantized by 'quanto'"),
         ({"num_attention_heads": 5}, "LlamaForCausalLM cannot be built|is refused"),
     ],

@@ -17,7 +17,7 @@ from intaglio.errors import OptionError, PassError, SourceError
 from intaglio.exporter.options.loading import LoadOptions
 from intaglio.exporter.sources.load import load_source
 from intaglio.runtime import Session
-from intaglio.runtime.generation import generate
+from intaglio.runtime.generation import generate, generate_rows
 from intaglio.state import Layout
 
 VOCABULARY, TIME = 96, 24
@@ -59,6 +59,23 @@ ENCODERS = {
         transformers.DistilBertConfig(**DISTIL)
     ),
 }
+BART: dict[str, Any] = {
+    "vocab_size": VOCABULARY, "d_model": 32, "encoder_layers": 1, "decoder_layers": 2,
+    "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "encoder_attention_heads": 2,
+    "decoder_attention_heads": 4, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "decoder_start_token_id": 1, "forced_eos_token_id": None, "init_std": 0.3,
+}  # fmt: skip
+ENCODER_DECODERS = {
+    "bart": transformers.BartForConditionalGeneration(
+        transformers.BartConfig(**BART, max_position_embeddings=64)
+    ),
+    "whisper": transformers.WhisperForConditionalGeneration(
+        transformers.WhisperConfig(
+            **BART, max_source_positions=10, max_target_positions=64, num_mel_bins=8,
+            suppress_tokens=None, begin_suppress_tokens=None,
+        )
+    ),
+}  # fmt: skip
 
 
 def save(module: transformers.PreTrainedModel, path: Path) -> Any:
@@ -126,6 +143,36 @@ def test_an_encoder_takes_whole_sequences(family: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(ragged[row][:end], masked[row][:end], atol=1e-5)
     with pytest.raises(intaglio.errors.InputError, match="takes whole sequences"):
         generate(session, [1], max_new_tokens=1)
+
+
+@pytest.mark.parametrize("family", ENCODER_DECODERS)
+def test_an_encoder_decoder_decodes_as_the_library_does(family: str, tmp_path: Path) -> None:
+    """What its encoder takes is given once, rows of unequal length padded; greedy generation."""
+    judge = save(ENCODER_DECODERS[family], tmp_path / "source")
+    report = intaglio.export(tmp_path / "source", tmp_path / "bundle", steps=8)
+    session = Session.load(tmp_path / "bundle", threads=1)
+    given: dict[str, Any] = {"input_features": np.random.default_rng(0).random((3, 8, 20), "f")}
+    if family == "bart":
+        ids, lengths = tokens(3, 12), np.array([12, 5, 1])
+        given = {"input_ids": ids, "attention_mask": (np.arange(12) < lengths[:, None]).astype(int)}
+    judge.generation_config.eos_token_id = None
+    with torch.no_grad():
+        wanted = judge.generate(
+            **{name: torch.from_numpy(x) for name, x in given.items()}, max_new_tokens=12,
+            do_sample=False, num_beams=1,
+        )  # fmt: skip
+    session.condition(given)
+    rows = list(generate_rows(session, [[1]] * 3, max_new_tokens=12))
+
+    assert np.stack([row.tokens for row in rows], 1).tolist() == wanted[:, -12:].tolist()
+    assert len(set(wanted[0, 1:].tolist())) > 1
+    states = [spec for spec in report.manifest.main.states if spec.layout is Layout.PREPARED]
+    assert {spec.module for spec in states} >= {
+        f"model.decoder.layers.{layer}.encoder_attn" for layer in (0, 1)
+    }
+    step, prepare = (report.manifest.graphs[name] for name in ("main", "prepare"))
+    assert [spec.name for spec in prepare.inputs] == list(given)
+    assert [spec.name for spec in step.inputs] == ["decoder_input_ids"]
 
 
 @pytest.fixture(scope="module")
