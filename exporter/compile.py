@@ -16,10 +16,11 @@ from intaglio.exporter.options.served_shapes import Shapes
 from intaglio.exporter.sources.calibration_data import Arrays, read_calibration
 from intaglio.exporter.sources.source import Source
 from intaglio.exporter.tracing.trace import Traced, trace
-from intaglio.exporter.writing.compiled import Compiled
+from intaglio.exporter.writing.compiled import Compiled, prepares
 from intaglio.passes import pipeline
 from intaglio.passes.base import Context, Pass
 from intaglio.passes.lower.ort_low_bit import Accuracy
+from intaglio.runtime.graph_entry import MAIN
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,14 @@ def compile_all(
         _require_plain(how, teacher)
     compiled = compile_source(source, extra, how, clock, teacher)
     others = {n: compile_source(each, extra, how, clock) for n, each in source.others.items()}
+    made = {MAIN: compiled, **others}
+    taken = [prepares(n) for n, each in made.items() if each.prepare is not None]
+    for name in taken:
+        if name in made:
+            raise OptionError(
+                f"The name of the graph {name!r} is needed for what prepares another one, whose "
+                "inputs have no time. Call it otherwise."
+            )
     return replace(compiled, others=others)
 
 

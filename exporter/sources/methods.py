@@ -58,7 +58,8 @@ def _graph(
     given = graph.inputs if graph.inputs is not None else own or None
     axes = {key: dims for key, dims in options.axes.items() if key in takes} | dict(graph.axes)
     owner = f"The method {graph.method!r} of the graph {name!r}"
-    specs = describe_inputs(module, given, axes, owner)
+    conditions = [key for key in options.condition if key in takes]
+    specs = describe_inputs(module, given, axes, owner, conditions)
     return replace(
         source,
         body=module,

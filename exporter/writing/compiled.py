@@ -12,7 +12,6 @@ from intaglio.passes.low_bit import PARTS
 from intaglio.runtime.graph_entry import MAIN
 
 
-
 def prepares(graph: str) -> str:
     """The name of the graph that makes states of the conditions of another."""
     return "prepare" if graph == MAIN else f"{graph}_prepare"
