@@ -66,14 +66,18 @@ def _check_frontier(timing: Timing) -> None:
 
 def _limit_by_table(model: ir.Model, node: ir.Node, timing: Timing, context: Context) -> None:
     """A table looked up by position ends the context where its rows end."""
-    if node.op_type != "Gather" or node.domain or not _positional(timing, node.inputs[1]):
+    if node.op_type not in ("Gather", "GatherND") or node.domain:
         return
-    table, index = node.inputs[0], node.inputs[1]
+    table, index = node.inputs[:2]
+    if index is None or timing.of(table) is not None or not isinstance(timing.of(index), Along):
+        return
+    found = evaluate.part(model, [index])
+    if not _of_sizes_alone(found):  # looked up by data
+        return
     axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
     rows = (dims(table) or (0,))[axis] if table is not None else 0
-    if not isinstance(rows, int) or index is None:
+    if not isinstance(rows, int):
         raise refuse(node, "looks positions up in a table of unknown length.")
-    found = evaluate.part(model, [index])
     feeds = {
         str(v.name): np.zeros(
             [d if isinstance(d, int) else rows + PROBE if str(d.value) == TIME else 1
@@ -83,9 +87,19 @@ def _limit_by_table(model: ir.Model, node: ir.Node, timing: Timing, context: Con
         for v in found.graph.inputs
     }  # fmt: skip
     values = np.moveaxis(next(iter(evaluate.run(found, feeds).values())), _axis(timing, index), 0)
-    outside = (values.reshape(len(values), -1) >= rows).any(axis=1)
+    values = values.reshape(len(values), -1)
+    if node.op_type == "GatherND":  # the first of each group of places
+        values = values[:, :: int((dims(index) or (1,))[-1])]
+    outside = (values >= rows).any(axis=1)
     if outside.any():
         context.limit_context(int(outside.argmax()))
+
+
+def _of_sizes_alone(part: ir.Model) -> bool:
+    """Whether a part of a graph takes nothing of its inputs but how large they are."""
+    takes = [(v, node) for v in part.graph.inputs for node, _ in v.uses()]
+    direct = any(value in part.graph.inputs for value in part.graph.outputs)
+    return not direct and all(node.op_type == "Shape" for _, node in takes)
 
 
 def _axis(timing: Timing, value: ir.Value) -> int:
