@@ -19,7 +19,7 @@ from .graph import constant, dims
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
 
-OWN = 6
+SIZE = 6
 """Taken for each free size that is neither batch nor time."""
 
 
@@ -42,7 +42,7 @@ def random_inputs(
     for value in model.graph.inputs:
         if value.name in carried or value.name is None:
             continue
-        shape = [dim if isinstance(dim, int) else sizes.get(dim, OWN) for dim in dims(value) or ()]
+        shape = [dim if isinstance(dim, int) else sizes.get(dim, SIZE) for dim in dims(value) or ()]
         dtype = (value.dtype or ir.DataType.FLOAT).numpy()
         if value.name in (defaults or {}):
             feeds[value.name] = np.full(shape, (defaults or {})[value.name], dtype)

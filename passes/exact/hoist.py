@@ -23,7 +23,7 @@ from intaglio.passes.analysis.origin import Origin, Origins, sizes
 from intaglio.passes.base import Context, Exact, PassResult
 from intaglio.passes.graph import Dim, Emitter, describe, dims, module_of, replace_uses, taken
 from intaglio.passes.own_ops import define
-from intaglio.state import Layout, StateSpec
+from intaglio.state import TIME, Layout, StateSpec
 
 from ._frontier import frontier, keeps_rows
 

@@ -32,7 +32,9 @@ def in_memory(module: nn.Module, options: LoadOptions) -> Source:
     Raises:
         SourceError: if its inputs are not known, or a weight is not finite.
     """
-    options.take("a module that holds its weights", "inputs", "axes", "condition", "graphs", "states")
+    options.take(
+        "a module that holds its weights", "inputs", "axes", "condition", "graphs", "states"
+    )
     name = type(_unwrapped(module)).__name__
     return _source(
         copied(module),

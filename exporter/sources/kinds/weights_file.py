@@ -52,7 +52,17 @@ def load(path: Path, options: LoadOptions) -> Source:
     values = read_config(options.config if options.config is not None else checkpoint.config)
     given: Inputs | None = None
     if ":" in wanted:
-        taken = ("model", "config", "key", "import_from", "inputs", "axes", "condition", "graphs", "states")
+        taken = (
+            "model",
+            "config",
+            "key",
+            "import_from",
+            "inputs",
+            "axes",
+            "condition",
+            "graphs",
+            "states",
+        )
         options.take(f"the model of the factory {wanted!r}", *taken)
         module, given = build_from_factory(wanted, values, [Path(p) for p in options.import_from])
         given = given if options.inputs is None else options.inputs
