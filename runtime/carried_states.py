@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from intaglio.errors import StateError
 from intaglio.runtime.arrays import Array
-from intaglio.runtime.conditions import Conditions
+from intaglio.runtime.prepared_conditions import Conditions
 from intaglio.runtime.state_memory import StateBuffer, StateMemory
 from intaglio.state import Layout, StateSpec
 
@@ -167,7 +167,7 @@ class CarriedStates:
         """
         if not past_length.size or past_length.min() == past_length.max():
             return
-        specs = self.settings.specs
+        specs = self.settings.changing
         if any(spec.layout is Layout.GROW for spec in specs):
             raise StateError(
                 f"{what} would leave rows of unequal length, which a KV cache of the layout 'grow' "

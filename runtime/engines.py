@@ -6,8 +6,8 @@ Each library is imported where it is used: neither needs the other to be install
 from intaglio.errors import BundleError
 from intaglio.runtime.backend import Backend
 from intaglio.runtime.bundle import BundleGraph
-from intaglio.runtime.conditions import Preparer
 from intaglio.runtime.op_trace import Tracer
+from intaglio.runtime.prepared_conditions import Preparer
 
 AUTO = "auto"
 ORT = "ort"

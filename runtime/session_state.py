@@ -14,7 +14,7 @@ import numpy.typing as npt
 from intaglio.errors import InputError, StateError
 from intaglio.runtime.arrays import Array, read_npz
 from intaglio.runtime.carried_states import CarriedStates, Rows, Settings
-from intaglio.runtime.conditions import Preparer
+from intaglio.runtime.prepared_conditions import Preparer
 from intaglio.runtime.step_inputs import list_of
 from intaglio.state import BATCH
 

@@ -2,7 +2,6 @@
 
 import onnx_ir as ir
 import pytest
-import torch
 from conditions import VOCABULARY, hoisted
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -92,24 +91,6 @@ class Modulated(nn.Module):
         return (x * (1 + scale) + shift + bias) * guidance.exp()
 
 
-class Merged(nn.Module):
-    """Cross attention by bmm: rows and heads are one axis."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(VOCABULARY, WIDTH)
-        self.key = nn.Linear(WIDTH, WIDTH)
-
-    def forward(self, ids: Tensor, memory: Tensor) -> Tensor:
-        x = self.embed(ids).cumsum(1)
-        rows, tokens, _ = x.shape
-        q = x.view(rows, tokens, HEADS, -1).transpose(1, 2).reshape(rows * HEADS, tokens, -1)
-        k = self.key(memory).view(rows, -1, HEADS, WIDTH // HEADS).transpose(1, 2)
-        k = k.reshape(rows * HEADS, -1, WIDTH // HEADS)
-        found = torch.bmm(torch.bmm(q, k.mT).softmax(-1), k)
-        return found.view(rows, HEADS, tokens, -1).transpose(1, 2).flatten(2)
-
-
 class Broadcast(nn.Module):
     """A table is cheap to make of its two edges."""
 
@@ -188,13 +169,6 @@ def test_conditions_need_no_axis_of_rows() -> None:
         (), (WIDTH,), ("batch", 1, WIDTH), ("batch", 1, WIDTH),
     ]  # fmt: skip
     assert {"MatMul", "Gemm", "Exp"}.isdisjoint(kinds(step))
-
-
-def test_rows_that_share_an_axis_with_heads_are_told_apart() -> None:
-    """The state keeps the batch as an axis by itself; the step makes views of it."""
-    step, context = hoisted(Merged(), {**IDS, **MEMORY})
-    assert {shape[:2] for shape in prepared(context).values()} == {("batch", HEADS)}
-    assert {"MatMul", "Gemm"}.isdisjoint(kinds(step))
 
 
 def test_a_broadcast_is_made_in_the_step_of_what_it_is_made_of() -> None:

@@ -56,7 +56,7 @@ def run_(
     if out is not None and inputs is None:
         raise typer.BadParameter("--out keeps the outputs of --inputs")
     from intaglio.cli import stream
-    from intaglio.cli.conditions import read_conditions
+    from intaglio.cli.condition_values import read_conditions
     from intaglio.runtime import Session
     from intaglio.runtime.arrays import read_npz
 
