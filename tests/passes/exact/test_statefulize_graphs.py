@@ -289,7 +289,7 @@ def test_a_piecewise_linear_network_carries_its_state(num_relu: int) -> None:
     [
         ("x, rates, w, a", "input 1 that is not the same for all tokens"),
         ("still, a, w, a, x", r"input 0 that is not \[batch, time, ...\]"),
-        ("x, a, w, a, x, , late", "starts from a state that depends on the tokens"),
+        ("x, a, w, a, x, , late", "each token would see those after it"),
     ],
 )
 def test_what_a_piecewise_linear_network_cannot_take_is_named(inputs: str, message: str) -> None:
@@ -315,7 +315,7 @@ def test_what_a_piecewise_linear_network_cannot_take_is_named(inputs: str, messa
     [
         ("x, each, u", "input 1 that is not the same for all tokens"),
         ("each, w, u", r"input 0 that is not \[batch, time, ...\]"),
-        ("x, w, u, , , late", "starts from a state that depends on the tokens"),
+        ("x, w, u, , , late", "each token would see those after it"),
     ],
 )
 def test_what_a_recurrent_layer_cannot_take_is_named(inputs: str, message: str) -> None:
@@ -340,7 +340,8 @@ def test_a_recurrence_starts_from_what_is_given_where_a_row_is_new() -> None:
     model = ir.from_onnx_text("""
         <ir_version: 10, opset_import: ["" : 27, "intaglio" : 1]>
         g (float[batch, time, 2] x, float[batch, 1, 2] start) => (float[batch, time, 2] y)
-        <float[2, 2] w = {1, 0, 0, 1}, float[2, 2] u = {1, 0, 0, 1}, float nought = {0}>
+        <float[2, 2] w = {1, 0, 0, 1}, float[2, 2] u = {1, 0, 0, 1}, float nought = {0},
+         float[batch, time, 2] z>
         {
           shape = Shape (start)
           zeros = Expand (nought, shape)
