@@ -42,6 +42,7 @@ class Cell(Step):
     """Of an input and a state."""
 
     def forward(self, x: Tensor, h: Any) -> Any:
+        """One step from `h`."""
         return self.call(self, x, h)
 
 
@@ -49,6 +50,7 @@ class Two(Step):
     """Of an input and two states."""
 
     def forward(self, x: Tensor, h: Tensor, c: Tensor) -> Any:
+        """One step from `h` and `c`."""
         return self.call(self, x, h, c)
 
 
@@ -60,9 +62,11 @@ class Kept(nn.Module):
         self.cell, self.head, self.h = nn.GRUCell(8, 16), nn.Linear(16, 4), None
 
     def reset(self) -> None:
+        """Forget what was seen."""
         self.h = None
 
     def forward(self, x: Tensor) -> Tensor:
+        """One step."""
         if self.h is None:
             self.h = x.new_zeros(x.shape[0], 16)
         self.h = self.cell(x, self.h)
@@ -79,6 +83,7 @@ class Normalized(nn.Module):
         self.register_buffer("var", torch.ones(1, 8))
 
     def forward(self, x: Tensor) -> Tensor:
+        """One step."""
         self.mean = 0.95 * self.mean + 0.05 * x
         self.var = 0.95 * self.var + 0.05 * (x - self.mean) ** 2
         return (x - self.mean) / (self.var + 1e-3).sqrt()

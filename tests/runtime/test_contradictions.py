@@ -25,11 +25,20 @@ def test_true_manifests_are_free_of_them(entry: dict[str, Any]) -> None:
     assert list(contradictions(entry)) == []
 
 
+@pytest.mark.parametrize("shape", [[], [2, "batch", 4], [4]])
+def test_a_state_may_have_its_rows_on_any_axis_or_be_one_for_all(
+    entry: dict[str, Any], shape: list[int | str]
+) -> None:
+    states = entry["graphs"]["main"]["states"]
+    next(state for state in states if state["layout"] == "recurrent")["shape"] = shape
+    assert list(contradictions(entry)) == []
+
+
 @pytest.mark.parametrize(
     ("layout", "key", "value", "message"),
     [
-        ("recurrent", "shape", [1, 2, 4, 4], "'batch' as its first dimension"),
-        ("recurrent", "shape", [], "'batch' as its first dimension"),
+        ("static", "shape", [7, 2, "capacity", 4], "'batch' as its first dimension"),
+        ("recurrent", "shape", ["batch", "batch", 4], "the dimension 'batch' 2 times"),
         ("recurrent", "shape", ["batch", "time"], "has the dimensions time"),
         ("recurrent", "shape", ["batch", 2**30, 2**30], "nothing can hold"),
         ("conv", "axis", 5, "axis 5 but 3 dimensions"),

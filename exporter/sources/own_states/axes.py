@@ -26,7 +26,7 @@ Places = dict[str, int]  # an axis of each input that has it
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class Sizing:
     """A module that can be run on `examples`, and which input of them becomes which output."""
 
     run: Run
@@ -59,26 +59,26 @@ class Measured:
         )
 
 
-def changes_per_call(measured: Measured) -> bool:
+def changes_per_call(sizing: Sizing) -> bool:
     """Whether the module takes any length, but not in parts: its states change once a call."""
-    deepest = max((measured.examples[name].ndim for name in measured.plain), default=0)
+    deepest = max((sizing.examples[name].ndim for name in sizing.plain), default=0)
     for axis in range(1, deepest):
-        places = {n: axis for n in measured.plain if measured.examples[n].ndim > axis}
-        if measured.comes_back(measured.grown(places), {}) and not _continues(measured, places):
+        places = {n: axis for n in sizing.plain if sizing.examples[n].ndim > axis}
+        if sizing.comes_back(sizing.grown(places), {}) and not _continues(sizing, places):
             return True
     return False
 
 
-def settle(measured: Measured, given: Mapping[str, Sequence[int | str]]) -> dict[str, Shape]:
+def settle(sizing: Sizing, given: Mapping[str, Sequence[int | str]]) -> dict[str, Shape]:
     """The shapes of all inputs, with `given` where the user said, else by trying.
 
     Raises:
         OptionError: if several axes of a state could be the batch.
     """
     shapes: dict[str, list[int | str]] = {
-        name: list(given.get(name, value.shape)) for name, value in measured.examples.items()
+        name: list(given.get(name, value.shape)) for name, value in sizing.examples.items()
     }
-    for places, symbol in ((_batch(measured, given), BATCH), (_time(measured, given), TIME)):
+    for places, symbol in ((_batch(sizing, given), BATCH), (_time(sizing, given), TIME)):
         for name, axis in places.items():
             if name not in given and isinstance(shapes[name][axis], int):
                 shapes[name][axis] = symbol
@@ -89,30 +89,30 @@ def _named(given: Mapping[str, Sequence[int | str]], symbol: str) -> Places:
     return {name: list(dims).index(symbol) for name, dims in given.items() if symbol in dims}
 
 
-def _batch(measured: Measured, given: Mapping[str, Sequence[int | str]]) -> Places:
+def _batch(sizing: Sizing, given: Mapping[str, Sequence[int | str]]) -> Places:
     fixed = _named(given, BATCH)
-    for name in measured.plain:
-        if name not in given and measured.examples[name].ndim:
+    for name in sizing.plain:
+        if name not in given and sizing.examples[name].ndim:
             fixed[name] = 0
-    first = next((n for n in measured.plain if n in fixed), None)
+    first = next((n for n in sizing.plain if n in fixed), None)
     if first is None:
         return {}
-    size = measured.examples[first].shape[fixed[first]]
-    free = [name for name in measured.states if name not in given]
+    size = sizing.examples[first].shape[fixed[first]]
+    free = [name for name in sizing.states if name not in given]
     choices = [
-        [axis for axis, n in enumerate(measured.examples[name].shape) if n == size] for name in free
+        [axis for axis, n in enumerate(sizing.examples[name].shape) if n == size] for name in free
     ]
     for shared in (False, True):  # a state without rows is one for all: only where nothing else is
         tried = itertools.product(
             *([*each, None] if shared or not each else each for each in choices)
         )
-        found = list(_fitting(measured, fixed, free, itertools.islice(tried, TRIED)))
+        found = list(_fitting(sizing, fixed, free, itertools.islice(tried, TRIED)))
         if len(found) > 1:
             name = next(n for n in free if len({places.get(n) for places in found}) > 1)
-            shape = [*measured.examples[name].shape]
+            shape = [*sizing.examples[name].shape]
             shape[found[0].get(name, 0)] = BATCH
             raise OptionError(
-                f"Several axes of the state {name!r} {list(measured.examples[name].shape)} could "
+                f"Several axes of the state {name!r} {list(sizing.examples[name].shape)} could "
                 f"be the batch. Say which: --axes {name}:{'x'.join(map(str, shape))}, for example."
             )
         if found:
@@ -121,43 +121,43 @@ def _batch(measured: Measured, given: Mapping[str, Sequence[int | str]]) -> Plac
 
 
 def _fitting(
-    measured: Measured, fixed: Places, free: Sequence[str], tried: Iterator[tuple[int | None, ...]]
+    sizing: Sizing, fixed: Places, free: Sequence[str], tried: Iterator[tuple[int | None, ...]]
 ) -> Iterator[Places]:
     for axes in tried:
         places = fixed | {n: axis for n, axis in zip(free, axes, strict=True) if axis is not None}
-        if measured.comes_back(measured.grown(places), places):
+        if sizing.comes_back(sizing.grown(places), places):
             yield places
 
 
-def _time(measured: Measured, given: Mapping[str, Sequence[int | str]]) -> Places:
+def _time(sizing: Sizing, given: Mapping[str, Sequence[int | str]]) -> Places:
     named = _named(given, TIME)
-    free = [name for name in measured.plain if name not in given]
-    deepest = max((measured.examples[name].ndim for name in free), default=0)
+    free = [name for name in sizing.plain if name not in given]
+    deepest = max((sizing.examples[name].ndim for name in free), default=0)
     for axis in range(1, deepest):
-        places = named | {name: axis for name in free if measured.examples[name].ndim > axis}
-        if _continues(measured, places):
+        places = named | {name: axis for name in free if sizing.examples[name].ndim > axis}
+        if _continues(sizing, places):
             return places
     return named
 
 
-def _continues(measured: Measured, places: Places) -> bool:
+def _continues(sizing: Sizing, places: Places) -> bool:
     """Whether entries along `places` in two parts give what all of them give at once."""
-    length = max(measured.examples[name].shape[axis] for name, axis in places.items()) + MORE
+    length = max(sizing.examples[name].shape[axis] for name, axis in places.items()) + MORE
     whole = {
         name: _cut(_longer(x, places.get(name), MORE), places.get(name), 0, length)
-        for name, x in measured.examples.items()
+        for name, x in sizing.examples.items()
     }
-    at_once = measured.attempt(whole)
-    if not measured.comes_back(at_once, {}) or at_once is None:
+    at_once = sizing.attempt(whole)
+    if not sizing.comes_back(at_once, {}) or at_once is None:
         return False
     middle = length // 2
-    first = measured.attempt({n: _cut(x, places.get(n), 0, middle) for n, x in whole.items()})
+    first = sizing.attempt({n: _cut(x, places.get(n), 0, middle) for n, x in whole.items()})
     if first is None:
         return False
     rest = {n: _cut(x, places.get(n), middle, length) for n, x in whole.items()}
-    carried = {name: first[after] for name, after in measured.states.items()}
-    second = measured.attempt(rest | carried)
-    return second is not None and _joined(at_once, first, second, measured.states)
+    carried = {name: first[after] for name, after in sizing.states.items()}
+    second = sizing.attempt(rest | carried)
+    return second is not None and _joined(at_once, first, second, sizing.states)
 
 
 def _joined(whole: Tensors, first: Tensors, second: Tensors, states: Mapping[str, str]) -> bool:

@@ -34,7 +34,7 @@ from intaglio.quiet import summary
 from intaglio.runtime.arrays import read_npz
 from intaglio.state import BATCH, TIME
 
-from .axes import Measured, Shape, changes_per_call, settle
+from .axes import Shape, Sizing, changes_per_call, settle
 from .functional import Functional, flatten, present
 from .kept import find_kept
 from .names import pair, says_state
@@ -273,16 +273,16 @@ def _described(
     states = {name: form.renamed.get(output, output) for name, (output, _) in pairs.items()}
     if form.changes:
         present(module, form)
-    measured = Measured(
+    sizing = Sizing(
         run=lambda given: name_outputs(module, module(**given)), examples=form.inputs, states=states
     )
     if not states:
         specs = [_spec(module, n, x, None, owner) for n, x in form.inputs.items()]
         return Described(specs=name_axes(specs, options.axes or {}))
-    shapes = _shapes(module, measured, options, owner)
+    shapes = _shapes(module, sizing, options, owner)
     timeless = not any(TIME in shape for shape in shapes.values())
-    if form.slots and timeless and not options.axes and changes_per_call(measured):
-        raise _per_call(form, measured)
+    if form.slots and timeless and not options.axes and changes_per_call(sizing):
+        raise _per_call(form, sizing)
     specs = [_spec(module, n, x, shapes[n], owner, own=n in states) for n, x in form.inputs.items()]
     own = tuple(
         OwnState(
@@ -300,10 +300,10 @@ def _described(
     return Described(specs=tuple(specs), states=own, defaults=defaults, notes=tuple(notes))
 
 
-def _per_call(form: Functional, measured: Measured) -> SourceError:
+def _per_call(form: Functional, sizing: Sizing) -> SourceError:
     slot = next(iter(form.slots))
-    name = measured.plain[0]
-    sizes = "x".join(map(str, (BATCH, *measured.examples[name].shape[1:])))
+    name = sizing.plain[0]
+    sizes = "x".join(map(str, (BATCH, *sizing.examples[name].shape[1:])))
     return SourceError(
         f"The module writes {slot.words} once in each call, and what the next call returns depends "
         "on it: a sequence in parts would not give what it gives at once. Write it in training "
@@ -312,12 +312,12 @@ def _per_call(form: Functional, measured: Measured) -> SourceError:
 
 
 def _shapes(
-    module: nn.Module, measured: Measured, options: LoadOptions, owner: str
+    module: nn.Module, sizing: Sizing, options: LoadOptions, owner: str
 ) -> dict[str, Shape]:
     given = dict(options.axes or {})
-    named = [_spec(module, n, x, x.shape, owner, own=True) for n, x in measured.examples.items()]
+    named = [_spec(module, n, x, x.shape, owner, own=True) for n, x in sizing.examples.items()]
     name_axes(named, given)  # refuses what does not fit
-    return settle(measured, given)
+    return settle(sizing, given)
 
 
 def _spec(

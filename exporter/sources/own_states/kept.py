@@ -48,7 +48,7 @@ class Kept:
     initial: Any
 
 
-class Memory:
+class HeldValues:
     """All that a module keeps beside its parameters and submodules, to be put back."""
 
     def __init__(self, module: nn.Module) -> None:
@@ -111,7 +111,7 @@ def find_kept(module: nn.Module, run: Run) -> list[Kept]:
     Raises:
         SourceError: if what it keeps has no value to start from that is known.
     """
-    start = Memory(module)
+    start = HeldValues(module)
     try:
         with torch.no_grad():
             return list(_find(module, run, start))
@@ -119,16 +119,16 @@ def find_kept(module: nn.Module, run: Run) -> list[Kept]:
         start.put_back()
 
 
-def _find(module: nn.Module, run: Run, start: Memory) -> Iterator[Kept]:
+def _find(module: nn.Module, run: Run, start: HeldValues) -> Iterator[Kept]:
     with contextlib.suppress(AttributeError, TypeError):  # no state before `reset` was called
         run()
-    if not _changed(start.held, Memory(module).held):
+    if not _changed(start.held, HeldValues(module).held):
         return
     start.put_back()
     if _reset(module):
-        start = Memory(module)
+        start = HeldValues(module)
     first = run()
-    after = Memory(module).held
+    after = HeldValues(module).held
     candidates = _changed(start.held, after)
     if not candidates or _same(run(), first):
         return
@@ -181,7 +181,7 @@ def _reset(module: nn.Module) -> bool:
 def _matters(
     module: nn.Module,
     run: Run,
-    start: Memory,
+    start: HeldValues,
     slot: Slot,
     fresh: tuple[Mapping[str, Tensor], Mapping[Slot, Any]],
 ) -> bool:
@@ -197,7 +197,7 @@ def _matters(
         outputs = run()
     except Exception:  # noqa: BLE001  whatever it says, the value was looked at
         return True
-    held = Memory(module).held
+    held = HeldValues(module).held
     return not _same(outputs, first) or bool(_changed(after, held))
 
 

@@ -10,7 +10,7 @@ from onnx_ir.passes import common
 
 from intaglio.errors import PassError
 from intaglio.ops import DIAGONAL_SSM, PIECEWISE_LINEAR_RNN
-from intaglio.passes import stepping
+from intaglio.passes import evaluate, stepping
 from intaglio.passes.base import Context
 from intaglio.passes.exact.statefulize import Statefulize
 from intaglio.passes.own_ops import define
@@ -289,7 +289,7 @@ def test_a_piecewise_linear_network_carries_its_state(num_relu: int) -> None:
     [
         ("x, rates, w, a", "input 1 that is not the same for all tokens"),
         ("still, a, w, a, x", r"input 0 that is not \[batch, time, ...\]"),
-        ("x, a, w, a, x, , late", "starts from a state that depends on the tokens"),
+        ("x, a, w, a, x, , late", "each token would see those after it"),
     ],
 )
 def test_what_a_piecewise_linear_network_cannot_take_is_named(inputs: str, message: str) -> None:
@@ -299,7 +299,7 @@ def test_what_a_piecewise_linear_network_cannot_take_is_named(inputs: str, messa
         g (float[batch, time, 3] x, float[time] rates)
           => (float[batch, time, 3] y)
         <float[3] a = {{1, 1, 1}}, float[3, 3] w = {{1, 0, 0, 0, 1, 0, 0, 0, 1}},
-         float[1, 1, 3] still = {{1, 1, 1}}>
+         float[1, 1, 3] still = {{1, 1, 1}}, float[batch, 3] late>
         {{
           last = Constant <value = int64 {{-1}}> ()
           late = Gather <axis = 1> (x, last)
@@ -315,7 +315,7 @@ def test_what_a_piecewise_linear_network_cannot_take_is_named(inputs: str, messa
     [
         ("x, each, u", "input 1 that is not the same for all tokens"),
         ("each, w, u", r"input 0 that is not \[batch, time, ...\]"),
-        ("x, w, u, , , late", "starts from a state that depends on the tokens"),
+        ("x, w, u, , , late", "each token would see those after it"),
     ],
 )
 def test_what_a_recurrent_layer_cannot_take_is_named(inputs: str, message: str) -> None:
@@ -324,7 +324,8 @@ def test_what_a_recurrent_layer_cannot_take_is_named(inputs: str, message: str) 
         <ir_version: 10, opset_import: ["" : 27, "intaglio" : 1]>
         g (float[batch, time, 2] x, float[time, 2] each)
           => (float[batch, time, 2] y)
-        <float[2, 2] w = {{1, 0, 0, 1}}, float[2, 2] u = {{1, 0, 0, 1}}>
+        <float[2, 2] w = {{1, 0, 0, 1}}, float[2, 2] u = {{1, 0, 0, 1}},
+         float[batch, 1, 2] late>
         {{
           last = Constant <value = int64[1] {{-1}}> ()
           late = Gather <axis = 1> (x, last)
@@ -340,7 +341,8 @@ def test_a_recurrence_starts_from_what_is_given_where_a_row_is_new() -> None:
     model = ir.from_onnx_text("""
         <ir_version: 10, opset_import: ["" : 27, "intaglio" : 1]>
         g (float[batch, time, 2] x, float[batch, 1, 2] start) => (float[batch, time, 2] y)
-        <float[2, 2] w = {1, 0, 0, 1}, float[2, 2] u = {1, 0, 0, 1}, float nought = {0}>
+        <float[2, 2] w = {1, 0, 0, 1}, float[2, 2] u = {1, 0, 0, 1}, float nought = {0},
+         float[batch, time, 2] z, float[batch, 1, 2] zeros>
         {
           shape = Shape (start)
           zeros = Expand (nought, shape)
@@ -348,6 +350,7 @@ def test_a_recurrence_starts_from_what_is_given_where_a_row_is_new() -> None:
           y, s = intaglio.RNN <mode = "RNN_TANH", hidden_size = 2> (z, w, u, , , start)
         }
     """)
+    define(model)
     before, context = model.clone(), Context()
     Statefulize().run(model, context)
 
