@@ -74,7 +74,7 @@ class Conditions:
         if name not in self.axes:
             return array
         whole = array.copy()
-        whole[(*[slice(None)] * self.axes[name], rows)] = part
+        np.moveaxis(whole, self.axes[name], 0)[rows] = np.moveaxis(part, self.axes[name], 0)
         return whole
 
 
@@ -203,7 +203,7 @@ class Preparer:
         for spec in self.specs:
             array = arrays[spec.name]
             ends = [
-                (0, longest[dim] - size if dim in longest else 0)
+                (0, longest.get(str(dim), size) - size)
                 for dim, size in zip(spec.shape, array.shape, strict=True)
             ]
             found[spec.name] = np.pad(array, ends)

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from intaglio.errors import PassError
 from intaglio.operators import BY_TYPE
-from intaglio.passes.graph import attribute, describe, dims, integers, type_of
+from intaglio.passes.graph import attribute, constant, describe, dims, integers, producer, type_of
 from intaglio.state import BATCH
 
 from .time_rules import ELEMENTWISE
@@ -287,10 +287,48 @@ def _einsum(node: ir.Node, index: int, _value: ir.Value, fact: Apart) -> Apart:
     return Apart(result.index(letter), fact.inner)
 
 
-def _gather_nd(node: ir.Node, _index: int, _value: ir.Value, fact: Apart) -> Apart:
-    if fact.axis >= int(attribute(node, "batch_dims", 0)):
+def _gather_nd(node: ir.Node, index: int, _value: ir.Value, fact: Apart) -> Apart:
+    dims_apart = int(attribute(node, "batch_dims", 0))
+    if fact.axis < dims_apart:
+        return fact
+    own = _own_row(node.inputs[1]) if fact == Apart(0) and index == 0 and not dims_apart else None
+    if own is None:
         raise _mixes(node, "picks along their axis")
-    return fact
+    return Apart(own)
+
+
+def _own_row(places: ir.Value | None) -> int | None:
+    """The axis of the rows of `places` [.., places], whose first number is the row itself.
+
+    That is 0, 1, .. along the batch, repeated along other axes, as masks of libraries index rows.
+    """
+    joined = producer(places, "Concat")
+    value = None if joined is None else joined.inputs[0]
+    rank = len(dims(value) or ())
+    if joined is None or attribute(joined, "axis") not in (-1, rank - 1) or rank < 2:
+        return None
+    if (dims(value) or ())[-1] != 1:
+        return None
+    steps: list[ir.Node] = []
+    while (node := producer(value, "Unsqueeze", "Expand", "Cast", "Identity")) is not None:
+        steps.append(node)
+        value = node.inputs[0]
+    counted = producer(value, "Range")
+    if counted is None or dims(value) != (BATCH,):
+        return None
+    start, step = constant(counted.inputs[0]), constant(counted.inputs[2])
+    if start is None or step is None or start.any() or (step != 1).any():
+        return None
+    axis, before = 0, 1
+    for node in reversed(steps):
+        size = len(dims(node.outputs[0]) or ())
+        if node.op_type == "Unsqueeze":
+            added = {each % size for each in integers(node.inputs[1]) or ()}
+            axis = [each for each in range(size) if each not in added][axis]
+        else:
+            axis += size - before
+        before = size
+    return axis
 
 
 def _one_hot(node: ir.Node, _index: int, value: ir.Value, fact: Apart) -> Apart:

@@ -98,6 +98,23 @@ class DeviceAppended(DeviceBuffer):
         return (*self._shape[:axis], tokens, *self._shape[axis + 1 :])
 
 
+class DeviceGiven(DeviceBuffer):
+    """A state that no step changes, of the size that it was given with."""
+
+    def __init__(self, device: Device, spec: StateSpec, value: Array) -> None:
+        """Copy `value` to the device."""
+        self.spec = spec
+        self._device = device
+        self._shape, self._dtype = value.shape, value.dtype
+        memory = DeviceMemory(device, value.nbytes)
+        self._memory = (memory, memory)
+        device.upload(memory, np.ascontiguousarray(value))
+
+    def bind(self, context: Any, side: int, past: int, time: int) -> None:  # noqa: ARG002
+        """Bind the state's input."""
+        context.set_tensor_address(self.spec.input, self._memory[side].address)
+
+
 KINDS: dict[Layout, type[DeviceBuffer]] = {
     Layout.RECURRENT: DeviceBuffer,
     Layout.CONV: DeviceBuffer,

@@ -2,13 +2,14 @@
 
 from typing import Self
 
+from intaglio.runtime.arrays import Array
 from intaglio.runtime.bundle import BundleGraph
 from intaglio.runtime.carried_states import CarriedStates
 from intaglio.runtime.graph_entry import GraphEntry
 from intaglio.runtime.step_inputs import Sizes
 from intaglio.state import BATCH, TIME, StateSpec
 
-from .device_buffers import KINDS, DeviceBuffer
+from .device_buffers import KINDS, DeviceBuffer, DeviceGiven
 from .engine_stream import EngineStream
 from .trt_engine import TrtEngine, open_engine
 from .trt_step import TrtStep
@@ -39,6 +40,11 @@ class TrtBackend:
         device = self.engine.device
         device.use()
         return KINDS[spec.layout](device, spec, batch, self.capacity or tokens)
+
+    def given(self, spec: StateSpec, value: Array) -> DeviceGiven:
+        """Memory for a state that no step changes, which holds `value`."""
+        self.engine.device.use()
+        return DeviceGiven(self.engine.device, spec, value)
 
     def bind(self, sizes: Sizes, carried: CarriedStates) -> TrtStep:
         """A step of inputs of these sizes, bound to the memory of `carried`."""

@@ -43,7 +43,7 @@ class TrtStep(BoundStep):
         self._out = Staging(stream.device, [(shape, dtype) for _, shape, dtype in self._outputs])
         names = [*inputs, PAST_LENGTH][: len(takes)]
         shapes = dict(zip(names, (shape for shape, _ in takes), strict=True))
-        self._buffers = cast("list[DeviceBuffer]", carried.buffers)
+        self._buffers = cast("list[DeviceBuffer]", [*carried.buffers, *carried.prepared])
         held = {each.spec.input: each.shape(0) for each in self._buffers}
         self._context = stream.context({**shapes, **held})
         on_host = [stream.reads_on_host(name) for name in names]

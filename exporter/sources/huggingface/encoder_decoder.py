@@ -70,7 +70,7 @@ def _of_features(module: nn.Module) -> dict[str, Shape]:
     """Log-mel spectra of a fixed length, which the encoder's convolutions shorten."""
     config: Any = module.config
     encoder: Any = module.get_encoder()  # type: ignore[operator]  # the library's
-    strides = [getattr(encoder, name, None) for name in ("conv1", "conv2")]
+    strides: list[Any] = [getattr(encoder, name, None) for name in ("conv1", "conv2")]
     if not hasattr(config, "num_mel_bins") or None in strides:
         raise SourceError(
             f"{type(module).__name__} takes 'input_features' in a form that is not known; those of "
