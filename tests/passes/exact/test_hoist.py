@@ -2,7 +2,7 @@
 
 import onnx_ir as ir
 import pytest
-from conditions import VOCABULARY, hoisted
+from conditioned import VOCABULARY, hoisted
 from torch import Tensor, nn
 from torch.nn import functional as F
 
