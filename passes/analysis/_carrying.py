@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from intaglio.passes.graph import attribute, dims
 
-from .time import Along, Fact, Timing, only, refuse
+from .time import Along, Fact, Timing, batchless, only, refuse
 
 
 def attention(node: ir.Node, timing: Timing) -> Sequence[Fact]:
@@ -20,7 +20,7 @@ def attention(node: ir.Node, timing: Timing) -> Sequence[Fact]:
             )
         if fact != Along(2) or rank != 4:
             raise refuse(node, f"has a {name} that is not [batch, heads, time, head size].")
-    if not attribute(node, "is_causal", 0):
+    if not attribute(node, "is_causal", 0) and node not in timing.meetings:
         raise refuse(
             node,
             "lets each token attend to later ones (is_causal is not set and there is no causal "
@@ -28,6 +28,24 @@ def attention(node: ir.Node, timing: Timing) -> Sequence[Fact]:
         )
     timing.mixers.append(node)
     return [Along(2)]
+
+
+def meeting(node: ir.Node, timing: Timing) -> Sequence[Fact]:
+    """Where tokens meet through values of pairs, made of data of single tokens and positions."""
+    found = timing.meetings[node]
+    for term in found.data:
+        axes = [axis for axis in (term.axes.query, term.axes.key) if axis is not None]
+        if timing.of(term.value) != (Along(axes[0]) if axes else None):
+            raise refuse(
+                node,
+                f"compares tokens by {term.value.name!r} of shape {list(term.shape)}, which has "
+                "no entry of its own for each token.",
+            )
+    if node.op_type == "Attention":
+        return attention(node, timing)
+    timing.mixers.append(node)
+    positional = not found.data and batchless(node.outputs[0])
+    return [Along(found.axis, positional=positional)]
 
 
 def linear_attention(node: ir.Node, timing: Timing) -> Sequence[Fact]:

@@ -15,14 +15,19 @@ they start at `Timing.sources` and meet the data at `Timing.frontier`, where sta
 row its own offset.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from intaglio.errors import PassError
 from intaglio.passes.graph import describe, dims
 from intaglio.state import BATCH, TIME
+
+if TYPE_CHECKING:
+    from .meetings import Meeting, Meetings
 
 
 class Length(Enum):
@@ -62,6 +67,7 @@ class Timing:
     mixers: list[ir.Node] = field(default_factory=list)
     sources: list[ir.Node] = field(default_factory=list)
     frontier: list[tuple[ir.Node, int]] = field(default_factory=list)
+    meetings: "Mapping[ir.Node, Meeting]" = field(default_factory=dict)
 
     def of(self, value: ir.Value | None) -> Fact:
         """The fact of `value`; None for an absent input."""
@@ -102,18 +108,20 @@ def normal(axis: int, rank: int) -> int:
     return axis + rank if axis < 0 else axis
 
 
-def analyse(graph: ir.Graph) -> Timing:
-    """Propagate time through `graph`.
+def analyse(graph: ir.Graph, met: "Meetings") -> Timing:
+    """Propagate time through `graph`, but for the pairs of tokens that hide behind its meetings.
 
     Raises:
         PassError: a node mixes tokens in a way that no carried state can reproduce, or is unknown.
     """
     from .time_rules import propagate  # the rules speak of the facts above
 
-    timing = Timing()
+    timing = Timing(meetings=met.found)
     for value in graph.inputs:
         timing.facts[value] = _of_input(value)
     for node in graph:
+        if node not in met.live:
+            continue
         for output, fact in zip(node.outputs, propagate(node, timing), strict=False):
             timing.facts[output] = fact
         _note_frontier(node, timing)

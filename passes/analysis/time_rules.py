@@ -36,6 +36,8 @@ def propagate(node: ir.Node, timing: Timing) -> Sequence[Fact]:
     key = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
     if key in ("Shape", "Size"):
         return [_shape(node, timing)]
+    if node in timing.meetings:
+        return carrying.meeting(node, timing)
     facts = [timing.of(value) for value in node.inputs]
     if all(fact is None for fact in facts):
         return [None] * len(node.outputs)

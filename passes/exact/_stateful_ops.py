@@ -37,7 +37,8 @@ class Carried:
     window: int | None = None
 
 
-def _past(port: str, dtype: ir.DataType, shape: Sequence[Dim]) -> ir.Value:
+def past_value(port: str, dtype: ir.DataType, shape: Sequence[Dim]) -> ir.Value:
+    """The value of a state before a step, which is to become an input of the graph."""
     return ir.Value(name=port, type=ir.TensorType(dtype), shape=ir.Shape(list(shape)))
 
 
@@ -59,7 +60,7 @@ def linear_attention(node: ir.Node) -> list[Carried]:
         raise refuse(node, "already starts from a state.")
     heads = attribute(node, "kv_num_heads")
     sizes = [int(_shape(node, v)[2]) // heads for v in (key, value)]
-    past = _past("recurrent", ir.DataType.FLOAT, [BATCH, heads, *sizes])
+    past = past_value("recurrent", ir.DataType.FLOAT, [BATCH, heads, *sizes])
     inputs = [query, key, value, past, input_of(node, 4), input_of(node, 5)]
     return _recurrence(node, "linear_attention", inputs, past)
 
@@ -68,7 +69,7 @@ def diagonal_ssm(node: ir.Node) -> list[Carried]:
     """Give DiagonalSSM its [batch, channels, states] state, in fp32."""
     if input_of(node, 5) is not None:
         raise refuse(node, "already starts from a state.")
-    past = _past("recurrent", ir.DataType.FLOAT, [BATCH, *(dims(node.inputs[1]) or ())])
+    past = past_value("recurrent", ir.DataType.FLOAT, [BATCH, *(dims(node.inputs[1]) or ())])
     _shape(node, node.inputs[0])
     inputs = [*node.inputs[:4], input_of(node, 4), past]
     return _recurrence(node, "diagonal_ssm", inputs, past)
@@ -78,7 +79,7 @@ def piecewise_linear_rnn(node: ir.Node) -> list[Carried]:
     """Give PiecewiseLinearRNN its [batch, units] state, in fp32."""
     if input_of(node, 6) is not None:
         raise refuse(node, "already starts from a state.")
-    past = _past("recurrent", ir.DataType.FLOAT, [BATCH, *(dims(node.inputs[1]) or ())])
+    past = past_value("recurrent", ir.DataType.FLOAT, [BATCH, *(dims(node.inputs[1]) or ())])
     _shape(node, node.inputs[0])
     inputs = [*node.inputs[:4], input_of(node, 4), input_of(node, 5), past]
     return _recurrence(node, "piecewise_linear_rnn", inputs, past)
@@ -89,7 +90,7 @@ def rnn(node: ir.Node) -> list[Carried]:
     if input_of(node, 5) is not None:
         raise refuse(node, "already starts from a state.")
     count = states_of(str(attribute(node, "mode")))
-    past = _past("recurrent", ir.DataType.FLOAT, [BATCH, count, attribute(node, "hidden_size")])
+    past = past_value("recurrent", ir.DataType.FLOAT, [BATCH, count, attribute(node, "hidden_size")])
     _shape(node, node.inputs[0])
     inputs = [*node.inputs[:3], input_of(node, 3), input_of(node, 4), past]
     return _recurrence(node, "rnn", inputs, past)
@@ -127,7 +128,7 @@ def cumulative_sum(node: ir.Node) -> list[Carried]:
     given, old, emit = node.inputs[0], node.outputs[0], Emitter(node)
     shape, axis = list(_shape(node, given)), (integers(node.inputs[1]) or [0])[0]
     place = axis % len(shape)
-    past = _past("sum", _dtype(given), shape[:place] + shape[place + 1 :])
+    past = past_value("sum", _dtype(given), shape[:place] + shape[place + 1 :])
     at = emit.constant([place])
     within = emit("CumSum", [given, node.inputs[1]], past.dtype, shape)
     start = emit("Unsqueeze", [past, at], past.dtype, [*shape[:place], 1, *shape[place + 1 :]])
@@ -155,10 +156,21 @@ REWRITES: dict[str, Callable[[ir.Node], list[Carried]]] = {
 }
 
 
-def attention(node: ir.Node, step: StepValues, *, window: int | None, grow: bool) -> list[Carried]:
-    """Give Attention a cache of keys and values, laid out as its window and `grow` ask."""
+def attention(
+    node: ir.Node,
+    step: StepValues,
+    *,
+    window: int | None,
+    grow: bool,
+    mask: Callable[[ir.Value], ir.Value] | None = None,
+) -> list[Carried]:
+    """Give Attention a cache of keys and values, laid out as its window and `grow` ask.
+
+    Without `mask`, which makes one for the keys of a cache, it is causal.
+    """
     query, key, value = node.inputs[:3]
     scale = {name: x for name, x in attributes_of(node).items() if name in ("scale", "softcap")}
+    causal = {"is_causal": 1} if mask is None else {}
     emit = Emitter(node)
     old = node.outputs[0]
     result = (old.dtype, dims(old))
@@ -172,19 +184,21 @@ def attention(node: ir.Node, step: StepValues, *, window: int | None, grow: bool
     pasts, shapes = [], []
     for port, new in (("key", key), ("value", value)):
         _, heads, _, size = _shape(node, new)
-        pasts.append(_past(port, _dtype(new), [BATCH, heads, length, size]))
+        pasts.append(past_value(port, _dtype(new), [BATCH, heads, length, size]))
         shapes.append((_dtype(new), (BATCH, heads, size)))
     if layout is Layout.GROW:
         total = [(dtype, [b, h, f"{PAST} + {TIME}", d]) for dtype, (b, h, d) in shapes]
-        inputs = [query, key, value, None, *pasts]
-        y, *presents = emit.node("Attention", inputs, [result, *total], {"is_causal": 1, **scale})
+        seen = None if mask is None else mask(pasts[0])
+        inputs = [query, key, value, seen, *pasts]
+        y, *presents = emit.node("Attention", inputs, [result, *total], {**causal, **scale})
     elif layout is Layout.STATIC:
         presents = [
             emit("TensorScatter", [past, new, step.past_length], past.dtype, dims(past), axis=2)
             for past, new in zip(pasts, (key, value), strict=True)
         ]
-        inputs = [query, *presents, None, None, None, step.total_length]
-        y = emit.node("Attention", inputs, [result], {"is_causal": 1, **scale})[0]
+        inputs = [query, *presents]
+        inputs += [None, None, None, step.total_length] if mask is None else [mask(pasts[0])]
+        y = emit.node("Attention", inputs, [result], {**causal, **scale})[0]
     else:
         assert window is not None
         if window < 2:
@@ -250,7 +264,7 @@ def convolution(node: ir.Node) -> list[Carried]:
     reach = (int(kernel) - 1) * dilation
     groups = attribute(node, "group", 1)
     old, emit = node.outputs[0], Emitter(node)
-    past = _past("conv", _dtype(source), [BATCH, channels, reach])
+    past = past_value("conv", _dtype(source), [BATCH, channels, reach])
     shape = [BATCH, outputs, TIME]
     if groups == channels == outputs and width == 1 and dilation == 1:
         y, present = emit.node(

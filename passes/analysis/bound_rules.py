@@ -1,0 +1,481 @@
+"""What each operator makes of bounds: one small rule per family, see `bounds`."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from intaglio.passes.graph import attribute, dims, integers
+
+from .bounds import LONGEST, SCORE, Array, Bounds, Region, contents, exact, flat_shape, over_corners
+from .pairs import Kind, Term
+from .time import normal
+
+Given = Sequence[Bounds | None]
+Rule = Callable[[Term, Given, Region], Bounds | None]
+
+
+def _pair(given: Given) -> tuple[Bounds, Bounds]:
+    left, right = given
+    assert left is not None
+    assert right is not None
+    return left, right
+
+
+def _one(given: Given) -> Bounds:
+    assert given[0] is not None
+    return given[0]
+
+
+def _rounded(array: Array, term: Term) -> Array:
+    """In the dtype of the graph: rounding to it keeps the order of numbers."""
+    dtype = term.value.dtype
+    if dtype is None or not dtype.is_floating_point() or array.dtype == np.bool_:
+        return array
+    return array.astype(dtype.numpy()).astype(np.float64)
+
+
+def _is_bool(value: ir.Value | None) -> bool:
+    return value is not None and value.dtype == ir.DataType.BOOL
+
+
+def _affine(
+    given: Given, function: Callable[[Array, Array], Array]
+) -> tuple[Array, Array, Array] | None:
+    left, right = _pair(given)
+    if left.slope is None or right.slope is None:
+        return None
+    a, b, c = (function(x, y) for x, y in zip(left.slope, right.slope, strict=True))
+    return a, b, c
+
+
+def _corner(term: Term, given: Given, function: Callable[[Array, Array], Array]) -> Bounds:
+    """Bounds of what is monotone in either argument: at the ends of both."""
+    left, right = _pair(given)
+    ends = [function(x, y) for x in (left.low, left.high) for y in (right.low, right.high)]
+    ends = [_rounded(end, term) for end in ends]
+    return Bounds(np.minimum.reduce(ends), np.maximum.reduce(ends))
+
+
+def _add(term: Term, given: Given, _region: Region) -> Bounds:
+    left, right = _pair(given)
+    low = _rounded(left.low + right.low, term)
+    high = _rounded(left.high + right.high, term)
+    return Bounds(low, high, _affine(given, np.add))
+
+
+def _sub(term: Term, given: Given, _region: Region) -> Bounds:
+    left, right = _pair(given)
+    low = _rounded(left.low - right.high, term)
+    high = _rounded(left.high - right.low, term)
+    return Bounds(low, high, _affine(given, np.subtract))
+
+
+def _mul(term: Term, given: Given, _region: Region) -> Bounds:
+    found = _corner(term, given, _times)
+    left, right = _pair(given)
+    for one, other in ((left, right), (right, left)):
+        if one.slope is not None and other.slope is not None and other.known:
+            a, b, c = (part * other.low for part in one.slope)
+            return Bounds(found.low, found.high, (a, b, c))
+    return found
+
+
+def _times(x: Array, y: Array) -> Array:
+    """Products in which zero wins over a bound that is infinite for want of a better one."""
+    product: Array = np.where((x == 0) | (y == 0), 0.0, x * y)
+    return product
+
+
+def _div(term: Term, given: Given, _region: Region) -> Bounds | None:
+    _, right = _pair(given)
+    if ((right.low <= 0) & (right.high >= 0)).any():
+        return None
+    if term.value.dtype is not None and term.value.dtype.is_floating_point():
+        return _corner(term, given, np.divide)
+    return _corner(term, given, lambda x, y: np.trunc(x / y))
+
+
+def _min(term: Term, given: Given, _region: Region) -> Bounds | None:
+    return _extreme(term, given, np.minimum)
+
+
+def _max(term: Term, given: Given, _region: Region) -> Bounds | None:
+    return _extreme(term, given, np.maximum)
+
+
+def _extreme(_term: Term, given: Given, function: Any) -> Bounds | None:
+    low = function.reduce(np.broadcast_arrays(*[one.low for one in given if one is not None]))
+    high = function.reduce(np.broadcast_arrays(*[one.high for one in given if one is not None]))
+    return Bounds(low, high)
+
+
+def _neg(_term: Term, given: Given, _region: Region) -> Bounds:
+    one = _one(given)
+    slope = None if one.slope is None else (-one.slope[0], -one.slope[1], -one.slope[2])
+    return Bounds(-one.high, -one.low, slope)
+
+
+def _abs(_term: Term, given: Given, _region: Region) -> Bounds:
+    one = _one(given)
+    inside = (one.low < 0) & (one.high > 0)
+    ends = np.abs(one.low), np.abs(one.high)
+    slope = one.slope
+    if slope is not None and not (one.low >= 0).all():
+        slope = (-slope[0], -slope[1], -slope[2]) if (one.high <= 0).all() else None
+    return Bounds(np.where(inside, 0.0, np.minimum(*ends)), np.maximum(*ends), slope)
+
+
+def _clip(_term: Term, given: Given, _region: Region) -> Bounds:
+    one, least, most = _one(given), *(*given[1:], None, None)[:2]
+    low, high = one.low, one.high
+    if least is not None:
+        low, high = np.maximum(low, least.low), np.maximum(high, least.high)
+    if most is not None:
+        low, high = np.minimum(low, most.low), np.minimum(high, most.high)
+    return Bounds(low, high)
+
+
+def _rising(function: Callable[[Array], Array]) -> Rule:
+    def rule(term: Term, given: Given, _region: Region) -> Bounds:
+        one = _one(given)
+        return Bounds(_rounded(function(one.low), term), _rounded(function(one.high), term))
+
+    return rule
+
+
+def _guarded(function: Callable[[Array], Array], least: float) -> Rule:
+    """A function that rises, and is not defined below `least`."""
+
+    def rule(term: Term, given: Given, region: Region) -> Bounds | None:
+        one = _one(given)
+        return None if (one.low < least).any() else _rising(function)(term, given, region)
+
+    return rule
+
+
+def _cast(term: Term, given: Given, _region: Region) -> Bounds | None:
+    one, was, dtype = _one(given), term.node.inputs[0], term.value.dtype
+    if dtype is None or was is None:
+        return None
+    if dtype == ir.DataType.BOOL:
+        if _is_bool(was):
+            return one
+        zero = (one.low == 0) & (one.high == 0)
+        other = (one.low > 0) | (one.high < 0)
+        return Bounds(other, ~zero)
+    low, high = one.low.astype(np.float64), one.high.astype(np.float64)
+    if dtype.is_floating_point():
+        slope = one.slope
+        if slope is not None and max(abs(low).max(), abs(high).max()) > exact(dtype):
+            slope = None
+        return Bounds(_rounded(low, term), _rounded(high, term), slope)
+    if not _is_bool(was) and was.dtype is not None and was.dtype.is_floating_point():
+        return Bounds(np.trunc(low), np.trunc(high), one.slope)
+    if max(abs(low).max(initial=0), abs(high).max(initial=0)) >= 2**31:
+        return None  # may not fit
+    return Bounds(low, high, one.slope)
+
+
+def _compare(decided: Callable[[Array, Array], tuple[Array, Array]]) -> Rule:
+    """A comparison, by the bounds of the difference: they are exact where it is affine."""
+
+    def rule(_term: Term, given: Given, region: Region) -> Bounds:
+        left, right = _pair(given)
+        slope = _affine(given, np.subtract)
+        if slope is not None:
+            low, high = over_corners(slope, region)
+        elif left.low.dtype == np.bool_ or right.low.dtype == np.bool_:
+            low = left.low.astype(float) - right.high.astype(float)
+            high = left.high.astype(float) - right.low.astype(float)
+        else:
+            low, high = _less(left.low, right.high), _less(left.high, right.low)
+        surely, maybe = decided(low, high)
+        return Bounds(surely, maybe)
+
+    return rule
+
+
+def _less(x: Array, y: Array) -> Array:
+    """The sign of x - y, which differences of infinite numbers do not have."""
+    sign: Array = np.where(x == y, 0.0, np.where(x < y, -1.0, 1.0))
+    return sign
+
+
+def _logical(function: Any) -> Rule:
+    def rule(_term: Term, given: Given, _region: Region) -> Bounds:
+        left, right = _pair(given)
+        return Bounds(function(left.low, right.low), function(left.high, right.high))
+
+    return rule
+
+
+def _xor(_term: Term, given: Given, _region: Region) -> Bounds | None:
+    left, right = _pair(given)
+    if not (left.known and right.known):
+        return None
+    return Bounds(left.low ^ right.low, left.low ^ right.low)
+
+
+def _not(_term: Term, given: Given, _region: Region) -> Bounds:
+    one = _one(given)
+    return Bounds(~one.high, ~one.low)
+
+
+def _where(_term: Term, given: Given, _region: Region) -> Bounds:
+    condition, yes, no = given
+    assert condition is not None
+    assert yes is not None
+    assert no is not None
+    always, never = condition.low, ~condition.high
+    if always.all():
+        return _like(yes, condition)
+    if never.all():
+        return _like(no, condition)
+    low = np.where(always, yes.low, np.where(never, no.low, np.minimum(yes.low, no.low)))
+    high = np.where(always, yes.high, np.where(never, no.high, np.maximum(yes.high, no.high)))
+    return Bounds(low, high)
+
+
+def _like(found: Bounds, other: Bounds) -> Bounds:
+    shape = np.broadcast_shapes(found.low.shape, other.low.shape)
+    return Bounds(np.broadcast_to(found.low, shape), np.broadcast_to(found.high, shape), found.slope)
+
+
+def _moved(function: Callable[[Term, Array], Array]) -> Rule:
+    """An operator that moves entries moves their bounds."""
+
+    def rule(term: Term, given: Given, _region: Region) -> Bounds:
+        one = _one(given)
+        slope = one.slope
+        if slope is not None:
+            shape = one.low.shape
+            a, b, c = (function(term, np.broadcast_to(part, shape)) for part in slope)
+            slope = (a, b, c)
+        return Bounds(function(term, one.low), function(term, one.high), slope)
+
+    return rule
+
+
+def _to_shape(term: Term, array: Array) -> Array:
+    return array.reshape(flat_shape(term))
+
+
+def _expanded(term: Term, array: Array) -> Array:
+    return np.broadcast_to(array, np.broadcast_shapes(array.shape, flat_shape(term)))
+
+
+def _transposed(term: Term, array: Array) -> Array:
+    return array.transpose(attribute(term.node, "perm"))
+
+
+def _filled(term: Term, _given: Given, _region: Region) -> Bounds:
+    tensor = attribute(term.node, "value")
+    number = 0.0 if tensor is None else tensor.numpy().reshape(-1)[0]
+    if term.value.dtype == ir.DataType.BOOL:
+        full = np.full(flat_shape(term), bool(number))
+        return Bounds(full, full)
+    full, zero = np.full(flat_shape(term), float(number)), np.zeros(flat_shape(term))
+    return Bounds(full, full, (zero, zero, full) if float(number).is_integer() else None)
+
+
+def _slice(term: Term, given: Given, region: Region) -> Bounds | None:
+    """Rows of a table at positions; other axes are cut as they are."""
+    (one, *_), node = given, term.node
+    source = term.inputs[0]
+    assert one is not None
+    assert source is not None
+    array = contents(source.value) if source.kind is Kind.CONSTANT else None
+    shape = dims(node.inputs[0]) or ()
+    rows = [
+        axis for axis in (term.axes.query, term.axes.key)
+        if axis is not None and isinstance(shape[axis], int)
+    ]  # fmt: skip
+    cuts = _cuts(term, one.low.ndim, rows)
+    if cuts is None:
+        return None
+    if not rows:
+        return Bounds(one.low[cuts], one.high[cuts])
+    if array is None:
+        both = tuple(rows)
+        return Bounds(one.low[cuts].min(both, keepdims=True), one.high[cuts].max(both, keepdims=True))
+    return _of_table(array[cuts], term, region)
+
+
+def _cuts(term: Term, rank: int, rows: Sequence[int]) -> tuple[slice, ...] | None:
+    places = [integers(value) for value in term.node.inputs[1:]]
+    axes = places[2] if len(places) > 2 else list(range(len(places[0] or ())))
+    steps = places[3] if len(places) > 3 else None
+    found = [slice(None)] * rank
+    for at, axis in enumerate(axes or ()):
+        place = normal(axis, rank)
+        if place in rows or place in (term.axes.query, term.axes.key):
+            continue
+        if places[0] is None or places[1] is None or (len(places) > 3 and steps is None):
+            return None
+        end = places[1][at]
+        step = 1 if steps is None else steps[at]
+        found[place] = slice(places[0][at], None if abs(end) > LONGEST else end, step)
+    return tuple(found)
+
+
+def _of_table(array: Array, term: Term, region: Region) -> Bounds:
+    """Bounds of the rows, columns or entries of a table that are in the region."""
+    query, key = term.axes.query, term.axes.key
+    if query is not None and key is not None:
+        table = np.moveaxis(array, (query, key), (0, 1))
+        i, j = np.indices(table.shape[:2], sparse=True)
+        inside = region.holds(i, j) & (np.maximum(i, j) < region.tokens)
+        entries = table[inside]
+        where = (query, key)
+    else:
+        axis = query if query is not None else key
+        assert axis is not None
+        ends = [corner[0 if query is not None else 1] for corner in region.corners()]
+        entries = np.moveaxis(array, axis, 0)[min(ends) : max(ends) + 1]
+        where = (axis,)
+    if not len(entries):
+        entries = np.moveaxis(array, where, tuple(range(len(where)))).reshape(
+            -1, *[n for a, n in enumerate(array.shape) if a not in where]
+        )
+    low, high = entries.min(0), entries.max(0)
+    low, high = (np.expand_dims(end, sorted(where)) for end in (low, high))
+    if array.dtype == np.bool_:
+        return Bounds(low, high)
+    return Bounds(low.astype(np.float64), high.astype(np.float64))
+
+
+def _gather(term: Term, given: Given, _region: Region) -> Bounds | None:
+    """Entries that an index within bounds can reach."""
+    data, index = _pair(given)
+    axis = normal(attribute(term.node, "axis", 0), data.low.ndim)
+    if index.known:
+        places = index.low.astype(np.int64)
+        rows = data.low.shape[axis]
+        if (places >= rows).any() or (places < -rows).any():
+            return None
+        low, high = (np.take(end, places, axis) for end in (data.low, data.high))
+        return Bounds(low, high)
+    rows = data.low.shape[axis]
+    least, most = float(index.low.min()), float(index.high.max())
+    if least >= 0 and np.isfinite(most):
+        reached = slice(int(min(least, rows - 1)), int(min(most, rows - 1)) + 1)
+    else:
+        reached = slice(None)
+    picked = [np.moveaxis(end, axis, 0)[reached] for end in (data.low, data.high)]
+    low, high = picked[0].min(0), picked[1].max(0)
+    for at in range(index.low.ndim):
+        low, high = np.expand_dims(low, axis + at), np.expand_dims(high, axis + at)
+    shape = flat_shape(term)
+    return Bounds(np.broadcast_to(low, shape), np.broadcast_to(high, shape))
+
+
+def _concat(term: Term, given: Given, _region: Region) -> Bounds | None:
+    axis = normal(attribute(term.node, "axis"), len(term.shape))
+    if axis == term.axes.key:  # what stands after the keys is of no pair
+        return Bounds(_one(given).low, _one(given).high)
+    ends = [[getattr(one, side) for one in given if one is not None] for side in ("low", "high")]
+    shape = list(flat_shape(term))
+    whole = []
+    for side in ends:
+        grown = [np.broadcast_to(x, [*shape[:axis], x.shape[axis], *shape[axis + 1 :]]) for x in side]
+        whole.append(np.concatenate(grown, axis))
+    return Bounds(*whole)
+
+
+def _softmax(term: Term, given: Given, _region: Region) -> Bounds:
+    one, shape = _one(given), flat_shape(term)
+    along = normal(attribute(term.node, "axis", -1), len(term.shape))
+    most = np.ones(shape)
+    if along == term.axes.key:
+        most = np.where(np.broadcast_to(one.high, shape) <= -LOWEST, 0.0, 1.0)
+    return Bounds(np.zeros(shape), most)
+
+
+LOWEST = 3 * SCORE - 100
+"""What is this far below zero weighs nothing beside a score: 0 in every dtype."""
+
+
+def _trilu(term: Term, given: Given, region: Region) -> Bounds | None:
+    """The lower triangle keeps what lies `k` above the diagonal and below, the upper the rest."""
+    one = _one(given)
+    node = term.node
+    k = 0
+    if len(term.inputs) > 1 and term.inputs[1] is not None:
+        array = contents(term.inputs[1].value)
+        if array is None:
+            return None
+        k = int(array)
+    turned = (term.axes.query or 0) > (term.axes.key or 0)
+    sign = 1.0 if turned else -1.0
+    factors = (np.array(sign), np.array(-sign), np.array(0.0))
+    low, high = over_corners(factors, region)  # column - row
+    upper = bool(attribute(node, "upper", 1))
+    kept = low >= k if upper else high <= k
+    gone = high < k if upper else low > k
+    zero = np.zeros_like(one.low)
+    if kept:
+        return one
+    if gone:
+        return Bounds(zero, zero)
+    return Bounds(np.minimum(one.low, zero), np.maximum(one.high, zero))
+
+
+def _matmul(term: Term, given: Given, _region: Region) -> Bounds:
+    """A product of data: a score; nothing is asked of it but to be finite."""
+    del given
+    shape = flat_shape(term)
+    return Bounds(np.full(shape, -SCORE), np.full(shape, SCORE))
+
+
+def _is_nan(term: Term, given: Given, _region: Region) -> Bounds:
+    del given
+    return Bounds(np.zeros(flat_shape(term), bool), np.ones(flat_shape(term), bool))
+
+
+RULES: dict[str, Rule] = {
+    "Abs": _abs,
+    "Add": _add,
+    "And": _logical(np.logical_and),
+    "Cast": _cast,
+    "CastLike": _cast,
+    "Ceil": _rising(np.ceil),
+    "Clip": _clip,
+    "Concat": _concat,
+    "ConstantOfShape": _filled,
+    "Div": _div,
+    "Equal": _compare(lambda low, high: ((low == 0) & (high == 0), (low <= 0) & (high >= 0))),
+    "Exp": _rising(np.exp),
+    "Expand": _moved(_expanded),
+    "Floor": _rising(np.floor),
+    "Gather": _gather,
+    "Greater": _compare(lambda low, high: (low > 0, high > 0)),
+    "GreaterOrEqual": _compare(lambda low, high: (low >= 0, high >= 0)),
+    "Identity": _moved(lambda _, array: array),
+    "IsNaN": _is_nan,
+    "Less": _compare(lambda low, high: (high < 0, low < 0)),
+    "LessOrEqual": _compare(lambda low, high: (high <= 0, low <= 0)),
+    "Log": _guarded(np.log, 0.0),
+    "MatMul": _matmul,
+    "Max": _max,
+    "Min": _min,
+    "Mul": _mul,
+    "Neg": _neg,
+    "Not": _not,
+    "Or": _logical(np.logical_or),
+    "Reshape": _moved(_to_shape),
+    "Round": _rising(np.round),
+    "Sign": _rising(np.sign),
+    "Slice": _slice,
+    "Softmax": _softmax,
+    "Sqrt": _guarded(np.sqrt, 0.0),
+    "Squeeze": _moved(_to_shape),
+    "Sub": _sub,
+    "Tanh": _rising(np.tanh),
+    "Transpose": _moved(_transposed),
+    "Trilu": _trilu,
+    "Unsqueeze": _moved(_to_shape),
+    "Where": _where,
+    "Xor": _xor,
+}
