@@ -283,10 +283,10 @@ def _filled(term: Term, _given: Given, _region: Region) -> Bounds:
 def _slice(term: Term, given: Given, region: Region) -> Bounds | None:
     """Rows of a table at positions; other axes are cut as they are."""
     (one, *_), node = given, term.node
-    source = term.inputs[0]
+    array = _table(term)
     assert one is not None
-    assert source is not None
-    array = contents(source.value) if source.kind is Kind.CONSTANT else None
+    if array is not None:
+        return _of_table(array, term, region)
     shape = dims(node.inputs[0]) or ()
     rows = [
         axis for axis in (term.axes.query, term.axes.key)
@@ -297,10 +297,19 @@ def _slice(term: Term, given: Given, region: Region) -> Bounds | None:
         return None
     if not rows:
         return Bounds(one.low[cuts], one.high[cuts])
-    if array is None:
-        both = tuple(rows)
-        return Bounds(one.low[cuts].min(both, keepdims=True), one.high[cuts].max(both, keepdims=True))
-    return _of_table(array[cuts], term, region)
+    low, high = one.low[cuts], one.high[cuts]
+    return Bounds(low.min(tuple(rows), keepdims=True), high.max(tuple(rows), keepdims=True))
+
+
+def _table(term: Term) -> Array | None:
+    """A constant of which `term` is rows and columns 0 .. T-1, whether cut at once or in turn."""
+    source = term.inputs[0] if term.inputs else None
+    if term.kind is not Kind.NODE or term.node.op_type != "Slice" or source is None:
+        return None
+    array = contents(source.value) if source.kind is Kind.CONSTANT else _table(source)
+    axes = [axis for axis in (term.axes.query, term.axes.key) if axis is not None]
+    cuts = None if array is None else _cuts(term, array.ndim, axes)
+    return None if array is None or cuts is None or not axes else array[cuts]
 
 
 def _cuts(term: Term, rank: int, rows: Sequence[int]) -> tuple[slice, ...] | None:
