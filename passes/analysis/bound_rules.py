@@ -89,7 +89,10 @@ def _times(x: Array, y: Array) -> Array:
 
 
 def _div(term: Term, given: Given, _region: Region) -> Bounds | None:
-    _, right = _pair(given)
+    left, right = _pair(given)
+    if not (left.low.any() or left.high.any()):
+        shape = np.broadcast_shapes(left.low.shape, right.low.shape)
+        return Bounds(np.zeros(shape), np.zeros(shape))
     if ((right.low <= 0) & (right.high >= 0)).any():
         return None
     if term.value.dtype is not None and term.value.dtype.is_floating_point():

@@ -18,7 +18,8 @@ import onnx_ir as ir
 
 from intaglio.state import TIME
 
-from .pairs import Kind, Term, time_axes, walk
+from ._rearranging import _factors as factors
+from .pairs import Kind, Term, walk
 
 Array = npt.NDArray[Any]
 
@@ -99,8 +100,9 @@ def unknown(shape: tuple[int, ...], dtype: ir.DataType | None, limit: float = np
 
 def flat_shape(term: Term) -> tuple[int, ...]:
     """The shape of a term's bounds: one entry along batch and time."""
+    timed = (term.axes.query, term.axes.key)
     return tuple(
-        dim if isinstance(dim, int) and axis not in (term.axes.query, term.axes.key) else 1
+        1 if axis in timed else dim if isinstance(dim, int) else factors([dim])[0]
         for axis, dim in enumerate(term.shape)
     )
 
@@ -205,6 +207,3 @@ def position(term: Term, region: Region) -> Bounds:
     low, high = over_corners(slope, region)
     whole = float(start).is_integer() and float(step).is_integer()
     return Bounds(low, high, slope if whole else None)
-
-
-__all__ = ["Bounds", "Region", "ahead", "behind", "evaluate", "time_axes", "unknown"]

@@ -54,7 +54,7 @@ def forbids_later(term: Term, tokens: int, margin: float) -> bool:
 
     Numbers as -10,000 do so only beside one that is higher by `margin`: the token's own.
     """
-    region = ahead(tokens)
+    region, term = ahead(tokens), _without_shift(term)
     if region.empty:
         return True
     later = evaluate(term, region)
@@ -64,6 +64,27 @@ def forbids_later(term: Term, tokens: int, margin: float) -> bool:
         return True
     own = evaluate(term, behind(0, 0, tokens))
     return bool((later.high <= own.low - margin).all())
+
+
+def _without_shift(term: Term) -> Term:
+    """`term` before a number of each query was added to all of its scores: weights stay."""
+    while term.kind is Kind.NODE and not term.node.domain:
+        first, *others = term.inputs
+        if first is None or first.axes.key is None:
+            return term
+        after = term.node.op_type == "Concat" and attribute(term.node, "axis") % len(
+            term.shape
+        ) == (term.axes.key)
+        shifts = term.node.op_type in ("Add", "Sub") and others[0] is not None
+        if not after and not (shifts and others[0].axes.key is None and _finite(others[0])):
+            return term
+        term = first
+    return term
+
+
+def _finite(term: Term) -> bool:
+    """Whether the numbers of each query are finite: data is, and what is largest in a row."""
+    return term.kind is Kind.DATA or evaluate(term, behind(0)).high.max() < float("inf")
 
 
 def is_nothing_later(term: Term, tokens: int) -> bool:

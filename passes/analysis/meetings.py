@@ -24,9 +24,9 @@ MASK = 3  # input of Attention
 
 @dataclass(frozen=True, eq=False)
 class Meeting:
-    """A node and the terms that it takes: a mask, or all inputs of a written-out node.
+    """A node and the terms that a step computes for it: a mask, or its result, or nothing.
 
-    `kind` says what the mask of an Attention is; `axis` is the query axis of the result.
+    `mask` says what the mask of an Attention is; `axis` is the query axis of the result.
     """
 
     node: ir.Node
@@ -34,7 +34,6 @@ class Meeting:
     axis: int
     mask: Causal | Computed | None = None
     limit: int | None = None
-    whole: Term | None = None
 
     @property
     def data(self) -> list[Term]:
@@ -134,12 +133,11 @@ def _written_out(node: ir.Node, reader: Reader) -> Meeting:
     if len(kept) != 1:
         raise refuse(node, "sums over time, or compares tokens, in a way that has no step.")
     term = reader.open(node, Axes(query=kept[0]))
-    terms = tuple(one for one in term.inputs if one is not None)
-    limit = min((n for one in terms if (n := context_limit(one)) is not None), default=None)
+    limit = context_limit(term)
     tokens = limit or LONGEST
     for one in walk(term):
         _check_later(one, tokens)
-    return Meeting(node, terms, kept[0], None, limit, term)
+    return Meeting(node, (term,), kept[0], None, limit)
 
 
 def _check_later(term: Term, tokens: int) -> None:

@@ -153,6 +153,8 @@ class Reader:
         size = _entries(dims(node.outputs[0]) or ())
         whole = (dims(node.outputs[0]) or ("",))[0] == BATCH
         moved: ir.Node | None = node
+        if axes.key is not None and node.op_type == "Unsqueeze":
+            whole = False
         while moved is not None and moved.op_type in MOVERS and not moved.domain:
             given = dims(moved.inputs[0])
             if axes.key is None or not given or given.count(TIME) != 1:
@@ -224,7 +226,7 @@ def walk(term: Term) -> list[Term]:
             order[entry] = None
         elif entry not in order:
             pending.append((entry, True))
-            pending += [(given, False) for given in entry.inputs if given is not None]
+            pending += [(given, False) for given in reversed(entry.inputs) if given is not None]
     return list(order)
 
 

@@ -8,11 +8,12 @@ tokens is at hand for the queries; for the keys it is carried as a state and rea
 """
 
 from dataclasses import dataclass, field, replace
+from itertools import chain, count
 
 import onnx_ir as ir
 
 from intaglio.passes.analysis.bounds import contents
-from intaglio.passes.analysis.pairs import Kind, Term, surplus, walk
+from intaglio.passes.analysis.pairs import Kind, Term, leaves, surplus, walk
 from intaglio.passes.analysis.time import refuse
 from intaglio.passes.analysis.time_rules import ELEMENTWISE
 from intaglio.passes.graph import Dim, Emitter, attribute, attributes_of, dims, input_of, integers
@@ -48,6 +49,7 @@ class Pairs:
     _caches: dict[tuple[ir.Value, int], ir.Value] = field(default_factory=dict)
     _count: ir.Value | None = None
     _owner: ir.Node | None = None
+    _ports: dict[Term, str] = field(default_factory=dict)
 
     def mask(self, term: Term, node: ir.Node, past: ir.Value) -> ir.Value:
         """The mask of an Attention `node`, [batch, heads or 1, T, S], `past` being its keys."""
@@ -62,10 +64,16 @@ class Pairs:
     def result(self, node: ir.Node, term: Term) -> ir.Value:
         """The result of a written-out node, by row where data is in it."""
         self._begin(node, None)
+        for one in walk(term):
+            sides = [x for x in one.inputs if x is not None]
+            if one.kind is Kind.NODE and one.node.op_type == "MatMul" and len(sides) == 2:
+                port = "value" if one.axes.key is None else "key"
+                for leaf in (x for side in sides if side.axes.query is None for x in leaves(side)):
+                    self._ports.setdefault(leaf, port)
         return self._emit(term).value
 
     def _begin(self, node: ir.Node, past: ir.Value | None) -> None:
-        self._owner, self._at = node, Emitter(node)
+        self._owner, self._at, self._ports = node, Emitter(node), {}
         if past is not None:
             self._size_by(past, 2)
 
@@ -120,7 +128,7 @@ class Pairs:
             Carried(
                 node=self._owner,
                 op="entries",
-                port=_port(term, self._owner),
+                port=self._port(term),
                 layout=Layout.GROW if self.grow else Layout.STATIC,
                 past=past,
                 present=present,
@@ -129,6 +137,14 @@ class Pairs:
         )
         self._caches[value, axis] = present
         return present
+
+    def _port(self, term: Term) -> str:
+        """What a state is called: keys and values of written-out attention, data of a mask."""
+        assert self._owner is not None
+        port = next((port for leaf, port in self._ports.items() if leaf is term), "mask")
+        taken = {state.port for state in self.carried if state.node is self._owner}
+        names = chain([port], (f"{port}{n}" for n in count(2)))
+        return next(name for name in names if name not in taken)
 
     def _position(self, term: Term) -> Emitted:
         """start + step * position, for each query or for each key."""
@@ -160,6 +176,8 @@ class Pairs:
     def _node(self, term: Term, given: list[Emitted | None]) -> Emitted:
         node, rank = term.node, len(term.shape)
         by_row = any(x is not None and x.by_row for x in given)
+        if not by_row and any("*" in str(dim) for dim in term.shape):
+            by_row, given = True, [self._of_rows(x, one) for x, one in zip(given, term.inputs)]
         if by_row:
             given = [
                 x if x is None or one is None or one.kind is Kind.CONSTANT
@@ -180,6 +198,15 @@ class Pairs:
             shapes = [x.shape for x in given if x is not None]
             value.shape = ir.Shape(list(_broadcast(shapes)))
         return Emitted(value, by_row)
+
+    def _of_rows(self, found: Emitted | None, term: Term | None) -> Emitted | None:
+        """`found` with all rows of the batch, which is about to be merged with another axis."""
+        if found is None or term is None or term.kind is Kind.CONSTANT:
+            return found
+        if term.shape[:1] != (BATCH,):
+            raise refuse(term.node, "merges rows with another axis that stands before them.")
+        by_row = self._by_row(found, len(term.shape))
+        return self._expanded(by_row, self._sizes(term, by_row=True))
 
     def _sizes(self, term: Term, *, by_row: bool) -> list[Dim]:
         """The shape of a term in the step graph."""
@@ -400,24 +427,3 @@ def _broadcast(shapes: list[tuple[Dim, ...]]) -> list[Dim]:
     rank = max(map(len, shapes))
     padded = [(1,) * (rank - len(shape)) + tuple(shape) for shape in shapes]
     return [next((d for d in column if d != 1), 1) for column in zip(*padded, strict=True)]
-
-
-def _port(term: Term, owner: ir.Node) -> str:
-    """What a state is called: the values of a written-out attention, its keys, or a mask's data."""
-    if owner.op_type == "Attention":
-        return "mask"
-    if owner.op_type == "MatMul" and term.value in _moved_into(owner.inputs[1]):
-        return "value"
-    return "key" if len(term.shape) > 3 else "mask"
-
-
-def _moved_into(value: ir.Value | None) -> set[ir.Value]:
-    found = set()
-    while value is not None:
-        found.add(value)
-        node = value.producer()
-        value = node.inputs[0] if node is not None and node.inputs and node.op_type in MOVES else None
-    return found
-
-
-MOVES = frozenset("Expand Identity Reshape Squeeze Transpose Unsqueeze".split())

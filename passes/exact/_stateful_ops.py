@@ -156,17 +156,32 @@ REWRITES: dict[str, Callable[[ir.Node], list[Carried]]] = {
 }
 
 
+def past_caches(node: ir.Node, *, window: int | None, grow: bool) -> list[ir.Value]:
+    """The keys and values of an Attention before a step: a window of them, or all."""
+    length: Dim = CAPACITY
+    if window is not None:
+        length = window - 1
+    elif grow:
+        length = PAST
+    pasts = []
+    for port, new in (("key", node.inputs[1]), ("value", node.inputs[2])):
+        _, heads, _, size = _shape(node, new)
+        pasts.append(past_value(port, _dtype(new), [BATCH, heads, length, size]))
+    return pasts
+
+
 def attention(
     node: ir.Node,
     step: StepValues,
     *,
     window: int | None,
     grow: bool,
-    mask: Callable[[ir.Value], ir.Value] | None = None,
+    mask: ir.Value | None = None,
+    pasts: Sequence[ir.Value] = (),
 ) -> list[Carried]:
     """Give Attention a cache of keys and values, laid out as its window and `grow` ask.
 
-    Without `mask`, which makes one for the keys of a cache, it is causal.
+    With a `mask` for the keys of `pasts` it is that which forbids later tokens.
     """
     query, key, value = node.inputs[:3]
     scale = {name: x for name, x in attributes_of(node).items() if name in ("scale", "softcap")}
@@ -174,22 +189,14 @@ def attention(
     emit = Emitter(node)
     old = node.outputs[0]
     result = (old.dtype, dims(old))
-    length: Dim
-    if window is not None:
-        layout, length = Layout.WINDOW, window - 1
-    elif grow:
-        layout, length = Layout.GROW, PAST
-    else:
-        layout, length = Layout.STATIC, CAPACITY
-    pasts, shapes = [], []
-    for port, new in (("key", key), ("value", value)):
-        _, heads, _, size = _shape(node, new)
-        pasts.append(past_value(port, _dtype(new), [BATCH, heads, length, size]))
-        shapes.append((_dtype(new), (BATCH, heads, size)))
+    layout = Layout.WINDOW if window is not None else Layout.GROW if grow else Layout.STATIC
+    pasts = pasts or past_caches(node, window=window, grow=grow)
     if layout is Layout.GROW:
-        total = [(dtype, [b, h, f"{PAST} + {TIME}", d]) for dtype, (b, h, d) in shapes]
-        seen = None if mask is None else mask(pasts[0])
-        inputs = [query, key, value, seen, *pasts]
+        total = [
+            (past.dtype, [f"{PAST} + {TIME}" if d == PAST else d for d in dims(past) or ()])
+            for past in pasts
+        ]
+        inputs = [query, key, value, mask, *pasts]
         y, *presents = emit.node("Attention", inputs, [result, *total], {**causal, **scale})
     elif layout is Layout.STATIC:
         presents = [
@@ -197,7 +204,7 @@ def attention(
             for past, new in zip(pasts, (key, value), strict=True)
         ]
         inputs = [query, *presents]
-        inputs += [None, None, None, step.total_length] if mask is None else [mask(pasts[0])]
+        inputs += [None, None, None, step.total_length] if mask is None else [mask]
         y = emit.node("Attention", inputs, [result], {**causal, **scale})[0]
     else:
         assert window is not None

@@ -14,6 +14,7 @@ One graph then serves prefill and step: any split of T gives the result of a sin
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import onnx_ir as ir
@@ -58,8 +59,9 @@ class Statefulize(Exact):
         step = StepValues(graph)
         pairs = Pairs(step, grow=self.kv == "grow")
         carried: list[stateful.Carried] = []
+        computed = _compute(met, timing.mixers, pairs)
         for node in timing.mixers:
-            carried += self._rewrite(node, step, pairs, met)
+            carried += self._rewrite(node, step, met.found.get(node), computed)
         carried += pairs.carried
         notes = offset_positions(model, timing, step, context)
         stateful.cut_trailing(graph, lambda value: _trail(timing, value))
@@ -72,23 +74,38 @@ class Statefulize(Exact):
         return PassResult(changed=True, notes=notes, details=details)
 
     def _rewrite(
-        self, node: ir.Node, step: StepValues, pairs: Pairs, met: Meetings
+        self, node: ir.Node, step: StepValues, found: Meeting | None, computed: "_Computed"
     ) -> list[stateful.Carried]:
-        found = met.found.get(node)
-        if node.op_type == "Attention":
-            grow = self.kv == "grow"
-            if found is None or isinstance(found.mask, Causal):
-                window = None if found is None else found.mask.window
-                return stateful.attention(node, step, window=window, grow=grow)
-
-            def mask(past: ir.Value) -> ir.Value:
-                return pairs.mask(found.terms[0], node, past)
-
-            return stateful.attention(node, step, window=None, grow=grow, mask=mask)
-        if found is not None:
-            replace_uses(node.outputs[0], pairs.result(node, found.whole))
+        if node in computed.results:
+            replace_uses(node.outputs[0], computed.results[node])
             return []
+        if node.op_type == "Attention":
+            window = found.mask.window if found and isinstance(found.mask, Causal) else None
+            mask, pasts = computed.masks.get(node, (None, ()))
+            grow = self.kv == "grow"
+            return stateful.attention(node, step, window=window, grow=grow, mask=mask, pasts=pasts)
         return stateful.REWRITES.get(node.op_type, stateful.convolution)(node)
+
+
+@dataclass
+class _Computed:
+    """What is computed for the positions of a step: masks with their caches, and results."""
+
+    masks: dict[ir.Node, tuple[ir.Value, list[ir.Value]]] = field(default_factory=dict)
+    results: dict[ir.Node, ir.Value] = field(default_factory=dict)
+
+
+def _compute(met: Meetings, nodes: Sequence[ir.Node], pairs: Pairs) -> _Computed:
+    """Emit all values of pairs, before what they are computed from is rewritten in turn."""
+    result = _Computed()
+    for found in (met.found[node] for node in nodes if node in met.found):
+        if found.node.op_type != "Attention":
+            result.results[found.node] = pairs.result(found.node, found.terms[0])
+        elif not isinstance(found.mask, Causal):
+            pasts = stateful.past_caches(found.node, window=None, grow=pairs.grow)
+            mask = pairs.mask(found.terms[0], found.node, pasts[0])
+            result.masks[found.node] = mask, pasts
+    return result
 
 
 def _limit(found: Meeting, context: Context) -> None:
