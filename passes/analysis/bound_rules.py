@@ -307,12 +307,25 @@ def _slice(term: Term, given: Given, region: Region) -> Bounds | None:
 def _table(term: Term) -> Array | None:
     """A constant of which `term` is rows and columns 0 .. T-1, whether cut at once or in turn."""
     source = term.inputs[0] if term.inputs else None
-    if term.kind is not Kind.NODE or term.node.op_type != "Slice" or source is None:
+    if source is None or not _takes_rows(term):
         return None
     array = contents(source.value) if source.kind is Kind.CONSTANT else _table(source)
+    if term.node.op_type == "Gather":
+        return array
     axes = [axis for axis in (term.axes.query, term.axes.key) if axis is not None]
     cuts = None if array is None else _cuts(term, array.ndim, axes)
     return None if array is None or cuts is None or not axes else array[cuts]
+
+
+def _takes_rows(term: Term) -> bool:
+    """Whether rows 0 .. T-1 are taken, by a Slice or by their positions."""
+    if term.kind is not Kind.NODE or term.node.op_type == "Slice":
+        return term.kind is Kind.NODE
+    index = term.inputs[1] if term.node.op_type == "Gather" else None
+    if index is None or index.kind is not Kind.POSITION:
+        return False
+    start, step = (contents(value) for value in index.node.inputs[::2] if value is not None)
+    return start is not None and step is not None and not start.any() and bool((step == 1).all())
 
 
 def _cuts(term: Term, rank: int, rows: Sequence[int]) -> tuple[slice, ...] | None:
@@ -358,9 +371,11 @@ def _of_table(array: Array, term: Term, region: Region) -> Bounds:
     return Bounds(low.astype(np.float64), high.astype(np.float64))
 
 
-def _gather(term: Term, given: Given, _region: Region) -> Bounds | None:
+def _gather(term: Term, given: Given, region: Region) -> Bounds | None:
     """Entries that an index within bounds can reach."""
     data, index = _pair(given)
+    if (table := _table(term)) is not None:
+        return _of_table(table, term, region)
     axis = normal(attribute(term.node, "axis", 0), data.low.ndim)
     if index.known:
         places = index.low.astype(np.int64)
@@ -370,11 +385,7 @@ def _gather(term: Term, given: Given, _region: Region) -> Bounds | None:
         low, high = (np.take(end, places, axis) for end in (data.low, data.high))
         return Bounds(low, high)
     rows = data.low.shape[axis]
-    least, most = float(index.low.min()), float(index.high.max())
-    if least >= 0 and np.isfinite(most):
-        reached = slice(int(min(least, rows - 1)), int(min(most, rows - 1)) + 1)
-    else:
-        reached = slice(None)
+    reached = _reached(float(index.low.min()), float(index.high.max()), rows)
     picked = [np.moveaxis(end, axis, 0)[reached] for end in (data.low, data.high)]
     low, high = picked[0].min(0), picked[1].max(0)
     for at in range(index.low.ndim):
@@ -383,17 +394,67 @@ def _gather(term: Term, given: Given, _region: Region) -> Bounds | None:
     return Bounds(np.broadcast_to(low, shape), np.broadcast_to(high, shape))
 
 
+def _gather_nd(term: Term, given: Given, region: Region) -> Bounds | None:
+    """Entries that indices within bounds can reach, an index for each of the first axes."""
+    data, index = _pair(given)
+    depth, shape = index.low.shape[-1], flat_shape(term)
+    if depth == 2 and (table := _by_pair(term, index)) is not None:
+        return _of_table(table, term, region)
+    if index.known:
+        places = tuple(np.moveaxis(index.low.astype(np.int64), -1, 0))
+        rows = np.array(data.low.shape[:depth])
+        if (index.low >= rows).any() or (index.low < -rows).any():
+            return None
+        return Bounds(data.low[places], data.high[places])
+    low, high = data.low, data.high
+    for axis in range(depth):
+        ends = float(index.low[..., axis].min()), float(index.high[..., axis].max())
+        reached = _reached(*ends, data.low.shape[axis])
+        low = np.moveaxis(np.moveaxis(low, axis, 0)[reached], 0, axis)
+        high = np.moveaxis(np.moveaxis(high, axis, 0)[reached], 0, axis)
+    first = tuple(range(depth))
+    return Bounds(np.broadcast_to(low.min(first), shape), np.broadcast_to(high.max(first), shape))
+
+
+def _by_pair(term: Term, index: Bounds) -> Array | None:
+    """The constant table of two axes of which entry (i, j) is taken, its queries first."""
+    data = term.inputs[0]
+    wanted = [[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]
+    slope = [] if index.slope is None else [part.reshape(-1).tolist() for part in index.slope]
+    array = None if data is None or data.kind is not Kind.CONSTANT else contents(data.value)
+    if array is None or (term.axes.query, term.axes.key) != (0, 1) or len(term.shape) != array.ndim:
+        return None
+    if slope == wanted:
+        return array
+    return array.swapaxes(0, 1) if slope == [wanted[1], wanted[0], wanted[2]] else None
+
+
+def _reached(least: float, most: float, rows: int) -> slice:
+    """The rows between two indices; a negative one counts from the end, so that all may be."""
+    if least < 0 or not np.isfinite(most):
+        return slice(None)
+    return slice(int(min(least, rows - 1)), int(min(most, rows - 1)) + 1)
+
+
 def _concat(term: Term, given: Given, _region: Region) -> Bounds | None:
     axis = normal(attribute(term.node, "axis"), len(term.shape))
     if axis == term.axes.key:  # what stands after the keys is of no pair
         return Bounds(_one(given).low, _one(given).high)
-    ends = [[getattr(one, side) for one in given if one is not None] for side in ("low", "high")]
-    shape = list(flat_shape(term))
-    whole = []
-    for side in ends:
-        grown = [np.broadcast_to(x, [*shape[:axis], x.shape[axis], *shape[axis + 1 :]]) for x in side]
-        whole.append(np.concatenate(grown, axis))
-    return Bounds(*whole)
+    shape, known = list(flat_shape(term)), [one for one in given if one is not None]
+
+    def joined(parts: Sequence[Array]) -> Array:
+        grown = [
+            np.broadcast_to(x, [*shape[:axis], one.low.shape[axis], *shape[axis + 1 :]])
+            for x, one in zip(parts, known, strict=True)
+        ]
+        return np.concatenate(grown, axis)
+
+    slopes = [one.slope for one in known if one.slope is not None]
+    slope = None
+    if len(slopes) == len(known):
+        a, b, c = (joined([each[part] for each in slopes]) for part in range(3))
+        slope = (a, b, c)
+    return Bounds(joined([one.low for one in known]), joined([one.high for one in known]), slope)
 
 
 def _softmax(term: Term, given: Given, _region: Region) -> Bounds:
@@ -463,6 +524,7 @@ RULES: dict[str, Rule] = {
     "Floor": _rising(np.floor),
     "Gather": _gather,
     "Greater": _compare(lambda low, high: (low > 0, high > 0)),
+    "GatherND": _gather_nd,
     "GreaterOrEqual": _compare(lambda low, high: (low >= 0, high >= 0)),
     "Identity": _moved(lambda _, array: array),
     "IsNaN": _is_nan,

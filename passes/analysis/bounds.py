@@ -9,6 +9,7 @@ intervals; rounding keeps the order of numbers, so that bounds in the dtype of t
 Where nothing is known the bounds are infinite, never too narrow.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +26,8 @@ Array = npt.NDArray[Any]
 
 LONGEST = 1 << 24
 """Tokens of the longest context that is spoken of: up to it float32 counts exactly."""
+PIECES = 64
+"""Bands of distances into which a region is cut, at most."""
 SCORE = 2500.0
 """Products of queries and keys are taken to lie within plus and minus this."""
 
@@ -56,6 +59,17 @@ class Region:
         far = min(far, self.tokens - 1)
         found = [(base, d) for d in (near, far) for base in (0, self.tokens - 1 - d)]
         return [(b, b + d) if self.ahead else (b + d, b) for b, d in found]
+
+    def halves(self) -> list["Region"]:
+        """The bands of nearer and of farther pairs, the near one much narrower."""
+        near, far = sorted((abs(self.nearest), abs(self.farthest)))
+        far = min(far, self.tokens - 1)
+        middle = max(near, min((near + far) // 2, 2 * near + 7))
+        bands = [(near, middle), (middle + 1, far)]
+        return [
+            Region(-b, -a, self.tokens) if self.ahead else Region(a, b, self.tokens)
+            for a, b in bands
+        ]
 
     def holds(self, i: Array, j: Array) -> Array:
         """Which pairs are in it."""
@@ -116,6 +130,25 @@ def evaluate(term: Term, region: Region) -> Bounds:
         given = [None if one is None else found[one] for one in entry.inputs]
         found[entry] = _of(entry, given, region, RULES)
     return found[term]
+
+
+def holds(term: Term, region: Region, test: Callable[[Bounds], bool | None]) -> bool:
+    """Whether `test` holds of `term` all over `region`; it answers None where bounds are too wide.
+
+    What is decided piece by piece is tried on narrower bands of distances; what is not decided in
+    `PIECES` of them does not hold.
+    """
+    pending, tried = [region], 0
+    while pending:
+        band = pending.pop()
+        if band.empty:
+            continue
+        found, tried = test(evaluate(term, band)), tried + 1
+        if found is None and tried < PIECES and band.nearest < band.farthest:
+            pending += band.halves()
+        elif not found:
+            return False
+    return True
 
 
 def _of(term: Term, given: list[Bounds | None], region: Region, rules: Any) -> Bounds:

@@ -5,12 +5,15 @@ is known by bounds (`bounds`): that it forbids every later token, allows every e
 last w and no other.  What is no causal mask and no window is computed for the positions at hand.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from intaglio.passes.graph import attribute, dims
 from intaglio.state import TIME
 
-from .bounds import LONGEST, SCORE, ahead, behind, evaluate
+from .bounds import LONGEST, SCORE, Bounds, ahead, behind, evaluate, holds
 from .pairs import Kind, Term, walk
 from .time import normal
 
@@ -57,13 +60,15 @@ def forbids_later(term: Term, tokens: int, margin: float) -> bool:
     region, term = ahead(tokens), _without_shift(term)
     if region.empty:
         return True
-    later = evaluate(term, region)
-    if later.high.dtype == bool:
-        return not later.high.any()
-    if (later.high == -float("inf")).all():
-        return True
-    own = evaluate(term, behind(0, 0, tokens))
-    return bool((later.high <= own.low - margin).all())
+    own = evaluate(term, behind(0, 0, tokens)).low
+
+    def nothing(later: Bounds) -> bool | None:
+        if later.high.dtype == bool:
+            return False if later.low.any() else (not later.high.any()) or None
+        enough = (later.high == -np.inf) | (later.high <= own - margin)
+        return bool(enough.all()) or None
+
+    return holds(term, region, nothing)
 
 
 def _without_shift(term: Term) -> Term:
@@ -144,18 +149,30 @@ def _limit(term: Term) -> int | None:
         data, index = term.inputs
         if data is None or index is None or not index.axes:
             return None
-        rows = data.shape[normal(attribute(node, "axis", 0), len(data.shape))]
-        return _reach(index, rows) if isinstance(rows, int) else None
+        sizes = data.shape[normal(attribute(node, "axis", 0), len(data.shape)) :][:1]
+        return _reach(index, sizes)
+    if node.op_type == "GatherND":
+        data, index = term.inputs
+        if data is None or index is None or not index.axes:
+            return None
+        return _reach(index, data.shape[: int(index.shape[-1])])
     return None
 
 
-def _reach(index: Term, rows: int) -> int | None:
-    """The most tokens for which `index` stays within `rows` rows."""
+def _reach(index: Term, sizes: Sequence[int | str]) -> int | None:
+    """The most tokens for which `index`, one number or one for each size, stays within `sizes`."""
+    if not all(isinstance(size, int) for size in sizes):
+        return None
+    rows = np.array(sizes, np.float64)
 
     def inside(tokens: int) -> bool:
         regions = [behind(0, tokens, tokens), ahead(tokens)]
-        found = [evaluate(index, region) for region in regions if not region.empty]
-        return all((one.low >= -rows).all() and (one.high < rows).all() for one in found)
+        return all(holds(index, region, fits) for region in regions)
+
+    def fits(found: Bounds) -> bool | None:
+        if (found.low >= rows).any() or (found.high < -rows).any():
+            return False
+        return bool((found.low >= -rows).all() and (found.high < rows).all()) or None
 
     if inside(LONGEST) or not inside(1):
         return None

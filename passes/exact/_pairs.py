@@ -357,7 +357,7 @@ class Pairs:
         shape[axis] = (dims(index) or ())[0]
         return self._at("Gather", [value, index], value.dtype, list(shape), axis=axis)
 
-    def _within(self, index: ir.Value, least: int, most: int) -> ir.Value:
+    def _within(self, index: ir.Value, least: int | list[int], most: int | list[int]) -> ir.Value:
         """An index that stays inside a table: entries of a cache behind its end are of no token."""
         emit, dtype = self._at, index.dtype or INT64
         ends = [emit.constant(end, dtype.numpy()) for end in (most, least)]
@@ -374,6 +374,16 @@ class Pairs:
             places = self._within(places, -rows, rows - 1)
         sizes = [*data.shape[:axis], *index.shape, *data.shape[axis + 1 :]]
         return self._at("Gather", [data.value, places], term.value.dtype, sizes, axis=axis)
+
+    def gather_nd(self, term: Term, given: list[Emitted | None], sizes: list[Dim]) -> ir.Value:
+        data, index = given
+        assert data is not None
+        assert index is not None
+        rows, places = data.shape[: int(index.shape[-1])], index.value
+        if term.inputs[1] is not None and term.inputs[1].axes:
+            ends = [[-n for n in rows if isinstance(n, int)], [int(n) - 1 for n in rows]]
+            places = self._within(places, *ends)
+        return self._at("GatherND", [data.value, places], term.value.dtype, sizes)
 
     def trilu(self, term: Term, given: list[Emitted | None], sizes: list[Dim]) -> ir.Value:
         """The triangle by positions: column - row against k."""
@@ -404,6 +414,7 @@ SPECIAL = {
     "ConstantOfShape": Pairs.fill,
     "Expand": Pairs.expand,
     "Gather": Pairs.gather,
+    "GatherND": Pairs.gather_nd,
     "Reshape": Pairs.reshape,
     "Slice": Pairs.slice,
     "Trilu": Pairs.trilu,
