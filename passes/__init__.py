@@ -9,6 +9,7 @@ from .calibrated.gptq import Gptq
 from .calibrated.rtn import Rtn
 from .exact.expand_einsum import ExpandEinsum
 from .exact.fold_constants import FoldConstants
+from .exact.fold_identity_gathers import FoldIdentityGathers
 from .exact.fold_repeated_heads import FoldRepeatedHeads
 from .exact.fold_sizes import FoldSizes
 from .exact.fuse_attention import FuseAttention
@@ -41,6 +42,7 @@ PASSES: tuple[type[Pass], ...] = (
     Rtn,
     ExpandEinsum,
     FoldConstants,
+    FoldIdentityGathers,
     FoldRepeatedHeads,
     FoldSizes,
     FuseAttention,

@@ -18,6 +18,7 @@ from .check import check as check_pass
 from .collection import uncollected
 from .exact.expand_einsum import ExpandEinsum
 from .exact.fold_constants import FoldConstants
+from .exact.fold_identity_gathers import FoldIdentityGathers
 from .exact.fold_repeated_heads import FoldRepeatedHeads
 from .exact.fold_sizes import FoldSizes
 from .exact.fuse_attention import FuseAttention
@@ -86,6 +87,7 @@ def standard(kv: Literal["static", "grow"] = "static", extra: Sequence[Pass] = (
         FoldConstants(),
         RemoveNoOps(),
         MergeDuplicates(),
+        FoldIdentityGathers(),
         StabilizeLogSigmoid(),
         FuseRmsNorm(),
         ExpandEinsum(),

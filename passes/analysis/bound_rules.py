@@ -8,7 +8,20 @@ import onnx_ir as ir
 
 from intaglio.passes.graph import attribute, dims, integers
 
-from .bounds import LONGEST, SCORE, Array, Bounds, Region, contents, exact, flat_shape, over_corners
+from .bounds import (
+    LONGEST,
+    SCORE,
+    Array,
+    Bounds,
+    Region,
+    behind,
+    contents,
+    evaluate,
+    exact,
+    flat_shape,
+    over_corners,
+)
+from .pair_rules import shift
 from .pairs import Kind, Term
 from .time import normal
 
@@ -283,8 +296,51 @@ def _filled(term: Term, _given: Given, _region: Region) -> Bounds:
     return Bounds(full, full, (zero, zero, full) if float(number).is_integer() else None)
 
 
+def _everywhere(term: Term, region: Region) -> Bounds:
+    """Bounds of the first input over all tokens, those outside of the region too."""
+    source = term.inputs[0]
+    assert source is not None
+    return evaluate(source, behind(0, region.tokens, region.tokens))
+
+
+def _shifted(term: Term, given: Given, region: Region) -> Bounds | None:
+    """A sequence one token later, after an entry that may continue it to the front."""
+    if len(given) == 1:
+        return _one(given)
+    rest = _everywhere(term, region)
+    first, slope = given[1], rest.slope
+    assert first is not None
+    if slope is not None and first.slope is not None:
+        a, b, c = slope
+        pace = a if term.axes.query is not None else b
+        before = c - pace
+        same = not (first.slope[0].any() or first.slope[1].any())
+        if same and (first.slope[2] == before).all():
+            return Bounds(rest.low - np.abs(pace), rest.high + np.abs(pace), (a, b, before))
+    return Bounds(np.minimum(rest.low, first.low), np.maximum(rest.high, first.high))
+
+
+def _cum_sum(term: Term, given: Given, region: Region) -> Bounds | None:
+    """The sum of what is always the same number: that times the tokens so far."""
+    del given
+    one = _everywhere(term, region)
+    if not one.known or one.low.dtype == np.bool_ or not (one.low == np.round(one.low)).all():
+        return None
+    zero = np.zeros_like(one.low)
+    each = (one.low, zero) if term.axes.query is not None else (zero, one.low)
+    top = one.low * LONGEST
+    return Bounds(np.minimum(top, 0), np.maximum(top, 0), (*each, one.low))
+
+
 def _slice(term: Term, given: Given, region: Region) -> Bounds | None:
     """Rows of a table at positions; other axes are cut as they are."""
+    if shift(term.node, term.axes) is not None:
+        return _shifted(term, given, region)
+    if not term.axes and term.inputs[0] is not None and term.inputs[0].axes:
+        first = evaluate(term.inputs[0], behind(0, 0, 1))
+        zero = np.zeros(first.low.shape)
+        whole = first.known and first.slope is not None
+        return Bounds(first.low, first.high, (zero, zero, first.low) if whole else None)
     (one, *_), node = given, term.node
     array = _table(term)
     assert one is not None
@@ -517,6 +573,7 @@ RULES: dict[str, Rule] = {
     "Clip": _clip,
     "Concat": _concat,
     "ConstantOfShape": _filled,
+    "CumSum": _cum_sum,
     "Div": _div,
     "Equal": _compare(lambda low, high: ((low == 0) & (high == 0), (low <= 0) & (high >= 0))),
     "Exp": _rising(np.exp),
@@ -547,6 +604,7 @@ RULES: dict[str, Rule] = {
     "Squeeze": _moved(_to_shape),
     "Sub": _sub,
     "Tanh": _rising(np.tanh),
+    "Tile": _moved(lambda term, array: np.tile(array, integers(term.node.inputs[1]) or 1)),
     "Transpose": _moved(_transposed),
     "Trilu": _trilu,
     "Unsqueeze": _moved(_to_shape),

@@ -123,13 +123,30 @@ def flat_shape(term: Term) -> tuple[int, ...]:
 
 def evaluate(term: Term, region: Region) -> Bounds:
     """Bounds of `term` over `region`, which is not empty."""
+    return evaluate_all(term, region)[term]
+
+
+def evaluate_all(term: Term, region: Region) -> dict[Term, Bounds]:
+    """Bounds of `term` and of all that it is computed from."""
     from .bound_rules import RULES  # noqa: PLC0415  the rules speak of the bounds above
 
     found: dict[Term, Bounds] = {}
     for entry in walk(term):
         given = [None if one is None else found[one] for one in entry.inputs]
         found[entry] = _of(entry, given, region, RULES)
-    return found[term]
+    return found
+
+
+def constants(term: Term, tokens: int) -> dict[Term, Array]:
+    """Nodes behind `term` that give the same for all pairs below `tokens`, and what they give."""
+    regions = [behind(0, tokens, tokens), ahead(tokens)]
+    found = [evaluate_all(term, region) for region in regions if not region.empty]
+    return {
+        one: bounds.low
+        for one, bounds in found[0].items()
+        if one.kind is Kind.NODE
+        and all(each[one].known and np.array_equal(each[one].low, bounds.low) for each in found)
+    }
 
 
 def holds(term: Term, region: Region, test: Callable[[Bounds], bool | None]) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import onnx_ir as ir
 
 from intaglio.passes.graph import attribute, dims, input_of, integers
-from intaglio.state import TIME
+from intaglio.state import BATCH, TIME
 
 from ._rearranging import _factors
 from .pairs import NONE, Axes, surplus, time_axes
@@ -109,6 +109,70 @@ def _expand(node: ir.Node, axes: Axes) -> Places:
 def _constant_of_shape(node: ir.Node, axes: Axes) -> Places:
     del axes
     return [None]
+
+
+def lead(node: ir.Node | None, axis: int) -> int | None:
+    """How many entries a Concat puts before a sequence along `axis`, if it joins these two."""
+    if node is None or node.op_type != "Concat" or node.domain or len(node.inputs) != 2:
+        return None
+    first, second = ((dims(value) or ("?",) * (axis + 1))[axis] for value in node.inputs)
+    along = normal(attribute(node, "axis"), _rank(node.outputs[0])) == axis
+    return first if along and isinstance(first, int) and second == TIME else None
+
+
+def shift(node: ir.Node, axes: Axes) -> int | None:
+    """How many places a Slice of a sequence, with entries joined before it, is behind; else None.
+
+    It takes T of the n + T entries: from the first, n behind, to the last, none.
+    """
+    axis = axes.query if axes.query is not None else axes.key
+    if node.op_type != "Slice" or axis is None or None not in (axes.query, axes.key):
+        return None
+    count = lead(None if node.inputs[0] is None else node.inputs[0].producer(), axis)
+    starts, steps = integers(node.inputs[1]), integers(input_of(node, 4))
+    picked = integers(input_of(node, 3)) or list(range(len(starts or ())))
+    if count != 1 or starts is None or len(starts) != 1 or steps not in (None, [1]):
+        return None
+    cut = normal(picked[0], _rank(node.outputs[0])) == axis
+    whole = (dims(node.outputs[0]) or ("?",) * (axis + 1))[axis] == TIME
+    return count - starts[0] if cut and whole and 0 <= starts[0] <= count else None
+
+
+def first_of(node: ir.Node) -> int | None:
+    """The axis of time of which a Slice takes the first token alone; None if it is another."""
+    timed = time_axes(node.inputs[0]) if node.op_type == "Slice" and not node.domain else []
+    starts, ends = integers(node.inputs[1]) if timed else None, dims(node.outputs[0]) or ()
+    picked = integers(input_of(node, 3)) or [0]
+    steps = [1] if input_of(node, 4) is None else integers(input_of(node, 4))
+    if len(timed) != 1 or starts != [0] or steps != [1]:
+        return None
+    same = normal(picked[0], len(ends)) == timed[0] and ends[timed[0]] == 1
+    return timed[0] if same else None
+
+
+def _tile(node: ir.Node, axes: Axes) -> Places | None:
+    repeats = integers(node.inputs[1])
+    if repeats is None and axes.query is None:  # for each row again, all behind each other
+        before, after = dims(node.inputs[0]) or ("?",), dims(node.outputs[0]) or ("?",)
+        rows = before[1:] == after[1:] and after[0] in (f"{before[0]}*{BATCH}", BATCH)
+        return _first(node, axes) if rows and axes.key != 0 else None
+    if repeats is None or any(repeats[axis] != 1 for axis in axes_of(axes)):
+        return None
+    return _first(node, axes)
+
+
+def _cum_sum(node: ir.Node, axes: Axes) -> Places | None:
+    """A sum from the first token on, of positions: what it is, bounds may tell."""
+    along = integers(node.inputs[1])
+    plain = not attribute(node, "reverse", 0) and not attribute(node, "exclusive", 0)
+    if along is None or not plain or None not in (axes.query, axes.key):
+        return None
+    return _first(node, axes) if normal(along[0], _rank(node.inputs[0])) in axes_of(axes) else None
+
+
+def axes_of(axes: Axes) -> list[int]:
+    """The axes that have a role."""
+    return [axis for axis in (axes.query, axes.key) if axis is not None]
 
 
 def _slice(node: ir.Node, axes: Axes) -> Places | None:
@@ -241,6 +305,7 @@ def _trilu(node: ir.Node, axes: Axes) -> Places | None:
 
 RULES: dict[str, Callable[[ir.Node, Axes], Places | None]] = {
     "Concat": _concat,
+    "CumSum": _cum_sum,
     "ConstantOfShape": _constant_of_shape,
     "Expand": _expand,
     "Gather": _gather,
@@ -251,6 +316,7 @@ RULES: dict[str, Callable[[ir.Node, Axes], Places | None]] = {
     "Slice": _slice,
     "Softmax": _softmax,
     "Squeeze": _squeeze,
+    "Tile": _tile,
     "Transpose": _transpose,
     "Trilu": _trilu,
     "Unsqueeze": _unsqueeze,

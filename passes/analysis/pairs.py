@@ -12,12 +12,13 @@ tree of terms that `bounds` evaluates over all pairs at once and statefulize emi
 * a node, of other terms.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
 import onnx_ir as ir
 
+from intaglio.errors import PassError
 from intaglio.passes.graph import constant, describe, dims
 from intaglio.state import BATCH, TIME
 
@@ -113,8 +114,6 @@ class Reader:
         return self._known[value, axes]
 
     def _read(self, value: ir.Value, axes: Axes) -> Term:
-        from .pair_rules import inputs_of  # noqa: PLC0415  the rules speak of the terms above
-
         node = value.producer()
         _check_axes(value, axes)
         if node is None or (not axes and constant(value) is not None):
@@ -127,9 +126,12 @@ class Reader:
             return Term(Kind.POSITION, value, axes)
         if not axes and not self.from_data(value) and not _sized_by_time(value):
             return Term(Kind.CONSTANT, value, axes)
-        if axes and one_token and (dims(value) or ("",))[0] == BATCH and not inputs_of(node, axes):
-            return Term(Kind.DATA, value, axes)
-        return self.open(node, axes)
+        try:
+            return self.open(node, axes)
+        except PassError:
+            if axes and one_token and (dims(value) or ("",))[0] == BATCH:
+                return Term(Kind.DATA, value, axes)  # a step may compute it, if not from positions
+            raise
 
     def open(self, node: ir.Node, axes: Axes) -> Term:
         """The result of `node` as a term of its inputs, whatever else it could be.
@@ -137,8 +139,16 @@ class Reader:
         Raises:
             PassError: the node does not act on each pair alone, or is not known to.
         """
-        from .pair_rules import inputs_of  # noqa: PLC0415  the rules speak of the terms above
+        from .pair_rules import first_of, inputs_of, shift  # noqa: PLC0415  the rules speak of the terms above
 
+        if (behind := shift(node, axes)) is not None:
+            first, rest = node.inputs[0].producer().inputs  # type: ignore[union-attr]
+            assert first is not None
+            assert rest is not None
+            joined = self.read(rest, axes), self.read(first, NONE)
+            return Term(Kind.NODE, node.outputs[0], axes, joined[: 1 + behind])
+        if not axes and (axis := first_of(node)) is not None and node.inputs[0] is not None:
+            return Term(Kind.NODE, node.outputs[0], axes, (self.read(node.inputs[0], Axes(axis)),))
         places = inputs_of(node, axes)
         if places is None:
             raise refuse(node, "is not known to act on each pair of tokens alone.")
@@ -216,8 +226,11 @@ def leaves(term: Term) -> list[Term]:
     return [found for found in walk(term) if found.kind is Kind.DATA]
 
 
-def walk(term: Term) -> list[Term]:
-    """`term` and all that it is computed from, each once, inputs before what takes them."""
+def walk(term: Term, known: Container[Term] = ()) -> list[Term]:
+    """`term` and all that it is computed from, each once, inputs before what takes them.
+
+    What those that are `known` are computed from is left out.
+    """
     order: dict[Term, None] = {}
     pending: list[tuple[Term, bool]] = [(term, False)]
     while pending:
@@ -226,7 +239,8 @@ def walk(term: Term) -> list[Term]:
             order[entry] = None
         elif entry not in order:
             pending.append((entry, True))
-            pending += [(given, False) for given in reversed(entry.inputs) if given is not None]
+            given = () if entry in known else reversed(entry.inputs)
+            pending += [(one, False) for one in given if one is not None]
     return list(order)
 
 

@@ -7,12 +7,17 @@ as positions have elsewhere, and is cut into rows where it meets data of rows.  
 tokens is at hand for the queries; for the keys it is carried as a state and read from there.
 """
 
+from collections.abc import Container
 from dataclasses import dataclass, field, replace
 from itertools import chain, count
+from typing import Any
 
+import numpy.typing as npt
 import onnx_ir as ir
 
-from intaglio.passes.analysis.bounds import contents
+from intaglio.passes.analysis.bounds import LONGEST, behind, constants, contents, evaluate
+from intaglio.passes.analysis.mask import context_limit
+from intaglio.passes.analysis.pair_rules import shift
 from intaglio.passes.analysis.pairs import Kind, Term, leaves, surplus, walk
 from intaglio.passes.analysis.time import refuse
 from intaglio.passes.analysis.time_rules import ELEMENTWISE
@@ -47,6 +52,7 @@ class Pairs:
     carried: list[Carried] = field(default_factory=list)
     _emitted: dict[Term, Emitted] = field(default_factory=dict)
     _caches: dict[tuple[ir.Value, int], ir.Value] = field(default_factory=dict)
+    _folded: dict[Term, npt.NDArray[Any]] = field(default_factory=dict)
     _count: ir.Value | None = None
     _owner: ir.Node | None = None
     _ports: dict[Term, str] = field(default_factory=dict)
@@ -85,13 +91,18 @@ class Pairs:
             self._count = emit("Add", [held, self.step.count], INT64, [1]) if self.grow else held
 
     def _emit(self, term: Term) -> Emitted:
+        if term not in self._folded:
+            self._folded |= constants(term, context_limit(term) or LONGEST)
         # Caches first: they tell how many keys there are.
-        for one in _order(term):
+        for one in _order(term, self._folded):
             if one not in self._emitted:
                 self._emitted[one] = self._one(one)
         return self._emitted[term]
 
     def _one(self, term: Term) -> Emitted:
+        if term in self._folded:
+            dtype = term.value.dtype or ir.DataType.FLOAT
+            return Emitted(self._at.constant(self._folded[term], dtype.numpy()), by_row=False)
         if term.kind is Kind.CONSTANT:
             return Emitted(term.value, by_row=False)
         if term.kind is Kind.DATA:
@@ -173,12 +184,36 @@ class Pairs:
             self._key_positions = emit("Range", ends, INT64, [KEPT[self.grow]])
         return self._key_positions
 
+    def _affine(self, term: Term) -> Emitted:
+        """What bounds know to be a multiple of the position and a number, though no node is kept."""
+        slope = evaluate(term, behind(0)).slope
+        if slope is None:
+            raise refuse(term.node, "sums or shifts positions in a way that has no step.")
+        query = term.axes.query is not None
+        positions = self.step.flat_positions if query else self._keys()
+        dtype, emit = term.value.dtype or INT64, self._at
+        sizes = self._sizes(term, by_row=False)
+        axis = term.axes.query if query else term.axes.key
+        along = [size if at == axis else 1 for at, size in enumerate(sizes)]
+        value = self._reshaped(emit("Cast", [positions], dtype, dims(positions), to=dtype), along)
+        for op, number in (("Mul", slope[0] if query else slope[1]), ("Add", slope[2])):
+            value = emit(op, [value, emit.constant(number, dtype.numpy())], dtype, sizes)
+        return Emitted(value, by_row=False)
+
     def _node(self, term: Term, given: list[Emitted | None]) -> Emitted:
         node, rank = term.node, len(term.shape)
+        if shift(node, term.axes) is not None and len(given) == 1 and given[0] is not None:
+            return given[0]
+        if not term.axes and node.op_type == "Slice" and term.inputs[0] and term.inputs[0].axes:
+            raise refuse(node, "takes the first token out of positions.")
+        if node.op_type == "CumSum" or shift(node, term.axes) is not None:
+            return self._affine(term)
         by_row = any(x is not None and x.by_row for x in given)
-        if not by_row and any("*" in str(dim) for dim in term.shape):
+        if node.op_type == "Tile" and integers(node.inputs[1]) is None:
+            by_row = True
+        elif not by_row and any("*" in str(dim) for dim in term.shape):
             by_row, given = True, [self._of_rows(x, one) for x, one in zip(given, term.inputs)]
-        if by_row:
+        elif by_row:
             given = [
                 x if x is None or one is None or one.kind is Kind.CONSTANT
                 else self._by_row(x, rank if _pads(node) else len(x.shape))
@@ -421,8 +456,8 @@ SPECIAL = {
 }
 
 
-def _order(term: Term) -> list[Term]:
-    found = walk(term)
+def _order(term: Term, known: Container[Term]) -> list[Term]:
+    found = walk(term, known)
     return sorted(found, key=lambda one: not (one.kind is Kind.DATA and one.axes.key is not None))
 
 

@@ -21,6 +21,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from intaglio.errors import PassError
+from intaglio.passes.analysis.known_shapes import complete_shapes
 from intaglio.passes.analysis.mask import Causal
 from intaglio.passes.analysis.meetings import MASK, Meeting, Meetings, meetings
 from intaglio.passes.analysis.time import Along, Timing, analyse
@@ -52,6 +53,7 @@ class Statefulize(Exact):
             raise PassError("statefulize: the graph carries states already.")
         graph = model.graph
         common.RemoveUnusedNodesPass()(model)
+        complete_shapes(graph)
         met = meetings(graph)
         for found in met.found.values():
             _limit(found, context)
