@@ -10,6 +10,9 @@ from .time import Along, Fact, Timing, batchless, only, refuse
 
 
 def attention(node: ir.Node, timing: Timing) -> Sequence[Fact]:
+    facts = {timing.of(value) for value in node.inputs[:3]}
+    if facts == {Along(1)} and all(timing.of(value) is None for value in node.inputs[3:]):
+        return [Along(1)] * len(node.outputs)  # over an axis of its own: each token stays alone
     for name, value in zip(("query", "key", "value"), node.inputs, strict=False):
         fact = timing.of(value)
         rank = len(dims(value) or ()) if value is not None else 0

@@ -256,7 +256,9 @@ def _where(_term: Term, given: Given, _region: Region) -> Bounds:
 
 def _like(found: Bounds, other: Bounds) -> Bounds:
     shape = np.broadcast_shapes(found.low.shape, other.low.shape)
-    return Bounds(np.broadcast_to(found.low, shape), np.broadcast_to(found.high, shape), found.slope)
+    return Bounds(
+        np.broadcast_to(found.low, shape), np.broadcast_to(found.high, shape), found.slope
+    )
 
 
 def _moved(function: Callable[[Term, Array], Array]) -> Rule:

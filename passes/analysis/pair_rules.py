@@ -196,9 +196,7 @@ def _slice(node: ir.Node, axes: Axes) -> Places | None:
         set(cut) & {axes.query, axes.key}
     ):
         return None
-    return _first(
-        node, _mapped(axes, lambda axis: None if isinstance(before[axis], int) else axis)
-    )
+    return _first(node, _mapped(axes, lambda axis: None if isinstance(before[axis], int) else axis))
 
 
 def _gather(node: ir.Node, axes: Axes) -> Places | None:

@@ -120,7 +120,9 @@ class Pairs:
         if (value, axis) in self._caches:
             return self._caches[value, axis]
         shape = term.shape
-        if shape[0] != BATCH or any(not isinstance(d, int) for d in shape[1:axis] + shape[axis + 1 :]):
+        if shape[0] != BATCH or any(
+            not isinstance(d, int) for d in shape[1:axis] + shape[axis + 1 :]
+        ):
             raise refuse(
                 self._owner,
                 f"takes values {value.name!r} of shape {list(shape)} from past tokens; they can be "
@@ -224,8 +226,7 @@ class Pairs:
         if special is not None:
             return Emitted(special(self, term, given, sizes), by_row)
         inputs = [
-            old if new is None else new.value
-            for old, new in zip(node.inputs, given, strict=True)
+            old if new is None else new.value for old, new in zip(node.inputs, given, strict=True)
         ]
         attributes = attributes_of(node)
         value = self._at(node.op_type, inputs, term.value.dtype, sizes, **attributes)

@@ -90,7 +90,9 @@ def rnn(node: ir.Node) -> list[Carried]:
     if input_of(node, 5) is not None:
         raise refuse(node, "already starts from a state.")
     count = states_of(str(attribute(node, "mode")))
-    past = past_value("recurrent", ir.DataType.FLOAT, [BATCH, count, attribute(node, "hidden_size")])
+    past = past_value(
+        "recurrent", ir.DataType.FLOAT, [BATCH, count, attribute(node, "hidden_size")]
+    )
     _shape(node, node.inputs[0])
     inputs = [*node.inputs[:3], input_of(node, 3), input_of(node, 4), past]
     return _recurrence(node, "rnn", inputs, past)

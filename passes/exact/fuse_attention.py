@@ -203,9 +203,7 @@ def _with_head(value: ir.Value, emit: Emitter) -> ir.Value:
     return emit("Unsqueeze", [value, emit.constant([1])], value.dtype, [batch, 1, *rest])
 
 
-def _mask(
-    masks: list[_Mask], scores: Shape, inputs: list[ir.Value], emit: Emitter
-) -> ir.Value:
+def _mask(masks: list[_Mask], scores: Shape, inputs: list[ir.Value], emit: Emitter) -> ir.Value:
     """One mask for `scores` [.., T, S] that does what `masks` do in turn."""
     found: ir.Value | None = None
     dtype = inputs[0].dtype

@@ -34,6 +34,7 @@ from . import _stateful_ops as stateful
 from ._pairs import Pairs
 from ._positions import offset_positions
 from ._step_values import StepValues
+from ._windows import attributes_to_masks
 
 
 class Statefulize(Exact):
@@ -54,6 +55,7 @@ class Statefulize(Exact):
         graph = model.graph
         common.RemoveUnusedNodesPass()(model)
         complete_shapes(graph)
+        attributes_to_masks(graph)
         met = meetings(graph)
         for found in met.found.values():
             _limit(found, context)
