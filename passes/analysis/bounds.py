@@ -128,7 +128,7 @@ def evaluate(term: Term, region: Region) -> Bounds:
 
 def evaluate_all(term: Term, region: Region) -> dict[Term, Bounds]:
     """Bounds of `term` and of all that it is computed from."""
-    from .bound_rules import RULES  # noqa: PLC0415  the rules speak of the bounds above
+    from .bound_rules import RULES
 
     found: dict[Term, Bounds] = {}
     for entry in walk(term):
@@ -228,8 +228,8 @@ def _constant(term: Term, shape: tuple[int, ...]) -> Bounds:
 
 def contents(value: ir.Value) -> Array | None:
     """The array that `value` always holds, computed where nodes compute it from constants."""
-    from intaglio.passes import evaluate as running  # noqa: PLC0415
-    from intaglio.passes.graph import constant  # noqa: PLC0415
+    from intaglio.passes import evaluate as running
+    from intaglio.passes.graph import constant
 
     array = constant(value)
     if array is not None or value.producer() is None:
@@ -238,6 +238,7 @@ def contents(value: ir.Value) -> Array | None:
     if key not in value.meta:
         graph = value.producer().graph  # type: ignore[union-attr]
         try:
+            assert isinstance(graph, ir.Graph)
             model = ir.Model(graph, ir_version=10)
             (value.meta[key],) = running.run(running.part(model, [value]), {}).values()
         except Exception:  # noqa: BLE001  ONNX Runtime raises its own kinds
@@ -247,7 +248,7 @@ def contents(value: ir.Value) -> Array | None:
 
 
 def position(term: Term, region: Region) -> Bounds:
-    """start + step * i, or j."""
+    """Start + step * i, or j."""
     start, step = (contents(v) for v in (term.node.inputs[0], term.node.inputs[2]))  # type: ignore[arg-type]
     if start is None or step is None or TIME not in term.shape:
         return unknown((1,), term.value.dtype)

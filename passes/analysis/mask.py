@@ -77,11 +77,11 @@ def _without_shift(term: Term) -> Term:
         first, *others = term.inputs
         if first is None or first.axes.key is None:
             return term
-        after = term.node.op_type == "Concat" and attribute(term.node, "axis") % len(
-            term.shape
-        ) == (term.axes.key)
-        shifts = term.node.op_type in ("Add", "Sub") and others[0] is not None
-        if not after and not (shifts and others[0].axes.key is None and _finite(others[0])):
+        op, by = term.node.op_type, others[0] if others else None
+        joins = op == "Concat" and normal(attribute(term.node, "axis"), len(term.shape))
+        after = op == "Concat" and joins == term.axes.key
+        shifts = op in ("Add", "Sub") and by is not None and by.axes.key is None and _finite(by)
+        if not after and not shifts:
             return term
         term = first
     return term
@@ -185,7 +185,7 @@ def _reach(index: Term, sizes: Sequence[int | str]) -> int | None:
 
 def constants_of(term: Term) -> set[int]:
     """Whole numbers that a mask is computed with, and sizes of its tables: lengths to look past."""
-    from .bounds import contents  # noqa: PLC0415
+    from .bounds import contents
 
     found: set[int] = set()
     for entry in walk(term):

@@ -92,7 +92,7 @@ class Reader:
     _from_data: dict[ir.Value, bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._from_data = {value: True for value in self.graph.inputs}
+        self._from_data = dict.fromkeys(self.graph.inputs, True)
         for node in self.graph:
             sized = node.op_type in ("Shape", "Size") and not node.domain
             found = not sized and any(self.from_data(value) for value in node.inputs)
@@ -139,7 +139,7 @@ class Reader:
         Raises:
             PassError: the node does not act on each pair alone, or is not known to.
         """
-        from .pair_rules import first_of, inputs_of, shift  # noqa: PLC0415  the rules speak of the terms above
+        from .pair_rules import first_of, inputs_of, shift
 
         if (behind := shift(node, axes)) is not None:
             first, rest = node.inputs[0].producer().inputs  # type: ignore[union-attr]
@@ -209,7 +209,10 @@ def _check_axes(value: ir.Value, axes: Axes) -> None:
     wanted = sorted(axis for axis in (axes.query, axes.key) if axis is not None)
     if shape is not None and time_axes(value) == wanted:
         extra = [surplus(shape[axis]) for axis in wanted]
-        if all(n == 0 or (n is not None and axis == axes.key) for n, axis in zip(extra, wanted)):
+        if all(
+            n == 0 or (n is not None and axis == axes.key)
+            for n, axis in zip(extra, wanted, strict=True)
+        ):
             return
     reason = f"has shape {list(shape or ())}, whose axes are not those of queries and keys."
     if node is not None:

@@ -8,7 +8,6 @@ tokens is at hand for the queries; for the keys it is carried as a state and rea
 """
 
 from collections.abc import Container
-from dataclasses import dataclass, field, replace
 from itertools import chain, count
 from typing import Any
 
@@ -21,55 +20,40 @@ from intaglio.passes.analysis.pair_rules import shift
 from intaglio.passes.analysis.pairs import Kind, Term, leaves, surplus, walk
 from intaglio.passes.analysis.time import refuse
 from intaglio.passes.analysis.time_rules import ELEMENTWISE
-from intaglio.passes.graph import Dim, Emitter, attribute, attributes_of, dims, input_of, integers
+from intaglio.passes.graph import Dim, attribute, attributes_of, dims, input_of, integers
 from intaglio.state import BATCH, CAPACITY, PAST, TIME, Layout
 
+from ._pair_values import KEPT, Emitted, PairValues
 from ._stateful_ops import Carried, past_value
-from ._step_values import FLAT, INT64, StepValues
-
-KEPT = {False: CAPACITY, True: f"{PAST} + {TIME}"}  # entries of a cache after a step, if it grows
+from ._step_values import INT64, StepValues
 
 
-@dataclass(frozen=True)
-class Emitted:
-    """A value over the positions of a step; `by_row` where its first axis is the batch."""
-
-    value: ir.Value
-    by_row: bool
-
-    @property
-    def shape(self) -> tuple[Dim, ...]:
-        """Its shape, in the symbols of the step graph."""
-        return dims(self.value) or ()
-
-
-@dataclass
-class Pairs:
+class Pairs(PairValues):
     """Emits terms; what layers share is emitted once."""
 
-    step: StepValues
-    grow: bool
-    carried: list[Carried] = field(default_factory=list)
-    _emitted: dict[Term, Emitted] = field(default_factory=dict)
-    _caches: dict[tuple[ir.Value, int], ir.Value] = field(default_factory=dict)
-    _folded: dict[Term, npt.NDArray[Any]] = field(default_factory=dict)
-    _count: ir.Value | None = None
-    _owner: ir.Node | None = None
-    _ports: dict[Term, str] = field(default_factory=dict)
+    def __init__(self, step: StepValues, *, grow: bool) -> None:
+        super().__init__(step, grow=grow)
+        self.carried: list[Carried] = []
+        self._emitted: dict[Term, Emitted] = {}
+        self._caches: dict[tuple[ir.Value, int], ir.Value] = {}
+        self._folded: dict[Term, npt.NDArray[Any]] = {}
+        self._ports: dict[Term, str] = {}
 
     def mask(self, term: Term, node: ir.Node, past: ir.Value) -> ir.Value:
         """The mask of an Attention `node`, [batch, heads or 1, T, S], `past` being its keys."""
-        self._begin(node, past)
-        found = self._by_row(self._emit(term), 4)
+        self.begin(node, past)
+        self._ports = {}
+        found = self.by_row(self._emit(term), 4)
         shape = found.shape
         whole: list[Dim] = [shape[0], shape[1], TIME, KEPT[self.grow]]
         if list(shape) != whole:
-            found = self._expanded(found, whole)
+            found = self.expanded(found, whole)
         return found.value
 
     def result(self, node: ir.Node, term: Term) -> ir.Value:
         """The result of a written-out node, by row where data is in it."""
-        self._begin(node, None)
+        self.begin(node, None)
+        self._ports = {}
         for one in walk(term):
             sides = [x for x in one.inputs if x is not None]
             if one.kind is Kind.NODE and one.node.op_type == "MatMul" and len(sides) == 2:
@@ -77,18 +61,6 @@ class Pairs:
                 for leaf in (x for side in sides if side.axes.query is None for x in leaves(side)):
                     self._ports.setdefault(leaf, port)
         return self._emit(term).value
-
-    def _begin(self, node: ir.Node, past: ir.Value | None) -> None:
-        self._owner, self._at, self._ports = node, Emitter(node), {}
-        if past is not None:
-            self._size_by(past, 2)
-
-    def _size_by(self, past: ir.Value, axis: int) -> None:
-        """All caches hold equally many tokens, so that the first one tells how many keys."""
-        if self._count is None:
-            emit = self._at
-            held = emit("Shape", [past], INT64, [1], start=axis, end=axis + 1)
-            self._count = emit("Add", [held, self.step.count], INT64, [1]) if self.grow else held
 
     def _emit(self, term: Term) -> Emitted:
         if term not in self._folded:
@@ -102,7 +74,7 @@ class Pairs:
     def _one(self, term: Term) -> Emitted:
         if term in self._folded:
             dtype = term.value.dtype or ir.DataType.FLOAT
-            return Emitted(self._at.constant(self._folded[term], dtype.numpy()), by_row=False)
+            return Emitted(self.at.constant(self._folded[term], dtype.numpy()), by_row=False)
         if term.kind is Kind.CONSTANT:
             return Emitted(term.value, by_row=False)
         if term.kind is Kind.DATA:
@@ -114,9 +86,9 @@ class Pairs:
 
     def _cached(self, term: Term) -> ir.Value:
         """Data of the keys: carried, and read with that of the new tokens."""
-        axis, value, emit = term.axes.key, term.value, self._at
+        axis, value, emit = term.axes.key, term.value, self.at
         assert axis is not None
-        assert self._owner is not None
+        assert self.owner is not None
         if (value, axis) in self._caches:
             return self._caches[value, axis]
         shape = term.shape
@@ -124,13 +96,15 @@ class Pairs:
             not isinstance(d, int) for d in shape[1:axis] + shape[axis + 1 :]
         ):
             raise refuse(
-                self._owner,
+                self.owner,
                 f"takes values {value.name!r} of shape {list(shape)} from past tokens; they can be "
                 "carried only as [batch, ..., time, ...].",
             )
         length = PAST if self.grow else CAPACITY
-        past = past_value("entries", value.dtype, [*shape[:axis], length, *shape[axis + 1 :]])
-        self._size_by(past, axis)
+        past = past_value(
+            "entries", value.dtype or ir.DataType.FLOAT, [*shape[:axis], length, *shape[axis + 1 :]]
+        )
+        self.size_by(past, axis)
         whole = [*shape[:axis], KEPT[self.grow], *shape[axis + 1 :]]
         if self.grow:
             present = emit("Concat", [past, value], value.dtype, whole, axis=axis)
@@ -139,7 +113,7 @@ class Pairs:
             present = emit("TensorScatter", given, value.dtype, whole, axis=axis)
         self.carried.append(
             Carried(
-                node=self._owner,
+                node=self.owner,
                 op="entries",
                 port=self._port(term),
                 layout=Layout.GROW if self.grow else Layout.STATIC,
@@ -153,19 +127,19 @@ class Pairs:
 
     def _port(self, term: Term) -> str:
         """What a state is called: keys and values of written-out attention, data of a mask."""
-        assert self._owner is not None
+        assert self.owner is not None
         port = next((port for leaf, port in self._ports.items() if leaf is term), "mask")
-        taken = {state.port for state in self.carried if state.node is self._owner}
+        taken = {state.port for state in self.carried if state.node is self.owner}
         names = chain([port], (f"{port}{n}" for n in count(2)))
         return next(name for name in names if name not in taken)
 
     def _position(self, term: Term) -> Emitted:
-        """start + step * position, for each query or for each key."""
-        emit, dtype = self._at, term.value.dtype or INT64
+        """Start + step * position, for each query or for each key."""
+        emit, dtype = self.at, term.value.dtype or INT64
         start, pace = (contents(v) for v in (term.node.inputs[0], term.node.inputs[2]) if v)
         if start is None or pace is None:
             raise refuse(term.node, "counts from, or in steps of, the number of tokens.")
-        value = self.step.flat_positions if term.axes.query is not None else self._keys()
+        value = self.step.flat_positions if term.axes.query is not None else self.keys()
         shape = dims(value) or ()
         if dtype != INT64:
             value = emit("Cast", [value], dtype, shape, to=dtype)
@@ -174,30 +148,18 @@ class Pairs:
                 value = emit(op, [value, emit.constant(number, dtype.numpy())], dtype, shape)
         return Emitted(value, by_row=False)
 
-    def _keys(self) -> ir.Value:
-        """Int64 [S]: the positions of the keys."""
-        if self._count is None:
-            assert self._owner is not None
-            raise refuse(self._owner, "compares positions alone; no data of tokens is in it.")
-        if not hasattr(self, "_key_positions"):
-            emit = self._at
-            count = emit("Squeeze", [self._count], INT64, [])
-            ends = [emit.constant(0), count, emit.constant(1)]
-            self._key_positions = emit("Range", ends, INT64, [KEPT[self.grow]])
-        return self._key_positions
-
     def _affine(self, term: Term) -> Emitted:
-        """What bounds know to be a multiple of the position and a number, though no node is kept."""
+        """What bounds know to be a multiple of the position and a number."""
         slope = evaluate(term, behind(0)).slope
         if slope is None:
             raise refuse(term.node, "sums or shifts positions in a way that has no step.")
         query = term.axes.query is not None
-        positions = self.step.flat_positions if query else self._keys()
-        dtype, emit = term.value.dtype or INT64, self._at
-        sizes = self._sizes(term, by_row=False)
+        positions = self.step.flat_positions if query else self.keys()
+        dtype, emit = term.value.dtype or INT64, self.at
+        sizes = self.sizes(term, by_row=False)
         axis = term.axes.query if query else term.axes.key
         along = [size if at == axis else 1 for at, size in enumerate(sizes)]
-        value = self._reshaped(emit("Cast", [positions], dtype, dims(positions), to=dtype), along)
+        value = self.reshaped(emit("Cast", [positions], dtype, dims(positions), to=dtype), along)
         for op, number in (("Mul", slope[0] if query else slope[1]), ("Add", slope[2])):
             value = emit(op, [value, emit.constant(number, dtype.numpy())], dtype, sizes)
         return Emitted(value, by_row=False)
@@ -214,14 +176,15 @@ class Pairs:
         if node.op_type == "Tile" and integers(node.inputs[1]) is None:
             by_row = True
         elif not by_row and any("*" in str(dim) for dim in term.shape):
-            by_row, given = True, [self._of_rows(x, one) for x, one in zip(given, term.inputs)]
+            by_row, whole = True, zip(given, term.inputs, strict=True)
+            given = [self._of_rows(x, one) for x, one in whole]
         elif by_row:
             given = [
                 x if x is None or one is None or one.kind is Kind.CONSTANT
-                else self._by_row(x, rank if _pads(node) else len(x.shape))
+                else self.by_row(x, rank if _pads(node) else len(x.shape))
                 for x, one in zip(given, term.inputs, strict=True)
             ]  # fmt: skip
-        sizes = self._sizes(term, by_row=by_row)
+        sizes = self.sizes(term, by_row=by_row)
         special = SPECIAL.get(node.op_type)
         if special is not None:
             return Emitted(special(self, term, given, sizes), by_row)
@@ -229,7 +192,7 @@ class Pairs:
             old if new is None else new.value for old, new in zip(node.inputs, given, strict=True)
         ]
         attributes = attributes_of(node)
-        value = self._at(node.op_type, inputs, term.value.dtype, sizes, **attributes)
+        value = self.at(node.op_type, inputs, term.value.dtype, sizes, **attributes)
         if _broadcasts(node):
             shapes = [x.shape for x in given if x is not None]
             value.shape = ir.Shape(list(_broadcast(shapes)))
@@ -241,124 +204,34 @@ class Pairs:
             return found
         if term.shape[:1] != (BATCH,):
             raise refuse(term.node, "merges rows with another axis that stands before them.")
-        by_row = self._by_row(found, len(term.shape))
-        return self._expanded(by_row, self._sizes(term, by_row=True))
-
-    def _sizes(self, term: Term, *, by_row: bool) -> list[Dim]:
-        """The shape of a term in the step graph."""
-        query = TIME if by_row else FLAT
-        found: list[Dim] = []
-        for axis, dim in enumerate(term.shape):
-            extra = surplus(dim) or 0
-            if axis == term.axes.query:
-                found.append(query)
-            elif axis == term.axes.key:
-                found.append(KEPT[self.grow] + (f" + {extra}" if extra else ""))
-            elif isinstance(dim, int) or (by_row and dim == BATCH):
-                found.append(dim)
-            else:
-                found.append(self._of_batch(term, str(dim), by_row=by_row))
-        return found
-
-    def _of_batch(self, term: Term, dim: str, *, by_row: bool) -> Dim:
-        parts = [part.strip() for part in dim.strip("()").split("*")]
-        number = 1
-        for part in parts:
-            if part.isdigit():
-                number *= int(part)
-            elif part != BATCH:
-                raise refuse(term.node, f"has a dimension {dim!r} beside batch and time.")
-        return f"{number}*{BATCH}" if by_row and number > 1 else number
-
-    def _shape(self, sizes: list[Dim]) -> ir.Value:
-        """The sizes as an int64 vector."""
-        emit, parts = self._at, []
-        for dim in sizes:
-            if isinstance(dim, int):
-                parts.append(emit.constant([dim]))
-                continue
-            left, _, right = dim.partition("*")
-            if dim == TIME:
-                parts.append(self.step.count)
-            elif dim == FLAT:
-                parts.append(self.step.flat_count)
-            elif dim == BATCH:
-                parts.append(self.step.rows)
-            elif right == BATCH:
-                product = [self.step.rows, emit.constant([int(left)])]
-                parts.append(emit("Mul", product, INT64, [1]))
-            else:
-                assert self._count is not None
-                extra = int(dim.removeprefix(KEPT[self.grow]).removeprefix(" + ") or 0)
-                held = [self._count, emit.constant([extra])]
-                parts.append(emit("Add", held, INT64, [1]) if extra else self._count)
-        return parts[0] if len(parts) == 1 else emit("Concat", parts, INT64, [len(parts)], axis=0)
-
-    def _expanded(self, found: Emitted, sizes: list[Dim]) -> Emitted:
-        if list(found.shape) == sizes:
-            return found
-        given = [found.value, self._shape(sizes)]
-        return replace(found, value=self._at("Expand", given, found.value.dtype, sizes))
-
-    def _reshaped(self, value: ir.Value, sizes: list[Dim]) -> ir.Value:
-        if list(dims(value) or ()) == sizes:
-            return value
-        return self._at("Reshape", [value, self._shape(sizes)], value.dtype, sizes)
-
-    def _by_row(self, found: Emitted, rank: int) -> Emitted:
-        """`found` with the batch as the first of `rank` axes, of size one where rows are equal."""
-        if found.by_row and len(found.shape) == rank:
-            return found
-        shape, value, emit = list(found.shape), found.value, self._at
-        missing = rank - len(shape)
-        if FLAT not in shape:
-            sizes: list[Dim] = [*[1] * missing, *shape]
-            return Emitted(self._reshaped(value, sizes), by_row=True)
-        axis = shape.index(FLAT)
-        outer, inner = shape[:axis], shape[axis + 1 :]
-        if missing == 0 and (not outer or outer[0] != 1):
-            assert self._owner is not None
-            raise refuse(
-                self._owner,
-                f"takes {value.name!r} of shape {shape}, which depends on positions and has no "
-                "room for a batch axis in front; give it a leading axis of one.",
-            )
-        if missing == 0:
-            outer = outer[1:]
-        ones: list[Dim] = [1] * max(missing - 1, 0)
-        split = self._reshaped(value, [*outer, BATCH, TIME, *inner])
-        if any(dim != 1 for dim in outer):
-            count = len(outer)
-            perm = [count, *range(count), *range(count + 1, count + 2 + len(inner))]
-            turned = [BATCH, *outer, TIME, *inner]
-            split = emit("Transpose", [split], value.dtype, turned, perm=perm)
-        return Emitted(self._reshaped(split, [BATCH, *ones, *outer, TIME, *inner]), by_row=True)
+        by_row = self.by_row(found, len(term.shape))
+        return self.expanded(by_row, self.sizes(term, by_row=True))
 
     def reshape(self, _: Term, given: list[Emitted | None], sizes: list[Dim]) -> ir.Value:
         assert given[0] is not None
-        return self._reshaped(given[0].value, sizes)
+        return self.reshaped(given[0].value, sizes)
 
     def expand(self, _: Term, given: list[Emitted | None], sizes: list[Dim]) -> ir.Value:
         assert given[0] is not None
-        return self._expanded(given[0], sizes).value
+        return self.expanded(given[0], sizes).value
 
     def fill(self, term: Term, _: list[Emitted | None], sizes: list[Dim]) -> ir.Value:
         attributes = attributes_of(term.node)
-        given = [self._shape(sizes)]
-        return self._at("ConstantOfShape", given, term.value.dtype, sizes, **attributes)
+        given = [self.sizes_of(sizes)]
+        return self.at("ConstantOfShape", given, term.value.dtype, sizes, **attributes)
 
     def concat(self, term: Term, given: list[Emitted | None], sizes: list[Dim]) -> ir.Value:
         axis, parts = attribute(term.node, "axis") % len(sizes), []
         for one in given:
             assert one is not None
             whole = [*sizes[:axis], one.shape[axis], *sizes[axis + 1 :]]
-            parts.append(self._expanded(one, whole).value)
-        return self._at("Concat", parts, term.value.dtype, sizes, axis=axis)
+            parts.append(self.expanded(one, whole).value)
+        return self.at("Concat", parts, term.value.dtype, sizes, axis=axis)
 
     def slice(self, term: Term, given: list[Emitted | None], sizes: list[Dim]) -> ir.Value:
         """Rows of a table at positions; along other axes the slice stays."""
         assert given[0] is not None
-        node, value, emit = term.node, given[0].value, self._at
+        node, value, emit = term.node, given[0].value, self.at
         before = dims(node.inputs[0]) or ()
         starts, ends, axes, steps = (integers(input_of(node, i)) for i in (1, 2, 3, 4))
         axes = [axis % len(before) for axis in axes or range(len(before))]
@@ -388,14 +261,14 @@ class Pairs:
         self, value: ir.Value, axis: int, rows: int, term: Term, shape: list[Dim]
     ) -> ir.Value:
         query = axis == term.axes.query
-        positions = self.step.flat_positions if query else self._keys()
+        positions = self.step.flat_positions if query else self.keys()
         index = self._within(positions, 0, rows - 1)
         shape[axis] = (dims(index) or ())[0]
-        return self._at("Gather", [value, index], value.dtype, list(shape), axis=axis)
+        return self.at("Gather", [value, index], value.dtype, list(shape), axis=axis)
 
     def _within(self, index: ir.Value, least: int | list[int], most: int | list[int]) -> ir.Value:
         """An index that stays inside a table: entries of a cache behind its end are of no token."""
-        emit, dtype = self._at, index.dtype or INT64
+        emit, dtype = self.at, index.dtype or INT64
         ends = [emit.constant(end, dtype.numpy()) for end in (most, least)]
         below = emit("Min", [index, ends[0]], dtype, dims(index))
         return emit("Max", [below, ends[1]], dtype, dims(index))
@@ -409,7 +282,7 @@ class Pairs:
         if isinstance(rows, int) and term.inputs[1] is not None and term.inputs[1].axes:
             places = self._within(places, -rows, rows - 1)
         sizes = [*data.shape[:axis], *index.shape, *data.shape[axis + 1 :]]
-        return self._at("Gather", [data.value, places], term.value.dtype, sizes, axis=axis)
+        return self.at("Gather", [data.value, places], term.value.dtype, sizes, axis=axis)
 
     def gather_nd(self, term: Term, given: list[Emitted | None], sizes: list[Dim]) -> ir.Value:
         data, index = given
@@ -419,16 +292,16 @@ class Pairs:
         if term.inputs[1] is not None and term.inputs[1].axes:
             ends = [[-n for n in rows if isinstance(n, int)], [int(n) - 1 for n in rows]]
             places = self._within(places, *ends)
-        return self._at("GatherND", [data.value, places], term.value.dtype, sizes)
+        return self.at("GatherND", [data.value, places], term.value.dtype, sizes)
 
     def trilu(self, term: Term, given: list[Emitted | None], sizes: list[Dim]) -> ir.Value:
         """The triangle by positions: column - row against k."""
         assert given[0] is not None
-        emit, node, dtype = self._at, term.node, term.value.dtype
+        emit, node, dtype = self.at, term.node, term.value.dtype
         query, key = term.axes.query, term.axes.key
         assert query is not None
         assert key is not None
-        positions = {query: self.step.flat_positions, key: self._keys()}
+        positions = {query: self.step.flat_positions, key: self.keys()}
         row, column = (positions[axis] for axis in sorted(positions))
         tall = [*(dims(row) or ()), 1]
         apart = [*(dims(row) or ()), *(dims(column) or ())]
@@ -438,7 +311,7 @@ class Pairs:
         kept = "GreaterOrEqual" if attribute(node, "upper", 1) else "LessOrEqual"
         inside = Emitted(emit(kept, [ahead, k], ir.DataType.BOOL, apart), by_row=False)
         if given[0].by_row:
-            inside = self._by_row(inside, max(len(sizes), 3))
+            inside = self.by_row(inside, max(len(sizes), 3))
         if dtype == ir.DataType.BOOL:
             return emit("And", [given[0].value, inside.value], dtype, sizes)
         zero = emit.constant(0, dtype.numpy() if dtype else float)

@@ -23,10 +23,8 @@ def attributes_to_masks(graph: ir.Graph) -> None:
         right = int(attribute(node, "right_window_size", ANY))
         causal = bool(attribute(node, "is_causal", 0))
         times = [(dims(value) or (0,) * 3)[2:3] for value in node.inputs[:2]]
-        if (
-            times != [(TIME,)] * 2
-            or (left, right) == (ANY, ANY)
-            and not (causal and input_of(node, MASK) is not None)
+        if times != [(TIME,)] * 2 or (
+            (left, right) == (ANY, ANY) and not (causal and input_of(node, MASK) is not None)
         ):
             continue
         right = 0 if causal else right

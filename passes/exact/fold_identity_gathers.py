@@ -61,7 +61,7 @@ def _axes(node: ir.Node) -> list[int] | None:
 
 
 def _counted(value: ir.Value | None) -> tuple[int, int | str] | None:
-    """The axis along which `value` counts 0, 1, 2, ..., and how far; it is constant along others."""
+    """The axis along which `value` counts 0, 1, 2, ..., and how far; others repeat it."""
     moves: list[ir.Node] = []
     while (node := producer(value, "Expand", "Identity", "Unsqueeze")) is not None:
         moves.append(node)
