@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
@@ -41,9 +43,27 @@ class Widened(TorchFunctionMode):
         if func in ABOUT:
             return func(*args, **(kwargs or {}))
         wide_args, wide_kwargs = tree_map(self._widen, (args, dict(kwargs or {})))
+        if func is F.scaled_dot_product_attention:
+            return _plain(func, wide_args, wide_kwargs)
         return func(*wide_args, **wide_kwargs)
 
     def _widen(self, value: Any) -> Any:
         if isinstance(value, Tensor) and id(value) in self._own:
             return value.detach().to(torch.float64)
         return value
+
+
+def _plain(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
+    """Attention as written, with a mask in the dtype of the queries.
+
+    The fused kernels read a float32 mask beside float64 queries as if it were float64: from 16
+    tokens on their results are wrong.
+    """
+    query = args[0] if args else kwargs["query"]
+
+    def widen(value: Any) -> Any:
+        floating = isinstance(value, Tensor) and value.is_floating_point()
+        return value.to(query.dtype) if floating and value.dtype != query.dtype else value
+
+    with sdpa_kernel(SDPBackend.MATH):
+        return func(*map(widen, args), **{name: widen(value) for name, value in kwargs.items()})

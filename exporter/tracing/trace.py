@@ -29,6 +29,7 @@ from intaglio.quiet import quiet, summary
 from intaglio.signature import DOMAIN
 
 from .adopt import adopt_graph
+from .attention_calls import settle_attention_calls
 from .capture import capture
 from .exchanged import exchanged
 from .fold_weights import fold_weights
@@ -84,7 +85,7 @@ def _trace(source: Source) -> Traced:
         program, max_context = capture(source)
     idle = idle_buffers(program)
     program, folded = fold_weights(program)
-    _relax_grouped_queries(program)
+    settle_attention_calls(program)
     model = _convert(source, program)
     with torch.no_grad():
         names = list(name_outputs(source.module, source.module(**source.inputs)))
@@ -121,16 +122,6 @@ def _refuse_chance(model: ir.Model) -> None:
                 f"{describe(node)} draws random numbers, so that no two runs are the same. Leave "
                 "it out when the module is in eval mode, or make the numbers an input."
             )
-
-
-def _relax_grouped_queries(program: ExportedProgram) -> None:
-    """Drop `enable_gqa` where the head counts are equal: PyTorch's translation asserts there."""
-    for node in program.graph.nodes:
-        if node.target is torch.ops.aten.scaled_dot_product_attention.default:
-            query, key = (node.args[i].meta["val"] for i in (0, 1))
-            if node.kwargs.get("enable_gqa") and query.shape[-3] == key.shape[-3]:
-                node.kwargs = {**node.kwargs, "enable_gqa": False}
-    program.graph_module.recompile()
 
 
 def _convert(source: Source, program: ExportedProgram) -> ir.Model:

@@ -9,12 +9,15 @@ from intaglio.passes.graph import attribute, attributes_of, dims, input_of, sign
 from intaglio.signature import Formal
 from intaglio.state import TIME
 
-from .time_facts import LAST, Along, Fact, Timing, only, refuse
+from .time_facts import LAST, Along, Fact, Timing, batchless, only, refuse
 
 
 def attention(node: ir.Node, timing: Timing) -> Sequence[Fact]:
     if [timing.of(value) for value in node.inputs[1:3]] == [None, None]:
         return _cross_attention(node, timing)
+    facts = {timing.of(value) for value in node.inputs[:3]}
+    if facts == {Along(1)} and all(timing.of(value) is None for value in node.inputs[3:]):
+        return [Along(1)] * len(node.outputs)  # over an axis of its own: each token stays alone
     for name, value in zip(("query", "key", "value"), node.inputs, strict=False):
         fact = timing.of(value)
         rank = len(dims(value) or ()) if value is not None else 0
@@ -25,7 +28,7 @@ def attention(node: ir.Node, timing: Timing) -> Sequence[Fact]:
             )
         if fact != Along(2) or rank != 4:
             raise refuse(node, f"has a {name} that is not [batch, heads, time, head size].")
-    if not attribute(node, "is_causal", 0):
+    if not attribute(node, "is_causal", 0) and node not in timing.meetings:
         raise refuse(
             node,
             "lets each token attend to later ones (is_causal is not set and there is no causal "
@@ -33,6 +36,23 @@ def attention(node: ir.Node, timing: Timing) -> Sequence[Fact]:
         )
     timing.mixers.append(node)
     return [Along(2)]
+
+
+def meeting(node: ir.Node, timing: Timing) -> Sequence[Fact]:
+    """Where tokens meet through values of pairs, made of data of single tokens and positions."""
+    found = timing.meetings[node]
+    for needed in found.data:
+        if timing.of(needed.value) != (None if needed.axis is None else Along(needed.axis)):
+            raise refuse(
+                node,
+                f"compares tokens by {needed.value.name!r} of shape {list(needed.shape)}, which "
+                "has no entry of its own for each token.",
+            )
+    if node.op_type == "Attention":
+        return attention(node, timing)
+    timing.mixers.append(node)
+    positional = not found.data and batchless(node.outputs[0])
+    return [Along(found.axis, positional=positional)]
 
 
 def recurrence(node: ir.Node, timing: Timing) -> Sequence[Fact]:

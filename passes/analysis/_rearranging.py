@@ -36,7 +36,7 @@ def squeeze(node: ir.Node, timing: Timing) -> Sequence[Fact]:
     return [moved(fact, fact.axis - sum(normal(axis, rank) < fact.axis for axis in gone))]
 
 
-def _factors(shape: Sequence[int | str]) -> tuple[int, Counter[str]]:
+def factors(shape: Sequence[int | str]) -> tuple[int, Counter[str]]:
     """A product of dimensions as its integer part and its symbols."""
     number, symbols = 1, Counter[str]()
     for dim in shape:
@@ -53,19 +53,19 @@ def reshape(node: ir.Node, timing: Timing) -> Sequence[Fact]:
     before, after = dims(node.inputs[0]), dims(node.outputs[0])
     if before is None or after is None:
         raise refuse(node, "has an unknown shape.")
-    outer = _factors(before[: fact.axis])
-    length = _factors(before[fact.axis : fact.axis + 1])
+    outer = factors(before[: fact.axis])
+    length = factors(before[fact.axis : fact.axis + 1])
     merged = fact.flat or (fact.axis and before[fact.axis - 1] == BATCH)
-    rows = outer if fact.flat else _factors(before[: max(fact.axis - 1, 0)])
+    rows = outer if fact.flat else factors(before[: max(fact.axis - 1, 0)])
     for axis, dim in enumerate(after):
-        if _factors(after[:axis]) == outer and _factors([dim]) == length:
+        if factors(after[:axis]) == outer and factors([dim]) == length:
             return [moved(fact, axis)]
         if fact.flat and axis and tuple(after[axis - 1 : axis + 1]) == (BATCH, TIME):
-            if _factors(after[: axis - 1]) == outer:
+            if factors(after[: axis - 1]) == outer:
                 return [moved(fact, axis, flat=0)]
             continue
-        entries, symbols = _factors([dim])
-        if merged and symbols == Counter((BATCH, TIME)) and _factors(after[:axis]) == rows:
+        entries, symbols = factors([dim])
+        if merged and symbols == Counter((BATCH, TIME)) and factors(after[:axis]) == rows:
             return [moved(fact, axis, flat=entries)]
     raise refuse(
         node,

@@ -1,28 +1,24 @@
-"""What an attention mask allows, found by evaluating the nodes that compute it.
+"""What an attention mask allows, proven over every pair of positions.
 
-Masks come as sixty nodes from one library and as three from another, so no pattern of nodes is
-looked for.  The part of the graph that computes the mask runs in ONNX Runtime for several lengths
-and batches with random contents in every other input; the result is compared with the causal mask
-`j <= i` and with sliding windows `i - w < j <= i`.
+A mask or bias is a term over pairs of tokens (`pairs`), and what it is over all pairs of a region
+is known by bounds (`bounds`): that it forbids every later token, allows every earlier one, or the
+last w and no other.  What is no causal mask and no window is computed for the positions at hand.
 """
 
-import bisect
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import onnx_ir as ir
 
-from intaglio.passes import evaluate
-from intaglio.passes.graph import constant, dims
-from intaglio.state import BATCH, TIME
+from intaglio.passes.graph import attribute, dims
+from intaglio.state import TIME
 
-LENGTHS = (1, 2, 3, 7)
-LOW = -1e4  # what models add to masked scores, or less: the weight is zero then
-LONGEST = 8192
-"""Largest constant in a mask's nodes that is looked past; a wider window is not told from none."""
+from .bounds import LONGEST, SCORE, Bounds, ahead, behind, evaluate, holds
+from .pairs import Kind, Term, walk
+from .time_facts import normal
+
+MARGIN = 1000.0
+"""A score that is lower than another by this weighs nothing beside it, in every dtype."""
 
 
 @dataclass(frozen=True)
@@ -36,108 +32,165 @@ class Causal:
     limit: int | None = None
 
 
-def recognise(model: ir.Model, value: ir.Value) -> Causal | None:
-    """What the mask `value` of shape [.., T, T] allows; None where it is something else.
+@dataclass(frozen=True)
+class Computed:
+    """Forbids later tokens; of earlier ones it says something of its own for each pair."""
 
-    A boolean mask allows where it is true; a float mask where it does not push a score to `LOW` or
-    below, and is nothing known if it adds anything else.
+    limit: int | None = None
+
+
+def judge(term: Term) -> Causal | Computed | None:
+    """What a mask or bias of attention is; None where it may allow a later token.
+
+    A boolean mask allows where it is true; a float mask is added to the scores.
     """
-    graph = evaluate.part(model, [value])
-    numbers = _numbers(graph)
-    if any(number > LONGEST for number in numbers):
+    limit = context_limit(term)
+    tokens = limit or LONGEST
+    if not forbids_later(term, tokens, 2 * SCORE + MARGIN):
         return None
-    session = evaluate.session(graph)
-    random = np.random.default_rng(0)
-    windows: set[int | None] = set()
+    window = _window(term, tokens)
+    return Computed(limit) if window is None else Causal(window if window < tokens else None, limit)
 
-    def run(batch: int, time: int) -> npt.NDArray[Any]:
-        feeds = {v.name: _contents(v, batch, time, random) for v in graph.graph.inputs}
-        mask: npt.NDArray[Any] = session.run(None, feeds)[0]
-        return mask
 
-    for time in _lengths(numbers, run):
-        for batch in (1, 2):
-            seen = _allowed(run(batch, time), time)
-            window = None if seen is None else _window(seen)
-            if window is None:
-                return None
-            windows.add(window if window < time else None)
-    narrow = windows - {None}
-    if len(narrow) > 1:
+def forbids_later(term: Term, tokens: int, margin: float) -> bool:
+    """Whether a mask, or masked scores, give no weight to any later token.
+
+    Numbers as -10,000 do so only beside one that is higher by `margin`: the token's own.
+    """
+    region, term = ahead(tokens), _without_shift(term)
+    if region.empty:
+        return True
+    own = evaluate(term, behind(0, 0, tokens)).low
+
+    def nothing(later: Bounds) -> bool | None:
+        if later.high.dtype == bool:
+            return False if later.low.any() else (not later.high.any()) or None
+        enough = (later.high == -np.inf) | (later.high <= own - margin)
+        return bool(enough.all()) or None
+
+    return holds(term, region, nothing)
+
+
+def _without_shift(term: Term) -> Term:
+    """`term` before a number of each query was added to all of its scores: weights stay."""
+    while term.kind is Kind.NODE and not term.node.domain:
+        first, *others = term.inputs
+        if first is None or first.axes.key is None:
+            return term
+        op, by = term.node.op_type, others[0] if others else None
+        joins = op == "Concat" and normal(attribute(term.node, "axis"), len(term.shape))
+        after = op == "Concat" and joins == term.axes.key
+        shifts = op in ("Add", "Sub") and by is not None and by.axes.key is None and _finite(by)
+        if not after and not shifts:
+            return term
+        term = first
+    return term
+
+
+def _finite(term: Term) -> bool:
+    """Whether the numbers of each query are finite: data is, and what is largest in a row."""
+    return term.kind is Kind.DATA or evaluate(term, behind(0)).high.max() < float("inf")
+
+
+def is_nothing_later(term: Term, tokens: int) -> bool:
+    """Whether weights of later tokens are zero."""
+    region = ahead(tokens)
+    if region.empty:
+        return True
+    later = evaluate(term, region)
+    return not (later.low.any() or later.high.any())
+
+
+def _window(term: Term, tokens: int) -> int | None:
+    """How many tokens each one sees, if these are the last ones and nothing is added; else None."""
+    if not _allows(term, 0, 0, tokens):
         return None
-    return Causal(next(iter(narrow), None), _limit(graph))
+    allowed, end = 0, tokens - 1  # behind(0, allowed) is open, behind(0, end + 1) is not
+    while allowed < end:
+        middle = (allowed + end + 1) // 2
+        if _allows(term, 0, middle, tokens):
+            allowed = middle
+        else:
+            end = middle - 1
+    window = allowed + 1
+    region = behind(window, tokens, tokens)
+    if region.empty:
+        return window
+    rest = evaluate(term, region).high
+    gone = not rest.any() if rest.dtype == bool else (rest <= -(2 * SCORE + MARGIN)).all()
+    return window if gone else None
 
 
-def _lengths(numbers: Iterable[int], run: Callable[[int, int], Any]) -> list[int]:
-    """Lengths to try: small ones, and one past each number, as far as the nodes run at all."""
-    wanted = sorted({*LENGTHS, *(number + 2 for number in numbers)})
-
-    def fails(time: int) -> bool:
-        try:
-            run(1, time)
-        except Exception:  # noqa: BLE001  ONNX Runtime raises its own kinds
-            return True
-        return False
-
-    if not fails(wanted[-1]):
-        return wanted
-    end = bisect.bisect_left(range(wanted[-1]), True, key=fails)  # a table ends there
-    return [*(time for time in wanted if time < end), end - 1]
+def _allows(term: Term, nearest: int, farthest: int, tokens: int) -> bool:
+    found = evaluate(term, behind(nearest, farthest, tokens))
+    if found.low.dtype == bool:
+        return bool(found.low.all())
+    return not (found.low.any() or found.high.any())
 
 
-def _limit(model: ir.Model) -> int | None:
-    """Rows of the smallest constant table of which a part as long as the sequence is taken."""
-    rows = [
-        length
-        for node in model.graph
-        if node.op_type == "Slice" and (table := constant(node.inputs[0])) is not None
-        for length, dim in zip(table.shape, dims(node.outputs[0]) or (), strict=False)
-        if TIME in str(dim)
-    ]
-    return min(rows, default=None)
+def context_limit(term: Term) -> int | None:
+    """The most tokens for which no table behind `term` ends."""
+    limits = [limit for entry in walk(term) if (limit := _limit(entry)) is not None]
+    return min(limits, default=None)
 
 
-def _numbers(model: ir.Model) -> set[int]:
-    """Whole numbers that the mask is computed with: a window is one of them, or next to one."""
+def _limit(term: Term) -> int | None:
+    if term.kind is not Kind.NODE:
+        return None
+    node = term.node
+    if node.op_type == "Slice":
+        shape = dims(node.inputs[0]) or ()
+        rows = [
+            shape[axis] for axis in (term.axes.query, term.axes.key)
+            if axis is not None and term.shape[axis] == TIME
+        ]  # fmt: skip
+        return min((int(n) for n in rows if isinstance(n, int)), default=None)
+    if node.op_type == "Gather":
+        data, index = term.inputs
+        if data is None or index is None or not index.axes:
+            return None
+        sizes = data.shape[normal(attribute(node, "axis", 0), len(data.shape)) :][:1]
+        return _reach(index, sizes)
+    if node.op_type == "GatherND":
+        data, index = term.inputs
+        if data is None or index is None or not index.axes:
+            return None
+        return _reach(index, data.shape[: int(index.shape[-1])])
+    return None
+
+
+def _reach(index: Term, sizes: Sequence[int | str]) -> int | None:
+    """The most tokens for which `index`, one number or one for each size, stays within `sizes`."""
+    if not all(isinstance(size, int) for size in sizes):
+        return None
+    rows = np.array(sizes, np.float64)
+
+    def inside(tokens: int) -> bool:
+        regions = [behind(0, tokens, tokens), ahead(tokens)]
+        return all(holds(index, region, fits) for region in regions)
+
+    def fits(found: Bounds) -> bool | None:
+        if (found.low >= rows).any() or (found.high < -rows).any():
+            return False
+        return bool((found.low >= -rows).all() and (found.high < rows).all()) or None
+
+    if inside(LONGEST) or not inside(1):
+        return None
+    least, most = 1, LONGEST
+    while most - least > 1:
+        middle = (least + most) // 2
+        least, most = (middle, most) if inside(middle) else (least, middle)
+    return least
+
+
+def constants_of(term: Term) -> set[int]:
+    """Whole numbers that a mask is computed with, and sizes of its tables: lengths to look past."""
+    from .bounds import contents
+
     found: set[int] = set()
-    for node in model.graph:
-        for array in map(constant, node.inputs):
-            if array is None or array.size != 1 or array.dtype == np.bool_:
-                continue
-            number = float(array.reshape(()).item())
-            if LOW < number < 2**31 - 1 and abs(number) > 1 and number.is_integer():
-                found.add(int(abs(number)))
-    return found
-
-
-def _contents(
-    value: ir.Value, batch: int, time: int, random: np.random.Generator
-) -> npt.NDArray[np.generic]:
-    sizes = {BATCH: batch, TIME: time}
-    shape = [d if isinstance(d, int) else sizes[str(d.value)] for d in value.shape or ()]
-    dtype = (value.dtype or ir.DataType.INT64).numpy()
-    return random.integers(0, 2, shape).astype(dtype)
-
-
-def _allowed(mask: npt.NDArray[Any], time: int) -> npt.NDArray[np.bool_] | None:
-    """The mask as one [time, time] table of booleans; None if rows of the batch differ."""
-    if mask.ndim < 2 or mask.shape[-2:] != (time, time):
-        return None
-    if mask.dtype == np.bool_:
-        allowed = mask
-    else:
-        if not np.issubdtype(mask.dtype, np.floating):
-            return None
-        allowed = mask > LOW
-        if mask[allowed].any():
-            return None
-    tables = allowed.reshape(-1, time, time)
-    return tables[0] if (tables == tables[0]).all() else None
-
-
-def _window(allowed: npt.NDArray[np.bool_]) -> int | None:
-    """Number of tokens that the last row sees, if all rows see the last so many; else None."""
-    time = len(allowed)
-    width = int(allowed[-1].sum())
-    i, j = np.indices((time, time))
-    return width if (allowed == ((j <= i) & (j > i - width))).all() else None
+    for entry in walk(term):
+        if entry.kind is Kind.CONSTANT and (array := contents(entry.value)) is not None:
+            found |= {int(n) for n in array.shape if n > 1}
+            if array.size == 1 and array.dtype != bool and abs(float(array.item())) < LONGEST:
+                found.add(int(abs(float(array.item()))))
+    return found - {0, 1}

@@ -111,7 +111,7 @@ def _aligned(value: ir.Value, fact: Apart, output: ir.Value) -> Apart:
     return Apart(fact.axis + shift, fact.inner)
 
 
-def _factors(shape: Sequence[int | str]) -> Counter[str]:
+def factors(shape: Sequence[int | str]) -> Counter[str]:
     """A product of dimensions as its symbols and the primes of its numbers."""
     found: Counter[str] = Counter()
     for dim in shape:
@@ -136,8 +136,8 @@ def _reshaped(node: ir.Node, value: ir.Value, fact: Apart, output: ir.Value) -> 
     """What comes before the batch, in the order of entries, has to come before it still."""
     before, after = dims(value) or (), dims(output) or ()
     axis = _places(output)[0]
-    lead = _factors(before[: fact.axis]) + Counter(fact.inner)
-    outer = _factors(after[:axis])
+    lead = factors(before[: fact.axis]) + Counter(fact.inner)
+    outer = factors(after[:axis])
     if outer - lead:
         raise _mixes(node, f"turns {list(before)} into {list(after)}, another order of entries")
     inner = lead - outer

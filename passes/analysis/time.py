@@ -11,28 +11,39 @@ from intaglio.errors import PassError
 from intaglio.passes.graph import dims
 from intaglio.state import TIME
 
-from .time_facts import LAST, Along, Fact, Timing, refuse
+from .meetings import Meeting, Meetings
+from .time_facts import LAST, Along, Fact, Meets, Needed, Timing, refuse
 from .time_rules import propagate
 
 __all__ = ["LAST", "Along", "Timing", "analyse", "refuse"]
 
 
-def analyse(graph: ir.Graph) -> Timing:
-    """Propagate time through `graph`.
+def analyse(graph: ir.Graph, met: Meetings) -> Timing:
+    """Propagate time through `graph`, but for the pairs of tokens that hide behind its meetings.
 
     Raises:
         PassError: a node mixes tokens in a way that no carried state can reproduce, or is unknown.
     """
-    timing = Timing()
+    timing = Timing(meetings={node: _meets(found) for node, found in met.found.items()})
     for value in graph.inputs:
         timing.facts[value] = _of_input(value)
     for node in graph:
+        if node not in met.live:
+            continue
         for output, fact in zip(node.outputs, propagate(node, timing), strict=False):
             timing.facts[output] = fact
         _note_frontier(node, timing)
     for value in graph.outputs:
         _check_output(value, timing)
     return timing
+
+
+def _meets(found: Meeting) -> Meets:
+    needed = []
+    for term in found.data:
+        axes = [axis for axis in (term.axes.query, term.axes.key) if axis is not None]
+        needed.append(Needed(term.value, axes[0] if axes else None, tuple(term.shape)))
+    return Meets(found.axis, tuple(needed))
 
 
 def _of_input(value: ir.Value) -> Fact:

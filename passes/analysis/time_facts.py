@@ -13,6 +13,7 @@ they start at `Timing.sources` and meet the data at `Timing.frontier`, where sta
 row its own offset.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
@@ -61,6 +62,23 @@ class Along:
 Fact = Along | Length | Last | None
 
 
+@dataclass(frozen=True)
+class Needed:
+    """Data of single tokens by which tokens are compared: where its time lies, if it has any."""
+
+    value: ir.Value
+    axis: int | None
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class Meets:
+    """A node in which tokens meet through values of pairs; `axis` is time in what it gives."""
+
+    axis: int
+    data: tuple[Needed, ...]
+
+
 @dataclass
 class Timing:
     """What the analysis found: facts of all values, and the nodes that statefulize rewrites."""
@@ -69,6 +87,7 @@ class Timing:
     mixers: list[ir.Node] = field(default_factory=list)
     sources: list[ir.Node] = field(default_factory=list)
     frontier: list[tuple[ir.Node, int]] = field(default_factory=list)
+    meetings: Mapping[ir.Node, Meets] = field(default_factory=dict)
 
     def of(self, value: ir.Value | None) -> Fact:
         """The fact of `value`; None for an absent input."""

@@ -37,6 +37,8 @@ def propagate(node: ir.Node, timing: Timing) -> Sequence[Fact]:
     key = type_of(node)
     if key in ("Shape", "Size"):
         return [_shape(node, timing)]
+    if node in timing.meetings:
+        return carrying.meeting(node, timing)
     facts = [timing.of(value) for value in node.inputs]
     if all(fact is None for fact in facts):
         return [None] * len(node.outputs)

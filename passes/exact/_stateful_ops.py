@@ -42,7 +42,8 @@ class Carried:
     initial: float = 0.0
 
 
-def _past(port: str, dtype: ir.DataType, shape: Sequence[Dim]) -> ir.Value:
+def past_value(port: str, dtype: ir.DataType, shape: Sequence[Dim]) -> ir.Value:
+    """The value of a state before a step, which is to become an input of the graph."""
     return ir.Value(name=port, type=ir.TensorType(dtype), shape=ir.Shape(list(shape)))
 
 
@@ -115,7 +116,7 @@ def _pasts(node: ir.Node, signature: Signature) -> dict[str, ir.Value]:
             shape = signature.shape(state.past, sizes, attributes)
         except UnknownSizeError as error:
             raise refuse(node, f"carries a state whose size {error} is not known.") from error
-        found[state.past] = _past(state.port, dtype, shape)
+        found[state.past] = past_value(state.port, dtype, shape)
     return found
 
 
@@ -124,7 +125,7 @@ def cumulative_sum(node: ir.Node) -> list[Carried]:
     given, old, emit = node.inputs[0], node.outputs[0], Emitter(node)
     shape, axis = list(_shape(node, given)), (integers(node.inputs[1]) or [0])[0]
     place = axis % len(shape)
-    past = _past("sum", _dtype(given), shape[:place] + shape[place + 1 :])
+    past = past_value("sum", _dtype(given), shape[:place] + shape[place + 1 :])
     at = emit.constant([place])
     within = emit("CumSum", [given, node.inputs[1]], past.dtype, shape)
     start = emit("Unsqueeze", [past, at], past.dtype, [*shape[:place], 1, *shape[place + 1 :]])
@@ -149,36 +150,56 @@ REWRITES: dict[str, Callable[[ir.Node], list[Carried]]] = {
 }
 
 
-def attention(node: ir.Node, step: StepValues, *, window: int | None, grow: bool) -> list[Carried]:
-    """Give Attention a cache of keys and values, laid out as its window and `grow` ask."""
+def past_caches(node: ir.Node, *, window: int | None, grow: bool) -> list[ir.Value]:
+    """The keys and values of an Attention before a step: a window of them, or all."""
+    length: Dim = CAPACITY
+    if window is not None:
+        length = window - 1
+    elif grow:
+        length = PAST
+    pasts = []
+    for port, new in (("key", node.inputs[1]), ("value", node.inputs[2])):
+        _, heads, _, size = _shape(node, new)
+        pasts.append(past_value(port, _dtype(new), [BATCH, heads, length, size]))
+    return pasts
+
+
+def attention(
+    node: ir.Node,
+    step: StepValues,
+    *,
+    window: int | None,
+    grow: bool,
+    mask: ir.Value | None = None,
+    pasts: Sequence[ir.Value] = (),
+) -> list[Carried]:
+    """Give Attention a cache of keys and values, laid out as its window and `grow` ask.
+
+    With a `mask` for the keys of `pasts` it is that which forbids later tokens.
+    """
     query, key, value = node.inputs[:3]
     scale = {name: x for name, x in attributes_of(node).items() if name in ("scale", "softcap")}
+    causal = {"is_causal": 1} if mask is None else {}
     emit = Emitter(node)
     old = node.outputs[0]
     result = (old.dtype, dims(old))
-    length: Dim
-    if window is not None:
-        layout, length = Layout.WINDOW, window - 1
-    elif grow:
-        layout, length = Layout.GROW, PAST
-    else:
-        layout, length = Layout.STATIC, CAPACITY
-    pasts, shapes = [], []
-    for port, new in (("key", key), ("value", value)):
-        _, heads, _, size = _shape(node, new)
-        pasts.append(_past(port, _dtype(new), [BATCH, heads, length, size]))
-        shapes.append((_dtype(new), (BATCH, heads, size)))
+    layout = Layout.WINDOW if window is not None else Layout.GROW if grow else Layout.STATIC
+    pasts = pasts or past_caches(node, window=window, grow=grow)
     if layout is Layout.GROW:
-        total = [(dtype, [b, h, f"{PAST} + {TIME}", d]) for dtype, (b, h, d) in shapes]
-        inputs = [query, key, value, None, *pasts]
-        y, *presents = emit.node("Attention", inputs, [result, *total], {"is_causal": 1, **scale})
+        total = [
+            (past.dtype, [f"{PAST} + {TIME}" if d == PAST else d for d in dims(past) or ()])
+            for past in pasts
+        ]
+        inputs = [query, key, value, mask, *pasts]
+        y, *presents = emit.node("Attention", inputs, [result, *total], {**causal, **scale})
     elif layout is Layout.STATIC:
         presents = [
             emit("TensorScatter", [past, new, step.past_length], past.dtype, dims(past), axis=2)
             for past, new in zip(pasts, (key, value), strict=True)
         ]
-        inputs = [query, *presents, None, None, None, step.total_length]
-        y = emit.node("Attention", inputs, [result], {"is_causal": 1, **scale})[0]
+        inputs = [query, *presents]
+        inputs += [None, None, None, step.total_length] if mask is None else [mask]
+        y = emit.node("Attention", inputs, [result], {**causal, **scale})[0]
     else:
         assert window is not None
         if window < 2:
@@ -244,7 +265,7 @@ def convolution(node: ir.Node) -> list[Carried]:
     reach = (int(kernel) - 1) * dilation
     groups = attribute(node, "group", 1)
     old, emit = node.outputs[0], Emitter(node)
-    past = _past("conv", _dtype(source), [BATCH, channels, reach])
+    past = past_value("conv", _dtype(source), [BATCH, channels, reach])
     shape = [BATCH, outputs, TIME]
     if groups == channels == outputs and width == 1 and dilation == 1:
         y, present = emit.node(

@@ -63,6 +63,16 @@ class StepValues:
         table = emit("Add", [starts, self._indices], INT64, [BATCH, TIME])
         return emit("Reshape", [table, emit.constant([-1])], INT64, [FLAT])
 
+    @cached_property
+    def flat_count(self) -> ir.Value:
+        """Int64 [1]: batch*time, the tokens of all rows."""
+        return self._emit("Shape", [self.flat_positions], INT64, [1])
+
+    @cached_property
+    def rows(self) -> ir.Value:
+        """Int64 [1]: the batch size."""
+        return self._emit("Shape", [self.past_length], INT64, [1])
+
     def window_mask(self, window: int) -> ir.Value:
         """Bool [batch, 1, time, window - 1 + time]: who sees what behind a window cache.
 

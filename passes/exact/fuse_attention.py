@@ -1,8 +1,10 @@
 """softmax(scale q k^T + mask) v, written out -> Attention(q, k, v, mask), for 3 and 4 axes.
 
-Holds wherever the mask leaves each query a key: entries that are filled with -10,000 or less, or
-have that added, get the weight zero (Vaswani et al. 2017, arXiv:1706.03762, section 3.2.1).  What
-the mask allows is not asked here; statefulize does, and then gives the attention its cache.
+Soft caps, c tanh(scale q k^T / c) before the mask, are part of it (Gemma Team 2024,
+arXiv:2408.00118, section 2).  Scores that are filled with a number have it added instead: with
+-inf that is the same; -10,000 or less weighs nothing beside any score (Vaswani et al. 2017,
+arXiv:1706.03762, section 3.2.1), wherever the mask leaves each query a key.  What the mask allows
+is not asked here; statefulize does, and then gives the attention its cache.
 """
 
 from dataclasses import dataclass, field
@@ -12,6 +14,7 @@ import onnx_ir as ir
 from intaglio.passes.base import Exact, PassResult
 from intaglio.passes.graph import (
     Emitter,
+    Shape,
     attribute,
     constant,
     describe,
@@ -20,6 +23,7 @@ from intaglio.passes.graph import (
     replace_uses,
 )
 
+INT64 = ir.DataType.INT64
 LOW = -1e4  # what models fill masked scores with, or less
 
 
@@ -29,7 +33,17 @@ class _Scores:
 
     product: ir.Node
     scale: float = 1.0
-    masks: list[tuple[ir.Value, bool]] = field(default_factory=list)  # value, whether it is negated
+    softcap: float = 0.0
+    masks: list["_Mask"] = field(default_factory=list)
+
+
+@dataclass
+class _Mask:
+    """What is added to the scores; or where they stay, or not if negated, others being `fill`."""
+
+    value: ir.Value
+    fill: float | None = None
+    negated: bool = False
 
 
 class FuseAttention(Exact):
@@ -71,6 +85,8 @@ def _scores(value: ir.Value | None) -> _Scores | None:
         return None
     if node.op_type == "MatMul":
         return _Scores(node)
+    if node.op_type == "Tanh":
+        return _capped(node)
     if node.op_type in ("Mul", "Div"):
         return _scaled(node)
     if node.op_type == "Add":
@@ -83,18 +99,31 @@ def _scaled(node: ir.Node) -> _Scores | None:
         number = _number(node.inputs[factor])
         found = _scores(node.inputs[x]) if number is not None and number > 0 else None
         if found is not None and number is not None:
+            number = number if node.op_type == "Mul" else 1 / number
             if found.masks:  # the mask would be scaled as well
                 return None
-            found.scale *= number if node.op_type == "Mul" else 1 / number
+            if found.softcap:  # c tanh(s) is c tanh((c s) / c)
+                if producer(_uncast(node.inputs[x]), "Tanh") is None:
+                    return None
+                found.softcap = number
+            found.scale *= number
             return found
     return None
+
+
+def _capped(node: ir.Node) -> _Scores | None:
+    found = _scores(node.inputs[0])
+    if found is None or found.masks or found.softcap:
+        return None
+    found.softcap = 1.0
+    return found
 
 
 def _added(node: ir.Node) -> _Scores | None:
     for x, mask in ((0, 1), (1, 0)):
         found, added = _scores(node.inputs[x]), node.inputs[mask]
         if found is not None and added is not None and _rank(added) <= _rank(node.outputs[0]):
-            found.masks.append((added, False))
+            found.masks.append(_Mask(added))
             return found
     return None
 
@@ -107,7 +136,7 @@ def _filled(node: ir.Node) -> _Scores | None:
             continue
         found = _scores(branches[x])
         if found is not None:
-            found.masks.append((condition, x == 1))
+            found.masks.append(_Mask(condition, number, x == 1))
             return found
     return None
 
@@ -123,16 +152,18 @@ def _fuse(node: ir.Node, found: _Scores) -> bool:
     turned, right = _without_scale(turned)
     emit = Emitter(node)
     inputs = [query, _turned_back(turned, emit), value]
+    scores = dims(found.product.outputs[0]) or ()
     alone = ranks == {3}
     if alone:  # one head, which has no axis
         inputs = [_with_head(v, emit) for v in inputs]
     shape = dims(old) or ()
     y = emit(
         "Attention",
-        [*inputs, _mask(found.masks, emit)] if found.masks else inputs,
+        [*inputs, _mask(found.masks, scores, inputs, emit)] if found.masks else inputs,
         old.dtype,
         (shape[0], 1, *shape[1:]) if alone else shape,
         scale=found.scale * left * right,
+        **({"softcap": found.softcap} if found.softcap else {}),
     )
     if alone:
         y = emit("Squeeze", [y, emit.constant([1])], old.dtype, shape)
@@ -172,28 +203,50 @@ def _with_head(value: ir.Value, emit: Emitter) -> ir.Value:
     return emit("Unsqueeze", [value, emit.constant([1])], value.dtype, [batch, 1, *rest])
 
 
-def _mask(masks: list[tuple[ir.Value, bool]], emit: Emitter) -> ir.Value:
-    """One mask of [.., time, time] that allows what all of `masks` allow, boolean if all are."""
-    allowed, added = None, None
-    for value, negated in masks:
-        value = _ranked(value, emit)  # noqa: PLW2901
-        shape = dims(value)
-        if value.dtype != ir.DataType.BOOL:
-            added = value if added is None else emit("Add", [added, value], value.dtype, None)
-            continue
-        allows = emit("Not", [value], value.dtype, shape) if negated else value
-        allowed = allows if allowed is None else emit("And", [allowed, allows], value.dtype, None)
-    if added is None or allowed is None:
-        found = added or allowed
-        assert found is not None
-        return found
-    low = emit.constant(float("-inf"), added.dtype.numpy() if added.dtype else float)
-    return emit("Where", [allowed, added, low], added.dtype, None)
+def _mask(masks: list[_Mask], scores: Shape, inputs: list[ir.Value], emit: Emitter) -> ir.Value:
+    """One mask for `scores` [.., T, S] that does what `masks` do in turn."""
+    found: ir.Value | None = None
+    dtype = inputs[0].dtype
+    if all(mask.fill == float("-inf") for mask in masks):
+        for mask in masks:
+            allows = _allows(mask, emit)
+            found = allows if found is None else _joined("And", [found, allows], emit)
+    else:
+        for mask in masks:
+            found = _in_turn(mask, found, dtype, emit)
+    assert found is not None
+    shape = dims(found) or ()
+    if len(shape) < 2 or shape[-2:] != tuple(scores[-2:]):
+        sizes = [emit("Shape", [x], INT64, [1], start=2, end=3) for x in inputs[:2]]
+        target = emit("Concat", sizes, INT64, [2], axis=0)
+        whole = [*shape[:-2], *scores[-2:]]
+        found = emit("Expand", [found, target], found.dtype, whole)
+    alone = len(scores) == 3 and len(dims(found) or ()) == 3
+    return _with_head(found, emit) if alone else found
 
 
-def _ranked(value: ir.Value, emit: Emitter) -> ir.Value:
-    """A mask of three axes, [batch, time, time], with an axis for the heads."""
-    return _with_head(value, emit) if _rank(value) == 3 else value
+def _in_turn(
+    mask: _Mask, before: ir.Value | None, dtype: ir.DataType | None, emit: Emitter
+) -> ir.Value:
+    if mask.fill is None:
+        return mask.value if before is None else _joined("Add", [before, mask.value], emit)
+    kind = dtype.numpy() if dtype is not None else float
+    before = emit.constant(0, kind) if before is None else before
+    return _joined("Where", [_allows(mask, emit), before, emit.constant(mask.fill, kind)], emit)
+
+
+def _allows(mask: _Mask, emit: Emitter) -> ir.Value:
+    value = mask.value
+    return emit("Not", [value], value.dtype, dims(value)) if mask.negated else value
+
+
+def _joined(op: str, values: list[ir.Value], emit: Emitter) -> ir.Value:
+    """An elementwise node of `values`, of the shape that these have together."""
+    shapes = [dims(value) or () for value in values]
+    rank = max(map(len, shapes))
+    columns = zip(*[(1,) * (rank - len(shape)) + shape for shape in shapes], strict=True)
+    shape = [next((dim for dim in column if dim != 1), 1) for column in columns]
+    return emit(op, values, values[-1].dtype, shape)
 
 
 def _uncast(value: ir.Value | None) -> ir.Value | None:

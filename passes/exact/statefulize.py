@@ -2,35 +2,41 @@
 
 Every node is either rewritten, proven to act on each token alone, or refused by name:
 
-1. masks of attention are recognised by what they allow (`analysis.mask`) and dropped;
+1. where tokens meet in attention (`analysis.meetings`), masks are shown to forbid later tokens;
+   those that do no more, or keep a window, become `is_causal` and a shorter cache;
 2. time is propagated through the graph (`analysis.time`), which refuses what cannot be stepped;
 3. positions start at each row's `past_length` (`_positions`);
-4. attention gains its cache, convolutions and linear attention their states (`_stateful_ops`).
+4. attention gains its cache, convolutions and linear attention their states (`_stateful_ops`);
+   other masks, and attention written out, are computed for the positions at hand (`_pairs`).
 
 One graph then serves prefill and step: any split of T gives the result of a single call.
 """
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import onnx_ir as ir
 from onnx_ir.passes import common
 
 from intaglio.errors import PassError
-from intaglio.passes.analysis.mask import Causal, recognise
-from intaglio.passes.analysis.origin import Origins
+from intaglio.passes.analysis.known_shapes import complete_shapes
+from intaglio.passes.analysis.mask import Causal
+from intaglio.passes.analysis.meetings import MASK, Meeting, Meetings, meetings
 from intaglio.passes.analysis.rows import check_rows
-from intaglio.passes.analysis.time import LAST, Along, Timing, analyse, refuse
+from intaglio.passes.analysis.time import LAST, Along, Timing, analyse
 from intaglio.passes.base import Context, Exact, PassResult
-from intaglio.passes.graph import dims, input_of, module_of, type_of
+from intaglio.passes.graph import dims, module_of, replace_uses, type_of
 from intaglio.passes.own_ops import define
 from intaglio.state import StateSpec
 
 from . import _stateful_ops as stateful
 from ._every_token import every_token
+from ._pairs import Pairs
 from ._positions import offset_positions
 from ._step_values import StepValues
+from ._windows import attributes_to_masks
 
 
 class Statefulize(Exact):
@@ -50,22 +56,29 @@ class Statefulize(Exact):
         if context.states:
             raise PassError("statefulize: the graph carries states already.")
         graph = model.graph
-        check_rows(graph)
         everywhere = [] if self.last else every_token(graph)
-        windows = _drop_masks(model, context)
         common.RemoveUnusedNodesPass()(model)
-        timing = analyse(graph)
+        complete_shapes(graph)
+        check_rows(graph)
+        attributes_to_masks(graph)
+        met = meetings(graph)
+        for found in met.found.values():
+            _limit(found, context)
+        timing = analyse(graph, met)
         step = StepValues(graph)
-        notes = offset_positions(model, timing, step, context)
         cuts = [
             node
             for node in graph
             if node.op_type == "Slice"
             and _trail(timing, node.inputs[0]) > _trail(timing, node.outputs[0])
         ]
+        pairs = Pairs(step, grow=self.kv == "grow")
         carried: list[stateful.Carried] = []
+        computed = _compute(met, timing.mixers, pairs)
         for node in timing.mixers:
-            carried += self._rewrite(node, step, windows)
+            carried += self._rewrite(node, step, met.found.get(node), computed)
+        carried += pairs.carried
+        notes = offset_positions(model, timing, step, context)
         stateful.cut_trailing(graph, cuts, lambda value: _trail(timing, value))
         _connect(graph, carried, context)
         common.RemoveUnusedNodesPass()(model)
@@ -77,11 +90,16 @@ class Statefulize(Exact):
         return PassResult(changed=True, notes=notes, details=details, advice=advice)
 
     def _rewrite(
-        self, node: ir.Node, step: StepValues, windows: dict[ir.Node, int | None]
+        self, node: ir.Node, step: StepValues, found: Meeting | None, computed: "_Computed"
     ) -> list[stateful.Carried]:
+        if node in computed.results:
+            replace_uses(node.outputs[0], computed.results[node])
+            return []
         if node.op_type == "Attention":
+            window = found.mask.window if found and isinstance(found.mask, Causal) else None
+            mask, pasts = computed.masks.get(node, (None, ()))
             grow = self.kv == "grow"
-            return stateful.attention(node, step, window=windows.get(node), grow=grow)
+            return stateful.attention(node, step, window=window, grow=grow, mask=mask, pasts=pasts)
         return stateful.REWRITES.get(type_of(node), stateful.convolution)(node)
 
 
@@ -101,38 +119,39 @@ def _at_end(graph: ir.Graph, timing: Timing) -> Iterator[str]:
             )
 
 
+@dataclass
+class _Computed:
+    """What is computed for the positions of a step: masks with their caches, and results."""
+
+    masks: dict[ir.Node, tuple[ir.Value, list[ir.Value]]] = field(default_factory=dict)
+    results: dict[ir.Node, ir.Value] = field(default_factory=dict)
+
+
+def _compute(met: Meetings, nodes: Sequence[ir.Node], pairs: Pairs) -> _Computed:
+    """Emit all values of pairs, before what they are computed from is rewritten in turn."""
+    result = _Computed()
+    for found in (met.found[node] for node in nodes if node in met.found):
+        if found.node.op_type != "Attention":
+            result.results[found.node] = pairs.result(found.node, found.terms[0])
+        elif not isinstance(found.mask, Causal):
+            pasts = stateful.past_caches(found.node, window=None, grow=pairs.grow)
+            mask = pairs.mask(found.terms[0], found.node, pasts[0])
+            result.masks[found.node] = mask, pasts
+    return result
+
+
+def _limit(found: Meeting, context: Context) -> None:
+    """A table of a mask ends the context; a mask that is causal and no more is not needed."""
+    if found.limit is not None:
+        context.limit_context(found.limit)
+    if isinstance(found.mask, Causal):
+        found.node.replace_input_with(MASK, None)
+        found.node.attributes["is_causal"] = ir.AttrInt64("is_causal", 1)
+
+
 def _trail(timing: Timing, value: ir.Value | None) -> int:
     fact = timing.of(value)
     return fact.trail if isinstance(fact, Along) else 0
-
-
-def _drop_masks(model: ir.Model, context: Context) -> dict[ir.Node, int | None]:
-    """Turn causal masks into `is_causal`; return the window of each attention that has one."""
-    windows: dict[ir.Node, int | None] = {}
-    known: dict[ir.Value, Causal | None] = {}
-    origins = Origins(model.graph)
-    for node in model.graph:
-        mask = input_of(node, 3) if node.op_type == "Attention" and not node.domain else None
-        if mask is None or origins.look_outside(node):
-            continue
-        if any(value is not None for value in node.inputs[4:]):
-            raise refuse(node, "has a cache already.")
-        if mask not in known:
-            known[mask] = recognise(model, mask)
-        found = known[mask]
-        if found is None:
-            raise refuse(
-                node,
-                f"has an attention mask or bias of shape {list(dims(mask) or ())} that is neither "
-                "causal nor a sliding window (a padding mask, ALiBi or a bidirectional mask, "
-                "perhaps). Compute a causal mask inside the model, or use is_causal=True.",
-            )
-        node.replace_input_with(3, None)
-        node.attributes["is_causal"] = ir.AttrInt64("is_causal", 1)
-        windows[node] = found.window
-        if found.limit is not None:
-            context.limit_context(found.limit)
-    return windows
 
 
 def _connect(graph: ir.Graph, carried: Sequence[stateful.Carried], context: Context) -> None:

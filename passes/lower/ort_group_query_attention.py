@@ -76,7 +76,7 @@ def _fuse(
     heads, size = (dims(query) or ())[1], (dims(query) or ())[3]
     kv_heads = (dims(caches[0].outputs[0]) or ())[1]
     presents = [(cache.outputs[0].dtype, dims(cache.outputs[0])) for cache in caches]
-    scale = attribute(node, "scale")
+    kept = {name: attribute(node, name) for name in ("scale", "softcap")}
     y, *new = emit.node(
         "GroupQueryAttention",
         [*packed, *pasts, *lengths],
@@ -84,7 +84,7 @@ def _fuse(
         {
             "num_heads": int(heads),
             "kv_num_heads": int(kv_heads),
-            **({} if scale is None else {"scale": float(scale)}),
+            **{name: float(number) for name, number in kept.items() if number},
         },
         domain=DOMAIN,
     )
