@@ -174,7 +174,12 @@ def _library(judge: Any, given: Arrays, tokens: int) -> Callable[[], float]:
     main = {name: torch.from_numpy(array) for name, array in given.items()}
     with torch.inference_mode():
         encoded = judge.get_encoder()(**main)
-    options = {"max_new_tokens": tokens, "do_sample": False, "num_beams": 1, "use_cache": True}
+    options: dict[str, Any] = {
+        "max_new_tokens": tokens,
+        "do_sample": False,
+        "num_beams": 1,
+        "use_cache": True,
+    }
     if "input_ids" in main:
         options["attention_mask"] = torch.ones_like(main["input_ids"])
 

@@ -70,7 +70,6 @@ def write(folder: Path, *, factor: str = "2.0") -> Path:
         onnx.save(model, folder / f"{name}.onnx")
         files[f"{name}.onnx"] = FileRecord.of(folder / f"{name}.onnx")
         targets[name] = {"ort": TargetEntry(path=f"{name}.onnx", opset=21)}
-    kept = {"past_length": False, "whole": False}
     main = GraphEntry(
         inputs=(TensorSpec("x", "float32", ("batch", "time", 2)),),
         outputs=(TensorSpec("y", "float32", ("batch", "time", 2)),),
@@ -81,14 +80,15 @@ def write(folder: Path, *, factor: str = "2.0") -> Path:
         targets=targets[MAIN],
         conditions=CONDITIONS,
         prepare="prepare",
-        **kept,
+        past_length=False,
     )
     prepare = GraphEntry(
         inputs=CONDITIONS,
         outputs=tuple(TensorSpec(name, "float32", shape) for name, shape in SHAPES.items()),
         states=(),
         targets=targets["prepare"],
-        **{**kept, "whole": True},
+        past_length=False,
+        whole=True,
     )
     source = {"name": "sum", "sha256": "0" * 64, "format": "test"}
     graphs = {MAIN: main, "prepare": prepare}

@@ -28,7 +28,7 @@ def hoisted(module: nn.Module, shapes: Shapes) -> tuple[ir.Model, Context]:
         sizes = {**SIZES, "batch": batch, "time": time}
         drawn = {}
         for name, shape in shapes.items():
-            size = [sizes.get(dim, dim) for dim in shape]
+            size = [dim if isinstance(dim, int) else sizes[dim] for dim in shape]
             drawn[name] = torch.randn(size, generator=generator)
             if name in ("ids", "input_ids", "label"):
                 drawn[name] = torch.randint(VOCABULARY, size, generator=generator)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import onnx_ir as ir
 import pytest
 import torch
+from onnx_ir.passes import common
 from torch import Tensor, nn
 from torch.nn import functional as F
 from traced import VOCABULARY, Traced
@@ -109,3 +110,51 @@ def test_statistics_of_training_are_refused() -> None:
 
     with pytest.raises(PassError, match=r"BatchNormalization .* works along their axis"):
         check_rows(model.graph)
+
+
+PICKS = """
+    <ir_version: 10, opset_import: ["" : 24]>
+    g (float[batch, time] x) => (float[batch, 1, time] y)
+    <int64 zero = {0}, int64 one = {1}, int64 first = {%s}, int64[1] last = {-1},
+     int64[2] behind = {1, 2}, int64[1] mid = {1}, int64[3] ones = {1, 1, 1}>
+    {
+      b = Shape <start = 0, end = 1> (x)  t = Shape <start = 1, end = 2> (x)
+      rows = Squeeze (b)  tokens = Squeeze (t)  end = Add (rows, first)
+      r = Range (first, end, one)  c = Range (zero, tokens, one)
+      r3 = Unsqueeze (r, behind)  shape = Concat <axis = 0> (b, mid, t)
+      rr = Expand (r3, shape)  cc = Expand (c, shape)
+      r4 = Unsqueeze (rr, last)  c4 = Unsqueeze (cc, last)
+      places = Concat <axis = -1> (%s)  y = GatherND (x, places)
+    }
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "places", "apart"),
+    [("0", "r4, c4", True), ("1", "r4, c4", False), ("0", "c4, r4", False)],
+)
+def test_a_row_may_be_picked_by_its_own_number(first: str, places: str, apart: bool) -> None:
+    """As masks of libraries index rows; one after it, or by the number of a token, it is not."""
+    model = ir.from_onnx_text(PICKS % (first, places))
+    common.ShapeInferencePass(strict_mode=False)(model)
+    graph = model.graph
+    for node in graph:
+        if node.op_type == "Range":
+            symbol = "batch" if node.outputs[0].name == "r" else "time"
+            node.outputs[0].shape = ir.Shape([symbol])
+        for value in node.outputs:
+            if value.name in SHAPES:
+                value.shape = ir.Shape(SHAPES[value.name])
+    if apart:
+        check_rows(graph)
+        return
+    with pytest.raises(PassError, match="picks along their axis"):
+        check_rows(graph)
+
+
+SHAPES: dict[str, tuple[int | str, ...]] = {
+    "r3": ("batch", 1, 1),
+    **dict.fromkeys(("rr", "cc", "y"), ("batch", 1, "time")),
+    **dict.fromkeys(("r4", "c4"), ("batch", 1, "time", 1)),
+    "places": ("batch", 1, "time", 2),
+}

@@ -27,11 +27,11 @@ class Decoder(nn.Module):
         self.kv_heads = kv_heads
 
     def _split(self, x: Tensor, heads: int) -> Tensor:
-        return x.unflatten(-1, (heads, WIDTH // HEADS)).transpose(1, 2)
+        return x.reshape(*x.shape[:2], heads, WIDTH // HEADS).transpose(1, 2)
 
     def decode(self, ids: Tensor, memory: Tensor, mask: Tensor | None = None) -> Tensor:
         """What each token makes of those before it, and of `memory`."""
-        x = self.embed(ids)
+        x: Tensor = self.embed(ids)
         q, k, v = (self._split(part, HEADS) for part in self.own(x).chunk(3, -1))
         x = x + F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
         keys, values = (self._split(f(memory), self.kv_heads) for f in (self.key, self.value))
@@ -71,7 +71,7 @@ class Encoded(Decoder):
         self.halve = nn.Conv1d(WIDTH, WIDTH, 3, stride=2, padding=1)
 
     def forward(self, memory: Tensor, ids: Tensor) -> Tensor:
-        read = self.halve(self.read(memory)[0].mT).mT
+        read: Tensor = self.halve(self.read(memory)[0].mT).mT
         return self.decode(ids, read) * read.mean(1, keepdim=True).sigmoid()
 
 
@@ -88,7 +88,8 @@ class Modulated(nn.Module):
     def forward(self, label: Tensor, ids: Tensor, bias: Tensor, guidance: Tensor) -> Tensor:
         scale, shift = self.modulate(F.silu(self.labels(label)))[:, None].chunk(2, -1)
         x = self.norm(self.embed(ids)).cumsum(1)
-        return (x * (1 + scale) + shift + bias) * guidance.exp()
+        y: Tensor = (x * (1 + scale) + shift + bias) * guidance.exp()
+        return y
 
 
 class Broadcast(nn.Module):
@@ -100,7 +101,8 @@ class Broadcast(nn.Module):
 
     def forward(self, ids: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         table = rows[:, :, None].tanh() + columns[:, None]
-        return (self.embed(ids).cumsum(1) @ table).sum(-1, keepdim=True)
+        y: Tensor = (self.embed(ids).cumsum(1) @ table).sum(-1, keepdim=True)
+        return y
 
 
 class Leaks(nn.Module):
