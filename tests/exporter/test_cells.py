@@ -110,6 +110,7 @@ class Shared(nn.Module):
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self.register_buffer("mean", torch.full((1, 4), 2.0))
         self.mean: Tensor
+        self.step: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
         self.step += 1
@@ -185,7 +186,10 @@ def detector(
         axes = {axis: {"axes": [axis]} for axis in axes}
     else:
         constants |= {"axis0": np.array([0]), "axis1": np.array([1])}
-    after = (lambda axis: [f"axis{axis}"]) if opset >= 13 else (lambda axis: [])  # noqa: ARG005
+
+    def after(axis: int) -> list[str]:
+        return [f"axis{axis}"] if opset >= 13 else []
+
     nodes = [
         helper.make_node("Cast", ["sr"], ["float_rate"], to=TensorProto.FLOAT),
         helper.make_node("Div", ["float_rate", "rate"], ["ratio"]),
@@ -234,9 +238,9 @@ def test_a_voice_activity_detector_of_any_opset_steps_like_its_file(
     exported(path, tmp_path / "b", inputs=rate, axes={"input": ("batch", 64)})
 
     session, engine = Session.load(tmp_path / "b"), onnxruntime.InferenceSession(str(path))
-    x, state = np.random.default_rng(1).standard_normal((5, 3, 64)).astype(np.float32), None
+    x = np.random.default_rng(1).standard_normal((5, 3, 64)).astype(np.float32)
+    state = np.zeros((2, 3, 8), np.float32)
     for chunk in x:
-        state = np.zeros((2, 3, 8), np.float32) if state is None else state
         wanted, state = engine.run(None, {"input": chunk, "state": state, **rate})
         np.testing.assert_allclose(session.step({"input": chunk})["output"], wanted, atol=1e-6)
     np.testing.assert_allclose(session.state.save().arrays["state"], state, atol=1e-6)
