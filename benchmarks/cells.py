@@ -59,7 +59,8 @@ class Kept(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.cell, self.head, self.h = nn.GRUCell(8, 16), nn.Linear(16, 4), None
+        self.cell, self.head = nn.GRUCell(8, 16), nn.Linear(16, 4)
+        self.h: Tensor | None = None
 
     def reset(self) -> None:
         """Forget what was seen."""
@@ -81,6 +82,8 @@ class Normalized(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.zeros(1, 8))
         self.register_buffer("var", torch.ones(1, 8))
+        self.mean: Tensor
+        self.var: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
         """One step."""

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from intaglio.errors import InputError
 from intaglio.runtime.arrays import Array
+from intaglio.runtime.graph_entry import TensorSpec
 from intaglio.runtime.session import Session
 
 PROMPT_STEP = 512  # tokens of a prompt consumed at once, which bounds the memory of its logits
@@ -242,6 +243,11 @@ def _token_input(session: Session, logits: str) -> str:
     if logits not in outputs or len(outputs[logits].shape) != 3:
         raise InputError(
             f"Generation needs logits [batch, time, vocabulary], and there is no such output "
-            f"{logits!r}; the bundle gives {', '.join(outputs)}. Name one with logits=."
+            f"{logits!r}; the bundle gives {', '.join(map(_shaped, outputs.values()))}. Name one "
+            "with logits=; a bundle that was exported with --last gives none for each token."
         )
     return names[0]
+
+
+def _shaped(spec: TensorSpec) -> str:
+    return f"{spec.name} [{', '.join(map(str, spec.shape))}]"

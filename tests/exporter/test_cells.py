@@ -7,9 +7,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import typer
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from intaglio.cli.commands.loading import own_states
+from intaglio.cli.stream import step_arrays
 from intaglio.errors import SourceError, StateError, TraceError
 from intaglio.exporter.export import ExportReport, export
 from intaglio.runtime import Session
@@ -110,6 +113,7 @@ class Shared(nn.Module):
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self.register_buffer("mean", torch.full((1, 4), 2.0))
         self.mean: Tensor
+        self.step: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
         self.step += 1
@@ -185,7 +189,10 @@ def detector(
         axes = {axis: {"axes": [axis]} for axis in axes}
     else:
         constants |= {"axis0": np.array([0]), "axis1": np.array([1])}
-    after = (lambda axis: [f"axis{axis}"]) if opset >= 13 else (lambda axis: [])  # noqa: ARG005
+
+    def after(axis: int) -> list[str]:
+        return [f"axis{axis}"] if opset >= 13 else []
+
     nodes = [
         helper.make_node("Cast", ["sr"], ["float_rate"], to=TensorProto.FLOAT),
         helper.make_node("Div", ["float_rate", "rate"], ["ratio"]),
@@ -234,9 +241,9 @@ def test_a_voice_activity_detector_of_any_opset_steps_like_its_file(
     exported(path, tmp_path / "b", inputs=rate, axes={"input": ("batch", 64)})
 
     session, engine = Session.load(tmp_path / "b"), onnxruntime.InferenceSession(str(path))
-    x, state = np.random.default_rng(1).standard_normal((5, 3, 64)).astype(np.float32), None
+    x = np.random.default_rng(1).standard_normal((5, 3, 64)).astype(np.float32)
+    state = np.zeros((2, 3, 8), np.float32)
     for chunk in x:
-        state = np.zeros((2, 3, 8), np.float32) if state is None else state
         wanted, state = engine.run(None, {"input": chunk, "state": state, **rate})
         np.testing.assert_allclose(session.step({"input": chunk})["output"], wanted, atol=1e-6)
     np.testing.assert_allclose(session.state.save().arrays["state"], state, atol=1e-6)
@@ -258,3 +265,26 @@ def test_a_file_with_one_row_stays_with_one_and_what_is_not_known_is_asked_for(
     free = detector(tmp_path / "free.onnx", 16)
     with pytest.raises(TraceError, match="--axes input:batchx512"):
         exported(free, tmp_path / "c", inputs={"sr": np.array(16000)})
+
+
+def test_run_takes_a_step_of_each_entry_along_one_axis_more(
+    policy: tuple[nn.Module, Path],
+) -> None:
+    """[batch, time, ...] for a cell, which has no time; or a single step."""
+    module, out = policy
+    x = torch.randn(4, 3, 5)
+    outputs, latency = step_arrays(Session.load(out), {"obs": x.transpose(0, 1).numpy()})
+    wanted = np.stack(follow(module, x), 1)
+    np.testing.assert_allclose(outputs["output_0"], wanted, atol=1e-5)
+    assert len(latency.seconds) == 4
+    single, _ = step_arrays(Session.load(out), {"obs": x[0].numpy()})
+    np.testing.assert_allclose(single["output_0"], wanted[:, 0], atol=1e-5)
+
+
+def test_a_state_on_the_command_line() -> None:
+    assert own_states(["h=h_out:0.5", "c=d=e"]) == {"h": "h_out:0.5", "c": "d=e"}
+    assert own_states(["none"]) == {"none": ""}
+    assert own_states(None) is None
+    for wrong in ("h", "=h", "h="):
+        with pytest.raises(typer.BadParameter, match="IN=OUT"):
+            own_states([wrong])

@@ -9,14 +9,13 @@ state has the shape and dtype of one output, and no other input has.
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from intaglio.errors import InputError, OptionError, SourceError
+from intaglio.errors import OptionError, SourceError
 from intaglio.exporter.options.loading import LoadOptions
 from intaglio.exporter.sources.examples import (
     Inputs,
@@ -30,12 +29,11 @@ from intaglio.exporter.sources.examples import (
 )
 from intaglio.exporter.sources.outputs import leaves, name_outputs
 from intaglio.passes.base import OwnState
-from intaglio.quiet import summary
-from intaglio.runtime.arrays import read_npz
 from intaglio.state import BATCH, TIME
 
 from .axes import Shape, Sizing, changes_per_call, settle
 from .functional import Functional, flatten, present
+from .initial import initial_of, split_initial
 from .kept import find_kept
 from .names import pair, says_state
 from .returned import returned_names
@@ -215,9 +213,15 @@ def _pairs(
 def _ambiguous(name: str, fits: Sequence[str], owner: str) -> OptionError:
     lines = " or ".join(f"--state {name}={output}" for output in fits)
     return OptionError(
-        f"The input {name!r} of {owner} is called like a state, and which output it becomes cannot "
-        f"be told from names and shapes. Say it: {lines}; or --state none, where it is none."
+        f"The input {name!r} of {_inside(owner)} is called like a state, and which output it "
+        f"becomes cannot be told from names and shapes. Say it: {lines}; or --state none, where it "
+        "is none."
     )
+
+
+def _inside(owner: str) -> str:
+    """An owner in the middle of a sentence."""
+    return owner[:1].lower() + owner[1:]
 
 
 def _groups(names: Sequence[str], size: int) -> Iterator[list[str]]:
@@ -240,25 +244,18 @@ def _asked(
     owner: str,
 ) -> str:
     """The output that the user named, without an initial value behind it."""
+    who = _inside(owner)
     if name not in inputs:
         raise OptionError(
-            f"--state {name}={text}: {owner} has no input {name!r}; it has: {', '.join(inputs)}."
+            f"--state {name}={text}: {who} has no input {name!r}; it has: {', '.join(inputs)}."
         )
     wanted = split_initial(text, [n for o, more in aliases.items() for n in (o, *more)])[0]
     for output, more in aliases.items():
         if wanted == output or wanted in more:
             return output
     raise OptionError(
-        f"--state {name}={text}: {owner} has no output {wanted!r}; it has: {', '.join(aliases)}."
+        f"--state {name}={text}: {who} has no output {wanted!r}; it has: {', '.join(aliases)}."
     )
-
-
-def split_initial(text: str, outputs: Sequence[str]) -> tuple[str, str]:
-    """The output and the initial value, perhaps empty, in ``OUTPUT[:INITIAL]``."""
-    if text in outputs:
-        return text, ""
-    output, colon, initial = text.rpartition(":")
-    return (output, initial) if colon else (text, "")
 
 
 def _described(
@@ -288,16 +285,27 @@ def _described(
         OwnState(
             input=name,
             output=output,
-            initial=_initial(module, name, output, form, options, shapes[name]),
+            initial=initial_of(module, name, output, form, options, shapes[name]),
         )
         for name, output in states.items()
     )
     defaults = {n: float(x) for n, x in form.inputs.items() if not x.ndim and n not in states}
     notes = [note(state, pairs[state.input][1], shapes) for state in own]
+    if timeless and not options.axes and changes_per_call(sizing):
+        notes.append(_fixed(sizing, shapes))
     notes += [f"The input {n!r} is {x:g} where it is left out." for n, x in defaults.items()]
     if not any(BATCH in shape for shape in shapes.values()):
         notes.append("No axis of the inputs was found to be the batch: the bundle runs one row.")
     return Described(specs=tuple(specs), states=own, defaults=defaults, notes=tuple(notes))
+
+
+def _fixed(sizing: Sizing, shapes: Mapping[str, Shape]) -> str:
+    name = sizing.plain[0]
+    words = "x".join(map(str, shapes[name]))
+    return (
+        f"Each call takes {name} of {words}, as the example has it: in parts of other sizes the "
+        f"model gives something else. For another size: --axes {name}:..."
+    )
 
 
 def _per_call(form: Functional, sizing: Sizing) -> SourceError:
@@ -350,109 +358,10 @@ def note(state: OwnState, why: str, shapes: Mapping[str, Shape]) -> str:
     )
 
 
-def _initial(
-    module: nn.Module,
-    name: str,
-    output: str,
-    form: Functional,
-    options: LoadOptions,
-    shape: Shape,
-) -> float | np.ndarray[Any, Any]:
-    """The value of a state before the first step: a number, or an array of one row."""
-    text = split_initial((options.states or {}).get(name, ""), [output])[1]
-    value: Any = form.initial.get(name, 0.0)
-    if text:
-        value = _read(module, name, text, form)
-    if not isinstance(value, Tensor):
-        return float(value)
-    return one_row(value.detach().cpu().numpy(), name, shape)
-
-
-def _read(module: nn.Module, name: str, text: str, form: Functional) -> Any:
-    """An initial value as the user gave it: a number, a file, or a method of the module."""
-    try:
-        return float(text)
-    except ValueError:
-        pass
-    if text.endswith(".npz"):
-        return read_initial(text, name)
-    method = getattr(module, text, None)
-    if method is None:
-        raise OptionError(
-            f"--state {name}=...:{text}: {text!r} is no number, no file .npz and no method of "
-            f"{type(module).__name__}."
-        )
-    if isinstance(method, Tensor):
-        return method
-    rows = next(iter(form.inputs.values())).shape[:1]
-    for arguments in ((), tuple(rows)):
-        try:
-            made = method(*arguments)
-        except TypeError:
-            continue
-        except Exception as error:
-            raise OptionError(f"--state {name}: {text}() failed: {summary(error)}.") from error
-        found = [entry for _, entry in leaves(made)]
-        nested = next((n.names for n in form.arguments.values() if name in n.names), (name,))
-        place = nested.index(name) if len(found) == len(nested) else 0
-        if found and isinstance(found[place], Tensor):
-            return found[place]
-    raise OptionError(
-        f"--state {name}: {text}() of {type(module).__name__}, called without arguments or with a "
-        "number of rows, gives no tensor."
-    )
-
-
-def read_initial(path: str | Path, name: str) -> Tensor:
-    """The initial value of the state `name` in a file ``.npz``.
-
-    Raises:
-        OptionError: if it cannot be read or holds none of that name, and more than one.
-    """
-    try:
-        arrays = read_npz(path)
-    except InputError as error:
-        raise OptionError(f"The initial value of {name!r}: {error}") from error
-    if name not in arrays and len(arrays) != 1:
-        raise OptionError(
-            f"The initial value of {name!r}: {path} holds {', '.join(arrays)}; it should hold "
-            f"{name!r}."
-        )
-    return torch.from_numpy(arrays.get(name, next(iter(arrays.values()))))
-
-
-def one_row(value: np.ndarray[Any, Any], name: str, shape: Shape) -> float | np.ndarray[Any, Any]:
-    """An initial value as one row of a state has it; a number where all entries are equal.
-
-    Raises:
-        OptionError: if its rows differ, or it does not fit the shape.
-    """
-    if value.size and (value == value.flat[0]).all():
-        return float(value.flat[0])
-    rows = shape.index(BATCH) if BATCH in shape else None
-    wanted = [1 if dim in (BATCH, TIME) else dim for dim in shape]
-    if rows is not None and value.ndim == len(shape) - 1:
-        value = np.expand_dims(value, rows)
-    if rows is not None and value.ndim == len(shape):
-        first = value.take([0], rows)
-        if not (value == first).all():
-            raise OptionError(
-                f"The initial value of the state {name!r} differs between rows; a session starts "
-                "every row alike."
-            )
-        value = first
-    if list(value.shape) != wanted:
-        raise OptionError(
-            f"The initial value of the state {name!r} has the shape {list(value.shape)}; one row "
-            f"of the state has {wanted}."
-        )
-    return value
-
-
 def _refuse_unknown(options: LoadOptions, owner: str) -> None:
     if options.states:
         name, text = next(iter(options.states.items()))
         raise OptionError(
-            f"--state {name}={text}: {owner} does not run on its example inputs, so that its "
-            "outputs are not known. Give examples that it runs on: --inputs FILE.npz."
+            f"--state {name}={text}: {_inside(owner)} does not run on its example inputs, so that "
+            "its outputs are not known. Give examples that it runs on: --inputs FILE.npz."
         )

@@ -21,7 +21,8 @@ from intaglio.passes.base import OwnState
 from intaglio.passes.graph import constant, dims
 from intaglio.state import BATCH, TIME
 
-from .find import NONE, Described, note, one_row, read_initial, split_initial
+from .find import NONE, Described, note
+from .initial import one_row, read_initial, split_initial
 from .names import pair, says_state
 
 BATCHES = re.compile(r"batch(_?size)?|n|b|bs|bsz|batch_?dim|N", re.IGNORECASE)

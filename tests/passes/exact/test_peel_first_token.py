@@ -22,10 +22,17 @@ PRE_EMPHASIS = "scaled = Mul (k, before) later = Sub (now, scaled) y = Concat <a
 
 def peeled(body: str, *, changed: bool) -> None:
     model = ir.from_onnx_text(HEAD + body + "}")
-    shapes = {"now": "time - 1", "before": "time - 1", "first": 1, "scaled": "time - 1"}
+    shapes: dict[str, int | str] = {
+        "now": "time - 1",
+        "before": "time - 1",
+        "first": 1,
+        "scaled": "time - 1",
+    }
     for node in model.graph:
         for value in node.outputs:
-            length = shapes.get(str(value.name), "time - 1" if value.name != "y" else "time")
+            length: int | str = shapes.get(
+                str(value.name), "time - 1" if value.name != "y" else "time"
+            )
             value.shape = ir.Shape(["batch", 1 if value.name == "head" else length, 3])
             value.type = ir.TensorType(ir.DataType.FLOAT)
     x = np.random.default_rng(0).standard_normal((2, 6, 3)).astype(np.float32)

@@ -37,9 +37,10 @@ class LoadFlags(TypedDict):
             metavar="NAME:DIMS", help="Layout of an input, as mel:batchx80xtime; repeatable."
         ),
     ]
-    state: Annotated[
+    states: Annotated[
         list[str] | None,
         typer.Option(
+            "--state",
             metavar="IN=OUT[:START]",
             help="An input that is a state, the output that it becomes, and a number, .npz or "
             "method that it starts from; repeatable. none: there is none.",
@@ -63,12 +64,12 @@ def loading(flags: LoadFlags, graphs: Mapping[str, str] | None = None) -> "LoadK
     Raises:
         typer.BadParameter: if one is malformed.
     """
-    named = {name: value for name, value in flags.items() if name not in ("axes", "state")}
+    named = {name: value for name, value in flags.items() if name not in ("axes", "states")}
     return {
         **named,  # type: ignore[typeddict-item]
         "axes": dimensions(flags["axes"]),
         "graphs": graphs,
-        "states": own_states(flags["state"]),
+        "states": own_states(flags["states"]),
     }
 
 

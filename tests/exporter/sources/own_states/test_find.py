@@ -136,7 +136,8 @@ class Keeps(nn.Module):
 
     def __init__(self, first: Tensor | None = None) -> None:
         super().__init__()
-        self.cell, self.hidden, self.table = nn.GRUCell(8, 8), first, None
+        self.cell, self.hidden = nn.GRUCell(8, 8), first
+        self.table: Tensor | None = None
         self.shown: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
