@@ -16,7 +16,7 @@ from typing import Any, Literal, Unpack
 from torch import Tensor
 
 from intaglio.errors import BundleError, OptionError
-from intaglio.exporter.options.loading import LoadKeywords, LoadOptions
+from intaglio.exporter.options.loading import LoadKeywords, LoadOptions, names_code
 from intaglio.exporter.sources.huggingface.directory import FORMAT as HUGGINGFACE
 from intaglio.exporter.sources.load import Unloaded, load
 from intaglio.exporter.sources.source import Source
@@ -278,7 +278,7 @@ def named_by(manifest: Manifest) -> tuple[str | None, Mapping[str, Any] | None]:
     Only a model of intaglio's own: to build another would run code of the bundle's choice.
     """
     model, kind = manifest.source.get("model"), manifest.source["format"]
-    if not model or ":" in model or kind == FORMAT or kind.startswith(HUGGINGFACE):
+    if not model or names_code(model) or kind == FORMAT or kind.startswith(HUGGINGFACE):
         return None, None
     return model, manifest.source.get("config")
 
