@@ -14,7 +14,8 @@ from evidence import Row
 
 import intaglio
 from intaglio.exporter.proving.parity import ParityReport
-from intaglio.exporter.proving.quantized import KL, KL_LIMIT, LIMIT
+from intaglio.exporter.proving.quantized import KL, KL_LIMIT
+from intaglio.exporter.proving.rounding import INT8
 from intaglio.passes import evaluate
 from intaglio.passes.base import Context
 from intaglio.passes.calibration import Calibration
@@ -121,7 +122,7 @@ def whole(name: str, steps: int) -> list[Row]:
         intaglio.export(source, fast, passes=[WHOLE], ort_accuracy="fast", verify=False)
         again = intaglio.verify(fast, source, steps=steps, keep=False)
     return [
-        *_compared(name, "default", report, (LIMIT, KL_LIMIT)),
+        *_compared(name, "default", report, (INT8, KL_LIMIT)),
         *_compared(name, "fast", again, (None, None)),
     ]
 

@@ -18,7 +18,7 @@ from intaglio.exporter.options.recipe import FILE_NAME as RECIPE
 from intaglio.exporter.options.recipe import Recipe
 from intaglio.exporter.proving.parity import ParityReport
 from intaglio.exporter.proving.quantized import PORTABLE
-from intaglio.exporter.proving.verify import verify
+from intaglio.exporter.proving.verify import names_of, verify
 from intaglio.exporter.sources.calibration_data import Arrays
 from intaglio.exporter.sources.source import Source
 from intaglio.exporter.writing.bundle_writer import BundleWriter
@@ -100,7 +100,7 @@ def _once(
                 source,
                 graph=name,
                 data=compiled.context.calibration if data is None else data,
-                steps=how.steps,
+                steps=min(how.steps, manifest.graphs[name].limits.max_context or how.steps),
                 tolerance=_own(how.tolerance, manifest, name),
                 keep=False,  # the manifest holds it
                 progress=clock.report,
@@ -116,8 +116,7 @@ def _own(tolerance: Mapping[str, float], manifest: Manifest, name: str) -> Mappi
     """The limits of one graph; of the only one all, so that a wrong name is refused."""
     if len(manifest.graphs) == 1:
         return tolerance
-    graph = manifest.graphs[name]
-    known = {spec.name for spec in graph.outputs} | {spec.input for spec in graph.states}
+    known = names_of(manifest.graphs[name])
     return {each: limit for each, limit in tolerance.items() if each in known}
 
 

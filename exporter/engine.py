@@ -51,7 +51,7 @@ def with_engine(
             data=made.compiled.context.calibration if data is None else data,
             target="trt",
             lowered=lowered,
-            steps=how.steps,
+            steps=min(how.steps, made.compiled.context.max_context or how.steps),
             tolerance=how.tolerance,
             keep=False,
             progress=clock.report,

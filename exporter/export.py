@@ -8,6 +8,7 @@ from typing import Any, Unpack, get_args
 from intaglio.errors import OptionError
 from intaglio.exporter.options.clock import Clock, Progress
 from intaglio.exporter.options.recipe import ExportKeywords, Recipe, decide
+from intaglio.exporter.options.tolerance import check_tolerance
 from intaglio.exporter.proving.parity import ParityReport
 from intaglio.exporter.sources.calibration_data import Arrays
 from intaglio.exporter.sources.load import Unloaded, load
@@ -173,5 +174,6 @@ def _check(how: Recipe, *, require_parity: bool) -> None:
             "fp16 is for TensorRT, and ONNX Runtime computes in fp32 on processors. Add "
             "--target ort,trt, or leave --dtype out."
         )
+    check_tolerance(how.tolerance)
     if require_parity and not how.verify:
         raise OptionError("Parity cannot be required of an export that is not verified.")

@@ -6,21 +6,24 @@ say `model.onnx.data`, with the same offset and length where the bytes are the s
 1.32 refuses `../model.onnx.data` and symbolic links that leave a graph's folder, so the graph is
 handed over as bytes, with the root as the folder of its external tensors (session option
 `session.model_external_initializers_file_folder_path`): it confines them to the bundle itself.
-A target's `data` in the manifest names the files that its graph opens in this way.
+A target's `data` in the manifest names the files that its graph opens in this way.  It is for
+readers: what is hashed when a graph is opened follows from the graph (`external_files.py`).
 """
 
 import contextlib
 import hashlib
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Self
 
 from intaglio.errors import BundleError
+from intaglio.runtime.external_files import external_files
 from intaglio.runtime.graph_entry import MAIN, GraphEntry, TargetEntry
 from intaglio.runtime.manifest import FILE_NAME, FileRecord, Manifest
+from intaglio.runtime.protobuf import DamagedError
 
 AGAIN = "Copy the bundle again from where it is whole, or export it again."
 
@@ -185,17 +188,54 @@ class BundleGraph:
             )
         return targets[name]
 
+    def read(self, target: str) -> "GraphContent":
+        """The graph that `target` runs, once every file that it reads has been hashed.
+
+        Raises:
+            BundleError: if one is absent, unlisted or changed, or the graph is none.
+        """
+        content, files = self._content(target)
+        for name in files:
+            self.bundle.check(name)
+        return GraphContent(content, files, self._fingerprint(target, files))
+
     def fingerprint(self, target: str) -> str:
-        """Hash of what `target` runs: equal for two graphs that compute the same, bit for bit."""
-        entry = self.target(target)
+        """Hash of what `target` runs: equal for two graphs that compute the same, bit for bit.
+
+        Raises:
+            BundleError: if the graph is absent or changed, or reads a file that is not listed.
+        """
+        return self._fingerprint(target, self._content(target)[1])
+
+    def _content(self, target: str) -> tuple[bytes, tuple[str, ...]]:
+        """The bytes of the graph, and the files that it reads weights from."""
+        path = self.target(target).path
+        content = self.bundle.read(path)
+        try:
+            return content, external_files(content)
+        except DamagedError as error:
+            raise BundleError(
+                f"{self.root / path} is no ONNX graph: {error}. Export the bundle again."
+            ) from error
+
+    def _fingerprint(self, target: str, files: Sequence[str]) -> str:
         digest = hashlib.sha256()
-        for name in (entry.path, *sorted(entry.data)):
+        for name in (self.target(target).path, *files):
             digest.update(f"{name} {self.bundle.record(name).sha256}\n".encode())
         return digest.hexdigest()
 
     def beside(self, target: str, file: str) -> str:
         """The path of a file called as `file` is that lies beside the graph of a target."""
         return str(PurePosixPath(self.target(target).path).with_name(PurePosixPath(file).name))
+
+
+@dataclass(frozen=True)
+class GraphContent:
+    """A graph of a bundle as it was read: its bytes, the files of its weights, and their hash."""
+
+    graph: bytes
+    files: tuple[str, ...]
+    fingerprint: str
 
 
 def _inside(root: Path, name: str) -> Path:

@@ -44,6 +44,11 @@ def as_graphs(given: Mapping[str, Any]) -> dict[str, Graph]:
     }
 
 
+def names_code(model: str | None) -> bool:
+    """Whether a model is ``package.module:factory``: code to import, and none of intaglio's."""
+    return model is not None and ":" in model
+
+
 @dataclass(frozen=True, kw_only=True)
 class SourceOptions:
     """What says how to read a source, wherever it lies: a recipe repeats it."""
@@ -135,7 +140,9 @@ class LoadKeywords(TypedDict, total=False):
         "an ``.npz`` file.  Needed where the inputs are not token ids alone.",
     ]
     allow_code: Annotated[
-        bool, "run code that the checkpoint names, not the user; ``FILE.py:FUNCTION`` passes, too."
+        bool,
+        "run code that a checkpoint or recipe names, not the user; ``FILE.py:FUNCTION`` passes, "
+        "too.",
     ]
     allow_pickle: Annotated[
         bool, "load pickled objects, which runs whatever code the file's author chose."

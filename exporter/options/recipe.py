@@ -20,7 +20,14 @@ from intaglio.passes.base import Pass
 from intaglio.passes.lower.ort_low_bit import Accuracy
 
 from .config import read_config
-from .loading import Graph, LoadKeywords, LoadOptions, SourceOptions, as_graphs
+from .loading import (
+    Graph,
+    LoadKeywords,
+    LoadOptions,
+    SourceOptions,
+    as_graphs,
+    names_code,
+)
 from .served_shapes import Shapes
 from .user_passes import PASS_KEYS, as_entry, build_entry, describe_pass
 
@@ -189,7 +196,7 @@ def decide(recipe: Recipe | str | Path | None, given: ExportKeywords) -> tuple[R
     """What to make and how to load its source: as `given`, else as the recipe says, or its file.
 
     Raises:
-        OptionError: if the file cannot be read.
+        OptionError: if the file cannot be read, or the recipe names code and that is not allowed.
         SourceError: if a config cannot be read.
         PassError: if a pass is not known, or has wrong options.
     """
@@ -197,7 +204,19 @@ def decide(recipe: Recipe | str | Path | None, given: ExportKeywords) -> tuple[R
     how = read.override(given)
     said = {entry.name: getattr(how, entry.name) for entry in fields(SourceOptions)}
     said["graphs"] = given.get("graphs") or how.graphs  # with example inputs, which no file holds
-    return how, LoadOptions.of(given, said)
+    loading = LoadOptions.of(given, said)
+    if not given.get("model"):
+        _require_consent(how.model, loading)
+    return how, loading
+
+
+def _require_consent(model: str | None, loading: LoadOptions) -> None:
+    """Refuse a factory that a recipe names: it comes with a bundle, and no user typed it."""
+    if names_code(model) and not loading.allow_code:
+        raise OptionError(
+            f"The recipe has the model built by the code {model!r}. Where that is trusted, name "
+            f"it with --model {model}, or allow it with --allow-code."
+        )
 
 
 def _told(graph: Graph) -> dict[str, Any]:

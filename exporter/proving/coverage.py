@@ -16,7 +16,9 @@ class Coverage:
     integer input how many of its values occurred, and of how many; `compared` the values that the
     graph compares an input with and that did not occur.  `rows` says whether rows of unequal length
     were compared with each row alone, `restored` whether a saved state was taken up again; each is
-    None where there is no such thing.
+    None where there is no such thing.  `portable` is how many tokens the portable graph ran for,
+    None where it did not; `unknown` are states of which the source tells nothing, `graphs` those of
+    the bundle that did not run.
     """
 
     tokens: int
@@ -26,6 +28,9 @@ class Coverage:
     compared: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     rows: bool | None = None
     restored: bool | None = None
+    portable: int | None = None
+    unknown: tuple[str, ...] = ()
+    graphs: tuple[str, ...] = ()
 
     def gaps(self) -> list[str]:
         """What was not exercised, and the option that does."""
@@ -41,6 +46,12 @@ class Coverage:
         for name, (seen, total) in self.drawn.items():
             if seen < total:
                 found.append(f"{total - seen} of {total} values of {name!r} (--thorough)")
+        if self.unknown:
+            found.append(f"the states {_some(self.unknown)} beside the source, which has none such")
+        if self.portable is None:
+            found.append("the portable graph")
+        if self.graphs:
+            found.append(f"the graphs {_some(self.graphs)}")
         return found
 
     def words(self) -> str:
@@ -58,6 +69,9 @@ class Coverage:
             "compared": {name: list(values) for name, values in self.compared.items()},
             "rows": self.rows,
             "restored": self.restored,
+            "portable": self.portable,
+            "unknown": list(self.unknown),
+            "graphs": list(self.graphs),
             "gaps": self.gaps(),
         }
 

@@ -17,8 +17,8 @@ from .parity import KL as DIVERGENCE
 from .parity import OUTPUT, STATE, Row
 from .quantized import KL, LOGITS, MeanKl
 from .reference import Reference
+from .rounding import EXACT
 
-LIMIT = 1e-4  # of names without one of their own
 STATE_STEPS = (1, 2, 63, 64)
 
 Array = npt.NDArray[Any]
@@ -47,9 +47,13 @@ def start_over(session: Session, inputs: Arrays) -> Arrays:
 
 @dataclass(frozen=True, kw_only=True)
 class Follower:
-    """A session on given inputs, beside what the source makes of them."""
+    """A session on given inputs, beside what the source makes of them.
+
+    `states` are those of the session, each with the call of the source that it is.
+    """
 
     session: Session
+    states: Sequence[StateSpec]
     inputs: Arrays
     axes: Mapping[str, int]
     wanted: Reference
@@ -58,8 +62,7 @@ class Follower:
 
     def compare(self, splits: Sequence[Sequence[int]]) -> tuple[list[Row], tuple[str, ...]]:
         """Rows of every output and state for each split, and the states unknown to the source."""
-        manifest = self.session.entry
-        changing = [spec for spec in manifest.states if spec.layout is not Layout.PREPARED]
+        changing = [spec for spec in self.states if spec.layout is not Layout.PREPARED]
         specs = {spec.input: spec for spec in changing}
         unknown = [name for name, spec in specs.items() if self.wanted.state(spec, 1) is None]
         rows: list[Row] = []
@@ -74,7 +77,7 @@ class Follower:
             if kl is not None:
                 rows.append(_row(DIVERGENCE, "", split, "source", kl.deviation()))
             if first:
-                others = Comparison(LIMIT, self.limits)
+                others = Comparison(EXACT, self.limits)
                 others.add(sum(split), last, {name: first[name] for name in unknown})
                 rows += self._rows(STATE, others, split, f"split {words_of(splits[0])}")
             first = first or last
@@ -88,7 +91,7 @@ class Follower:
             spec.name: spec.shape.index(TIME) if TIME in spec.shape else None
             for spec in self.session.entry.outputs
         }
-        outputs, states = Comparison(LIMIT, self.limits), Comparison(LIMIT, self.limits)
+        outputs, states = Comparison(EXACT, self.limits), Comparison(EXACT, self.limits)
         steps = sum(split)
         carried: Arrays = {}
         for begin, end, found in self._steps(split):
@@ -152,9 +155,17 @@ class Follower:
     def _rows(
         self, kind: str, found: Comparison, split: Sequence[int], against: str
     ) -> Iterator[Row]:
-        modules = {spec.input: spec.module for spec in self.session.entry.states}
+        modules = {spec.input: spec.module for spec in self.states}
         for deviation in found.deviations():
             yield _row(kind, modules.get(deviation.name, ""), split, against, deviation)
+
+
+def first_tokens(inputs: Arrays, axes: Mapping[str, int], tokens: int) -> dict[str, Array]:
+    """The beginning of inputs whose axis of time is that of `axes`."""
+    return {
+        name: value.take(range(tokens), axes[name]) if name in axes else value
+        for name, value in inputs.items()
+    }
 
 
 def _row(kind: str, module: str, split: Sequence[int], against: str, found: Deviation) -> Row:

@@ -22,9 +22,10 @@ from intaglio.runtime.graph_entry import GraphEntry
 from intaglio.state import BATCH, TIME, Layout
 
 from .coverage import Coverage
-from .follow import LIMIT, Array, Arrays, Follower, start_over
+from .follow import Array, Arrays, Follower, start_over
 from .parity import OUTPUT, Row
 from .reference import Reference
+from .rounding import EXACT
 from .source_numbers import SourceNumbers
 from .trial import Trial
 
@@ -150,7 +151,7 @@ class Further:
         inputs = {name: value.numpy() for name, value in drawn.items()}
         session = self.run.session
         together = session.step(start_over(session, inputs), lengths=lengths)
-        found = Comparison(LIMIT, self.run.limits)
+        found = Comparison(EXACT, self.run.limits)
         for row, length in enumerate(lengths):
             own = {n: self._row(n, x, row, length) for n, x in inputs.items()}
             alone = session.step(start_over(session, own))
@@ -182,7 +183,7 @@ class Further:
         wanted = session.step(self._part(first, half, tokens))
         session.state.restore(kept)
         again = session.step(self._part(first, half, tokens))
-        found = Comparison(LIMIT, self.run.limits)
+        found = Comparison(EXACT, self.run.limits)
         found.add(tokens, again, wanted)
         rows += self._rows(found, f"{half} + {tokens - half}", "the same after a restored state")
         return True

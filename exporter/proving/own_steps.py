@@ -26,9 +26,10 @@ from intaglio.runtime.compare import Comparison
 from intaglio.runtime.session import Session
 from intaglio.state import TIME
 
-from .follow import LIMIT, STATE_STEPS, splits_of, words_of
+from .follow import STATE_STEPS, splits_of, words_of
 from .follow import time_axes as timed
 from .parity import OUTPUT, STATE, ParityReport, Row
+from .rounding import EXACT
 from .trial import SEED
 from .widened import Widened
 
@@ -137,7 +138,7 @@ def verify_own(
     rows: list[Row] = []
     splits = splits_of(steps) if axes else [[1] * steps]
     for split in splits:
-        comparisons = Comparison(LIMIT, limits), Comparison(LIMIT, limits)
+        comparisons = Comparison(EXACT, limits), Comparison(EXACT, limits)
         run_split(session, wanted, axes, split, STATE_STEPS, comparisons)
         for kind, comparison in zip((OUTPUT, STATE), comparisons, strict=True):
             rows += [

@@ -9,8 +9,10 @@ from intaglio.runtime.compare import Deviation
 
 from .bisect import Divergence
 from .coverage import Coverage
+from .quantized import MOVED
 
 OUTPUT, STATE, KL = "output", "state", "mean divergence of next tokens"
+QUANTIZATION = "what quantization moved,"
 ONE_PART, TWO_PARTS = ("fast", "mixed"), "fine"
 INT8_ACTIVATIONS = (*ONE_PART, TWO_PARTS)
 """What a lowering may have made that rounds activations to 8 bits: all or some of them once."""
@@ -21,6 +23,10 @@ ROUNDED = (
 ROUNDED_FINELY = (
     "The bundle takes activations in two parts of 8 bits: an export with --ort-accuracy exact "
     "tells whether rounding is at work at all, and --tolerance NAME=VALUE accepts it."
+)
+MOVED_ADVICE = (
+    "the weights are those of the source, more bits, smaller groups or data (--calib, --data) "
+    "bring it down, and --tolerance "
 )
 RANDOM = " Random inputs bear it worse than real ones: give some with --data."
 
@@ -65,8 +71,9 @@ class ParityReport:
     they are compared between splits only.  `divergence` is the first node at fault, where it was
     asked for and found.  Where the bundle has weights of few bits, `against` is the source with its
     weights dequantized, and `quantization` tells how far that moved each output of the source
-    itself; it has no limit.  `accuracy` is how the bundle multiplies by them, None without any.
-    `covers` says how far it was tried.
+    itself, at most; a row of the kind `QUANTIZATION` holds what it moved in the mean to a limit.
+    `accuracy` is how the bundle multiplies by them, None without any.  `covers` says how far it was
+    tried.
     """
 
     against: str
@@ -97,6 +104,8 @@ class ParityReport:
     def too_coarse(self) -> bool:
         """Whether it fails, and rounding activations to 8 bits once may be all the fault."""
         errors = [row.found.error for row in self.failures]
+        if any(row.kind == QUANTIZATION for row in self.failures):
+            return False
         return self.accuracy in ONE_PART and bool(errors) and all(map(math.isfinite, errors))
 
     @property
@@ -120,6 +129,12 @@ class ParityReport:
                 f"Parity holds over {scope}: the largest is {worst.who} ({numbers}).{self._moved()}"
                 f"{prefill if self.unknown else ''}"
                 f"{self.covers.words() if self.covers is not None else ''}"
+            )
+        if worst.kind == QUANTIZATION:
+            return (
+                f"Quantization moved {worst.found.name.removesuffix(MOVED)!r} of {self.against} by "
+                f"{found.error:.2f} of its size in the mean ({scope}), the limit being "
+                f"{found.limit:g}: where {MOVED_ADVICE}{found.name}=VALUE accepts it."
             )
         failed = {row.found.name for row in self.failures}
         cause = f" {self.divergence.summary()}" if self.divergence is not None else ""

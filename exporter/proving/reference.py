@@ -186,7 +186,7 @@ class _Attention:
 
     def state(self, spec: StateSpec, tokens: int) -> Tensor | None:
         entries = {"key": self.key, "value": self.value}.get(spec.port)
-        if entries is None or entries.ndim != 4:
+        if entries is None or entries.ndim != 4 or len(spec.shape) != 4 or not spec.shape[1]:
             return None
         kept = _fold_heads(entries, spec)[:, :, :tokens]
         if spec.layout is not Layout.WINDOW:

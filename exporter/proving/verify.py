@@ -5,18 +5,22 @@ unequal length.  Outputs are compared at every token, states after the 1st, 2nd,
 (around the chunks of 64 in which linear attention is computed), with the source in float64 where it
 runs so.  error(a, b) = max|a-b| / max|b|, over all tokens.  The tokens are random, or the user's,
 see `trial.py`.  A bundle with weights of few bits is held to its source with these weights
-dequantized, see `quantized.py`.
+dequantized, see `quantized.py`.  What is compared, and how strictly, follows from the graph, the
+source and the command: what the manifest claims is held to them, see `claims.py`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
+import onnx_ir as ir
+import torch
 from torch import Tensor
 
 from intaglio.errors import BundleError, OptionError
-from intaglio.exporter.options.loading import LoadKeywords, LoadOptions
+from intaglio.exporter.options.loading import LoadKeywords, LoadOptions, names_code
+from intaglio.exporter.options.tolerance import check_tolerance
 from intaglio.exporter.sources.huggingface.directory import FORMAT as HUGGINGFACE
 from intaglio.exporter.sources.load import Unloaded, load
 from intaglio.exporter.sources.source import Source
@@ -26,23 +30,43 @@ from intaglio.passes.calibration import Calibration
 from intaglio.passes.graph import load_graph
 from intaglio.runtime import report_file
 from intaglio.runtime.bundle import Bundle, BundleGraph
+from intaglio.runtime.compare import Deviation
 from intaglio.runtime.graph_entry import MAIN, GraphEntry
 from intaglio.runtime.manifest import Manifest
 from intaglio.runtime.session import Session
 
 from .bisect import bisect as find_divergence
-from .follow import LIMIT, STATE_STEPS, Arrays, Follower, Progress, splits_of, time_axes, words_of
-from .further import Further
+from .claims import SOUGHT, check_claims, owned, same_names, tokens_to_run
+from .follow import (
+    STATE_STEPS,
+    Arrays,
+    Follower,
+    Progress,
+    first_tokens,
+    splits_of,
+    time_axes,
+    words_of,
+)
+from .further import SHORT, Further
 from .own_steps import verify_own
-from .parity import INT8_ACTIVATIONS, ParityReport, Row
-from .quantized import KL, KL_LIMIT, LOGITS, accuracy_of, dequantized, quantization_error
-from .quantized import LIMIT as LOW_BIT_LIMIT
+from .parity import QUANTIZATION, ParityReport, Row
+from .portable import portable_session
+from .quantized import (
+    KL,
+    KL_LIMIT,
+    LOGITS,
+    MOVED,
+    MOVED_LIMIT,
+    accuracy_of,
+    dequantized,
+    moved_by_quantization,
+    quantization_error,
+)
 from .reference import Reference, reference
+from .rounding import EXACT, limits_of, rounds_activations
 from .source_numbers import SourceNumbers, source_numbers
 from .trial import draw
 from .trt_graph import graph_session
-
-LIMITS = {"float16": 2e-2, "bfloat16": 5e-2}
 
 
 @spelled_out
@@ -79,9 +103,10 @@ def verify(
             of functions in place of plugins: it proves the lowering where there is no GPU.
         steps: tokens to run, fewer where the model's context ends or the data has no longer rows.
         batch: rows to run, unless the bundle has a fixed number.
-        tolerance: limits by name of output or state, instead of the default of the graph's dtype:
-            1e-4 for fp32, 2e-2 for fp16, 5e-2 for bf16; 2e-2 where weights of few bits meet
-            activations of 8, and 1e-3 for the divergence of next tokens there, `logits.kl`.
+        tolerance: limits by name of output or state, instead of what follows from the graph: 1e-4,
+            and 2e-2 for what is computed from fp16 or from activations of 8 bits, 5e-2 from bf16;
+            1e-3 for the divergence of next tokens where activations have 8 bits, `logits.kl`, and
+            0.75 for what quantization moved an output by, in the mean: `NAME.quantization`.
         thorough: run all values of integer inputs, as many tokens as the context has, and more
             rows.
         bisect: name the first node that diverges, where parity fails.
@@ -91,8 +116,8 @@ def verify(
 
     Raises:
         BundleError: if the bundle cannot be opened, or has other inputs or outputs than the source.
-        OptionError: if `steps` or `batch` is not positive, `tolerance` names what is not there, or
-            an option of loading says nothing about the source.
+        OptionError: if `steps` or `batch` is not positive, `tolerance` names what is not there or
+            is no number from 0, or an option of loading says nothing about the source.
         DeviceError: if the engine of `target` cannot run here.
         SourceError: if the source cannot be loaded.
         InputError: if `data` cannot be read or does not fit the inputs.
@@ -100,7 +125,8 @@ def verify(
     opened = Bundle.open(bundle)
     chosen = opened.graph(graph)
     entry, target = chosen.entry, "trt" if lowered else target
-    limits = _limits(entry, chosen.target(target).dtype, tolerance or {})
+    path = chosen.target(target).path
+    check_tolerance(tolerance or {}, names_of(entry))
     if steps < 1 or batch < 1:
         raise OptionError(f"{steps} steps of {batch} rows cannot be compared; at least 1 of 1 can.")
     loading = LoadOptions.of(options)
@@ -109,14 +135,14 @@ def verify(
     else:
         source = load(source, as_named(loading, opened.manifest))
     source = _of_graph(source, chosen)
-    own = {state.input for state in source.states}
-    _require_same(entry, "inputs", {n: x for n, x in source.dynamic.items() if n not in own})
-    steps = min(steps, entry.limits.max_context or steps)
+    check_claims(entry, source)
     session = graph_session(chosen) if lowered else Session.load(opened, target, graph=graph)
-    steps = min(steps, session.state.most_tokens or steps)
+    steps = min(tokens_to_run(entry, source, steps), session.state.most_tokens or steps)
     batch = entry.limits.batch or min(batch, session.most_rows or batch)
     if progress is not None:
         progress("source", None)
+    runs = load_graph(opened.root, path).graph
+    limits = _limits(runs, entry, tolerance or {})
     if source.states:
         if data is not None:
             raise OptionError(
@@ -124,21 +150,23 @@ def verify(
                 "is verified with random inputs. Leave --data out."
             )
         report = verify_own(source, session, steps, batch, limits)
-        return _finish(report, opened, graph, source, LIMIT, bisect=bisect, keep=keep)
+        return _finish(report, opened, graph, source, EXACT, bisect=bisect, keep=keep)
     numbers = source_numbers(source)
     sought = _sought(numbers, entry)
     trial = draw(source, batch, steps, data, entry.limits.max_context, sought)
     drawn, steps = trial.inputs, trial.steps
+    portable = portable_session(chosen) if target == "ort" else None
     held = dequantized(source, chosen)
     wanted = reference(held or source, drawn)
-    _require_same(entry, "outputs", wanted.outputs)
-    moved = None
-    if held is not None:
-        moved = quantization_error(wanted.outputs, reference(source, drawn, states=False).outputs)
+    same_names(entry, "outputs", wanted.outputs)
+    inputs = {name: value.numpy() for name, value in drawn.items()}
+    axes = time_axes(source)
+    head = inputs if entry.whole else first_tokens(inputs, axes, min(SOUGHT, steps))
     run = Follower(
         session=session,
-        inputs={name: value.numpy() for name, value in drawn.items()},
-        axes=time_axes(source),
+        states=owned(session, head, min(SOUGHT, steps), wanted),
+        inputs=inputs,
+        axes=axes,
         wanted=wanted,
         limits=limits,
         progress=progress,
@@ -147,16 +175,27 @@ def verify(
     rows, unknown = run.compare(splits)
     if run.tells_the_last_alone and not entry.whole:
         rows += _prefixes(run, drawn, lambda inputs: reference(held or source, inputs))
+    moved = None
+    if held is not None:
+        itself = reference(source, drawn, states=False).outputs
+        moved = quantization_error(wanted.outputs, itself)
+        rows += _moved(moved_by_quantization(wanted.outputs, itself, limits), source, steps)
     more, covers = Further(
         run=run,
         source=source,
-        graph=load_graph(opened.root, chosen.target("ort").path).graph,
+        graph=runs,
         numbers=numbers,
         refer=lambda inputs: reference(held or source, inputs),
         rows=entry.limits.batch,
         limit=_least(entry.limits.max_context, session.state.most_tokens),
     ).compare(trial, thorough=thorough)
     rows += more
+    if portable is not None:
+        tokens = steps if entry.whole else min(SHORT, steps)
+        rows += _portable(run, portable, tokens, held or source, limits, tolerance or {})
+        covers = replace(covers, portable=tokens)
+    others = tuple(name for name in opened.manifest.graphs if name != graph)
+    covers = replace(covers, unknown=unknown, graphs=others)
     report = ParityReport(
         against=(held or source).name,
         precision=wanted.precision,
@@ -171,7 +210,7 @@ def verify(
         accuracy=accuracy_of(entry),
         covers=covers,
     )
-    limit = LOW_BIT_LIMIT if KL in limits else LIMIT
+    limit = max(EXACT, *_own(limits))
     return _finish(report, opened, graph, held or source, limit, bisect=bisect, keep=keep)
 
 
@@ -186,7 +225,7 @@ def _finish(
     keep: bool,
 ) -> ParityReport:
     """Look for the fault where there is one, and keep what was found, as asked."""
-    if bisect and not report.passed:
+    if bisect and any(row.kind != QUANTIZATION for row in report.failures):
         divergence = find_divergence(bundle.root, source, limit=limit, name=graph)
         report = replace(report, divergence=divergence)
     if keep:
@@ -225,6 +264,39 @@ def _prefixes(
     return rows
 
 
+def _portable(
+    run: Follower,
+    session: Session,
+    tokens: int,
+    source: Source,
+    limits: Mapping[str, float],
+    tolerance: Mapping[str, float],
+) -> list[Row]:
+    """Outputs and states of the portable graph, beside what `source` makes of the first tokens."""
+    inputs = first_tokens(run.inputs, run.axes, tokens)
+    wanted = reference(source, {name: torch.from_numpy(x) for name, x in inputs.items()})
+    path = session.graph.target(session.target).path
+    own = _limits(load_graph(session.graph.root, path).graph, session.entry, tolerance)
+    split = [tokens] if session.entry.whole or tokens < 2 else [tokens // 2, tokens - tokens // 2]
+    limits = {name: limit for name, limit in own.items() if name in limits}
+    follower = replace(run, session=session, inputs=inputs, wanted=wanted, limits=limits)
+    rows, _ = follower.compare([split])
+    return [replace(row, split=f"{row.split} in {path}") for row in rows]
+
+
+def _moved(found: Iterable[Deviation], source: Source, steps: int) -> list[Row]:
+    """What quantization moved, as rows of a report."""
+    return [
+        Row(kind=QUANTIZATION, module="", split=f"1 x {steps}", against=source.name, found=each)
+        for each in found
+    ]
+
+
+def _own(limits: Mapping[str, float]) -> list[float]:
+    """Limits of outputs and states: of the values of a graph."""
+    return [limit for name, limit in limits.items() if name != KL and not name.endswith(MOVED)]
+
+
 def _sought(numbers: SourceNumbers, entry: GraphEntry) -> dict[str, tuple[int, ...]]:
     """Values that the source compares integer inputs with, as far as they may hold them."""
     below = {spec.name: spec.below or 0 for spec in entry.inputs}
@@ -238,25 +310,22 @@ def _least(*limits: int | None) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def _limits(entry: GraphEntry, dtype: str, tolerance: Mapping[str, float]) -> dict[str, float]:
-    """A limit for every output and state of a graph that computes in `dtype`."""
-    dtypes = {spec.dtype for spec in (*entry.inputs, *entry.outputs)}
-    dtypes |= {dtype, *(spec.dtype for spec in entry.states)}
-    default = max(LIMITS.get(each, LIMIT) for each in dtypes)
-    names = [spec.name for spec in entry.outputs]
-    names += [spec.input for spec in entry.states]
-    special = {}
-    if accuracy_of(entry) in INT8_ACTIVATIONS:
-        default = max(default, LOW_BIT_LIMIT)
-        special = {KL: KL_LIMIT} if LOGITS in names else {}
-    names += special
-    unknown = [name for name in tolerance if name not in names]
-    if unknown:
-        raise OptionError(
-            f"There is no output or state {unknown[0]!r} to give a tolerance; there are: "
-            f"{', '.join(names)}."
-        )
-    return {name: tolerance.get(name, special.get(name, default)) for name in names}
+def names_of(entry: GraphEntry) -> list[str]:
+    """What may be given a tolerance: outputs, states, and what is told of outputs beside them."""
+    outputs = [spec.name for spec in entry.outputs]
+    names = [*outputs, *(spec.input for spec in entry.states)]
+    return [*names, *([KL] if LOGITS in outputs else []), *(f"{name}{MOVED}" for name in outputs)]
+
+
+def _limits(graph: ir.Graph, entry: GraphEntry, tolerance: Mapping[str, float]) -> dict[str, float]:
+    """A limit for every output and state of the graph that runs, and for what is told beside."""
+    found = limits_of(graph, entry.states)
+    names = [*(spec.name for spec in entry.outputs), *(spec.input for spec in entry.states)]
+    limits = {name: found.get(name, EXACT) for name in names}
+    limits |= {f"{spec.name}{MOVED}": MOVED_LIMIT for spec in entry.outputs}
+    if LOGITS in found and rounds_activations(graph):
+        limits[KL] = KL_LIMIT
+    return {name: tolerance.get(name, limit) for name, limit in limits.items()}
 
 
 def as_named(options: LoadOptions, manifest: Manifest) -> LoadOptions:
@@ -278,16 +347,6 @@ def named_by(manifest: Manifest) -> tuple[str | None, Mapping[str, Any] | None]:
     Only a model of intaglio's own: to build another would run code of the bundle's choice.
     """
     model, kind = manifest.source.get("model"), manifest.source["format"]
-    if not model or ":" in model or kind == FORMAT or kind.startswith(HUGGINGFACE):
+    if not model or names_code(model) or kind == FORMAT or kind.startswith(HUGGINGFACE):
         return None, None
     return model, manifest.source.get("config")
-
-
-def _require_same(entry: GraphEntry, what: str, names: Mapping[str, Any]) -> None:
-    own = [spec.name for spec in getattr(entry, what)]
-    own += [spec.name for spec in entry.conditions if what == "inputs"]
-    if set(own) != set(names):
-        raise BundleError(
-            f"The bundle has the {what} {', '.join(own)}, the source {', '.join(names)}. "
-            "Verify it against the checkpoint that its manifest names."
-        )

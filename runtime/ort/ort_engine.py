@@ -47,6 +47,8 @@ def open_engine(
 ) -> Any:
     """An `onnxruntime.InferenceSession` of `target`, the same one while any holder is alive.
 
+    Which one is told by what was hashed now, not by what a manifest says: each bundle is read.
+
     Args:
         graph: of a bundle, where it and its weights lie; their sizes and hashes are checked.
         target: name of an entry of its targets.
@@ -58,19 +60,22 @@ def open_engine(
     Raises:
         BundleError: if a file is absent or changed, or ONNX Runtime refuses the graph.
     """
-    key = (graph.fingerprint(target), threads)
+    content = graph.read(target)
+    key = (content.fingerprint, threads)
     with _lock:
         engine = _opened.get(key)
         if engine is None:
-            engine = _opened[key] = _open(graph, target, threads, trace)
-        return engine
+            engine = _opened[key] = _open(graph, target, content.graph, threads, trace)
+    path = graph.target(target).path
+    check_names(graph, path, _names(engine.get_inputs()), _names(engine.get_outputs()))
+    _check_values(graph, target, engine)
+    return engine
 
 
-def _open(graph: BundleGraph, target: str, threads: int | None, trace: str | None) -> Any:
+def _open(
+    graph: BundleGraph, target: str, content: bytes, threads: int | None, trace: str | None
+) -> Any:
     bundle, entry = graph.bundle, graph.target(target)
-    content = bundle.read(entry.path)
-    for name in entry.data:
-        bundle.check(name)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _SILENT
     options.add_session_config_entry(_EXTERNAL_FOLDER, str(bundle.root))
@@ -83,16 +88,13 @@ def _open(graph: BundleGraph, target: str, threads: int | None, trace: str | Non
         options.optimized_model_filepath = f"{trace}{OPTIMIZED}"
         options.add_session_config_entry(_OPTIMIZED_WEIGHTS, WEIGHTS)
     try:
-        engine = onnxruntime.InferenceSession(
+        return onnxruntime.InferenceSession(
             content, options, providers=["CPUExecutionProvider"], enable_fallback=0
         )
     except Exception as error:  # ONNX Runtime's errors share no base class
         raise BundleError(
             f"ONNX Runtime {onnxruntime.__version__} refuses {bundle.root / entry.path}: {error}"
         ) from error
-    check_names(graph, entry.path, _names(engine.get_inputs()), _names(engine.get_outputs()))
-    _check_values(graph, target, engine)
-    return engine
 
 
 def _check_values(graph: BundleGraph, target: str, engine: Any) -> None:

@@ -467,3 +467,15 @@ def test_a_tensor_is_what_safetensors_say(folder: Path) -> None:
 
     options = ["-o", "out", "--model", MODEL, "--no-verify"]
     assert invoke("export", "model.pt", *options).exit_code == 0
+
+
+def test_a_recipe_by_command_runs_no_code(tmp_path: Path) -> None:
+    """Of the standard library neither: `os:system` with a config is a command line."""
+    torch.save(weights(), tmp_path / "model.pt")
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(f"model = 'os:system'\nconfig = {{command = 'mkdir {tmp_path}/ran'}}")
+
+    for more in ([], ["--dry-run"]):
+        given = ["export", tmp_path / "model.pt", "-o", tmp_path / "out", "--recipe", recipe, *more]
+        assert_refused(invoke(*given), r"'os:system'.*--allow-code")
+    assert not (tmp_path / "ran").exists()

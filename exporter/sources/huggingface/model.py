@@ -103,8 +103,9 @@ def _class(directory: Directory, config: Any, *, allow_code: bool) -> Any:
             raise SourceError(
                 f"The code of {directory.path} ({reference}) cannot be loaded: {summary(error)}."
             ) from error
-    if name is not None and hasattr(transformers, name):
-        return getattr(transformers, name)
+    kind = None if name is None else getattr(transformers, name, None)
+    if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel):
+        return kind  # a config may name anything that the library has: a trainer, a pipeline
     if name is None:
         for family in (transformers.AutoModelForCausalLM, transformers.AutoModel):
             if type(config) in family._model_mapping:  # noqa: SLF001  the library has no other way

@@ -11,7 +11,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from intaglio.errors import SourceError
 from intaglio.exporter.options.config import read_config
-from intaglio.exporter.options.loading import Inputs, LoadOptions
+from intaglio.exporter.options.loading import Inputs, LoadOptions, names_code
 from intaglio.exporter.sources.checkpoint import Checkpoint, read_checkpoint
 from intaglio.exporter.sources.examples import Sampler, sampler
 from intaglio.exporter.sources.factory import build_from_factory, importable_from
@@ -34,7 +34,11 @@ def load(path: Path, options: LoadOptions) -> Source:
     Raises:
         SourceError: if the file, the model or the config cannot be read, or do not fit together.
     """
-    with importable_from(options.import_from if options.allow_pickle else ()):
+    # Without consent not the working directory either: who made a file may have filled that too.
+    code = (
+        importable_from(options.import_from) if options.allow_pickle else contextlib.nullcontext()
+    )
+    with code:
         checkpoint = read_checkpoint(path, key=options.key, allow_pickle=options.allow_pickle)
     if checkpoint.module is not None:
         return modules.unpickled(checkpoint, checkpoint.module, options)
@@ -44,14 +48,14 @@ def load(path: Path, options: LoadOptions) -> Source:
             f"{path} holds weights and does not say which model they belong to. Say it: --model "
             "NAME (see intaglio list models) or --model package.module:factory, with --config FILE."
         )
-    if not options.model and ":" in wanted and not options.allow_code:
+    if not options.model and names_code(wanted) and not options.allow_code:
         raise SourceError(
             f"{path} asks to be built by the code {wanted!r}. Where that is trusted, name it with "
             f"--model {wanted}, or allow it with --allow-code."
         )
     values = read_config(options.config if options.config is not None else checkpoint.config)
     given: Inputs | None = None
-    if ":" in wanted:
+    if names_code(wanted):
         taken = (
             "model",
             "config",
@@ -75,10 +79,10 @@ def load(path: Path, options: LoadOptions) -> Source:
     module.eval().requires_grad_(requires_grad=False)
     notes += settle(module)
     found = Described(specs=())
-    if ":" in wanted and not options.graphs:
+    if names_code(wanted) and not options.graphs:
         # Only now: what a state starts from may be a weight.
         found = describe(module, given, options, f"The model of {wanted!r}")
-    if ":" in wanted:
+    if names_code(wanted):
         sample, dynamic = sampler(found.specs), {spec.name: spec.dynamic for spec in found.specs}
     source = Source(
         path=checkpoint.path,

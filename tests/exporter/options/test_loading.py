@@ -51,12 +51,17 @@ def test_keywords_go_before_the_recipe(tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_text(first.to_toml())
 
     how, loading = decide(
-        tmp_path / "recipe.toml", {"key": "ema", "steps": 7, "import_from": ["code"]}
+        tmp_path / "recipe.toml",
+        {"key": "ema", "steps": 7, "import_from": ["code"], "allow_code": True},
     )
 
     assert (how.model, how.key, how.steps) == ("nets:Net", "ema", 7)
     assert loading == LoadOptions(
-        model="nets:Net", config={"width": 3, "rope": None}, key="ema", import_from=["code"]
+        model="nets:Net",
+        config={"width": 3, "rope": None},
+        key="ema",
+        import_from=["code"],
+        allow_code=True,
     )
 
 

@@ -1,8 +1,12 @@
 """A recipe says all that decides what is in a bundle, in a file that people can read and edit."""
 
+import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -85,3 +89,28 @@ def test_code_needs_consent_each_time_and_functions_of_programs_their_program() 
         FULL.build_passes(allow_code=False)
     with pytest.raises(OptionError, match="function of a program"):
         Recipe(passes=[{"name": "training.tidy"}]).build_passes(allow_code=True)
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+@pytest.mark.parametrize("read", [str, Recipe.read])
+def test_a_factory_that_a_recipe_names_runs_only_if_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Callable[[Path], Any], dry_run: bool
+) -> None:
+    """A recipe comes with a bundle: naming code in it is nobody's consent, nor to rehearse it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "planted_net", raising=False)
+    (tmp_path / "planted_net.py").write_text(
+        "import os; os.mkdir('ran')\nfrom torch.nn import Linear"
+    )
+    torch.save(nn.Linear(3, 2).state_dict(), tmp_path / "model.pt")
+    path = tmp_path / "recipe.toml"
+    path.write_text("model = 'planted_net:Linear'\nconfig = {in_features = 3, out_features = 2}")
+    given: dict[str, Any] = {"inputs": {"input": np.ones((2, 4, 3), np.float32)}, "verify": False}
+
+    with pytest.raises(OptionError, match=r"the code 'planted_net:Linear'.*--allow-code"):
+        export("model.pt", "out", recipe=read(path), dry_run=dry_run, **given)
+    assert not (tmp_path / "ran").exists()
+
+    given = {**given, "model": "planted_net:Linear"} if dry_run else {**given, "allow_code": True}
+    export("model.pt", "out", recipe=read(path), dry_run=dry_run, **given)
+    assert (tmp_path / "ran").exists()

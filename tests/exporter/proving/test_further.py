@@ -134,11 +134,16 @@ def test_gaps_name_the_option_that_closes_them() -> None:
         beyond=(600, 50),
         drawn={"ids": (3, 9)},
         compared={"ids": (7, 8)},
+        unknown=("past.0.conv",),
+        graphs=("encode",),
     )
 
     assert found.gaps() == [
         "positions past 50, 600, with which the graph computes them (--steps 602)",
         "the values 7, 8 of 'ids', which the graph looks for",
         "6 of 9 values of 'ids' (--thorough)",
+        "the states past.0.conv beside the source, which has none such",
+        "the portable graph",
+        "the graphs encode",
     ]
-    assert Coverage(tokens=10).words() == ""
+    assert Coverage(tokens=10, portable=10).words() == ""

@@ -5,6 +5,7 @@ import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,3 +63,75 @@ def test_a_graph_that_takes_something_else_than_the_manifest_says_is_refused(
 
     with pytest.raises(BundleError, match=r"takes input_ids, past\.0\.conv, but .* tokens"):
         open_engine(Bundle.open(bundle).graph(), "ort", 1)
+
+
+def rewrite(bundle: Path, change: Callable[[Any], object]) -> Path:
+    """Change what the manifest of `bundle` says."""
+    path = bundle / "manifest.json"
+    entry = json.loads(path.read_text())
+    change(entry)
+    path.write_text(json.dumps(entry))
+    return bundle
+
+
+def spoil(bundle: Path, name: str = "model.onnx.data") -> None:
+    """Another weight, in a file of the same size."""
+    content = bytearray((bundle / name).read_bytes())
+    content[3] ^= 64
+    (bundle / name).write_bytes(content)
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_what_a_graph_reads_follows_from_the_graph(make_bundle: MakeBundle, listed: bool) -> None:
+    """A manifest that leaves a file out, or does not list it, does not keep it from its hash."""
+    bundle = make_bundle("conv", external=True)
+
+    def hide(entry: Any) -> None:
+        entry["graphs"]["main"]["targets"]["ort"]["data"] = []
+        if not listed:
+            del entry["files"]["model.onnx.data"]
+
+    rewrite(bundle, hide)
+    spoil(bundle)
+
+    with pytest.raises(BundleError, match="changed after export" if listed else "does not list"):
+        open_engine(Bundle.open(bundle).graph(), "ort", 1)
+
+
+@pytest.mark.parametrize("name", ["model.onnx.data", "ort/model.onnx"])
+def test_a_changed_bundle_gets_no_engine_of_a_good_one(make_bundle: MakeBundle, name: str) -> None:
+    """That one of the same manifest is open does not make up for a file that was changed."""
+    good, bad = make_bundle("conv", external=True), make_bundle("conv", external=True)
+    engine = open_engine(Bundle.open(good).graph(), "ort", 1)
+    spoil(bad, name)
+
+    with pytest.raises(BundleError, match="changed after export"):
+        open_engine(Bundle.open(bad).graph(), "ort", 1)
+    assert open_engine(Bundle.open(good).graph(), "ort", 1) is engine
+
+
+def test_bundles_do_not_exchange_engines_or_states(make_bundle: MakeBundle) -> None:
+    """A manifest with the hashes of another bundle is no claim to its engine or its states."""
+    one, two = (make_bundle("conv", seed=n, external=True) for n in (0, 1))
+    files = json.loads((one / "manifest.json").read_text())["files"]
+    kept = Bundle.open(one).graph().fingerprint("ort")
+    engine = open_engine(Bundle.open(one).graph(), "ort", 1)
+
+    rewrite(two, lambda entry: entry.update(files=files))
+
+    with pytest.raises(BundleError, match=r"changed after export|bytes, the manifest says"):
+        open_engine(Bundle.open(two).graph(), "ort", 1)
+    assert engine is not None
+    assert Bundle.open(one).graph().fingerprint("ort") == kept
+
+
+def test_the_manifest_is_held_to_an_engine_that_is_open(make_bundle: MakeBundle) -> None:
+    """What it says of inputs is compared each time, not when the engine is made alone."""
+    good, renamed = make_bundle("conv", external=True), make_bundle("conv", external=True)
+    engine = open_engine(Bundle.open(good).graph(), "ort", 1)
+    main = lambda entry: entry["graphs"]["main"]  # noqa: E731
+    rewrite(renamed, lambda entry: main(entry)["inputs"][0].update(name="tokens"))
+
+    with pytest.raises(BundleError, match="tokens"):
+        open_engine(Bundle.open(renamed).graph(), "ort", 1)
+    assert engine is not None

@@ -114,6 +114,8 @@ def test_weights_that_do_not_fit_are_refused(directory: Path, change: Change, me
     [
         ({"model_type": "sundial"}, r"model_type 'sundial', which transformers \d+\.\d"),
         ({"architectures": ["LlamaForSundials"]}, r"architecture 'LlamaForSundials'"),
+        ({"architectures": ["Trainer"]}, r"architecture 'Trainer'"),
+        ({"architectures": ["AutoTokenizer"]}, r"architecture 'AutoTokenizer'"),
         ({"quantization_config": {"quant_method": "quanto"}}, "quantized by 'quanto'"),
         ({"num_attention_heads": 5}, "LlamaForCausalLM cannot be built|is refused"),
     ],

@@ -4,6 +4,7 @@ import hashlib
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from intaglio.errors import SourceError
+from intaglio.exporter.sources.checkpoint import read_checkpoint
 from intaglio.exporter.sources.load import load_source
 from intaglio.exporter.sources.source import EXAMPLE_BATCH, EXAMPLE_TIME
 from intaglio.models import FORMAT, MODELS, Model, save
@@ -149,6 +151,24 @@ def test_code_that_a_checkpoint_names_runs_only_if_allowed(folder: Path) -> None
 
     assert load_source("model.pt", allow_code=True).model == "planted:Net"
     assert (folder / "ran").exists()
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_the_working_directory_is_no_place_for_code_without_consent(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, allowed: bool
+) -> None:
+    """Whatever a library imports while it reads a file, a folder from elsewhere must not give."""
+    paths: list[list[str]] = []
+
+    def read(path: Path, **_: Any) -> Any:
+        paths.append(list(sys.path))
+        return read_checkpoint(path)
+
+    monkeypatch.setattr("intaglio.exporter.sources.kinds.weights_file.read_checkpoint", read)
+    torch.save(weights(), folder / "model.pt")
+    load_source("model.pt", model=MODEL, config={"vocab": 11}, allow_pickle=allowed)
+
+    assert (str(folder.resolve()) in paths[0]) is allowed
 
 
 def test_weights_without_a_model_ask_for_one(folder: Path) -> None:
