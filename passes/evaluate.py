@@ -8,6 +8,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime
 
+from .graph import captured
+
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 LENT = 1 << 20  # bytes from which an initializer is lent to the engine
@@ -123,12 +125,4 @@ def _ancestors(
 def _taken(node: ir.Node) -> Iterator[ir.Value]:
     """The values that `node` takes, those that its subgraphs take from outside included."""
     yield from (value for value in node.inputs if value is not None)
-    for attribute in node.attributes.values():
-        graphs: Sequence[ir.Graph] = ()
-        if attribute.type == ir.AttributeType.GRAPH:
-            graphs = [attribute.as_graph()]
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            graphs = attribute.as_graphs()
-        for graph in graphs:
-            for inner in graph.all_nodes():
-                yield from (v for v in inner.inputs if v is not None and v.graph is node.graph)
+    yield from captured(node)

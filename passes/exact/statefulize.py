@@ -29,6 +29,7 @@ from intaglio.state import StateSpec
 from . import _stateful_ops as stateful
 from ._every_token import every_token
 from ._positions import offset_positions
+from ._stateful_scan import carried_by, scan
 from ._step_values import StepValues
 
 
@@ -81,6 +82,8 @@ class Statefulize(Exact):
         if node.op_type == "Attention":
             grow = self.kv == "grow"
             return stateful.attention(node, step, window=windows.get(node), grow=grow)
+        if node.op_type == "Scan":
+            return [scan(node, index) for index in carried_by(node)]
         return stateful.REWRITES.get(type_of(node), stateful.convolution)(node)
 
 
