@@ -1,8 +1,7 @@
 """Recurrences as their papers' code and their users write them: loops over tokens in Python.
 
 Each function returns a module that takes `x` of [batch, time, 8] unless it says otherwise, with
-random weights.  `MODULES` are those that step; `REFUSED` those that cannot, with what the error
-has to say.
+random weights.
 """
 
 import math
@@ -25,6 +24,7 @@ class Loop(nn.Module):
         self.run = run
 
     def forward(self, x: Tensor) -> Tensor:
+        """Run the function."""
         return self.run(self, x)
 
 
@@ -70,11 +70,11 @@ def gru_cells() -> nn.Module:
     def run(m: Loop, x: Tensor) -> Tensor:
         hs = [torch.zeros(x.shape[0], D) for _ in m.cells]
         out = []
-        for u in x.unbind(1):
+        for token in x.unbind(1):
+            h = token
             for i, cell in enumerate(m.cells):
-                hs[i] = cell(u, hs[i])
-                u = hs[i]
-            out.append(u[:, None])
+                hs[i] = h = cell(h, hs[i])
+            out.append(h[:, None])
         return torch.cat(out, dim=1)
 
     return Loop(run, cells=nn.ModuleList(nn.GRUCell(D, D) for _ in range(3)))
@@ -103,11 +103,12 @@ def lstm_tuples() -> nn.Module:
         zero = torch.zeros(x.shape[0], D)
         state = {"layers": [(zero, zero), (zero, zero)]}
         out = []
-        for t, u in enumerate(x.unbind(dim=1)):
+        for t, token in enumerate(x.unbind(dim=1)):
+            h = token
             for i, cell in enumerate(m.cells):
-                state["layers"][i] = cell(u, state["layers"][i])
-                u = state["layers"][i][0]
-            out += [u]
+                state["layers"][i] = cell(h, state["layers"][i])
+                h = state["layers"][i][0]
+            out += [h]
             assert len(out) == t + 1
         return torch.stack(out, dim=1)
 
@@ -196,10 +197,8 @@ def rg_lru() -> nn.Module:
         a, gated = log_a.exp(), i * x
         h, y = None, torch.zeros_like(x)
         for t in range(x.shape[1]):
-            if t == 0:
-                h = gated[:, t]
-            else:
-                h = a[:, t] * h + torch.sqrt(1 - a[:, t] ** 2) * gated[:, t]
+            scale = 1 if t == 0 else torch.sqrt(1 - a[:, t] ** 2)
+            h = scale * gated[:, t] if h is None else a[:, t] * h + scale * gated[:, t]
             y[:, t, :] = h
         return y
 

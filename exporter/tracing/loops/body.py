@@ -59,7 +59,8 @@ class Body:
         self._made: dict[Streams, Value] = {}
         self._early: dict[Any, Value] = {}
         self._unfilled: list[Callable[[], None]] = []
-        for streams in _ordered(results):
+        ordered, self._flows = _ordered(results)
+        for streams in ordered:
             self._made[streams] = self._emit(streams)
         self.results = [self._result(edges) for edges in results]
         while self._unfilled:
@@ -69,7 +70,7 @@ class Body:
     def _close(self) -> None:
         """Return what is carried and what is given, no holder and none twice."""
         call = self.graph.call_function
-        whole = {"memory_format": torch.contiguous_format}
+        whole: dict[str, Any] = {"memory_format": torch.contiguous_format}
         given = []
         for node in (*(r.result for r in self.registers.values()), *self.results):
             assert node is not None
@@ -260,7 +261,7 @@ class Body:
             if not isinstance(each[0], Term) or each in cone or each[0].latest == ALWAYS:
                 continue
             cone[each] = None
-            if not _is_entry(each, at):
+            if not _is_entry(each, at) and self._carried(each, at) is None:
                 waiting += _leaves(each)
         for each in sorted(cone, key=lambda t: t[0].order):
             if (each, at) not in self._early:
@@ -269,7 +270,20 @@ class Body:
         assert isinstance(found, Value)
         return found
 
+    def _carried(self, terms: Terms, at: int) -> tuple[Flow, ...] | None:
+        """What carries `terms`, which are of an iteration before `at`, for others already."""
+        age = at - terms[0].latest
+        for flows in self._flows:
+            if 0 < age <= flows[0].delay and all(
+                dict(flow.early).get(at - age, flow.stream.members.get(at - age)) is term
+                for flow, term in zip(flows, terms, strict=True)
+            ):
+                return flows
+        return None
+
     def _compute(self, terms: Terms, at: int) -> Value:
+        if (flows := self._carried(terms, at)) is not None:
+            return self._kept(flows, at - terms[0].latest)
         if _is_entry(terms, at):
             _, axis, index = terms[0].leaves
             read = Read(tuple(term.leaves[0] for term in terms), axis, 0)
@@ -305,15 +319,20 @@ def _leaves(terms: Terms) -> list[tuple[Any, ...]]:
     return list(zip(*(term.leaves for term in terms), strict=True))
 
 
-def _ordered(results: Sequence[Edges]) -> list[Streams]:
-    """All streams that `results` need, each after those it takes from at the same iteration."""
+def _ordered(results: Sequence[Edges]) -> tuple[list[Streams], list[tuple[Flow, ...]]]:
+    """All streams that `results` need, each after those it takes from at the same iteration.
+
+    Beside them, how they are taken.
+    """
     found: dict[Streams, None] = {}
+    taken: list[tuple[Flow, ...]] = []
     waiting = list(results)
     while waiting:
         edges = waiting.pop()
         _agree(edges)
-        flows = [edge for edge in edges if isinstance(edge, Flow)]
+        flows = tuple(edge for edge in edges if isinstance(edge, Flow))
         streams = tuple(flow.stream for flow in flows)
+        taken += [flows] if flows else []
         if flows and streams not in found:
             found[streams] = None
             samples = [stream.sample for stream in streams]
@@ -321,7 +340,7 @@ def _ordered(results: Sequence[Edges]) -> list[Streams]:
                 raise PartedError(f"differs with the number of tokens, at {named(samples[0])}")
             waiting += zip(*(stream.edges for stream in streams), strict=True)
     at = min((streams[0].last for streams in found), default=0)
-    return sorted(found, key=lambda streams: streams[0].members[at].order)
+    return sorted(found, key=lambda streams: streams[0].members[at].order), taken
 
 
 def _agree(edges: Edges) -> None:
@@ -334,12 +353,13 @@ def _agree(edges: Edges) -> None:
             pairs = ((first.start, other.start), (first.step, other.step))
             if any(abs(a - b) > 1e-9 * max(abs(a), abs(b), 1) for a, b in pairs):
                 raise PartedError("computes with the number of tokens")
-        carries = isinstance(first, Fixed | Flow) and isinstance(other, Fixed | Flow)
-        if carries and _form(first) != _form(other):
+        if _form(first) != _form(other):
             raise PartedError("carries other values for other numbers of tokens")
 
 
-def _form(flow: Fixed | Flow) -> tuple[Any, ...]:
+def _form(flow: Edge) -> tuple[Any, ...]:
     if isinstance(flow, Fixed):
         return (tuple(t for t, _ in flow.here),)
+    if not isinstance(flow, Flow):
+        return ()
     return flow.delay, [t for t, _ in flow.early], [t for t, _ in flow.here]

@@ -9,7 +9,8 @@ circuits (Leiserson and Saxe 1991), as long as they do not grow.
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -56,6 +57,42 @@ def _moved(
     return found
 
 
+def shared(edges: Sequence[Edge]) -> list[Edge]:
+    """`edges` where all that take a stream agree on what it was at first, so that one is carried.
+
+    What a user of a stream never takes, because it starts later, is what the others say it is.
+    """
+    known: dict[Stream, tuple[dict[int, Any], dict[int, Any]]] = {}
+    uses = _uses(edges)
+    for stream, users in uses.items():
+        starts: dict[int, Any] = {}
+        early: dict[int, Any] = {}
+        for _, flow in users:
+            told = {at - flow.delay: value for at, value in enumerate(flow.starts)}
+            starts = {**{at: v for at, v in told.items() if v is not None}, **starts}
+            early = {**dict(flow.early), **early}
+        known[stream] = (starts, early)
+
+    def agreed(edge: Edge) -> Edge:
+        if not isinstance(edge, Flow):
+            return edge
+        starts, early = known[edge.stream]
+        own = {at - edge.delay: value for at, value in enumerate(edge.starts)}
+        if any(v is not None and v is not starts[at] and v != starts[at] for at, v in own.items()):
+            return edge
+        if any(value is not early[at] for at, value in edge.early):
+            return edge
+        return replace(
+            edge,
+            starts=tuple(starts.get(at) for at in range(-edge.delay, 0)),
+            early=tuple(sorted(early.items())),
+        )
+
+    for stream in uses:
+        stream.edges = [agreed(edge) for edge in stream.edges]
+    return [agreed(edge) for edge in edges]
+
+
 def _uses(edges: Sequence[Edge]) -> Uses:
     found: dict[Stream, list[_Use]] = defaultdict(list)
     waiting: list[tuple[Stream | None, Edge]] = [(None, edge) for edge in edges]
@@ -76,8 +113,10 @@ def _may_move(stream: Stream, uses: Uses, later: Mapping[Stream, int]) -> bool:
         return False
     if any(use.flow.early or use.flow.here for use in uses[stream]):
         return False
-    begun = stream.start > 0 or -(later[stream] + 1) in stream.members
-    return begun and all(_delay(stream, use, later) > 0 for use in uses[stream])
+    firsts = [(use.user.start if use.user else 0) - use.flow.delay for use in uses[stream]]
+    return all(first in stream.members for first in firsts) and all(
+        _delay(stream, use, later) > 0 for use in uses[stream]
+    )
 
 
 def _delay(stream: Stream, use: _Use, later: Mapping[Stream, int]) -> int:

@@ -31,7 +31,8 @@ class Counted:
 class Flow:
     """What `stream` gives `delay` iterations ago.
 
-    `starts` holds terms or numbers for iterations before the first, the nearest last; `early` the
+    `starts` holds terms or numbers for iterations before the first, the nearest last, None where
+    nothing takes it; `early` the
     terms of those at which the stream is something else, by iteration; and `here` those that this
     argument alone takes instead, by the iteration that takes them.
     """

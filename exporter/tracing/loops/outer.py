@@ -50,7 +50,7 @@ class Outer:
         for name in names:
             self._inputs[name] = self.graph.placeholder(name)
         self._find()
-        outputs = list(zip(*(program.outputs for program in self._programs), strict=True))
+        outputs: list[Terms] = list(zip(*(p.outputs for p in self._programs), strict=True))
         for terms in outputs:
             axes = zip(*(term.shape for term in terms), strict=False)
             if terms[0].fed and list(self._times) not in (list(sizes) for sizes in axes):
@@ -66,16 +66,16 @@ class Outer:
         described = []
         for program in self._programs:
             streams = Streams(program.time)
-            stacks = sorted(_stacked(program), key=lambda term: term.order)
-            for stack in stacks:
-                streams.pair(stack.leaves[:-1])
-            edges = streams.flows([stack.leaves[:-1] for stack in stacks])
-            described.append(list(zip(stacks, edges, strict=True)))
-        if len({len(each) for each in described}) > 1:
+            lists = sorted(_stacked(program), key=lambda term: term.order)
+            for each in lists:
+                streams.pair(each.leaves[:-1])
+            edges = streams.flows([each.leaves[:-1] for each in lists])
+            described.append(list(zip(lists, edges, strict=True)))
+        if len({len(pairs) for pairs in described}) > 1:
             raise PartedError("is there another number of times for other numbers of tokens")
         found = [
-            (tuple(stack for stack, _ in each), tuple(edge for _, edge in each))
-            for each in zip(*described, strict=True)
+            (tuple(stack for stack, _ in pairs), tuple(edge for _, edge in pairs))
+            for pairs in zip(*described, strict=True)
         ]
         for group in _joined(found):
             for stacks, _ in group:
@@ -83,7 +83,7 @@ class Outer:
 
     def _emit(self, wanted: Sequence[Any]) -> None:
         """Make nodes of `wanted`, after those that they take from."""
-        waiting = [(terms, False) for terms in reversed(wanted)]
+        waiting: list[tuple[Terms, bool]] = [(terms, False) for terms in reversed(wanted)]
         plans: dict[Terms, tuple[Body, list[Any]]] = {}
         while waiting:
             terms, ready = waiting.pop()
@@ -207,7 +207,7 @@ class Outer:
         batched = is_batched(like)
         whole = sizes if batched else [self._size(BATCH), *sizes]
         if not isinstance(first, Term):
-            number = self.number(register.starts)
+            number = 0 if first is None else self.number(register.starts)
             node = self._call(aten.full.default, whole, number, dtype=dtype)
         else:
             node = self._made[register.starts]

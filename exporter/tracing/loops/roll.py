@@ -71,7 +71,8 @@ def _unrolled(source: Source, batch: int, time: int) -> ExportedProgram:
             program = torch.export.export(
                 source.module, (), inputs, dynamic_shapes=shapes, strict=False
             )
-            return program.run_decompositions({})
+            functional: ExportedProgram = program.run_decompositions({})
+            return functional
     except Exception as error:
         raise PartedError(f"cannot be captured at {time} tokens either") from error
 

@@ -18,7 +18,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .delays import delayed
+from .delays import delayed, shared
 from .described import Counted, Edge, Fixed, Flow, Held, PartedError, Stream
 from .terms import ALWAYS, Term, aten, is_size
 from .tidy import SELECT, same
@@ -70,7 +70,7 @@ class Streams:
             self._later = {stream.sample: by for stream, by in later.items()}
             self._streams.clear()
             edges = [self._described(entries) for entries in stacks]
-        return edges
+        return shared(edges)
 
     def _described(self, entries: Sequence[Any]) -> Edge:
         edge = self._edge(dict(enumerate(entries)), "")
@@ -174,7 +174,7 @@ class Streams:
         return Flow(
             stream,
             delay,
-            starts=tuple(starts.get(at, 0) for at in depth),
+            starts=tuple(starts.get(at) for at in depth),
             early=tuple(sorted(early.items())),
             here=tuple(sorted(here.items())),
         )

@@ -182,7 +182,8 @@ class Terms:
             axes = [axis for axis, dim in enumerate(value.shape) if is_size(dim, self.time)]
             term.fed, term.latest = True, self.time - 1 if axes else ALWAYS
             for axis in self._dynamic.get(name, {}):
-                if isinstance(dim := value.shape[axis], SymInt):
+                dim: Any = value.shape[axis]
+                if isinstance(dim, SymInt):
                     size = self.plain(aten.sym_size.int, term, axis, value=dim)
                     size.fed, size.latest = False, ALWAYS
                     self._sizes.setdefault(dim.node.expr, size)

@@ -89,7 +89,7 @@ def _select(terms: Terms, x: Term, axis: int, index: Any) -> Term | None:
     if (args := _of(x, SLICE)) and args[1] == axis and len(args) == 4:
         return terms(SELECT, args[0], axis, args[2] + index)
     if (args := _of(x, INSERT)) and args[2] == axis:
-        return args[1] if args[3] == index else terms(SELECT, args[0], axis, index)  # type: ignore[no-any-return]
+        return args[1] if args[3] == index else terms(SELECT, args[0], axis, index)
     if (args := _of(x, CAT)) and args[1] == axis:
         for part in args[0]:
             if index < part.shape[axis]:
