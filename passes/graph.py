@@ -91,6 +91,26 @@ def dims(value: ir.Value | None) -> tuple[Dim, ...] | None:
     return tuple(d if isinstance(d, int) else (d.value or "?") for d in value.shape)
 
 
+def captured(node: ir.Node) -> list[ir.Value]:
+    """What the subgraphs of `node` take from the graph that it is in, without being given it."""
+    inner = (n for graph in subgraphs(node) for n in graph.all_nodes())
+    found = {v: None for n in inner for v in n.inputs if v is not None and v.graph is node.graph}
+    for graph in subgraphs(node):
+        found.update({v: None for v in graph.outputs if v.graph is node.graph})
+    return list(found)
+
+
+def subgraphs(node: ir.Node) -> list[ir.Graph]:
+    """The graphs that `node` holds: the body of a loop, the branches of a choice."""
+    found: list[ir.Graph] = []
+    for entry in node.attributes.values():
+        if entry.type == ir.AttributeType.GRAPH:
+            found.append(entry.as_graph())
+        elif entry.type == ir.AttributeType.GRAPHS:
+            found += entry.as_graphs()
+    return found
+
+
 def set_dims(value: ir.Value, shape: Shape) -> None:
     """Give `value` the shape `shape`."""
     value.shape = ir.Shape(list(shape))
@@ -105,15 +125,7 @@ def producer(value: ir.Value | None, *ops: str) -> ir.Node | None:
 def taken(node: ir.Node) -> Iterator[ir.Value]:
     """The values that `node` takes, those that its subgraphs take from outside included."""
     yield from (value for value in node.inputs if value is not None)
-    for entry in node.attributes.values():
-        graphs: Sequence[ir.Graph] = ()
-        if entry.type == ir.AttributeType.GRAPH:
-            graphs = [entry.as_graph()]
-        elif entry.type == ir.AttributeType.GRAPHS:
-            graphs = entry.as_graphs()
-        for graph in graphs:
-            for inner in graph.all_nodes():
-                yield from (v for v in inner.inputs if v is not None and v.graph is node.graph)
+    yield from captured(node)
 
 
 def factors(value: ir.Value | None) -> list[tuple[ir.Value, ir.Value]]:

@@ -14,6 +14,7 @@ from onnx_ir.passes import common
 from intaglio.state import BATCH, TIME
 
 from . import evaluate, stepping
+from .graph import attribute, dims, set_dims, subgraphs
 
 SIZES = ((2, 7), (3, 5), (5, 11), (4, 13))
 """(batch, time) of the runs: no multiple of one, and no sum with a number, is the other."""
@@ -80,3 +81,18 @@ def _dimension(sizes: Sequence[int]) -> int | str | None:
     if all(s - n == extra for s, n in zip(sizes, basis[TIME], strict=True)):
         return f"{TIME} {'+' if extra > 0 else '-'} {abs(extra)}"
     return None
+
+
+def shape_bodies(model: ir.Model) -> None:
+    """Say of every loop's body what it is given, in the names that the graph around it has."""
+    for node in model.graph:
+        for body in subgraphs(node) if node.op_type == "Scan" else ():
+            count = attribute(node, "num_scan_inputs")
+            axes = list(attribute(node, "scan_input_axes") or [0] * count)
+            states = len(node.inputs) - count
+            for index, (inner, outer) in enumerate(zip(body.inputs, node.inputs, strict=True)):
+                shape = list(dims(outer) or ())
+                if index >= states and shape:
+                    del shape[axes[index - states]]
+                if outer is not None and outer.shape is not None:
+                    set_dims(inner, shape)

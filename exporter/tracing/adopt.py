@@ -17,7 +17,7 @@ from intaglio.errors import PassError, TraceError
 from intaglio.exporter.sources.source import EXAMPLE_TIME, Source
 from intaglio.passes import evaluate
 from intaglio.passes.convert_opset import convert_opset
-from intaglio.passes.shapes import infer_shapes
+from intaglio.passes.shapes import infer_shapes, shape_bodies
 from intaglio.quiet import summary
 from intaglio.state import BATCH, TIME
 
@@ -50,6 +50,7 @@ def adopt_graph(source: Source, opset: int) -> ir.Model:
     engine = open_original(source.path)
     try:
         infer_shapes(model)
+        shape_bodies(model)
     except Exception as error:
         raise TraceError(
             f"{source.path} does not run on every size of batch and time: {summary(error)}. One of "

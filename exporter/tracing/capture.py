@@ -4,7 +4,9 @@
 watched while the module runs under the tracer, so that an error names the module that fixed one.
 """
 
+import contextlib
 import traceback
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +21,8 @@ from intaglio.exporter.sources.source import Source
 from intaglio.quiet import quiet, summary
 from intaglio.state import BATCH, TIME
 
+from .loops.described import PartedError
+from .loops.roll import roll
 from .modules import ModuleStack, named
 
 UNBOUNDED = 2**31  # PyTorch's own infinities are above
@@ -37,8 +41,30 @@ def capture(source: Source) -> tuple[ExportedProgram, int | None]:
     """
     if isinstance(source.body, ExportedProgram):
         return source.body, _context_limit(source, source.body, _Watch({}))
-    inputs = source.inputs
     _refuse_single_examples(source)
+    try:
+        return _captured(source)
+    except _FrozenError as refusal:
+        try:
+            rolled = roll(source)
+        except PartedError as why:
+            raise TraceError(
+                f"{refusal} The loop could not be rolled up, since it {why}."
+            ) from refusal
+        if rolled is None:
+            raise TraceError(
+                f"{refusal} No loop that has an iteration for each token was found in it."
+            ) from refusal
+        return rolled, _context_limit(source, rolled, _Watch({}), contextlib.nullcontext())
+
+
+class _FrozenError(TraceError):
+    """The number of tokens is fixed or bounded, as a Python loop over them does it."""
+
+
+def _captured(source: Source) -> tuple[ExportedProgram, int | None]:
+    """The program of `source` as PyTorch captures it."""
+    inputs = source.inputs
     shapes = {name: dict.fromkeys(source.dynamic.get(name, {}), Dim.DYNAMIC) for name in inputs}
     watch = _Watch(source.dynamic)
     root = source.module.register_forward_pre_hook(watch.start, with_kwargs=True)
@@ -49,7 +75,8 @@ def capture(source: Source) -> tuple[ExportedProgram, int | None]:
                 source.module, (), inputs, dynamic_shapes=shapes, strict=False
             )
     except Exception as error:
-        raise TraceError(_explain(error, stack, watch)) from error
+        kind = _FrozenError if (watch.fixed() or ("",))[0] == TIME else TraceError
+        raise kind(_explain(error, stack, watch)) from error
     finally:
         root.remove()
     return program, _context_limit(source, program, watch)
@@ -110,8 +137,17 @@ def _refuse_single_examples(source: Source) -> None:
                 )
 
 
-def _context_limit(source: Source, program: ExportedProgram, watch: _Watch) -> int | None:
-    """Hold every dimension asked to be free to that; return the bound of time."""
+def _context_limit(
+    source: Source,
+    program: ExportedProgram,
+    watch: _Watch,
+    trial: AbstractContextManager[Any] | None = None,
+) -> int | None:
+    """Hold every dimension asked to be free to that; return the bound of time.
+
+    In `trial` the module runs beyond a bound: on tensors without contents, unless it is another.
+    """
+    trial = FakeTensorMode(allow_non_fake_inputs=True) if trial is None else trial
     limits = []
     symbols: dict[Any, str] = {}
     holders = [node for node in program.graph.nodes if node.op == "placeholder"]
@@ -121,7 +157,7 @@ def _context_limit(source: Source, program: ExportedProgram, watch: _Watch) -> i
         for axis, symbol in axes.items():
             size = values[name].shape[axis]
             if isinstance(size, int):
-                raise TraceError(_fixed(symbol, size, None))
+                raise _refusal(symbol)(_fixed(symbol, size, None))
             expression = size.node.expr
             if not expression.is_symbol or symbols.setdefault(expression, symbol) != symbol:
                 raise TraceError(
@@ -134,21 +170,25 @@ def _context_limit(source: Source, program: ExportedProgram, watch: _Watch) -> i
             # PyTorch keeps 0 and 1 apart from all other sizes; that both work is checked later.
             if interval.lower > 2:
                 path = watch.culprit(symbol, lower=interval.lower)
-                raise TraceError(_bounded(symbol, f"at least {interval.lower}", path))
+                raise _refusal(symbol)(_bounded(symbol, f"at least {interval.lower}", path))
             if interval.upper < UNBOUNDED:
                 limit = int(interval.upper)
                 traced = isinstance(source.body, nn.Module)
-                if symbol != TIME or (traced and _runs_at(source, limit + 1)):
+                if symbol != TIME or (traced and _runs_at(source, limit + 1, trial)):
                     path = watch.culprit(symbol, upper=interval.upper)
-                    raise TraceError(_bounded(symbol, f"at most {limit}", path))
+                    raise _refusal(symbol)(_bounded(symbol, f"at most {limit}", path))
                 limits.append(limit)
     return min(limits, default=None)
 
 
-def _runs_at(source: Source, time: int) -> bool:
+def _refusal(symbol: str) -> type[TraceError]:
+    return _FrozenError if symbol == TIME else TraceError
+
+
+def _runs_at(source: Source, time: int, trial: AbstractContextManager[Any]) -> bool:
     """Whether the module itself accepts `time` steps: then a smaller bound is none of its own."""
     try:
-        with torch.no_grad(), quiet(), FakeTensorMode(allow_non_fake_inputs=True):
+        with torch.no_grad(), quiet(), trial:
             source.module(**source.random_inputs(2, time, 0))
     except Exception:  # noqa: BLE001  any refusal by the module is the answer
         return False

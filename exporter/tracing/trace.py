@@ -25,6 +25,7 @@ from intaglio.passes.exact.stabilize_log_sigmoid import StabilizeLogSigmoid
 from intaglio.passes.graph import FOLDED, constant, describe, input_of
 from intaglio.passes.own_ops import define
 from intaglio.passes.relabel import relabel
+from intaglio.passes.shapes import shape_bodies
 from intaglio.quiet import quiet, summary
 from intaglio.signature import DOMAIN
 
@@ -91,6 +92,7 @@ def _trace(source: Source) -> Traced:
         names = list(name_outputs(source.module, source.module(**source.inputs)))
     _name_outputs(model.graph, names)
     strip(model)
+    shape_bodies(model)
     aliases = source.aliases or tied_names(source.module)
     _name_tied(model.graph, aliases)
     _mark_folded(model.graph, folded)

@@ -5,11 +5,11 @@ from typing import Any
 
 import onnx_ir as ir
 
-from intaglio.passes.graph import attribute, attributes_of, dims, input_of, signature_of
+from intaglio.passes.graph import attribute, attributes_of, captured, dims, input_of, signature_of
 from intaglio.signature import Formal
 from intaglio.state import TIME
 
-from .time_facts import LAST, Along, Fact, Timing, batchless, only, refuse
+from .time_facts import LAST, Along, Fact, Timing, batchless, normal, only, refuse
 
 
 def attention(node: ir.Node, timing: Timing) -> Sequence[Fact]:
@@ -105,6 +105,34 @@ def _words(formal: Formal, attributes: Mapping[str, Any]) -> str:
     (terms, *_) = formal.shapes(attributes)
     end = terms.index(TIME) + 1
     return f"[{', '.join([*terms[:end], *(['...'] if end < len(terms) else [])])}]"
+
+
+def scan(node: ir.Node, timing: Timing) -> Sequence[Fact]:
+    """A loop over tokens: what it carries is its state, what it gives lies along time."""
+    count = attribute(node, "num_scan_inputs")
+    carried = len(node.inputs) - count
+    given = len(node.outputs) - carried
+    read = [*(attribute(node, "scan_input_axes") or [0] * count)]
+    gives = [*(attribute(node, "scan_output_axes") or [0] * given)]
+    directions = ("scan_input_directions", "scan_output_directions")
+    if any(any(attribute(node, name) or ()) for name in directions):
+        raise refuse(node, "runs from the last token to the first, so it cannot be stepped.")
+    if any(timing.of(value) is not None for value in captured(node)):
+        raise refuse(node, "takes all tokens in each of its iterations.")
+    for value in node.inputs[:carried]:
+        if timing.of(value) is not None:
+            raise refuse(
+                node,
+                "starts from what depends on the tokens; start from zeros, from parameters or from "
+                "an input without time.",
+            )
+    for value, axis in zip(node.inputs[carried:], read, strict=True):
+        place = normal(axis, len(dims(value) or ()))
+        if timing.of(value) != Along(place):
+            raise refuse(node, f"loops over axis {axis} of a value, which is not that of time.")
+    timing.mixers.append(node)
+    ranks = [len(dims(value) or ()) for value in node.outputs[carried:]]
+    return [LAST] * carried + [Along(normal(a, r)) for a, r in zip(gives, ranks, strict=True)]
 
 
 def conv(node: ir.Node, timing: Timing) -> Sequence[Fact]:

@@ -9,7 +9,15 @@ from collections.abc import Callable, Sequence
 import onnx_ir as ir
 
 from intaglio.operators import BY_TYPE
-from intaglio.passes.graph import attribute, constant, dims, input_of, integers, type_of
+from intaglio.passes.graph import (
+    attribute,
+    captured,
+    constant,
+    dims,
+    input_of,
+    integers,
+    type_of,
+)
 from intaglio.state import BATCH, TIME
 
 from . import _carrying as carrying
@@ -39,7 +47,7 @@ def propagate(node: ir.Node, timing: Timing) -> Sequence[Fact]:
         return [_shape(node, timing)]
     if node in timing.meetings:
         return carrying.meeting(node, timing)
-    facts = [timing.of(value) for value in node.inputs]
+    facts = [timing.of(value) for value in (*node.inputs, *captured(node))]
     if all(fact is None for fact in facts):
         return [None] * len(node.outputs)
     if key in SOURCES and (found := SOURCES[key](node, timing)) is not None:
@@ -208,6 +216,7 @@ RULES: dict[str, Rule] = {
     "RMSNormalization": combining.layer_norm,
     "Reshape": rearranging.reshape,
     "RotaryEmbedding": carrying.rotary,
+    "Scan": carrying.scan,
     "ScatterElements": rearranging.along_elements,
     "ScatterND": rearranging.scatter_nd,
     "Slice": rearranging.cut,

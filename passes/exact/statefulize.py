@@ -35,6 +35,7 @@ from . import _stateful_ops as stateful
 from ._every_token import every_token
 from ._pairs import Pairs
 from ._positions import offset_positions
+from ._stateful_scan import carried_by, scan
 from ._step_values import StepValues
 from ._windows import attributes_to_masks
 
@@ -100,6 +101,8 @@ class Statefulize(Exact):
             mask, pasts = computed.masks.get(node, (None, ()))
             grow = self.kv == "grow"
             return stateful.attention(node, step, window=window, grow=grow, mask=mask, pasts=pasts)
+        if node.op_type == "Scan":
+            return [scan(node, index) for index in carried_by(node)]
         return stateful.REWRITES.get(type_of(node), stateful.convolution)(node)
 
 

@@ -1,0 +1,305 @@
+"""The graph around the loops, for any number of tokens.
+
+Programs that were unrolled at several numbers of tokens are one graph where they agree: the same
+operator on the same arguments.  A whole number among these may grow with the tokens, in a straight
+line through all programs; anything else that differs is refused.  A list stacked along time is
+what a loop gives, and loops that share what they carry are one scan.
+"""
+
+import operator
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from intaglio.state import BATCH, TIME
+
+from .body import Body, Edges, Read, Register, Terms
+from .described import Flow, PartedError, Stream
+from .lifted import batch_axis, is_batched
+from .streams import Streams, named
+from .terms import ALWAYS, INPUT, WEIGHT, Term, ancestors, aten
+from .terms import Terms as Program
+from .tidy import STACK, same
+
+SCAN = torch.ops.higher_order.scan
+
+
+class Outer:
+    """The graph of several programs in step; `graph` once `build` has run."""
+
+    def __init__(self, programs: Sequence[Program], dynamic: dict[str, dict[int, str]]) -> None:
+        self.graph = fx.Graph()
+        self.root: dict[str, Any] = {}
+        self.loops = 0
+        self._programs = programs
+        self._dynamic = dynamic
+        self._times = [program.time for program in programs]
+        self._made: dict[Any, Any] = {}
+        self._groups: dict[Terms, list[tuple[Terms, Edges]]] = {}
+        self._inputs: dict[str, fx.Node] = {}
+
+    def build(self, names: Sequence[str]) -> None:
+        """Emit everything that the outputs need, for inputs called `names`.
+
+        Raises:
+            PartedError: something is no loop, or differs between programs.
+        """
+        for name in names:
+            self._inputs[name] = self.graph.placeholder(name)
+        self._find()
+        outputs: list[Terms] = list(zip(*(p.outputs for p in self._programs), strict=True))
+        for terms in outputs:
+            axes = zip(*(term.shape for term in terms), strict=False)
+            if terms[0].fed and list(self._times) not in (list(sizes) for sizes in axes):
+                raise PartedError(
+                    f"returns what is left after the last token, of shape {list(terms[0].shape)}, "
+                    "and a step cannot know which one is the last. Return it for every token"
+                )
+        self._emit(outputs)
+        self.graph.output(tuple(self._made[terms] for terms in outputs))
+
+    def _find(self) -> None:
+        """Describe what is stacked along time in each program, and group it by what it shares."""
+        described = []
+        for program in self._programs:
+            streams = Streams(program.time)
+            lists = sorted(_stacked(program), key=lambda term: term.order)
+            for each in lists:
+                streams.pair(each.leaves[:-1])
+            edges = streams.flows([each.leaves[:-1] for each in lists])
+            described.append(list(zip(lists, edges, strict=True)))
+        if len({len(pairs) for pairs in described}) > 1:
+            raise PartedError("is there another number of times for other numbers of tokens")
+        found = [
+            (tuple(stack for stack, _ in pairs), tuple(edge for _, edge in pairs))
+            for pairs in zip(*described, strict=True)
+        ]
+        for group in _joined(found):
+            for stacks, _ in group:
+                self._groups[stacks] = group
+
+    def _emit(self, wanted: Sequence[Any]) -> None:
+        """Make nodes of `wanted`, after those that they take from."""
+        waiting: list[tuple[Terms, bool]] = [(terms, False) for terms in reversed(wanted)]
+        plans: dict[Terms, tuple[Body, list[Any]]] = {}
+        while waiting:
+            terms, ready = waiting.pop()
+            if terms in self._made:
+                continue
+            group = self._groups.get(terms)
+            if group is not None and terms not in plans:
+                body = Body([edges for _, edges in group], self.number)
+                plan = (body, list(_taken(body)))
+                plans.update(dict.fromkeys((stacks for stacks, _ in group), plan))
+            if ready:
+                if group is None:
+                    self._made[terms] = self._node(terms)
+                else:
+                    self._loop(group, plans[terms][0])
+                continue
+            waiting.append((terms, True))
+            needs = plans[terms][1] if group is not None else _arguments(terms)
+            waiting += [(each, False) for each in reversed(needs) if each not in self._made]
+
+    def _node(self, terms: Terms) -> Any:
+        term = terms[0]
+        if any(t.op is not term.op or t.spec != term.spec for t in terms[1:]):
+            if all(
+                t.op is STACK and len(t.leaves) - 1 == n
+                for t, n in zip(terms, self._times, strict=True)
+            ):
+                raise PartedError(
+                    f"looks ahead: what it gives for every token depends on token {term.latest}"
+                )
+            raise PartedError(f"differs with the number of tokens, at {named(term)}")
+        if term.op == INPUT:
+            return self._inputs[term.leaves[0]]
+        if term.op == WEIGHT:
+            return self._weight(tuple(t.leaves[0] for t in terms))
+        leaves = [
+            self._made[each] if isinstance(each[0], Term) else self.number(each)
+            for each in zip(*(t.leaves for t in terms), strict=True)
+        ]
+        args, kwargs = pytree.tree_unflatten(leaves, term.spec)
+        return self._call(term.op, *args, source=term, **kwargs)
+
+    def _call(self, op: Any, *args: Any, source: Term | None = None, **kwargs: Any) -> fx.Node:
+        node = self.graph.call_function(op, args, kwargs)
+        if source is not None and "nn_module_stack" in source.source:
+            node.meta["nn_module_stack"] = source.source["nn_module_stack"]
+        return node
+
+    def _weight(self, names: tuple[Any, ...]) -> fx.Node:
+        name = names[0]
+        if isinstance(name, Tensor):
+            if any(n.shape != name.shape or not torch.equal(n, name) for n in names[1:]):
+                raise PartedError("takes a constant that depends on the number of tokens")
+            constant, name = name, f"constant_{len(self.root)}"
+            self.root[name] = constant
+        return self.graph.get_attr(name)
+
+    def number(self, values: Sequence[Any]) -> Any:
+        """The constant that `values` are; a node where it grows with the number of tokens."""
+        first = values[0]
+        if all(type(v) is type(first) and (v is first or v == first) for v in values):
+            return first
+        if not all(type(value) is int for value in values):
+            raise PartedError(f"computes with the number of tokens: {first!r}, {values[1]!r}")
+        (t0, t1, *_), (v0, v1, *_) = self._times, values
+        slope, rest = divmod(v1 - v0, t1 - t0)
+        begin = v0 - slope * t0
+        line = [begin + slope * t for t in self._times]
+        if rest or line != list(values):
+            raise PartedError(f"takes the sizes {list(values)} for {self._times} tokens")
+        node = self._time()
+        if slope != 1:
+            node = self._call(operator.mul, node, slope)
+        return self._call(operator.add, node, begin) if begin else node
+
+    def _size(self, symbol: str) -> fx.Node:
+        if symbol not in self._made:
+            name, axis = next(
+                (name, axis)
+                for name, axes in self._dynamic.items()
+                for axis, kind in axes.items()
+                if kind == symbol and name in self._inputs
+            )
+            self._made[symbol] = self._call(aten.sym_size.int, self._inputs[name], axis)
+        return self._made[symbol]  # type: ignore[no-any-return]
+
+    def _time(self) -> fx.Node:
+        return self._size(TIME)
+
+    def _loop(self, group: list[tuple[Terms, Edges]], body: Body) -> None:
+        """A scan over what `body` reads, which gives the lists of `group`."""
+        name = f"rolled_up_loop_{self.loops}"
+        self.loops += 1
+        body.graph.eliminate_dead_code()
+        self.root[name] = fx.GraphModule(nn.Module(), body.graph)
+        starts = [
+            # One tensor given twice would be taken for one value by the tracer.
+            self._call(aten.clone.default, self._start(r), memory_format=torch.contiguous_format)
+            for r in body.registers.values()
+        ]
+        reads = [self._sequence(read) for read in body.reads]
+        if body.position is not None or not reads:
+            reads.append(self._positions())
+        fixed = [self._made[terms] for terms in body.fixed]
+        source = group[0][0][0]
+        scan = self._call(
+            SCAN, self.graph.get_attr(name), starts, reads, tuple(fixed), source=source
+        )
+        for index, (stacks, _) in enumerate(group):
+            place = len(starts) + index
+            given = self._call(operator.getitem, scan, place, source=source)
+            axis = int(stacks[0].leaves[-1])
+            self._made[stacks] = self._call(aten.movedim.int, given, 0, axis) if axis else given
+
+    def _start(self, register: Register) -> fx.Node:
+        """What a register holds before the first token."""
+        like, first = register.like, register.starts[0]
+        axis = batch_axis(like)
+        sizes = [self._dimension(dim, like) for dim in like.shape]
+        dtype = like.value.dtype
+        batched = is_batched(like)
+        whole = sizes if batched else [self._size(BATCH), *sizes]
+        if not isinstance(first, Term):
+            number = 0 if first is None else self.number(register.starts)
+            node = self._call(aten.full.default, whole, number, dtype=dtype)
+        else:
+            node = self._made[register.starts]
+            if first.value.dtype != dtype:
+                node = self._call(aten._to_copy.default, node, dtype=dtype)  # noqa: SLF001
+            if not same(first.shape, like.shape) or not batched:
+                node = self._call(aten.expand.default, node, whole)
+        return self._call(aten.movedim.int, node, axis, 0) if axis else node
+
+    def _dimension(self, dim: Any, like: Term) -> Any:
+        if isinstance(dim, int):
+            return dim
+        factor, symbol = dim.node.expr.as_coeff_Mul()
+        if not symbol.is_symbol:
+            raise PartedError(f"carries {named(like)}, of which a size is {dim}")
+        size = self._size(BATCH)
+        return size if factor == 1 else self._call(operator.mul, size, int(factor))
+
+    def _sequence(self, read: Read) -> fx.Node:
+        """What is read, time first; a table for each row, from its place on."""
+        node, base = self._made[read.bases], read.bases[0]
+        of_time = [b.shape[read.axis] for b in read.bases] == self._times
+        if read.offset or not of_time:
+            end = self._time()
+            if read.offset:
+                end = self._call(operator.add, end, read.offset)
+            node = self._call(aten.slice.Tensor, node, read.axis, read.offset, end)
+        if read.axis:
+            node = self._call(aten.movedim.int, node, read.axis, 0)
+        return node if is_batched(base) else self._for_rows(node, len(base.shape))
+
+    def _positions(self) -> fx.Node:
+        places = self._call(aten.arange.default, self._time(), dtype=torch.int64)
+        return self._for_rows(places, 1)
+
+    def _for_rows(self, node: fx.Node, rank: int) -> fx.Node:
+        """[time, ...] as [time, batch, ...]."""
+        one = self._call(aten.unsqueeze.default, node, 0)
+        sizes = [self._size(BATCH), *[-1] * rank]
+        return self._call(aten.movedim.int, self._call(aten.expand.default, one, sizes), 1, 0)
+
+
+def _stacked(program: Program) -> Iterator[Term]:
+    """Lists of all tokens that were stacked."""
+    for term in ancestors(program.outputs):
+        entries = term.leaves[:-1]
+        if term.op is STACK and len(entries) == program.time and term.fed:
+            first, last = (
+                e.latest if isinstance(e, Term) else ALWAYS for e in entries[:: len(entries) - 1]
+            )
+            if first != last:
+                yield term
+
+
+def _joined(found: list[tuple[Terms, Edges]]) -> list[list[tuple[Terms, Edges]]]:
+    """Groups of lists that share a stream which depends on tokens and is more than a read."""
+    groups: list[tuple[set[Stream], list[tuple[Terms, Edges]]]] = []
+    for each in found:
+        streams, members = _streams(each[1][0]), [each]
+        for other in [group for group in groups if group[0] & streams]:
+            groups.remove(other)
+            streams |= other[0]
+            members = other[1] + members
+        groups.append((streams, members))
+    return [members for _, members in groups]
+
+
+def _streams(edge: Any) -> set[Stream]:
+    seen: set[Stream] = set()
+    waiting = [edge]
+    while waiting:
+        edge = waiting.pop()
+        if isinstance(edge, Flow) and edge.stream not in seen:
+            seen.add(edge.stream)
+            waiting += edge.stream.edges
+    return {s for s in seen if s.sample.latest != ALWAYS and s.sample.op is not aten.select.int}
+
+
+def _arguments(terms: Terms) -> list[Terms]:
+    if any(t.op is not terms[0].op or len(t.leaves) != len(terms[0].leaves) for t in terms):
+        return []  # which is refused when they are emitted
+    return [
+        each
+        for each in zip(*(t.leaves for t in terms), strict=True)
+        if all(isinstance(leaf, Term) for leaf in each)
+    ]
+
+
+def _taken(body: Body) -> Iterator[Terms]:
+    """What a loop takes from outside."""
+    yield from (read.bases for read in body.reads)
+    yield from body.fixed
+    for register in body.registers.values():
+        if isinstance(register.starts[0], Term):
+            yield register.starts

@@ -1,0 +1,164 @@
+"""Python loops over tokens become scans whose states are carried, or are refused by what parts."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from intaglio.errors import PassError, TraceError
+from intaglio.exporter.sources.load import load_source
+from intaglio.exporter.sources.source import Source
+from intaglio.exporter.tracing.loops.described import PartedError
+from intaglio.exporter.tracing.loops.roll import roll
+from intaglio.exporter.tracing.trace import trace
+from intaglio.passes import pipeline, stepping
+from intaglio.passes.base import Context
+
+SIZE = 4
+Forward = Callable[["Net", Tensor], Tensor]
+
+
+class Net(nn.Module):
+    """What the loops of these tests compute with."""
+
+    def __init__(self, forward: Forward) -> None:
+        super().__init__()
+        self.w, self.u = nn.Linear(SIZE, SIZE), nn.Linear(SIZE, 2 * SIZE)
+        self.cells = nn.ModuleList([nn.LSTMCell(SIZE, SIZE), nn.LSTMCell(SIZE, SIZE)])
+        self.start, self.table = nn.Parameter(torch.randn(1, SIZE)), nn.Embedding(40, SIZE)
+        self.run = forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(self, x)
+
+
+def source_of(forward: Forward) -> Source:
+    torch.manual_seed(0)
+    return load_source(Net(forward), inputs={"x": np.zeros((2, 5, SIZE), np.float32)})
+
+
+def cells(net: Net, x: Tensor) -> Tensor:
+    """Two cells in each iteration, written into a buffer."""
+    states: list[Any] = [None, None]
+    y = torch.empty_like(x)
+    for t, token in enumerate(x.unbind(1)):
+        h = token
+        for i, cell in enumerate(net.cells):
+            states[i] = cell(h, states[i])
+            h = states[i][0]
+        y[:, t] = h
+    return y
+
+
+def peeled(net: Net, x: Tensor) -> Tensor:
+    """The first token is handled for itself, the second looks back by one, the others by two."""
+    out: list[Tensor] = []
+    for t in range(x.shape[1]):
+        h = net.w(x[:, t])
+        if t > 0:
+            h = h + 0.5 * out[-1]
+        if t > 1:
+            h = h - 0.3 * out[-2]
+        out.append(h)
+    return torch.stack(out, 1)
+
+
+def placed(net: Net, x: Tensor) -> Tensor:
+    """The position counts, and is looked up; the state starts from a parameter."""
+    h, out = net.start.expand(x.shape[0], -1), x[:, :0]
+    for t in range(x.shape[1]):
+        gate, write = net.u(h).chunk(2, 1)
+        h = gate.sigmoid() * h + (x[:, t] + net.table.weight[t]) / (t + 1) + write
+        out = torch.cat([out, h[:, None]], 1)
+    return out
+
+
+def led(net: Net, x: Tensor) -> Tensor:
+    """The state starts from the first token, and is read before it changes."""
+    h, out = net.w(x[:, 0]), []
+    for t in range(x.shape[1]):
+        out.append(torch.relu(h) * 2)
+        h = 0.7 * h + x[:, t]
+    return torch.stack(out, 1)
+
+
+def test_loops_of_several_kinds_are_stepped() -> None:
+    """In one model, they are one; every split gives what the module gives, at any length."""
+    source = source_of(lambda net, x: led(net, placed(net, peeled(net, cells(net, x)))))
+    model = trace(source).model
+    context = Context()
+    pipeline.run(model, pipeline.standard(), context)
+
+    scans = [node for node in model.graph if node.op_type == "Scan"]
+    assert len(scans) == 1
+    assert context.max_context == 40
+    # h and c of two cells; two results back; h, not the gates of it; what `led` gives and keeps.
+    entries = sum(int(np.prod([d for d in s.shape if isinstance(d, int)])) for s in context.states)
+    assert entries == (4 + 2 + 1 + 2) * SIZE
+    inputs = source.random_inputs(3, 23, 1)
+    wanted = source.module(**inputs).detach().numpy()
+    for parts in ([23], [1] * 23, [2, 20, 1]):
+        arrays = {name: value.numpy() for name, value in inputs.items()}
+        found = stepping.roll(model, context.states, arrays, parts)
+        np.testing.assert_allclose(found["output"], wanted, atol=2e-5)
+
+
+def body(step: Callable[[Net, Tensor, int, Tensor], Tensor]) -> Forward:
+    def forward(net: Net, x: Tensor) -> Tensor:
+        h, out = torch.zeros(x.shape[0], SIZE), []
+        for t in range(x.shape[1]):
+            h = step(net, x, t, h)
+            out.append(h)
+        return torch.stack(out, 1)
+
+    return forward
+
+
+def ahead(net: Net, x: Tensor, t: int, h: Tensor) -> Tensor:
+    return h + net.w(x[:, t]) + (x[:, t + 1] if t + 1 < x.shape[1] else 0)
+
+
+def fourth(net: Net, x: Tensor, t: int, h: Tensor) -> Tensor:
+    return net.w(x[:, t]) + h if t != 3 else net.w(x[:, t])
+
+
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        (ahead, "looks ahead: what it gives for token 0 depends on token 1"),
+        (fourth, "iterations 3 and 4 part at aten.add"),
+        (lambda net, x, t, h: h + net.w(x[:, t]) * 0.9**t, "part at aten.mul"),
+        (lambda net, x, t, h: h + net.w(x[:, t]) / x.shape[1], "computes with the number of tok"),
+        (lambda _, x, t, h: h + x[:, : t + 1].sum(1), "does not repeat itself"),
+    ],
+    ids=["ahead", "fourth", "powers", "length", "prefix"],
+)
+def test_what_does_not_repeat_itself_is_refused(step: Any, words: str) -> None:
+    """With the iterations that part, or with what looks ahead."""
+    with pytest.raises(PartedError, match=words):
+        roll(source_of(body(step)))
+
+
+def test_a_refusal_says_both_what_froze_and_why() -> None:
+    """The module and the number of tokens first; a loop backwards gives later tokens first."""
+
+    def backwards(net: Net, x: Tensor) -> Tensor:
+        h, out = torch.zeros(x.shape[0], SIZE), []
+        for token in reversed(x.unbind(1)):
+            h = torch.tanh(net.w(token) + h)
+            out.append(h)
+        return torch.stack(out[::-1], 1)
+
+    with pytest.raises(TraceError, match=r"into the constant 7.*rolled up, since it looks ahead"):
+        trace(source_of(backwards))
+
+
+def test_rows_that_are_mixed_in_a_loop_are_refused() -> None:
+    """A mean over the batch would make each row depend on its neighbours."""
+    source = source_of(body(lambda net, x, t, h: net.w(x[:, t]) + h.mean(0)))
+
+    with pytest.raises(PassError, match=r"ReduceMean .* mixes the rows"):
+        pipeline.run(trace(source).model, pipeline.standard(), Context())
