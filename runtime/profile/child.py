@@ -40,6 +40,7 @@ class BundleRunner:
         self._session: Session
         self._steps = 0
         self._batch = 1
+        self._prepares = False
         self._call: Callable[[], float]
         self._tracer: Tracer | None = None
 
@@ -84,7 +85,9 @@ class BundleRunner:
         self._condition(batch)
         entry = self._session.entry
         if kind in ("prefill", "prepare"):
-            self._take(inputs_for(entry, batch, tokens, tokens))
+            self._prepares = kind == "prepare"
+            own = OWN if self._prepares else None
+            self._take(inputs_for(entry, batch, tokens, tokens, own=own))
             self._call = self._prefill(tokens)
         else:
             self._advance(tokens)
@@ -96,7 +99,7 @@ class BundleRunner:
         if session.entry.prepare is not None and session.state.batch != batch:
             prepare = session.bundle.graph(session.entry.prepare).entry
             session.state.reset()
-            session.condition(inputs_for(prepare, batch, 1, 0))
+            session.condition(inputs_for(prepare, batch, 1, 0, own=OWN))
 
     def run(self, seconds: float, iterations: int) -> list[float]:
         """Seconds of each call: at least `iterations` of them, and until `seconds` are over."""
@@ -146,7 +149,8 @@ class BundleRunner:
         return _clock() - start
 
     def _prefill(self, tokens: int) -> Callable[[], float]:
-        inputs = inputs_for(self._session.entry, self._batch, tokens, tokens)
+        own = OWN if self._prepares else None
+        inputs = inputs_for(self._session.entry, self._batch, tokens, tokens, own=own)
         rows = list(range(self._batch))
 
         def call() -> float:
@@ -176,10 +180,12 @@ class BundleRunner:
             self._take(inputs_for(self._session.entry, self._batch, part, done))
 
 
-def inputs_for(entry: GraphEntry, batch: int, time: int, seed: int) -> dict[str, Array]:
+def inputs_for(
+    entry: GraphEntry, batch: int, time: int, seed: int, own: int | None = None
+) -> dict[str, Array]:
     """Inputs of a step: random token ids, random floats, masks that let everything through.
 
-    What is given once for a sequence has `OWN` entries along each axis of its own.
+    What is given once for a sequence has `own` entries along each axis of its own.
     An input that may be left out has the value that it would then have.  Token ids stay below the
     bound that the manifest gives, or else below the size of the first output's last axis, the
     vocabulary of a language model; further integer inputs are 0.
@@ -187,11 +193,11 @@ def inputs_for(entry: GraphEntry, batch: int, time: int, seed: int) -> dict[str,
     Raises:
         ProfileError: if an input has a free dimension beside batch and time.
     """
-    return dict(_inputs(entry, batch, time, np.random.default_rng(seed)))
+    return dict(_inputs(entry, batch, time, np.random.default_rng(seed), own))
 
 
 def _inputs(
-    entry: GraphEntry, batch: int, time: int, random: np.random.Generator
+    entry: GraphEntry, batch: int, time: int, random: np.random.Generator, own: int | None
 ) -> Iterator[tuple[str, Array]]:
     last = entry.outputs[0].shape[-1:]
     vocabulary = next((size for size in last if isinstance(size, int) and size), 1)
@@ -201,7 +207,7 @@ def _inputs(
         tokens = [spec.name for spec in integers if "mask" not in spec.name]
         bounds = dict.fromkeys(tokens[:1], vocabulary)
     for spec in entry.inputs:
-        shape = _shape(spec, batch, time)
+        shape = _shape(spec, batch, time, own)
         if spec.default is not None:
             yield spec.name, np.full(shape, spec.default, spec.dtype)
         elif spec.name in bounds:
@@ -214,10 +220,10 @@ def _inputs(
             yield spec.name, random.standard_normal(shape).astype(spec.dtype)
 
 
-def _shape(spec: TensorSpec, batch: int, time: int) -> tuple[int, ...]:
+def _shape(spec: TensorSpec, batch: int, time: int, own: int | None) -> tuple[int, ...]:
     try:
-        own = dict.fromkeys((dim for dim in spec.shape if isinstance(dim, str)), OWN)
-        return shape_of(spec, {**({} if TIME in spec.shape else own), BATCH: batch, TIME: time})
+        sizes = {} if own is None else {d: own for d in spec.shape if isinstance(d, str)}
+        return shape_of(spec, {**sizes, BATCH: batch, TIME: time})
     except KeyError as error:
         raise ProfileError(
             f"The input {spec.name!r} has the free dimension {error.args[0]!r}; only batch and "

@@ -13,7 +13,6 @@ from intaglio.errors import BundleError, StateError
 from intaglio.runtime.bundle import Bundle
 from intaglio.runtime.bundle_diff import compare_bundles
 from intaglio.runtime.contradictions import contradictions
-from intaglio.runtime.engines import open_backend
 from intaglio.runtime.graph_entry import MAIN
 from intaglio.runtime.manifest import FILE_NAME, Manifest
 from intaglio.runtime.profile.measure import profile
@@ -129,16 +128,6 @@ def test_a_graph_may_prepare_states_for_another(prepared: dict[str, Any], tmp_pa
     assert [spec.name for spec in found.main.conditions] == ["picture"]
     assert found.main.states[-1].output == ""
     assert Manifest.load(tmp_path / FILE_NAME) == found
-
-
-def test_a_graph_that_takes_conditions_is_not_stepped_without_them(
-    prepared: dict[str, Any], two_graphs: Path
-) -> None:
-    opened = replace(Bundle.open(two_graphs), manifest=Manifest.from_json(prepared))
-    backend = open_backend(Bundle.open(two_graphs).graph(), "ort", 1)
-
-    with pytest.raises(BundleError, match=r"takes conditions \(picture\)"):
-        Session.over(opened.graph(), "ort", backend)
 
 
 # Places in the two graphs of that manifest, what is put there, and what is said of it.
