@@ -66,7 +66,8 @@ class ParityReport:
     asked for and found.  Where the bundle has weights of few bits, `against` is the source with its
     weights dequantized, and `quantization` tells how far that moved each output of the source
     itself; it has no limit.  `accuracy` is how the bundle multiplies by them, None without any.
-    `covers` says how far it was tried.
+    `covers` says how far it was tried.  Of a graph of whole inputs (`whole`), steps are calls, and
+    splits their sizes.
     """
 
     against: str
@@ -82,6 +83,7 @@ class ParityReport:
     quantization: Mapping[str, float] | None = None
     accuracy: str | None = None
     covers: Coverage | None = None
+    whole: bool = False
 
     @property
     def passed(self) -> bool:
@@ -107,9 +109,10 @@ class ParityReport:
     def summary(self) -> str:
         """One or two sentences for people."""
         rows = "random rows" if self.data is None else "rows of the data"
-        scope = (
-            f"{self.steps} steps of {self.batch} {rows} against {self.against} ({self.precision})"
-        )
+        what = f"{self.steps} steps of {self.batch} {rows}"
+        if self.whole:
+            what = f"{self.steps} calls with {'random inputs' if self.data is None else 'the data'}"
+        scope = f"{what} against {self.against} ({self.precision})"
         worst, found = self.worst, self.worst.found
         numbers = f"error {found.error:.1e}, limit {found.limit:.0e}"
         if self.passed:
@@ -122,13 +125,15 @@ class ParityReport:
                 f"{self.covers.words() if self.covers is not None else ''}"
             )
         failed = {row.found.name for row in self.failures}
+        where = f"after token {found.worst_step}, split {worst.split}"
+        where = f"at {worst.split}" if self.whole else where
         cause = f" {self.divergence.summary()}" if self.divergence is not None else ""
         if self.accuracy in INT8_ACTIVATIONS:
             rounding = ROUNDED_FINELY if self.accuracy == TWO_PARTS else ROUNDED
             cause += f" {rounding}{'' if self.data else RANDOM}"
         return (
             f"Parity fails over {scope}: of outputs and states {len(failed)} differ, most of all "
-            f"{worst.who} after token {found.worst_step}, split {worst.split} ({numbers}).{cause}"
+            f"{worst.who} {where} ({numbers}).{cause}"
         )
 
     def _moved(self) -> str:
@@ -145,6 +150,7 @@ class ParityReport:
             "precision": self.precision,
             "steps": self.steps,
             "batch": self.batch,
+            "whole": self.whole,
             "seed": self.seed,
             "data": self.data,
             "splits": list(self.splits),

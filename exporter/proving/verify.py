@@ -41,6 +41,7 @@ from .reference import Reference, reference
 from .source_numbers import SourceNumbers, source_numbers
 from .trial import draw
 from .trt_graph import graph_session
+from .whole_calls import verify_calls
 
 LIMITS = {"float16": 2e-2, "bfloat16": 5e-2}
 
@@ -108,7 +109,7 @@ def verify(
         loading.take("a source that is loaded already")
     else:
         source = load(source, as_named(loading, opened.manifest))
-    source = _of_graph(source, chosen)
+    source = replace(_of_graph(source, chosen), whole=entry.whole)
     own = {state.input for state in source.states}
     _require_same(entry, "inputs", {n: x for n, x in source.dynamic.items() if n not in own})
     steps = min(steps, entry.limits.max_context or steps)
@@ -125,6 +126,11 @@ def verify(
             )
         report = verify_own(source, session, steps, batch, limits)
         return _finish(report, opened, graph, source, LIMIT, bisect=bisect, keep=keep)
+    if entry.whole:
+        held = dequantized(source, chosen)
+        report = verify_calls(session, source, held, data, limits)
+        limit = LOW_BIT_LIMIT if KL in limits else LIMIT
+        return _finish(report, opened, graph, held or source, limit, bisect=bisect, keep=keep)
     numbers = source_numbers(source)
     sought = _sought(numbers, entry)
     trial = draw(source, batch, steps, data, entry.limits.max_context, sought)
@@ -143,9 +149,9 @@ def verify(
         limits=limits,
         progress=progress,
     )
-    splits = [[steps]] if entry.whole else splits_of(steps)
+    splits = splits_of(steps)
     rows, unknown = run.compare(splits)
-    if run.tells_the_last_alone and not entry.whole:
+    if run.tells_the_last_alone:
         rows += _prefixes(run, drawn, lambda inputs: reference(held or source, inputs))
     more, covers = Further(
         run=run,
@@ -227,7 +233,7 @@ def _prefixes(
 
 def _sought(numbers: SourceNumbers, entry: GraphEntry) -> dict[str, tuple[int, ...]]:
     """Values that the source compares integer inputs with, as far as they may hold them."""
-    below = {spec.name: spec.below or 0 for spec in entry.inputs}
+    below = {spec.name: spec.entries or 0 for spec in entry.inputs}
     return {
         name: tuple(sorted(n for n in found if 0 <= n < below.get(name, 0)))
         for name, found in numbers.values.items()
