@@ -31,7 +31,7 @@ from intaglio.errors import IntaglioError
 from intaglio.exporter.export import ExportReport
 from intaglio.runtime import Session
 from intaglio.runtime.bundle import Bundle
-from intaglio.runtime.trt.build import RECORD
+from intaglio.runtime.trt.engine_build import RECORD
 
 MOST = 1.02  # of plain ONNX's time
 FOLDER = "session.model_external_initializers_file_folder_path"

@@ -13,7 +13,7 @@ from torch import Tensor
 from intaglio.errors import SourceError
 from intaglio.exporter.sources.outputs import is_reserved
 from intaglio.exporter.sources.source import Source
-from intaglio.state import TIME
+from intaglio.state import PAST_LENGTH, TIME
 
 from .running import Run, runner
 
@@ -32,12 +32,12 @@ def settled(source: Source, asked: bool | None) -> Source:
     """
     others = {name: settled(other, asked) for name, other in source.others.items()}
     source = replace(source, others=others) if others else source
-    if source.states:  # it computes one step, and says so itself
-        return source
-    found = source if asked is None else replace(source, whole=asked)
-    if asked is None and not source.whole:
-        found = _found(source)
-    reserved = [] if found.whole else [name for name in source.dynamic if is_reserved(name)]
+    found = source
+    if not source.states:  # which compute one step, and say so themselves
+        found = _found(source) if asked is None else replace(source, whole=asked)
+    own = {state.input for state in source.states}
+    names = [] if found.whole else [n for n in source.dynamic if n not in own or n == PAST_LENGTH]
+    reserved = [name for name in names if is_reserved(name)]
     if reserved:
         raise SourceError(
             f"The input {reserved[0]!r} has a name that step graphs keep for what they carry. "
@@ -47,6 +47,8 @@ def settled(source: Source, asked: bool | None) -> Source:
 
 
 def _found(source: Source) -> Source:
+    if source.whole:
+        return source
     why = _why_whole(source)
     if not why:
         return source

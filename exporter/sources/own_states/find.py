@@ -279,8 +279,7 @@ def _described(
         run=lambda given: name_outputs(module, module(**given)), examples=form.inputs, states=states
     )
     if not states:
-        specs = [_spec(n, x, None, owner) for n, x in form.inputs.items()]
-        return Described(takes=Takes.of(name_axes(specs, Layouts.of(options.axes or {}))))
+        return _plainly(module, form.inputs, options, owner)
     shapes = _shapes(sizing, options, owner)
     timeless = not any(TIME in shape for shape in shapes.values())
     if form.slots and timeless and not options.axes and changes_per_call(sizing):
