@@ -1,21 +1,23 @@
 """From a source to its graphs: trace it, run the passes, lower the result for each target."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import onnx_ir as ir
 from torch import nn
 
-from intaglio.errors import OptionError
+from intaglio.errors import OptionError, PassError
 from intaglio.exporter.options.clock import Clock
 from intaglio.exporter.options.recipe import Recipe
 from intaglio.exporter.options.served_shapes import Shapes
+from intaglio.exporter.sources.axes import Sizes
 from intaglio.exporter.sources.calibration_data import Arrays, read_calibration
 from intaglio.exporter.sources.source import Source
 from intaglio.exporter.tracing.trace import Traced, trace
+from intaglio.exporter.tracing.whole import AS_WHOLE
 from intaglio.exporter.writing.compiled import Compiled, prepares
 from intaglio.passes import pipeline
 from intaglio.passes.base import Context, Pass
@@ -104,6 +106,9 @@ def compile_source(
         defaults=source.defaults,
         own=source.states,
         progress=clock.report,
+        draw=None if source.states else _drawing(source),
+        trials=({**source.sizes},) if source.whole else (),
+        spans=traced.spans if source.whole else {},
     )
     if teacher is not None:
         with clock.phase("calibration"):
@@ -111,7 +116,17 @@ def compile_source(
         context.calibration, context.work = data, teacher.work
         context.module = source.body if isinstance(source.body, nn.Module) else None
     steps = _steps(source, extra, how)
-    return _compile_graph(traced, steps, context, how, clock)
+    try:
+        return _compile_graph(traced, steps, context, how, clock)
+    except PassError as error:
+        if source.whole or source.states or how.whole is not None:
+            raise
+        raise PassError(f"{error} {AS_WHOLE}") from error
+
+
+def _drawing(source: Source) -> Callable[[Sizes, int], dict[str, Any]]:
+    """What draws inputs as arrays."""
+    return lambda sizes, seed: {n: x.numpy() for n, x in source.draw(sizes, seed).items()}
 
 
 def _steps(source: Source, extra: Sequence[Pass], how: Recipe) -> list[Pass]:

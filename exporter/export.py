@@ -13,6 +13,7 @@ from intaglio.exporter.proving.parity import ParityReport
 from intaglio.exporter.sources.calibration_data import Arrays
 from intaglio.exporter.sources.load import Unloaded, load
 from intaglio.exporter.sources.source import Source
+from intaglio.exporter.tracing.whole import settled
 from intaglio.exporter.writing.bundle_writer import BundleWriter, check_place
 from intaglio.exporter.writing.compiled import Compiled, weigh
 from intaglio.exporter.writing.describe import describe
@@ -113,12 +114,12 @@ def export(
     if dry_run:
         check_place(Path(out), force=force)
         with clock.phase("load"):
-            loaded = load(source, loading)
+            loaded = settled(load(source, loading), how.whole)
         compiled = compile_all(loaded, passes, how, clock, Teacher.of(calib, None))
         return _rehearsed(out, loaded, compiled, how, clock)
     with BundleWriter(out, force=force) as writer:
         with clock.phase("load"):
-            loaded = load(source, loading)
+            loaded = settled(load(source, loading), how.whole)
         teacher = Teacher.of(calib, Path(work or f"{writer.destination}.work"))
         compiled = compile_all(loaded, passes, how, clock, teacher)
         request = None if compiled.trt is None else prepare(compiled, how)

@@ -23,9 +23,11 @@ from .exact.merge_duplicates import MergeDuplicates
 from .exact.peel_first_token import PeelFirstToken
 from .exact.remove_dead import RemoveDead
 from .exact.remove_no_ops import RemoveNoOps
+from .exact.split_sequences import SplitSequences
 from .exact.stabilize_log_sigmoid import StabilizeLogSigmoid
 from .exact.statefulize import Statefulize
 from .lower.genai_inputs import GenaiInputs
+from .lower.ort_attention_mask import OrtAttentionMask
 from .lower.ort_decay_gate import OrtDecayGate
 from .lower.ort_domains import OrtDomains
 from .lower.ort_group_query_attention import OrtGroupQueryAttention
@@ -60,9 +62,11 @@ PASSES: tuple[type[Pass], ...] = (
     PeelFirstToken,
     RemoveDead,
     RemoveNoOps,
+    SplitSequences,
     StabilizeLogSigmoid,
     Statefulize,
     GenaiInputs,
+    OrtAttentionMask,
     OrtDomains,
     OrtGroupQueryAttention,
     OrtLowBit,

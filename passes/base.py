@@ -37,6 +37,9 @@ class Context:
     it is free; `defaults` holds the value of each input that may be left out; `own` lists the
     states that the source carries itself.
 
+    `draw` gives inputs of the source for sizes and a seed, where it is known; `trials` the sizes at
+    which a graph of whole inputs is checked, and `spans` the sizes that its axes take.
+
     Calibrated passes learn from `calibration`, refine through `module` (the source's PyTorch
     module, where it has one), keep what they have finished in the folder `work`, and tell
     `progress` how far they are.
@@ -48,10 +51,17 @@ class Context:
     batch: int | None = None
     defaults: Mapping[str, float] = field(default_factory=dict)
     own: Sequence[OwnState] = ()
+    draw: Callable[[Mapping[str, int], int], Mapping[str, Any]] | None = None
+    trials: Sequence[Mapping[str, int]] = ()
+    spans: Mapping[str, Any] = field(default_factory=dict)
     calibration: Calibration | None = None
     module: Any = None
     work: Path | None = None
     progress: Progress | None = None
+
+    def drawn(self, sizes: Mapping[str, int], seed: int) -> dict[str, Any]:
+        """Inputs of `sizes` as the source takes them; nothing where that is not known."""
+        return {} if self.draw is None else dict(self.draw(sizes, seed))
 
     def limit_context(self, tokens: int) -> None:
         """Lower `max_context` to `tokens` unless it is lower already."""

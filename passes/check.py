@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from intaglio.errors import CheckError
-from intaglio.state import PAST_LENGTH, Layout, StateSpec
+from intaglio.state import BATCH, PAST_LENGTH, TIME, Layout, StateSpec
 
 from . import evaluate, stepping
 from .base import Context
@@ -67,11 +67,14 @@ def _error(got: Array, wanted: Array) -> float:
         return 0.0
     if not np.issubdtype(wanted.dtype, np.floating):
         return 0.0 if np.array_equal(got, wanted) else float("inf")
-    # Random states may be none that the model ever has: both graphs then give nothing there.
-    told = ~(np.isnan(got) & np.isnan(wanted))
-    got, wanted = got.astype(np.float64)[told], wanted.astype(np.float64)[told]
-    largest = float(np.abs(wanted).max(initial=0))
-    return float(np.abs(got - wanted).max(initial=0)) / max(largest, 1e-30)
+    wide, found = wanted.astype(np.float64), got.astype(np.float64)
+    finite = np.isfinite(wide)
+    if not np.array_equal(wide[~finite], found[~finite], equal_nan=True):
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    largest = float(np.abs(wide[finite]).max())
+    return float(np.abs(found[finite] - wide[finite]).max()) / max(largest, 1e-30)
 
 
 def _same_interface(before: ir.Model, after: ir.Model, context: Context) -> Pairs:
@@ -80,23 +83,25 @@ def _same_interface(before: ir.Model, after: ir.Model, context: Context) -> Pair
     room = min(context.max_context or 12, 12)
     states = _stepped(context.states)
     pairs: Pairs = []
-    for time in (1, min(5, room)):
+    for sizes in context.trials or ({BATCH: batch, TIME: n} for n in (1, min(5, room))):
+        time = sizes.get(TIME, 1)
         past = np.arange(batch, dtype=np.int64) % max(1, room - time + 1)
         past += int(bool(context.own))  # a row that is new takes initial values instead of a state
-        feeds: dict[str, Array] = dict(
+        feeds: dict[str, Array] = context.drawn(sizes, time) or dict(
             stepping.random_inputs(
-                before, context.states, batch, time, seed=time, defaults=context.defaults
+                before, context.states, sizes, seed=time, defaults=context.defaults
             )
         )
         if states:
             carried, past = stepping.random_states(states, past, room, seed=time)
             feeds |= carried
-        feeds[PAST_LENGTH] = past
+        if not context.trials:  # a model of whole inputs may have one of that name
+            feeds[PAST_LENGTH] = past
         feeds |= _prepared(feeds, batch, context)
         wanted, got = (_run(model, feeds) for model in (before, after))
         specs = {spec.output: spec for spec in context.states}
         for name, array in wanted.items():
-            what = f"{name!r} at T = {time}"
+            what = f"{name!r} at {', '.join(f'{s} = {n}' for s, n in sizes.items())}"
             if name not in got:
                 raise CheckError(f"the output {what} is gone")
             both = [_valid(specs.get(name), x, past + time) for x in (got[name], array)]
@@ -113,7 +118,9 @@ def _prepared(given: Mapping[str, Array], batch: int, context: Context) -> Mappi
     """What `prepare` makes of the conditions in `given`, or of random ones where none are."""
     if context.prepare is None:
         return {}
-    drawn = stepping.random_inputs(context.prepare, [], batch, 1, defaults=context.defaults)
+    drawn = stepping.random_inputs(
+        context.prepare, [], {BATCH: batch, TIME: 1}, defaults=context.defaults
+    )
     return evaluate.run(context.prepare, {name: given.get(name, drawn[name]) for name in drawn})
 
 
@@ -132,7 +139,10 @@ def _splits(before: ir.Model, after: ir.Model, context: Context) -> Pairs:
     windows = [spec.window for spec in context.states if spec.window]
     time = min(max([7, *(w + 3 for w in windows)]), 80, context.max_context or 80)
     batch = context.batch or 2
-    inputs = stepping.random_inputs(before, [], batch, time, defaults=context.defaults)
+    sizes = {BATCH: batch, TIME: time}
+    inputs = context.drawn(sizes, 0) or stepping.random_inputs(
+        before, [], sizes, defaults=context.defaults
+    )
     wanted = evaluate.run(before, inputs)
     pairs: Pairs = []
     for parts in _partitions(time):

@@ -32,9 +32,11 @@ from .exact.merge_duplicates import MergeDuplicates
 from .exact.peel_first_token import PeelFirstToken
 from .exact.remove_dead import RemoveDead
 from .exact.remove_no_ops import RemoveNoOps
+from .exact.split_sequences import SplitSequences
 from .exact.stabilize_log_sigmoid import StabilizeLogSigmoid
 from .exact.statefulize import Statefulize
 from .low_bit import low_bit_nodes
+from .lower.ort_attention_mask import OrtAttentionMask
 from .lower.ort_decay_gate import OrtDecayGate
 from .lower.ort_domains import OrtDomains
 from .lower.ort_group_query_attention import OrtGroupQueryAttention
@@ -92,6 +94,7 @@ def standard(
     return [
         # tidy what tracing leaves
         RemoveDead(),
+        SplitSequences(),
         FoldSizes(),
         FoldConstants(),
         RemoveNoOps(),
@@ -148,6 +151,7 @@ def lowering(target: str, accuracy: Accuracy = "auto", dtype: str = FP32) -> lis
         OrtLowBit(accuracy=accuracy),
         OrtDomains(),
         OrtGroupQueryAttention(),
+        OrtAttentionMask(),
         OrtPackedHeads(),
         OrtPackedProducts(),
         OrtUnitNorm(),

@@ -26,18 +26,16 @@ SIZE = 6
 def random_inputs(
     model: ir.Model,
     states: Sequence[StateSpec],
-    batch: int,
-    time: int,
+    sizes: Mapping[str, int],
     seed: int = 0,
     defaults: Mapping[str, float] | None = None,
 ) -> Arrays:
-    """Random arrays for the source's own inputs; token ids stay within their embedding.
+    """Random arrays of `sizes` for the source's own inputs; ids stay within their embedding.
 
     What may be left out holds its default: random masks would hide all tokens of some row.
     """
     random = np.random.default_rng(seed)
     carried = {spec.input for spec in states} | {PAST_LENGTH}
-    sizes = {BATCH: batch, TIME: time}
     feeds: Arrays = {}
     for value in model.graph.inputs:
         if value.name in carried or value.name is None:

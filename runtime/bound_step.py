@@ -9,7 +9,7 @@ from intaglio.errors import InputError
 from intaglio.runtime.arrays import Array, dtype_of
 from intaglio.runtime.carried_states import CarriedStates
 from intaglio.runtime.graph_entry import GraphEntry
-from intaglio.runtime.step_inputs import Sizes, check_out, shape_of, stray
+from intaglio.runtime.step_inputs import Sizes, check_out, follows, limit_of, shape_of, stray
 from intaglio.state import TIME
 
 Arrays = Mapping[str, Array]
@@ -31,16 +31,18 @@ class BoundStep(ABC):
         self._outputs = [
             (spec.name, shape_of(spec, sizes), dtype_of(spec.dtype, spec.name))
             for spec in entry.outputs
+            if follows(spec, sizes)
         ]
+        self._told = [spec.name for spec in entry.outputs if not follows(spec, sizes)]
         # Seen as unsigned, a negative id is huge: one comparison finds both kinds of stray.
         self._bounded = [
-            (spec, buffer, buffer.view(f"u{buffer.itemsize}"))
+            (spec, limit_of(spec, sizes), buffer, buffer.view(f"u{buffer.itemsize}"))
             for spec, buffer in zip(entry.inputs, feeds, strict=True)
-            if spec.below is not None and buffer.dtype.kind == "i"
+            if spec.below is not None and buffer.dtype.kind == "i" and buffer.size
         ]
 
     @abstractmethod
-    def run(self, carried: CarriedStates, results: Arrays) -> None:
+    def run(self, carried: CarriedStates, results: dict[str, Array]) -> None:
         """Run the step that was fed from the current side of `carried`, filling `results`.
 
         Raises:
@@ -63,9 +65,10 @@ class BoundStep(ABC):
                     f"The input {name!r} is {inputs[name].dtype}, should be {buffer.dtype}. "
                     f"Convert it with astype({str(buffer.dtype)!r})."
                 ) from error
-        for spec, buffer, unsigned in self._bounded:
-            if unsigned.max() >= spec.below:
-                raise InputError(stray(spec, buffer))
+        for spec, limit, buffer, unsigned in self._bounded:
+            strays = unsigned.max() >= limit if isinstance(limit, int) else unsigned >= limit
+            if np.any(strays):
+                raise InputError(stray(spec, limit, buffer))
 
     def results(self, out: Arrays | None) -> dict[str, Array]:
         """Arrays for the outputs of one step: those of `out`, and new ones for the rest.

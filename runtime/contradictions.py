@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from intaglio.runtime.dims import symbols_of
 from intaglio.state import BATCH, CAPACITY, PAST, PAST_LENGTH, TIME, Layout
 
 _GROWS = {Layout.STATIC: CAPACITY, Layout.GROW: PAST}  # the symbol along the axis of each
@@ -40,9 +41,10 @@ def _graph(entry: Mapping[str, Any], prepares: bool) -> Iterator[str]:
             if count > 1:
                 yield f"{what} have the name {name!r} {count} times."
     known = {BATCH, TIME, *(dim for spec in entry["inputs"] for dim in spec["shape"])}
-    for spec in entry["outputs"]:
+    yield from _bounds(entry, known)
+    for spec in entry["outputs"] if not entry.get("whole") else ():
         for dim in spec["shape"]:
-            if isinstance(dim, str) and dim not in known and not prepares:
+            if not symbols_of(dim) <= known and not prepares:
                 yield f"The output {spec['name']!r} has the dimension {dim!r}, which no input has."
     for spec in (*entry["inputs"], *entry["outputs"], *entry.get("conditions", ())):
         yield from _size(spec["name"], spec["shape"])
@@ -52,6 +54,22 @@ def _graph(entry: Mapping[str, Any], prepares: bool) -> Iterator[str]:
     for spec in states:
         yield from _state(spec, entry["limits"]["batch"])
         yield from _size(spec["input"], spec["shape"])
+
+
+def _bounds(entry: Mapping[str, Any], known: set[int | str]) -> Iterator[str]:
+    """Of values by an axis or by columns, and of sizes."""
+    for spec in entry["inputs"]:
+        below, name = spec.get("below"), f"The input {spec['name']!r}"
+        if isinstance(below, str) and below not in known:
+            yield f"{name} is bounded by {below!r}, which no input has."
+        if isinstance(below, list) and below and spec["shape"][-1:] != [len(below)]:
+            yield f"{name} has bounds for {len(below)} columns."
+        if below == []:
+            yield f"{name} has bounds for no column."
+    for symbol, span in entry["limits"].get("sizes", {}).items():
+        numbers = [span[0], span[2], span[3]] if len(span) == 4 else [None]
+        if None in numbers or not span[2] or (span[1] is not None and span[1] < span[0]):
+            yield f"The sizes of {symbol!r} should be the least, the most, a step and a usual one."
 
 
 def _prepared(name: str, entry: Mapping[str, Any], graphs: Mapping[str, Any]) -> Iterator[str]:

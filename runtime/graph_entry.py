@@ -9,20 +9,29 @@ from intaglio.state import StateSpec
 MAIN = "main"  # the graph that a session steps unless it is told otherwise
 PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"  # `TargetEntry.parity`
 
+SizeRange = tuple[int, int | None, int, int]
+
 
 @dataclass(frozen=True)
 class TensorSpec:
     """One input or output of the source; `dtype` is numpy's name, `shape` ints and symbols.
 
     An input with a `default` may be left out of a step: it is then filled with that.
-    `below` bounds an input that picks rows of a table, as token ids do: from 0 to below it.
+    `below` bounds an input that picks rows of a table, as token ids do: from 0 to below it; one
+    number for each column of the last axis where these go to different tables, and the name of an
+    axis where it picks from that.  The shape of an output may have arithmetic of symbols.
     """
 
     name: str
     dtype: str
     shape: tuple[int | str, ...]
     default: float | None = None
-    below: int | None = None
+    below: int | str | tuple[int, ...] | None = None
+
+    @property
+    def entries(self) -> int | None:
+        """How many entries a value picks from, where that is one number."""
+        return self.below if isinstance(self.below, int) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +52,30 @@ class TargetEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """The tokens that the position tables allow, and a fixed batch; None where free."""
+    """The tokens that the position tables allow, and a fixed batch; None where free.
+
+    `sizes` holds the least, the most (None for any), the step and a usual size of each free axis
+    of a graph of whole inputs.
+    """
 
     max_context: int | None = None
     batch: int | None = None
+    sizes: Mapping[str, SizeRange] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in a manifest."""
+        entry: dict[str, Any] = {"max_context": self.max_context, "batch": self.batch}
+        spans = {symbol: list(span) for symbol, span in self.sizes.items()}
+        return {**entry, "sizes": spans} if spans else entry
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> Self:
+        """Back from a manifest's entry."""
+        spans = {
+            symbol: (least, most, step, usual)
+            for symbol, (least, most, step, usual) in entry.get("sizes", {}).items()
+        }
+        return cls(max_context=entry["max_context"], batch=entry["batch"], sizes=spans)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +83,9 @@ class GraphEntry:
     """One graph of a bundle.
 
     `inputs` and `outputs` are the source's own, without states and without past_length, which
-    `past_length` says whether the graph takes.  `whole` says that each call takes a whole sequence,
-    as an encoder does, and nothing is carried to the next.  `passes` holds the records of the
-    passes in order, `parity` what the last verification found.
+    `past_length` says whether the graph takes.  `whole` says that each call takes whole inputs, as
+    of a picture or an encoder, and nothing is carried to the next.  `passes` holds the records of
+    the passes in order, `parity` what the last verification found.
 
     `conditions` are inputs that are given once for a sequence and have no time.  The graph of the
     bundle that `prepare` names takes them, and its outputs become the states of the layout
@@ -89,7 +118,7 @@ class GraphEntry:
             "prepare": self.prepare,
             "past_length": self.past_length,
             "whole": self.whole,
-            "limits": asdict(self.limits),
+            "limits": self.limits.to_json(),
             "targets": {
                 name: {**asdict(target), "data": list(target.data)}
                 for name, target in self.targets.items()
@@ -109,7 +138,7 @@ class GraphEntry:
             prepare=entry.get("prepare"),
             past_length=entry["past_length"],
             whole=entry.get("whole", False),
-            limits=Limits(**entry["limits"]),
+            limits=Limits.from_json(entry["limits"]),
             targets={
                 key: TargetEntry(**{**target, "data": tuple(target["data"])})
                 for key, target in entry["targets"].items()
@@ -121,8 +150,12 @@ class GraphEntry:
 
 def _tensor_to_json(spec: TensorSpec) -> dict[str, Any]:
     entry = {**asdict(spec), "shape": list(spec.shape)}
+    if isinstance(spec.below, tuple):
+        entry["below"] = list(spec.below)
     return {key: value for key, value in entry.items() if value is not None}
 
 
 def _tensor_from_json(entry: Mapping[str, Any]) -> TensorSpec:
-    return TensorSpec(**{**entry, "shape": tuple(entry["shape"])})
+    below = entry.get("below")
+    below = tuple(below) if isinstance(below, list) else below
+    return TensorSpec(**{**entry, "shape": tuple(entry["shape"]), "below": below})

@@ -241,6 +241,7 @@ def hides(spec: TensorSpec, dim: str) -> bool:
 
 def _checked(spec: TensorSpec, array: Array) -> Array:
     """`array` in the dtype of the graph, once its ids are those of its table."""
-    if spec.below is not None and (array.min() < 0 or array.max() >= spec.below):
-        raise InputError(stray(spec, array, "condition"))
+    entries = spec.entries
+    if entries is not None and (array.min() < 0 or array.max() >= entries):
+        raise InputError(stray(spec, entries, array, "condition"))
     return array.astype(spec.dtype)

@@ -184,7 +184,8 @@ class Session:
 
         Any way to cut a sequence into steps gives the same outputs.  The first step after load or
         reset decides the number of rows.  A step that fails leaves the state as it was.
-        A graph of whole sequences (`entry.whole`) carries nothing: each call stands alone.
+        A graph of whole inputs (`entry.whole`) carries nothing: each call stands alone, and its
+        inputs have whatever axes the manifest names.
 
         Args:
             inputs: arrays by name, as `entry.inputs` says: for language models
@@ -216,10 +217,13 @@ class Session:
         lengths: Sequence[int] | npt.NDArray[Any] | None,
         out: Mapping[str, Array] | None,
     ) -> dict[str, Array]:
-        if lengths is None and not self.entry.whole:
+        if lengths is None:
             carried = self.state.carried
             step = self._stepper.known(carried, inputs)
             if step is not None:
+                if self.entry.whole:  # which has no states: nothing else to start over
+                    carried.past_length.fill(0)
+                    carried.longest = 0
                 return self._stepper.run(carried, step, inputs, out)
         entry = self.entry
         for spec in entry.conditions:

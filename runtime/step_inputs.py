@@ -8,7 +8,8 @@ import numpy.typing as npt
 
 from intaglio.errors import InputError
 from intaglio.runtime.arrays import Array
-from intaglio.runtime.graph_entry import Limits, TensorSpec
+from intaglio.runtime.dims import size_of, symbols_of
+from intaglio.runtime.graph_entry import Limits, SizeRange, TensorSpec
 from intaglio.state import BATCH, TIME
 
 Sizes = Mapping[str, int]
@@ -86,6 +87,9 @@ def sizes_of(arrays: Mapping[str, Array], specs: Sequence[TensorSpec], limits: L
         raise InputError("The step has 0 tokens (time = 0), needs at least 1. Leave it out.")
     if sizes.setdefault(BATCH, limits.batch or 1) == 0:
         raise InputError("The step has 0 rows (batch = 0), needs at least 1.")
+    for symbol, span in limits.sizes.items():
+        if symbol in sizes and not _holds(span, sizes[symbol]):
+            raise InputError(_out_of_range(symbol, span, sizes[symbol], specs))
     if limits.batch not in (None, sizes[BATCH]):
         raise InputError(
             f"The step has {sizes[BATCH]} rows, but the bundle was exported for a batch of exactly "
@@ -94,9 +98,39 @@ def sizes_of(arrays: Mapping[str, Array], specs: Sequence[TensorSpec], limits: L
     return sizes
 
 
+def _holds(span: SizeRange, size: int) -> bool:
+    least, most, step, _ = span
+    return size >= least and (most is None or size <= most) and (size - least) % step == 0
+
+
+def _out_of_range(symbol: str, span: SizeRange, size: int, specs: Sequence[TensorSpec]) -> str:
+    least, most, step, _ = span
+    owner = next(spec.name for spec in specs if symbol in spec.shape)
+    words = f"{least} or more" if most is None else f"{least} to {most}"
+    steps = f", in steps of {step}" if step > 1 else ""
+    return (
+        f"The input {owner!r} has {symbol} = {size}; the bundle was exported for {words}{steps}. "
+        f"Export it for others with --axes, as {symbol}=LEAST..MOST:STEP."
+    )
+
+
 def shape_of(spec: TensorSpec, sizes: Sizes) -> tuple[int, ...]:
-    """Shape of a tensor, its symbols replaced by their sizes."""
-    return tuple(dim if isinstance(dim, int) else sizes[dim] for dim in spec.shape)
+    """Shape of a tensor, its symbols replaced by their sizes.
+
+    Raises:
+        InputError: if a dimension follows from none of them, or is none at these sizes.
+    """
+    found = [size_of(dim, sizes) for dim in spec.shape]
+    for dim, size in zip(spec.shape, found, strict=True):
+        if size is None:
+            told = ", ".join(f"{symbol} = {n}" for symbol, n in sizes.items())
+            raise InputError(f"{spec.name!r} has the dimension {dim}, which is no size at {told}.")
+    return tuple(size for size in found if size is not None)
+
+
+def follows(spec: TensorSpec, sizes: Sizes) -> bool:
+    """Whether the shape of a tensor is known before a call, by sizes alone."""
+    return all(symbols_of(dim) <= sizes.keys() for dim in spec.shape)
 
 
 def check_out(out: Mapping[str, Any], outputs: Iterable[tuple[str, tuple[int, ...], Any]]) -> None:
@@ -140,13 +174,21 @@ def lengths_of(lengths: Any, sizes: Sizes) -> npt.NDArray[np.int64]:
     return array.astype(np.int64)
 
 
-def stray(spec: TensorSpec, ids: Array, what: str = "input") -> str:
-    """Say which of `ids` is none of the table's, and where it stands in the `what`."""
-    assert spec.below is not None
-    place = tuple(np.argwhere((ids < 0) | (ids >= spec.below))[0].tolist())
+def limit_of(spec: TensorSpec, sizes: Sizes) -> int | Array:
+    """Below what the values of a bounded input stay: a number, or one for each column."""
+    if isinstance(spec.below, str):
+        return sizes[spec.below]
+    return spec.below if isinstance(spec.below, int) else np.array(spec.below, np.uint64)
+
+
+def stray(spec: TensorSpec, limit: int | Array, ids: Array, what: str = "input") -> str:
+    """Say which of `ids` is not below `limit`, and where it stands in the `what`."""
+    limits = np.broadcast_to(np.asarray(limit, np.int64), ids.shape)
+    place = tuple(np.argwhere((ids < 0) | (ids >= limits))[0].tolist())
+    hint = " Is this the tokenizer of this model?" if isinstance(spec.below, int) else ""
     return (
         f"The {what} {spec.name!r} has {ids[place]} at {list(place)}; it should be from 0 to "
-        f"{spec.below - 1}. Is this the tokenizer of this model?"
+        f"{limits[place] - 1}.{hint}"
     )
 
 

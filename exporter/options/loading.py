@@ -10,13 +10,16 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Self, TypedDict
 
+import numpy.typing as npt
+from torch import Tensor
+
 from intaglio.errors import OptionError
 
 from .config import Config
 
 Axes = Mapping[str, Sequence[int | str]]
 States = Mapping[str, str]
-Inputs = Mapping[str, Any] | str | Path
+Inputs = Mapping[str, Any] | Sequence[Any] | Tensor | npt.NDArray[Any] | str | Path
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class SourceOptions:
     graphs: Mapping[str, Any] = field(default_factory=dict)
     states: States = field(default_factory=dict)
     condition: Sequence[str] = ()
+    whole: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +94,7 @@ class LoadOptions(SourceOptions):
             OptionError: if something was.
         """
         for name in self.given():
-            if name not in names and not name.startswith("allow_"):
+            if name not in names and name != "whole" and not name.startswith("allow_"):
                 option = "graph" if name == "graphs" else name.replace("_", "-")
                 raise OptionError(f"--{option} says nothing about {what}; leave it out.")
 
@@ -110,8 +114,10 @@ class LoadKeywords(TypedDict, total=False):
     key: Annotated[str | None, "where the file holds the state dict, if it holds several; dotted."]
     axes: Annotated[
         Axes | None,
-        "the dimensions of inputs that are laid out otherwise, ``batch`` and ``time`` by name: "
-        '``{"mel": ("batch", 80, "time")}``.',
+        'the dimensions of inputs, free ones by name: ``{"mel": ("batch", 80, "time")}``, with the '
+        'sizes that one takes as in ``"height=64..512:32"``, and behind the last what integers '
+        'stay below: ``{"edge_index": (2, "edges<nodes")}``.  Where they are not given, the model '
+        "is tried at other sizes.",
     ]
     graphs: Annotated[
         Mapping[str, Graph | str] | None,
@@ -130,14 +136,19 @@ class LoadKeywords(TypedDict, total=False):
         "inputs without time, which hold for a whole sequence and are given once: an encoder's "
         "input, a label, a picture.  Found by itself where `axes` give an input no time.",
     ]
+    whole: Annotated[
+        bool | None,
+        "whether each call takes whole inputs, and nothing is carried between calls, as with "
+        "pictures and encoders; where it is not said, the model is asked.",
+    ]
     import_from: Annotated[
         Sequence[str | Path] | None,
         "folders in which the factory's module is looked for first.",
     ]
     inputs: Annotated[
         Inputs | None,
-        "example inputs by name, ``[batch, time, ...]`` or ``[batch]`` each: tensors, arrays, or "
-        "an ``.npz`` file.  Needed where the inputs are not token ids alone.",
+        "example inputs by name, or in the order of forward: tensors, arrays, or an ``.npz`` "
+        "file.  Needed where the inputs are not token ids alone.  Values are drawn like theirs.",
     ]
     allow_code: Annotated[
         bool,

@@ -22,7 +22,7 @@ from intaglio.passes import evaluate, stepping
 from intaglio.passes.graph import dims, load_graph, module_of
 from intaglio.runtime.graph_entry import MAIN, GraphEntry
 from intaglio.runtime.manifest import FILE_NAME, Manifest
-from intaglio.state import PAST_LENGTH, TIME, Layout
+from intaglio.state import BATCH, PAST_LENGTH, TIME, Layout
 
 TOKENS, SECOND = 29, 5
 """Tokens compared, and how many of them the second part holds: sizes that no dimension has."""
@@ -78,19 +78,29 @@ def bisect(
     bundle: Path, source: Source, *, limit: float = 1e-4, name: str = MAIN
 ) -> Divergence | None:
     """The first difference between the graph `name` of `bundle` and `source`; None without one."""
-    return first_divergence(bundle, trace(source).model, limit=limit, name=name)
+    inputs = {n: x.numpy() for n, x in source.inputs.items()} if source.whole else None
+    return first_divergence(bundle, trace(source).model, limit=limit, name=name, inputs=inputs)
 
 
 def first_divergence(
-    bundle: Path, traced: ir.Model, *, limit: float, name: str = MAIN
+    bundle: Path,
+    traced: ir.Model,
+    *,
+    limit: float,
+    name: str = MAIN,
+    inputs: Arrays | None = None,
 ) -> Divergence | None:
-    """The first difference between the graph of `bundle` and its source's training-form graph."""
+    """The first difference between the graph of `bundle` and its source's training-form graph.
+
+    A graph of whole inputs is run on `inputs`.
+    """
     manifest = Manifest.load(bundle / FILE_NAME)
     entry = manifest.graphs[name]
     tokens = min(TOKENS, entry.limits.max_context or TOKENS)
     taken = (*entry.inputs, *entry.conditions)
     defaults = {spec.name: spec.default for spec in taken if spec.default is not None}
-    inputs = stepping.random_inputs(traced, [], 1, tokens, defaults=defaults)
+    sizes = {BATCH: 1, TIME: tokens}
+    inputs = inputs or stepping.random_inputs(traced, [], sizes, defaults=defaults)
     prepared: Arrays = {}
     if entry.prepare is not None:
         prepare = _lowered(bundle, manifest.graphs[entry.prepare])

@@ -28,18 +28,16 @@ def check_claims(entry: GraphEntry, source: Source) -> None:
     """Refuse a manifest that contradicts the source about how its graph is fed.
 
     Raises:
-        BundleError: if it has other inputs, or other values for those left out, or takes whole
-            sequences where the source goes on from step to step.
+        BundleError: if it has other inputs, or other values for those left out, or goes on
+            from step to step where the source takes whole sequences.
     """
     carried = {state.input for state in source.states}
     taken = {name: axes for name, axes in source.dynamic.items() if name not in carried}
     same_names(entry, "inputs", taken)
-    if entry.whole != source.whole:
-        ways = "whole sequences", "one token after the other"
-        said, takes = ways if entry.whole else ways[::-1]
+    if source.whole and not entry.whole:  # any source may be exported whole, if one asks for it
         raise BundleError(
-            f"The manifest says that the bundle takes {said}, and the source takes {takes}. "
-            "Export it again."
+            "The manifest says that the bundle takes one token after the other, and the source "
+            "takes whole sequences. Export it again."
         )
     for spec in entry.inputs:
         own = source.defaults.get(spec.name)

@@ -63,12 +63,12 @@ class Further:
         _note(seen, trial.inputs)
         tokens, rows = trial.steps, []
         unequal = restored = None
-        if not manifest.whole and trial.data is None:
+        if trial.data is None:
             for drawn, length in self._runs(tokens, thorough=thorough):
                 rows += self._follow(drawn, length)
                 _note(seen, drawn)
                 tokens = max(tokens, length)
-        if not manifest.whole and TIME in _symbols(self.source):
+        if TIME in _symbols(self.source):
             unequal = self._unequal(rows)
             restored = self._restored(rows)
         return rows, Coverage(
@@ -76,9 +76,9 @@ class Further:
             limit=self.limit,
             beyond=tuple(n for n in self._numbers() if n + 1 > tokens and self._allows(n + 1)),
             drawn={
-                spec.name: (len(seen[spec.name]), spec.below)
+                spec.name: (len(seen[spec.name]), spec.entries)
                 for spec in (*manifest.inputs, *manifest.conditions)
-                if spec.below is not None and spec.name in seen
+                if spec.entries is not None and spec.name in seen
             },
             compared=_missing(self.numbers.values, seen, manifest),
             rows=unequal,
@@ -118,9 +118,9 @@ class Further:
     def _all_values(self) -> Iterator[tuple[dict[str, Tensor], int]]:
         """Inputs in which each value of each integer input occurs."""
         below = {
-            spec.name: spec.below
+            spec.name: spec.entries
             for spec in self.run.session.entry.inputs
-            if spec.below is not None
+            if spec.entries is not None
         }
         rows = self.rows or THOROUGH_ROWS
         length = min(THOROUGH_TOKENS, self.limit or THOROUGH_TOKENS)
@@ -223,7 +223,7 @@ def _missing(
     compared: Mapping[str, frozenset[int]], seen: Mapping[str, set[int]], manifest: GraphEntry
 ) -> dict[str, tuple[int, ...]]:
     """What inputs are compared with and could hold, and did not."""
-    below = {spec.name: spec.below for spec in (*manifest.inputs, *manifest.conditions)}
+    below = {spec.name: spec.entries for spec in (*manifest.inputs, *manifest.conditions)}
     found = {
         name: tuple(sorted(n for n in numbers if 0 <= n < (below.get(name) or math.inf)))
         for name, numbers in compared.items()

@@ -73,7 +73,7 @@ class ParityReport:
     weights dequantized, and `quantization` tells how far that moved each output of the source
     itself, at most; a row of the kind `QUANTIZATION` holds what it moved in the mean to a limit.
     `accuracy` is how the bundle multiplies by them, None without any.  `covers` says how far it was
-    tried.
+    tried.  Of a graph of whole inputs (`whole`), steps are calls, and splits their sizes.
     """
 
     against: str
@@ -89,6 +89,7 @@ class ParityReport:
     quantization: Mapping[str, float] | None = None
     accuracy: str | None = None
     covers: Coverage | None = None
+    whole: bool = False
 
     @property
     def passed(self) -> bool:
@@ -116,9 +117,10 @@ class ParityReport:
     def summary(self) -> str:
         """One or two sentences for people."""
         rows = "random rows" if self.data is None else "rows of the data"
-        scope = (
-            f"{self.steps} steps of {self.batch} {rows} against {self.against} ({self.precision})"
-        )
+        what = f"{self.steps} steps of {self.batch} {rows}"
+        if self.whole:
+            what = f"{self.steps} calls with {'random inputs' if self.data is None else 'the data'}"
+        scope = f"{what} against {self.against} ({self.precision})"
         worst, found = self.worst, self.worst.found
         numbers = f"error {found.error:.1e}, limit {found.limit:.0e}"
         if self.passed:
@@ -137,13 +139,15 @@ class ParityReport:
                 f"{found.limit:g}: where {MOVED_ADVICE}{found.name}=VALUE accepts it."
             )
         failed = {row.found.name for row in self.failures}
+        where = f"after token {found.worst_step}, split {worst.split}"
+        where = f"at {worst.split}" if self.whole else where
         cause = f" {self.divergence.summary()}" if self.divergence is not None else ""
         if self.accuracy in INT8_ACTIVATIONS:
             rounding = ROUNDED_FINELY if self.accuracy == TWO_PARTS else ROUNDED
             cause += f" {rounding}{'' if self.data else RANDOM}"
         return (
             f"Parity fails over {scope}: of outputs and states {len(failed)} differ, most of all "
-            f"{worst.who} after token {found.worst_step}, split {worst.split} ({numbers}).{cause}"
+            f"{worst.who} {where} ({numbers}).{cause}"
         )
 
     def _moved(self) -> str:
@@ -160,6 +164,7 @@ class ParityReport:
             "precision": self.precision,
             "steps": self.steps,
             "batch": self.batch,
+            "whole": self.whole,
             "seed": self.seed,
             "data": self.data,
             "splits": list(self.splits),

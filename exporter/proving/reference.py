@@ -26,6 +26,7 @@ from intaglio.exporter.sources.source import Source
 from intaglio.exporter.tracing.adopt import open_original, run_original
 from intaglio.exporter.tracing.exchanged import exchanged
 from intaglio.exporter.tracing.modules import ModuleStack
+from intaglio.exporter.tracing.running import as_written
 from intaglio.ops import OPS
 from intaglio.ops.op import Op
 from intaglio.state import TIME, Layout, StateSpec
@@ -139,8 +140,8 @@ def _recorded(
     """Outputs of a run over `tokens` tokens, and the calls that it made."""
     stack = ModuleStack(module)
     recorder = _Recorder(stack, tokens)
-    with torch.no_grad(), stack, recorder:
-        outputs = name_outputs(module, module(**inputs))
+    with as_written(), stack, recorder:
+        outputs = name_outputs(module, module(**inputs), inputs)
     return outputs, recorder.calls
 
 

@@ -67,6 +67,7 @@ from .rounding import EXACT, limits_of, rounds_activations
 from .source_numbers import SourceNumbers, source_numbers
 from .trial import draw
 from .trt_graph import graph_session
+from .whole_calls import verify_calls
 
 
 @spelled_out
@@ -136,6 +137,7 @@ def verify(
         source = load(source, as_named(loading, opened.manifest))
     source = _of_graph(source, chosen)
     check_claims(entry, source)
+    source = replace(source, whole=entry.whole)
     session = graph_session(chosen) if lowered else Session.load(opened, target, graph=graph)
     steps = min(tokens_to_run(entry, source, steps), session.state.most_tokens or steps)
     batch = entry.limits.batch or min(batch, session.most_rows or batch)
@@ -151,6 +153,10 @@ def verify(
             )
         report = verify_own(source, session, steps, batch, limits)
         return _finish(report, opened, graph, source, EXACT, bisect=bisect, keep=keep)
+    if entry.whole:
+        held = dequantized(source, chosen)
+        report = verify_calls(session, source, held, data, limits)
+        return _finish(report, opened, graph, held or source, EXACT, bisect=bisect, keep=keep)
     numbers = source_numbers(source)
     sought = _sought(numbers, entry)
     trial = draw(source, batch, steps, data, entry.limits.max_context, sought)
@@ -171,9 +177,9 @@ def verify(
         limits=limits,
         progress=progress,
     )
-    splits = [[steps]] if entry.whole else splits_of(steps)
+    splits = splits_of(steps)
     rows, unknown = run.compare(splits)
-    if run.tells_the_last_alone and not entry.whole:
+    if run.tells_the_last_alone:
         rows += _prefixes(run, drawn, lambda inputs: reference(held or source, inputs))
     moved = None
     if held is not None:
@@ -299,7 +305,7 @@ def _own(limits: Mapping[str, float]) -> list[float]:
 
 def _sought(numbers: SourceNumbers, entry: GraphEntry) -> dict[str, tuple[int, ...]]:
     """Values that the source compares integer inputs with, as far as they may hold them."""
-    below = {spec.name: spec.below or 0 for spec in entry.inputs}
+    below = {spec.name: spec.entries or 0 for spec in entry.inputs}
     return {
         name: tuple(sorted(n for n in found if 0 <= n < below.get(name, 0)))
         for name, found in numbers.values.items()

@@ -150,11 +150,16 @@ class _Reader:
 
     def size(self, arrays: Arrays) -> tuple[int, int]:
         """Rows and steps of arrays that were checked."""
+        found = self._sizes(arrays)
+        return found[BATCH], found[TIME]
+
+    def _sizes(self, arrays: Arrays) -> dict[str, int]:
+        """The size of each free axis; one row of one step where there is no such axis."""
         found = {BATCH: 1, TIME: 1}
         for name in self._examples.keys() & arrays.keys():
             axes = self._source.dynamic[name]
             found |= {symbol: arrays[name].shape[axis] for axis, symbol in axes.items()}
-        return found[BATCH], found[TIME]
+        return found
 
     def batch(self, arrays: Arrays, first: int, end: int) -> Batch:
         """Some rows of arrays that were checked."""
@@ -182,8 +187,8 @@ class _Reader:
         rows, steps = self.size(checked)
         if not rows or not steps:
             raise InputError(f"{where} is empty: it has {rows} rows of {steps} steps.")
-        self._agree(checked, rows, steps, where)
-        checked |= self._left_out(checked, rows, steps)
+        self._agree(checked, steps, where)
+        checked |= self._left_out(checked)
         if LENGTHS in arrays:
             lengths = arrays[LENGTHS]
             whole = np.issubdtype(lengths.dtype, np.integer) and lengths.shape == (rows,)
@@ -216,10 +221,11 @@ class _Reader:
                 )
         return array.astype(example.dtype)
 
-    def _agree(self, arrays: Arrays, rows: int, steps: int, where: str) -> None:
+    def _agree(self, arrays: Arrays, steps: int, where: str) -> None:
+        sizes = self._sizes(arrays)
         for name in arrays:
             for axis, symbol in self._source.dynamic[name].items():
-                if arrays[name].shape[axis] != {BATCH: rows, TIME: steps}[symbol]:
+                if arrays[name].shape[axis] != sizes[symbol]:
                     raise InputError(
                         f"{where}: the arrays have different numbers of rows or steps; "
                         f"{name!r} is {list(arrays[name].shape)}."
@@ -229,9 +235,9 @@ class _Reader:
                 f"{where} has rows of {steps} steps; the model takes at most {self._limit}."
             )
 
-    def _left_out(self, arrays: Arrays, rows: int, steps: int) -> Arrays:
+    def _left_out(self, arrays: Arrays) -> Arrays:
         """The inputs that have a value of their own when they are not given."""
-        sizes = {BATCH: rows, TIME: steps}
+        sizes = self._sizes(arrays)
         filled = {}
         for name in self._examples.keys() - arrays.keys():
             example, axes = self._examples[name], self._source.dynamic[name]

@@ -1,13 +1,12 @@
-"""Example inputs of a module: what its forward takes, and random values of any batch and time.
+"""Example inputs of a module: what its forward takes, and random values of any sizes.
 
-Every input is ``[batch, time, ...]``, or ``[batch]``, unless its axes are named.  Token ids are
-recognised by their name and drawn from the vocabulary; everything else follows the examples that
-the user or the factory gave.
+Which axes are free, `--axes` says, or `guess_axes` finds out; how values are drawn, `drawing`;
+below what integers stay, `index_bounds`.
 """
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,58 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from intaglio.errors import InputError, OptionError, SourceError
+from intaglio.exporter.options.loading import Axes, Inputs
+from intaglio.quiet import quiet, summary
 from intaglio.runtime.arrays import read_npz
 from intaglio.state import BATCH, TIME
 
+from .axes import Layouts, as_option, in_words
+from .guess_axes import EXAMPLE, example_sizes, guess_shapes
+from .index_bounds import bounds_of
+from .input_spec import InputSpec, Takes, sampler
+from .named_forward import named_forward
+
 TOKEN_NAMES = ("input_ids", "ids", "idx", "tokens", "token_ids", "x")
-
-Sampler = Callable[[int, int, int], dict[str, Tensor]]  # (batch, time, seed) -> inputs
-Inputs = Mapping[str, Any] | str | Path
-Axes = Mapping[str, Sequence[int | str]]
-
-
-@dataclass(frozen=True)
-class InputSpec:
-    """One input: integers below `high`, or floats of `mean` and `std`, or booleans of `mean`.
-
-    With a `value` it always is that.
-    """
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int | str, ...]  # with the names of the free axes
-    high: int = 2
-    mean: float = 0.0
-    std: float = 1.0
-    value: float | None = None
-
-    @property
-    def dynamic(self) -> dict[int, str]:
-        """Which axes are free, and what they are called."""
-        return {axis: dim for axis, dim in enumerate(self.shape) if isinstance(dim, str)}
-
-    def sample(self, batch: int, time: int, generator: torch.Generator) -> Tensor:
-        """Draw a tensor of `batch` rows and `time` steps."""
-        sizes = {BATCH: batch, TIME: time}
-        own = 11 if time == 7 else 3 + time % 9  # never as many as there are tokens
-        shape = [sizes.get(dim, own) if isinstance(dim, str) else dim for dim in self.shape]
-        if self.value is not None:
-            return torch.full(shape, self.value, dtype=self.dtype)
-        if self.dtype is torch.bool:
-            return torch.rand(shape, generator=generator) < self.mean
-        if self.dtype.is_floating_point:
-            return (self.mean + self.std * torch.randn(shape, generator=generator)).to(self.dtype)
-        return torch.randint(self.high, shape, generator=generator, dtype=self.dtype)
-
-
-def sampler(specs: tuple[InputSpec, ...]) -> Sampler:
-    """Return the function that draws all inputs at once, the same for the same seed."""
-
-    def sample(batch: int, time: int, seed: int) -> dict[str, Tensor]:
-        generator = torch.Generator().manual_seed(seed)
-        return {spec.name: spec.sample(batch, time, generator) for spec in specs}
-
-    return sample
+HALF = (torch.float16, torch.bfloat16)  # modules run in float32
 
 
 def describe_inputs(
@@ -76,7 +36,7 @@ def describe_inputs(
     axes: Axes | None,
     owner: str,
     conditions: Sequence[str] = (),
-) -> tuple[InputSpec, ...]:
+) -> Takes:
     """Describe the inputs of `module`, from examples where there are any, else by guessing.
 
     Those of `conditions` have no time: a batch, if they have as many rows as others, and sizes.
@@ -85,26 +45,64 @@ def describe_inputs(
         SourceError: if an example cannot be read or does not fit, or nothing can be guessed.
         OptionError: if `axes` do not fit the inputs.
     """
+    layouts = Layouts.of(axes or {})
     if inputs is None:
-        specs = guess_specs(module, owner)
-    else:
-        specs = specs_from_examples(module, read_inputs(inputs), owner, conditions)
-    unknown = [name for name in conditions if name not in {spec.name for spec in specs}]
-    if unknown:
-        names = ", ".join(spec.name for spec in specs)
-        raise OptionError(f"--condition names {unknown[0]!r}; the inputs are: {names}.")
-    specs = name_axes(specs, axes or {})
-    for spec in specs:
-        if spec.name in conditions and TIME in spec.shape:
+        specs = name_axes(guess_specs(module, owner), layouts)
+        _check_conditions(specs, conditions)
+        sizes = example_sizes(module, sampler(specs), EXAMPLE, layouts.spans)
+        return Takes.of(specs, sizes=sizes, spans=layouts.spans)
+    examples = read_inputs(inputs, module)
+    named_forward(module, list(examples))
+    specs = specs_from_examples(module, examples, owner)
+    named = name_axes(specs, layouts)  # refuses what does not fit, before anything is guessed
+    _check_conditions(named, conditions)
+    known = _of_conditions(specs, conditions)
+    known |= {n: layout.shape for n, layout in layouts.inputs.items()}
+    if not _runs(module, specs):
+        specs = tuple(replace(s, shape=known.get(s.name) or _usual(s.shape)) for s in named)
+        return Takes.of(specs, sizes={**EXAMPLE, **_own_sizes(specs)}, spans=layouts.spans)
+    given = {spec.name: spec.example for spec in specs if spec.example is not None}
+    shapes, notes = guess_shapes(module, given, known)
+    specs = tuple(replace(spec, shape=tuple(shapes[spec.name])) for spec in named)
+    bounds = {s.name: s.below for s in specs if s.below is not None}
+    bounds = {**bounds_of(module, given, shapes), **bounds}
+    specs = tuple(replace(spec, below=bounds.get(spec.name)) for spec in specs)
+    _check_bounds(specs, owner)
+    own = _own_sizes(specs)
+    sizes = example_sizes(module, sampler(specs), own, layouts.spans)
+    return Takes.of(specs, sizes=sizes, spans=layouts.spans, notes=notes)
+
+
+def _check_conditions(specs: Sequence[InputSpec], conditions: Sequence[str]) -> None:
+    """Refuse conditions that are no inputs, or that have time."""
+    shapes = {spec.name: spec.shape for spec in specs}
+    for name in conditions:
+        if name not in shapes:
+            names = ", ".join(shapes)
+            raise OptionError(f"--condition names {name!r}; the inputs are: {names}.")
+        if TIME in shapes[name]:
             raise OptionError(
-                f"{spec.name!r} is a condition, which holds for a whole sequence, and --axes gives "
-                "it time. Leave one of them out."
+                f"{name!r} is a condition, which holds for a whole sequence, and --axes gives it "
+                "time. Leave one of them out."
             )
-    return specs
 
 
-def read_inputs(inputs: Inputs) -> dict[str, Any]:
-    """Example inputs as tensors, from a mapping of tensors or arrays, or an ``.npz`` file.
+def _of_conditions(
+    specs: Sequence[InputSpec], conditions: Sequence[str]
+) -> dict[str, tuple[int | str, ...]]:
+    """The dimensions of conditions: the batch, where they have as many rows as others."""
+    rows = {spec.shape[0] for spec in specs if spec.shape and spec.name not in conditions}
+    return {
+        spec.name: (BATCH, *spec.shape[1:]) if spec.shape and spec.shape[0] in rows else spec.shape
+        for spec in specs
+        if spec.name in conditions
+    }
+
+
+def read_inputs(inputs: Inputs, module: nn.Module) -> dict[str, Any]:
+    """Example inputs as tensors, from a mapping or sequence of them, or an ``.npz`` file.
+
+    What is None is left out, as if it had not been given.
 
     Raises:
         SourceError: if the file is missing or no ``.npz`` of plain arrays.
@@ -114,46 +112,72 @@ def read_inputs(inputs: Inputs) -> dict[str, Any]:
             inputs = read_npz(inputs)
         except InputError as error:
             raise SourceError(f"The example inputs: {error}") from error
-    return {
-        name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
-        for name, value in inputs.items()
-    }
+    if not isinstance(inputs, Mapping):
+        values = [inputs] if isinstance(inputs, Tensor | np.ndarray) else list(inputs)
+        takes = inspect.signature(module.forward).parameters
+        names = [n for n, p in takes.items() if p.kind is not p.VAR_POSITIONAL]
+        many = next((n for n, p in takes.items() if p.kind is p.VAR_POSITIONAL), None)
+        if many is not None:
+            names = [n for n in names if takes[n].kind is not inspect.Parameter.KEYWORD_ONLY]
+            names += [f"{many}_{index}" for index in range(len(values) - len(names))]
+        if len(values) > len(names):
+            raise SourceError(
+                f"{len(values)} example inputs were given; forward takes {', '.join(names)}."
+            )
+        inputs = dict(zip(names, values, strict=False))
+    return {name: _tensor(name, value) for name, value in inputs.items() if value is not None}
 
 
-def name_axes(specs: Sequence[InputSpec], axes: Axes) -> tuple[InputSpec, ...]:
-    """Give the inputs that `axes` names the dimensions that it says.
+def _tensor(name: str, value: Any) -> Any:
+    if not isinstance(value, np.ndarray | np.generic):
+        return value
+    try:
+        return torch.from_numpy(np.array(value))
+    except TypeError as error:
+        raise SourceError(
+            f"The example input {name!r} is an array of {value.dtype}; give flags, integers or "
+            "floats."
+        ) from error
+
+
+def name_axes(specs: Sequence[InputSpec], layouts: Layouts) -> tuple[InputSpec, ...]:
+    """Give the inputs that ``--axes`` names the dimensions and bounds that it says.
 
     Raises:
-        OptionError: if an input is unknown, a rank differs, or a name is not batch or time.
+        OptionError: if an input is unknown, a rank or a size differs, or a bound is no axis.
     """
     known = {spec.name: spec for spec in specs}
-    for name, dims in axes.items():
+    for name, layout in layouts.inputs.items():
         if name not in known:
             raise OptionError(f"--axes names {name!r}; the inputs are: {', '.join(known)}.")
-        words = "x".join(map(str, dims))
-        names = [dim for dim in dims if isinstance(dim, str)]
-        if len(dims) != len(known[name].shape):
+        where, spec = f"--axes {in_words(name, layout.shape)}", known[name]
+        if len(layout.shape) != len(spec.shape):
+            commas = " Write commas between names that hold an x." if "x" in name else ""
+            raise OptionError(f"{where}: the input has {len(spec.shape)} axes.{commas}")
+        if spec.example is not None:
+            for axis, (dim, size) in enumerate(zip(layout.shape, spec.example.shape, strict=True)):
+                if isinstance(dim, int) and dim != size:
+                    raise OptionError(
+                        f"{where}: the example input has the size {size} on axis {axis}, not {dim}."
+                    )
+        known[name] = replace(spec, shape=layout.shape, below=layout.below or spec.below)
+    symbols = {dim for layout in layouts.inputs.values() for dim in layout.shape}
+    for name, layout in layouts.inputs.items():
+        if isinstance(layout.below, str) and layout.below not in symbols:
             raise OptionError(
-                f"--axes {name}:{words}: the input has {len(known[name].shape)} axes."
+                f"--axes {name}: its values are to be below {layout.below!r}, which no input has "
+                "as an axis."
             )
-        own = set(names) - {BATCH, TIME}
-        stepped = any(TIME in axes.get(spec.name, spec.shape) for spec in specs)
-        if len(set(names)) < len(names) or (own and (TIME in names or not stepped)):
-            raise OptionError(
-                f"--axes {name}:{words}: free axes are called batch and time; others have names of "
-                "their own where the input has no time and another one has."
-            )
-        known[name] = replace(known[name], shape=tuple(dims))
     return tuple(known.values())
 
 
 def specs_from_examples(
-    module: nn.Module, inputs: Mapping[str, Tensor], owner: str, conditions: Sequence[str] = ()
+    module: nn.Module, inputs: Mapping[str, Any], owner: str
 ) -> tuple[InputSpec, ...]:
-    """Describe the example inputs that a factory gave; those of `conditions` have no time.
+    """Describe the example inputs that a factory gave; no axis is free yet.
 
     Raises:
-        SourceError: if a name is none of forward's, or a value is no tensor of at least one axis.
+        SourceError: if a name is none of forward's, or a value is no tensor with entries.
     """
     parameters = inspect.signature(module.forward).parameters
     free = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -163,14 +187,12 @@ def specs_from_examples(
             f"{owner} gave the example inputs {', '.join(map(repr, inputs)) or '(none)'}; "
             f"forward takes {', '.join(map(repr, parameters))}."
         )
-    specs = [spec_of(module, n, x, owner, condition=n in conditions) for n, x in inputs.items()]
-    rows = {inputs[spec.name].shape[0] for spec in specs if TIME in spec.shape}
-    return tuple(
-        replace(spec, shape=(BATCH, *spec.shape[1:]))
-        if spec.name in conditions and spec.shape[:1] in {(size,) for size in rows}
-        else spec
-        for spec in specs
-    )
+    specs = tuple(spec_of(name, value, owner) for name, value in inputs.items())
+    rich = any(spec.dtype.is_floating_point and len(spec.shape) > 1 for spec in specs)
+    specs = tuple(replace(spec, settled=rich) for spec in specs)
+    if all(_constant(spec) for spec in specs):  # they stand for a shape, and show no values
+        specs = tuple(replace(spec, example=_spread(spec)) for spec in specs)
+    return specs
 
 
 def guess_specs(module: nn.Module, owner: str) -> tuple[InputSpec, ...]:
@@ -189,36 +211,56 @@ def guess_specs(module: nn.Module, owner: str) -> tuple[InputSpec, ...]:
             f"{owner} takes {', '.join(required) or 'no inputs by name'}: what to trace it with is "
             f"not known. Example inputs are guessed only for one input of token ids "
             f"({', '.join(TOKEN_NAMES)}) of a module with an nn.Embedding. Give them: --inputs "
-            "FILE.npz with arrays of [batch, time, ...], or a factory that returns "
+            "FILE.npz with an array for each input, or a factory that returns "
             "(module, {name: tensor})."
         )
-    specs = (InputSpec(name, torch.int64, (BATCH, TIME), high=vocabulary),)
-    _try(module, sampler(specs), owner)
-    return specs
+    ids = torch.zeros((2, 3), dtype=torch.int64)
+    shape = (BATCH, TIME)
+    try:
+        found = bounds_of(module, {name: ids}, {name: shape})
+    except Exception as error:
+        raise SourceError(
+            f"{owner} does not run on token ids of [batch, time], the guess for its input: "
+            f"{summary(error)}. Give them: --inputs FILE.npz, or a factory that "
+            "returns (module, {name: tensor})."
+        ) from error
+    return (InputSpec(name, torch.int64, shape, below=found.get(name, vocabulary)),)
 
 
-def spec_of(
-    module: nn.Module, name: str, value: object, owner: str, *, condition: bool = False
-) -> InputSpec:
-    """Describe one input by its example; a condition has the sizes of it.
+def spec_of(name: str, value: object, owner: str) -> InputSpec:
+    """Describe one input by its example; no axis is free yet.
 
     Raises:
-        SourceError: if that is no tensor, or, but for a condition, one without axes.
+        SourceError: if that is no tensor with entries.
     """
-    scalar = isinstance(value, Tensor) and value.ndim == 0 and not condition
-    if not isinstance(value, Tensor) or scalar or value.numel() == 0:
+    if not isinstance(value, Tensor) or value.numel() == 0:
+        raise SourceError(_no_tensor(name, value, owner))
+    if value.dtype.is_complex or value.is_quantized or value.is_sparse:
         raise SourceError(
-            f"{owner} gave the example input {name!r} as {_describe(value)}; it should be a "
-            "tensor of [batch, time, ...] or [batch]."
+            f"{owner} gave the example input {name!r} as {_describe(value)} of {value.dtype}; "
+            "give dense tensors of real numbers, as with torch.view_as_real."
         )
-    shape = tuple(value.shape) if condition else (BATCH, TIME, *value.shape[2:])[: value.ndim]
-    if not value.dtype.is_floating_point and value.dtype is not torch.bool:
-        known = _vocabulary(module) if name in TOKEN_NAMES else None
-        return InputSpec(name, value.dtype, shape, high=known or int(value.max()) + 1)
-    numbers = value.double()
-    mean, std = float(numbers.mean()), float(numbers.std(correction=0))
-    half = value.dtype in (torch.float16, torch.bfloat16)  # modules run in float32
-    return InputSpec(name, torch.float32 if half else value.dtype, shape, mean=mean, std=std)
+    value = value.detach().cpu()
+    value = value.float() if value.dtype in HALF else value
+    return InputSpec(name, value.dtype, tuple(value.shape), example=value.contiguous())
+
+
+def _no_tensor(name: str, value: object, owner: str) -> str:
+    said = f"{owner} gave the example input {name!r} as {_describe(value)}; "
+    parts: list[str] = []
+    if isinstance(value, Mapping):
+        parts = [str(key) for key in value]
+        inside = ", ".join(f"{key!r}: {key}" for key in parts)
+        again = f"{{{inside}}}"
+    elif isinstance(value, list | tuple):
+        parts = [f"{name}_{index}" for index in range(len(value))]
+        again = f"({', '.join(parts)},)"
+    if parts:
+        return (
+            f"{said}each input should be one tensor. Wrap the module in one whose forward takes "
+            f"them apart: def forward(self, {', '.join(parts)}): return self.model({again})."
+        )
+    return f"{said}it should be a tensor with entries; other arguments are set within the module."
 
 
 def _describe(value: object) -> str:
@@ -227,20 +269,73 @@ def _describe(value: object) -> str:
     return type(value).__name__
 
 
+def _constant(spec: InputSpec) -> bool:
+    value = spec.example
+    return (
+        value is not None
+        and value.dtype.is_floating_point
+        and value.numel() > 1
+        and bool((value == value.reshape(-1)[0]).all())
+    )
+
+
+def _spread(spec: InputSpec) -> Tensor:
+    """Values about a constant, of its sign; normal ones about zero."""
+    assert spec.example is not None
+    generator = torch.Generator().manual_seed(0)
+    value = spec.example
+    if bool((value == 0).all()):
+        return torch.randn(value.shape, generator=generator).to(value.dtype)
+    return value * (0.5 + torch.rand(value.shape, generator=generator).to(value.dtype))
+
+
 def _vocabulary(module: nn.Module) -> int | None:
     embeddings = (m for m in module.modules() if isinstance(m, nn.Embedding))
     first = next(embeddings, None)
     return None if first is None else first.num_embeddings
 
 
-def _try(module: nn.Module, sample: Sampler, owner: str) -> None:
-    """Run the module once on guessed inputs, so that a wrong guess is told as such."""
+def _usual(shape: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    return (BATCH, TIME, *shape[2:])[: len(shape)]
+
+
+def _own_sizes(specs: Sequence[InputSpec]) -> dict[str, int]:
+    """The sizes that the free axes have in the examples."""
+    sizes: dict[str, int] = {}
+    for spec in specs:
+        for axis, symbol in spec.dynamic.items():
+            if spec.example is not None:
+                size = spec.example.shape[axis]
+                if sizes.setdefault(symbol, size) != size:
+                    raise OptionError(
+                        f"--axes: {symbol} is {sizes[symbol]} in one example input and {size} in "
+                        f"{spec.name!r}. Give axes of different sizes different names: "
+                        f"{as_option({s.name: s.shape for s in specs})}."
+                    )
+    return sizes
+
+
+def _check_bounds(specs: Sequence[InputSpec], owner: str) -> None:
+    """Hold the examples to the bounds that were found or given."""
+    own = _own_sizes(specs)
+    for spec in specs:
+        if spec.below is None or spec.example is None:
+            continue
+        bound = torch.as_tensor(own[spec.below] if isinstance(spec.below, str) else spec.below)
+        if spec.example.dtype.is_floating_point:
+            raise OptionError(f"--axes {spec.name}: only integers pick entries; it is of floats.")
+        if bool((spec.example >= bound).any()):
+            raise SourceError(
+                f"{owner} gave the example input {spec.name!r} with values up to "
+                f"{int(spec.example.max())}; they should be below {spec.below}."
+            )
+
+
+def _runs(module: nn.Module, specs: Sequence[InputSpec]) -> bool:
+    """Whether the module runs on the examples; where it does not is told when it is traced."""
     try:
-        with torch.no_grad():
-            module(**sample(2, 3, 0))
-    except Exception as error:
-        raise SourceError(
-            f"{owner} does not run on token ids of [batch, time], the guess for its input: "
-            f"{type(error).__name__}: {error}. Give them: --inputs FILE.npz, or a factory that "
-            "returns (module, {name: tensor})."
-        ) from error
+        with torch.no_grad(), quiet():
+            module(**{s.name: s.example.clone() for s in specs if s.example is not None})
+    except Exception:  # noqa: BLE001  modules raise whatever they like
+        return False
+    return True

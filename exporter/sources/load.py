@@ -1,6 +1,7 @@
 """Load a source: what a path holds decides which kind it is, and each kind has its file."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
@@ -59,8 +60,10 @@ def load(source: Unloaded | Source, options: LoadOptions) -> Source:
     if isinstance(source, Source):
         return source
     if isinstance(source, nn.Module):
-        return modules.in_memory(source, options)
-    if isinstance(source, ExportedProgram):
-        return program.in_memory(source, options)
-    fitting = (load for fits, load in KINDS if fits(Path(source)))
-    return next(fitting, weights.load)(Path(source), options)
+        loaded = modules.in_memory(source, options)
+    elif isinstance(source, ExportedProgram):
+        loaded = program.in_memory(source, options)
+    else:
+        fitting = (load for fits, load in KINDS if fits(Path(source)))
+        loaded = next(fitting, weights.load)(Path(source), options)
+    return loaded if options.whole is None else replace(loaded, whole=options.whole)

@@ -17,7 +17,7 @@ from intaglio.errors import OptionError, SourceError
 from intaglio.exporter.options.loading import Graph, Inputs, LoadOptions, as_graphs
 from intaglio.runtime.graph_entry import MAIN
 
-from .examples import describe_inputs, read_inputs, sampler
+from .examples import describe_inputs, read_inputs
 from .source import Source
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -44,7 +44,7 @@ def with_methods(source: Source, options: LoadOptions, inputs: Inputs | None) ->
     for name in graphs:
         if not NAME.fullmatch(name):
             raise OptionError(f"The graph {name!r} should be called by letters, digits, - and _.")
-    examples = {} if inputs is None else read_inputs(inputs)
+    examples = {} if inputs is None else read_inputs(inputs, source.module)
     made = {name: _graph(source, name, graph, examples, options) for name, graph in graphs.items()}
     return replace(made.pop(MAIN), others=made)
 
@@ -59,12 +59,15 @@ def _graph(
     axes = {key: dims for key, dims in options.axes.items() if key in takes} | dict(graph.axes)
     owner = f"The method {graph.method!r} of the graph {name!r}"
     conditions = [key for key in options.condition if key in takes]
-    specs = describe_inputs(module, given, axes, owner, conditions)
+    described = describe_inputs(module, given, axes, owner, conditions)
     return replace(
         source,
         body=module,
-        dynamic={spec.name: spec.dynamic for spec in specs},
-        sample=sampler(specs),
+        dynamic=described.dynamic,
+        sample=described.sample,
+        sizes=described.sizes,
+        spans=described.spans,
+        bounds=described.bounds,
     )
 
 

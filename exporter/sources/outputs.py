@@ -1,6 +1,6 @@
 """The names of a module's outputs: the same for its graph, its reference stream and its bundle."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -8,15 +8,19 @@ from torch import Tensor, fx, nn
 
 from intaglio.errors import TraceError
 from intaglio.exporter.sources.low_bit_modules import LowBitEmbedding
+from intaglio.state import PAST_LENGTH
+
+STATES = ("past.", "present.", "past_key_values.")  # how the names of carried states begin
 
 
-def name_outputs(module: nn.Module, value: Any) -> dict[str, Tensor]:
+def name_outputs(module: nn.Module, value: Any, inputs: Collection[str] = ()) -> dict[str, Tensor]:
     """Give each tensor that `module` returned its name.
 
     A mapping keeps its keys, a tuple or list numbers them ``output_0`` and so on, entries that
     are None left out; what is nested in an entry is numbered behind its name, ``output_1_0``.  A
     single tensor, also as in ``return logits, None``, is ``logits`` when its
-    last dimension is the vocabulary of an embedding of the module, else ``output``.
+    last dimension is the vocabulary of an embedding of the module, else ``output``.  A name that
+    one of `inputs` has, or that a step graph keeps for itself, is given the end ``_out``.
 
     Raises:
         TraceError: if the value holds anything but tensors and None, or no tensor at all.
@@ -24,8 +28,12 @@ def name_outputs(module: nn.Module, value: Any) -> dict[str, Tensor]:
     if isinstance(value, tuple | list) and sum(entry is not None for entry in value) == 1:
         value = next(entry for entry in value if entry is not None)
     if isinstance(value, Tensor):
-        return {"logits" if _is_vocabulary(module, value) else "output": value}
-    entries = {_joined(path): entry for path, entry in leaves(value) if path}
+        name = "logits" if _is_vocabulary(module, value) else "output"
+        return {_own_name(name, inputs): value}
+    entries: dict[str, Any] = {}
+    for path, entry in leaves(value):
+        if path:
+            entries[_own_name(_joined(path), {*inputs, *entries})] = entry
     wrong = [name for name, entry in entries.items() if not isinstance(entry, Tensor)]
     if wrong or not entries:
         what = f"{wrong[0]!r} is {_kind(entries[wrong[0]])}" if wrong else f"it is {_kind(value)}"
@@ -53,6 +61,19 @@ def leaves(
 def _joined(path: tuple[int | str, ...]) -> str:
     words = path if isinstance(path[0], str) else ("output", *path)
     return "_".join(map(str, words))
+
+
+def _own_name(name: str, inputs: Collection[str]) -> str:
+    """`name`, or one that neither an input nor a step graph has."""
+    name = name or "output"  # ONNX takes an empty name for an absent value
+    while name in inputs or is_reserved(name):
+        name = f"{name}_out" if name in inputs or name == PAST_LENGTH else f"out_{name}"
+    return name
+
+
+def is_reserved(name: str) -> bool:
+    """Whether a step graph may have an input or output of that name beside the source's own."""
+    return name == PAST_LENGTH or name.startswith(STATES)
 
 
 def _is_vocabulary(module: nn.Module, value: Tensor) -> bool:

@@ -12,14 +12,14 @@ from torch.export import ExportedProgram
 
 from intaglio.errors import SourceError
 from intaglio.passes.base import OwnState
+from intaglio.state import BATCH, TIME
 
-from .examples import Sampler
+from .axes import Below, Sizes, Span
+from .guess_axes import EXAMPLE
+from .input_spec import Sampler
 from .text import Text
 
-# Example sizes are odd primes: a batch or time of 1, or one equal to a dimension of the module,
-# could be frozen into the graph.
-EXAMPLE_BATCH = 3
-EXAMPLE_TIME = 7
+EXAMPLE_BATCH, EXAMPLE_TIME = EXAMPLE[BATCH], EXAMPLE[TIME]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,15 +27,16 @@ class Source:
     """A trained model, whatever it was saved as.
 
     `body` is a module in eval mode and float32 with gradients off, a program of `torch.export`, or
-    a graph in training form.  `dynamic` names the free axes of each input, `aliases` maps the
-    further names of tied parameters to the name that `module.named_parameters` lists, `model` says
-    what the weights are of where that was named, `config` holds JSON values, `notes` what loading
-    decided.  `whole` says that the model takes whole sequences, in which tokens see later ones, or
-    gives one result for all: it is exported without states.  `states` are those that the model
-    takes and gives back itself, as a cell does; it computes one step then.  `defaults` holds the
-    value of each input that may be left out, `text` the tokenizer that belongs to the model.
-    `others` are the further graphs of the bundle by name, the same module with another method as
-    its body.
+    a graph in training form.  `dynamic` names the free axes of each input, `sizes` holds a size of
+    each at which the model runs, and `spans` those that it is asked to take, where that was said;
+    `sample` draws inputs of given sizes, integers below their `bounds`.  `aliases` maps the further
+    names of tied parameters to the name that `module.named_parameters` lists, `model` says what the
+    weights are of where that was named, `config` holds JSON values, `notes` what loading decided.
+    `whole` says that the model takes whole inputs, as pictures and encoders do: it is exported
+    without states.  `states` are those that the model takes and gives back itself, as a cell does;
+    it computes one step then.  `defaults` holds the value of each input that may be left out,
+    `text` the tokenizer that belongs to the model.  `others` are the further graphs of the bundle
+    by name, the same module with another method as its body.
     """
 
     path: Path
@@ -45,6 +46,9 @@ class Source:
     body: nn.Module | ExportedProgram | ir.Model
     dynamic: dict[str, dict[int, str]]
     sample: Sampler
+    sizes: Sizes = field(default_factory=lambda: dict(EXAMPLE))
+    spans: Mapping[str, Span] = field(default_factory=dict)
+    bounds: Mapping[str, Below] = field(default_factory=dict)
     model: str = ""
     config: dict[str, Any] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
@@ -68,9 +72,24 @@ class Source:
 
     @property
     def inputs(self) -> dict[str, Tensor]:
-        """Example inputs, always the same, of at least two rows and two steps."""
-        return self.sample(EXAMPLE_BATCH, EXAMPLE_TIME, 0)
+        """Example inputs, always the same, every free axis of at least two."""
+        return self.draw({}, 0)
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """Names of the free axes, in the order of the inputs."""
+        return tuple(dict.fromkeys(s for axes in self.dynamic.values() for s in axes.values()))
+
+    def draw(self, sizes: Sizes, seed: int) -> dict[str, Tensor]:
+        """Draw inputs whose free axes have `sizes`, or those of the example; by `seed` alone."""
+        return self.sample({**self.sizes, **sizes}, seed)
 
     def random_inputs(self, batch: int, time: int, seed: int) -> dict[str, Tensor]:
-        """Draw inputs of `batch` rows and `time` steps, the same for the same seed."""
-        return self.sample(batch, time, seed)
+        """Draw inputs of `batch` rows and `time` steps, the same for the same seed.
+
+        What is given once beside a stream has other sizes, and never as many as there are steps.
+        """
+        stepped = TIME in self.symbols and not self.whole
+        other = 11 if time == EXAMPLE_TIME else 3 + time % 9
+        own = {s: other for s in self.symbols if s not in (BATCH, TIME)} if stepped else {}
+        return self.draw({**own, BATCH: batch, TIME: time}, seed)

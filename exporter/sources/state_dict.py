@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from intaglio.errors import SourceError
 
@@ -49,7 +50,13 @@ def copied(module: nn.Module) -> nn.Module:
     """A copy of `module`, also where it holds results of a computation (of older weight norms)."""
     held = (x for part in module.modules() for x in vars(part).values() if isinstance(x, Tensor))
     memo = {id(x): x.detach().clone() for x in held if not x.is_leaf}
-    return copy.deepcopy(module, memo)
+    twin = copy.deepcopy(module, memo)
+    for part in twin.modules():
+        if parametrize.is_parametrized(part):  # its class holds its weights as properties
+            kind = type(part)
+            own = {k: v for k, v in vars(kind).items() if k not in ("__dict__", "__weakref__")}
+            part.__class__ = type(kind.__name__, kind.__bases__, own)
+    return twin
 
 
 def adopt_weights(module: nn.Module, path: Path) -> tuple[str, ...]:

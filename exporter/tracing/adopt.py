@@ -12,8 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime
+from torch import Tensor
 
 from intaglio.errors import PassError, TraceError
+from intaglio.exporter.sources.axes import Sizes, Span
 from intaglio.exporter.sources.source import EXAMPLE_TIME, Source
 from intaglio.passes import evaluate
 from intaglio.passes.convert_opset import convert_opset
@@ -22,15 +24,24 @@ from intaglio.quiet import summary
 from intaglio.state import BATCH, TIME
 
 from .metadata import strip
+from .running import in_words, several, taken_sizes
+from .whole import AS_WHOLE
 
 LIMIT = 1e-3  # of the largest output, as for traces of modules
-SIZES = ((1, 1), (4, EXAMPLE_TIME + 4), (2, EXAMPLE_TIME + 131))
+SIZES = tuple(
+    {BATCH: batch, TIME: time}
+    for batch, time in ((1, 1), (4, EXAMPLE_TIME + 4), (2, EXAMPLE_TIME + 131))
+)
+RUNS = 5
+STEPS = (1, 4, 2, 9, 5, 11, 3)  # beyond the first run, in the steps of an axis
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 
-def adopt_graph(source: Source, opset: int) -> ir.Model:
+def adopt_graph(source: Source, opset: int) -> tuple[ir.Model, dict[str, Span]]:
     """Return a copy of the graph of `source` at `opset`, with all shapes and module paths.
+
+    Beside it, the sizes that each free axis takes.
 
     Raises:
         TraceError: if it cannot be brought to that opset, cannot be run, or computes something
@@ -48,16 +59,38 @@ def adopt_graph(source: Source, opset: int) -> ir.Model:
         for value in node.outputs:
             value.shape = None
     engine = open_original(source.path)
+    spans = {symbol: source.spans.get(symbol, Span()) for symbol in source.symbols}
+    if source.whole:
+        spans = taken_sizes(source, lambda inputs: run_original(engine, _arrays(inputs)), spans)
     try:
-        infer_shapes(model)
+        infer_shapes(model, measured_at(source, spans))
         shape_bodies(model)
     except Exception as error:
+        symbols = " and ".join(source.symbols) or "its inputs"
         raise TraceError(
-            f"{source.path} does not run on every size of batch and time: {summary(error)}. One of "
+            f"{source.path} does not run on every size of {symbols}: {summary(error)}. One of "
             f"them may have been fixed inside the graph when it was exported.{_fix(source)}"
         ) from error
-    _compare(source, engine, model)
-    return model
+    _compare(source, engine, model, spans)
+    return model, spans
+
+
+def measured_at(source: Source, spans: Mapping[str, Span]) -> list[tuple[Sizes, Arrays]]:
+    """Runs to measure shapes at: sizes that are no sum, multiple or product of each other."""
+    runs: list[tuple[Sizes, Arrays]] = []
+    for row in range(RUNS):
+        sizes = {}
+        for place, (symbol, span) in enumerate(spans.items()):
+            more = STEPS[(row * 3 + place * 5) % len(STEPS)] if row else 0
+            usual = {BATCH: 2, TIME: 7}.get(symbol, source.sizes[symbol])
+            first = source.sizes[symbol] if source.whole else usual
+            sizes[symbol] = span.nearest(first + more * span.step)
+        runs.append((sizes, _arrays(source.draw(sizes, row))))
+    return runs
+
+
+def _arrays(inputs: Mapping[str, Tensor]) -> Arrays:
+    return {name: value.numpy() for name, value in inputs.items()}
 
 
 def open_original(path: Path) -> onnxruntime.InferenceSession:
@@ -106,24 +139,32 @@ def _name_nodes(graph: ir.Graph) -> None:
         taken.add(node.name)
 
 
-def _compare(source: Source, engine: onnxruntime.InferenceSession, model: ir.Model) -> None:
+def _compare(
+    source: Source,
+    engine: onnxruntime.InferenceSession,
+    model: ir.Model,
+    spans: Mapping[str, Span],
+) -> None:
     session = evaluate.session(model)
     names = [output.name for output in session.get_outputs()]
-    for batch, time in SIZES:
-        inputs = {n: x.numpy() for n, x in source.random_inputs(batch, time, time).items()}
-        where = f"{batch} rows of {time} tokens"
+    for sizes in several(source, spans) if source.whole else SIZES:
+        inputs = _arrays(source.draw(sizes, sum(sizes.values())))
+        where = in_words(sizes)
         try:
             wanted = run_original(engine, inputs)
         except Exception as error:
-            if time == SIZES[-1][1]:  # a table may end before
+            if sizes == SIZES[-1]:  # a table may end before
                 return
+            if source.whole and any(s not in source.spans for s in sizes):
+                continue
             raise TraceError(
                 f"{source.path} itself fails on {where} ({summary(error)}); a step engine has to "
-                "run any number, 1 included."
+                f"run any number, 1 included. {AS_WHOLE}"
             ) from error
         found = dict(zip(names, session.run(names, inputs), strict=True))
         for name, array in wanted.items():
-            scale = float(np.abs(array.astype(np.float64)).max(initial=0))
+            wide = np.abs(array.astype(np.float64))
+            scale = float(wide[np.isfinite(wide)].max(initial=0))
             if found[name].shape != array.shape or not np.allclose(
                 found[name], array, rtol=0, atol=LIMIT * scale, equal_nan=True
             ):

@@ -1,12 +1,15 @@
-"""Capture a module as one program of PyTorch whose batch and time are free.
+"""Capture a module as one program of PyTorch whose named axes are free.
 
 `torch.export` specialises silently or raises without saying where.  Here the free dimensions are
 watched while the module runs under the tracer, so that an error names the module that fixed one.
 """
 
 import contextlib
+import re
 import traceback
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,9 +17,11 @@ import torch
 from torch import SymInt, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import InputKind
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from intaglio.errors import TraceError
+from intaglio.exporter.sources.axes import Span, as_option
 from intaglio.exporter.sources.source import Source
 from intaglio.quiet import quiet, summary
 from intaglio.state import BATCH, TIME
@@ -33,14 +38,14 @@ MEND = (
 )
 
 
-def capture(source: Source) -> tuple[ExportedProgram, int | None]:
-    """Return the program of `source`, and the largest time its tables allow, if any.
+def capture(source: Source) -> tuple[ExportedProgram, dict[str, Span]]:
+    """Return the program of `source`, and the sizes that it allows each free axis.
 
     Raises:
-        TraceError: if the module cannot be captured with batch and time free; it names the module.
+        TraceError: if the module cannot be captured with all of them free; it names the module.
     """
     if isinstance(source.body, ExportedProgram):
-        return source.body, _context_limit(source, source.body, _Watch({}))
+        return source.body, _spans(source, source.body, _Watch({}))
     _refuse_single_examples(source)
     try:
         return _captured(source)
@@ -55,17 +60,17 @@ def capture(source: Source) -> tuple[ExportedProgram, int | None]:
             raise TraceError(
                 f"{refusal} No loop that has an iteration for each token was found in it."
             ) from refusal
-        return rolled, _context_limit(source, rolled, _Watch({}), contextlib.nullcontext())
+        return rolled, _spans(source, rolled, _Watch({}), contextlib.nullcontext())
 
 
 class _FrozenError(TraceError):
     """The number of tokens is fixed or bounded, as a Python loop over them does it."""
 
 
-def _captured(source: Source) -> tuple[ExportedProgram, int | None]:
+def _captured(source: Source) -> tuple[ExportedProgram, dict[str, Span]]:
     """The program of `source` as PyTorch captures it."""
     inputs = source.inputs
-    shapes = {name: dict.fromkeys(source.dynamic.get(name, {}), Dim.DYNAMIC) for name in inputs}
+    shapes = _dynamic_shapes(source)
     watch = _Watch(source.dynamic)
     root = source.module.register_forward_pre_hook(watch.start, with_kwargs=True)
     stack = ModuleStack(source.module, watch.look)
@@ -76,10 +81,23 @@ def _captured(source: Source) -> tuple[ExportedProgram, int | None]:
             )
     except Exception as error:
         kind = _FrozenError if (watch.fixed() or ("",))[0] == TIME else TraceError
-        raise kind(_explain(error, stack, watch)) from error
+        raise kind(_explain(error, stack, watch, source)) from error
     finally:
         root.remove()
-    return program, _context_limit(source, program, watch)
+    return program, _spans(source, program, watch)
+
+
+def _dynamic_shapes(source: Source) -> dict[str, dict[int, Any]]:
+    """What PyTorch is asked to leave free; of an axis in steps, the number of its steps."""
+    stepped = {
+        symbol: span.step * Dim(f"steps_{index}", min=1, max=UNBOUNDED // span.step)
+        for index, (symbol, span) in enumerate(source.spans.items())
+        if span.step > 1 and span.least % span.step == 0
+    }
+    return {
+        name: {a: stepped.get(s, Dim.DYNAMIC) for a, s in source.dynamic.get(name, {}).items()}
+        for name in source.inputs
+    }
 
 
 class Interval(NamedTuple):
@@ -137,67 +155,96 @@ def _refuse_single_examples(source: Source) -> None:
                 )
 
 
-def _context_limit(
+def _spans(
     source: Source,
     program: ExportedProgram,
     watch: _Watch,
     trial: AbstractContextManager[Any] | None = None,
-) -> int | None:
-    """Hold every dimension asked to be free to that; return the bound of time.
+) -> dict[str, Span]:
+    """Hold every dimension asked to be free to that; return the sizes that each may have.
 
     In `trial` the module runs beyond a bound: on tensors without contents, unless it is another.
     """
     trial = FakeTensorMode(allow_non_fake_inputs=True) if trial is None else trial
-    limits = []
     symbols: dict[Any, str] = {}
-    holders = [node for node in program.graph.nodes if node.op == "placeholder"]
-    specs = program.graph_signature.input_specs
-    values = {s.arg.name: n.meta["val"] for s, n in zip(specs, holders, strict=True)}
-    for name, axes in source.dynamic.items():
-        for axis, symbol in axes.items():
-            size = values[name].shape[axis]
+    spans = {symbol: source.spans.get(symbol, Span()) for symbol in source.symbols}
+    for name, value in _values(source, program).items():
+        for axis, symbol in source.dynamic.get(name, {}).items():
+            size = value.shape[axis]
             if isinstance(size, int):
-                raise _refusal(symbol)(_fixed(symbol, size, None))
+                raise _refusal(symbol)(_fixed(symbol, size, None, source))
             expression = size.node.expr
-            if not expression.is_symbol or symbols.setdefault(expression, symbol) != symbol:
+            if symbols.setdefault(expression, symbol) != symbol:
+                raise TraceError(
+                    f"The model runs only where {symbol} is {symbols[expression]}. "
+                    f"{_alike(source, {symbol: symbols[expression]})}"
+                )
+            if not expression.is_symbol and symbol not in source.spans:
                 raise TraceError(
                     f"The model runs only where the {symbol} of {name!r} is {expression}; "
-                    "batch and time should both be free."
+                    f"{_ranges(source, symbol, str(expression))}"
                 )
             interval = program.range_constraints.get(expression)
-            if interval is None or symbol not in (BATCH, TIME):  # a condition's own axis has ends
-                continue
-            # PyTorch keeps 0 and 1 apart from all other sizes; that both work is checked later.
-            if interval.lower > 2:
-                path = watch.culprit(symbol, lower=interval.lower)
-                raise _refusal(symbol)(_bounded(symbol, f"at least {interval.lower}", path))
-            if interval.upper < UNBOUNDED:
-                limit = int(interval.upper)
-                traced = isinstance(source.body, nn.Module)
-                if symbol != TIME or (traced and _runs_at(source, limit + 1, trial)):
-                    path = watch.culprit(symbol, upper=interval.upper)
-                    raise _refusal(symbol)(_bounded(symbol, f"at most {limit}", path))
-                limits.append(limit)
-    return min(limits, default=None)
+            if interval is not None:
+                spans[symbol] = _narrowed(source, symbol, interval, watch, spans[symbol], trial)
+    return spans
 
 
 def _refusal(symbol: str) -> type[TraceError]:
     return _FrozenError if symbol == TIME else TraceError
 
 
-def _runs_at(source: Source, time: int, trial: AbstractContextManager[Any]) -> bool:
-    """Whether the module itself accepts `time` steps: then a smaller bound is none of its own."""
+def _values(source: Source, program: ExportedProgram) -> dict[str, Any]:
+    """What PyTorch knows of the inputs, by the names of the source."""
+    holders = [node for node in program.graph.nodes if node.op == "placeholder"]
+    specs = program.graph_signature.input_specs
+    mine = [n for s, n in zip(specs, holders, strict=True) if s.kind is InputKind.USER_INPUT]
+    return {name: node.meta["val"] for name, node in zip(source.inputs, mine, strict=True)}
+
+
+def _narrowed(
+    source: Source,
+    symbol: str,
+    interval: Any,
+    watch: _Watch,
+    span: Span,
+    trial: AbstractContextManager[Any],
+) -> Span:
+    """The sizes of `span` that PyTorch captured the model for."""
+    if symbol not in (BATCH, TIME) and not source.whole:  # a condition's own axis has ends
+        return span
+    # PyTorch keeps 0 and 1 apart from all other sizes; that both work is checked later.
+    least, most = interval.lower, interval.upper
+    if least > 2 and least > span.least:
+        path = watch.culprit(symbol, lower=least)
+        if not source.whole or symbol in source.spans:
+            raise _refusal(symbol)(_bounded(source, symbol, f"at least {least}", path))
+        span = replace(span, least=int(least))
+    if most >= UNBOUNDED or (span.most is not None and most >= span.most):
+        return span
+    limit = int(most)
+    traced = isinstance(source.body, nn.Module)
+    tables = symbol == TIME or source.whole
+    if not tables or (traced and _runs_at(source, symbol, limit + 1, trial)):
+        path = watch.culprit(symbol, upper=most)
+        raise _refusal(symbol)(_bounded(source, symbol, f"at most {limit}", path))
+    return replace(span, most=limit)
+
+
+def _runs_at(source: Source, symbol: str, size: int, trial: AbstractContextManager[Any]) -> bool:
+    """Whether the module itself accepts `size`: then a smaller bound is none of its own."""
+    inputs = source.draw({symbol: size}, 0)  # real ones: how they are drawn looks at values
     try:
         with torch.no_grad(), quiet(), trial:
-            source.module(**source.random_inputs(2, time, 0))
+            source.module(**inputs)
     except Exception:  # noqa: BLE001  any refusal by the module is the answer
         return False
     return True
 
 
-def _explain(error: Exception, stack: ModuleStack, watch: _Watch) -> str:
+def _explain(error: Exception, stack: ModuleStack, watch: _Watch, source: Source) -> str:
     if (fixed := watch.fixed()) is not None:
-        return _fixed(*fixed)
+        return _fixed(*fixed, source)
     where = f"{named(stack.current)}{_line(error)}"
     if isinstance(error, GuardOnDataDependentSymNode):
         return (
@@ -207,14 +254,43 @@ def _explain(error: Exception, stack: ModuleStack, watch: _Watch) -> str:
     return f"PyTorch cannot capture {where}: {summary(error)}"
 
 
-def _fixed(symbol: str, constant: int, path: str | None) -> str:
+def _fixed(symbol: str, constant: int, path: str | None, source: Source) -> str:
     who = "The model" if path is None else named(path)
-    return f"{who[0].upper()}{who[1:]} turns the {symbol} into the constant {constant}. {MEND}"
+    shapes = _shapes(source, {symbol: constant})
+    return (
+        f"{who[0].upper()}{who[1:]} turns the {symbol} into the constant {constant}. {MEND}"
+        f" Or keep it at that size: {as_option(shapes)}."
+    )
 
 
-def _bounded(symbol: str, bound: str, path: str | None) -> str:
+def _bounded(source: Source, symbol: str, bound: str, path: str | None) -> str:
     who = "The model" if path is None else named(path)
-    return f"{who[0].upper()}{who[1:]} is captured for a {symbol} of {bound} only. {MEND}"
+    edge = bound.rpartition(" ")[2]
+    sizes = f"{edge}.." if bound.startswith("at least") else f"..{edge}"
+    return (
+        f"{who[0].upper()}{who[1:]} is captured for a {symbol} of {bound} only. {MEND} "
+        f"{_ranges(source, symbol, bound, sizes)}"
+    )
+
+
+def _ranges(source: Source, symbol: str, said: str, sizes: str | None = None) -> str:
+    """How to ask for the sizes of an axis that the model takes."""
+    step = next((int(word) for word in re.findall(r"\d+", said)), 1)
+    words = f"{symbol}={sizes or f'{step}..:{step}'}"
+    return f"Or say which it takes: {as_option(_shapes(source, {symbol: words}))}."
+
+
+def _alike(source: Source, names: Mapping[str, str]) -> str:
+    return f"Give them one name: {as_option(_shapes(source, names))}."
+
+
+def _shapes(source: Source, names: Mapping[str, int | str]) -> dict[str, list[int | str]]:
+    """The dimensions of the inputs, symbols replaced as `names` says."""
+    return {
+        name: [names.get(s, s) if (s := source.dynamic[name].get(axis)) else size
+               for axis, size in enumerate(value.shape)]
+        for name, value in source.inputs.items()
+    }  # fmt: skip
 
 
 def _line(error: Exception) -> str:

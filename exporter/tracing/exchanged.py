@@ -13,7 +13,7 @@ from intaglio.exporter.sources.source import Source
 
 from .mixers import MIXERS
 from .replace import replaced
-from .torch_layers import FUNCTIONS, LAYERS
+from .torch_layers import FUNCTIONS, layers
 
 COMPARED = (2, 7, 0)  # rows, tokens and seed of what replacements are compared on
 
@@ -27,5 +27,5 @@ def exchanged(source: Source, module: nn.Module) -> AbstractContextManager[bool]
         TraceError: if a replacement does not give what the original gives, see `replaced`.
     """
     mixers = MIXERS if source.format.startswith(HUGGINGFACE) else {}
-    inputs = source.random_inputs(*COMPARED)
-    return replaced(module, inputs, LAYERS, {**FUNCTIONS, **mixers})
+    inputs = source.inputs if source.whole else source.random_inputs(*COMPARED)
+    return replaced(module, inputs, layers(whole=source.whole), {**FUNCTIONS, **mixers})

@@ -6,6 +6,7 @@ takes the layer and the same arguments.  Both run and are compared before the fu
 (`replace`).
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from intaglio.ops import rnn
 
 from .replace import Functions, UnfitError
+from .whole import AS_WHOLE
 
 
 def recurrent(
@@ -23,61 +25,64 @@ def recurrent(
     input: Tensor,  # noqa: A002  the names are PyTorch's
     hx: Tensor | tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor | tuple[Tensor, ...]]:
-    """LSTM, GRU and RNN of any number of layers.
+    """LSTM, GRU and RNN of any number of layers, in one direction or both.
 
-    `input` is [B, T, I], or [T, B, I] without `batch_first`; `hx` [layers, B, H], of an LSTM two.
+    `input` is [B, T, I], or [T, B, I] without `batch_first`, or [T, I]; `hx` [layers, B, H], of an
+    LSTM two.  What runs backwards is the same from the last token to the first.
     """
-    if layer.bidirectional:
-        raise UnfitError("is bidirectional: what it gives for a token depends on later ones")
-    if not isinstance(input, Tensor) or input.dim() != 3:
+    if not isinstance(input, Tensor):
         raise UnfitError(
-            "takes packed sequences or one without a batch: give [batch, time, size], and leave "
-            "packing to the session, whose steps take `lengths`"
+            "takes packed sequences: give [batch, time, size], and leave packing to the session, "
+            "whose steps take `lengths`"
         )
     given = tuple(hx) if isinstance(hx, tuple | list) else () if hx is None else (hx,)
-    x = input if layer.batch_first else input.transpose(0, 1)
-    ends, tops = [], []
+    alone = input.dim() == 2
+    if alone:
+        given = tuple(state.unsqueeze(1) for state in given)
+    x = input.unsqueeze(0) if alone else input if layer.batch_first else input.transpose(0, 1)
+    run = _projected if layer.proj_size else _layer
+    ends: list[Tensor] = []
+    tops: list[Tensor] = []
     for index in range(layer.num_layers):
-        names = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if layer.bias else [])]
-        weights = {name: getattr(layer, f"{name}_l{index}") for name in names}
-        start = tuple(state[index] for state in given)
-        x, end = (_projected if layer.proj_size else _layer)(layer, index, x, weights, start)
-        ends.append(end)
-        tops.append(x[:, -1])  # h after the last token is what the layer gives for it
-    output = x if layer.batch_first else x.transpose(0, 1)
-    hidden = torch.stack(tops)
-    if layer.mode != "LSTM":
-        return output, hidden
-    return output, (hidden, torch.stack(ends))
+        passed = []
+        for way in ("", "_reverse") if layer.bidirectional else ("",):
+            start = tuple(state[len(ends)] for state in given)
+            y, end = run(layer, f"l{index}{way}", x.flip(1) if way else x, start)
+            ends.append(end)
+            tops.append(y[:, -1])  # h after the last token is what the layer gives for it
+            passed.append(y.flip(1) if way else y)
+        x = torch.cat(passed, 2) if len(passed) > 1 else passed[0]
+    hidden, cells = torch.stack(tops), torch.stack(ends)
+    if alone:
+        x, hidden, cells = x.squeeze(0), hidden.squeeze(1), cells.squeeze(1)
+    output = x if layer.batch_first or alone else x.transpose(0, 1)
+    return output, (hidden, cells) if layer.mode == "LSTM" else hidden
+
+
+def _weights(layer: nn.RNNBase, place: str) -> dict[str, Tensor]:
+    """The weights of one layer and direction, as ``l0`` or ``l0_reverse``."""
+    names = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if layer.bias else [])]
+    return {name: getattr(layer, f"{name}_{place}") for name in names}
 
 
 def _layer(
-    layer: nn.RNNBase,
-    index: int,
-    x: Tensor,
-    weights: Mapping[str, Tensor],
-    start: tuple[Tensor, ...],
+    layer: nn.RNNBase, place: str, x: Tensor, start: tuple[Tensor, ...]
 ) -> tuple[Tensor, Tensor]:
     """One layer, and its c after the last token; h of other kinds."""
-    del index
     past = torch.stack(start, 1) if start else None
-    x, end = rnn(x, **weights, past_state=past, mode=layer.mode)
+    x, end = rnn(x, **_weights(layer, place), past_state=past, mode=layer.mode)
     return x, end[:, -1]
 
 
 def _projected(
-    layer: nn.RNNBase,
-    index: int,
-    x: Tensor,
-    weights: Mapping[str, Tensor],
-    start: tuple[Tensor, ...],
+    layer: nn.RNNBase, place: str, x: Tensor, start: tuple[Tensor, ...]
 ) -> tuple[Tensor, Tensor]:
     """A layer of an LSTM with ``h = W_hr (o tanh(c))``, and its c after the last token.
 
     What is carried is ``m = o tanh(c)``, with U W_hr in place of U.  A given h follows from no m,
     so that from one only a single token can be taken, as cells do.
     """
-    back = getattr(layer, f"weight_hr_l{index}")
+    weights, back = _weights(layer, place), getattr(layer, f"weight_hr_{place}")
     if not start:
         inner = {**weights, "weight_hh": weights["weight_hh"] @ back}
         m, end = rnn(x, **inner, mode=layer.mode)
@@ -105,16 +110,22 @@ def attention(
     attn_mask: Tensor | None = None,
     average_attn_weights: bool = True,
     is_causal: bool = False,
+    *,
+    whole: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention with heads as an axis of their own: [B, H, T, D].
 
-    Masks mean what they mean there: True, or a number that is added, for what is left out.
+    A mask of padding is for models of whole inputs.  Masks mean what they mean there: True, or a
+    number that is added, for what is left out.
     """
     del is_causal  # a hint beside the mask
     if layer.bias_k is not None or layer.add_zero_attn:
         raise UnfitError("adds keys of its own (add_bias_kv, add_zero_attn)")
     if query.dim() != 3:
         raise UnfitError("takes a sequence without a batch: give [batch, time, size]")
+    if key_padding_mask is not None and not whole:
+        raise UnfitError("takes a padding mask (key_padding_mask); rows of unequal length are "
+                         f"`lengths` of a session. {AS_WHOLE}")  # fmt: skip
     if not layer.batch_first:
         query, key, value = (x.transpose(0, 1) for x in (query, key, value))
     q, k, v = (_heads(layer, x, place) for place, x in enumerate((query, key, value)))
@@ -145,17 +156,20 @@ def _mask(
     padding: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor | None:
-    """What is added to scores: [T, T], or [B, H, T, T]."""
-    if padding is not None:
-        raise UnfitError("takes a padding mask (key_padding_mask); rows of unequal length are "
-                         "`lengths` of a session")  # fmt: skip
+    """What is added to scores: [T, T], [B, H, T, T], or [B, 1, 1, T] of padding."""
+    added = None if padding is None else _added(padding, dtype)[:, None, None]
     if attn_mask is None:
-        return None
-    if attn_mask.dtype == torch.bool:
-        mask = torch.zeros_like(attn_mask, dtype=dtype).masked_fill(attn_mask, -torch.inf)
-    else:
-        mask = attn_mask.to(dtype)
-    return torch.unflatten(mask, 0, (-1, layer.num_heads)) if mask.dim() == 3 else mask
+        return added
+    mask = _added(attn_mask, dtype)
+    mask = torch.unflatten(mask, 0, (-1, layer.num_heads)) if mask.dim() == 3 else mask
+    return mask if added is None else mask + added
+
+
+def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask of flags or of numbers as numbers."""
+    if mask.dtype == torch.bool:
+        return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, -torch.inf)
+    return mask.to(dtype)
 
 
 LAYERS: Mapping[type[nn.Module], Callable[..., Any]] = {
@@ -164,6 +178,14 @@ LAYERS: Mapping[type[nn.Module], Callable[..., Any]] = {
     nn.RNN: recurrent,
     nn.MultiheadAttention: attention,
 }
+
+
+def layers(*, whole: bool) -> Mapping[type[nn.Module], Callable[..., Any]]:
+    """The replacements for a model that is stepped, or that takes whole inputs."""
+    if not whole:
+        return LAYERS
+    return {**LAYERS, nn.MultiheadAttention: functools.partial(attention, whole=True)}
+
 
 FUNCTIONS: Functions = {
     # It looks into a mask for what only another kernel would need to know.

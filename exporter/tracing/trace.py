@@ -6,7 +6,7 @@ result is then proven to mean the same at the opset that intaglio speaks.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 import torch
@@ -15,6 +15,7 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from intaglio.errors import TraceError
+from intaglio.exporter.sources.axes import Span
 from intaglio.exporter.sources.outputs import name_outputs
 from intaglio.exporter.sources.source import Source
 from intaglio.exporter.sources.state_dict import tied_names
@@ -28,6 +29,7 @@ from intaglio.passes.relabel import relabel
 from intaglio.passes.shapes import shape_bodies
 from intaglio.quiet import quiet, summary
 from intaglio.signature import DOMAIN
+from intaglio.state import TIME
 
 from .adopt import adopt_graph
 from .attention_calls import settle_attention_calls
@@ -37,7 +39,7 @@ from .fold_weights import fold_weights
 from .metadata import strip
 from .modules import named, path_of
 from .mutations import idle_buffers
-from .trace_check import check_trace
+from .trace_check import check_trace, check_whole
 
 OPSET = 27
 TORCH_OPSET = 23
@@ -55,18 +57,20 @@ TRANSLATIONS = {op.torch_op: op.translation for op in OPS if op.translation is n
 class Traced:
     """A graph in training form: inputs and outputs of the module, no carried states yet.
 
-    `max_context` is the largest time that the module's tables allow, None without such a table;
-    `aliases` maps the further names of tied weights to the name of their initializer.
+    `spans` holds the sizes that each free axis takes, `max_context` is the largest time that the
+    module's tables allow, None without such a table; `aliases` maps the further names of tied
+    weights to the name of their initializer.
     """
 
     model: ir.Model
     max_context: int | None
     aliases: dict[str, str]
     notes: tuple[str, ...]
+    spans: dict[str, Span] = field(default_factory=dict)
 
 
 def trace(source: Source) -> Traced:
-    """Return `source` as one graph of opset 27 with free batch and time.
+    """Return `source` as one graph of opset 27 with its named axes free.
 
     Initializers carry the names of parameters and buffers, nodes the path of their module
     (`intaglio.passes.graph.module_of`).  The graph is compared with the module at other shapes.
@@ -81,15 +85,19 @@ def trace(source: Source) -> Traced:
 
 def _trace(source: Source) -> Traced:
     if isinstance(source.body, ir.Model):
-        return Traced(model=adopt_graph(source, OPSET), max_context=None, aliases={}, notes=())
+        graph, spans = adopt_graph(source, OPSET)
+        return Traced(model=graph, max_context=None, aliases={}, notes=(), spans=spans)
     with exchanged(source, source.module):
-        program, max_context = capture(source)
+        program, spans = capture(source)
+    max_context = None if source.whole or TIME not in spans else spans[TIME].most
     idle = idle_buffers(program)
     program, folded = fold_weights(program)
     settle_attention_calls(program)
     model = _convert(source, program)
+    inputs = source.inputs
+    _name_inputs(model.graph, list(inputs))
     with torch.no_grad():
-        names = list(name_outputs(source.module, source.module(**source.inputs)))
+        names = list(name_outputs(source.module, source.module(**inputs), inputs))
     _name_outputs(model.graph, names)
     strip(model)
     shape_bodies(model)
@@ -102,11 +110,15 @@ def _trace(source: Source) -> Traced:
     # PyTorch writes log-sigmoid as Log(Sigmoid(x)), which is -inf where trained gates go.
     StabilizeLogSigmoid().run(model, Context())
     _refuse_chance(model)
-    check_trace(source, program, model, max_context)
+    if source.whole:
+        spans = check_whole(source, program, model, spans)
+    else:
+        check_trace(source, program, model, max_context)
     return Traced(
         model=model,
         max_context=max_context,
         aliases=aliases,
+        spans=spans,
         notes=(
             *_notes(source, model, max_context, aliases, folded),
             *(f"{name} is computed once, of {', '.join(of)}." for name, of in folded.items()),
@@ -174,10 +186,33 @@ def _failed_node(error: BaseException) -> fx.Node | None:
     return None
 
 
+def _name_inputs(graph: ir.Graph, names: list[str]) -> None:
+    """Name the inputs as the module does: PyTorch writes names in small letters."""
+    values = [value for value in graph.inputs if not value.is_initializer()]
+    for name, value in zip(names, values, strict=True):
+        if value.name != name:
+            _make_way(graph, name, value)
+            value.name = name
+
+
+def _make_way(graph: ir.Graph, name: str, owner: ir.Value) -> None:
+    """Give whatever value bears `name`, `owner` left out, another one."""
+    nodes = (value for node in graph for value in node.outputs)
+    taken = {value.name: value for value in (*nodes, *graph.inputs)}
+    free = f"{name}.inner"
+    while free in taken or free in graph.initializers:
+        free += ".inner"
+    if name in taken and taken[name] is not owner:
+        taken[name].name = free
+    if name in graph.initializers:
+        value = graph.initializers.pop(name)
+        value.name = free
+        graph.initializers.add(value)
+
+
 def _name_outputs(graph: ir.Graph, names: list[str]) -> None:
     """Name the outputs, each one a value of its own that is no input."""
     values = list(graph.outputs)
-    taken = {value.name: value for node in graph for value in node.outputs}
     for index, (name, value) in enumerate(zip(names, values, strict=True)):
         output = value
         if value.producer() is None or value in values[:index]:
@@ -186,8 +221,7 @@ def _name_outputs(graph: ir.Graph, names: list[str]) -> None:
             output = node.outputs[0]
             output.type, output.shape = value.type, value.shape
             graph.outputs[index] = output
-        if name in taken and taken[name] is not output:
-            taken[name].name = f"{name}.inner"
+        _make_way(graph, name, output)
         output.name = name
 
 

@@ -5,7 +5,7 @@ whose shapes all look free; only running it at other sizes tells.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,13 +16,17 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from intaglio.errors import TraceError
+from intaglio.exporter.sources.axes import Span, as_option
 from intaglio.exporter.sources.outputs import name_outputs
 from intaglio.exporter.sources.source import EXAMPLE_TIME, Source
 from intaglio.passes.evaluate import session
 from intaglio.quiet import summary
 
 from .capture import MEND
+from .conditions import Condition, conditions
 from .modules import ModuleStack, named
+from .running import in_words, runner, several, taken_sizes
+from .whole import AS_WHOLE
 
 LIMIT = 1e-3  # of the largest output; a frozen shape is wrong by far more, rounding by far less
 LONG = EXAMPLE_TIME + 131  # beyond the usual chunks of 64 and 128
@@ -42,14 +46,14 @@ def check_trace(
         inputs = source.random_inputs(batch, time, time)
         try:
             with torch.no_grad():
-                expected = name_outputs(source.module, source.module(**inputs))
+                expected = name_outputs(source.module, source.module(**inputs), inputs)
         except Exception as error:
             # A gathered table ends without a bound on time; statefulize finds its length.
             if time == LONG:
                 return
             raise TraceError(
                 f"The model itself fails on {batch} rows of {time} tokens "
-                f"({summary(error)}); a step engine has to run any number, 1 included."
+                f"({summary(error)}); a step engine has to run any number, 1 included. {AS_WHOLE}"
             ) from error
         names = list(expected)
         feeds = {i.name: inputs[i.name].numpy() for i in engine.get_inputs()}
@@ -59,7 +63,65 @@ def check_trace(
         except Exception as error:  # noqa: BLE001  ONNX Runtime raises its own kinds
             wrong = [summary(error)]
         if wrong:
-            raise TraceError(_explain(source, program, inputs, (batch, time), wrong[0]))
+            where = f"{batch} rows of {time} tokens"
+            raise TraceError(_explain(source, program, inputs, where, wrong[0]))
+
+
+def check_whole(
+    source: Source, program: ExportedProgram, model: ir.Model, spans: Mapping[str, Span]
+) -> dict[str, Span]:
+    """Run graph and module at several sizes; return those that they take.
+
+    Sizes that the module itself refuses are left out, unless the user asked for them.
+
+    Raises:
+        TraceError: if they differ, naming the module that was frozen where it can be found.
+    """
+    engine, run = session(model), runner(source)
+    spans = taken_sizes(source, run, spans)
+    assumed = conditions(source, program)
+    broken = (each.broken(source.sizes, spans) for each in assumed)
+    for sizes in (*several(source, spans), *(sizes for sizes in broken if sizes is not None)):
+        inputs = source.draw(sizes, 1)
+        try:
+            expected = run(inputs)
+        except Exception as error:
+            if sizes and all(s in source.spans or n == source.sizes[s] for s, n in sizes.items()):
+                raise TraceError(
+                    f"The model itself fails at {in_words(sizes)} ({summary(error)}). Ask for "
+                    "sizes that it takes, as --axes with NAME=LEAST..MOST:STEP says them."
+                ) from error
+            continue
+        names = list(expected)
+        feeds = {i.name: inputs[i.name].numpy() for i in engine.get_inputs()}
+        try:
+            found = dict(zip(names, engine.run(names, feeds), strict=True))
+            wrong = [n for n in names if not _agree(found[n], expected[n])]
+        except Exception as error:  # noqa: BLE001  ONNX Runtime raises its own kinds
+            wrong = [summary(error)]
+        if wrong:
+            cause = next((each for each in assumed if not each.holds(sizes)), None)
+            if cause is not None:
+                raise TraceError(_assumed(source, cause, in_words(sizes), wrong[0]))
+            raise TraceError(_explain(source, program, inputs, in_words(sizes), wrong[0]))
+    return spans
+
+
+def _assumed(source: Source, cause: Condition, where: str, what: str) -> str:
+    """The condition that the model was captured under, and how to ask for sizes that keep it."""
+    shapes = {
+        name: [
+            f"{s}=LEAST..MOST:STEP" if (s := source.dynamic[name].get(axis)) in cause.names.values()
+            else s or size
+            for axis, size in enumerate(value.shape)
+        ]
+        for name, value in source.inputs.items()
+    }  # fmt: skip
+    return (
+        f"At {where} the graph does not give what PyTorch gives ({what}): it was captured where "
+        f"{cause}, as by a branch on that. Sizes that keep to it can be asked for: "
+        f"{as_option(shapes)}; or fix an axis, with a number in the place of its name."
+    )
 
 
 def _agree(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> bool:
@@ -76,11 +138,10 @@ def _explain(
     source: Source,
     program: ExportedProgram,
     inputs: dict[str, Tensor],
-    shape: tuple[int, int],
+    where: str,
     what: str,
 ) -> str:
     path = _first_wrong_module(source, program, inputs)
-    where = f"{shape[0]} rows of {shape[1]} tokens"
     if path is None:
         return (
             f"PyTorch captured the model rightly but converted it to an ONNX graph that gives "
@@ -89,8 +150,8 @@ def _explain(
         )
     who = named(path)
     return (
-        f"{who[0].upper()}{who[1:]} was frozen when it was traced with {EXAMPLE_TIME} tokens: on "
-        f"{where} the graph does not give what PyTorch gives ({what}). {MEND}"
+        f"{who[0].upper()}{who[1:]} was frozen when it was traced with {in_words(source.sizes)}: "
+        f"on {where} the graph does not give what PyTorch gives ({what}). {MEND}"
     )
 
 

@@ -73,20 +73,30 @@ def _entry(
 ) -> GraphEntry:
     """What a graph takes, gives, carries from step to step, and allows, and what runs it."""
     graph, context = compiled.ort.graph, compiled.context
-    taken = {PAST_LENGTH, *(state.input for state in context.states)}
+    taken = {state.input for state in context.states} | (set() if source.whole else {PAST_LENGTH})
     left = {state.output for state in context.states}
     return GraphEntry(
         inputs=tuple(
-            replace(_tensor(value, source.defaults.get(str(value.name))), below=_table_rows(value))
+            replace(
+                _tensor(value, source.defaults.get(str(value.name))),
+                below=source.bounds.get(str(value.name)) or _table_rows(value),
+            )
             for value in graph.inputs
             if value.name not in taken
         ),
         outputs=tuple(_tensor(v) for v in graph.outputs if v.name not in left),
         states=tuple(context.states),
-        past_length=any(value.name == PAST_LENGTH for value in graph.inputs),
+        past_length=not source.whole and any(v.name == PAST_LENGTH for v in graph.inputs),
         whole=source.whole,
         targets=_targets(compiled, how, data, graph_name),
-        limits=Limits(max_context=context.max_context, batch=context.batch),
+        limits=Limits(
+            max_context=context.max_context,
+            batch=context.batch,
+            sizes={
+                symbol: (span.least, span.most, span.step, source.sizes[symbol])
+                for symbol, span in context.spans.items()
+            },
+        ),
         passes=tuple(record.to_json() for record in compiled.records),
     )
 

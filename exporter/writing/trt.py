@@ -45,8 +45,16 @@ UNFINISHED = (
 Ranges = Mapping[str, tuple[int, int, int]]
 
 
-def ranges(graph: ir.Graph, shapes: Shapes, max_context: int | None, batch: int | None) -> Ranges:
+def ranges(
+    graph: ir.Graph,
+    shapes: Shapes,
+    max_context: int | None,
+    batch: int | None,
+    known_sizes: Ranges | None = None,
+) -> Ranges:
     """Least, usual and largest size of each symbolic dimension of the graph's inputs.
+
+    `known_sizes` are those of a model of whole inputs.
 
     Raises:
         OptionError: if one has no size by default and none was given.
@@ -56,6 +64,7 @@ def ranges(graph: ir.Graph, shapes: Shapes, max_context: int | None, batch: int 
         BATCH: BATCHES if batch is None else (batch,) * 3,
         TIME: (TOKENS[0], min(TOKENS[1], most), min(TOKENS[2], most)),
     }
+    known = {**(known_sizes or {}), **known}
     carried = (CAPACITY, PAST)  # known at the end
     for value in graph.inputs:
         given = shapes.ranges.get(str(value.name))
@@ -202,7 +211,15 @@ def prepare(compiled: Compiled, how: Recipe) -> BuildRequest:
     model, context = compiled.trt, compiled.context
     assert model is not None
     shapes = Shapes.from_json(how.shapes)
-    sizes = ranges(model.graph, shapes, context.max_context, context.batch)
+    whole = {
+        symbol: (min(span.least, usual), usual, usual if span.most is None else span.most)
+        for symbol, span in context.spans.items()
+        if (usual := context.trials[0][symbol]) and symbol not in (BATCH, TIME)
+    }
+    longest = context.max_context
+    if TIME in context.spans:
+        longest = context.spans[TIME].most
+    sizes = ranges(model.graph, shapes, longest, context.batch, whole)
     fix_capacity(model, sizes)
     return BuildRequest(
         profiles=tuple(profiles(model.graph, sizes, whole=not context.states)),

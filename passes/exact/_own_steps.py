@@ -54,7 +54,10 @@ def check_parts(model: ir.Model, context: Context) -> None:
     if not timed:
         return
     inputs = stepping.random_inputs(
-        model, context.states, context.batch or ROWS, TOKENS, defaults=context.defaults
+        model,
+        context.states,
+        {BATCH: context.batch or ROWS, TIME: TOKENS},
+        defaults=context.defaults,
     )
     session = evaluate.session(model)
     rolled = []
@@ -97,7 +100,7 @@ def _steps(model: ir.Model, context: Context, batch: int, rows: slice) -> Mappin
     found: dict[str, list[Array]] = {name: [] for name in names}
     for step in range(STEPS):
         drawn = stepping.random_inputs(
-            model, context.states, batch, 3, seed=step, defaults=context.defaults
+            model, context.states, {BATCH: batch, TIME: 3}, seed=step, defaults=context.defaults
         )
         own = {name: _rows(model, name, array, rows) for name, array in drawn.items()}
         past = {PAST_LENGTH: np.full(count, step, np.int64)}

@@ -10,6 +10,15 @@ import onnxscript.optimizer
 from intaglio.passes.base import Exact, PassResult
 from intaglio.passes.graph import FOLDED
 
+SEQUENCES = frozenset(
+    (
+        *("SplitToSequence", "SequenceAt", "SequenceConstruct", "SequenceInsert", "SequenceErase"),
+        *("SequenceLength", "SequenceEmpty", "SequenceMap", "ConcatFromSequence"),
+        *("Optional", "OptionalGetElement", "OptionalHasElement"),
+    )
+)
+"""What makes no tensor of tensors, which the folder cannot take."""
+
 
 class FoldConstants(Exact):
     """Fold constant expressions that no parameter takes part in."""
@@ -23,7 +32,8 @@ class FoldConstants(Exact):
         parameters = {value for value in constants if FOLDED not in value.metadata_props}
 
         def keep_parameters(node: ir.Node) -> bool | None:
-            return False if any(value in parameters for value in node.inputs) else None
+            kept = node.op_type in SEQUENCES or any(value in parameters for value in node.inputs)
+            return False if kept else None
 
         changed = False
         while onnxscript.optimizer.fold_constants_ir(

@@ -9,7 +9,7 @@ from onnxruntime import OrtValue
 
 from intaglio.errors import InputError
 from intaglio.runtime.arrays import Array, dtype_of
-from intaglio.runtime.bound_step import Arrays, BoundStep
+from intaglio.runtime.bound_step import BoundStep
 from intaglio.runtime.carried_states import CarriedStates
 from intaglio.runtime.graph_entry import GraphEntry
 from intaglio.runtime.step_inputs import Sizes, shape_of
@@ -51,10 +51,13 @@ class OrtStep(BoundStep):
             self._past = [OrtValue.ortvalue_from_numpy(each) for each in carried.past_lengths]
         self._bindings = [self._bind(carried, side) for side in (0, 1)]
 
-    def run(self, carried: CarriedStates, results: Arrays) -> None:
+    def run(self, carried: CarriedStates, results: dict[str, Array]) -> None:
         """Run the step that was fed from the current side of `carried`, filling `results`."""
         binding = self._binding(carried, results)
         try:
+            if self._told:
+                results |= self._untold()
+                return
             self._run_with_iobinding(binding)
         except Exception as error:  # ONNX Runtime's errors share no base class
             if not type(error).__module__.startswith("onnxruntime") and not isinstance(
@@ -70,6 +73,11 @@ class OrtStep(BoundStep):
                 binding.bind_ortvalue_output(name, _NOTHING)
         for name, array in self._kept.items():
             np.copyto(results[name], array)
+
+    def _untold(self) -> dict[str, Array]:
+        """The outputs of a graph that alone knows their shapes, in arrays of its own."""
+        names = [output.name for output in self._engine.get_outputs()]
+        return dict(zip(names, self._engine.run(names, dict(self._feeds)), strict=True))
 
     def _binding(self, carried: CarriedStates, results: Mapping[str, Array]) -> Any:
         binding = self._bindings[carried.side]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from intaglio.errors import ProfileError
+from intaglio.errors import InputError, ProfileError
 from intaglio.runtime import machine
 from intaglio.runtime.bundle import Bundle
 from intaglio.runtime.child_worker import serve
@@ -22,7 +22,7 @@ from intaglio.runtime.engines import choose_target, open_tracer
 from intaglio.runtime.graph_entry import MAIN, GraphEntry, TensorSpec
 from intaglio.runtime.op_trace import Tracer
 from intaglio.runtime.session import Session
-from intaglio.runtime.step_inputs import shape_of
+from intaglio.runtime.step_inputs import Sizes, shape_of
 from intaglio.state import BATCH, TIME, Layout
 
 CHUNK = 512  # tokens consumed at once on the way to a context
@@ -130,6 +130,10 @@ class BundleRunner:
         """Calls of the session so far."""
         return self._steps
 
+    def usual_sizes(self) -> dict[str, int]:
+        """Sizes of the free axes that are neither rows nor tokens."""
+        return usual_sizes(self._session.entry)
+
     def ceilings(self) -> dict[str, Any] | None:
         """What the device reaches at best, None where that is not measured."""
         found = None if self._tracer is None else self._tracer.ceilings()
@@ -191,7 +195,7 @@ def inputs_for(
     vocabulary of a language model; further integer inputs are 0.
 
     Raises:
-        ProfileError: if an input has a free dimension beside batch and time.
+        ProfileError: if an input has a free dimension of no known size.
     """
     return dict(_inputs(entry, batch, time, np.random.default_rng(seed), own))
 
@@ -206,12 +210,15 @@ def _inputs(
     if not bounds:
         tokens = [spec.name for spec in integers if "mask" not in spec.name]
         bounds = dict.fromkeys(tokens[:1], vocabulary)
+    sizes = {**usual_sizes(entry), BATCH: batch, TIME: time}
     for spec in entry.inputs:
-        shape = _shape(spec, batch, time, own)
+        shape = _shape(spec, sizes, own)
         if spec.default is not None:
             yield spec.name, np.full(shape, spec.default, spec.dtype)
         elif spec.name in bounds:
-            yield spec.name, random.integers(0, bounds[spec.name], shape).astype(spec.dtype)
+            bound = bounds[spec.name]
+            most = sizes[bound] if isinstance(bound, str) else bound
+            yield spec.name, random.integers(0, most, shape).astype(spec.dtype)
         elif spec.dtype == "bool" or "mask" in spec.name:
             yield spec.name, np.ones(shape, spec.dtype)
         elif spec in integers:
@@ -220,21 +227,23 @@ def _inputs(
             yield spec.name, random.standard_normal(shape).astype(spec.dtype)
 
 
-def _shape(spec: TensorSpec, batch: int, time: int, own: int | None) -> tuple[int, ...]:
+def usual_sizes(entry: GraphEntry) -> dict[str, int]:
+    """Sizes of the free axes of a graph of whole inputs."""
+    return {symbol: span[3] for symbol, span in entry.limits.sizes.items()}
+
+
+def _shape(spec: TensorSpec, sizes: Sizes, own: int | None) -> tuple[int, ...]:
+    named = dict.fromkeys((dim for dim in spec.shape if isinstance(dim, str)), own or OWN)
     try:
-        sizes = {} if own is None else {d: own for d in spec.shape if isinstance(d, str)}
-        return shape_of(spec, {**sizes, BATCH: batch, TIME: time})
-    except KeyError as error:
-        raise ProfileError(
-            f"The input {spec.name!r} has the free dimension {error.args[0]!r}; only batch and "
-            "time can be chosen. Export the bundle with that dimension fixed."
-        ) from error
+        return shape_of(spec, {**({} if TIME in spec.shape else named), **sizes})
+    except InputError as error:
+        raise ProfileError(f"{error} Export the bundle with that dimension fixed.") from error
 
 
 def main() -> None:
     """Serve the parent."""
     runner = BundleRunner()
-    names = ("load", "ready", "run", "footprint", "steps", "ceilings", "end_trace")
+    names = ("load", "ready", "run", "footprint", "steps", "usual_sizes", "ceilings", "end_trace")
     serve({name: getattr(runner, name) for name in names})
 
 

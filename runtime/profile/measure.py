@@ -141,7 +141,8 @@ def _read(graph: BundleGraph, settings: ProfileSettings) -> OnnxGraph:
 
 def _end(graph: BundleGraph, settings: ProfileSettings) -> int | None:
     """Tokens at which a row ends: that of positions, or of an engine's caches."""
-    end = graph.entry.limits.max_context
+    limits = graph.entry.limits
+    end = limits.sizes[TIME][1] if TIME in limits.sizes else limits.max_context
     if choose_target(graph, settings.target) != TARGET or (built := read_built(graph)) is None:
         return end
     room = built.capacity(graph.entry)
@@ -273,6 +274,7 @@ def _trace(
             start = worker.call("steps")
             worker.call("run", seconds=0, iterations=calls)
             parts.append((phase, start, worker.call("footprint")["capacity"]))
+        usual: Mapping[str, int] = worker.call("usual_sizes")
         ceilings = worker.call("ceilings")
         trace = Trace.from_json(worker.call("end_trace"))
     return [
@@ -281,7 +283,7 @@ def _trace(
             phase.tokens,
             trace.ops,
             trace.calls[start : start + calls],
-            Works(graph, _sizes(phase, settings.batch, capacity or 0)),
+            Works(graph, {**usual, **_sizes(phase, settings.batch, capacity or 0)}),
             ceilings and Ceilings(**ceilings),
             phase.graph,
         )

@@ -1,6 +1,6 @@
 """What the tests of passes share: tracing small modules, and graphs written as ONNX text."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import onnx_ir as ir
@@ -13,6 +13,7 @@ from intaglio.exporter.sources.source import Source
 from intaglio.exporter.tracing.trace import trace
 from intaglio.passes import pipeline
 from intaglio.passes.base import Context, Pass
+from intaglio.state import BATCH, TIME
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +25,8 @@ def _one_thread() -> None:
 def traced() -> Traced:
     """The training-form graph of a module that maps input_ids [batch, time] to outputs."""
 
-    def sample(batch: int, time: int, seed: int) -> dict[str, Tensor]:
+    def sample(sizes: Mapping[str, int], seed: int) -> dict[str, Tensor]:
+        batch, time = sizes[BATCH], sizes[TIME]
         generator = torch.Generator().manual_seed(seed)
         return {"input_ids": torch.randint(VOCABULARY, (batch, time), generator=generator)}
 

@@ -34,7 +34,9 @@ class DropRelu(Exact):
 def test_a_wrong_exact_pass_is_caught_where_it_is_checked() -> None:
     """Unchecked it goes through; checked it fails by its name, with the error it made."""
     pipeline.run(ir.from_onnx_text(TEXT), [DropRelu()], Context())
-    with pytest.raises(CheckError, match=r"the pass 'drop-relu' changed 'y' at T = 1: error \d"):
+    with pytest.raises(
+        CheckError, match=r"the pass 'drop-relu' changed 'y' at batch = 2, time = 1: error \d"
+    ):
         pipeline.run(ir.from_onnx_text(TEXT), [DropRelu()], Context(), check=True)
 
 

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from intaglio.errors import SourceError
-from intaglio.exporter.sources.examples import Sampler
+from intaglio.exporter.sources.axes import Sizes
+from intaglio.exporter.sources.guess_axes import EXAMPLE
+from intaglio.exporter.sources.input_spec import Sampler
 from intaglio.state import BATCH, TIME
 
 from .inputs import MASK, Taken
@@ -52,6 +54,7 @@ def taken(module: nn.Module) -> Taken:
         shapes=shapes,
         sample=_sampler(shapes, encoded, decoded),
         tokens=decoded,
+        sizes={**EXAMPLE, SOURCE: EXAMPLE_SOURCE},
         defaults={MASK: 1.0} if MASK in shapes else {},
     )
 
@@ -94,9 +97,9 @@ def _of_pictures(module: nn.Module) -> dict[str, Shape]:
 def _sampler(shapes: dict[str, Shape], encoded: int, decoded: int) -> Sampler:
     """Draw inputs of these shapes; sources of unequal length, the mask hiding what is padded."""
 
-    def sample(batch: int, time: int, seed: int) -> dict[str, Tensor]:
+    def sample(sizes: Sizes, seed: int) -> dict[str, Tensor]:
+        batch = sizes[BATCH]
         generator = torch.Generator().manual_seed(seed)
-        sizes = {BATCH: batch, TIME: time, SOURCE: EXAMPLE_SOURCE if time == 7 else 3 + time % 9}
         drawn: dict[str, Tensor] = {}
         for name, shape in shapes.items():
             size = [dim if isinstance(dim, int) else sizes[dim] for dim in shape]

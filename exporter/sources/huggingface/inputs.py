@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from intaglio.errors import SourceError
-from intaglio.exporter.sources.examples import Sampler
+from intaglio.exporter.sources.axes import Sizes
+from intaglio.exporter.sources.guess_axes import EXAMPLE
+from intaglio.exporter.sources.input_spec import Sampler
 from intaglio.quiet import summary
 from intaglio.state import BATCH, TIME
 
@@ -22,7 +24,8 @@ class Taken:
     """What a module takes: shapes with the names of free axes, and what draws such inputs.
 
     `tokens` is how many tokens the module knows of those that it is given step by step; `whole`
-    says that it takes whole sequences, `defaults` what may be left out.
+    says that it takes whole sequences, `defaults` what may be left out; `sizes` holds those at
+    which it is traced.
     """
 
     shapes: Mapping[str, tuple[int | str, ...]]
@@ -30,6 +33,7 @@ class Taken:
     tokens: int
     whole: bool = False
     defaults: dict[str, float] = field(default_factory=dict)
+    sizes: Sizes = field(default_factory=lambda: dict(EXAMPLE))
 
     @property
     def dynamic(self) -> dict[str, dict[int, str]]:
@@ -40,13 +44,12 @@ class Taken:
         }
 
 
-def taken(module: nn.Module, config: Mapping[str, Any]) -> Taken:
+def taken(module: nn.Module, tokens: int, config: Mapping[str, Any]) -> Taken:
     """What a module of tokens takes, which is stepped or takes whole sequences.
 
     Raises:
-        SourceError: if it takes something else, or does not run.
+        SourceError: if it does not run.
     """
-    tokens = vocabulary(module)
     whole = takes_whole_sequences(module, tokens)
     allowed = defaults(module, config) if whole else {}
     return Taken(
@@ -58,20 +61,36 @@ def taken(module: nn.Module, config: Mapping[str, Any]) -> Taken:
     )
 
 
-def vocabulary(module: nn.Module) -> int:
-    """How many tokens the module knows.
+def vocabulary(module: nn.Module, config: Mapping[str, Any]) -> int | None:
+    """How many tokens the module knows, None where it takes none."""
+    try:
+        table: Any = module.get_input_embeddings()  # type: ignore[operator]  # the library's
+        if (
+            isinstance(table.weight, Tensor)
+            and TOKENS in inspect.signature(type(module).forward).parameters
+        ):
+            return int(table.weight.shape[0])
+    except (AttributeError, NotImplementedError, TypeError):
+        pass  # models of two towers, and of bytes, have no one table
+    text = config.get("text_config")
+    known = (config, text if isinstance(text, Mapping) else {})
+    sizes = (each.get("vocab_size") for each in known)
+    return next((size for size in sizes if isinstance(size, int) and size > 0), None)
 
-    Raises:
-        SourceError: if it takes something else than tokens.
-    """
-    takes = getattr(module, "main_input_name", TOKENS)
-    if takes != TOKENS:
-        raise SourceError(
-            f"{type(module).__name__} takes {takes!r}; of Hugging Face directories, models of "
-            f"{TOKENS!r} alone are exported."
-        )
-    table: nn.Embedding = module.get_input_embeddings()  # type: ignore[operator]  # the library's
-    return int(table.weight.shape[0])
+
+def takes_tokens_alone(module: nn.Module, tokens: int | None) -> bool:
+    """Whether the module runs on token ids, and on nothing else."""
+    if tokens is None or getattr(module, "main_input_name", TOKENS) != TOKENS:
+        return False
+    ids = torch.zeros((PROBE_BATCH, PROBE_TIME), dtype=torch.int64)
+    try:
+        with torch.no_grad():
+            module(**{TOKENS: ids}, return_dict=True)
+    except ValueError as error:  # "You have to specify pixel_values"
+        return "specify" not in str(error)
+    except Exception:  # noqa: BLE001  what it is, is told where token ids are tried
+        return True
+    return True
 
 
 def takes_whole_sequences(module: nn.Module, tokens: int) -> bool:
@@ -119,7 +138,8 @@ def defaults(module: nn.Module, config: Mapping[str, Any]) -> dict[str, float]:
 def tokens_and_masks(tokens: int, names: Mapping[str, float]) -> Sampler:
     """Draw token ids, and rows of unequal length: the mask hides what is behind their end."""
 
-    def sample(batch: int, time: int, seed: int) -> dict[str, Tensor]:
+    def sample(sizes: Sizes, seed: int) -> dict[str, Tensor]:
+        batch, time = sizes[BATCH], sizes[TIME]
         generator = torch.Generator().manual_seed(seed)
         ids = torch.randint(tokens, (batch, time), generator=generator)
         drawn = {TOKENS: ids}

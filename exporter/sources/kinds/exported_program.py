@@ -1,7 +1,7 @@
 """Programs of `torch.export`: files of `torch.export.save` (.pt2), and programs in memory.
 
-A program is a graph already, so it is not traced again: batch and time are free if they were when
-it was captured.  Reading a file evaluates expressions and unpickles parts of it (the notes of
+A program is a graph already, so it is not traced again: what is free was free when it was
+captured.  Reading a file evaluates expressions and unpickles parts of it (the notes of
 `torch.export.load` warn of that), so it needs the consent that a pickle needs.
 """
 
@@ -15,21 +15,24 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, TensorArgument
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from intaglio.errors import SourceError
 from intaglio.exporter.options.loading import LoadOptions
-from intaglio.exporter.sources.examples import InputSpec, name_axes, sampler
+from intaglio.exporter.sources.axes import Layouts, Span
+from intaglio.exporter.sources.examples import name_axes, read_inputs
+from intaglio.exporter.sources.guess_axes import by_place, example_sizes
+from intaglio.exporter.sources.index_bounds import bounds_of
+from intaglio.exporter.sources.input_spec import InputSpec, fixed_axis, sampler
 from intaglio.exporter.sources.source import Source
 from intaglio.exporter.sources.state_dict import check_finite, hash_tensors
 from intaglio.exporter.sources.untrusted import archive_names, is_archive
 from intaglio.quiet import quiet, summary
-from intaglio.state import BATCH, TIME
 
 FORMAT = "torch.export"
 MARKS = ("archive_format", "models/model.json")  # entries that `torch.export.save` writes
 
-UNNAMED = 0  # in the shape of an input: a free axis that nobody has named
+UNBOUNDED = 2**31  # PyTorch's own infinities are above
 
 SAVE_AGAIN = (
     "Save it with both free: torch.export.export(model, (), inputs, dynamic_shapes={'input_ids': "
@@ -84,15 +87,29 @@ def in_memory(program: ExportedProgram, options: LoadOptions) -> Source:
 
 
 def _source(program: ExportedProgram, path: Path, sha256: str, options: LoadOptions) -> Source:
-    options.take("an exported program", "axes")
+    options.take("an exported program", "axes", "inputs")
     nodes = _tensor_inputs(program, path)
-    examples = _examples(program, list(nodes))
-    specs = name_axes(
-        [_spec(name, node, examples.get(name)) for name, node in nodes.items()], options.axes
-    )
-    for spec in specs:
-        _check_free(spec, nodes[spec.name].meta["val"], path)
     program = _by_name(program, list(nodes))
+    module = program.module()
+    examples = _examples(program, list(nodes))
+    if options.inputs is not None:
+        examples = read_inputs(options.inputs, module)
+    layouts = Layouts.of(options.axes)
+    named, spans = _shapes(nodes)
+    found = [_spec(name, nodes[name], named[name], examples.get(name)) for name in nodes]
+    specs = name_axes(found, layouts)
+    for spec in specs:
+        _check_free(spec, nodes[spec.name].meta["val"], path, whole=options.whole)
+    given = {spec.name: spec.example for spec in specs if spec.example is not None}
+    if len(given) == len(specs):
+        bounds = bounds_of(module, given, {spec.name: spec.shape for spec in specs})
+        specs = tuple(replace(s, below=bounds.get(s.name, s.below)) for s in specs)
+    spans = {**spans, **layouts.spans}
+    own = {
+        symbol: given[spec.name].shape[axis] if spec.name in given else 2
+        for spec in specs
+        for axis, symbol in spec.dynamic.items()
+    }
     check_finite(program.state_dict, set(program.graph_signature.buffers), path)
     return Source(
         path=path,
@@ -102,8 +119,40 @@ def _source(program: ExportedProgram, path: Path, sha256: str, options: LoadOpti
         body=program,
         dynamic={spec.name: spec.dynamic for spec in specs},
         sample=sampler(specs),
+        sizes=example_sizes(module, sampler(specs), own, spans),
+        spans=layouts.spans,
+        bounds={spec.name: spec.below for spec in specs if spec.below is not None},
         aliases=_tied_names(program.state_dict),
     )
+
+
+def _shapes(
+    nodes: Mapping[str, fx.Node],
+) -> tuple[dict[str, tuple[int | str, ...]], dict[str, Span]]:
+    """The dimensions of the inputs, free ones by name, and the sizes that those take."""
+    names: dict[str, str] = {}
+    shapes, spans = {}, {}
+    for name, node in nodes.items():
+        value = node.meta["val"]
+        dims = [dim if isinstance(dim, int) else f"?{dim}" for dim in value.shape]
+        shapes[name] = by_place(name, dims, names)
+        for dim in value.shape:
+            if not isinstance(dim, int):
+                spans[names[f"?{dim}"]] = _span(dim)
+    return shapes, spans
+
+
+def _span(size: torch.SymInt) -> Span:
+    """Sizes that a dimension of the program has, as ``8*s0`` with bounds of its own."""
+    expression = size.node.expr
+    (symbol,) = list(expression.free_symbols)[:1]
+    bounds = size.node.shape_env.bound_sympy(symbol)
+    first = max(int(bounds.lower), 1) if bounds.lower > -UNBOUNDED else 1
+    least = int(expression.subs(symbol, first))
+    step = max(int(expression.subs(symbol, first + 1)) - least, 1)
+    most = int(expression.subs(symbol, bounds.upper)) if bounds.upper < UNBOUNDED else None
+    # PyTorch keeps 0 and 1 apart from all other sizes; that both work is checked later.
+    return Span(1 if expression.is_symbol and first <= 2 else least, most, step)
 
 
 def _tied_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
@@ -118,7 +167,7 @@ def _tied_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def _tensor_inputs(program: ExportedProgram, path: Path) -> dict[str, fx.Node]:
-    """Placeholders of the user's inputs, by name."""
+    """Placeholders of the user's inputs, by the names that the module gave them."""
     placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
     found = {}
     for spec, node in zip(program.graph_signature.input_specs, placeholders, strict=True):
@@ -130,7 +179,24 @@ def _tensor_inputs(program: ExportedProgram, path: Path) -> dict[str, fx.Node]:
                 f"({spec.arg}). Capture a module that takes tensors alone."
             )
         found[spec.arg.name] = node
-    return found
+    names = _own_names(program)  # PyTorch writes those of its graph in small letters
+    if len(names) != len(found) or len(set(names)) < len(names):
+        return found
+    return dict(zip(names, found.values(), strict=True))
+
+
+def _own_names(program: ExportedProgram) -> list[str]:
+    """Names of the arguments that the program was captured with, flat."""
+    signature = program.module_call_graph[0].signature
+    if signature is None:
+        return []
+    spec = signature.in_spec
+    args, kwargs = tree_unflatten(list(range(spec.num_leaves)), spec)
+    named = list(signature.forward_arg_names or [])
+    if any(not isinstance(each, int) for each in (*args, *kwargs.values())):
+        return []  # nested: the flat names of PyTorch's graph are all there is
+    positional = named[: len(args)]
+    return [*positional, *kwargs] if len(positional) == len(args) else []
 
 
 def _by_name(program: ExportedProgram, names: Sequence[str]) -> ExportedProgram:
@@ -152,21 +218,16 @@ def _examples(program: ExportedProgram, names: Sequence[str]) -> dict[str, Tenso
     return dict(zip(names, flat, strict=True)) if same else {}
 
 
-def _spec(name: str, node: fx.Node, example: Tensor | None) -> InputSpec:
+def _spec(
+    name: str, node: fx.Node, shape: tuple[int | str, ...], example: Tensor | None
+) -> InputSpec:
     """Describe one input: integers below the rows of the tables that it indexes."""
     value = node.meta["val"]
-    rest = [dim if isinstance(dim, int) else UNNAMED for dim in value.shape[2:]]
-    free: list[int | str] = [BATCH, TIME, *rest]
-    shape = tuple(free[: value.ndim])
-    if not value.dtype.is_floating_point:
-        rows = [rows for user in node.users if (rows := _rows(user, node)) is not None]
-        known = 2 if example is None or not example.numel() else int(example.max()) + 1
-        return InputSpec(name, value.dtype, shape, high=min(rows, default=known))
-    if example is None or not example.numel():
-        return InputSpec(name, value.dtype, shape)
-    numbers = example.double()
-    mean, std = float(numbers.mean()), float(numbers.std(correction=0))
-    return InputSpec(name, value.dtype, shape, mean=mean, std=std)
+    fits = example is not None and example.numel() and example.ndim == value.ndim
+    rows = [rows for user in node.users if (rows := _rows(user, node)) is not None]
+    return InputSpec(
+        name, value.dtype, shape, below=min(rows, default=None), example=example if fits else None
+    )
 
 
 def _rows(user: fx.Node, index: fx.Node) -> int | None:
@@ -177,17 +238,19 @@ def _rows(user: fx.Node, index: fx.Node) -> int | None:
     return int(table.meta["val"].shape[0]) if isinstance(table, fx.Node) else None
 
 
-def _check_free(spec: InputSpec, value: Tensor, path: Path) -> None:
-    """Hold the program to free batch and time, and to no other free axis."""
-    if UNNAMED in spec.shape:
-        dims = "x".join(str(dim) if isinstance(dim, int) else "?" for dim in value.shape)
-        raise SourceError(
-            f"{path}: the input {spec.name!r} has the axes {dims}, which are not batch and time "
-            f"first. Say which they are: --axes {spec.name}:batchx80xtime, for example."
-        )
+def _check_free(spec: InputSpec, value: Tensor, path: Path, *, whole: bool | None) -> None:
+    """Hold the program to what is asked to be free; a sequence to free batch and time."""
     for axis, symbol in spec.dynamic.items():
         if isinstance(value.shape[axis], int):
             raise SourceError(
                 f"{path}: the {symbol} of the input {spec.name!r} was fixed to "
                 f"{value.shape[axis]} when the program was captured. {SAVE_AGAIN}"
             )
+    fixed = fixed_axis(spec)
+    if fixed is not None and not whole:
+        axis, symbol = fixed
+        raise SourceError(
+            f"{path}: the {symbol} of the input {spec.name!r} was fixed to "
+            f"{value.shape[axis]} when the program was captured. {SAVE_AGAIN} Or export it as it "
+            "is, for whole inputs of that size: --whole."
+        )

@@ -3,11 +3,23 @@
 import importlib.util
 from pathlib import Path
 
+import torch
+from torch import nn
+
 from intaglio.errors import MissingExtraError
 from intaglio.exporter.options.loading import LoadOptions
-from intaglio.exporter.sources.huggingface.directory import is_directory, read_directory
+from intaglio.exporter.sources.axes import Layouts
+from intaglio.exporter.sources.examples import name_axes
+from intaglio.exporter.sources.guess_axes import example_sizes
+from intaglio.exporter.sources.huggingface.directory import (
+    Directory,
+    is_directory,
+    read_directory,
+)
+from intaglio.exporter.sources.input_spec import InputSpec, Takes
 from intaglio.exporter.sources.source import Source
 from intaglio.exporter.sources.state_dict import tied_names
+from intaglio.state import BATCH, TIME
 
 fits = is_directory
 
@@ -17,12 +29,12 @@ def load(path: Path, options: LoadOptions) -> Source:
 
     Raises:
         SourceError: if the directory is incomplete, the library does not know its model, the
-            weights do not fit it, or it takes something else than token ids.
+            weights do not fit it, or what it takes is not known.
         OptionError: if an option says what the directory says itself.
         MissingExtraError: if the library is not installed.
     """
     said = f"{path}, whose config.json says how it is built"
-    options.take(said)
+    options.take(said, "axes")
     directory = read_directory(path)
     if importlib.util.find_spec("transformers") is None:
         raise MissingExtraError(f"The Hugging Face directory {path}", "hf")
@@ -35,7 +47,11 @@ def load(path: Path, options: LoadOptions) -> Source:
     if encoder_decoder.is_encoder_decoder(module):
         taken = encoder_decoder.taken(module)
     else:
-        taken = inputs.taken(module, directory.config)
+        tokens = inputs.vocabulary(module, directory.config)
+        if tokens is None or not inputs.takes_tokens_alone(module, tokens):
+            return _of_features(directory, module, tokens, options, notes)
+        taken = inputs.taken(module, tokens, directory.config)
+    options.take(said)
     plain_forward(module, list(taken.shapes))
     text, said_of_text = read_text(directory, taken.tokens, allow_code=options.allow_code)
     return Source(
@@ -49,8 +65,53 @@ def load(path: Path, options: LoadOptions) -> Source:
         dynamic=taken.dynamic,
         aliases=tied_names(module),
         sample=taken.sample,
+        sizes=taken.sizes,
         notes=(*notes, *said_of_text),
         whole=taken.whole,
         defaults=taken.defaults,
         text=text,
+    )
+
+
+def _of_features(
+    directory: Directory,
+    module: nn.Module,
+    tokens: int | None,
+    options: LoadOptions,
+    notes: tuple[str, ...],
+) -> Source:
+    """A model of pictures, sound or series, which takes whole inputs."""
+    from intaglio.exporter.sources.huggingface import features, inputs
+    from intaglio.exporter.sources.huggingface.forward import plain_forward
+
+    ids = [] if tokens is None else [
+        InputSpec(inputs.TOKENS, torch.int64, (BATCH, TIME), below=tokens)
+    ]  # fmt: skip
+    found = features.describe(module, directory.config, directory.path, ids)
+    layouts = Layouts.of(options.axes)
+    specs = name_axes(found, layouts)
+    plain_forward(module, [spec.name for spec in specs])
+    own = {
+        symbol: features.SIZES.get(symbol, size if isinstance(size, int) else 2)
+        for spec, first in zip(specs, found, strict=True)
+        for symbol, size in zip(spec.shape, first.shape, strict=True)
+        if isinstance(symbol, str)
+    }
+    takes = Takes.of(specs, spans=layouts.spans)
+    return Source(
+        path=directory.path,
+        name=directory.path.resolve().name,
+        format=directory.format,
+        sha256=directory.sha256,
+        model=type(module).__name__,
+        config=dict(directory.config),
+        body=module,
+        dynamic=takes.dynamic,
+        sample=takes.sample,
+        sizes=example_sizes(module, takes.sample, own, layouts.spans),
+        spans=takes.spans,
+        bounds=takes.bounds,
+        aliases=tied_names(module),
+        notes=notes,
+        whole=True,
     )

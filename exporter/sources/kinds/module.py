@@ -9,7 +9,7 @@ from torch import nn
 from intaglio.errors import SourceError
 from intaglio.exporter.options.loading import LoadOptions
 from intaglio.exporter.sources.checkpoint import Checkpoint
-from intaglio.exporter.sources.examples import sampler
+from intaglio.exporter.sources.input_spec import Takes
 from intaglio.exporter.sources.methods import with_methods
 from intaglio.exporter.sources.own_states.find import Described, describe
 from intaglio.exporter.sources.reparametrized import settle
@@ -67,7 +67,7 @@ def _source(module: nn.Module, path: Path, options: LoadOptions, **origin: Any) 
             "module that it was made from."
         )
     notes = adopt_weights(module, path) + settle(module)
-    found = Described(specs=())
+    found = Described(takes=Takes.of(()))
     if not options.graphs:
         found = describe(module, options.inputs, options, f"The module of {path}")
     source = Source(
@@ -75,9 +75,12 @@ def _source(module: nn.Module, path: Path, options: LoadOptions, **origin: Any) 
         name=path.name,
         model=f"{type(module).__module__}:{type(module).__qualname__}",
         body=module,
-        dynamic={spec.name: spec.dynamic for spec in found.specs},
+        dynamic=found.takes.dynamic,
         aliases=tied_names(module),
-        sample=sampler(found.specs),
+        sample=found.takes.sample,
+        sizes=found.takes.sizes,
+        spans=found.takes.spans,
+        bounds=found.takes.bounds,
         states=found.states,
         defaults=dict(found.defaults),
         notes=(*notes, *found.notes),

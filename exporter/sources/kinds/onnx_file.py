@@ -1,12 +1,14 @@
 """Graphs in training form: ONNX files that PyTorch or another exporter wrote (.onnx).
 
-The graph takes whole sequences, as the module did.  Its batch and time are the first two axes of
-its inputs where these are free; other layouts are named by the user.
+The graph takes whole inputs, as the module did.  What is free in it has a name in the file; batch
+and time are told by their place, or named by the user.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -15,16 +17,20 @@ from onnx_ir.passes import common
 
 from intaglio.errors import SourceError
 from intaglio.exporter.options.loading import LoadOptions
-from intaglio.exporter.sources.examples import InputSpec, name_axes, sampler
+from intaglio.exporter.sources.axes import Layouts
+from intaglio.exporter.sources.examples import name_axes, read_inputs
+from intaglio.exporter.sources.guess_axes import by_place, example_sizes
+from intaglio.exporter.sources.input_spec import InputSpec, Takes, fixed_axis, sampler
 from intaglio.exporter.sources.own_states.find import Described
 from intaglio.exporter.sources.own_states.graphs import describe_graph
 from intaglio.exporter.sources.source import Source
-from intaglio.passes.graph import constant, dims
-from intaglio.state import BATCH, TIME
+from intaglio.passes import evaluate
+from intaglio.passes.graph import constant
 
 FORMAT = "onnx"
-OLDEST = 9  # opset from which graphs are read
-UNNAMED = 0  # in the shape of an input: a free axis that nobody has named
+OLDEST = 7  # opset from which graphs are read
+INTEGERS = {f"{sign}INT{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64)}
+PLAIN = {ir.DataType[name] for name in INTEGERS | {"BOOL", "FLOAT16", "FLOAT", "DOUBLE"}}
 SHOWN = 4  # names of nodes in a message
 
 EXPORT_AGAIN = (
@@ -54,10 +60,12 @@ def load(path: Path, options: LoadOptions) -> Source:
     for name in model.graph.initializers:
         if model.graph.initializers[name] in model.graph.inputs:
             model.graph.inputs.remove(model.graph.initializers[name])
-    found = describe_graph(model.graph, path, options)
+    for value in model.graph.outputs:
+        _check_tensor(value, path, "output")
+    found = None if options.whole else describe_graph(model.graph, path, options)
     if found is None:
-        found = Described(specs=_plain_specs(model, path, options))
-    for spec, value in zip(found.specs, model.graph.inputs, strict=True):
+        found = Described(takes=_takes(model, path, options))
+    for spec, value in zip(found.takes.specs, model.graph.inputs, strict=True):
         value.shape = ir.Shape(list(spec.shape))
     return Source(
         path=path,
@@ -65,21 +73,44 @@ def load(path: Path, options: LoadOptions) -> Source:
         format=FORMAT,
         sha256=sha256,
         body=model,
-        dynamic={spec.name: spec.dynamic for spec in found.specs},
-        sample=sampler(found.specs),
+        dynamic=found.takes.dynamic,
+        sample=found.takes.sample,
+        sizes=found.takes.sizes,
+        spans=found.takes.spans,
+        bounds=found.takes.bounds,
         states=found.states,
         defaults=dict(found.defaults),
         notes=found.notes,
     )
 
 
-def _plain_specs(model: ir.Model, path: Path, options: LoadOptions) -> tuple[InputSpec, ...]:
+def _takes(model: ir.Model, path: Path, options: LoadOptions) -> Takes:
     """The inputs of a graph without states of its own."""
-    options.take("an ONNX graph without states of its own", "axes", "states")
-    specs = name_axes([_spec(value, path) for value in model.graph.inputs], options.axes)
+    names: dict[str, str] = {}
+    examples = read_inputs(options.inputs, torch.nn.Identity()) if options.inputs else {}
+    found = [_spec(value, path, names, examples) for value in model.graph.inputs]
+    layouts = Layouts.of(options.axes)
+    rich = any(spec.dtype.is_floating_point and len(spec.shape) > 1 for spec in found)
+    specs = tuple(replace(spec, settled=rich) for spec in name_axes(found, layouts))
     for spec, value in zip(specs, model.graph.inputs, strict=True):
-        _check_free(spec, dims(value) or (), path)
-    return specs
+        _check_free(spec, _dims(value), path, whole=options.whole)
+        value.shape = ir.Shape(list(spec.shape))
+    own = {
+        symbol: 2 if spec.example is None else spec.example.shape[axis]
+        for spec in specs
+        for axis, symbol in spec.dynamic.items()
+    }
+    sizes = example_sizes(_runner(model), sampler(specs), own, layouts.spans)
+    return Takes.of(specs, sizes=sizes, spans=layouts.spans)
+
+
+def _runner(model: ir.Model) -> Any:
+    """Runs the graph on inputs by name."""
+    try:
+        engine = evaluate.session(model)
+    except Exception:  # noqa: BLE001  that it does not run is told when it is adopted
+        return lambda **_: None
+    return lambda **given: engine.run(None, {n: x.numpy() for n, x in given.items()})
 
 
 def _read(path: Path) -> tuple[ir.Model, str]:
@@ -94,6 +125,12 @@ def _read(path: Path) -> tuple[ir.Model, str]:
         raise SourceError(f"{path} is not an ONNX graph, or an empty one.")
     opset = next((entry.version for entry in proto.opset_import if not entry.domain), 0)
     newest = onnx.defs.onnx_opset_version()
+    domains = sorted({entry.domain for entry in proto.opset_import if entry.domain})
+    if not opset and domains:
+        raise SourceError(
+            f"{path} holds operators of {', '.join(domains)} alone, and none of the ONNX standard, "
+            "which is what can be exported."
+        )
     if not OLDEST <= opset <= newest:
         raise SourceError(
             f"{path} is of ONNX opset {opset}; graphs of {OLDEST} to {newest} are read. "
@@ -157,27 +194,45 @@ def _check_operators(model: ir.Model, path: Path) -> None:
         )
 
 
-def _spec(value: ir.Value, path: Path) -> InputSpec:
-    """Describe one input: integers below the rows of the tables that it indexes."""
-    shape, dtype = dims(value), value.dtype
-    if value.name is None or dtype is None or not shape:
+def _check_tensor(value: ir.Value, path: Path, what: str) -> None:
+    """Refuse an input or output that is no tensor of what numpy holds."""
+    if not isinstance(value.type, ir.TensorType) or value.dtype not in PLAIN:
         raise SourceError(
-            f"{path}: the input {value.name!r} is no tensor of known rank; give it a shape."
+            f"{path}: the {what} {value.name!r} is {value.type}; {what}s are tensors of flags, "
+            "integers, or floats of 16 bits or more. Cast it, or take it apart, inside the graph."
         )
-    rest = [dim if isinstance(dim, int) else UNNAMED for dim in shape[2:]]
-    free: list[int | str] = [BATCH, TIME, *rest]
-    kind = torch.from_numpy(dtype.numpy().type(0).reshape(1)).dtype
-    return InputSpec(
-        value.name,
-        kind,
-        tuple(free[: len(shape)]),
-        high=min(_rows(value), default=2),
-        mean=_mean(kind),
+
+
+def _dims(value: ir.Value) -> tuple[int | str, ...]:
+    """The dimensions of an input; free ones without a name get that of their place."""
+    found = [] if value.shape is None else list(value.shape)
+    return tuple(
+        dim if isinstance(dim, int) else dim.value or f"{value.name}_{axis}"
+        for axis, dim in enumerate(found)
     )
 
 
-def _mean(kind: torch.dtype) -> float:
-    return 0.5 if kind is torch.bool else 0.0
+def _spec(
+    value: ir.Value, path: Path, names: dict[str, str], examples: Mapping[str, Any]
+) -> InputSpec:
+    """Describe one input: integers below the rows of the tables that it indexes."""
+    _check_tensor(value, path, "input")
+    dtype = value.dtype
+    if value.name is None or dtype is None or value.shape is None:
+        raise SourceError(
+            f"{path}: the input {value.name!r} is no tensor of known rank; give it a shape."
+        )
+    kind = torch.from_numpy(dtype.numpy().type(0).reshape(1)).dtype
+    example = examples.get(value.name)
+    shape = by_place(value.name, _dims(value), names)
+    fits = isinstance(example, torch.Tensor) and example.ndim == len(shape)
+    return InputSpec(
+        value.name,
+        kind,
+        shape,
+        below=min(_rows(value), default=None),
+        example=example if fits else None,
+    )
 
 
 def _rows(value: ir.Value) -> Iterator[int]:
@@ -190,17 +245,22 @@ def _rows(value: ir.Value) -> Iterator[int]:
             yield table.shape[node.attributes["axis"].as_int() if "axis" in node.attributes else 0]
 
 
-def _check_free(spec: InputSpec, shape: tuple[int | str, ...], path: Path) -> None:
-    """Hold the graph to free batch and time, and to no other free axis."""
+def _check_free(
+    spec: InputSpec, shape: tuple[int | str, ...], path: Path, *, whole: bool | None
+) -> None:
+    """Hold the graph to what is asked to be free; a sequence to free batch and time."""
     words = "x".join(map(str, shape))
-    if UNNAMED in spec.shape:
-        raise SourceError(
-            f"{path}: the input {spec.name!r} has the axes {words}, which are not batch and time "
-            f"first. Say which they are: --axes {spec.name}:batchx80xtime, for example."
-        )
     for axis, symbol in spec.dynamic.items():
         if isinstance(shape[axis], int):
             raise SourceError(
                 f"{path}: the {symbol} of the input {spec.name!r} is fixed to {shape[axis]} "
                 f"({words}). {EXPORT_AGAIN}"
             )
+    fixed = fixed_axis(spec)
+    if fixed is not None and not whole:
+        axis, symbol = fixed
+        raise SourceError(
+            f"{path}: the {symbol} of the input {spec.name!r} is fixed to {shape[axis]} "
+            f"({words}). {EXPORT_AGAIN} Or export it as it is, for whole inputs of that size: "
+            "--whole."
+        )

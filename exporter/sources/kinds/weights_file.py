@@ -12,13 +12,15 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from intaglio.errors import SourceError
 from intaglio.exporter.options.config import read_config
 from intaglio.exporter.options.loading import Inputs, LoadOptions, names_code
+from intaglio.exporter.sources.axes import Sizes
 from intaglio.exporter.sources.checkpoint import Checkpoint, read_checkpoint
-from intaglio.exporter.sources.examples import Sampler, sampler
 from intaglio.exporter.sources.factory import build_from_factory, importable_from
+from intaglio.exporter.sources.guess_axes import EXAMPLE
+from intaglio.exporter.sources.input_spec import Takes
 from intaglio.exporter.sources.methods import with_methods
 from intaglio.exporter.sources.own_states.find import Described, describe
 from intaglio.exporter.sources.reparametrized import settle
-from intaglio.exporter.sources.source import EXAMPLE_BATCH, EXAMPLE_TIME, Source
+from intaglio.exporter.sources.source import Source
 from intaglio.exporter.sources.state_dict import check_fit, load_weights, tied_names
 from intaglio.models import find
 from intaglio.state import BATCH, TIME
@@ -74,16 +76,14 @@ def load(path: Path, options: LoadOptions) -> Source:
         said = f"the model {wanted!r}, whose inputs are known"
         options.take(said, "model", "config", "key", "import_from")
         given = None
-        module, sample, dynamic = _from_models(wanted, values, checkpoint)
+        module, takes = _from_models(wanted, values, checkpoint)
     notes = load_weights(module, checkpoint.tensors, checkpoint.path)
     module.eval().requires_grad_(requires_grad=False)
     notes += settle(module)
-    found = Described(specs=())
+    found = Described(takes=Takes.of(()) if names_code(wanted) else takes)
     if names_code(wanted) and not options.graphs:
         # Only now: what a state starts from may be a weight.
         found = describe(module, given, options, f"The model of {wanted!r}")
-    if names_code(wanted):
-        sample, dynamic = sampler(found.specs), {spec.name: spec.dynamic for spec in found.specs}
     source = Source(
         path=checkpoint.path,
         name=checkpoint.path.name,
@@ -92,9 +92,12 @@ def load(path: Path, options: LoadOptions) -> Source:
         model=wanted,
         config=values,
         body=module,
-        dynamic=dynamic,
+        dynamic=found.takes.dynamic,
         aliases=tied_names(module),
-        sample=sample,
+        sample=found.takes.sample,
+        sizes=found.takes.sizes,
+        spans=found.takes.spans,
+        bounds=found.takes.bounds,
         states=found.states,
         defaults=dict(found.defaults),
         notes=(
@@ -109,7 +112,7 @@ def load(path: Path, options: LoadOptions) -> Source:
 
 def _from_models(
     name: str, config: Mapping[str, Any], checkpoint: Checkpoint
-) -> tuple[nn.Module, Sampler, dict[str, dict[int, str]]]:
+) -> tuple[nn.Module, Takes]:
     model = find(name)
     values = model.configure(config)
     with _told(name), torch.device("meta"), _at_most(PARAMETERS + 2 * len(checkpoint.tensors)):
@@ -118,11 +121,12 @@ def _from_models(
     with _told(name):
         module = model.build(values).eval()
 
-    def sample(batch: int, time: int, seed: int) -> dict[str, Tensor]:
-        return model.inputs(values, batch, time, torch.Generator().manual_seed(seed))
+    def sample(sizes: Sizes, seed: int) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        return model.inputs(values, sizes[BATCH], sizes[TIME], generator)
 
-    dynamic = {name: {0: BATCH, 1: TIME} for name in sample(EXAMPLE_BATCH, EXAMPLE_TIME, 0)}
-    return module, sample, dynamic
+    dynamic = {name: {0: BATCH, 1: TIME} for name in sample(EXAMPLE, 0)}
+    return module, Takes(dynamic=dynamic, sample=sample)
 
 
 @contextlib.contextmanager

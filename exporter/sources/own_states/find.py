@@ -16,17 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from intaglio.errors import OptionError, SourceError
-from intaglio.exporter.options.loading import LoadOptions
+from intaglio.exporter.options.loading import Inputs, LoadOptions
+from intaglio.exporter.sources.axes import Layouts
 from intaglio.exporter.sources.examples import (
-    Inputs,
-    InputSpec,
     describe_inputs,
     guess_specs,
     name_axes,
     read_inputs,
-    sampler,
     spec_of,
 )
+from intaglio.exporter.sources.input_spec import InputSpec, Takes, sampler
+from intaglio.exporter.sources.named_forward import named_forward
 from intaglio.exporter.sources.outputs import leaves, name_outputs
 from intaglio.passes.base import OwnState
 from intaglio.state import BATCH, TIME
@@ -43,9 +43,9 @@ NONE = "none"  # in place of a state: there is none
 
 @dataclass(frozen=True, kw_only=True)
 class Described:
-    """The inputs of a module, the states among them, values of scalars, and what was decided."""
+    """What a module takes, the states among it, values of scalars, and what was decided."""
 
-    specs: tuple[InputSpec, ...]
+    takes: Takes
     states: tuple[OwnState, ...] = ()
     defaults: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -61,32 +61,34 @@ def describe(
         OptionError: if `options` name states or axes that are not there.
     """
     plain = options.states is not None and NONE in options.states
-    if plain or (options.condition and not options.states):
-        return Described(specs=_plainly(module, inputs, options, owner))
+    if plain or options.whole or (options.condition and not options.states):
+        return _plainly(module, inputs, options, owner)
     arguments = _arguments(module, inputs, owner)
     trial = _try(module, arguments)
     if trial is None:
         _refuse_unknown(options, owner)
-        return Described(specs=_plainly(module, inputs, options, owner))
+        return _plainly(module, inputs, options, owner)
     form, outputs, aliases = trial
     pairs = _pairs(options.states or {}, form, outputs, aliases, owner)
     if not pairs and not form.changes:
-        return Described(specs=_plainly(module, inputs, options, owner))
+        return _plainly(module, inputs, options, owner)
     return _described(module, form, outputs, pairs, options, owner)
 
 
 def _plainly(
     module: nn.Module, inputs: Inputs | None, options: LoadOptions, owner: str
-) -> tuple[InputSpec, ...]:
-    """What a module takes that carries no states."""
-    return describe_inputs(module, inputs, options.axes, owner, options.condition)
+) -> Described:
+    """A module that carries no states itself."""
+    takes = describe_inputs(module, inputs, options.axes, owner, options.condition)
+    return Described(takes=takes, notes=takes.notes)
 
 
 def _arguments(module: nn.Module, inputs: Inputs | None, owner: str) -> dict[str, Any]:
     """Example arguments of `forward`, those of one nested argument put together."""
     if inputs is None:
-        return dict(sampler(guess_specs(module, owner))(2, 3, 0))
-    given = read_inputs(inputs)
+        return dict(sampler(guess_specs(module, owner))({BATCH: 2, TIME: 3}, 0))
+    given = read_inputs(inputs, module)
+    named_forward(module, list(given))
     known = _parameters(module)
     found: dict[str, Any] = {}
     for name, value in given.items():
@@ -274,13 +276,12 @@ def _described(
         run=lambda given: name_outputs(module, module(**given)), examples=form.inputs, states=states
     )
     if not states:
-        specs = [_spec(module, n, x, None, owner) for n, x in form.inputs.items()]
-        return Described(specs=name_axes(specs, options.axes or {}))
-    shapes = _shapes(module, sizing, options, owner)
+        return _plainly(module, form.inputs, options, owner)
+    shapes = _shapes(sizing, options, owner)
     timeless = not any(TIME in shape for shape in shapes.values())
     if form.slots and timeless and not options.axes and changes_per_call(sizing):
         raise _per_call(form, sizing)
-    specs = [_spec(module, n, x, shapes[n], owner, own=n in states) for n, x in form.inputs.items()]
+    specs = [_spec(n, x, shapes[n], owner, own=n in states) for n, x in form.inputs.items()]
     own = tuple(
         OwnState(
             input=name,
@@ -296,7 +297,7 @@ def _described(
     notes += [f"The input {n!r} is {x:g} where it is left out." for n, x in defaults.items()]
     if not any(BATCH in shape for shape in shapes.values()):
         notes.append("No axis of the inputs was found to be the batch: the bundle runs one row.")
-    return Described(specs=tuple(specs), states=own, defaults=defaults, notes=tuple(notes))
+    return Described(takes=Takes.of(specs), states=own, defaults=defaults, notes=tuple(notes))
 
 
 def _fixed(sizing: Sizing, shapes: Mapping[str, Shape]) -> str:
@@ -319,17 +320,14 @@ def _per_call(form: Functional, sizing: Sizing) -> SourceError:
     )
 
 
-def _shapes(
-    module: nn.Module, sizing: Sizing, options: LoadOptions, owner: str
-) -> dict[str, Shape]:
+def _shapes(sizing: Sizing, options: LoadOptions, owner: str) -> dict[str, Shape]:
     given = dict(options.axes or {})
-    named = [_spec(module, n, x, x.shape, owner, own=True) for n, x in sizing.examples.items()]
-    name_axes(named, given)  # refuses what does not fit
+    named = [_spec(n, x, x.shape, owner, own=True) for n, x in sizing.examples.items()]
+    name_axes(named, Layouts.of(given))  # refuses what does not fit
     return settle(sizing, given)
 
 
 def _spec(
-    module: nn.Module,
     name: str,
     value: Tensor,
     shape: Sequence[int | str] | None,
@@ -339,13 +337,15 @@ def _spec(
 ) -> InputSpec:
     """Describe one input; a state is drawn at random even where its example is all zeros."""
     if value.ndim and value.numel() and not own:
-        spec = spec_of(module, name, value, owner)
-        return spec if shape is None else replace(spec, shape=tuple(shape))
+        spec = spec_of(name, value, owner)
+        usual = (BATCH, TIME, *value.shape[2:])[: value.ndim]
+        return replace(spec, shape=usual if shape is None else tuple(shape))
     dims = tuple(value.shape if shape is None else shape)
     if not own:
         return InputSpec(name, value.dtype, dims, value=float(value))
     half = value.dtype in (torch.float16, torch.bfloat16)
-    return InputSpec(name, torch.float32 if half else value.dtype, dims, high=3, mean=0.0)
+    kind = torch.float32 if half else value.dtype
+    return InputSpec(name, kind, dims, below=None if kind.is_floating_point else 3)
 
 
 def note(state: OwnState, why: str, shapes: Mapping[str, Shape]) -> str:

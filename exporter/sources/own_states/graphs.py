@@ -16,7 +16,9 @@ from torch import Tensor
 
 from intaglio.errors import OptionError, SourceError
 from intaglio.exporter.options.loading import LoadOptions
-from intaglio.exporter.sources.examples import InputSpec, name_axes, read_inputs
+from intaglio.exporter.sources.axes import Layouts
+from intaglio.exporter.sources.examples import name_axes, read_inputs
+from intaglio.exporter.sources.input_spec import InputSpec, Takes
 from intaglio.passes.base import OwnState
 from intaglio.passes.graph import constant, dims
 from intaglio.state import BATCH, TIME
@@ -41,7 +43,7 @@ def describe_graph(graph: ir.Graph, path: Path, options: LoadOptions) -> Describ
     pairs = _pairs(graph, path, options)
     if not pairs:
         return None
-    examples = {} if options.inputs is None else read_inputs(options.inputs)
+    examples = {} if options.inputs is None else read_inputs(options.inputs, torch.nn.Identity())
     unknown = [name for name in examples if name not in {v.name for v in graph.inputs}]
     if unknown:
         names = ", ".join(str(v.name) for v in graph.inputs)
@@ -61,7 +63,7 @@ def describe_graph(graph: ir.Graph, path: Path, options: LoadOptions) -> Describ
     notes += [f"The input {n!r} is {x:g} where it is left out." for n, x in defaults.items()]
     if not any(BATCH in shape for shape in shapes.values()):
         notes.append("The batch is fixed in the file: the bundle runs one row.")
-    return Described(specs=specs, states=states, defaults=defaults, notes=tuple(notes))
+    return Described(takes=Takes.of(specs), states=states, defaults=defaults, notes=tuple(notes))
 
 
 def _pairs(graph: ir.Graph, path: Path, options: LoadOptions) -> dict[str, tuple[str, str]]:
@@ -124,7 +126,7 @@ def _shapes(
     declared = {str(value.name): dims(value) for value in graph.inputs}
     given = dict(options.axes or {})
     blank = [InputSpec(name, torch.float32, shape or ()) for name, shape in declared.items()]
-    name_axes(blank, given)  # refuses what does not fit
+    name_axes(blank, Layouts.of(given))  # refuses what does not fit
     found: dict[str, Dims] = {name: tuple(shape) for name, shape in given.items()}
     batches = {
         str(dim)
@@ -191,16 +193,8 @@ def _spec(
             )
         return InputSpec(name, kind, (), value=float(example.reshape(-1)[0]))
     if name in pairs:
-        return InputSpec(name, kind, shape, high=3)
-    if example is None or not example.is_floating_point():
-        return InputSpec(name, kind, shape, high=min(_rows(value), default=2), mean=_mean(kind))
-    numbers = example.double()
-    mean, std = float(numbers.mean()), float(numbers.std(correction=0))
-    return InputSpec(name, kind, shape, mean=mean, std=std or 1.0)
-
-
-def _mean(kind: torch.dtype) -> float:
-    return 0.5 if kind is torch.bool else 0.0
+        return InputSpec(name, kind, shape, below=None if kind.is_floating_point else 3)
+    return InputSpec(name, kind, shape, below=min(_rows(value), default=None), example=example)
 
 
 def _rows(value: ir.Value) -> Iterator[int]:

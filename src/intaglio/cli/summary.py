@@ -78,9 +78,9 @@ def _show_graph(console: Console, entry: GraphEntry) -> None:
             f"target   {name}: {target.path}, opset {target.opset}{_dtype(target)}, {target.parity}"
             f"{_accuracy(entry) if name == 'ort' else ''}"
         )
-    console.text(f"context  {_context(entry)}")
+    console.text(f"sizes    {_sizes(entry)}" if entry.whole else f"context  {_context(entry)}")
     if entry.whole:
-        console.text("calls    whole sequences, in which tokens see later ones; nothing is carried")
+        console.text("calls    whole inputs; nothing is carried from one call to the next")
     _tensors(console, "inputs", entry.inputs)
     _tensors(console, "outputs", entry.outputs)
     if entry.conditions:
@@ -156,6 +156,15 @@ def _context(entry: GraphEntry) -> str:
     return tokens if limits.batch is None else f"{tokens}, batch of {limits.batch}"
 
 
+def _sizes(entry: GraphEntry) -> str:
+    """The sizes that the free axes of a graph of whole inputs take."""
+    parts = []
+    for symbol, (least, most, step, _) in entry.limits.sizes.items():
+        words = f"{least} or more" if most is None else f"{least} to {most}"
+        parts.append(f"{symbol} {words}{f' in steps of {step}' if step > 1 else ''}")
+    return ", ".join(parts) or "fixed"
+
+
 def _tensors(console: Console, title: str, specs: Sequence[TensorSpec]) -> None:
     console.text(f"\n{title}")
     console.table(
@@ -216,6 +225,11 @@ def _scope(parity: Mapping[str, Any]) -> str:
     if not parity:
         return "not compared with the source"
     told = {"steps": "?", "batch": "?", "against": "?", "precision": "?", "splits": (), **parity}
+    if parity.get("whole"):
+        return (
+            f"{'holds' if parity.get('passed') else 'fails'} over {told['steps']} calls, against "
+            f"{told['against']} in {told['precision']}, at {'; '.join(told['splits'])}"
+        )
     rows = "random rows" if parity.get("data") is None else "rows of the data"
     verdict = "holds" if parity.get("passed") else "fails"
     unknown = len(parity.get("unknown", ()))

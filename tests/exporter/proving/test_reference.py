@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from intaglio.errors import ParityError
 from intaglio.exporter.proving.reference import CATCHES, Reference, reference
-from intaglio.exporter.sources.examples import guess_specs, sampler
+from intaglio.exporter.sources.examples import guess_specs
+from intaglio.exporter.sources.input_spec import sampler
 from intaglio.exporter.sources.source import Source
 from intaglio.ops import OPS, diagonal_ssm, linear_attention
 from intaglio.ops.op import Op

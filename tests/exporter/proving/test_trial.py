@@ -1,5 +1,6 @@
 """What a verification runs on: random inputs, or rows of the user's data."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ MODELS = Path(__file__).parents[3] / "models"
 TWO_BITS = ["rtn:bits=2,group=64"]
 
 
-def sample(batch: int, time: int, seed: int) -> dict[str, Tensor]:
+def sample(sizes: Mapping[str, int], seed: int) -> dict[str, Tensor]:
     """Token ids and floats [time, batch, 2], and a scale that has neither axis."""
+    batch, time = sizes[BATCH], sizes[TIME]
     generator = torch.Generator().manual_seed(seed)
     return {
         "ids": torch.randint(256, (batch, time), generator=generator),

@@ -22,7 +22,8 @@ from intaglio.exporter.proving import verify as verification
 from intaglio.exporter.proving.follow import splits_of
 from intaglio.exporter.proving.reference import reference
 from intaglio.exporter.proving.verify import verify
-from intaglio.exporter.sources.examples import guess_specs, sampler
+from intaglio.exporter.sources.examples import guess_specs
+from intaglio.exporter.sources.input_spec import sampler
 from intaglio.exporter.sources.source import Source
 from intaglio.ops import linear_attention
 from intaglio.runtime.session import Session

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_source(vocabulary: int = 256, *, text: Text | None = None, floats: bool = False) -> Source:
     """A source of token ids, or of ids and of floats [time, batch, 4]."""
 
-    def sample(batch: int, time: int, seed: int) -> dict[str, Tensor]:
+    def sample(sizes: Mapping[str, int], seed: int) -> dict[str, Tensor]:
+        batch, time = sizes[BATCH], sizes[TIME]
         del seed
         ids = torch.zeros(batch, time, dtype=torch.int64)
         return {"ids": ids, "mel": torch.zeros(time, batch, 4)} if floats else {"ids": ids}

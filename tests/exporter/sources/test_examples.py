@@ -7,8 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from intaglio.errors import SourceError
-from intaglio.exporter.sources.examples import InputSpec, guess_specs, sampler, specs_from_examples
+from intaglio.exporter.sources.examples import describe_inputs, guess_specs, specs_from_examples
+from intaglio.exporter.sources.input_spec import InputSpec, sampler
 from intaglio.state import BATCH, TIME
+
+NINE = {BATCH: 2, TIME: 9}
 
 
 class Tokens(nn.Module):
@@ -60,9 +63,9 @@ def test_token_ids_are_recognised_and_drawn_from_the_vocabulary(
 ) -> None:
     """By the argument's name, with the first embedding's size; options are left out."""
     specs = guess_specs(module, "it")
-    ids = sampler(specs)(50, 20, 0)[name]
+    ids = sampler(specs)({BATCH: 50, TIME: 20}, 0)[name]
 
-    assert specs == (InputSpec(name, torch.int64, (BATCH, TIME), high=11),)
+    assert specs == (InputSpec(name, torch.int64, (BATCH, TIME), below=11),)
     assert specs[0].dynamic == {0: "batch", 1: "time"}
     assert ids.shape == (50, 20)
     assert (int(ids.min()), int(ids.max())) == (0, 10)
@@ -81,8 +84,7 @@ def test_examples_are_generalised_to_any_batch_and_time() -> None:
         "input_ids": torch.tensor([[3]]),
         "speed": torch.tensor([[[5.0, 5.0, 7.0, 7.0]]], dtype=torch.float16),
     }
-    specs = specs_from_examples(Pair(), examples, "it")
-    drawn = sampler(specs)(40, 30, 1)
+    drawn = describe_inputs(Pair(), examples, None, "it").sample({BATCH: 40, TIME: 30}, 1)
 
     assert drawn["input_ids"].shape == (40, 30)
     assert int(drawn["input_ids"].max()) == 10
@@ -100,14 +102,14 @@ def test_other_kinds_follow_their_examples() -> None:
             return inputs["codes"]
 
     examples = {
-        "codes": torch.tensor([[0, 2]], dtype=torch.int32),
+        "codes": torch.tensor([[0, 2, 0, 2]], dtype=torch.int32),
         "flags": torch.tensor([[True, True, True, False]]),
         "speed": torch.tensor([1.0]),
     }
-    specs = specs_from_examples(Net(), examples, "it")
-    drawn = sampler(specs)(40, 30, 1)
+    takes = describe_inputs(Net(), examples, None, "it")
+    drawn = takes.sample({BATCH: 40, TIME: 30}, 1)
 
-    assert [spec.dynamic for spec in specs] == [{0: "batch", 1: "time"}] * 2 + [{0: "batch"}]
+    assert list(takes.dynamic.values()) == [{0: "batch", 1: "time"}] * 2 + [{0: "batch"}]
     assert (drawn["codes"].dtype, int(drawn["codes"].max())) == (torch.int32, 2)
     assert float(drawn["flags"].float().mean()) == pytest.approx(0.75, abs=0.05)
     assert torch.equal(drawn["speed"], torch.ones(40))
@@ -117,8 +119,8 @@ def test_the_same_seed_gives_the_same_inputs() -> None:
     """And another one others."""
     sample = sampler(guess_specs(Tokens(), "it"))
 
-    assert torch.equal(sample(2, 9, 0)["idx"], sample(2, 9, 0)["idx"])
-    assert not torch.equal(sample(2, 9, 0)["idx"], sample(2, 9, 1)["idx"])
+    assert torch.equal(sample(NINE, 0)["idx"], sample(NINE, 0)["idx"])
+    assert not torch.equal(sample(NINE, 0)["idx"], sample(NINE, 1)["idx"])
 
 
 @pytest.mark.parametrize(
@@ -126,8 +128,13 @@ def test_the_same_seed_gives_the_same_inputs() -> None:
     [
         ({"ids": torch.ones(2, 3)}, "'ids'; forward takes 'idx', 'labels'"),
         ({}, r"\(none\); forward takes"),
-        ({"idx": torch.tensor(3)}, r"'idx' as a tensor of shape \[\]"),
-        ({"idx": [[1, 2]]}, "'idx' as list"),
+        ({"idx": torch.ones(0, 3)}, r"'idx' as a tensor of shape \[0, 3\]"),
+        (
+            {"idx": [[1, 2]]},
+            r"'idx' as list.*forward\(self, idx_0\): return self.model\(\(idx_0,\)",
+        ),
+        ({"idx": {"a": 1}}, r"'idx' as dict.*forward\(self, a\): return self.model\({'a': a}\)"),
+        ({"idx": 3}, "'idx' as int; it should be a tensor with entries"),
     ],
 )
 def test_examples_that_do_not_fit_forward_are_told(examples: Any, message: str) -> None:

@@ -75,3 +75,12 @@ def test_a_parametrization_that_fixes_its_type_runs_as_it_is() -> None:
 
 def test_a_module_without_any_is_left_alone() -> None:
     assert settle(nn.Linear(2, 2)) == ()
+
+
+def test_a_module_in_memory_stays_as_it_was() -> None:
+    """Its class holds the weights as properties, which a copy shares."""
+    module = nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 4)))
+    inputs = {"input": torch.randn(2, 3, 4)}
+    before = module(**inputs)
+    load_source(module, inputs=inputs)
+    assert torch.equal(module(**inputs), before)

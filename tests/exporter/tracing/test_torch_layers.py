@@ -147,29 +147,45 @@ def test_encoders_with_a_causal_mask_are_decoders(
     assert torch.backends.mha.get_fastpath_enabled()
 
 
-def test_attention_to_later_tokens_is_refused(tmp_path: Path) -> None:
+def test_attention_to_later_tokens_makes_a_model_whole(tmp_path: Path) -> None:
+    """It is refused where the user says that it is to be stepped."""
     net = Net(
+        lambda net, x: net.layer(x, x, x, key_padding_mask=torch.zeros(x.shape[:2]).bool())[0],
+        layer=nn.MultiheadAttention(SIZE, 2, batch_first=True),
+    )
+    report = exported(net, tmp_path / "bundle")
+    assert report.manifest.main.whole
+    assert any("changes with later tokens" in note for note in report.notes)
+    plain = Net(
         lambda net, x: net.layer(x, x, x)[0],
         layer=nn.MultiheadAttention(SIZE, 2, batch_first=True),
     )
     with pytest.raises(
         PassError, match=r"layer: Attention .* lets each token attend to later ones"
     ):
-        exported(net, tmp_path / "bundle")
+        exported(plain, tmp_path / "steps", whole=False)
 
 
-PADDED = {"key_padding_mask": torch.zeros(2, 7, dtype=torch.bool)}
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.LSTM(SIZE, SIZE // 2, 2, bidirectional=True, batch_first=True),
+        nn.GRU(SIZE, SIZE // 2, bidirectional=True, batch_first=True, bias=False),
+    ],
+)
+def test_both_directions_of_a_recurrent_layer_are_exported_whole(
+    layer: nn.Module, tmp_path: Path
+) -> None:
+    net = Net(lambda net, x: net.layer(x)[0], layer=layer)
+    report = exported(net, tmp_path / "bundle")
+    assert report.manifest.main.whole
+    assert report.parity is not None
+    assert report.parity.passed
 
 
 @pytest.mark.parametrize(
     ("layer", "mix", "words"),
     [
-        (nn.LSTM(SIZE, SIZE // 2, bidirectional=True, batch_first=True), None, "is bidirectional"),
-        (
-            nn.GRU(SIZE, SIZE),
-            lambda net, x: torch.stack([net.layer(row)[0] for row in x]),
-            "without a batch",
-        ),
         (
             nn.MultiheadAttention(SIZE, 2, batch_first=True, add_bias_kv=True),
             lambda net, x: net.layer(x, x, x)[0],
@@ -177,7 +193,11 @@ PADDED = {"key_padding_mask": torch.zeros(2, 7, dtype=torch.bool)}
         ),
         (
             nn.MultiheadAttention(SIZE, 2, batch_first=True),
-            lambda net, x: net.layer(x, x, x, **PADDED)[0],
+            lambda net, x: net.layer(
+                *(x, x, x),
+                key_padding_mask=torch.zeros(x.shape[:2]).bool(),
+                attn_mask=later(x.shape[1]),
+            )[0],
             "takes a padding mask",
         ),
     ],

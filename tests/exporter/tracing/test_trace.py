@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from intaglio.errors import TraceError
-from intaglio.exporter.sources.examples import guess_specs, sampler
+from intaglio.exporter.sources.examples import guess_specs
+from intaglio.exporter.sources.input_spec import sampler
 from intaglio.exporter.sources.source import Source
 from intaglio.exporter.tracing.trace import trace
 from intaglio.ops.linear_attention import linear_attention
@@ -315,7 +316,8 @@ def test_an_example_of_size_one_is_refused(batch: int, time: int, symbol: str) -
     """PyTorch would freeze it into the graph without a word."""
     origin = source()
     draw = origin.sample
-    object.__setattr__(origin, "sample", lambda _b, _t, seed: draw(batch, time, seed))
+    one = {"batch": batch, "time": time}
+    object.__setattr__(origin, "sample", lambda _, seed: draw(one, seed))
 
     with pytest.raises(TraceError, match=f"'input_ids' has the shape .* its {symbol} should be"):
         trace(origin)

@@ -1,5 +1,6 @@
 """decoupleQ on single layers, and on whole models: resumed, repeated, stepped."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,8 @@ def make(name: str) -> Small:
         if parameter.ndim == 2:
             parameter.mul_(8)  # random weights of the initial size hardly act
 
-    def sample(batch: int, time: int, seed: int) -> dict[str, Tensor]:
+    def sample(sizes: Mapping[str, int], seed: int) -> dict[str, Tensor]:
+        batch, time = sizes[BATCH], sizes[TIME]
         return entry.inputs(config, batch, time, torch.Generator().manual_seed(seed))
 
     source = Source(

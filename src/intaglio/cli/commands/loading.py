@@ -34,7 +34,16 @@ class LoadFlags(TypedDict):
     axes: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME:DIMS", help="Layout of an input, as mel:batchx80xtime; repeatable."
+            metavar="NAME:DIMS",
+            help="Layout of an input, free axes by name, as image:batchx3xheight=64..512:32xwidth; "
+            "repeatable.",
+        ),
+    ]
+    whole: Annotated[
+        bool | None,
+        typer.Option(
+            "--whole/--no-whole",
+            help="Each call takes whole inputs, as of pictures and encoders; else it is found.",
         ),
     ]
     states: Annotated[
@@ -79,14 +88,17 @@ def dimensions(texts: list[str] | None) -> dict[str, list[int | str]] | None:
     Raises:
         typer.BadParameter: if one is not ``NAME:DIMS``.
     """
+    from intaglio.exporter.sources.axes import split_words
+
     found: dict[str, list[int | str]] = {}
     for text in texts or []:
-        name, _, dims = text.rpartition(":")
-        if not name or not all(dims.split("x")):
+        name, colon, dims = text.partition(":")
+        words = split_words(dims)
+        if not name or not colon or not all(str(word) for word in words):
             raise typer.BadParameter(
                 f"{text!r} is not NAME:DIMS, as mel:batchx80xtime", param_hint="--axes"
             )
-        found[name] = [int(dim) if dim.isdecimal() else dim for dim in dims.split("x")]
+        found[name] = words
     return found or None
 
 

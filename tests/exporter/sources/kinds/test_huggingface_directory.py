@@ -199,7 +199,7 @@ def test_whether_a_model_without_a_head_can_be_stepped_is_found_by_trying(tmp_pa
     assert load_source(tmp_path / "pooled").whole
 
 
-@pytest.mark.parametrize("option", ["model", "config", "key", "import_from", "inputs", "axes"])
+@pytest.mark.parametrize("option", ["model", "config", "key", "import_from", "inputs"])
 def test_options_that_the_directory_answers_itself_are_refused(tiny: Path, option: str) -> None:
     assert option in LoadOptions.__dataclass_fields__
     with pytest.raises(OptionError, match=option.replace("_", "-")):
@@ -217,12 +217,32 @@ def test_what_stands_in_the_way_of_a_family_is_named(tmp_path: Path) -> None:
         intaglio.export(tmp_path / "source", tmp_path / "bundle", verify=False)
 
 
-def test_models_of_other_things_than_tokens_are_refused(tmp_path: Path) -> None:
+def test_models_of_pictures_are_exported_whole(tmp_path: Path) -> None:
+    """Their sizes are those of the config."""
     config = transformers.ViTConfig(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
         image_size=8, patch_size=4,
     )  # fmt: skip
-    transformers.ViTModel(config).save_pretrained(tmp_path)
+    module = transformers.ViTModel(config).eval()
+    module.save_pretrained(tmp_path / "vit")
+    report = intaglio.export(tmp_path / "vit", tmp_path / "bundle")
+    picture = torch.randn(2, 3, 8, 8)
+    found = Session.load(tmp_path / "bundle").step({"pixel_values": picture.numpy()})
+    with torch.no_grad():
+        wanted = module(picture).last_hidden_state.numpy()
 
-    with pytest.raises(SourceError, match="ViTModel takes 'pixel_values'"):
+    assert report.manifest.main.whole
+    assert report.manifest.main.inputs[0].shape == ("batch", 3, 8, 8)
+    np.testing.assert_allclose(found["last_hidden_state"], wanted, atol=1e-5)
+
+
+def test_what_is_not_known_to_be_taken_is_told(tmp_path: Path) -> None:
+    """A model of two inputs that no layout serves."""
+    config = transformers.TimeSeriesTransformerConfig(
+        prediction_length=2, context_length=4, d_model=8, encoder_layers=1, decoder_layers=1,
+        encoder_ffn_dim=8, decoder_ffn_dim=8, is_encoder_decoder=False,
+    )  # fmt: skip
+    transformers.TimeSeriesTransformerModel(config).save_pretrained(tmp_path)
+
+    with pytest.raises(SourceError, match=r"takes 'past_values', in a layout that is not known"):
         load_source(tmp_path)

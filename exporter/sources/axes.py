@@ -1,0 +1,129 @@
+"""Free axes by name, as users write them: ``batchx3xheight=64..512:32xwidth``.
+
+A word is a size, a name, or a name with the sizes that it takes: ``name=LEAST..MOST:STEP``, of
+which all but the name may be left out.  Behind the last word of an input of integers, ``<nodes`` or
+``<100`` bounds its values: they pick entries of an axis, or of a table.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Self
+
+from intaglio.errors import OptionError
+
+Axes = Mapping[str, Sequence[int | str]]
+Sizes = Mapping[str, int]
+Below = int | str | tuple[int, ...]
+
+RANGE = re.compile(r"(?P<least>\d+)?\.\.(?P<most>\d+)?(?::(?P<step>\d+))?")
+
+
+@dataclass(frozen=True)
+class Span:
+    """Sizes of a free axis: from `least` to `most`, None for any, in steps from `least`."""
+
+    least: int = 1
+    most: int | None = None
+    step: int = 1
+
+    @classmethod
+    def parse(cls, text: str, where: str) -> Self:
+        """Read ``64..512:32``.
+
+        Raises:
+            OptionError: if it is not of that form, or holds no size.
+        """
+        found = RANGE.fullmatch(text)
+        if found is None:
+            raise OptionError(f"{where}: {text!r} is not LEAST..MOST:STEP, as 64..512:32.")
+        step = int(found["step"] or 1)
+        least = int(found["least"] or step or 1)
+        most = None if found["most"] is None else int(found["most"])
+        if not step or not least or (most is not None and most < least):
+            raise OptionError(f"{where}: {text!r} holds no size; LEAST..MOST:STEP, as 64..512:32.")
+        return cls(least, most, step)
+
+    def holds(self, size: int) -> bool:
+        """Whether an axis may have `size`."""
+        fits = size >= self.least and (self.most is None or size <= self.most)
+        return fits and (size - self.least) % self.step == 0
+
+    def nearest(self, size: int) -> int:
+        """The size of the span that is nearest to `size` from below, or the least."""
+        bounded = size if self.most is None else min(size, self.most)
+        return self.least + max(bounded - self.least, 0) // self.step * self.step
+
+    def __str__(self) -> str:
+        """As `parse` reads it."""
+        most = "" if self.most is None else str(self.most)
+        return f"{self.least}..{most}" + (f":{self.step}" if self.step > 1 else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """What ``--axes`` says of one input: its dimensions, and the bound of its values."""
+
+    shape: tuple[int | str, ...]
+    below: int | str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layouts:
+    """What ``--axes`` says: a layout for each input that it names, and spans by symbol."""
+
+    inputs: Mapping[str, Layout] = field(default_factory=dict)
+    spans: Mapping[str, Span] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, axes: Axes) -> Self:
+        """Read the words of each input.
+
+        Raises:
+            OptionError: if a word is malformed, or two give a name different sizes.
+        """
+        inputs: dict[str, Layout] = {}
+        spans: dict[str, Span] = {}
+        for name, words in axes.items():
+            where = f"--axes {in_words(name, words)}"
+            shape: list[int | str] = []
+            below: int | str | None = None
+            for word in words:
+                if isinstance(word, int):
+                    shape.append(word)
+                    continue
+                text, _, bound = word.partition("<")
+                below = (int(bound) if bound.isdecimal() else bound) if bound else below
+                if not text and bound:  # of a scalar, which has no dimensions
+                    continue
+                symbol, _, sizes = text.partition("=")
+                if not symbol.isidentifier():
+                    raise OptionError(f"{where}: {word!r} is no size and no name of an axis.")
+                if sizes:
+                    span = Span.parse(sizes, where)
+                    if spans.setdefault(symbol, span) != span:
+                        raise OptionError(f"{where}: {symbol} is {spans[symbol]} elsewhere.")
+                shape.append(symbol)
+            inputs[name] = Layout(shape=tuple(shape), below=below)
+        return cls(inputs=inputs, spans=spans)
+
+
+def in_words(name: str, shape: Iterable[int | str]) -> str:
+    """An input as ``--axes`` takes it: commas where a name holds an x."""
+    words = [str(dim) for dim in shape]
+    return f"{name}:{(',' if any('x' in word for word in words) else 'x').join(words)}"
+
+
+def as_option(shapes: Mapping[str, Sequence[int | str]]) -> str:
+    """All inputs as they are typed."""
+    return " ".join(f"--axes '{in_words(name, shape)}'" for name, shape in shapes.items())
+
+
+def split_words(text: str) -> list[int | str]:
+    """The words of ``batchx3xheight``, or of ``batch,3,height``; none of a scalar.
+
+    An x separates words where it stands after a number or before one; else where both sides are
+    names, so that names with an x in them take commas.
+    """
+    parts = [part.strip() for part in (text.split(",") if "," in text else text.split("x"))]
+    return [int(part) if part.isdecimal() else part for part in parts if text]

@@ -1,0 +1,253 @@
+"""Which axes of a module's example inputs are free, found by running it at other sizes.
+
+A guess is a layout that the module ran with; the most general of four kinds is taken: sequences
+[batch, time, ...]; [batch, ..., time], as of signals; a batch alone, as of pictures and rows of a
+table; and axes each on its own, as of the nodes and edges of a graph.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from intaglio.quiet import quiet
+from intaglio.state import BATCH, TIME
+
+from .axes import Sizes, Span, as_option
+from .drawing import tiled
+
+EXAMPLE = {BATCH: 3, TIME: 7}
+"""Odd primes: a size of 1, or one that a dimension of the module has, could be frozen."""
+
+LARGER = (16, 32, 64, 128, 224, 512)
+"""Sizes that are tried where a model takes neither the usual ones nor those of an example."""
+
+Shape = tuple[int | str, ...]
+Shapes = dict[str, Shape]
+
+
+def guess_shapes(
+    module: nn.Module, examples: Mapping[str, Tensor], known: Mapping[str, Shape]
+) -> tuple[Shapes, tuple[str, ...]]:
+    """The dimensions of each input, those of `known` as they are, and notes on what was guessed."""
+    if known.keys() >= examples.keys():
+        return {name: known[name] for name in examples}, ()
+    for place, shapes in enumerate(_candidates(examples, known)):
+        if _serves(module, examples, shapes):
+            return shapes, () if place == 0 and _sequences(shapes) else (_said(shapes),)
+    shapes = _each_alone(module, examples, known)
+    return shapes, (_said(shapes),)
+
+
+def _sequences(shapes: Shapes) -> bool:
+    return any(shape[1:2] == (TIME,) for shape in shapes.values())
+
+
+def _said(shapes: Shapes) -> str:
+    return (
+        f"The free axes were found by running at other sizes: {as_option(shapes)}. To free others, "
+        "or to name them, type that with names in the place of sizes."
+    )
+
+
+def _candidates(examples: Mapping[str, Tensor], known: Mapping[str, Shape]) -> Iterator[Shapes]:
+    rest = {name: x for name, x in examples.items() if name not in known}
+    layouts: tuple[Callable[[Tensor], Shape], ...] = (
+        lambda x: (BATCH, TIME, *x.shape[2:])[: x.ndim],
+        lambda x: (BATCH, x.shape[1], TIME) if x.ndim == 3 else (BATCH, *x.shape[1:])[: x.ndim],
+        lambda x: (BATCH, *x.shape[1:])[: x.ndim],
+    )
+    for layout in layouts:
+        shapes = {name: known.get(name) or layout(x) for name, x in examples.items()}
+        if _consistent(examples, shapes):
+            yield shapes
+    if rest:  # inputs that have no batch of their own
+        rows = max((x.shape[0] for x in rest.values() if x.ndim), default=0)
+        shapes = {
+            name: known.get(name)
+            or ((BATCH, *x.shape[1:]) if x.ndim and x.shape[0] == rows else tuple(x.shape))
+            for name, x in examples.items()
+        }
+        if all(x.ndim == 0 or x.shape[0] in (1, rows) for x in rest.values()):
+            yield shapes
+
+
+def _consistent(examples: Mapping[str, Tensor], shapes: Shapes) -> bool:
+    """Whether each symbol has one size."""
+    sizes: dict[str, int] = {}
+    return all(
+        not isinstance(dim, str) or sizes.setdefault(dim, size) == size
+        for name, x in examples.items()
+        for dim, size in zip(shapes[name], x.shape, strict=True)
+    )
+
+
+def _serves(module: nn.Module, examples: Mapping[str, Tensor], shapes: Shapes) -> bool:
+    """Whether the module runs at other sizes, and keeps rows apart from what else is free."""
+    sizes = _sizes(examples, shapes)
+    if not sizes:
+        return False
+    grown = _apart(sizes)
+    outputs = _outputs(module, examples, shapes, grown)
+    if outputs is None:
+        return False
+    if BATCH not in sizes:
+        return True
+    return all(x.ndim == 0 or grown[BATCH] in x.shape for x in outputs)
+
+
+def _sizes(examples: Mapping[str, Tensor], shapes: Shapes) -> dict[str, int]:
+    return {
+        dim: size
+        for name, x in examples.items()
+        for dim, size in zip(shapes[name], x.shape, strict=True)
+        if isinstance(dim, str)
+    }
+
+
+def _apart(sizes: Sizes) -> dict[str, int]:
+    """Larger sizes, prime and all different: no product or multiple of one is another."""
+    found: dict[str, int] = {}
+    for symbol, size in sizes.items():
+        bigger = size + 3
+        while not _prime(bigger) or bigger in found.values():
+            bigger += 1
+        found[symbol] = bigger
+    return found
+
+
+def _prime(number: int) -> bool:
+    return number > 1 and all(number % n for n in range(2, int(number**0.5) + 1))
+
+
+def _outputs(
+    module: nn.Module, examples: Mapping[str, Tensor], shapes: Shapes, sizes: Sizes
+) -> list[Tensor] | None:
+    """What the module gives at `sizes`, None where it does not run."""
+    inputs = {
+        name: tiled(x, [sizes[dim] if isinstance(dim, str) else dim for dim in shapes[name]])
+        for name, x in examples.items()
+    }
+    try:
+        with torch.no_grad(), quiet():
+            return list(_tensors(module(**inputs)))
+    except Exception:  # noqa: BLE001  whatever it is, the sizes are not taken
+        return None
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    for each in (
+        value.values() if isinstance(value, Mapping)
+        else value if isinstance(value, list | tuple) else ()
+    ):  # fmt: skip
+        yield from _tensors(each)
+
+
+def _each_alone(
+    module: nn.Module, examples: Mapping[str, Tensor], known: Mapping[str, Shape]
+) -> Shapes:
+    """Free each axis that can change alone, or with all others of its size."""
+    shapes: Shapes = {n: known.get(n) or tuple(x.shape) for n, x in examples.items()}
+    for name, x in examples.items():
+        for axis, size in enumerate(x.shape):
+            picture = x.ndim > 3 and axis > 0  # each of its axes would cost, and few need it
+            if isinstance(shapes[name][axis], str) or name in known or picture:
+                continue
+            symbol = _symbol(name, axis, shapes)
+            alike = [
+                (other, place)
+                for other, y in examples.items()
+                for place, n in enumerate(y.shape)
+                if n == size and not isinstance(shapes[other][place], str)
+            ]
+            for places in ([(name, axis)], alike):
+                tried = _with(shapes, places, symbol)
+                grown = _apart(_sizes(examples, tried))
+                if len({grown[symbol], size}) == 2 and (
+                    _outputs(module, examples, tried, grown) is not None
+                ):
+                    shapes = tried
+                    break
+    return shapes
+
+
+def _with(shapes: Shapes, places: Sequence[tuple[str, int]], symbol: str) -> Shapes:
+    return {
+        name: tuple(symbol if (name, axis) in places else dim for axis, dim in enumerate(shape))
+        for name, shape in shapes.items()
+    }
+
+
+def _symbol(name: str, axis: int, shapes: Shapes) -> str:
+    taken = {dim for shape in shapes.values() for dim in shape}
+    return name if axis == 0 and name not in taken else f"{name}_{axis}"
+
+
+def example_sizes(
+    run: Callable[..., Any],
+    sample: Callable[[Sizes, int], dict[str, Tensor]],
+    own: Sizes,
+    spans: Mapping[str, Span],
+) -> dict[str, int]:
+    """Sizes at which a model runs, at least 2 each, and different where it takes them so.
+
+    Args:
+        run: the model, which takes its inputs by name.
+        sample: draws its inputs.
+        own: the sizes that the user's examples have.
+        spans: the sizes that were asked for.
+    """
+
+    def runs(sizes: Sizes) -> bool:
+        try:
+            with torch.no_grad(), quiet():
+                run(**sample(sizes, 0))
+        except Exception:  # noqa: BLE001  whatever it is, the sizes are not taken
+            return False
+        return True
+
+    def fitted(sizes: Sizes) -> dict[str, int]:
+        return {s: spans[s].nearest(n) if s in spans else n for s, n in sizes.items()}
+
+    usual = {symbol: EXAMPLE.get(symbol, max(size, 2)) for symbol, size in own.items()}
+    own = {symbol: max(size, 2) for symbol, size in own.items()}
+    rows = {symbol: size for symbol, size in usual.items() if symbol == BATCH}
+    tries = [fitted(usual), fitted({**own, **rows}), fitted(own)]
+    tries += [fitted({**dict.fromkeys(own, size), **rows}) for size in LARGER]
+    found = next((sizes for sizes in tries if runs(sizes)), fitted(own))
+    for symbol in found:
+        others = [n for s, n in found.items() if s != symbol]
+        if found[symbol] not in others:
+            continue
+        for more in (1, 2, 4, 8, 16, 32):
+            span = spans.get(symbol, Span())
+            size = found[symbol] + more * span.step
+            if span.holds(size) and size not in others and runs({**found, symbol: size}):
+                found[symbol] = size
+                break
+    return found
+
+
+def by_place(name: str, dims: Sequence[int | str], names: dict[str, str]) -> Shape:
+    """The dimensions of an input of a graph, whose free ones have symbols of the file's own.
+
+    Args:
+        name: of the input.
+        dims: its dimensions.
+        names: what the symbols of the inputs before are called; those of this one are added.
+    """
+    rows = bool(dims) and isinstance(dims[0], str)
+    later = [axis for axis, dim in enumerate(dims) if axis and isinstance(dim, str)]
+    for axis, dim in enumerate(dims):
+        if not isinstance(dim, str) or dim in names:
+            continue
+        wanted = dim if dim.isidentifier() else f"{name}_{axis}"
+        if axis == 0:
+            wanted = BATCH
+        elif rows and (axis == 1 or (len(dims) == 3 and later == [2])):
+            wanted = TIME
+        names[dim] = wanted if wanted not in names.values() else f"{name}_{axis}"
+    return tuple(dim if isinstance(dim, int) else names[dim] for dim in dims)

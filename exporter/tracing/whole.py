@@ -1,0 +1,114 @@
+"""Whether a model takes whole inputs, or can be stepped: said by the user, or found by running it.
+
+A model without an axis of time is whole, and so is one whose results for a token change with later
+tokens, or that gives one result for all of them: nothing that is carried between calls could serve
+it.  A model that looks back alone is stepped; where that fails, the user says which it should be.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+from torch import Tensor
+
+from intaglio.errors import SourceError
+from intaglio.exporter.sources.outputs import is_reserved
+from intaglio.exporter.sources.source import Source
+from intaglio.state import PAST_LENGTH, TIME
+
+from .running import Run, runner
+
+MOVED = 1e-4  # of the largest value: beyond what sums in another order make
+MORE = 2  # tokens that tell an axis of time from others
+
+AS_STEPS = "To step through it all the same, say that it is not whole: --no-whole."
+AS_WHOLE = "To export it for whole inputs, with nothing carried between calls: --whole."
+
+
+def settled(source: Source, asked: bool | None) -> Source:
+    """The source, whole or not: as `asked`, or as it is found.
+
+    Raises:
+        SourceError: if it is stepped, and an input has a name that step graphs keep.
+    """
+    others = {name: settled(other, asked) for name, other in source.others.items()}
+    source = replace(source, others=others) if others else source
+    found = source
+    if not source.states:  # which compute one step, and say so themselves
+        found = _found(source) if asked is None else replace(source, whole=asked)
+    own = {state.input for state in source.states}
+    names = [] if found.whole else [n for n in source.dynamic if n not in own or n == PAST_LENGTH]
+    reserved = [name for name in names if is_reserved(name)]
+    if reserved:
+        raise SourceError(
+            f"The input {reserved[0]!r} has a name that step graphs keep for what they carry. "
+            f"Rename that argument of forward. {AS_WHOLE}"
+        )
+    return found
+
+
+def _found(source: Source) -> Source:
+    if source.whole:
+        return source
+    why = _why_whole(source)
+    if not why:
+        return source
+    return replace(source, whole=True, notes=(*source.notes, f"Exported whole: {why}"))
+
+
+def _why_whole(source: Source) -> str:
+    if TIME not in source.symbols:
+        return "it has no axis of time, and each call takes all of its inputs."
+    run = runner(source)
+    try:
+        axes = _time_axes(source, run)
+    except Exception:  # noqa: BLE001  what does not run is told where it is traced
+        return ""
+    if not any(axis is not None for axis in axes.values()):
+        return f"it gives one result for all tokens together. {AS_STEPS}"
+    ahead = _looks_ahead(source, run, axes)
+    return f"{ahead!r} of a token changes with later tokens." if ahead else ""
+
+
+def _time_axes(source: Source, run: Run) -> dict[str, int | None]:
+    """The axis of each output that has a size for each number of tokens, None for none."""
+    first, second = run(source.inputs), run(source.draw({TIME: source.sizes[TIME] + MORE}, 0))
+    return {
+        name: next(
+            (i for i, (n, m) in enumerate(zip(x.shape, second[name].shape, strict=True)) if n != m),
+            None,
+        )
+        for name, x in first.items()
+    }
+
+
+def _looks_ahead(source: Source, run: Run, axes: dict[str, int | None]) -> str:
+    """The first output in which an earlier token changes with the last one; empty for none."""
+    tokens = source.sizes[TIME]
+    inputs = source.inputs
+    changed = _last_changed(source, inputs)
+    first, again, second = run(inputs), run(inputs), run(changed)
+    for name, axis in axes.items():
+        if axis is None or first[name].shape[axis] != tokens:
+            continue
+        a, b, noise = (
+            each[name].astype(np.float64).take(range(tokens - 1), axis)
+            for each in (first, second, again)
+        )
+        scale = np.abs(a[np.isfinite(a)]).max(initial=0)
+        same = np.allclose(a, noise, rtol=0, atol=0, equal_nan=True)
+        if same and not np.allclose(a, b, rtol=0, atol=MOVED * scale, equal_nan=True):
+            return name
+    return ""
+
+
+def _last_changed(source: Source, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The inputs with other values at the last token."""
+    others = source.draw({}, 1)
+    changed = {}
+    for name, value in inputs.items():
+        copy = value.clone()
+        for axis, symbol in source.dynamic.get(name, {}).items():
+            if symbol == TIME:
+                copy.narrow(axis, -1, 1).copy_(others[name].narrow(axis, -1, 1))
+        changed[name] = copy
+    return changed

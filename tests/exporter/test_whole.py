@@ -1,0 +1,179 @@
+"""Models of whole inputs: found or asked for, at any named sizes, equal to the source."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from intaglio.errors import InputError, SourceError, TraceError
+from intaglio.exporter.export import ExportReport, export
+from intaglio.exporter.proving.verify import verify
+from intaglio.runtime import Session
+
+PICTURE = torch.randn(2, 3, 16, 24, generator=torch.Generator().manual_seed(0))
+
+
+class Classifier(nn.Module):
+    """A convolution, a pool, a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(3, 4, 3, padding=1)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, image: Tensor) -> Tensor:
+        y: Tensor = self.head(self.body(image).relu().mean((2, 3)))
+        return y
+
+
+class Halves(nn.Module):
+    """Down by two and up again, joined with what it came from: sizes have to be even."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(3, 4, 2, stride=2)
+        self.up = nn.ConvTranspose2d(4, 3, 2, stride=2)
+
+    def forward(self, image: Tensor) -> Tensor:
+        small = self.down(image)
+        return torch.cat((self.up(small), image), 1)
+
+
+class Messages(nn.Module):
+    """One layer of a graph network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, nodes: Tensor, edge_index: Tensor) -> Tensor:
+        source, target = edge_index
+        return torch.zeros_like(nodes).index_add(0, target, self.layer(nodes[source])) + nodes
+
+
+class Branch(nn.Module):
+    """Another way for even widths, which tracing freezes."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return image * 2 if image.shape[3] % 2 == 0 else image
+
+
+class Odd(nn.Module):
+    """Names that PyTorch, ONNX and step graphs use themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.output = nn.Parameter(torch.ones(4))
+
+    def forward(self, X: Tensor, past_length: Tensor, /) -> dict[str, Tensor]:
+        y = self.layer(X) + self.output * past_length
+        return {"X": y, "output": y * 2, "logits": y + 1, "logits.inner": y + 2, "": y + 3}
+
+
+class Positive(nn.Module):
+    """Gives the places of what is positive: as many as there are."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[x > 0]
+
+
+def exported(
+    module: nn.Module, out: Path, inputs: Any, axes: Any = None, **how: Any
+) -> ExportReport:
+    torch.manual_seed(0)
+    report = export(module, out, inputs=inputs, axes=axes, **how)
+    assert report.parity is not None
+    assert report.parity.passed
+    return report
+
+
+def same(session: Session, module: nn.Module, **inputs: Tensor) -> None:
+    """The bundle gives what the module gives."""
+    with torch.no_grad():
+        wanted = module.eval()(**inputs)
+    found = session.step({name: value.numpy() for name, value in inputs.items()})
+    np.testing.assert_allclose(next(iter(found.values())), wanted.numpy(), atol=1e-5)
+
+
+def test_a_classifier_is_found_to_be_whole_and_says_so(tmp_path: Path) -> None:
+    """Nothing was said of it; the note has the line that says it otherwise."""
+    module = Classifier()
+    report = exported(module, tmp_path / "b", {"image": PICTURE}, check_passes=True)
+
+    assert report.manifest.main.whole
+    assert report.manifest.main.inputs[0].shape == ("batch", 3, 16, 24)
+    assert any("--axes 'image:batchx3x16x24'" in note for note in report.notes)
+    session = Session.load(tmp_path / "b")
+    for rows in (1, 5, 1):
+        same(session, module, image=torch.randn(rows, 3, 16, 24))
+    with pytest.raises(InputError, match=r"has the shape \(2, 3, 16, 20\)"):
+        session.step({"image": PICTURE[..., :20].numpy()})
+    assert verify(tmp_path / "b", module, inputs={"image": PICTURE}).passed
+
+
+def test_height_and_width_are_free_in_the_steps_that_the_model_takes(tmp_path: Path) -> None:
+    """Steps of two are found; a range that was asked for is kept to."""
+    module = Halves()
+    free = {"image": ("batch", 3, "height", "width=8..32:8")}
+    report = exported(module, tmp_path / "b", {"image": PICTURE}, free)
+
+    assert dict(report.manifest.main.limits.sizes)["height"][:3] == (2, None, 2)
+    assert dict(report.manifest.main.limits.sizes)["width"][:3] == (8, 32, 8)
+    session = Session.load(tmp_path / "b")
+    same(session, module, image=torch.randn(1, 3, 6, 32))
+    with pytest.raises(InputError, match=r"height = 5; .* 2 or more, in steps of 2"):
+        session.step({"image": np.zeros((1, 3, 5, 8), np.float32)})
+    with pytest.raises(InputError, match=r"width = 40; .* 8 to 32, in steps of 8"):
+        session.step({"image": np.zeros((1, 3, 6, 40), np.float32)})
+
+
+def test_nodes_and_edges_are_axes_and_edges_stay_below_the_nodes(tmp_path: Path) -> None:
+    """No batch, no time; the bound is found by watching what the integers index."""
+    module = Messages()
+    edges = torch.randint(5, (2, 9), generator=torch.Generator().manual_seed(0))
+    axes = {"nodes": ("nodes", 4), "edge_index": (2, "edges")}
+    inputs = {"nodes": torch.randn(5, 4), "edge_index": edges}
+    report = exported(module, tmp_path / "b", inputs, axes)
+
+    assert report.manifest.main.inputs[1].below == "nodes"
+    session = Session.load(tmp_path / "b")
+    same(session, module, nodes=torch.randn(3, 4), edge_index=torch.tensor([[0, 2], [1, 2]]))
+    with pytest.raises(InputError, match=r"'edge_index' has 3 at \[1, 0\]; it should be .* to 2"):
+        session.step({"nodes": np.zeros((3, 4), np.float32), "edge_index": np.array([[0], [3]])})
+
+
+def test_a_branch_on_a_size_is_told_with_the_line_to_type(tmp_path: Path) -> None:
+    axes = {"image": ("batch", 3, 16, "width")}
+    with pytest.raises(
+        TraceError, match=r"where width % 2 == 0.*--axes 'image:batchx3x16xwidth=LEAST..MOST:STEP'"
+    ):
+        export(Branch(), tmp_path / "b", inputs={"image": PICTURE}, axes=axes)
+    axes = {"image": ("batch", 3, 16, "width=2..:2")}
+    exported(Branch(), tmp_path / "b", {"image": PICTURE}, axes)
+
+
+def test_names_are_kept_or_given_an_end(tmp_path: Path) -> None:
+    """Capitals, arguments by position, outputs named like inputs, like each other, like nothing."""
+    inputs = {"X": torch.randn(3, 4), "past_length": torch.randn(3, 4)}
+    report = exported(Odd(), tmp_path / "b", inputs)
+
+    assert [spec.name for spec in report.manifest.main.inputs] == ["X", "past_length"]
+    names = [spec.name for spec in report.manifest.main.outputs]
+    assert names == ["X_out", "output", "logits", "logits.inner", "output_out"]
+    inputs = {"X": torch.randn(3, 6, 4), "past_length": torch.randn(3, 6, 4)}
+    with pytest.raises(SourceError, match="'past_length' has a name that step graphs keep"):
+        export(Odd(), tmp_path / "c", inputs=inputs, whole=False)
+
+
+def test_sizes_that_depend_on_data_are_those_of_the_call(tmp_path: Path) -> None:
+    module = Positive()
+    report = exported(module, tmp_path / "b", {"x": torch.randn(3, 4)}, whole=True)
+
+    assert len(report.manifest.main.outputs[0].shape) == 1
+    session = Session.load(tmp_path / "b")
+    for values in ([[1.0, -1.0]], [[-1.0, -2.0]], [[3.0, 4.0], [5.0, -6.0]]):
+        same(session, module, x=torch.tensor(values))
