@@ -6,6 +6,7 @@ random weights.
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +18,21 @@ D = 8
 class Loop(nn.Module):
     """Layers by name, and a function of the module and its input as `forward`."""
 
-    def __init__(self, run: Callable[..., Tensor], **layers: nn.Module | nn.Parameter) -> None:
+    def __init__(self, run: Callable[..., Any], **layers: nn.Module | nn.Parameter) -> None:
         super().__init__()
         for name, layer in layers.items():
             setattr(self, name, layer)
         self.run = run
 
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """A layer by its name."""
+
     def forward(self, x: Tensor) -> Tensor:
         """Run the function."""
-        return self.run(self, x)
+        result: Tensor = self.run(self, x)
+        return result
 
 
 def linear(out: int = D, given: int = D) -> nn.Linear:
@@ -39,7 +46,7 @@ def weight(*shape: int) -> nn.Parameter:
 def gated() -> nn.Module:
     """A gated recurrence, states collected in a list."""
 
-    def run(m: Loop, x: Tensor) -> Tensor:
+    def run(m: Loop, x: Tensor) -> Any:
         h, out = torch.zeros_like(x[:, 0]), []
         for t in range(x.shape[1]):
             g = m.gate(x[:, t]).sigmoid()
@@ -53,7 +60,7 @@ def gated() -> nn.Module:
 def lstm_cells() -> nn.Module:
     """An LSTM cell, results written into a buffer."""
 
-    def run(m: Loop, x: Tensor) -> Tensor:
+    def run(m: Loop, x: Tensor) -> Any:
         h = c = x.new_zeros(x.shape[0], 16)
         y = torch.empty_like(x)
         for t in range(x.size(1)):
@@ -67,7 +74,7 @@ def lstm_cells() -> nn.Module:
 def gru_cells() -> nn.Module:
     """Three GRU cells in each iteration, states in a list that is changed in place."""
 
-    def run(m: Loop, x: Tensor) -> Tensor:
+    def run(m: Loop, x: Tensor) -> Any:
         hs = [torch.zeros(x.shape[0], D) for _ in m.cells]
         out = []
         for token in x.unbind(1):
@@ -83,7 +90,7 @@ def gru_cells() -> nn.Module:
 def rnn_layers() -> nn.Module:
     """A loop over time inside a loop over layers, each with a residual."""
 
-    def run(m: Loop, x: Tensor) -> Tensor:
+    def run(m: Loop, x: Tensor) -> Any:
         for cell, norm in zip(m.cells, m.norms, strict=True):
             h, out = torch.zeros(x.shape[0], D), []
             for u in norm(x).transpose(0, 1):
@@ -99,7 +106,7 @@ def rnn_layers() -> nn.Module:
 def lstm_tuples() -> nn.Module:
     """Two LSTM cells, states as a list of tuples in a dict."""
 
-    def run(m: Loop, x: Tensor) -> Tensor:
+    def run(m: Loop, x: Tensor) -> Any:
         zero = torch.zeros(x.shape[0], D)
         state = {"layers": [(zero, zero), (zero, zero)]}
         out = []
@@ -118,7 +125,7 @@ def lstm_tuples() -> nn.Module:
 def delta_rule() -> nn.Module:
     """The delta rule (Schlag et al. 2021), token by token."""
 
-    def run(m: Loop, x: Tensor) -> Tensor:
+    def run(m: Loop, x: Tensor) -> Any:
         q, k, v = m.qkv(x).chunk(3, -1)
         k, beta = F.normalize(k, dim=-1), m.beta(x).sigmoid()
         state, out = x.new_zeros(x.shape[0], D, D), []
@@ -134,7 +141,7 @@ def delta_rule() -> nn.Module:
 def gated_delta() -> nn.Module:
     """Gated DeltaNet as transformers' torch_recurrent_gated_delta_rule has it, with heads."""
 
-    def run(m: Loop, x: Tensor) -> Tensor:
+    def run(m: Loop, x: Tensor) -> Any:
         b, time, _ = x.shape
         q, k, v = (y.view(b, time, 2, 4).transpose(1, 2) for y in m.qkv(x).chunk(3, -1))
         g, beta = F.logsigmoid(m.g(x)).transpose(1, 2), m.beta(x).sigmoid().transpose(1, 2)
@@ -156,7 +163,7 @@ def gated_delta() -> nn.Module:
 def selective_scan() -> nn.Module:
     """Mamba's selective_scan_ref (Gu and Dao 2023), channels before time."""
 
-    def run(m: Loop, x: Tensor) -> Tensor:
+    def run(m: Loop, x: Tensor) -> Any:
         u = x.transpose(1, 2)
         delta = F.softplus(m.dt(x)).transpose(1, 2)
         a, bs, cs = -torch.exp(m.a_log), m.b(x).transpose(1, 2), m.c(x).transpose(1, 2)
@@ -177,7 +184,7 @@ def selective_scan() -> nn.Module:
 def min_gru() -> nn.Module:
     """MinGRU (Feng et al. 2024), one token after the other."""
 
-    def run(m: Loop, x: Tensor) -> Tensor:
+    def run(m: Loop, x: Tensor) -> Any:
         z, h_tilde = m.z(x).sigmoid(), m.h(x)
         h, hs = torch.zeros(x.size(0), 1, D), []
         for t in range(x.size(1)):
@@ -191,7 +198,7 @@ def min_gru() -> nn.Module:
 def rg_lru() -> nn.Module:
     """RG-LRU of Griffin (De et al. 2024), whose first token is not scaled."""
 
-    def run(m: Loop, x: Tensor) -> Tensor:
+    def run(m: Loop, x: Tensor) -> Any:
         r, i = m.r(x).sigmoid(), m.i(x).sigmoid()
         log_a = -8.0 * r * F.softplus(m.a)
         a, gated = log_a.exp(), i * x
@@ -208,7 +215,7 @@ def rg_lru() -> nn.Module:
 def none_at_first() -> nn.Module:
     """The state is None before the first token."""
 
-    def run(m: Loop, x: Tensor) -> Tensor:
+    def run(m: Loop, x: Tensor) -> Any:
         h, out = None, []
         for u in x.unbind(1):
             h = m.w(u) if h is None else torch.tanh(m.w(u) + m.u(h))
@@ -221,7 +228,7 @@ def none_at_first() -> nn.Module:
 def only_later() -> nn.Module:
     """The recurrent term is added from the second token on."""
 
-    def run(m: Loop, x: Tensor) -> Tensor:
+    def run(m: Loop, x: Tensor) -> Any:
         out: list[Tensor] = []
         for t in range(x.shape[1]):
             y = m.w(x[:, t])
@@ -236,7 +243,7 @@ def only_later() -> nn.Module:
 def in_place_neighbour() -> nn.Module:
     """Each entry of a buffer is computed from the one before it."""
 
-    def run(m: Loop, x: Tensor) -> Tensor:
+    def run(m: Loop, x: Tensor) -> Any:
         y = m.w(x).clone()
         for t in range(1, x.shape[1]):
             y[:, t] = y[:, t] + m.a.sigmoid() * y[:, t - 1]
@@ -248,7 +255,7 @@ def in_place_neighbour() -> nn.Module:
 def two_back() -> nn.Module:
     """A recurrence of second order."""
 
-    def run(m: Loop, x: Tensor) -> Tensor:
+    def run(m: Loop, x: Tensor) -> Any:
         h1 = h2 = torch.zeros(x.shape[0], D)
         out = []
         for t in range(x.shape[1]):
@@ -263,7 +270,7 @@ def two_back() -> nn.Module:
 def token_before() -> nn.Module:
     """The token before takes part, zeros before the first; as RWKV's time mixing does."""
 
-    def run(m: Loop, x: Tensor) -> Tensor:
+    def run(m: Loop, x: Tensor) -> Any:
         prev, h, out = torch.zeros_like(x[:, 0]), torch.zeros(D), []
         for t in range(x.shape[1]):
             mixed = x[:, t] * m.mu.sigmoid() + prev * (1 - m.mu.sigmoid())
@@ -278,7 +285,7 @@ def token_before() -> nn.Module:
 def wkv() -> nn.Module:
     """RWKV-4's time mixing with its running maximum (Peng et al. 2023), -1e38 at the start."""
 
-    def run(m: Loop, x: Tensor) -> Tensor:
+    def run(m: Loop, x: Tensor) -> Any:
         k, v = m.k(x), m.v(x)
         num, den, top = torch.zeros(x.shape[0], D), torch.zeros(x.shape[0], D), None
         top = torch.full((x.shape[0], D), -1e38)
@@ -299,7 +306,7 @@ def wkv() -> nn.Module:
 def before_update() -> nn.Module:
     """The result reads the state before it is updated."""
 
-    def run(m: Loop, x: Tensor) -> Tensor:
+    def run(m: Loop, x: Tensor) -> Any:
         s, out = torch.zeros(x.shape[0], D), []
         for t in range(x.shape[1]):
             out.append(m.o(s))
@@ -312,7 +319,7 @@ def before_update() -> nn.Module:
 def learned_start() -> nn.Module:
     """The initial state is a parameter."""
 
-    def run(m: Loop, x: Tensor) -> Tensor:
+    def run(m: Loop, x: Tensor) -> Any:
         h, out = m.h0.expand(x.shape[0], -1), []
         for t in range(x.shape[1]):
             h = torch.tanh(m.w(x[:, t]) + m.u(h))
@@ -325,7 +332,7 @@ def learned_start() -> nn.Module:
 def start_of_first() -> nn.Module:
     """The initial state is computed from the first token."""
 
-    def run(m: Loop, x: Tensor) -> Tensor:
+    def run(m: Loop, x: Tensor) -> Any:
         h, out = m.init(x[:, 0]).tanh(), []
         for t in range(x.shape[1]):
             h = torch.tanh(m.w(x[:, t]) + m.u(h))
@@ -338,7 +345,7 @@ def start_of_first() -> nn.Module:
 def position() -> nn.Module:
     """The position is a number, and an index of a table."""
 
-    def run(m: Loop, x: Tensor) -> Tensor:
+    def run(m: Loop, x: Tensor) -> Any:
         h, out = torch.zeros(x.shape[0], D), []
         for t in range(x.shape[1]):
             h = 0.7 * h + m.w(x[:, t] + m.table[t]) * (t / 10)
@@ -351,7 +358,7 @@ def position() -> nn.Module:
 def running_mean() -> nn.Module:
     """A mean of all tokens so far, divided by how many there are."""
 
-    def run(m: Loop, x: Tensor) -> Tensor:
+    def run(m: Loop, x: Tensor) -> Any:
         total, out = torch.zeros(x.shape[0], D), []
         for t in range(x.shape[1]):
             total = total + m.w(x[:, t])
@@ -364,7 +371,7 @@ def running_mean() -> nn.Module:
 def welford() -> nn.Module:
     """A running mean and variance, one over the count."""
 
-    def run(m: Loop, x: Tensor) -> Tensor:
+    def run(m: Loop, x: Tensor) -> Any:
         mean = torch.zeros(x.shape[0], D)
         square, out = torch.zeros(x.shape[0], D), []
         for t, u in enumerate(x.unbind(1)):
@@ -380,7 +387,7 @@ def welford() -> nn.Module:
 def two_loops() -> nn.Module:
     """Gates of all tokens in one loop, the recurrence in another, a third over its result."""
 
-    def run(m: Loop, x: Tensor) -> Tensor:
+    def run(m: Loop, x: Tensor) -> Any:
         gates = [m.g(x[:, t]).sigmoid() for t in range(x.shape[1])]
         h, hs = torch.zeros(x.shape[0], D), []
         for g, u in zip(gates, x.unbind(1), strict=True):
@@ -399,7 +406,7 @@ def two_loops() -> nn.Module:
 def grown() -> nn.Module:
     """The result is joined token by token."""
 
-    def run(m: Loop, x: Tensor) -> Tensor:
+    def run(m: Loop, x: Tensor) -> Any:
         h = torch.zeros(x.shape[0], D)
         y = torch.empty(x.shape[0], 0, D)
         for t in range(x.shape[1]):
@@ -413,7 +420,7 @@ def grown() -> nn.Module:
 def linear_attention() -> nn.Module:
     """Normalised linear attention with heads (Katharopoulos et al. 2020), sums in place."""
 
-    def run(m: Loop, x: Tensor) -> Tensor:
+    def run(m: Loop, x: Tensor) -> Any:
         b, time, _ = x.shape
         q, k, v = (y.view(b, time, 2, 4) for y in m.qkv(x).chunk(3, -1))
         q, k = F.elu(q) + 1, F.elu(k) + 1
@@ -432,7 +439,7 @@ def linear_attention() -> nn.Module:
 def m_lstm() -> nn.Module:
     """MLSTM with its stabiliser (Beck et al. 2024)."""
 
-    def run(m: Loop, x: Tensor) -> Tensor:
+    def run(m: Loop, x: Tensor) -> Any:
         q, k, v = m.qkv(x).chunk(3, -1)
         k = k / math.sqrt(D)
         i_pre, f_pre = m.i(x), m.f(x)
@@ -456,7 +463,7 @@ def m_lstm() -> nn.Module:
 def indrnn_leaky() -> nn.Module:
     """A leaky integrate-and-fire layer with reset, as spiking networks have it."""
 
-    def run(m: Loop, x: Tensor) -> Tensor:
+    def run(m: Loop, x: Tensor) -> Any:
         drive = m.w(x)
         potential, spikes = torch.zeros(x.shape[0], D), []
         for t in range(x.shape[1]):
@@ -472,7 +479,7 @@ def indrnn_leaky() -> nn.Module:
 def lmu() -> nn.Module:
     """A Legendre memory unit (Voelker et al. 2019): a linear memory in front of a cell."""
 
-    def run(m: Loop, x: Tensor) -> Tensor:
+    def run(m: Loop, x: Tensor) -> Any:
         memory, h, out = torch.zeros(x.shape[0], 6), torch.zeros(x.shape[0], D), []
         for t in range(x.shape[1]):
             u = m.e(x[:, t]) + m.eh(h)
@@ -488,7 +495,7 @@ def lmu() -> nn.Module:
 def liquid() -> nn.Module:
     """A closed-form continuous-time cell, its solver's inner steps in a loop of their own."""
 
-    def run(m: Loop, x: Tensor) -> Tensor:
+    def run(m: Loop, x: Tensor) -> Any:
         h, out = torch.zeros(x.shape[0], D), []
         for t in range(x.shape[1]):
             for _ in range(3):
@@ -503,7 +510,7 @@ def liquid() -> nn.Module:
 def conv_window() -> nn.Module:
     """A causal convolution as a loop over windows of a padded sequence."""
 
-    def run(m: Loop, x: Tensor) -> Tensor:
+    def run(m: Loop, x: Tensor) -> Any:
         padded = F.pad(x, (0, 0, 2, 0))
         out = [m.w(padded[:, t : t + 3].flatten(1)) for t in range(x.shape[1])]
         return torch.stack(out, 1)
@@ -514,7 +521,7 @@ def conv_window() -> nn.Module:
 def clipped_window() -> nn.Module:
     """The two tokens before, where there are any."""
 
-    def run(m: Loop, x: Tensor) -> Tensor:
+    def run(m: Loop, x: Tensor) -> Any:
         out = []
         for t in range(x.shape[1]):
             y = m.a(x[:, t])
@@ -531,7 +538,7 @@ def clipped_window() -> nn.Module:
 def first_kept() -> nn.Module:
     """Every token sees the first one."""
 
-    def run(m: Loop, x: Tensor) -> Tensor:
+    def run(m: Loop, x: Tensor) -> Any:
         first, out, h = m.w(x[:, 0]), [], torch.zeros(x.shape[0], D)
         for t in range(x.shape[1]):
             h = 0.5 * h + x[:, t] * first
@@ -551,7 +558,7 @@ def language_model() -> nn.Module:
             self.cells = nn.ModuleList(nn.LSTMCell(D, D) for _ in range(2))
 
         def forward(self, input_ids: Tensor) -> Tensor:
-            states: list[tuple[Tensor, Tensor] | None] = [None, None]
+            states: list[Any] = [None, None]
             logits = []
             for ids in input_ids.T:
                 h = self.embed(ids)

@@ -49,7 +49,7 @@ def measure(quick: bool) -> list[Row]:
                 continue
         assert report.parity is not None
         error = max(row.found.error for row in report.parity.rows)
-        carried = sum(spec.nbytes(1, 0) for spec in report.manifest.states) // 4
+        carried = sum(spec.nbytes(1, 0) for spec in report.manifest.main.states) // 4
         rows.append(
             Row(
                 name=make.__name__,

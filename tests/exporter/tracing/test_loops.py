@@ -18,7 +18,7 @@ from intaglio.passes import pipeline, stepping
 from intaglio.passes.base import Context
 
 SIZE = 4
-Forward = Callable[["Net", Tensor], Tensor]
+Forward = Callable[["Net", Tensor], Any]
 
 
 class Net(nn.Module):
@@ -31,7 +31,7 @@ class Net(nn.Module):
         self.start, self.table = nn.Parameter(torch.randn(1, SIZE)), nn.Embedding(40, SIZE)
         self.run = forward
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.run(self, x)
 
 
@@ -106,7 +106,7 @@ def test_loops_of_several_kinds_are_stepped() -> None:
         np.testing.assert_allclose(found["output"], wanted, atol=2e-5)
 
 
-def body(step: Callable[[Net, Tensor, int, Tensor], Tensor]) -> Forward:
+def body(step: Callable[[Net, Tensor, int, Tensor], Any]) -> Forward:
     def forward(net: Net, x: Tensor) -> Tensor:
         h, out = torch.zeros(x.shape[0], SIZE), []
         for t in range(x.shape[1]):
@@ -117,11 +117,11 @@ def body(step: Callable[[Net, Tensor, int, Tensor], Tensor]) -> Forward:
     return forward
 
 
-def ahead(net: Net, x: Tensor, t: int, h: Tensor) -> Tensor:
+def ahead(net: Net, x: Tensor, t: int, h: Tensor) -> Any:
     return h + net.w(x[:, t]) + (x[:, t + 1] if t + 1 < x.shape[1] else 0)
 
 
-def fourth(net: Net, x: Tensor, t: int, h: Tensor) -> Tensor:
+def fourth(net: Net, x: Tensor, t: int, h: Tensor) -> Any:
     return net.w(x[:, t]) + h if t != 3 else net.w(x[:, t])
 
 
