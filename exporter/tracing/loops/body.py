@@ -14,7 +14,7 @@ import torch
 from torch import SymInt, fx
 
 from .described import Counted, Edge, Fixed, Flow, Held, PartedError, Stream
-from .lifted import Value, aligned, apply, batch_axis, own_shape
+from .lifted import Inner, aligned, apply, batch_axis, own_shape
 from .streams import is_read, named
 from .terms import ALWAYS, Term, aten
 
@@ -56,8 +56,8 @@ class Body:
         self.registers: dict[Any, Register] = {}
         self.position: fx.Node | None = None
         self._constant_of = number
-        self._made: dict[Streams, Value] = {}
-        self._early: dict[Any, Value] = {}
+        self._made: dict[Streams, Inner] = {}
+        self._early: dict[Any, Inner] = {}
         self._unfilled: list[Callable[[], None]] = []
         ordered, self._flows = _ordered(results)
         for streams in ordered:
@@ -83,14 +83,14 @@ class Body:
         for node in (*order, *self.fixed.values()):
             first.prepend(node)
 
-    def _emit(self, streams: Streams) -> Value:
+    def _emit(self, streams: Streams) -> Inner:
         edges = list(zip(*(stream.edges for stream in streams), strict=True))
         if is_read(streams[0]):
             return self._read(edges)
         sample = streams[0].sample
         return apply(self.graph, sample, [self._value(each, sample) for each in edges])
 
-    def _read(self, edges: Sequence[Edges]) -> Value:
+    def _read(self, edges: Sequence[Edges]) -> Inner:
         bases, axis, count = (list(each) for each in edges)
         index = count[0]
         if not all(isinstance(edge, Fixed) for edge in bases):
@@ -102,13 +102,13 @@ class Body:
         assert isinstance(axis[0], Fixed)
         return self._entry(Read(terms, int(axis[0].what), int(index.start)))
 
-    def _entry(self, read: Read) -> Value:
+    def _entry(self, read: Read) -> Inner:
         base = read.bases[0]
         if read not in self.reads:
             self.reads[read] = self._holder("read")
         own = own_shape(base)
         entry = None if own is None else own[: read.axis] + own[read.axis + 1 :]
-        return Value(self.reads[read], entry)
+        return Inner(self.reads[read], entry)
 
     def _holder(self, name: str) -> fx.Node:
         return self.graph.placeholder(f"{name}_{len(self.graph.nodes)}")
@@ -127,7 +127,7 @@ class Body:
         value = self._kept(flows, edge.delay) if edge.delay else self._given(flows)
         return self._replaced(edges, value, edge.stream.sample)
 
-    def _replaced(self, edges: Edges, value: Value, like: Term) -> Value:
+    def _replaced(self, edges: Edges, value: Inner, like: Term) -> Inner:
         """`value`, but for the iterations that take something else instead."""
         here = [edge.here for edge in edges if isinstance(edge, Fixed | Flow)]
         for each in zip(*here, strict=True):
@@ -144,7 +144,7 @@ class Body:
             return self._size(what)
         if whats not in self.fixed:
             self.fixed[whats] = self._holder("fixed")
-        return Value(self.fixed[whats])
+        return Inner(self.fixed[whats])
 
     def _number(self, values: Sequence[Any]) -> Any:
         found = self._constant_of(values)
@@ -165,7 +165,7 @@ class Body:
             self.position = self._holder("position")
         return self.position
 
-    def _counted(self, number: Counted, user: Term | None) -> Value:
+    def _counted(self, number: Counted, user: Term | None) -> Inner:
         """A number that grows with the position, for each row."""
         assert user is not None
         dtype = user.value.dtype if user.value.dtype.is_floating_point else torch.int64
@@ -178,9 +178,9 @@ class Body:
             value = call(aten.add.Tensor, (value, number.start))
         if number.inverse:
             value = call(aten.reciprocal.default, (value,))
-        return Value(value, ())
+        return Inner(value, ())
 
-    def _held(self, terms: Terms) -> Value:
+    def _held(self, terms: Terms) -> Inner:
         """What the first token gave, kept."""
         key = ("held", terms)
         if key not in self._early:
@@ -190,7 +190,7 @@ class Body:
             self._early[key], register.result = value, self._batch_first(value.node, like)
         return self._early[key]
 
-    def _given(self, flows: tuple[Flow, ...]) -> Value:
+    def _given(self, flows: tuple[Flow, ...]) -> Inner:
         """What a stream gives at this iteration, the first ones included."""
         streams = tuple(flow.stream for flow in flows)
         key = (streams, tuple(flow.early for flow in flows))
@@ -202,7 +202,7 @@ class Body:
             self._early[key] = value
         return self._early[key]
 
-    def _kept(self, flows: tuple[Flow, ...], age: int) -> Value:
+    def _kept(self, flows: tuple[Flow, ...], age: int) -> Inner:
         """What a stream gave `age` iterations ago, from a register for each of these."""
         like, source = flows[0].stream.sample, tuple((f.stream, f.early) for f in flows)
         starts = tuple(flow.starts[-age:] for flow in flows)
@@ -225,11 +225,11 @@ class Body:
     def _register(self, like: Term, starts: tuple[Any, ...]) -> Register:
         return Register(self._holder("carried"), like, starts)
 
-    def _taken(self, register: Register) -> Value:
+    def _taken(self, register: Register) -> Inner:
         axis, node = batch_axis(register.like), register.holder
         if axis:
             node = self.graph.call_function(aten.movedim.int, (node, 0, axis))
-        return Value(node, own_shape(register.like))
+        return Inner(node, own_shape(register.like))
 
     def _batch_first(self, node: fx.Node, like: Term) -> fx.Node:
         axis = batch_axis(like)
@@ -237,23 +237,23 @@ class Body:
 
     def _result(self, edges: Edges) -> fx.Node:
         value = self._value(edges, None)
-        if not isinstance(value, Value) or value.own is not None:
+        if not isinstance(value, Inner) or value.own is not None:
             raise PartedError("gives what does not depend on the inputs")
         return value.node
 
-    def _choose(self, at: int, then: Value, other: Value, like: Term) -> Value:
+    def _choose(self, at: int, then: Inner, other: Inner, like: Term) -> Inner:
         """`then` at iteration `at`, `other` at all others."""
         call = self.graph.call_function
-        is_at = Value(call(aten.eq.Scalar, (self._positions(), at)), ())
+        is_at = Inner(call(aten.eq.Scalar, (self._positions(), at)), ())
         sides = [aligned(self.graph, side, like) for side in (is_at, then, other)]
-        return Value(call(aten.where.self, tuple(sides)), own_shape(like))
+        return Inner(call(aten.where.self, tuple(sides)), own_shape(like))
 
-    def _computed(self, terms: tuple[Any, ...], at: int, like: Term) -> Value:
+    def _computed(self, terms: tuple[Any, ...], at: int, like: Term) -> Inner:
         """Terms of iteration `at`, which are code of their own."""
         if not isinstance(terms[0], Term):
             dtype = {"dtype": like.value.dtype}
             number = self._number(terms)
-            return Value(self.graph.call_function(aten.full.default, ([], number), dtype))
+            return Inner(self.graph.call_function(aten.full.default, ([], number), dtype))
         cone: dict[Terms, None] = {}
         waiting: list[tuple[Any, ...]] = [terms]
         while waiting:
@@ -267,7 +267,7 @@ class Body:
             if (each, at) not in self._early:
                 self._early[each, at] = self._compute(each, at)
         found = self._inner(terms, at)
-        assert isinstance(found, Value)
+        assert isinstance(found, Inner)
         return found
 
     def _carried(self, terms: Terms, at: int) -> tuple[Flow, ...] | None:
@@ -281,7 +281,7 @@ class Body:
                 return flows
         return None
 
-    def _compute(self, terms: Terms, at: int) -> Value:
+    def _compute(self, terms: Terms, at: int) -> Inner:
         if (flows := self._carried(terms, at)) is not None:
             return self._kept(flows, at - terms[0].latest)
         if _is_entry(terms, at):
@@ -290,7 +290,7 @@ class Body:
             return self._remembered(read, at - index, terms[0]) if index < at else self._entry(read)
         return apply(self.graph, terms[0], [self._inner(each, at) for each in _leaves(terms)])
 
-    def _remembered(self, read: Read, age: int, like: Term) -> Value:
+    def _remembered(self, read: Read, age: int, like: Term) -> Inner:
         """What was read `age` iterations ago, in a register for each of these."""
         if age == 0:
             return self._entry(read)

@@ -20,6 +20,7 @@ from intaglio.state import BATCH, TIME
 from .described import PartedError
 from .outer import Outer
 from .terms import Terms, UnreadableError
+from .tidy import RULES
 
 ROWS = 29  # more than the small sizes inside a body, to which PyTorch compares the batch
 SHORTEST = 6  # tokens; what starts in its own way and what ends so leave three iterations between
@@ -39,7 +40,7 @@ def roll(source: Source) -> ExportedProgram | None:
         sizes = {n: {a: s for a, s in x.items() if s != TIME} for n, x in source.dynamic.items()}
         try:
             with quiet():
-                programs.append(Terms(program, time, sizes))
+                programs.append(Terms(program, time, sizes, RULES))
         except UnreadableError as error:
             raise PartedError(f"holds {error}, which is not understood") from error
     outer = Outer(programs, source.dynamic)

@@ -63,13 +63,22 @@ class Terms:
     """The terms of one program, which was captured for `time` tokens."""
 
     def __init__(
-        self, program: ExportedProgram, time: int, sizes: Mapping[str, Mapping[int, str]]
+        self,
+        program: ExportedProgram,
+        time: int,
+        sizes: Mapping[str, Mapping[int, str]],
+        rules: Mapping[Any, Callable[..., Term | None]],
     ) -> None:
-        """Take a program in functional form; `sizes` names the free axes of its inputs."""
-        from .tidy import RULES  # which makes terms
+        """Read a program.
 
+        Args:
+            program: in functional form.
+            time: the number of tokens that it was captured at.
+            sizes: names of the free axes of its inputs.
+            rules: what brings a term into its plainest form, by operator.
+        """
         self.program, self.time = program, time
-        self._rules: Mapping[Any, Callable[..., Term | None]] = RULES
+        self._rules = rules
         self._known: dict[Any, Term] = {}
         self._sizes: dict[Any, Term] = {}
         self._source: Mapping[str, Any] = {}
