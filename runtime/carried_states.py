@@ -64,10 +64,9 @@ class CarriedStates:
     """States of `batch` rows.
 
     Attributes:
-        past_length: int64 [batch], tokens that each row has consumed.
-        longest: the largest of them.
+        now: side and longest; a new object whenever a step has been taken.
+        past_lengths: int64 [batch] for each side, tokens that each row has consumed.
         room: tokens that a row may reach before `reserve` must be called.
-        side: which of two swapped arrays is current.
         conditions: what was given once for these rows, None before that.
         steps: bound to this memory, by the shapes of their inputs.
     """
@@ -84,12 +83,30 @@ class CarriedStates:
         self.batch = batch
         self.capacity = min(capacity or settings.capacity, settings.ceiling)
         self.buffers = [self._buffer(spec, self.capacity) for spec in settings.changing]
-        self.past_length = np.zeros(batch, np.int64)
-        self.longest = 0
-        self.side = 0
+        self.past_lengths = (np.zeros(batch, np.int64), np.zeros(batch, np.int64))
+        self.now = (0, 0)
         self.steps: dict[Any, Any] = {}
         self.condition(conditions)
         self._measure_room()
+
+    @property
+    def side(self) -> int:
+        """Which of two swapped arrays is current."""
+        return self.now[0]
+
+    @property
+    def past_length(self) -> npt.NDArray[np.int64]:
+        """int64 [batch], tokens that each row has consumed."""
+        return self.past_lengths[self.now[0]]
+
+    @property
+    def longest(self) -> int:
+        """The most tokens that a row has consumed."""
+        return self.now[1]
+
+    @longest.setter
+    def longest(self, tokens: int) -> None:
+        self.now = self.now[0], tokens
 
     @property
     def nbytes(self) -> int:
@@ -182,12 +199,13 @@ class CarriedStates:
 
     def advance(self, time: int) -> None:
         """Make the states that a step of `time` tokens left the current ones."""
-        self.side = 1 - self.side
+        side, longest = self.now
+        past, present = self.past_lengths[side], self.past_lengths[1 - side]
         if self.batch == 1:
-            self.past_length[0] += time  # a tenth of what the same costs as array arithmetic
+            present[0] = past[0] + time  # a tenth of what the same costs as array arithmetic
         else:
-            self.past_length += time
-        self.longest += time
+            np.add(past, time, out=present)
+        self.now = 1 - side, longest + time  # at once, whatever signal comes
 
     def reserve(self, tokens: int) -> None:
         """Make room for rows of up to `tokens` tokens, by doubling.

@@ -5,7 +5,6 @@ logits = session.step({"input_ids": ids})["logits"]
 """
 
 import os
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -24,10 +23,15 @@ from intaglio.runtime.ragged import step_parts
 from intaglio.runtime.session_state import State
 from intaglio.runtime.step_inputs import as_arrays, lengths_of, sizes_of
 from intaglio.runtime.stepper import Stepper
+from intaglio.runtime.turn import Turn
 from intaglio.state import BATCH, TIME
 
 CAPACITY = 256
 LOAD_LARGER = "Load it with a larger capacity or with grow=True."
+BUSY = (
+    "A session serves one thread, and another one is within its step. Give each thread a session "
+    "of its own, by fork or load: sessions of one bundle share its weights."
+)
 EXPORT_LARGER = "The engine's caches have that size: export with --shapes of longer prefills."
 
 
@@ -51,7 +55,7 @@ class Session:
         self.state = state
         self._backend = backend
         self._stepper = Stepper(backend, self.entry)
-        self._turn = threading.Lock()
+        self._turn = Turn()
 
     @classmethod
     def load(
@@ -131,6 +135,10 @@ class Session:
         """Rows that the engine takes at once, None for any number."""
         return self._backend.most_rows
 
+    def __copy__(self) -> "Session":
+        """As `fork`: two sessions never share a state."""
+        return self.fork()
+
     def fork(self) -> "Session":
         """A session that continues from here with a state of its own, sharing the weights."""
         return Session(self.graph, self.target, self._backend.fork(), self.state.copy())
@@ -158,11 +166,12 @@ class Session:
             StateError: if a sequence has begun with conditions of another size, or there is no
                 such row.
         """
-        self._take_turn()
         try:
+            if not self._turn.take():
+                raise StateError(BUSY)
             self.state.condition(conditions, rows)
         finally:
-            self._turn.release()
+            self._turn.give()
 
     def step(
         self,
@@ -194,19 +203,12 @@ class Session:
                 capacity, or another thread is within a step of this session.
             DeviceError: if the GPU that runs an engine of TensorRT fails.
         """
-        self._take_turn()
         try:
+            if not self._turn.take():
+                raise StateError(BUSY)
             return self._step(inputs, lengths, out)
         finally:
-            self._turn.release()
-
-    def _take_turn(self) -> None:
-        """Refuse another thread while this one works."""
-        if not self._turn.acquire(blocking=False):
-            raise StateError(
-                "A session serves one thread, and another one is within its step. Give each thread "
-                "a session of its own, by fork or load: sessions of one bundle share its weights."
-            )
+            self._turn.give()
 
     def _step(
         self,

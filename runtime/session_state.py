@@ -20,6 +20,7 @@ from intaglio.state import BATCH
 
 SNAPSHOT_VERSION = 1
 LARGEST = 2**40  # tokens
+TRIES = 64  # to copy a state that another thread steps
 _HEADER = "intaglio"
 _PAST_LENGTH = "past_length"
 _CONDITION, _PREPARED = "condition:", "prepared:"  # before names, in the file of a snapshot
@@ -168,8 +169,23 @@ class State:
 
     def save(self, path: str | os.PathLike[str] | None = None) -> Snapshot:
         """Copy the state, and write the copy to `path` (.npz) unless that is None."""
-        carried = self.carried
-        snapshot = Snapshot(
+        for _ in range(TRIES):
+            carried, now = self.carried, self.carried.now
+            snapshot = self._snapshot(carried)
+            if carried is self.carried and carried.now is now:
+                break
+        else:
+            raise StateError(
+                "Another thread steps the session while its state is saved. Save between steps, or "
+                "from the thread that steps it."
+            )
+        if path is not None:
+            snapshot.save(path)
+        return snapshot
+
+    def _snapshot(self, carried: CarriedStates) -> Snapshot:
+        """A copy of states, a torn one if another thread steps them meanwhile."""
+        return Snapshot(
             fingerprint=self._fingerprint,
             past_length=carried.past_length.copy(),
             capacity=carried.capacity,
@@ -177,9 +193,6 @@ class State:
             conditions={} if carried.conditions is None else carried.conditions.given,
             prepared={} if carried.conditions is None else carried.conditions.states,
         )
-        if path is not None:
-            snapshot.save(path)
-        return snapshot
 
     def restore(self, snapshot: Snapshot | str | os.PathLike[str]) -> None:
         """Continue from a snapshot, or from the file of one.

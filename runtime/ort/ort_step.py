@@ -48,7 +48,7 @@ class OrtStep(BoundStep):
         self._appended = [each for each in carried.buffers if isinstance(each, HostAppended)]
         self._past = None
         if entry.past_length:  # it looks into the memory that the steps count in
-            self._past = OrtValue.ortvalue_from_numpy(carried.past_length)
+            self._past = [OrtValue.ortvalue_from_numpy(each) for each in carried.past_lengths]
         self._bindings = [self._bind(carried, side) for side in (0, 1)]
 
     def run(self, carried: CarriedStates, results: Arrays) -> None:
@@ -57,6 +57,10 @@ class OrtStep(BoundStep):
         try:
             self._run_with_iobinding(binding)
         except Exception as error:  # ONNX Runtime's errors share no base class
+            if not type(error).__module__.startswith("onnxruntime") and not isinstance(
+                error, RuntimeError | ValueError
+            ):
+                raise  # of a signal's handler
             raise InputError(
                 f"ONNX Runtime cannot take this step: {error}. "
                 "Check the values of the inputs; the state is as it was before the step."
@@ -80,7 +84,7 @@ class OrtStep(BoundStep):
         for name, buffer in self._feeds:
             binding.bind_ortvalue_input(name, OrtValue.ortvalue_from_numpy(buffer))
         if self._past is not None:
-            binding.bind_ortvalue_input(PAST_LENGTH, self._past)
+            binding.bind_ortvalue_input(PAST_LENGTH, self._past[side])
         for name, array in self._kept.items():
             binding.bind_ortvalue_output(name, OrtValue.ortvalue_from_numpy(array))
         for state in cast("list[HostBuffer]", [*carried.buffers, *carried.prepared]):

@@ -1,10 +1,13 @@
 """Stepping: any split gives the same, buffers are nobody else's, and misuse changes nothing."""
 
 import gc
+import sys
 import threading
 import weakref
 from collections.abc import Callable
+from copy import copy as copied
 from dataclasses import replace
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -395,3 +398,59 @@ def test_load_refuses_a_capacity_without_room(make_session: MakeSession) -> None
     """Zero tokens cannot be doubled."""
     with pytest.raises(InputError, match="capacity is 0"):
         make_session("static", capacity=0)
+
+
+def test_any_line_of_a_step_may_be_interrupted(
+    make_session: MakeSession, make_ids: Callable[..., Array]
+) -> None:
+    """The session then is as it was before the step, or as after it, and goes on."""
+    session, twin = make_session("recurrent", "static"), make_session("recurrent", "static")
+    ids = make_ids(2, 1)
+    for each in (session, twin):
+        each.step({"input_ids": ids})
+    places = 0
+
+    def interrupt(left: int) -> Callable[..., Any]:
+        def trace(frame: FrameType, event: str, _: Any) -> Any:
+            nonlocal left
+            if "/runtime/" not in frame.f_code.co_filename:
+                return None
+            left -= event == "line"
+            if left < 0:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+            return trace
+
+        return trace
+
+    while True:
+        before = session.state.past_length[0]
+        sys.settrace(interrupt(places))
+        try:
+            session.step({"input_ids": ids})
+            break
+        except KeyboardInterrupt:
+            places += 1
+        finally:
+            sys.settrace(None)
+        if session.state.past_length[0] > before:
+            twin.step({"input_ids": ids})
+        for name, value in session.state.save().arrays.items():
+            np.testing.assert_array_equal(value, twin.state.save().arrays[name])
+
+    twin.step({"input_ids": ids})
+    assert places > 20
+    assert session.state.past_length.tolist() == twin.state.past_length.tolist()
+    follows = [each.step({"input_ids": ids})["logits"] for each in (session, twin)]
+    np.testing.assert_array_equal(*follows)
+
+
+def test_a_copy_of_a_session_has_a_state_of_its_own(
+    make_session: MakeSession, make_ids: Callable[..., Array]
+) -> None:
+    session = make_session("recurrent")
+    session.step({"input_ids": make_ids(1, 3)})
+    twin = copied(session)
+    twin.step({"input_ids": make_ids(1, 2)})
+
+    assert (session.state.past_length[0], twin.state.past_length[0]) == (3, 5)
