@@ -2,7 +2,7 @@
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -309,11 +309,19 @@ def fits(value: object, kind: Any) -> bool:
         return value in get_args(kind)
     if get_origin(kind) is UnionType:
         return any(fits(value, one) for one in get_args(kind))
-    if get_origin(kind) is Sequence:
-        return isinstance(value, list)
+    if kind is Any:
+        return True
+    if get_origin(kind) in (Sequence, list, tuple):
+        return isinstance(value, list) and all(fits(one, get_args(kind)[0]) for one in value)
+    if get_origin(kind) in (Mapping, dict):
+        if not isinstance(value, Mapping):
+            return False
+        return all(fits(one, get_args(kind)[1]) for one in value.values())
     plain = get_origin(kind) or kind
     if plain is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if plain is int:
         return isinstance(value, int) and not isinstance(value, bool)
+    if is_dataclass(plain):
+        return isinstance(value, Mapping | str)  # whoever makes one of it reads it
     return isinstance(value, plain) if isinstance(plain, type) else True

@@ -133,3 +133,18 @@ def test_a_pass_of_the_users_own_runs_and_is_checked(tmp_path: Path) -> None:
     assert record.error == 0
     with pytest.raises(PassError, match="no such function"):
         pipeline.parse(f"{path}:other", allow_code=True)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        'rtn:bits=4,group=8,overrides={"layers.0.mlp.*"=2}',
+        'rtn:bits=4,group=8,overrides={"a"=[2]}',
+        "rtn:bits=4,skip=[1]",
+        "rtn:bits=4,overrides=[]",
+    ],
+)
+def test_nested_options_of_a_wrong_type_are_refused(spec: str) -> None:
+    """As TOML gives them, before anything runs."""
+    with pytest.raises(PassError, match="should be of type"):
+        pipeline.parse(spec)
