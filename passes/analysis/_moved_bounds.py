@@ -20,6 +20,7 @@ from .bounds import (
     flat_shape,
     over_corners,
 )
+from .mask import MARGIN, forbids_later
 from .pair_rules import shift
 from .pairs import Kind, Term
 from .time_facts import normal
@@ -272,17 +273,14 @@ def _concat(term: Term, given: Given, _region: Region) -> Bounds | None:
     return Bounds(joined([one.low for one in known]), joined([one.high for one in known]), slope)
 
 
-def _softmax(term: Term, given: Given, _region: Region) -> Bounds:
-    one, shape = first(given), flat_shape(term)
+def _softmax(term: Term, _given: Given, region: Region) -> Bounds:
+    """Weights: none for later tokens whose scores are far below that of the token itself."""
+    shape, source = flat_shape(term), term.inputs[0]
+    assert source is not None
     along = normal(attribute(term.node, "axis", -1), len(term.shape))
-    most = np.ones(shape)
-    if along == term.axes.key:
-        most = np.where(np.broadcast_to(one.high, shape) <= -LOWEST, 0.0, 1.0)
-    return Bounds(np.zeros(shape), most)
-
-
-LOWEST = 3 * SCORE - 100
-"""What is this far below zero weighs nothing beside a score: 0 in every dtype."""
+    gone = along == term.axes.key and region.ahead
+    gone = gone and forbids_later(source, region.tokens, MARGIN)
+    return Bounds(np.zeros(shape), np.zeros(shape) if gone else np.ones(shape))
 
 
 def _trilu(term: Term, given: Given, region: Region) -> Bounds | None:

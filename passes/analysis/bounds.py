@@ -26,6 +26,8 @@ Array = npt.NDArray[Any]
 
 LONGEST = 1 << 24
 """Tokens of the longest context that is spoken of: up to it float32 counts exactly."""
+LARGEST = 3.0e38
+"""Data and what is computed from it is taken to lie within plus and minus this: it is finite."""
 PIECES = 64
 """Bands of distances into which a region is cut, at most."""
 SCORE = 2500.0
@@ -181,12 +183,23 @@ def _of(term: Term, given: list[Bounds | None], region: Region, rules: Any) -> B
         result = None if rule is None else rule(term, given, region)
         if result is None:
             return unknown(shape, dtype)
+        if any(one is not None and not one.known for one in given):
+            result = _without_overflow(result, given)
         return _settled(result, region, shape, dtype)
+
+
+def _without_overflow(found: Bounds, given: list[Bounds | None]) -> Bounds:
+    """Numbers that are not known are taken not to overflow: bounds of finite ones are finite."""
+    ends = [end for one in given if one is not None for end in (one.low, one.high)]
+    if found.low.dtype == np.bool_ or not all(np.isfinite(end).all() for end in ends):
+        return found
+    low, high = np.clip(found.low, -LARGEST, LARGEST), np.clip(found.high, -LARGEST, LARGEST)
+    return replace(found, low=low, high=high)
 
 
 def _finite(dtype: ir.DataType | None) -> float:
     floating = dtype is not None and dtype.is_floating_point()
-    return 3.0e38 if floating else np.inf
+    return LARGEST if floating else np.inf
 
 
 def _settled(found: Bounds, region: Region, shape: tuple[int, ...], dtype: Any) -> Bounds:

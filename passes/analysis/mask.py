@@ -49,7 +49,9 @@ def judge(term: Term) -> Causal | Computed | None:
     if not forbids_later(term, tokens, 2 * SCORE + MARGIN):
         return None
     window = _window(term, tokens)
-    return Computed(limit) if window is None else Causal(window if window < tokens else None, limit)
+    if window in (None, 1):  # behind a window of one there is nothing to keep
+        return Computed(limit)
+    return Causal(window if window < tokens else None, limit)
 
 
 def forbids_later(term: Term, tokens: int, margin: float) -> bool:
