@@ -15,7 +15,7 @@ from intaglio.passes import evaluate, pipeline, stepping
 from intaglio.passes.base import Context
 from intaglio.state import PAST_LENGTH
 
-from .conftest import VOCABULARY, Traced
+from ..conftest import VOCABULARY, Traced
 
 WIDTH, HEADS, T = 16, 2, 23
 INF, LOW = float("-inf"), torch.finfo(torch.float32).min
