@@ -11,7 +11,8 @@ from intaglio.errors import PassError
 from intaglio.passes import pipeline
 from intaglio.passes.analysis.mask import Causal, Computed, constants_of, judge
 from intaglio.passes.analysis.meetings import MASK, Meeting, meetings
-from intaglio.passes.analysis.pairs import Axes, Reader
+from intaglio.passes.analysis.pair_reader import Reader
+from intaglio.passes.analysis.pairs import Axes
 from intaglio.passes.base import Context
 
 Mask = Callable[[Tensor, Tensor], Tensor]

@@ -15,15 +15,14 @@ from intaglio.passes import evaluate, pipeline, stepping
 from intaglio.passes.base import Context
 from intaglio.state import PAST_LENGTH
 
-from ..conftest import VOCABULARY, Traced
-
-WIDTH, HEADS, T = 16, 2, 23
+VOCABULARY, WIDTH, HEADS, T = 31, 16, 2, 23
 INF, LOW = float("-inf"), torch.finfo(torch.float32).min
 WIDTHS = torch.tensor([9, 2])[:, None, None]
 HOLE = torch.ones(64, 64).tril()
 HOLE[13, 5] = 0
 DISTANCES = torch.randn(199, generator=torch.Generator().manual_seed(0))
 
+Traced = Callable[[nn.Module], tuple[ir.Model, Context]]
 Positions = tuple[Tensor, Tensor]
 Mask = Callable[[Tensor, Tensor, Tensor], Tensor]
 Attend = Callable[["Layer", Tensor, Tensor, Tensor, Positions], Tensor]
