@@ -14,13 +14,10 @@ from .bounds import (
     Array,
     Bounds,
     Region,
-    behind,
     contents,
-    evaluate,
     flat_shape,
     over_corners,
 )
-from .pair_rules import shift
 from .pairs import Kind, Term
 from .time_facts import normal
 
@@ -62,56 +59,12 @@ def _filled(term: Term, _given: Given, _region: Region) -> Bounds:
     return Bounds(full, full, (zero, zero, full) if float(number).is_integer() else None)
 
 
-def _everywhere(term: Term, region: Region) -> Bounds:
-    """Bounds of the first input over all tokens, those outside of the region too."""
-    source = term.inputs[0]
-    assert source is not None
-    return evaluate(source, behind(0, region.tokens, region.tokens))
-
-
-def _shifted(term: Term, given: Given, region: Region) -> Bounds | None:
-    """A sequence one token later, after an entry that may continue it to the front."""
-    if len(given) == 1:
-        return first(given)
-    rest = _everywhere(term, region)
-    before, slope = given[1], rest.slope
-    assert before is not None
-    if slope is not None and before.slope is not None:
-        a, b, c = slope
-        pace = a if term.axes.query is not None else b
-        least = c - pace
-        same = not (before.slope[0].any() or before.slope[1].any())
-        if same and (before.slope[2] == least).all():
-            return Bounds(rest.low - np.abs(pace), rest.high + np.abs(pace), (a, b, least))
-    return Bounds(np.minimum(rest.low, before.low), np.maximum(rest.high, before.high))
-
-
-def _cum_sum(term: Term, given: Given, region: Region) -> Bounds | None:
-    """The sum of what is always the same number: that times the tokens so far."""
-    del given
-    one = _everywhere(term, region)
-    if not one.known or one.low.dtype == np.bool_ or not (one.low == np.round(one.low)).all():
-        return None
-    zero = np.zeros_like(one.low)
-    each = (one.low, zero) if term.axes.query is not None else (zero, one.low)
-    top = one.low * LONGEST
-    return Bounds(np.minimum(top, 0), np.maximum(top, 0), (*each, one.low))
-
-
 def _slice(term: Term, given: Given, region: Region) -> Bounds | None:
     """Rows of a table at positions; other axes are cut as they are."""
-    if shift(term.node, term.axes) is not None:
-        return _shifted(term, given, region)
-    if not term.axes and term.inputs[0] is not None and term.inputs[0].axes:
-        start = evaluate(term.inputs[0], behind(0, 0, 1))
-        zero = np.zeros(start.low.shape)
-        whole = start.known and start.slope is not None
-        return Bounds(start.low, start.high, (zero, zero, start.low) if whole else None)
-    one, node = first(given), term.node
     array = _table(term)
     if array is not None:
         return _of_table(array, term, region)
-    shape = dims(node.inputs[0]) or ()
+    one, shape = first(given), dims(term.node.inputs[0]) or ()
     rows = [
         axis for axis in (term.axes.query, term.axes.key)
         if axis is not None and isinstance(shape[axis], int)
@@ -272,19 +225,6 @@ def _concat(term: Term, given: Given, _region: Region) -> Bounds | None:
     return Bounds(joined([one.low for one in known]), joined([one.high for one in known]), slope)
 
 
-def _softmax(term: Term, given: Given, _region: Region) -> Bounds:
-    one, shape = first(given), flat_shape(term)
-    along = normal(attribute(term.node, "axis", -1), len(term.shape))
-    most = np.ones(shape)
-    if along == term.axes.key:
-        most = np.where(np.broadcast_to(one.high, shape) <= -LOWEST, 0.0, 1.0)
-    return Bounds(np.zeros(shape), most)
-
-
-LOWEST = 3 * SCORE - 100
-"""What is this far below zero weighs nothing beside a score: 0 in every dtype."""
-
-
 def _trilu(term: Term, given: Given, region: Region) -> Bounds | None:
     """The lower triangle keeps what lies `k` above the diagonal and below, the upper the rest."""
     one = first(given)
@@ -325,7 +265,6 @@ def _is_nan(term: Term, given: Given, _region: Region) -> Bounds:
 MOVES: dict[str, Rule] = {
     "Concat": _concat,
     "ConstantOfShape": _filled,
-    "CumSum": _cum_sum,
     "Expand": _moved(_expanded),
     "Gather": _gather,
     "GatherND": _gather_nd,
@@ -334,7 +273,6 @@ MOVES: dict[str, Rule] = {
     "MatMul": _matmul,
     "Reshape": _moved(_to_shape),
     "Slice": _slice,
-    "Softmax": _softmax,
     "Squeeze": _moved(_to_shape),
     "Tile": _moved(lambda term, array: np.tile(array, integers(term.node.inputs[1]) or 1)),
     "Transpose": _moved(_transposed),

@@ -157,6 +157,16 @@ def _guarded(function: Callable[[Array], Array], least: float) -> Rule:
     return rule
 
 
+def _between(least: float, most: float) -> Rule:
+    """A function whose results lie between two numbers, whatever it is given."""
+
+    def rule(_term: Term, given: Given, _region: Region) -> Bounds:
+        shape = first(given).low.shape
+        return Bounds(np.full(shape, least), np.full(shape, most))
+
+    return rule
+
+
 def _cast(term: Term, given: Given, _region: Region) -> Bounds | None:
     one, was, dtype = first(given), term.node.inputs[0], term.value.dtype
     if dtype is None or was is None:
@@ -248,6 +258,10 @@ def _like(found: Bounds, other: Bounds) -> Bounds:
 
 
 NUMBERS: dict[str, Rule] = {
+    "Cos": _between(-1.0, 1.0),
+    "Erf": _between(-1.0, 1.0),
+    "Sigmoid": _between(0.0, 1.0),
+    "Sin": _between(-1.0, 1.0),
     "Abs": _abs,
     "Add": _add,
     "And": _logical(np.logical_and),

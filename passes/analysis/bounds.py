@@ -9,25 +9,23 @@ intervals; rounding keeps the order of numbers, so that bounds in the dtype of t
 Where nothing is known the bounds are infinite, never too narrow.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from intaglio.state import TIME
+from intaglio.passes import evaluate
+from intaglio.passes.graph import constant
 
 from ._rearranging import factors
-from .pairs import Kind, Term, walk
+from .pairs import Term
 
 Array = npt.NDArray[Any]
 
 LONGEST = 1 << 24
 """Tokens of the longest context that is spoken of: up to it float32 counts exactly."""
-PIECES = 64
-"""Bands of distances into which a region is cut, at most."""
 SCORE = 2500.0
 """Products of queries and keys are taken to lie within plus and minus this."""
 
@@ -121,86 +119,6 @@ def flat_shape(term: Term) -> tuple[int, ...]:
     )
 
 
-def evaluate(term: Term, region: Region) -> Bounds:
-    """Bounds of `term` over `region`, which is not empty."""
-    return evaluate_all(term, region)[term]
-
-
-def evaluate_all(term: Term, region: Region) -> dict[Term, Bounds]:
-    """Bounds of `term` and of all that it is computed from."""
-    from .bound_rules import RULES
-
-    found: dict[Term, Bounds] = {}
-    for entry in walk(term):
-        given = [None if one is None else found[one] for one in entry.inputs]
-        found[entry] = _of(entry, given, region, RULES)
-    return found
-
-
-def constants(term: Term, tokens: int) -> dict[Term, Array]:
-    """Nodes behind `term` that give the same for all pairs below `tokens`, and what they give."""
-    regions = [behind(0, tokens, tokens), ahead(tokens)]
-    found = [evaluate_all(term, region) for region in regions if not region.empty]
-    return {
-        one: bounds.low
-        for one, bounds in found[0].items()
-        if one.kind is Kind.NODE
-        and all(each[one].known and np.array_equal(each[one].low, bounds.low) for each in found)
-    }
-
-
-def holds(term: Term, region: Region, test: Callable[[Bounds], bool | None]) -> bool:
-    """Whether `test` holds of `term` all over `region`; it answers None where bounds are too wide.
-
-    What is decided piece by piece is tried on narrower bands of distances; what is not decided in
-    `PIECES` of them does not hold.
-    """
-    pending, tried = [region], 0
-    while pending:
-        band = pending.pop()
-        if band.empty:
-            continue
-        found, tried = test(evaluate(term, band)), tried + 1
-        if found is None and tried < PIECES and band.nearest < band.farthest:
-            pending += band.halves()
-        elif not found:
-            return False
-    return True
-
-
-def _of(term: Term, given: list[Bounds | None], region: Region, rules: Any) -> Bounds:
-    shape, dtype = flat_shape(term), term.value.dtype
-    if term.kind is Kind.CONSTANT:
-        return _constant(term, shape)
-    if term.kind is Kind.DATA:
-        return unknown(shape, dtype, _finite(dtype))
-    if term.kind is Kind.POSITION:
-        return position(term, region)
-    rule = rules.get(term.node.op_type)
-    with np.errstate(all="ignore"):
-        result = None if rule is None else rule(term, given, region)
-        if result is None:
-            return unknown(shape, dtype)
-        return _settled(result, region, shape, dtype)
-
-
-def _finite(dtype: ir.DataType | None) -> float:
-    floating = dtype is not None and dtype.is_floating_point()
-    return 3.0e38 if floating else np.inf
-
-
-def _settled(found: Bounds, region: Region, shape: tuple[int, ...], dtype: Any) -> Bounds:
-    """An affine form has the bounds of its corners; what became NaN is unknown."""
-    if found.slope is not None:
-        low, high = over_corners(found.slope, region)
-        found = replace(found, low=low, high=high)
-        if max(np.abs(low).max(initial=0), np.abs(high).max(initial=0)) > exact(dtype):
-            found = replace(found, slope=None)
-    if found.low.dtype != np.bool_ and (np.isnan(found.low) | np.isnan(found.high)).any():
-        return unknown(shape, dtype)
-    return found
-
-
 def exact(dtype: ir.DataType | None) -> float:
     """Up to where `dtype` holds every whole number."""
     if dtype is not None and dtype.is_floating_point():
@@ -214,23 +132,8 @@ def over_corners(slope: tuple[Array, Array, Array], region: Region) -> tuple[Arr
     return np.minimum.reduce(values), np.maximum.reduce(values)
 
 
-def _constant(term: Term, shape: tuple[int, ...]) -> Bounds:
-    array = contents(term.value)
-    if array is None:
-        return unknown(shape, term.value.dtype)
-    if array.dtype == np.bool_:
-        return Bounds(array, array)
-    wide = array.astype(np.float64)
-    whole = bool(np.isfinite(wide).all()) and bool((wide == np.round(wide)).all())
-    zero = np.zeros_like(wide)
-    return Bounds(wide, wide, (zero, zero, wide) if whole else None)
-
-
 def contents(value: ir.Value) -> Array | None:
     """The array that `value` always holds, computed where nodes compute it from constants."""
-    from intaglio.passes import evaluate as running
-    from intaglio.passes.graph import constant
-
     array = constant(value)
     if array is not None or value.producer() is None:
         return array
@@ -240,21 +143,8 @@ def contents(value: ir.Value) -> Array | None:
         try:
             assert isinstance(graph, ir.Graph)
             model = ir.Model(graph, ir_version=10)
-            (value.meta[key],) = running.run(running.part(model, [value]), {}).values()
+            (value.meta[key],) = evaluate.run(evaluate.part(model, [value]), {}).values()
         except Exception:  # noqa: BLE001  ONNX Runtime raises its own kinds
             value.meta[key] = None
     found: Array | None = value.meta[key]
     return found
-
-
-def position(term: Term, region: Region) -> Bounds:
-    """Start + step * i, or j."""
-    start, step = (contents(v) for v in (term.node.inputs[0], term.node.inputs[2]))  # type: ignore[arg-type]
-    if start is None or step is None or TIME not in term.shape:
-        return unknown((1,), term.value.dtype)
-    one = np.ones(1)
-    factors = (one, 0 * one) if term.axes.query is not None else (0 * one, one)
-    slope = (factors[0] * float(step), factors[1] * float(step), one * float(start))
-    low, high = over_corners(slope, region)
-    whole = float(start).is_integer() and float(step).is_integer()
-    return Bounds(low, high, slope if whole else None)

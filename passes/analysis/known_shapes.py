@@ -25,7 +25,8 @@ def complete_shapes(graph: ir.Graph) -> None:
             continue
         given = [dims(value) for value in node.inputs]
         rule = RULES.get(node.op_type)
-        known = all(one is not None and "?" not in one for one in given)
+        needed = given[:1] if node.op_type in ("Expand", "Unsqueeze") else given
+        known = all(one is not None and "?" not in one for one in needed)
         found = rule(node, [one or () for one in given]) if rule is not None and known else None
         if found is not None:
             set_dims(node.outputs[0], found)

@@ -13,12 +13,10 @@ import numpy as np
 from intaglio.passes.graph import attribute, dims
 from intaglio.state import TIME
 
-from .bounds import LONGEST, SCORE, Bounds, ahead, behind, evaluate, holds
+from .bounding import MARGIN, evaluate, forbids_later, holds
+from .bounds import LONGEST, SCORE, Bounds, ahead, behind, contents
 from .pairs import Kind, Term, walk
 from .time_facts import normal
-
-MARGIN = 1000.0
-"""A score that is lower than another by this weighs nothing beside it, in every dtype."""
 
 
 @dataclass(frozen=True)
@@ -49,47 +47,9 @@ def judge(term: Term) -> Causal | Computed | None:
     if not forbids_later(term, tokens, 2 * SCORE + MARGIN):
         return None
     window = _window(term, tokens)
-    return Computed(limit) if window is None else Causal(window if window < tokens else None, limit)
-
-
-def forbids_later(term: Term, tokens: int, margin: float) -> bool:
-    """Whether a mask, or masked scores, give no weight to any later token.
-
-    Numbers as -10,000 do so only beside one that is higher by `margin`: the token's own.
-    """
-    region, term = ahead(tokens), _without_shift(term)
-    if region.empty:
-        return True
-    own = evaluate(term, behind(0, 0, tokens)).low
-
-    def nothing(later: Bounds) -> bool | None:
-        if later.high.dtype == bool:
-            return False if later.low.any() else (not later.high.any()) or None
-        enough = (later.high == -np.inf) | (later.high <= own - margin)
-        return bool(enough.all()) or None
-
-    return holds(term, region, nothing)
-
-
-def _without_shift(term: Term) -> Term:
-    """`term` before a number of each query was added to all of its scores: weights stay."""
-    while term.kind is Kind.NODE and not term.node.domain:
-        first, *others = term.inputs
-        if first is None or first.axes.key is None:
-            return term
-        op, by = term.node.op_type, others[0] if others else None
-        joins = op == "Concat" and normal(attribute(term.node, "axis"), len(term.shape))
-        after = op == "Concat" and joins == term.axes.key
-        shifts = op in ("Add", "Sub") and by is not None and by.axes.key is None and _finite(by)
-        if not after and not shifts:
-            return term
-        term = first
-    return term
-
-
-def _finite(term: Term) -> bool:
-    """Whether the numbers of each query are finite: data is, and what is largest in a row."""
-    return term.kind is Kind.DATA or evaluate(term, behind(0)).high.max() < float("inf")
+    if window in (None, 1):  # behind a window of one there is nothing to keep
+        return Computed(limit)
+    return Causal(window if window < tokens else None, limit)
 
 
 def is_nothing_later(term: Term, tokens: int) -> bool:
@@ -185,8 +145,6 @@ def _reach(index: Term, sizes: Sequence[int | str]) -> int | None:
 
 def constants_of(term: Term) -> set[int]:
     """Whole numbers that a mask is computed with, and sizes of its tables: lengths to look past."""
-    from .bounds import contents
-
     found: set[int] = set()
     for entry in walk(term):
         if entry.kind is Kind.CONSTANT and (array := contents(entry.value)) is not None:

@@ -14,10 +14,12 @@ import onnx_ir as ir
 
 from intaglio.passes.graph import attribute, dims, input_of
 
+from .bounding import MARGIN, forbids_later
 from .bounds import LONGEST
-from .mask import MARGIN, Causal, Computed, context_limit, forbids_later, is_nothing_later, judge
+from .mask import Causal, Computed, context_limit, is_nothing_later, judge
 from .origin import Origins
-from .pairs import Axes, Kind, Reader, Term, leaves, time_axes, walk
+from .pair_reader import Reader
+from .pairs import Axes, Kind, Term, leaves, time_axes, walk
 from .time_facts import normal, refuse
 
 MASK = 3  # input of Attention

@@ -14,7 +14,8 @@ from typing import Any
 import numpy.typing as npt
 import onnx_ir as ir
 
-from intaglio.passes.analysis.bounds import LONGEST, behind, constants, contents, evaluate
+from intaglio.passes.analysis.bounding import constants, evaluate
+from intaglio.passes.analysis.bounds import LONGEST, behind, contents
 from intaglio.passes.analysis.mask import context_limit
 from intaglio.passes.analysis.pair_rules import shift
 from intaglio.passes.analysis.pairs import Kind, Term, leaves, surplus, walk

@@ -75,7 +75,9 @@ def _counted(value: ir.Value | None) -> tuple[int, int | str] | None:
         return None
     axis, rank = 0, 1
     for node in reversed(moves):
-        shape = dims(node.outputs[0]) or ()
+        shape = dims(node.outputs[0])
+        if not shape or "?" in shape:
+            return None
         if node.op_type == "Unsqueeze":
             added = integers(node.inputs[1])
             if added is None:
@@ -85,6 +87,6 @@ def _counted(value: ir.Value | None) -> tuple[int, int | str] | None:
         else:
             axis += len(shape) - rank
         rank = len(shape)
-        if "?" in shape or shape[axis] != length:
+        if shape[axis] != length:
             return None
     return axis, length

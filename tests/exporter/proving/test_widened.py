@@ -54,6 +54,26 @@ def test_the_result_is_that_of_a_copy_in_float64(mixed: Mixed) -> None:
         assert mixed(ids).dtype == torch.float32
 
 
+def test_attention_takes_masks_that_the_module_makes_in_float32() -> None:
+    """Fused kernels read such a mask beside float64 queries as it is not, from 16 tokens on."""
+
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x * self.scale
+            mask = torch.full((x.shape[2], x.shape[2]), float("-inf")).triu(1)
+            return F.scaled_dot_product_attention(x, x, x, attn_mask=mask)
+
+    x, module = torch.randn(2, 2, 40, 8, dtype=torch.float64), Masked()
+    with torch.no_grad(), Widened(module):
+        found = module(x)
+    scores = (x @ x.mT / 8**0.5).masked_fill(torch.ones(40, 40).triu(1).bool(), float("-inf"))
+    torch.testing.assert_close(found, scores.softmax(-1) @ x, rtol=0, atol=1e-12)
+
+
 def test_questions_about_a_weight_are_answered_as_of_float64(mixed: Mixed) -> None:
     with Widened(mixed):
         assert mixed.scale.dtype == torch.float64

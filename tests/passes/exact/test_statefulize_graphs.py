@@ -103,6 +103,24 @@ def test_recurrent_states_are_single_precision_and_caches_follow_the_activations
     assert dtypes == {"recurrent": "float32", "key": "float16", "value": "float16"}
 
 
+@pytest.mark.parametrize("kv", ["static", "grow"])
+def test_the_window_of_an_attention_is_kept(kv: Any) -> None:
+    """`left_window_size` lets token i see itself and the two before it."""
+    model = ir.from_onnx_text("""
+        <ir_version: 13, opset_import: ["" : 27]>
+        g (float[batch, 2, time, 4] x) => (float[batch, 2, time, 4] y)
+        { y = Attention <is_causal = 1, left_window_size = 2> (x, x, x) }
+    """)
+    x = np.random.default_rng(0).standard_normal((2, 2, 9, 4), np.float32)
+    wanted = evaluate.run(model, {"x": x})["y"]
+    context = Context()
+    Statefulize(kv=kv).run(model, context)
+    assert [spec.window for spec in context.states] == [3, 3]
+    for parts in ([9], [1] * 9, [2, 6, 1]):
+        found = stepping.roll(model, context.states, {"x": x}, parts)["y"]
+        np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
 @pytest.mark.parametrize(("axis", "dtype"), [(1, "float"), (-2, "float"), (1, "int64")])
 def test_a_sum_over_time_is_carried(axis: int, dtype: str) -> None:
     """Any split gives the sums of the whole; numbers that count stay integers."""
