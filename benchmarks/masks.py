@@ -53,12 +53,12 @@ def _row(name: str, model: Model, tokens: int, *, refused: bool) -> Row:
     with tempfile.TemporaryDirectory() as folder:
         try:
             session = _exported(model, Path(folder) / "bundle")
-        except IntaglioError as error:
+        except IntaglioError as why:
             return Row(
-                name=name, value=1, unit="refused", target=target, holds=refused, note=str(error)
+                name=name, value=1, unit="refused", target=target, holds=refused, note=str(why)
             )
         error = _error(session, model, tokens)
-        note = ", ".join(f"{s.input} {list(s.shape)}" for s in session.manifest.states)
+        note = ", ".join(f"{s.input} {list(s.shape)}" for s in session.entry.states)
         holds = not refused and error <= LIMIT
         return Row(
             name=name, value=error, unit="error", target=target, holds=holds, against=AGAINST,

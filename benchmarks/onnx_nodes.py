@@ -36,7 +36,7 @@ def measure(quick: bool) -> list[Row]:
     from onnx.backend.test.case.node import collect_testcases
 
     found: dict[str, list[str]] = defaultdict(list)
-    cases = sorted(collect_testcases(None), key=lambda case: case.name)  # type: ignore[arg-type]
+    cases = sorted(collect_testcases(None), key=lambda case: case.name)
     for case in cases[:: QUICK if quick else 1]:
         with tempfile.TemporaryDirectory() as folder:
             outcome = _outcome(case, Path(folder))

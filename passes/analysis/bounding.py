@@ -183,14 +183,14 @@ def _without_shift(term: Term) -> Term:
         op, by = term.node.op_type, others[0] if others else None
         joins = op == "Concat" and normal(attribute(term.node, "axis"), len(term.shape))
         after = op == "Concat" and joins == term.axes.key
-        shifts = op in ("Add", "Sub") and by is not None and by.axes.key is None and _finite(by)
+        shifts = op in ("Add", "Sub") and by is not None and by.axes.key is None and _is_finite(by)
         if not after and not shifts:
             return term
         term = first
     return term
 
 
-def _finite(term: Term) -> bool:
+def _is_finite(term: Term) -> bool:
     """Whether the numbers of each query are finite: data is, and what is largest in a row."""
     return term.kind is Kind.DATA or evaluate(term, behind(0)).high.max() < float("inf")
 

@@ -476,6 +476,6 @@ def test_a_recipe_by_command_runs_no_code(tmp_path: Path) -> None:
     recipe.write_text(f"model = 'os:system'\nconfig = {{command = 'mkdir {tmp_path}/ran'}}")
 
     for more in ([], ["--dry-run"]):
-        given = ["export", tmp_path / "model.pt", "-o", tmp_path / "out", "--recipe", recipe, *more]
-        assert_refused(invoke(*given), r"'os:system'.*--allow-code")
+        given = ("export", tmp_path / "model.pt", "-o", tmp_path / "out", "--recipe", recipe)
+        assert_refused(invoke(*given, *more), r"'os:system'.*--allow-code")
     assert not (tmp_path / "ran").exists()

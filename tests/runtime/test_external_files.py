@@ -1,5 +1,7 @@
 """Every place of an ONNX file where a tensor may stand tells which file it is read from."""
 
+from typing import Any
+
 import onnx
 import pytest
 from onnx import TensorProto, helper
@@ -17,7 +19,7 @@ def at(location: str) -> onnx.TensorProto:
     return tensor
 
 
-def node(**attributes: object) -> onnx.NodeProto:
+def node(**attributes: Any) -> onnx.NodeProto:
     return helper.make_node("Constant", [], ["x"], **attributes)
 
 

@@ -441,8 +441,8 @@ def test_any_line_of_a_step_may_be_interrupted(
     twin.step({"input_ids": ids})
     assert places > 20
     assert session.state.past_length.tolist() == twin.state.past_length.tolist()
-    follows = [each.step({"input_ids": ids})["logits"] for each in (session, twin)]
-    np.testing.assert_array_equal(*follows)
+    first, second = (each.step({"input_ids": ids})["logits"] for each in (session, twin))
+    np.testing.assert_array_equal(first, second)
 
 
 def test_a_copy_of_a_session_has_a_state_of_its_own(

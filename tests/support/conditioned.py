@@ -23,9 +23,9 @@ Shapes = Mapping[str, tuple[Any, ...]]
 def hoisted(module: nn.Module, shapes: Shapes) -> tuple[ir.Model, Context]:
     """The step graph of `module`, whose inputs have `shapes`; hoist and what follows is checked."""
 
-    def sample(batch: int, time: int, seed: int) -> dict[str, Tensor]:
+    def sample(given: Mapping[str, int], seed: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(seed)
-        sizes = {**SIZES, "batch": batch, "time": time}
+        sizes = {**SIZES, **given}
         drawn = {}
         for name, shape in shapes.items():
             size = [dim if isinstance(dim, int) else sizes[dim] for dim in shape]

@@ -39,7 +39,8 @@ class Net(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x)
         y = self.conv(x.transpose(1, 2))[..., : x.shape[1]].transpose(1, 2)
-        return self.last(self.norm(y))
+        result: Tensor = self.last(self.norm(y))
+        return result
 
 
 @pytest.fixture(scope="module")
@@ -148,9 +149,10 @@ def test_weights_of_another_model_are_not_called_quantization(
     low_bit: Path, source: Source
 ) -> None:
     """A bundle of other weights in few bits computes what its own, dequantized, do."""
-    other = replace(source, body=copy.deepcopy(source.module))
+    module: Any = copy.deepcopy(source.module)
+    other = replace(source, body=module)
     with torch.no_grad():
-        for weight in (other.module.first.weight, other.module.last.weight):
+        for weight in (module.first.weight, module.last.weight):
             weight.copy_(torch.randn(WIDTH, WIDTH) * weight.std())
 
     report = verify(low_bit, other, steps=STEPS, keep=False)

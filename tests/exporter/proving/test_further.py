@@ -1,6 +1,6 @@
 """Faults that hide beyond the first tokens are found, or what was not tried is said."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,7 +77,11 @@ def test_a_value_that_no_trial_drew_is_said_and_drawn_if_asked(bundle: Path) -> 
     with torch.no_grad():
         source.module.embed.weight[hidden] += 1  # type: ignore[index, operator, union-attr]
     same = next(iter(drawn))
-    source = replace(source, sample=lambda b, t, _: {"input_ids": torch.full((b, t), same)})
+
+    def always_the_same(sizes: Mapping[str, int], _seed: int) -> dict[str, Tensor]:
+        return {"input_ids": torch.full((sizes["batch"], sizes["time"]), same)}
+
+    source = replace(source, sample=always_the_same)
     first = verify(bundle, source, steps=STEPS, keep=False)
 
     assert first.passed

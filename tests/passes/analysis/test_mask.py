@@ -37,7 +37,8 @@ class Masked(nn.Module):
         i = torch.arange(input_ids.shape[1])
         for mask in self.masks:
             x = nn.functional.scaled_dot_product_attention(x, x, x, mask(i[:, None], i[None]))
-        return x[:, 0]
+        result: Tensor = x[:, 0]
+        return result
 
 
 def low(allowed: Tensor, fill: float = float("-inf")) -> Tensor:

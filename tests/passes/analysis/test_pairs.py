@@ -9,20 +9,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from traced import VOCABULARY, Traced
 
 from intaglio.errors import PassError
 from intaglio.passes import evaluate, pipeline, stepping
 from intaglio.passes.base import Context
 from intaglio.state import PAST_LENGTH
 
-VOCABULARY, WIDTH, HEADS, T = 31, 16, 2, 23
+WIDTH, HEADS, T = 16, 2, 23
 INF, LOW = float("-inf"), torch.finfo(torch.float32).min
 WIDTHS = torch.tensor([9, 2])[:, None, None]
 HOLE = torch.ones(64, 64).tril()
 HOLE[13, 5] = 0
 DISTANCES = torch.randn(199, generator=torch.Generator().manual_seed(0))
 
-Traced = Callable[[nn.Module], tuple[ir.Model, Context]]
 Positions = tuple[Tensor, Tensor]
 Mask = Callable[[Tensor, Tensor, Tensor], Tensor]
 Attend = Callable[["Layer", Tensor, Tensor, Tensor, Positions], Tensor]
@@ -103,9 +103,9 @@ def merged(layer: Layer, q: Tensor, k: Tensor, v: Tensor, at: Positions) -> Tens
     slopes = layer.sinks.abs()[:, None, None] * at[1][None]
     bias = slopes.repeat(q.shape[0], 1, 1)
     q, k, v = (x.flatten(0, 1) for x in (q, k, v))
-    scores = torch.baddbmm(bias, q, k.mT).unflatten(0, (-1, HEADS))
+    scores = torch.unflatten(torch.baddbmm(bias, q, k.mT), 0, (-1, HEADS))
     weights = scores.masked_fill(at[1] > at[0], LOW).softmax(-1).flatten(0, 1)
-    return torch.bmm(weights, v).unflatten(0, (-1, HEADS))
+    return torch.unflatten(torch.bmm(weights, v), 0, (-1, HEADS))
 
 
 def decayed(layer: Layer, q: Tensor, k: Tensor, v: Tensor, at: Positions) -> Tensor:

@@ -129,8 +129,11 @@ def test_the_manifest_is_held_to_an_engine_that_is_open(make_bundle: MakeBundle)
     """What it says of inputs is compared each time, not when the engine is made alone."""
     good, renamed = make_bundle("conv", external=True), make_bundle("conv", external=True)
     engine = open_engine(Bundle.open(good).graph(), "ort", 1)
-    main = lambda entry: entry["graphs"]["main"]  # noqa: E731
-    rewrite(renamed, lambda entry: main(entry)["inputs"][0].update(name="tokens"))
+
+    def rename(entry: Any) -> None:
+        entry["graphs"]["main"]["inputs"][0].update(name="tokens")
+
+    rewrite(renamed, rename)
 
     with pytest.raises(BundleError, match="tokens"):
         open_engine(Bundle.open(renamed).graph(), "ort", 1)

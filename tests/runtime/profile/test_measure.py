@@ -189,8 +189,11 @@ def test_a_dimension_that_nobody_chooses_is_refused(bundle: Bundle) -> None:
         inputs_for(graph, 1, 1, 0)
 
 
-def limited(bundle: Bundle, **limits: int) -> BundleGraph:
-    return with_main(bundle, replace(bundle.manifest.main, limits=Limits(**limits)))
+def limited(
+    bundle: Bundle, *, max_context: int | None = None, batch: int | None = None
+) -> BundleGraph:
+    limits = Limits(max_context=max_context, batch=batch)
+    return with_main(bundle, replace(bundle.manifest.main, limits=limits))
 
 
 def test_usual_contexts_end_where_positions_do(bundle: Bundle) -> None:

@@ -223,7 +223,7 @@ def test_models_of_pictures_are_exported_whole(tmp_path: Path) -> None:
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
         image_size=8, patch_size=4,
     )  # fmt: skip
-    module = transformers.ViTModel(config).eval()
+    module: Any = transformers.ViTModel(config)
     module.save_pretrained(tmp_path / "vit")
     report = intaglio.export(tmp_path / "vit", tmp_path / "bundle")
     picture = torch.randn(2, 3, 8, 8)

@@ -29,7 +29,7 @@ def cases() -> dict[str, Any]:
         warnings.simplefilter("ignore")
         from onnx.backend.test.case.node import collect_testcases
 
-        found = collect_testcases(None)  # type: ignore[arg-type]
+        found = collect_testcases(None)
     return {case.name: case for case in found}
 
 
