@@ -31,6 +31,7 @@ def settle(module: nn.Module) -> tuple[str, ...]:
 def _parametrized(part: nn.Module) -> Iterator[str]:
     if not parametrize.is_parametrized(part):
         return
+    _give_own_class(part)
     maps: nn.ModuleDict = part.parametrizations  # type: ignore[assignment]
     for name, chain in list(maps.items()):
         value = _in_double(chain)
@@ -42,6 +43,13 @@ def _parametrized(part: nn.Module) -> Iterator[str]:
             delattr(part, name)
             part.register_parameter(name, nn.Parameter(kept))
         yield name
+
+
+def _give_own_class(part: nn.Module) -> None:
+    """PyTorch removes the property from the class, which a copy shares with its original."""
+    shared = type(part)
+    own = {k: v for k, v in vars(shared).items() if k not in ("__dict__", "__weakref__")}
+    part.__class__ = type(shared.__name__, shared.__bases__, own)
 
 
 def _in_double(chain: nn.Module) -> torch.Tensor | None:

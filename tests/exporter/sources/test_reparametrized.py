@@ -58,6 +58,7 @@ def test_the_weight_is_a_parameter_under_its_own_name(form: str) -> None:
     torch.testing.assert_close(source.module(x), wanted)
     assert source.notes == ("Computed once, from what parametrizes them: 0.weight.",)
     assert "0.weight" not in dict(net.named_parameters())  # the caller's stays as it is
+    torch.testing.assert_close(net(x), wanted)
 
 
 def test_a_parametrization_that_fixes_its_type_runs_as_it_is() -> None:
