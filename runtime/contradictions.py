@@ -32,6 +32,8 @@ def _graph(entry: Mapping[str, Any], prepares: bool) -> Iterator[str]:
     gives += [spec["output"] for spec in states if spec["output"]]
     takes += [PAST_LENGTH] if entry["past_length"] else []
     conditions = [spec["name"] for spec in entry.get("conditions", ())]
+    if entry.get("whole") and states:
+        yield "It takes whole inputs, with nothing carried between calls, and has states."
     for what, names in (
         ("inputs and states", takes),
         ("outputs and states", gives),

@@ -287,7 +287,9 @@ def _einsum(node: ir.Node, index: int, _value: ir.Value, fact: Apart) -> Apart:
     return Apart(result.index(letter), fact.inner)
 
 
-def _gather_nd(node: ir.Node, index: int, _value: ir.Value, fact: Apart) -> Apart:
+def _gather_nd(node: ir.Node, index: int, value: ir.Value, fact: Apart) -> Apart:
+    if index == 1 and fact.axis < len(dims(value) or ()) - 1:  # the rows of the places stay
+        return fact
     dims_apart = int(attribute(node, "batch_dims", 0))
     if fact.axis < dims_apart:
         return fact

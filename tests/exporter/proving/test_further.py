@@ -107,7 +107,11 @@ class Neighbours(nn.Module):
         return x - x.mean(0, keepdim=True)
 
 
-def test_rows_that_depend_on_their_neighbours_are_found(tmp_path: Path) -> None:
+def test_rows_that_depend_on_their_neighbours_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the proof that they stay apart would be wrong."""
+    monkeypatch.setattr("intaglio.passes.exact.statefulize.check_rows", lambda _graph: None)
     inputs = {"x": torch.randn(2, 7, 3)}
     made = export(Neighbours(), tmp_path / "bundle", inputs=inputs, verify=False)
     report = verify(made.out, load_source(Neighbours(), inputs=inputs), steps=STEPS)

@@ -151,11 +151,11 @@ CACHE = (BATCH, GROUPS, CAPACITY, SIZE)
 
 
 def test_outputs_are_those_of_the_module_in_float64(source: Source, found: Reference) -> None:
-    """All digits: float32 would differ at 1e-7."""
+    """All but the last digits, of sums in another order: float32 would differ at 1e-7."""
     module, ids = double(source)
 
     assert found.precision == "float64"
-    np.testing.assert_allclose(found.outputs["output"], module(ids).numpy(), rtol=1e-13, atol=1e-13)
+    np.testing.assert_allclose(found.outputs["output"], module(ids).numpy(), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("tokens", [1, 5, STEPS])

@@ -73,5 +73,5 @@ def test_weights_outside_the_bundle_are_refused(
     changed = {"trt/model.onnx": FileRecord.of(place / "trt/model.onnx")}
     replace(manifest, files={**manifest.files, **changed}).save(place / "manifest.json")
 
-    with pytest.raises(BundleError, match=r"uses '\.\./\.\./some\.data' but does not list it"):
+    with pytest.raises(BundleError, match=r"uses '.*\.\./\.\./some\.data' but does not list it"):
         build(Bundle.open(place).graph())

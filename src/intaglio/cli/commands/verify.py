@@ -51,6 +51,7 @@ def verify_(
     from intaglio.cli import summary
     from intaglio.runtime import Bundle
 
+    allowed = limits(tolerance)
     opened = Bundle.open(bundle)
     made = {each.prepare for each in opened.manifest.graphs.values()}
     names = [graph] if graph is not None else [name for name in opened.graphs if name not in made]
@@ -65,7 +66,7 @@ def verify_(
                 target=target.value,
                 lowered=lowered,
                 steps=steps,
-                tolerance=limits(tolerance),
+                tolerance=allowed,
                 thorough=thorough,
                 bisect=bisect,
                 progress=progress,
