@@ -159,14 +159,14 @@ def test_a_branch_on_a_size_is_told_with_the_line_to_type(tmp_path: Path) -> Non
 def test_names_are_kept_or_given_an_end(tmp_path: Path) -> None:
     """Capitals, arguments by position, outputs named like inputs, like each other, like nothing."""
     inputs = {"X": torch.randn(3, 4), "past_length": torch.randn(3, 4)}
-    report = exported(Odd(), tmp_path / "b", inputs)
+    report = exported(Odd(), tmp_path / "b", inputs, whole=True)
 
     assert [spec.name for spec in report.manifest.main.inputs] == ["X", "past_length"]
     names = [spec.name for spec in report.manifest.main.outputs]
     assert names == ["X_out", "output", "logits", "logits.inner", "output_out"]
     inputs = {"X": torch.randn(3, 6, 4), "past_length": torch.randn(3, 6, 4)}
     with pytest.raises(SourceError, match="'past_length' has a name that step graphs keep"):
-        export(Odd(), tmp_path / "c", inputs=inputs, whole=False)
+        export(Odd(), tmp_path / "c", inputs=inputs, whole=False, states={"none": ""})
 
 
 def test_sizes_that_depend_on_data_are_those_of_the_call(tmp_path: Path) -> None:

@@ -51,6 +51,7 @@ def verify_(
     from intaglio.cli import summary
     from intaglio.runtime import Bundle
 
+    allowed, options = limits(tolerance), loading(load)  # what is typed wrongly is told first
     opened = Bundle.open(bundle)
     made = {each.prepare for each in opened.manifest.graphs.values()}
     names = [graph] if graph is not None else [name for name in opened.graphs if name not in made]
@@ -65,11 +66,11 @@ def verify_(
                 target=target.value,
                 lowered=lowered,
                 steps=steps,
-                tolerance=limits(tolerance),
+                tolerance=allowed,
                 thorough=thorough,
                 bisect=bisect,
                 progress=progress,
-                **loading(load),
+                **options,
             )
         if len(names) > 1:
             console.text(f"graph    {name}")
