@@ -43,6 +43,7 @@ from .trace_check import check_trace, check_whole
 
 OPSET = 27
 TORCH_OPSET = 23
+INVENTED = "unk__"  # how the names begin that ONNX's inference makes up
 CHANCE = frozenset(
     "Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike".split()
 )
@@ -93,11 +94,11 @@ def _trace(source: Source) -> Traced:
     idle = idle_buffers(program)
     program, folded = fold_weights(program)
     settle_attention_calls(program)
-    model = _convert(source, program)
     inputs = source.inputs
-    _name_inputs(model.graph, list(inputs))
     with torch.no_grad():
         names = list(name_outputs(source.module, source.module(**inputs), inputs))
+    model = _convert(source, program)
+    _name_inputs(model.graph, list(inputs))
     _name_outputs(model.graph, names)
     strip(model)
     shape_bodies(model)
@@ -264,6 +265,9 @@ def _complete_shapes(model: ir.Model) -> None:
     common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
     for value, kind, shape in kept:
         value.type, value.shape = kind, shape
+    for value in (value for node in model.graph.all_nodes() for value in node.outputs):
+        if any(str(dim).startswith(INVENTED) for dim in value.shape or ()):
+            value.shape = None  # what takes its place may know better
 
 
 def _left_out(buffer: str) -> str:

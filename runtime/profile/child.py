@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from intaglio.errors import InputError, ProfileError
+from intaglio.errors import ProfileError
 from intaglio.runtime import machine
 from intaglio.runtime.bundle import Bundle
 from intaglio.runtime.child_worker import serve
@@ -233,11 +233,14 @@ def usual_sizes(entry: GraphEntry) -> dict[str, int]:
 
 
 def _shape(spec: TensorSpec, sizes: Sizes, own: int | None) -> tuple[int, ...]:
-    named = dict.fromkeys((dim for dim in spec.shape if isinstance(dim, str)), own or OWN)
-    try:
-        return shape_of(spec, {**({} if TIME in spec.shape else named), **sizes})
-    except InputError as error:
-        raise ProfileError(f"{error} Export the bundle with that dimension fixed.") from error
+    """The shape at `sizes`; what is given once has `own` entries along axes of its own."""
+    free = [dim for dim in spec.shape if isinstance(dim, str) and dim not in sizes]
+    if free and (own is None or TIME in spec.shape):
+        raise ProfileError(
+            f"The input {spec.name!r} has the free dimension {free[0]!r}; only batch and time can "
+            "be chosen. Export the bundle with that dimension fixed."
+        )
+    return shape_of(spec, {**dict.fromkeys(free, own or OWN), **sizes})
 
 
 def main() -> None:

@@ -55,7 +55,7 @@ def test_only_root_mean_square_norms_fuse(name: str, traced: Traced) -> None:
     norm, fuses = CASES[name]
     torch.manual_seed(0)
     model, context = traced(Normed(norm))
-    tidy = pipeline.standard()[:3]
+    tidy = pipeline.standard()[:4]
     records = pipeline.run(model, [*tidy, FuseRmsNorm()], context, check=True)
     assert records[-1].result.changed is fuses
     assert ("RMSNormalization" in {node.op_type for node in model.graph}) is fuses

@@ -51,7 +51,7 @@ def verify_(
     from intaglio.cli import summary
     from intaglio.runtime import Bundle
 
-    allowed = limits(tolerance)
+    allowed, options = limits(tolerance), loading(load)  # what is typed wrongly is told first
     opened = Bundle.open(bundle)
     made = {each.prepare for each in opened.manifest.graphs.values()}
     names = [graph] if graph is not None else [name for name in opened.graphs if name not in made]
@@ -70,7 +70,7 @@ def verify_(
                 thorough=thorough,
                 bisect=bisect,
                 progress=progress,
-                **loading(load),
+                **options,
             )
         if len(names) > 1:
             console.text(f"graph    {name}")
