@@ -175,7 +175,10 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         r"layers\.0: CumSum .* not \[batch, \.\.\., time, \.\.\.\]",
     ),
     "flip": (lambda: Planted(lambda x: x.flip(1)), r"layers\.0: Slice .* another order"),
-    "last token for all": (lambda: Planted(last_only), r"layers\.0: Slice .* some of the tokens"),
+    "last token for all": (
+        lambda: Planted(last_only),
+        r"layers\.0: Expand .* after the last token",
+    ),
     "token ahead": (
         lambda: Planted(lambda x: F.pad(x, (0, 0, -1, 1))),
         r"layers\.0: (Pad|Slice) .* (tokens|padded)",
@@ -186,7 +189,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     ),
     "norm over time": (
         lambda: Planted(lambda x: F.layer_norm(x.transpose(1, 2), [x.shape[1]]).transpose(1, 2)),
-        r"layers\.0: \w+ .* over time",
+        r"layers\.0: \w+ .* only constants keep tokens apart",
     ),
     "mean by division": (
         lambda: Planted(lambda x: x / x.shape[1]),
@@ -207,10 +210,6 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "bidirectional window": (
         lambda: Attention(bias="both"),
         r"layers\.0: Attention .* may allow a token to attend to later ones",
-    ),
-    "cross attention": (
-        lambda: Attention(cross=True, causal=False),
-        r"layers\.0: Attention .* (cross attention|outside the sequence)",
     ),
     "attention by hand": (
         lambda: Attention(manual=True, causal=False),
