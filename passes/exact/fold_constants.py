@@ -8,7 +8,7 @@ import onnx_ir as ir
 import onnxscript.optimizer
 
 from intaglio.passes.base import Exact, PassResult
-from intaglio.passes.graph import FOLDED, dims
+from intaglio.passes.graph import FOLDED
 
 SEQUENCES = frozenset(
     (
@@ -35,7 +35,6 @@ class FoldConstants(Exact):
             kept = node.op_type in SEQUENCES or any(value in parameters for value in node.inputs)
             return False if kept else None
 
-        _keep_sizes(model.graph)
         changed = False
         while onnxscript.optimizer.fold_constants_ir(
             model,
@@ -47,12 +46,3 @@ class FoldConstants(Exact):
         for value in set(model.graph.initializers.values()) - constants:
             value.metadata_props[FOLDED] = "true"
         return PassResult(changed=changed)
-
-
-def _keep_sizes(graph: ir.Graph) -> None:
-    """Where the folder drops a cast, what was cast takes its place: also in the names of sizes."""
-    for node in graph:
-        if node.op_type in ("Cast", "CastLike", "Identity") and not node.domain:
-            given, made = node.inputs[0], node.outputs[0]
-            if given is not None and any("unk__" in str(dim) for dim in dims(given) or ()):
-                given.shape = made.shape
