@@ -129,11 +129,12 @@ def _write(writer: BundleWriter, source: Source, compiled: Compiled, how: Recipe
 
 
 def _by_file(compiled: Compiled, how: Recipe) -> dict[str, ir.Model]:
-    """The forms of its graphs that a bundle holds, by their place in it."""
-    forms = {GRAPH: compiled.trt}
+    """The forms of its graphs that a bundle holds, by their place in it, the main data first."""
+    forms: dict[str, ir.Model | None] = {}
     for name, each in compiled.graphs.items():
         forms[place(PORTABLE, name)] = each.portable if how.portable else None
         forms[place(LOWERED, name)] = each.ort
+    forms[GRAPH] = compiled.trt
     return {path: model for path, model in forms.items() if model is not None}
 
 

@@ -63,6 +63,11 @@ def _bodies(node: ir.Node) -> list[ir.Graph]:
 
 
 def _fact(node: ir.Node, output: ir.Value, facts: Facts) -> Apart:
+    key = type_of(node)
+    first = key in BY_TYPE or key in ROWS_FIRST
+    if dims(output) is None and first:
+        found = {_first(node, v, facts[v]) for v in node.inputs if v is not None and v in facts}
+        return found.pop()
     if dims(output) is None:
         raise _mixes(node, "gives a value of unknown shape")
     places = _places(output)
@@ -73,7 +78,6 @@ def _fact(node: ir.Node, output: ir.Value, facts: Facts) -> Apart:
     given = [
         (index, v, facts[v]) for index, v in enumerate(node.inputs) if v is not None and v in facts
     ]
-    key = type_of(node)
     if key in ELEMENTWISE or key in ALIGNED:
         found = {_aligned(v, fact, output) for _, v, fact in given}
     elif key in KEEPS_ORDER:
@@ -83,7 +87,7 @@ def _fact(node: ir.Node, output: ir.Value, facts: Facts) -> Apart:
         found = {Apart(places[0], fact.inner) for fact in found}
     elif key in PLACED:
         found = {PLACED[key](node, index, v, fact) for index, v, fact in given}
-    elif key in BY_TYPE or key in ROWS_FIRST:
+    elif first:
         found = {_first(node, v, fact) for _, v, fact in given}
     elif _bodies(node):
         found = {Apart(places[0])}  # the body was looked at

@@ -60,12 +60,12 @@ class Statefulize(Exact):
         everywhere = [] if self.last else every_token(graph)
         common.RemoveUnusedNodesPass()(model)
         complete_shapes(graph)
-        check_rows(graph)
         attributes_to_masks(graph)
         met = meetings(graph)
         for found in met.found.values():
             _limit(found, context)
         timing = analyse(graph, met)
+        check_rows(graph)
         step = StepValues(graph)
         cuts = [
             node

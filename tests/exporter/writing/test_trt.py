@@ -210,10 +210,10 @@ def test_an_engine_has_its_own_verdict(
 ) -> None:
     """Where there is a GPU; an engine that cannot run there is no failure, and no parity."""
 
-    def verified(*, graph: bool) -> Any:
-        if found == "refuses" and not graph:
+    def verified(*, lowered: bool) -> Any:
+        if found == "refuses" and not lowered:
             raise DeviceError("it is for another GPU")
-        passed = graph or found == "passes"
+        passed = lowered or found == "passes"
         return SimpleNamespace(passed=passed, summary=lambda: "of parity")
 
     monkeypatch.setattr(flavour, "has_device", lambda: True)
