@@ -297,10 +297,23 @@ def _gather_nd(node: ir.Node, index: int, value: ir.Value, fact: Apart) -> Apart
     dims_apart = int(attribute(node, "batch_dims", 0))
     if fact.axis < dims_apart:
         return fact
+    places = dims(node.inputs[1]) or ()
+    picked = places[-1] if places else None  # so many axes in front
+    if index == 0 and not dims_apart and isinstance(picked, int) and fact.axis >= picked:
+        return Apart(len(places) - 1 + fact.axis - picked, fact.inner)
     own = _own_row(node.inputs[1]) if fact == Apart(0) and index == 0 and not dims_apart else None
     if own is None:
         raise _mixes(node, "picks along their axis")
     return Apart(own)
+
+
+def _scatter_nd(node: ir.Node, index: int, _value: ir.Value, fact: Apart) -> Apart:
+    places = dims(node.inputs[1]) or ()
+    picked = places[-1] if places else None
+    first = {0: picked, 2: len(places) - 1}.get(index)
+    if not isinstance(picked, int) or not isinstance(first, int) or fact.axis < first:
+        raise _mixes(node, "writes along their axis")
+    return Apart(fact.axis - first + picked, fact.inner)
 
 
 def _own_row(places: ir.Value | None) -> int | None:
@@ -369,6 +382,7 @@ PLACED: Mapping[str, Callable[[ir.Node, int, ir.Value, Apart], Apart]] = {
     "MatMul": _matmul,
     "OneHot": _one_hot,
     "RNN": _recurrent,
+    "ScatterND": _scatter_nd,
     "Tile": _tile,
     "Transpose": _transpose,
 }
