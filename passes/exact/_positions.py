@@ -28,8 +28,6 @@ def offset_positions(
 ) -> list[str]:
     """Let every position of `model` start at the row's `past_length`; say what was found."""
     _check_frontier(timing)
-    for node in model.graph:
-        _limit_by_table(model, node, timing, context)
     for node in list(model.graph):
         if _positional(timing, node.outputs[0]) and node not in timing.sources:
             _free_of_length(node, timing)
@@ -46,6 +44,12 @@ def offset_positions(
             cut[value, rank] = _by_row(value, rank, timing, step, Emitter(node))
         node.replace_input_with(index, cut[value, rank])
     return [f"{node.op_type} {node.name!r} counts from past_length" for node in timing.sources]
+
+
+def limit_by_tables(model: ir.Model, timing: Timing, context: Context) -> None:
+    """End the context where a table ends that positions look up, before anything is rewritten."""
+    for node in model.graph:
+        _limit_by_table(model, node, timing, context)
 
 
 def _positional(timing: Timing, value: ir.Value | None) -> bool:

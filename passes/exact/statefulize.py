@@ -34,7 +34,7 @@ from intaglio.state import StateSpec
 from . import _stateful_ops as stateful
 from ._every_token import every_token
 from ._pairs import Pairs
-from ._positions import offset_positions
+from ._positions import limit_by_tables, offset_positions
 from ._stateful_scan import carried_by, scan
 from ._step_values import StepValues
 from ._windows import attributes_to_masks
@@ -66,6 +66,7 @@ class Statefulize(Exact):
             _limit(found, context)
         timing = analyse(graph, met)
         check_rows(graph)
+        limit_by_tables(model, timing, context)
         step = StepValues(graph)
         cuts = [
             node
