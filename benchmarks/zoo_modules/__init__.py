@@ -1,0 +1,12 @@
+"""Causal mixers as their papers' code and their users write them, a file for each kind.
+
+A kind is a file that ends in `MIXERS`, and an entry of `KINDS` here.
+"""
+
+from . import loops, scans
+from .mixer import Mixer
+
+KINDS: dict[str, tuple[Mixer, ...]] = {
+    "loops": loops.MIXERS,
+    "scans": scans.MIXERS,
+}
