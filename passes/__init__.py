@@ -26,6 +26,7 @@ from .exact.remove_no_ops import RemoveNoOps
 from .exact.split_sequences import SplitSequences
 from .exact.stabilize_log_sigmoid import StabilizeLogSigmoid
 from .exact.statefulize import Statefulize
+from .exact.widen_kinds import WidenKinds
 from .lower.genai_inputs import GenaiInputs
 from .lower.ort_attention_mask import OrtAttentionMask
 from .lower.ort_decay_gate import OrtDecayGate
@@ -65,6 +66,7 @@ PASSES: tuple[type[Pass], ...] = (
     SplitSequences,
     StabilizeLogSigmoid,
     Statefulize,
+    WidenKinds,
     GenaiInputs,
     OrtAttentionMask,
     OrtDomains,

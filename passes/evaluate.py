@@ -7,8 +7,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime
+from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernel
 
-from .graph import taken
+from intaglio.errors import UnsupportedError
+
+from .graph import describe, taken
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -20,6 +23,9 @@ def session(model: ir.Model, *, optimize: bool = False) -> onnxruntime.Inference
 
     Large initializers are lent to the engine, not copied: a protobuf holds at most 2 GiB.  Nothing
     is kept from one call to the next.
+
+    Raises:
+        UnsupportedError: if ONNX Runtime has no kernel for a node with values of its type.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -32,7 +38,24 @@ def session(model: ir.Model, *, optimize: bool = False) -> onnxruntime.Inference
     options.add_external_initializers(list(lent), list(lent.values()))
     for name, array in lent.items():
         options.add_initializer(name, array)
-    return _Session(graph, options, lent)
+    try:
+        return _Session(graph, options, lent)
+    except NoKernel as error:
+        raise UnsupportedError(_lacking(model, str(error))) from error
+
+
+def _lacking(model: ir.Model, said: str) -> str:
+    """Which node it is that ONNX Runtime has no kernel for."""
+    name = said.rpartition("with name '")[2].rstrip("'")
+    node = next((node for node in model.graph.all_nodes() if node.name == name), None)
+    if node is None:
+        return f"ONNX Runtime has no kernel for a part of the model: {said}."
+    values = [value for value in (*node.inputs, *node.outputs) if value is not None]
+    kinds = sorted({str(value.dtype).lower() for value in values if value.dtype is not None})
+    found = f"{describe(node)} takes {' and '.join(kinds)}: ONNX Runtime has no kernel for that."
+    if "double" in kinds:
+        found += " In float32 it has: model.float()."
+    return found
 
 
 class _Session(onnxruntime.InferenceSession):  # type: ignore[misc]

@@ -134,7 +134,9 @@ def _find_state(path: Path, content: object) -> tuple[str, Mapping[str, Any]]:
     found = next(_states(content), None)
     if found is not None:
         return found
-    if not isinstance(content, Mapping) or not content:
+    if content == {} and isinstance(content, Mapping):  # of a module without parameters
+        return "", {}
+    if not isinstance(content, Mapping):
         raise SourceError(f"{path} holds {type(content).__name__!s}, not a state dict.")
     others = [str(key) for key, value in content.items() if _is_state(value)]
     advice = (

@@ -23,6 +23,7 @@ from intaglio.ops import OPS
 from intaglio.passes.base import Context
 from intaglio.passes.collection import uncollected
 from intaglio.passes.exact.stabilize_log_sigmoid import StabilizeLogSigmoid
+from intaglio.passes.exact.widen_kinds import WidenKinds
 from intaglio.passes.graph import FOLDED, constant, describe, input_of
 from intaglio.passes.own_ops import define
 from intaglio.passes.relabel import relabel
@@ -110,6 +111,7 @@ def _trace(source: Source) -> Traced:
     _complete_shapes(model)
     # PyTorch writes log-sigmoid as Log(Sigmoid(x)), which is -inf where trained gates go.
     StabilizeLogSigmoid().run(model, Context())
+    WidenKinds().run(model, Context())
     _refuse_chance(model)
     if source.whole:
         spans = check_whole(source, program, model, spans)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from .bounds import Array, Bounds, Region, exact, over_corners
+from .bounds import Array, Bounds, Region, exact, leaves, over_corners
 from .pairs import Term
 
 Given = Sequence[Bounds | None]
@@ -184,10 +184,8 @@ def _cast(term: Term, given: Given, _region: Region) -> Bounds | None:
             slope = None
         return Bounds(_rounded(low, term), _rounded(high, term), slope)
     if not _is_bool(was) and was.dtype is not None and was.dtype.is_floating_point():
-        return Bounds(np.trunc(low), np.trunc(high), one.slope)
-    if max(abs(low).max(initial=0), abs(high).max(initial=0)) >= 2**31:
-        return None  # may not fit
-    return Bounds(low, high, one.slope)
+        low, high = np.trunc(low), np.trunc(high)
+    return None if leaves(low, high, dtype) else Bounds(low, high, one.slope)
 
 
 def _compare(decided: Callable[[Array, Array], tuple[Array, Array]]) -> Rule:

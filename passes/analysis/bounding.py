@@ -26,6 +26,7 @@ from .bounds import (
     contents,
     exact,
     flat_shape,
+    leaves,
     over_corners,
     unknown,
 )
@@ -125,9 +126,10 @@ def _settled(found: Bounds, region: Region, shape: tuple[int, ...], dtype: Any) 
         found = replace(found, low=low, high=high)
         if max(np.abs(low).max(initial=0), np.abs(high).max(initial=0)) > exact(dtype):
             found = replace(found, slope=None)
-    if found.low.dtype != np.bool_ and (np.isnan(found.low) | np.isnan(found.high)).any():
-        return unknown(shape, dtype)
-    return found
+    if found.low.dtype == np.bool_:
+        return found
+    odd = (np.isnan(found.low) | np.isnan(found.high)).any()
+    return unknown(shape, dtype) if odd or leaves(found.low, found.high, dtype) else found
 
 
 def _constant(term: Term, shape: tuple[int, ...]) -> Bounds:

@@ -126,6 +126,16 @@ def exact(dtype: ir.DataType | None) -> float:
     return float(2**52)
 
 
+def leaves(low: Array, high: Array, dtype: ir.DataType | None) -> bool:
+    """Whether a whole number between these may be one that `dtype` does not hold, and wraps."""
+    if dtype is None or not np.issubdtype(kind := dtype.numpy(), np.integer):
+        return False
+    ends = np.iinfo(kind)
+    wide = dtype in (ir.DataType.INT64, ir.DataType.UINT64)  # unknown ones are taken to fit
+    low, high = (x[np.isfinite(x)] if wide else x for x in (low, high))
+    return bool((low < ends.min).any() or (high > ends.max).any())
+
+
 def over_corners(slope: tuple[Array, Array, Array], region: Region) -> tuple[Array, Array]:
     """The least and the largest value of an affine form over `region`."""
     values = [i * slope[0] + j * slope[1] + slope[2] for i, j in region.corners()]

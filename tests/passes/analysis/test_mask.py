@@ -62,6 +62,11 @@ UNDERSTOOD: dict[str, tuple[Mask, Causal | Computed]] = {
     "first tokens always": (lambda i, j: (j <= i) & ((j > i - 600) | (j < 4)), Computed()),
     "one pair far away": (lambda i, j: (j <= i) & ((i - j != 9000) | (j != 3)), Computed()),
     "ALiBi": (lambda i, j: torch.where(j <= i, 0.5 * (j - i), float("-inf")), Computed()),
+    "a choice of masks": (lambda i, j: torch.where(j % 2 == 0, j <= i, j < i), Computed()),
+    "a window of bytes, which wrap": (
+        lambda i, j: (j <= i) & ((i.to(torch.uint8) - j.to(torch.uint8)) < 100),
+        Computed(),
+    ),
     "a small bias": (lambda i, j: low(j <= i) + low(i - j < 900, -5.0), Computed()),
 }
 
@@ -73,6 +78,8 @@ LEAKING: dict[str, Mask] = {
     "one ahead beyond 5000": lambda i, j: (j <= i) | ((i > 5000) & (j == i + 1)),
     "prefix": lambda i, j: (j <= i) | (j < 5),
     "blocks": lambda i, j: i // 4 >= j // 4,
+    "places as bytes, which wrap": lambda i, j: j.to(torch.uint8) <= i.to(torch.uint8),
+    "places in 16 bits, times 100": lambda i, j: j.short() * 100 <= i.short() * 100,
     "later tokens weigh less": lambda i, j: low(j <= i, -5.0),
     "rows without a key, -10000": lambda i, j: low(j < i, -1e4),
 }
