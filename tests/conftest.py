@@ -1,9 +1,11 @@
 """What tests of several rooms share."""
 
+import copy
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +29,33 @@ _Bool initLibNvInferPlugins(void *a, const char *b) { return 1; }
 
 if not has_device():  # before PyTorch imports Triton, which asks when it is imported
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def onnx_functions_once() -> Iterator[None]:
+    """PyTorch's table of ONNX functions is made once, not for each conversion: a third of its time.
+
+    A conversion writes its own entries into the table, so each is given a copy.
+    """
+    if "torch" not in sys.modules:
+        yield
+        return
+    from torch.onnx._internal.exporter._constants import TORCHLIB_OPSET
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    made = ONNXRegistry.from_torchlib
+    tables: dict[int, ONNXRegistry] = {}
+
+    def from_torchlib(opset_version: int = TORCHLIB_OPSET) -> ONNXRegistry:
+        if opset_version not in tables:
+            tables[opset_version] = made(opset_version)
+        table = copy.copy(tables[opset_version])
+        table.functions = {name: [*known] for name, known in table.functions.items()}
+        return table
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(from_torchlib))
+        yield
 
 
 @pytest.fixture(scope="session")
