@@ -16,8 +16,8 @@ from torch import Tensor
 from intaglio.errors import OptionError
 
 from .config import Config
+from .layout_text import Axes, read_layouts
 
-Axes = Mapping[str, Sequence[int | str]]
 States = Mapping[str, str]
 Inputs = Mapping[str, Any] | Sequence[Any] | Tensor | npt.NDArray[Any] | str | Path
 
@@ -27,12 +27,15 @@ class Graph:
     """One graph of a bundle: a method of a module, or a module within it by its dotted path.
 
     `inputs` are example inputs of its own, and `axes` their dimensions, in place of those that are
-    given for all graphs.
+    given for all graphs, in any form that `read_layouts` takes.
     """
 
     method: str = "forward"
     inputs: Inputs | None = None
     axes: Axes = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "axes", read_layouts(self.axes))
 
 
 def as_graphs(given: Mapping[str, Any]) -> dict[str, Graph]:
@@ -64,6 +67,9 @@ class SourceOptions:
     states: States = field(default_factory=dict)
     condition: Sequence[str] = ()
     whole: bool | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "axes", read_layouts(self.axes))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +119,9 @@ class LoadKeywords(TypedDict, total=False):
     ]
     key: Annotated[str | None, "where the file holds the state dict, if it holds several; dotted."]
     axes: Annotated[
-        Axes | None,
-        'the dimensions of inputs, free ones by name: ``{"mel": ("batch", 80, "time")}``, with the '
+        Axes | Mapping[str, str] | Sequence[str] | None,
+        'the dimensions of inputs, free ones by name: ``{"mel": ("batch", 80, "time")}`` or, as it '
+        'is typed, ``"mel:batchx80xtime"``, with the '
         'sizes that one takes as in ``"height=64..512:32"``, and behind the last what integers '
         'stay below: ``{"edge_index": (2, "edges<nodes")}``.  Where they are not given, the model '
         "is tried at other sizes.",

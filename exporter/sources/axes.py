@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from intaglio.errors import OptionError
+from intaglio.exporter.options.layout_text import Axes
 
-Axes = Mapping[str, Sequence[int | str]]
 Sizes = Mapping[str, int]
 Below = int | str | tuple[int, ...]
 
@@ -117,13 +117,3 @@ def in_words(name: str, shape: Iterable[int | str]) -> str:
 def as_option(shapes: Mapping[str, Sequence[int | str]]) -> str:
     """All inputs as they are typed."""
     return " ".join(f"--axes '{in_words(name, shape)}'" for name, shape in shapes.items())
-
-
-def split_words(text: str) -> list[int | str]:
-    """The words of ``batchx3xheight``, or of ``batch,3,height``; none of a scalar.
-
-    An x separates words where it stands after a number or before one; else where both sides are
-    names, so that names with an x in them take commas.
-    """
-    parts = [part.strip() for part in (text.split(",") if "," in text else text.split("x"))]
-    return [int(part) if part.isdecimal() else part for part in parts if text]

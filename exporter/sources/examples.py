@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from intaglio.errors import InputError, OptionError, SourceError
-from intaglio.exporter.options.loading import Axes, Inputs
+from intaglio.exporter.options.layout_text import Axes
+from intaglio.exporter.options.loading import Inputs
 from intaglio.quiet import quiet, summary
 from intaglio.runtime.arrays import read_npz
 from intaglio.state import BATCH, TIME

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from intaglio.errors import OptionError
-from intaglio.exporter.sources.axes import Layouts, Span, in_words, split_words
+from intaglio.exporter.options.layout_text import split_words
+from intaglio.exporter.sources.axes import Layouts, Span, in_words
 from intaglio.exporter.sources.examples import describe_inputs
 
 

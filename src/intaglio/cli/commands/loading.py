@@ -73,33 +73,12 @@ def loading(flags: LoadFlags, graphs: Mapping[str, str] | None = None) -> "LoadK
     Raises:
         typer.BadParameter: if one is malformed.
     """
-    named = {name: value for name, value in flags.items() if name not in ("axes", "states")}
+    named = {name: value for name, value in flags.items() if name != "states"}
     return {
         **named,  # type: ignore[typeddict-item]
-        "axes": dimensions(flags["axes"]),
         "graphs": graphs,
         "states": own_states(flags["states"]),
     }
-
-
-def dimensions(texts: list[str] | None) -> dict[str, list[int | str]] | None:
-    """Read the values of ``--axes``.
-
-    Raises:
-        typer.BadParameter: if one is not ``NAME:DIMS``.
-    """
-    from intaglio.exporter.sources.axes import split_words
-
-    found: dict[str, list[int | str]] = {}
-    for text in texts or []:
-        name, colon, dims = text.partition(":")
-        words = split_words(dims)
-        if not name or not colon or not all(str(word) for word in words):
-            raise typer.BadParameter(
-                f"{text!r} is not NAME:DIMS, as mel:batchx80xtime", param_hint="--axes"
-            )
-        found[name] = words
-    return found or None
 
 
 def own_states(texts: list[str] | None) -> dict[str, str] | None:
