@@ -25,7 +25,7 @@ from intaglio.exporter.writing.bundle_writer import BundleWriter
 from intaglio.exporter.writing.compiled import Compiled
 from intaglio.exporter.writing.describe import LOWERED, describe, with_verdict
 from intaglio.exporter.writing.genai import add_genai
-from intaglio.exporter.writing.graph_files import place, save_graphs
+from intaglio.exporter.writing.graph_files import own_place, place, save_graphs
 from intaglio.passes import pipeline
 from intaglio.passes.calibration import Calibration
 from intaglio.passes.low_bit import low_bit_nodes, weight_of
@@ -93,15 +93,15 @@ def _once(
     if not how.verify:
         return Attempt(compiled=compiled, manifest=manifest, parity=None, notes=compiled.notes)
     found: dict[str, ParityReport] = {}
-    for name in (MAIN, *compiled.others):
+    for name, each in {MAIN: compiled, **compiled.others}.items():
         with clock.phase("verify"):
             found[name] = verify(
                 writer.path,
                 source,
                 graph=name,
-                data=compiled.context.calibration if data is None else data,
+                data=each.context.calibration if data is None else data,
                 steps=min(how.steps, manifest.graphs[name].limits.max_context or how.steps),
-                tolerance=_own(how.tolerance, manifest, name),
+                tolerance=limits_of(how.tolerance, manifest, name),
                 keep=False,  # the manifest holds it
                 progress=clock.report,
             )
@@ -112,7 +112,7 @@ def _once(
     return Attempt(compiled=compiled, manifest=manifest, parity=parity, notes=compiled.notes)
 
 
-def _own(tolerance: Mapping[str, float], manifest: Manifest, name: str) -> Mapping[str, float]:
+def limits_of(tolerance: Mapping[str, float], manifest: Manifest, name: str) -> Mapping[str, float]:
     """The limits of one graph; of the only one all, so that a wrong name is refused."""
     if len(manifest.graphs) == 1:
         return tolerance
@@ -134,12 +134,18 @@ def _by_file(compiled: Compiled, how: Recipe) -> dict[str, ir.Model]:
     for name, each in compiled.graphs.items():
         forms[place(PORTABLE, name)] = each.portable if how.portable else None
         forms[place(LOWERED, name)] = each.ort
-    forms[GRAPH] = compiled.trt
+    for name, each in compiled.graphs.items():
+        forms[own_place(GRAPH, name)] = each.trt
     return {path: model for path, model in forms.items() if model is not None}
 
 
 def _finer(compiled: Compiled, how: Recipe, clock: Clock, parity: ParityReport) -> Compiled:
     """`compiled` with every product in two parts; the record of the pass says why."""
+    others = {n: _finer(each, how, clock, parity) for n, each in compiled.others.items()}
+    prepare = None if compiled.prepare is None else _finer(compiled.prepare, how, clock, parity)
+    compiled = replace(compiled, others=others, prepare=prepare)
+    if not any(low_bit_nodes(compiled.portable)):
+        return compiled
     ort, records = lower(compiled.portable, compiled.context, how, clock, "fine")
     why = _why(compiled, parity)
     told = [_with_note(r, why) if r.name == OrtLowBit.name else r for r in records]

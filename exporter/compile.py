@@ -1,7 +1,7 @@
 """From a source to its graphs: trace it, run the passes, lower the result for each target."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -53,14 +53,21 @@ def compile_all(
     """Compile every graph of `source`; see `compile_source`.
 
     Raises:
-        OptionError: if there are several, and what is asked for knows one alone.
+        OptionError: if a name is needed twice, or shapes are of no input.
         IntaglioError: if one cannot be traced, or a pass refuses it.
     """
     if source.others:
-        _require_plain(how, teacher)
-    compiled = compile_source(source, extra, how, clock, teacher)
-    others = {n: compile_source(each, extra, how, clock) for n, each in source.others.items()}
+        _require_known(source, how)
+        compiled = compile_source(source, extra, _of_graph(how, source), clock, teacher)
+    else:
+        compiled = compile_source(source, extra, how, clock, teacher)
+    others = {
+        name: compile_source(each, extra, _of_graph(how, each), clock, teacher)
+        for name, each in source.others.items()
+    }
     made = {MAIN: compiled, **others}
+    if others:
+        _require_learnt(made.values())
     taken = [prepares(n) for n, each in made.items() if each.prepare is not None]
     for name in taken:
         if name in made:
@@ -71,18 +78,28 @@ def compile_all(
     return replace(compiled, others=others)
 
 
-def _require_plain(how: Recipe, teacher: Teacher | None) -> None:
-    """Refuse several graphs where one alone is known how to be made."""
-    for asked, option in (
-        ("trt" in how.targets, "--target trt"),
-        (how.layout == "genai", "--layout genai"),
-        (teacher is not None, "--calib"),
-    ):
-        if asked:
-            raise OptionError(
-                f"{option} is for a bundle of one graph, and this one has "
-                f"{', '.join(how.graphs)}. Leave {option} out, or export them apart."
-            )
+def _require_learnt(graphs: Collection[Compiled]) -> None:
+    """Refuse a pass that found no layer in any graph."""
+    records = [record for each in graphs for record in each.records if "bits" in record.options]
+    changed = {record.name for record in records if record.result.changed}
+    for record in records:
+        if record.name not in changed:
+            raise PassError(f"{record.name}: there is nothing to quantize in any graph.")
+
+
+def _require_known(source: Source, how: Recipe) -> None:
+    """Refuse shapes of an input that no graph has."""
+    known = dict.fromkeys(n for each in (source, *source.others.values()) for n in each.dynamic)
+    for name in how.shapes:
+        if name not in known:
+            names = ", ".join(known)
+            raise OptionError(f"The shapes name {name!r}; the inputs of the graphs are: {names}.")
+
+
+def _of_graph(how: Recipe, source: Source) -> Recipe:
+    """What is asked of one graph of several: shapes of its own inputs."""
+    own = {name: given for name, given in how.shapes.items() if name in source.dynamic}
+    return replace(how, shapes=own)
 
 
 def compile_source(
@@ -109,6 +126,7 @@ def compile_source(
         draw=None if source.states else _drawing(source),
         trials=({**source.sizes},) if source.whole else (),
         spans=traced.spans if source.whole else {},
+        modules=_modules(source),
     )
     if teacher is not None:
         with clock.phase("calibration"):
@@ -122,6 +140,13 @@ def compile_source(
         if source.whole or source.states or how.whole is not None:
             raise
         raise PassError(f"{error} {AS_WHOLE}") from error
+
+
+def _modules(source: Source) -> tuple[str, ...]:
+    """Paths of the modules that several graphs are made of; none where there is one graph."""
+    if source.beside is None or not isinstance(source.body, nn.Module):
+        return ()
+    return tuple(path for path, _ in source.body.named_modules() if path)
 
 
 def _drawing(source: Source) -> Callable[[Sizes, int], dict[str, Any]]:
@@ -146,7 +171,6 @@ def _compile_graph(
     with clock.phase("passes"):
         records = pipeline.run(model, steps, context, check=how.check_passes, progress=clock.report)
         if "trt" in how.targets:
-            _refuse_conditions(context)
             trt = model.clone()
             records += pipeline.lower(
                 trt, "trt", context, dtype=how.dtype, check=how.check_passes, progress=clock.report
@@ -167,20 +191,14 @@ def _compile_prepare(context: Context, how: Recipe, clock: Clock) -> Compiled | 
     """What hoist split off a graph, tidied and lowered as a graph of its own."""
     if context.prepare is None:
         return None
-    own = Context(batch=context.batch, defaults=context.defaults, progress=clock.report)
-    traced = Traced(model=context.prepare, max_context=None, aliases={}, notes=())
-    return _compile_graph(
-        traced, pipeline.after_hoist(), own, replace(how, targets=("ort",)), clock
+    own = Context(
+        batch=context.batch,
+        defaults=context.defaults,
+        calibration=context.calibration,
+        progress=clock.report,
     )
-
-
-def _refuse_conditions(context: Context) -> None:
-    if context.prepare is not None:
-        names = ", ".join(str(value.name) for value in context.prepare.graph.inputs)
-        raise OptionError(
-            f"The model takes conditions, inputs without time axis ({names}); engines of TensorRT "
-            "do not take these yet. Export for ONNX Runtime alone: --target ort."
-        )
+    traced = Traced(model=context.prepare, max_context=None, aliases={}, notes=())
+    return _compile_graph(traced, pipeline.after_hoist(), own, how, clock)
 
 
 def lower(

@@ -1,7 +1,8 @@
-"""The engine of TensorRT, in a bundle that is written: built, and proven as far as it can be."""
+"""The engines of TensorRT, in a bundle that is written: built, and proven as far as can be."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from intaglio.errors import DeviceError, MissingExtraError
@@ -14,55 +15,76 @@ from intaglio.exporter.sources.source import Source
 from intaglio.exporter.writing.bundle_writer import BundleWriter
 from intaglio.exporter.writing.describe import NO_DEVICE, with_verdict
 from intaglio.exporter.writing.trt import add_engine
-from intaglio.runtime.graph_entry import FAILED, NOT_RUN, PASSED
+from intaglio.runtime.bundle import Bundle
+from intaglio.runtime.graph_entry import FAILED, MAIN, NOT_RUN, PASSED
 from intaglio.runtime.manifest import Manifest
 from intaglio.runtime.trt import flavour as flavours
-from intaglio.runtime.trt.engine_build import RECORD, TARGET, BuildRequest
+from intaglio.runtime.trt.engine_build import TARGET, BuildRequest, read_built
 
-from .attempt import Attempt, refused
+from .attempt import Attempt, limits_of, refused
 
 
-def with_engine(
+def with_engines(
     writer: BundleWriter,
     source: Source,
     made: Attempt,
     how: Recipe,
     clock: Clock,
     data: str | Path | Arrays | None,
-    request: BuildRequest,
+    requests: Mapping[str, BuildRequest],
 ) -> Attempt:
-    """Build the engine of a bundle that is written, and prove it, if that is asked for.
+    """Build the engines of a bundle that is written, and prove them, if that is asked for.
+
+    Args:
+        writer: of the bundle.
+        source: what it was made from.
+        made: the bundle.
+        how: what was asked for.
+        clock: is told what is done.
+        data: to verify with.
+        requests: what to build for, by the names of graphs.
 
     Raises:
-        ParityError: if its graph, or the engine, does not compute what the source does.
-        IntaglioError: whatever else stands in the way of building it.
+        ParityError: if a graph, or its engine, does not compute what the source does.
+        IntaglioError: whatever else stands in the way of building one.
     """
-    graph = made.compiled.trt
-    assert graph is not None
+    manifest, notes = made.manifest, list(made.notes)
     with clock.phase("build"):
-        manifest, advice = add_engine(writer, made.manifest, graph, request, clock)
-    if not how.verify:
-        return replace(made, manifest=manifest, notes=(*made.notes, *advice))
-
-    def run(*, lowered: bool) -> ParityReport:
-        return verify(
+        for name, request in requests.items():
+            graph = made.compiled.graphs[name].trt
+            assert graph is not None
+            manifest, advice = add_engine(writer, manifest, name, graph, request, clock)
+            notes += (line for line in advice if line not in notes)
+    for name, each in {MAIN: made.compiled, **made.compiled.others}.items() if how.verify else ():
+        run = partial(
+            verify,
             writer.path,
             source,
-            data=made.compiled.context.calibration if data is None else data,
+            graph=name,
+            data=each.context.calibration if data is None else data,
             target="trt",
-            lowered=lowered,
-            steps=min(how.steps, made.compiled.context.max_context or how.steps),
-            tolerance=how.tolerance,
+            steps=min(how.steps, each.context.max_context or how.steps),
+            tolerance=limits_of(how.tolerance, manifest, name),
             keep=False,
             progress=clock.report,
         )
+        with clock.phase("verify"):
+            verdict, faults, told = _proven(_built(writer, name), run)
+        manifest = with_verdict(manifest, TARGET, verdict, name=name)
+        if faults:
+            raise refused(writer, manifest, faults)
+        notes += (line for line in told if line not in notes)
+    return replace(made, manifest=manifest, notes=tuple(notes))
 
-    with clock.phase("verify"):
-        verdict, faults, told = _proven(manifest, run)
-    manifest = with_verdict(manifest, TARGET, verdict)
-    if faults:
-        raise refused(writer, manifest, faults)
-    return replace(made, manifest=manifest, notes=(*made.notes, *advice, *told))
+
+def _built(writer: BundleWriter, name: str) -> bool:
+    """Whether a graph has its engine, and what prepares it, too."""
+    graph = Bundle.open(writer.path).graph(name)
+    graphs = [
+        graph,
+        *([] if (other := graph.entry.prepare) is None else [graph.bundle.graph(other)]),
+    ]
+    return all(read_built(each) is not None for each in graphs)
 
 
 def require_proof(writer: BundleWriter, manifest: Manifest) -> None:
@@ -71,19 +93,17 @@ def require_proof(writer: BundleWriter, manifest: Manifest) -> None:
     Raises:
         ParityError: if it has not.
     """
-    target = manifest.main.targets.get(TARGET)
-    if target is not None and target.parity != PASSED:
+    targets = [graph.targets.get(TARGET) for graph in manifest.graphs.values()]
+    if any(target is not None and target.parity != PASSED for target in targets):
         why = "The engine of TensorRT has not run: it takes the GPU that it is for."
         raise refused(writer, manifest, why)
 
 
-def _proven(
-    manifest: Manifest, verify: Callable[..., ParityReport]
-) -> tuple[str, str, tuple[str, ...]]:
-    """Verify the graph for TensorRT, and its engine where that can run.
+def _proven(built: bool, verify: Callable[..., ParityReport]) -> tuple[str, str, tuple[str, ...]]:
+    """Verify a graph for TensorRT, and its engine where that can run.
 
     Args:
-        manifest: of the bundle.
+        built: whether there is an engine.
         verify: verifies the graph, or else the engine.
 
     Returns:
@@ -92,7 +112,7 @@ def _proven(
     found = verify(lowered=True)
     if not found.passed:
         return FAILED, f"The graph for TensorRT, run by ONNX Runtime: {found.summary()}", ()
-    if RECORD not in manifest.files or not flavours.has_device():
+    if not built or not flavours.has_device():
         return NO_DEVICE, "", ()
     try:
         found = verify(lowered=False)

@@ -17,7 +17,7 @@ from intaglio.exporter.tracing.whole import settled
 from intaglio.exporter.writing.bundle_writer import BundleWriter, check_place
 from intaglio.exporter.writing.compiled import Compiled, weigh
 from intaglio.exporter.writing.describe import describe
-from intaglio.exporter.writing.trt import prepare
+from intaglio.exporter.writing.trt import requests
 from intaglio.keywords import spelled_out
 from intaglio.passes.base import Calibrated
 from intaglio.passes.lower.ort_low_bit import Accuracy
@@ -27,7 +27,7 @@ from intaglio.runtime.trt import flavour as flavours
 
 from .attempt import attempt
 from .compile import Teacher, compile_all
-from .engine import require_proof, with_engine
+from .engine import require_proof, with_engines
 
 TARGETS = ("ort", "trt")
 
@@ -122,10 +122,10 @@ def export(
             loaded = settled(load(source, loading), how.whole)
         teacher = Teacher.of(calib, Path(work or f"{writer.destination}.work"))
         compiled = compile_all(loaded, passes, how, clock, teacher)
-        request = None if compiled.trt is None else prepare(compiled, how)
+        asked = None if compiled.trt is None else requests(compiled, loaded, how)
         made = attempt(writer, loaded, compiled, how, clock, data)
-        if request is not None:
-            made = with_engine(writer, loaded, made, how, clock, data, request)
+        if asked is not None:
+            made = with_engines(writer, loaded, made, how, clock, data, asked)
         if require_parity:
             require_proof(writer, made.manifest)
         manifest = writer.commit(made.manifest)

@@ -42,7 +42,8 @@ class Context:
 
     Calibrated passes learn from `calibration`, refine through `module` (the source's PyTorch
     module, where it has one), keep what they have finished in the folder `work`, and tell
-    `progress` how far they are.
+    `progress` how far they are.  Where the bundle has further graphs, `modules` are the paths of
+    all modules: what is asked of one that this graph does not use is asked of another graph.
     """
 
     states: list[StateSpec] = field(default_factory=list)
@@ -57,6 +58,7 @@ class Context:
     calibration: Calibration | None = None
     module: Any = None
     work: Path | None = None
+    modules: Sequence[str] = ()
     progress: Progress | None = None
 
     def drawn(self, sizes: Mapping[str, int], seed: int) -> dict[str, Any]:

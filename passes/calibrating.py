@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 import torch
+from onnxruntime import InferenceSession
 from torch import Tensor
 
 from intaglio.errors import PassError
-from intaglio.state import BATCH, PAST_LENGTH, TIME
+from intaglio.state import BATCH, PAST_LENGTH, TIME, Layout
 
-from . import stepping
+from . import evaluate, stepping
 from .base import Context
 from .calibration import Array, Batch, Calibration
 from .graph import dims
@@ -38,16 +39,35 @@ def replay(model: ir.Model, context: Context, batches: Sequence[int] | None = No
     data = context.calibration
     assert data is not None
     chosen = range(len(data.batches)) if batches is None else batches
-    return Replay(model, [_feeds(model, context, data.batches[index]) for index in chosen])
+    engine = None if context.prepare is None else evaluate.session(context.prepare)
+    return Replay(model, [_feeds(model, context, data.batches[i], engine) for i in chosen])
 
 
-def _feeds(model: ir.Model, context: Context, batch: Batch) -> dict[str, Array]:
-    feeds = dict(batch.inputs)
-    if context.states:
-        feeds |= stepping.first_states(context.states, batch.rows, batch.steps)
-    if PAST_LENGTH in {value.name for value in model.graph.inputs}:
+def _feeds(
+    model: ir.Model, context: Context, batch: Batch, prepare: InferenceSession | None
+) -> dict[str, Array]:
+    """The inputs of `model`; `prepare` makes those that follow from conditions alone."""
+    taken = {value.name for value in model.graph.inputs}
+    feeds = {name: array for name, array in batch.inputs.items() if name in taken}
+    changing = [spec for spec in context.states if spec.layout is not Layout.PREPARED]
+    if changing:
+        feeds |= stepping.first_states(changing, batch.rows, batch.steps)
+    if prepare is not None:
+        given = {value.name: batch.inputs[value.name] for value in prepare.get_inputs()}
+        names = [value.name for value in prepare.get_outputs()]
+        feeds |= zip(names, prepare.run(names, given), strict=True)
+    if PAST_LENGTH in taken:
         feeds[PAST_LENGTH] = np.zeros(batch.rows, np.int64)
     return feeds
+
+
+def entries(value: ir.Value, array: Array, batch: Batch) -> Array:
+    """What `array` holds of `value` for a batch, as [entries, K], without padding at row ends.
+
+    What does not lie along time, as what is made of conditions, has no such padding.
+    """
+    timed = TIME in (dims(value) or (TIME,))
+    return batch.valid(array) if timed else array.reshape(-1, array.shape[-1])
 
 
 def statistics(run: Replay, value: ir.Value, calibration: Calibration, who: str) -> Statistics:
@@ -60,7 +80,7 @@ def statistics(run: Replay, value: ir.Value, calibration: Calibration, who: str)
     sums: dict[bool, Tensor] = {}
     counts = {False: 0, True: 0}
     for index, array in enumerate(run.values(value.name or "")):
-        x = torch.from_numpy(calibration.batches[index].valid(array)).double()
+        x = torch.from_numpy(entries(value, array, calibration.batches[index])).double()
         gram = x.T @ x
         if not bool(gram.isfinite().all()):
             raise PassError(
@@ -110,10 +130,12 @@ def measure(run: Replay, model: ir.Model, context: Context) -> dict[str, float |
     data = context.calibration
     assert data is not None
     batches = data.held_out or data.fitted
-    if _is_language_model(model):
+    ids = _tokens_of(model)
+    if ids is not None:
         losses, count = 0.0, 0
         for index, outputs in zip(batches, run.outputs(batches), strict=True):
-            loss, tokens = _loss(data.batches[index], outputs[model.graph.outputs[0].name or ""])
+            logits = outputs[model.graph.outputs[0].name or ""]
+            loss, tokens = _loss(data.batches[index], ids, logits)
             losses, count = losses + loss, count + tokens
         return {"perplexity": math.exp(min(losses / count, 700.0)) if count else None}
     plain = replay(model, context)
@@ -125,17 +147,21 @@ def measure(run: Replay, model: ir.Model, context: Context) -> dict[str, float |
     return {"error": wrong / whole if whole else None}
 
 
-def _is_language_model(model: ir.Model) -> bool:
-    """Whether `model` maps token ids [batch, time] to logits [batch, time, vocabulary]."""
+def _tokens_of(model: ir.Model) -> str | None:
+    """The input of token ids [batch, time] that `model` maps to logits [batch, time, vocabulary].
+
+    None where it does something else.
+    """
     tokens = [v for v in model.graph.inputs if dims(v) == (BATCH, TIME)]
     logits = model.graph.outputs[0]
     integer = [v for v in tokens if v.dtype in (ir.DataType.INT64, ir.DataType.INT32)]
-    return len(integer) == 1 and logits.name == LOGITS and len(dims(logits) or ()) == 3
+    models_language = len(integer) == 1 and logits.name == LOGITS and len(dims(logits) or ()) == 3
+    return integer[0].name if models_language else None
 
 
-def _loss(batch: Batch, logits: Array) -> tuple[float, int]:
+def _loss(batch: Batch, ids: str, logits: Array) -> tuple[float, int]:
     """Negative log-likelihood of each next token, summed, and their number."""
-    (tokens,) = (x for x in batch.inputs.values() if x.shape == (batch.rows, batch.steps))
+    tokens = batch.inputs[ids]
     lengths = np.full(batch.rows, batch.steps) if batch.lengths is None else batch.lengths
     total, count = 0.0, 0
     for row, length in enumerate(lengths):

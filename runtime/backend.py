@@ -3,9 +3,11 @@
 A backend serves one session; the engine behind it, with its weights, is shared.
 """
 
+from collections.abc import Mapping
 from typing import Protocol, Self
 
 from intaglio.errors import BundleError
+from intaglio.runtime.arrays import Array
 from intaglio.runtime.bound_step import BoundStep
 from intaglio.runtime.bundle import BundleGraph
 from intaglio.runtime.carried_states import CarriedStates
@@ -29,6 +31,14 @@ class Backend(StateMemory, Protocol):
 
     def bind(self, sizes: Sizes, carried: CarriedStates) -> BoundStep:
         """A step of inputs of these sizes, bound to the memory of `carried`."""
+
+    def call(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        """The outputs for inputs of any sizes, of a graph without states.
+
+        Raises:
+            InputError: if the engine refuses the values, or was not built for their sizes.
+            DeviceError: if the GPU that runs it fails.
+        """
 
     def fork(self) -> Self:
         """A backend for another session of the same engine."""

@@ -51,18 +51,23 @@ def open_backend(graph: BundleGraph, target: str, threads: int | None) -> Backen
     return open_trt(graph)
 
 
-def open_preparer(graph: BundleGraph, threads: int | None) -> Preparer | None:
+def open_preparer(graph: BundleGraph, target: str, threads: int | None) -> Preparer | None:
     """What makes states of the conditions of a graph, None where it takes none.
 
-    It runs on ONNX Runtime, whatever runs the steps: once for a sequence.  Arguments and errors are
-    otherwise those of `open_backend`.
+    It runs on what runs the steps, or on ONNX Runtime where it was exported for that alone.
+    Arguments and errors are otherwise those of `open_backend`.
     """
     if graph.entry.prepare is None:
         return None
-    from intaglio.runtime.ort.ort_backend import open_ort
-
     prepare = graph.bundle.graph(graph.entry.prepare)
-    return Preparer(graph.entry, open_ort(prepare, ORT, threads).call)
+    backend = open_backend(prepare, preparing_target(graph, target), threads)
+    return Preparer(graph.entry, graph.entry.states_of(target), backend.call)
+
+
+def preparing_target(graph: BundleGraph, target: str) -> str:
+    """What runs the graph that prepares `graph`, where the steps run on `target`."""
+    assert graph.entry.prepare is not None
+    return target if target in graph.bundle.graph(graph.entry.prepare).entry.targets else ORT
 
 
 def open_tracer(graph: BundleGraph, target: str, threads: int | None) -> Tracer:

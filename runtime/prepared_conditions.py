@@ -4,7 +4,7 @@
 sessions which were forked may share one.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from intaglio.errors import InputError, StateError
 from intaglio.runtime.arrays import Array
 from intaglio.runtime.graph_entry import GraphEntry, TensorSpec
 from intaglio.runtime.step_inputs import as_array, list_of, shape_of, stray
-from intaglio.state import BATCH, Layout
+from intaglio.state import BATCH, Layout, StateSpec
 
 Arrays = Mapping[str, Array]
 Rows = npt.NDArray[np.intp]
@@ -85,10 +85,18 @@ class Preparer:
         specs: the conditions that the graph takes.
     """
 
-    def __init__(self, entry: GraphEntry, run: Callable[[Arrays], Arrays]) -> None:
-        """Prepare for `entry` with `run`, which maps arrays by name to outputs by name."""
+    def __init__(
+        self, entry: GraphEntry, states: Sequence[StateSpec], run: Callable[[Arrays], Arrays]
+    ) -> None:
+        """Prepare for `entry` with `run`, which maps arrays by name to outputs by name.
+
+        Args:
+            entry: of the graph that is stepped.
+            states: as the engine has them that steps it.
+            run: makes them, in their own dtypes or wider ones.
+        """
         self.specs = entry.conditions
-        self._states = [spec for spec in entry.states if spec.layout is Layout.PREPARED]
+        self._states = [spec for spec in states if spec.layout is Layout.PREPARED]
         self._batch = entry.limits.batch
         self._run = run
 
@@ -158,7 +166,9 @@ class Preparer:
         """
         made = self._run(arrays)
         kept = {name: array.copy() for name, array in arrays.items()}
-        return self._conditions(kept, {spec.input: made[spec.input] for spec in self._states})
+        with np.errstate(over="ignore"):  # what hides an entry is minus infinity in fp16
+            states = {s.input: made[s.input].astype(s.dtype, copy=False) for s in self._states}
+        return self._conditions(kept, states)
 
     def put(self, held: Conditions, rows: Rows, arrays: Arrays) -> Conditions:
         """`held` with other conditions for `rows`: padded to the longer ones where that is hidden.

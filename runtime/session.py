@@ -16,9 +16,16 @@ from intaglio.runtime.arrays import Array
 from intaglio.runtime.backend import Backend
 from intaglio.runtime.bundle import Bundle, BundleGraph
 from intaglio.runtime.carried_states import Settings
-from intaglio.runtime.engines import AUTO, ORT, choose_target, open_backend, open_preparer
+from intaglio.runtime.engines import (
+    AUTO,
+    choose_target,
+    open_backend,
+    open_preparer,
+    preparing_target,
+)
 from intaglio.runtime.graph_entry import MAIN, GraphEntry
 from intaglio.runtime.manifest import Manifest
+from intaglio.runtime.prepared_conditions import Preparer
 from intaglio.runtime.ragged import step_parts
 from intaglio.runtime.session_state import State
 from intaglio.runtime.step_inputs import as_arrays, lengths_of, sizes_of
@@ -102,8 +109,9 @@ class Session:
         capacity: int | None = None,
         grow: bool = True,
         threads: int | None = None,
+        preparer: Preparer | None = None,
     ) -> Self:
-        """A session of an engine that is open; see `load`."""
+        """A session of an engine that is open, and perhaps of what prepares it; see `load`."""
         if capacity is not None and capacity < 1:
             raise InputError(f"capacity is {capacity}, should be at least 1.")
         limits = graph.entry.limits
@@ -116,7 +124,7 @@ class Session:
             grow=grow and fixed is None,
             relief=LOAD_LARGER if fixed is None else EXPORT_LARGER,
         )
-        preparer = open_preparer(graph, threads)
+        preparer = preparer or open_preparer(graph, target, threads)
         state = State(settings, _fingerprint(graph, target), limits.batch, preparer)
         return cls(graph, target, backend, state)
 
@@ -251,4 +259,6 @@ def _fingerprint(graph: BundleGraph, target: str) -> str:
     """Of what runs a graph and of what prepares its states."""
     prepare = graph.entry.prepare
     found = graph.fingerprint(target)
-    return found if prepare is None else f"{found}:{graph.bundle.graph(prepare).fingerprint(ORT)}"
+    if prepare is None:
+        return found
+    return f"{found}:{graph.bundle.graph(prepare).fingerprint(preparing_target(graph, target))}"

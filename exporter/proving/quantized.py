@@ -60,19 +60,21 @@ def dequantized(source: Source, graph: BundleGraph) -> Source | None:
             its manifest says was tuned, cannot be the source's.
     """
     bundle, records = graph.bundle, graph.entry.passes
-    portable = portable_path(graph)
+    names = [graph.name, *([] if graph.entry.prepare is None else [graph.entry.prepare])]
+    paths = [portable_path(bundle.graph(name)) for name in names]
     tuned = {name for record in records for name in record["details"].get("tuned", ())}
     quantized = any("bits" in record["options"] for record in records)
-    if portable not in bundle.manifest.files and (tuned or quantized):
+    absent = any(path not in bundle.manifest.files for path in paths)
+    if absent and (tuned or quantized):
         raise BundleError(
             f"{bundle.root} has no portable graph, from which the dequantized weights are read. "
             "Export without --no-portable, or with --no-verify."
         )
-    if portable not in bundle.manifest.files:
+    if absent:
         return None
-    model = load_graph(bundle.root, portable)
-    weights = dict(_low_bit_weights(model))
-    if weights:
+    models = [load_graph(bundle.root, path) for path in paths]
+    weights = {name: array for model in models for name, array in _low_bit_weights(model)}
+    for model in models if weights else ():
         weights |= _tuned_weights(model, tuned - weights.keys())
     return _with_weights(source, weights) if weights else None
 

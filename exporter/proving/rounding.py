@@ -19,12 +19,18 @@ HALF: Mapping[ir.DataType, float] = {ir.DataType.FLOAT16: 2e-2, ir.DataType.BFLO
 INT8_LEVEL = 4  # of MatMulNBits: activations in 8 bits
 
 
-def limits_of(graph: ir.Graph, states: Sequence[StateSpec]) -> dict[str, float]:
+def limits_of(
+    graph: ir.Graph, states: Sequence[StateSpec], prepare: ir.Graph | None = None
+) -> dict[str, float]:
     """The limit of each output of a graph by name, and of each state by the name of its input.
 
-    What a step leaves in a state the next one computes with.
+    What a step leaves in a state the next one computes with; what `prepare` makes of conditions,
+    every step does.
     """
-    found = {str(value.name): HALF.get(value.dtype, EXACT) for value in graph.inputs if value.dtype}
+    found = {} if prepare is None else limits_of(prepare, ())
+    for value in graph.inputs:
+        name = str(value.name)
+        found[name] = max(found.get(name, EXACT), _of_dtype(value.dtype))
     found |= {
         name: HALF.get(value.const_value.dtype, EXACT)
         for name, value in graph.initializers.items()
@@ -45,7 +51,12 @@ def limits_of(graph: ir.Graph, states: Sequence[StateSpec]) -> dict[str, float]:
             break
         found |= grown
     names = [str(value.name) for value in graph.outputs]
+    names += [spec.input for spec in states if not spec.output]
     return {carried.get(name, name): found.get(name, EXACT) for name in names}
+
+
+def _of_dtype(dtype: ir.DataType | None) -> float:
+    return EXACT if dtype is None else HALF.get(dtype, EXACT)
 
 
 def rounds_activations(graph: ir.Graph) -> bool:

@@ -42,7 +42,8 @@ def draw(
     """Random inputs, always the same, or the beginnings of the longest rows of `data`.
 
     Rows that calibration keeps from fitting are preferred.  Too few are repeated, and where they
-    are shorter than `steps`, the trial is.
+    are shorter than `steps`, the trial is.  All rows have conditions of the sizes that the longest
+    one has.
 
     Args:
         source: whose inputs they are.
@@ -61,7 +62,7 @@ def draw(
             _plant(drawn[name], values)
         return Trial(inputs=drawn, steps=steps, seed=SEED)
     read = data if isinstance(data, Calibration) else read_calibration(data, source, max_context)
-    rows = _longest(read, batch)
+    rows = _longest(read, batch, source)
     steps = min(steps, *(length for length, _, _ in rows))
     parts = [_row(read.batches[index], row, steps, source) for _, index, row in rows]
     inputs = {}
@@ -78,15 +79,27 @@ def _plant(drawn: Tensor, values: Sequence[int]) -> None:
         drawn.view(-1)[place] = values[turn % len(values)]
 
 
-def _longest(data: Calibration, count: int) -> list[tuple[int, int, int]]:
-    """Length, batch and row of `count` rows."""
+def _longest(data: Calibration, count: int, source: Source) -> list[tuple[int, int, int]]:
+    """Length, batch and row of `count` rows, of equal sizes beside their length."""
     found = []
     for index in data.held_out or data.fitted:
         batch = data.batches[index]
         lengths = [batch.steps] * batch.rows if batch.lengths is None else batch.lengths.tolist()
         found += [(length, index, row) for row, length in enumerate(lengths)]
-    found = sorted(found, key=lambda entry: -entry[0])[:count]
+    found = sorted(found, key=lambda entry: -entry[0])
+    own = {index: _own_sizes(data.batches[index], source) for _, index, _ in found}
+    found = [entry for entry in found if own[entry[1]] == own[found[0][1]]][:count]
     return [found[i % len(found)] for i in range(count)]
+
+
+def _own_sizes(batch: Batch, source: Source) -> dict[str, int]:
+    """The sizes of free axes that are neither rows nor steps."""
+    return {
+        symbol: batch.inputs[name].shape[axis]
+        for name, axes in source.dynamic.items()
+        for axis, symbol in axes.items()
+        if symbol not in (BATCH, TIME)
+    }
 
 
 def _row(batch: Batch, row: int, steps: int, source: Source) -> dict[str, Array]:

@@ -3,6 +3,7 @@
 from intaglio.runtime.bundle import BundleGraph
 from intaglio.runtime.ort.ort_backend import OrtBackend
 from intaglio.runtime.ort.ort_engine import open_engine
+from intaglio.runtime.prepared_conditions import Preparer
 from intaglio.runtime.session import Session
 from intaglio.runtime.trt.engine_build import TARGET
 
@@ -13,5 +14,13 @@ def graph_session(graph: BundleGraph) -> Session:
     Raises:
         BundleError: if the bundle has no such graph, or ONNX Runtime refuses it.
     """
-    backend = OrtBackend(open_engine(graph, TARGET, None), graph.entry)
-    return Session.over(graph, TARGET, backend)
+    backend = _backend(graph)
+    if graph.entry.prepare is None:
+        return Session.over(graph, TARGET, backend)
+    prepare = _backend(graph.bundle.graph(graph.entry.prepare))
+    preparer = Preparer(graph.entry, graph.entry.states_of(TARGET), prepare.call)
+    return Session.over(graph, TARGET, backend, preparer=preparer)
+
+
+def _backend(graph: BundleGraph) -> OrtBackend:
+    return OrtBackend(open_engine(graph, TARGET, None), graph.entry)

@@ -31,6 +31,7 @@ from intaglio.passes.graph import load_graph
 from intaglio.runtime import report_file
 from intaglio.runtime.bundle import Bundle, BundleGraph
 from intaglio.runtime.compare import Deviation
+from intaglio.runtime.engines import ORT, preparing_target
 from intaglio.runtime.graph_entry import MAIN, GraphEntry
 from intaglio.runtime.manifest import Manifest
 from intaglio.runtime.session import Session
@@ -144,7 +145,8 @@ def verify(
     if progress is not None:
         progress("source", None)
     runs = load_graph(opened.root, path).graph
-    limits = _limits(runs, entry, tolerance or {})
+    prepare = _preparing(chosen, target)
+    limits = _limits(runs, entry, tolerance or {}, prepare)
     if source.states:
         if data is not None:
             raise OptionError(
@@ -282,7 +284,8 @@ def _portable(
     inputs = first_tokens(run.inputs, run.axes, tokens)
     wanted = reference(source, {name: torch.from_numpy(x) for name, x in inputs.items()})
     path = session.graph.target(session.target).path
-    own = _limits(load_graph(session.graph.root, path).graph, session.entry, tolerance)
+    runs, prepare = load_graph(session.graph.root, path).graph, _preparing(session.graph, ORT)
+    own = _limits(runs, session.entry, tolerance, prepare)
     split = [tokens] if session.entry.whole or tokens < 2 else [tokens // 2, tokens - tokens // 2]
     limits = {name: limit for name, limit in own.items() if name in limits}
     follower = replace(run, session=session, inputs=inputs, wanted=wanted, limits=limits)
@@ -323,13 +326,24 @@ def names_of(entry: GraphEntry) -> list[str]:
     return [*names, *([KL] if LOGITS in outputs else []), *(f"{name}{MOVED}" for name in outputs)]
 
 
-def _limits(graph: ir.Graph, entry: GraphEntry, tolerance: Mapping[str, float]) -> dict[str, float]:
+def _preparing(graph: BundleGraph, target: str) -> ir.Graph | None:
+    """The graph that makes states of the conditions of `graph`, as it runs beside a target."""
+    if graph.entry.prepare is None:
+        return None
+    prepare = graph.bundle.graph(graph.entry.prepare)
+    return load_graph(graph.root, prepare.target(preparing_target(graph, target)).path).graph
+
+
+def _limits(
+    graph: ir.Graph, entry: GraphEntry, tolerance: Mapping[str, float], prepare: ir.Graph | None
+) -> dict[str, float]:
     """A limit for every output and state of the graph that runs, and for what is told beside."""
-    found = limits_of(graph, entry.states)
+    found = limits_of(graph, entry.states, prepare)
     names = [*(spec.name for spec in entry.outputs), *(spec.input for spec in entry.states)]
     limits = {name: found.get(name, EXACT) for name in names}
     limits |= {f"{spec.name}{MOVED}": MOVED_LIMIT for spec in entry.outputs}
-    if LOGITS in found and rounds_activations(graph):
+    rounding = any(rounds_activations(each) for each in (graph, prepare) if each is not None)
+    if LOGITS in found and rounding:
         limits[KL] = KL_LIMIT
     return {name: tolerance.get(name, limit) for name, limit in limits.items()}
 

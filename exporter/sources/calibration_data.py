@@ -1,7 +1,8 @@
 """Calibration data as the user has it: arrays, text, or a folder of either, in batches of rows.
 
 An ``.npz`` file holds an array for each input, by its name, [batch, time, ...], and `lengths`
-[batch] where rows are padded at their end.  Text is cut into rows of `LENGTH` tokens: bytes where
+[batch] where rows are padded at their end; where the source has several graphs, a file may hold
+what all of them take.  Text is cut into rows of `LENGTH` tokens: bytes where
 the vocabulary has 256 entries, else those of the source's tokenizer.  Files are read when their
 rows are asked for, and once before, to refuse what is wrong with them.
 """
@@ -177,7 +178,7 @@ class _Reader:
         Raises:
             InputError: a name, a shape, a dtype or a value that does not.
         """
-        given = arrays.keys() - {LENGTHS}
+        given = arrays.keys() - {LENGTHS} - (self._source.beside or set())
         if not self._needed <= given <= self._examples.keys():
             raise InputError(
                 f"{where} has {_list(given)}; the model takes {_list(self._examples)}. Name the "
@@ -189,7 +190,8 @@ class _Reader:
             raise InputError(f"{where} is empty: it has {rows} rows of {steps} steps.")
         self._agree(checked, steps, where)
         checked |= self._left_out(checked)
-        if LENGTHS in arrays:
+        stepped = TIME in self._source.symbols or self._source.beside is None
+        if LENGTHS in arrays and stepped:
             lengths = arrays[LENGTHS]
             whole = np.issubdtype(lengths.dtype, np.integer) and lengths.shape == (rows,)
             if not whole or lengths.min() < 1 or lengths.max() > steps:
@@ -211,7 +213,7 @@ class _Reader:
             )
         if kinds[0] and not np.isfinite(array).all():
             raise InputError(f"{where} has NaN or infinity in {name!r}. Take these rows out.")
-        vocabulary = _vocabulary(self._source)
+        vocabulary = self._below(name)
         if array.dtype.kind in "iu" and vocabulary and array.ndim == 2 and array.size:
             least, most = int(array.min()), int(array.max())
             if least < 0 or most >= vocabulary:
@@ -220,6 +222,17 @@ class _Reader:
                     f"has {vocabulary} entries."
                 )
         return array.astype(example.dtype)
+
+    def _below(self, name: str) -> int | None:
+        """Entries of the table that the values of an input pick rows of, as far as that is known.
+
+        Of several inputs that could be token ids, not each goes to the first table.
+        """
+        bound = self._source.bounds.get(name)
+        if bound is not None:
+            return bound if isinstance(bound, int) else None
+        ids = [n for n, x in self._examples.items() if x.dtype.kind in "iu" and x.ndim == 2]
+        return _vocabulary(self._source) if ids == [name] else None
 
     def _agree(self, arrays: Arrays, steps: int, where: str) -> None:
         sizes = self._sizes(arrays)

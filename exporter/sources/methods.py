@@ -46,6 +46,11 @@ def with_methods(source: Source, options: LoadOptions, inputs: Inputs | None) ->
             raise OptionError(f"The graph {name!r} should be called by letters, digits, - and _.")
     examples = {} if inputs is None else read_inputs(inputs, source.module)
     made = {name: _graph(source, name, graph, examples, options) for name, graph in graphs.items()}
+    taken = {key for each in made.values() for key in each.dynamic}
+    made = {
+        name: replace(each, beside=frozenset(taken - each.dynamic.keys()))
+        for name, each in made.items()
+    }
     return replace(made.pop(MAIN), others=made)
 
 

@@ -36,7 +36,9 @@ class Source:
     without states.  `states` are those that the model takes and gives back itself, as a cell does;
     it computes one step then.  `defaults` holds the value of each input that may be left out,
     `text` the tokenizer that belongs to the model.  `others` are the further graphs of the bundle
-    by name, the same module with another method as its body.
+    by name, the same module with another method as its body; `beside` are the names of inputs
+    that other graphs than this one take, which the user's data may hold as well; None where there
+    is one graph.
     """
 
     path: Path
@@ -58,6 +60,7 @@ class Source:
     defaults: dict[str, float] = field(default_factory=dict)
     text: Text | None = None
     others: Mapping[str, "Source"] = field(default_factory=dict)
+    beside: frozenset[str] | None = None
 
     @cached_property
     def module(self) -> nn.Module:

@@ -16,7 +16,7 @@ from intaglio.runtime.trt.engine_build import GRAPH, TARGET
 from intaglio.state import PAST_LENGTH
 
 from .compiled import Compiled, prepares
-from .graph_files import place
+from .graph_files import own_place, place
 
 LOWERED = "ort/model.onnx"
 DTYPES = {FP32: "float32", FP16: "float16"}  # by the words of an export
@@ -115,7 +115,7 @@ def _targets(
         )
         for name, path, model, why, dtype in (
             ("ort", place(LOWERED, graph), compiled.ort, TURNED_OFF, "float32"),
-            (TARGET, GRAPH, compiled.trt, NO_DEVICE, DTYPES[how.dtype]),
+            (TARGET, own_place(GRAPH, graph), compiled.trt, NO_DEVICE, DTYPES[how.dtype]),
         )
         if model is not None
     }
@@ -129,12 +129,25 @@ def with_verdict(
     *,
     name: str = MAIN,
 ) -> Manifest:
-    """The manifest that says of `target` what a verification found, with its evidence if given."""
+    """The manifest that says of `target` what a verification found, with its evidence if given.
+
+    What prepares the graph has run with it.
+    """
     graph = manifest.graphs[name]
     told = replace(graph.targets[target], parity=verdict)
     parity = graph.parity if evidence is None else evidence
     proven = replace(graph, targets={**graph.targets, target: told}, parity=parity)
-    return manifest.with_graph(name, proven)
+    manifest = manifest.with_graph(name, proven)
+    return manifest if graph.prepare is None else _told(manifest, graph.prepare, target, verdict)
+
+
+def _told(manifest: Manifest, name: str, target: str, verdict: str) -> Manifest:
+    """The manifest that says of what prepares a graph as of that: they ran together."""
+    graph = manifest.graphs[name]
+    if target not in graph.targets:
+        return manifest
+    told = replace(graph.targets[target], parity=verdict)
+    return manifest.with_graph(name, replace(graph, targets={**graph.targets, target: told}))
 
 
 def _table_rows(value: ir.Value) -> int | None:

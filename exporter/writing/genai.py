@@ -61,6 +61,9 @@ def add_genai(folder: Path, manifest: Manifest) -> Manifest:
 
 def _faults(graph: GraphEntry) -> Iterator[str]:
     """What stands in the way, in words."""
+    if graph.conditions:
+        names = ", ".join(spec.name for spec in graph.conditions)
+        yield f"it is given {names} once for a sequence, for which genai's decoders have no place."
     if not graph.states:
         yield "it carries no state from token to token."
     for state in graph.states:

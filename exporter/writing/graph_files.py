@@ -24,6 +24,12 @@ def place(path: str, graph: str) -> str:
     return path if graph == MAIN else str(PurePosixPath(path).with_stem(graph))
 
 
+def own_place(path: str, graph: str) -> str:
+    """As `place`, for a graph that has further files beside it: in a folder of its own."""
+    where = PurePosixPath(path)
+    return path if graph == MAIN else str(where.parent / graph / where.name)
+
+
 def save_graphs(folder: Path, graphs: Mapping[str, ir.Model]) -> dict[str, tuple[str, ...]]:
     """Write each model to ``folder / name``; return the data files that each one opens.
 

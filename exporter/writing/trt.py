@@ -16,11 +16,14 @@ from intaglio.errors import DeviceError, MissingExtraError, NotHereError, Option
 from intaglio.exporter.options.clock import Clock
 from intaglio.exporter.options.recipe import Recipe
 from intaglio.exporter.options.served_shapes import Shapes
+from intaglio.exporter.sources.source import Source
 from intaglio.ops import OPS
 from intaglio.ops.op import Op
 from intaglio.passes.graph import attributes_of, describe, dims
 from intaglio.passes.own_ops import input_names
 from intaglio.runtime.bundle import Bundle
+from intaglio.runtime.dims import size_of
+from intaglio.runtime.graph_entry import MAIN
 from intaglio.runtime.manifest import Manifest
 from intaglio.runtime.trt import kernels as kernel_files
 from intaglio.runtime.trt.engine_build import REQUEST, BuildRequest, Profile, build
@@ -29,7 +32,8 @@ from intaglio.state import BATCH, CAPACITY, PAST, TIME
 from intaglio.trt_plugins import NAMES
 
 from .bundle_writer import BundleWriter
-from .compiled import Compiled
+from .compiled import Compiled, prepares
+from .graph_files import own_place
 
 # RTX 30, 40 and 50 and A100: what TensorRT-RTX builds for, but the oldest and DGX Spark.
 CAPABILITIES = (80, 86, 89, 120)
@@ -46,15 +50,16 @@ Ranges = Mapping[str, tuple[int, int, int]]
 
 
 def ranges(
-    graph: ir.Graph,
+    inputs: Sequence[ir.Value],
     shapes: Shapes,
     max_context: int | None,
     batch: int | None,
     known_sizes: Ranges | None = None,
 ) -> Ranges:
-    """Least, usual and largest size of each symbolic dimension of the graph's inputs.
+    """Least, usual and largest size of each symbolic dimension of a graph's inputs.
 
-    `known_sizes` are those of a model of whole inputs.
+    What follows by arithmetic from the sizes of earlier inputs is that of these.  `known_sizes` are
+    those that the source was exported for.
 
     Raises:
         OptionError: if one has no size by default and none was given.
@@ -66,13 +71,15 @@ def ranges(
     }
     known = {**(known_sizes or {}), **known}
     carried = (CAPACITY, PAST)  # known at the end
-    for value in graph.inputs:
+    for value in inputs:
         given = shapes.ranges.get(str(value.name))
         for axis, dim in enumerate(dims(value) or ()):
             if isinstance(dim, int):
                 continue
             if given is not None:
                 known[dim] = (given.minimum[axis], given.optimum[axis], given.maximum[axis])
+            if dim not in known and (found := _derived(dim, known)) is not None:
+                known[dim] = found
             if dim not in known and dim not in carried:
                 raise OptionError(
                     f"TensorRT has to know the sizes of {dim!r}, an axis of {value.name!r}: give "
@@ -80,6 +87,13 @@ def ranges(
                 )
     most = max(most, known[TIME][2])  # a cache holds the longest prefill
     return {**known, CAPACITY: (most,) * 3, PAST: (0, most // 2, most)}
+
+
+def _derived(dim: str, known: Ranges) -> tuple[int, int, int] | None:
+    """All three of a dimension that follows from others by arithmetic; None if it does not."""
+    found = [size_of(dim, {name: three[i] for name, three in known.items()}) for i in range(3)]
+    sizes = sorted(size for size in found if size is not None)
+    return (sizes[0], sizes[1], sizes[2]) if len(sizes) == 3 else None
 
 
 def fix_capacity(model: ir.Model, sizes: Ranges) -> None:
@@ -190,27 +204,47 @@ def _kernels(jobs: Sequence[Any], compiled: Sequence[Any]) -> NodeKernels:
 
 
 def write_kernels(
-    folder: Path, kernels: Mapping[str, NodeKernels], nodes: Mapping[str, str]
+    folder: Path, kernels: Mapping[str, NodeKernels], nodes: Mapping[str, str], place: str
 ) -> None:
-    """Write kernels and the list of the nodes that launch them into a bundle."""
+    """Write kernels and the list of the nodes that launch them, at `place`, into a bundle."""
     for name, each in kernels.items():
         for key, code in each.code.items():
-            path = folder / kernel_files.file_of(name, key)
+            path = folder / kernel_files.file_of(name, key, place)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(code)
-    text = json.dumps(kernel_files.index(kernels, nodes), indent=1, sort_keys=True)
-    (folder / kernel_files.INDEX).write_text(text + "\n", encoding="utf-8")
+    text = json.dumps(kernel_files.index(kernels, nodes, place), indent=1, sort_keys=True)
+    (folder / place).write_text(text + "\n", encoding="utf-8")
 
 
-def prepare(compiled: Compiled, how: Recipe) -> BuildRequest:
-    """Give the graph for TensorRT the sizes that it needs, and say what its engine is built for.
+def requests(compiled: Compiled, source: Source, how: Recipe) -> dict[str, BuildRequest]:
+    """Give the graphs for TensorRT the sizes that they need, and say what engines are built for.
 
     Raises:
         OptionError: if a dimension has no size by default and none was given.
     """
-    model, context = compiled.trt, compiled.context
+    found = {}
+    for name, each in {MAIN: compiled, **compiled.others}.items():
+        sizes = _sizes(each, source if name == MAIN else source.others[name], how)
+        found[name] = _request(each, sizes, how)
+        if each.prepare is not None:
+            found[prepares(name)] = _request(each.prepare, sizes, how)
+    return found
+
+
+def _request(compiled: Compiled, sizes: Ranges, how: Recipe) -> BuildRequest:
+    model = compiled.trt
     assert model is not None
-    shapes = Shapes.from_json(how.shapes)
+    fix_capacity(model, sizes)
+    return BuildRequest(
+        profiles=tuple(profiles(model.graph, sizes, whole=not compiled.context.states)),
+        capabilities=tuple(how.sm) or CAPABILITIES,
+        flavour=how.flavour,
+    )
+
+
+def _sizes(compiled: Compiled, source: Source, how: Recipe) -> Ranges:
+    """Sizes of the symbolic dimensions of a graph, and of what prepares it."""
+    context = compiled.context
     whole = {
         symbol: (min(span.least, usual), usual, usual if span.most is None else span.most)
         for symbol, span in context.spans.items()
@@ -219,32 +253,39 @@ def prepare(compiled: Compiled, how: Recipe) -> BuildRequest:
     longest = context.max_context
     if TIME in context.spans:
         longest = context.spans[TIME].most
-    sizes = ranges(model.graph, shapes, longest, context.batch, whole)
-    fix_capacity(model, sizes)
-    return BuildRequest(
-        profiles=tuple(profiles(model.graph, sizes, whole=not context.states)),
-        capabilities=tuple(how.sm) or CAPABILITIES,
-        flavour=how.flavour,
-    )
+    own = {
+        symbol: (span.least, source.sizes.get(symbol, span.least), span.most)
+        for symbol, span in source.spans.items()
+        if span.most is not None and symbol not in (BATCH, TIME)
+    }
+    graphs = [each.trt for each in (compiled.prepare, compiled) if each and each.trt]
+    inputs = [value for model in graphs for value in model.graph.inputs]
+    shapes = Shapes.from_json(how.shapes)
+    return ranges(inputs, shapes, longest, context.batch, {**own, **whole})
 
 
 def add_engine(
-    writer: BundleWriter, manifest: Manifest, model: ir.Model, request: BuildRequest, clock: Clock
+    writer: BundleWriter,
+    manifest: Manifest,
+    name: str,
+    model: ir.Model,
+    request: BuildRequest,
+    clock: Clock,
 ) -> tuple[Manifest, tuple[str, ...]]:
-    """Add kernels and engine to a bundle in the making that has the graph `model`.
+    """Add kernels and engine to a bundle in the making whose graph `name` is `model`.
 
     Returns:
         The manifest with them, and what the user should know.
     """
     kernels, nodes = compile_kernels(model, request.capabilities, clock)
     with writer.told():
-        write_kernels(writer.path, kernels, nodes)
+        write_kernels(writer.path, kernels, nodes, own_place(kernel_files.INDEX, name))
         text = json.dumps(request.to_json(), indent=1, sort_keys=True)
-        (writer.path / REQUEST).write_text(text + "\n", encoding="utf-8")
+        (writer.path / own_place(REQUEST, name)).write_text(text + "\n", encoding="utf-8")
     manifest = writer.write_manifest(manifest)
     try:
         with writer.told():
-            graph, _ = build(Bundle.open(writer.path).graph(), progress=clock.report)
+            graph, _ = build(Bundle.open(writer.path).graph(name), progress=clock.report)
     except (MissingExtraError, NotHereError, DeviceError) as error:
         return manifest, (UNFINISHED.format(error),)
     return graph.bundle.manifest, ()

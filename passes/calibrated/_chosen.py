@@ -58,15 +58,18 @@ def plan(
     head: bool,
     overrides: Mapping[str, Mapping[str, Any]],
     who: str,
+    elsewhere: Sequence[str] = (),
 ) -> Chosen:
     """Choose by globs over module paths; an override's `bits` and `group` go before the others.
+
+    A glob may fit a module of `elsewhere`, which other graphs use; there may be no layer here then.
 
     Raises:
         PassError: a number of bits or a group that there is not, or a glob that fits nothing.
     """
     found = list(projections(graph))
     paths = [projection.path for projection in found]
-    _check_globs(who, [*layers, *skip, *overrides], paths)
+    _check_globs(who, [*layers, *skip, *overrides], paths, elsewhere)
     chosen, skipped = [], {}
     for projection in found:
         path = projection.path
@@ -80,7 +83,7 @@ def plan(
                 options |= values
         _check_options(who, options)
         chosen.append(Layer(projection=projection, **options))
-    if not chosen:
+    if not chosen and not elsewhere:
         reasons = "; ".join(f"{path}: {reason}" for path, reason in list(skipped.items())[:4])
         raise PassError(f"{who}: there is nothing to quantize ({reasons or 'no projections'}).")
     return Chosen(layers=chosen, skipped=skipped)
@@ -125,9 +128,11 @@ def _check_options(who: str, options: Mapping[str, Any]) -> None:
         raise PassError(f"{who}: group = {group!r} should be a positive number, or -1 for rows.")
 
 
-def _check_globs(who: str, globs: Iterable[str], paths: Sequence[str]) -> None:
+def _check_globs(
+    who: str, globs: Iterable[str], paths: Sequence[str], elsewhere: Sequence[str]
+) -> None:
     for glob in globs:
-        if not any(fnmatchcase(path, glob) for path in paths):
+        if not any(fnmatchcase(path, glob) for path in (*paths, *elsewhere)):
             raise PassError(
                 f"{who}: {glob!r} fits none of the projections; they are: "
                 f"{', '.join(paths[:8])}{' ...' if len(paths) > 8 else ''}."

@@ -87,7 +87,10 @@ class LowBit(Calibrated, abc.ABC):
             head=self.head,
             overrides=self.overrides,
             who=self.name,
+            elsewhere=context.modules,
         )
+        if not chosen.layers:
+            return PassResult(changed=False, notes=_notes(chosen, Outcome()))
         found = Outcome()
         if context.calibration is not None:
             self._calibrate(model, context, chosen, found)

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from intaglio.passes.base import Context
-from intaglio.passes.calibrating import replay
+from intaglio.passes.calibrating import entries, replay
 
 from ._mat_mul import LowBitMatMul
 from ._two_parts import STEPS, TINY
@@ -37,7 +37,8 @@ def rounding_errors(
         for product in known:
             run.run_to(product.node)
             arrays = run.values(str(product.input.name))
-            inputs = [data.batches[i].valid(x) for i, x in zip(kept, arrays, strict=True)]
+            pairs = zip(kept, arrays, strict=True)
+            inputs = [entries(product.input, x, data.batches[i]) for i, x in pairs]
             errors[product] = _error(product, inputs)
     finally:
         run.close()

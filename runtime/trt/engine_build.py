@@ -21,7 +21,7 @@ from intaglio.runtime.trt import flavour as flavours
 from intaglio.runtime.trt.driver import open_device
 
 TARGET = "trt"
-# Files of the main graph; those of another one are called alike and lie beside it.
+# Files of the main graph; those of another one are called alike and lie in a folder of its name.
 GRAPH = "trt/model.onnx"
 ENGINE = "trt/engine.plan"
 REQUEST = "trt/request.json"  # what the engine is to be built for

@@ -10,6 +10,7 @@ import json
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any, Self
 
 from intaglio.errors import BundleError
@@ -18,7 +19,7 @@ from intaglio.runtime.launch import LaunchPlan
 
 TARGET = "trt"
 INDEX = "trt/plugins.json"  # of the main graph; that of another one lies beside it
-FOLDER = "trt/kernels"
+FOLDER = "kernels"  # beside the index
 _PLANS = "plans"
 
 
@@ -109,14 +110,19 @@ class _Carried(Mapping[str, bytes]):
         return len(self._names)
 
 
-def index(kernels: Mapping[str, NodeKernels], nodes: Mapping[str, str]) -> dict[str, Any]:
-    """What `INDEX` holds: kernels by name, and for each node of the graph the name of its own."""
+def index(
+    kernels: Mapping[str, NodeKernels], nodes: Mapping[str, str], place: str = INDEX
+) -> dict[str, Any]:
+    """What `INDEX` holds: kernels by name, and for each node of the graph the name of its own.
+
+    `place` is where it lies in the bundle, with its code beside it.
+    """
     return {
         "kernels": {
             name: {
                 "op": each.op,
                 "plans": {str(sm): plan.to_json() for sm, plan in each.plans.items()},
-                "code": {key: file_of(name, key) for key in each.code},
+                "code": {key: file_of(name, key, place) for key in each.code},
             }
             for name, each in kernels.items()
         },
@@ -124,10 +130,11 @@ def index(kernels: Mapping[str, NodeKernels], nodes: Mapping[str, str]) -> dict[
     }
 
 
-def file_of(name: str, key: str) -> str:
-    """The file of a bundle that holds the code `key` of the kernels `name`."""
+def file_of(name: str, key: str, place: str = INDEX) -> str:
+    """The file of a bundle that holds the code `key` of the kernels `name` of an index."""
     capability, _, entry = key.partition("/")
-    return f"{FOLDER}/{name}.{entry}.sm_{capability}.cubin"
+    file = f"{name}.{entry}.sm_{capability}.cubin"
+    return str(PurePosixPath(place).with_name(FOLDER) / file)
 
 
 def _index(graph: BundleGraph) -> Any:

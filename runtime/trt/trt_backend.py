@@ -1,12 +1,13 @@
 """What a session runs of an engine of TensorRT: states on the GPU, steps bound to them."""
 
+from collections.abc import Mapping
 from typing import Self
 
 from intaglio.runtime.arrays import Array
 from intaglio.runtime.bundle import BundleGraph
-from intaglio.runtime.carried_states import CarriedStates
+from intaglio.runtime.carried_states import CarriedStates, Settings
 from intaglio.runtime.graph_entry import GraphEntry
-from intaglio.runtime.step_inputs import Sizes
+from intaglio.runtime.step_inputs import Sizes, sizes_of
 from intaglio.state import BATCH, TIME, StateSpec
 
 from .device_buffers import KINDS, DeviceBuffer, DeviceGiven
@@ -45,6 +46,22 @@ class TrtBackend:
         """Memory for a state that no step changes, which holds `value`."""
         self.engine.device.use()
         return DeviceGiven(self.engine.device, spec, value)
+
+    def call(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        """The outputs for inputs of any sizes, of a graph without states.
+
+        Raises:
+            InputError: if the engine was not built for such sizes.
+            DeviceError: if the engine fails.
+        """
+        sizes = sizes_of(arrays, self._entry.inputs, self._entry.limits)
+        none = Settings(memory=self, specs=(), max_context=None, capacity=1, grow=False, relief="")
+        carried = CarriedStates(none, sizes[BATCH])
+        step = self.bind(sizes, carried)
+        step.feed(arrays)
+        results = step.results(None)
+        step.run(carried, results)
+        return results
 
     def bind(self, sizes: Sizes, carried: CarriedStates) -> TrtStep:
         """A step of inputs of these sizes, bound to the memory of `carried`."""

@@ -15,10 +15,11 @@ import pytest
 from engines import ROOM
 from gpu import ALIGNMENT, Driver
 
+from intaglio.runtime.bundle import BundleGraph
 from intaglio.runtime.session import Session
 from intaglio.runtime.trt import driver, flavour, trt_engine
 from intaglio.runtime.trt.driver import Device
-from intaglio.runtime.trt.engine_build import TARGET
+from intaglio.runtime.trt.engine_build import ENGINE, TARGET
 
 
 class TensorRT:
@@ -38,6 +39,7 @@ class TensorRT:
         """Stand in for `real`; `graph` is an ONNX Runtime session of what its engines compute."""
         self._real = real
         self.driver, self.graph, self.profiles = driver, graph, profiles
+        self._engines: dict[bytes, tuple[Any, Any]] = {}
         self.contexts: list[Context] = []
         self.fault: str | None = None
         self.runs: int | None = None
@@ -48,6 +50,11 @@ class TensorRT:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real, name)
+
+    def add(self, graph: BundleGraph, computes: Any, profiles: Any) -> None:
+        """Have the engine of a graph of several compute what `computes` does, in its profiles."""
+        content = graph.bundle.read(graph.beside(TARGET, ENGINE))
+        self._engines[content] = computes, profiles
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
         """Be the library and the GPU that sessions find, and leave nothing behind."""
@@ -63,7 +70,7 @@ class TensorRT:
         def deserialize(content: bytes) -> Engine | None:
             assert content
             if self.fault is None:
-                return Engine(self)
+                return Engine(self, *self._engines.get(content, (self.graph, self.profiles)))
             log.log(self.ILogger.Severity.ERROR, self.fault)
             return None
 
@@ -75,9 +82,9 @@ class Engine:
 
     device_memory_size_v2 = 1000
 
-    def __init__(self, trt: TensorRT) -> None:
-        self._trt = trt
-        takes, gives = trt.graph.get_inputs(), trt.graph.get_outputs()
+    def __init__(self, trt: TensorRT, graph: Any, profiles: Any) -> None:
+        self._trt, self.graph, self.profiles = trt, graph, profiles
+        takes, gives = graph.get_inputs(), graph.get_outputs()
         mode = trt.TensorIOMode
         self._modes = {v.name: mode.INPUT for v in takes} | {v.name: mode.OUTPUT for v in gives}
         self.num_io_tensors = len(self._modes)
@@ -110,7 +117,7 @@ class Engine:
             assert how.dynamic_shapes_kernel_specialization_strategy == eager
             cache, strategy = how.cache, how.strategy
         assert strategy == trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        trt.contexts.append(Context(trt, cache))
+        trt.contexts.append(Context(trt, self, cache))
         return trt.contexts[-1]
 
 
@@ -168,6 +175,7 @@ class Context:
     """What the runtime calls of an IExecutionContext: shapes, addresses, running.
 
     Attributes:
+        engine: what it runs.
         profile: index of the profile that it is in.
         profiler: is told the layers of a run, as the context has it when the run is enqueued.
         enqueue_emits_profile: whether it is told at once, which a capture does not allow.
@@ -176,8 +184,8 @@ class Context:
     profiler: Any = None
     enqueue_emits_profile = True
 
-    def __init__(self, trt: TensorRT, cache: RuntimeCache | None) -> None:
-        self._trt = trt
+    def __init__(self, trt: TensorRT, engine: Engine, cache: RuntimeCache | None) -> None:
+        self._trt, self.engine = trt, engine
         self._cache = cache
         self._told: list[dict[str, Any]] = []
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -195,7 +203,7 @@ class Context:
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         assert self.profile is not None
-        least, _, most = self._trt.profiles[self.profile].shapes.get(name, (shape,) * 3)
+        least, _, most = self.engine.profiles[self.profile].shapes.get(name, (shape,) * 3)
         assert all(a <= b <= c for a, b, c in zip(least, shape, most, strict=True)), name
         self._shapes[name] = shape
         return True
@@ -227,13 +235,14 @@ class Context:
     def _compute(
         self, shapes: dict[str, tuple[int, ...]], addresses: dict[str, int], *, timed: bool
     ) -> None:
-        driver, graph = self._trt.driver, self._trt.graph
+        driver, graph = self._trt.driver, self.engine.graph
         driver.clock += self._trt.gap + sum(layer["ms"] for layer in self._trt.layers)
         self._told = list(self._trt.layers) if timed else []
         dtypes = {
             "tensor(int64)": np.int64,
             "tensor(float)": np.float32,
             "tensor(float16)": np.float16,
+            "tensor(bool)": np.bool_,
         }
         given = {}
         for value in graph.get_inputs():

@@ -1,5 +1,7 @@
 """Limits follow from what a graph rounds on the way to each output, and from nothing else."""
 
+from dataclasses import replace
+
 import onnx_ir as ir
 import pytest
 
@@ -65,6 +67,20 @@ def test_what_a_state_holds_is_rounded_in_the_next_step() -> None:
     assert limits_of(ir.from_onnx_text(text).graph, [STATE]) == dict.fromkeys(
         ("before", "y", "past"), INT8
     )
+
+
+def test_what_conditions_are_prepared_with_is_rounded_in_every_step() -> None:
+    """A state that no step changes is as coarse as what makes it."""
+    given = replace(STATE, output="", layout=Layout.PREPARED)
+    text = TEXT.replace(", float[2,2] present)", ")").format(node="rounded = Tanh(past)", left="x")
+    step = ir.from_onnx_text(text.replace("  present = Add(x, past)\n", "")).graph
+    prepare = ir.from_onnx_text("""<ir_version: 10, opset_import: ["": 23, "com.microsoft": 1]>
+        p (float[2,2] memory) => (float[2,2] past)
+        { past = com.microsoft.MatMulNBits <accuracy_level = 4> (memory, memory, memory) }
+    """).graph
+
+    assert limits_of(step, [given]) == {"before": EXACT, "y": EXACT, "past": EXACT}
+    assert limits_of(step, [given], prepare) == {"before": EXACT, "y": INT8, "past": INT8}
 
 
 def test_a_dead_node_grants_nothing() -> None:

@@ -1,6 +1,7 @@
 """What a verification runs on: random inputs, or rows of the user's data."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,23 @@ def make_data(rows: int, steps: int) -> dict[str, Any]:
         "mel": np.arange(steps * rows * 2, dtype=np.float32).reshape(steps, rows, 2),
         "scale": np.array([1.0, 2.0, 3.0], np.float32),
     }
+
+
+def test_rows_of_one_trial_have_conditions_of_equal_sizes(tmp_path: Path) -> None:
+    """Files differ in them; the longest row decides, and is repeated where no other is alike."""
+
+    def drawn(_sizes: Mapping[str, int], _seed: int) -> dict[str, Tensor]:
+        return {"ids": torch.zeros(3, 7).long(), "memory": torch.zeros(3, 5, 2)}
+
+    dynamic = {"ids": {0: BATCH, 1: TIME}, "memory": {0: BATCH, 1: "source"}}
+    source = replace(make_source(), dynamic=dynamic, sample=drawn)
+    for name, source_length, steps in (("a", 4, 9), ("b", 6, 8)):
+        memory = np.full((2, source_length, 2), steps, np.float32)
+        np.savez(tmp_path / f"{name}.npz", ids=np.zeros((2, steps), int), memory=memory)
+    found = draw(source, 3, 20, tmp_path)
+
+    assert {tuple(x.shape) for x in found.inputs.values()} <= {(3, 9), (3, 4, 2), (3, 8), (3, 6, 2)}
+    assert len(set(found.inputs["memory"].flatten().tolist())) == 1
 
 
 def test_without_data_inputs_are_random_and_always_the_same() -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,38 @@ def test_padding_is_left_out_of_the_statistics() -> None:
     values = np.arange(6.0).reshape(1, 3, 2)
 
     assert batch.valid(values).tolist() == [[0.0, 1.0]]
+
+
+def test_a_file_may_hold_what_all_graphs_take() -> None:
+    """Each graph reads its own; how long rows are says nothing of what has no steps."""
+    arrays = {"ids": np.zeros((4, 3), int), "image": np.ones((2, 5)), "lengths": np.full(4, 2)}
+    ids = replace(make_source(), beside=frozenset({"image"}))
+    (first, *_) = read_calibration(arrays, ids).batches
+    image = replace(
+        make_source(),
+        dynamic={"image": {0: BATCH}},
+        sample=lambda _sizes, _seed: {"image": torch.zeros(3, 5)},
+        beside=frozenset({"ids"}),
+    )
+    (other, *_) = read_calibration(arrays, image).batches
+
+    assert (list(first.inputs), first.lengths) == (["ids"], np.array([2]))
+    assert (list(other.inputs), other.lengths) == (["image"], None)
+    with pytest.raises(InputError, match="has 'ids', 'sound'; the model takes 'ids'"):
+        read_calibration({**arrays, "sound": np.zeros(4)}, ids)
+
+
+def test_ids_of_two_tables_are_not_held_to_the_first() -> None:
+    """Which of the tables each goes to, the first embedding does not tell."""
+    several = replace(
+        make_source(4),
+        dynamic={"ids": {0: BATCH, 1: TIME}, "words": {0: BATCH, 1: "source"}},
+        sample=lambda _sizes, _seed: dict.fromkeys(("ids", "words"), torch.zeros(3, 7).long()),
+    )
+    arrays = {"ids": np.full((4, 3), 9), "words": np.zeros((4, 5), int)}
+    assert len(read_calibration(arrays, several).batches) == 4
+    with pytest.raises(InputError, match="ids from 9 to 9 in 'ids'; the vocabulary has 8 entries"):
+        read_calibration(arrays, replace(several, bounds={"ids": 8}))
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {

@@ -119,8 +119,12 @@ def test_examples_of_all_graphs_go_to_those_that_name_them(tmp_path: Path) -> No
         ({"graphs": {"main": "decoder"}}, r"no method 'decoder'.*it has: encode, decode, embed"),
         ({"graphs": {"main": "zero_grad"}}, "no method 'zero_grad'"),
         ({"graphs": {"main": "encode"}}, "'encode' of the graph 'main'"),
-        ({"graphs": GRAPHS, "targets": ["ort", "trt"]}, "--target trt is for a bundle of one"),
-        ({"graphs": GRAPHS, "layout": "genai"}, "--layout genai is for a bundle of one graph"),
+        ({"graphs": GRAPHS, "shapes": {"ids": {}}}, "name 'ids'; the inputs .* input_ids, input"),
+        (
+            {"graphs": GRAPHS, "passes": ["rtn:layers=['mix']"]},
+            "'mix' fits none of the projections",
+        ),
+        ({"graphs": GRAPHS, "passes": ["rtn:layers=['rnn']"]}, "nothing to quantize in any graph"),
     ],
 )
 def test_what_does_not_fit_is_refused(

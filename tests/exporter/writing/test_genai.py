@@ -15,7 +15,7 @@ from intaglio.exporter.export import ExportReport
 from intaglio.exporter.options.served_shapes import Shapes
 from intaglio.exporter.writing.genai import add_genai
 from intaglio.runtime import Manifest, Session, generate
-from intaglio.runtime.graph_entry import MAIN
+from intaglio.runtime.graph_entry import MAIN, TensorSpec
 from intaglio.state import Layout, StateSpec
 
 CHECKPOINTS = Path(__file__).parents[3] / "models" / "checkpoints"
@@ -99,6 +99,21 @@ def test_a_cache_that_genai_does_not_know_is_refused(
 
     with pytest.raises(OptionError, match=words):
         add_genai(exported.out, manifest)
+
+
+def test_what_is_given_once_for_a_sequence_is_refused(exported: ExportReport) -> None:
+    given = replace(exported.manifest.main, conditions=(TensorSpec("image", "float32", (3,)),))
+    with pytest.raises(OptionError, match="it is given image once for a sequence"):
+        add_genai(exported.out, exported.manifest.with_graph(MAIN, given))
+
+
+def test_other_graphs_lie_beside_it(exported: ExportReport) -> None:
+    """Genai opens the one called main; those beside it may be of any kind."""
+    main = exported.manifest.main
+    other = replace(main, states=(), whole=True, targets={"ort": main.targets["ort"]})
+    manifest = add_genai(exported.out, exported.manifest.with_graph("encode", other))
+
+    assert ["genai" in each.targets for each in manifest.graphs.values()] == [True, False]
 
 
 def test_a_layer_without_a_cache_is_refused(exported: ExportReport) -> None:

@@ -10,6 +10,8 @@ import onnx_ir as ir
 import pytest
 import torch
 from device import TensorRT
+from emulator.device import Gpu
+from emulator.engine import install
 from gpu import Driver
 from hybrid import SM
 from torch import nn
@@ -206,7 +208,7 @@ def test_an_engine_runs_on_the_gpu_that_is_here(
     [("passes", "passed"), ("fails", "failed"), ("refuses", "not run (see the notes)")],
 )
 def test_an_engine_has_its_own_verdict(
-    hybrid_engine: ExportReport, monkeypatch: pytest.MonkeyPatch, found: str, verdict: str
+    monkeypatch: pytest.MonkeyPatch, found: str, verdict: str
 ) -> None:
     """Where there is a GPU; an engine that cannot run there is no failure, and no parity."""
 
@@ -217,7 +219,8 @@ def test_an_engine_has_its_own_verdict(
         return SimpleNamespace(passed=passed, summary=lambda: "of parity")
 
     monkeypatch.setattr(flavour, "has_device", lambda: True)
-    said, fault, notes = engine_module._proven(hybrid_engine.manifest, verified)
+    assert engine_module._proven(False, verified)[0] == "not run (no device)"
+    said, fault, notes = engine_module._proven(True, verified)
 
     assert said == verdict
     assert fault == ("The engine of TensorRT: of parity" if found == "fails" else "")
@@ -345,6 +348,77 @@ def test_operators_of_the_standard_may_lack_inputs(tmp_path: Path) -> None:
     assert plugins == ["CausalConvWithState", "LinearAttention"]
 
 
+class Captioner(nn.Module):
+    """An encoder of pictures, and words that attend to what it gives, in some style."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.see, self.mix = nn.Linear(6, 8), nn.Linear(8, 24)
+        self.words, self.styles = nn.Embedding(11, 8), nn.Embedding(3, 8)
+        self.key, self.value, self.out = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 11)
+
+    def encode(self, regions: torch.Tensor) -> torch.Tensor:
+        seen: torch.Tensor = self.see(regions).relu()
+        return seen
+
+    def decode(self, ids: torch.Tensor, regions: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
+        x = self.words(ids) + self.styles(style)[:, None]
+        q, k, v = (part[:, None] for part in self.mix(x).chunk(3, -1))
+        x = x + F.scaled_dot_product_attention(q, k, v, is_causal=True)[:, 0]
+        seen = self.encode(regions)
+        k, v = self.key(seen)[:, None], self.value(seen)[:, None]
+        x = x + F.scaled_dot_product_attention(x[:, None], k, v)[:, 0]
+        y: torch.Tensor = self.out(x)
+        return y
+
+
+def test_each_graph_has_an_engine_and_what_prepares_one_too(
+    kernel_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sizes of a condition are those of the axes, or of ``--shapes``; sessions step the engines."""
+    torch.manual_seed(0)
+    report = export(
+        Captioner(),
+        tmp_path / "bundle",
+        graphs={"main": "decode", "encode": "encode"},
+        inputs={
+            "ids": torch.zeros(2, 7, dtype=torch.int64),
+            "regions": torch.randn(2, 5, 6),
+            "style": torch.tensor([0, 2]),
+        },
+        axes={"regions": ("batch", "regions=1..16", 6)},
+        targets=["ort", "trt"],
+        sm=[SM],
+        steps=8,
+        shapes=Shapes.parse(shapes=["ids:1x1:1x4:1x8"]),
+    )
+    bundle = Bundle.open(report.out)
+    built = {name: read_built(each) for name, each in bundle.graphs.items()}
+    profiles = {name: each.profiles[-1].shapes for name, each in built.items() if each}
+    targets = {name: each.entry.targets["trt"] for name, each in bundle.graphs.items()}
+
+    regions = ((1, 1, 6), (1, 5, 6), (1, 16, 6))
+    assert profiles["encode"] == {"regions": regions}
+    assert profiles["prepare"] == {"regions": regions, "style": ((1,), (1,), (1,))}
+    assert list(profiles) == ["main", "encode", "prepare"]
+    assert profiles["main"]["prepared.key"] == ((1, 1, 1, 8), (1, 1, 5, 8), (1, 1, 16, 8))
+    assert {each.parity for each in targets.values()} == {"not run (no device)"}
+    assert targets["prepare"].path == "trt/prepare/model.onnx"
+
+    patterns = {"regions": np.random.default_rng(0).standard_normal((1, 9, 6)).astype(np.float32)}
+    given = {**patterns, "style": np.array([1])}
+    install(report.out, Gpu(SM), kernel_cache / "kernels", monkeypatch)
+    steps = [{"ids": [[1, 2, 3]]}, {"ids": [[4]]}, {"ids": [[5]]}]
+    found = []
+    for target in ("trt", "ort"):
+        session = Session.load(report.out, target)
+        session.condition(given)
+        whole = Session.load(report.out, target, graph="encode").step(patterns)
+        found.append([*whole.values(), *(v for s in steps for v in session.step(s).values())])
+    for got, wanted in zip(*found, strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5)
+
+
 class Recurrent(nn.Module):
     """Layers that TensorRT has loops for."""
 
@@ -389,10 +463,11 @@ def test_shapes_decide_the_profiles() -> None:
         { y = Identity (ids) }
     """
     made = ir.from_onnx_text(text).graph
+    inputs = made.inputs
     with pytest.raises(OptionError, match="the sizes of 'frames', an axis of 'mel'"):
-        trt_target.ranges(made, Shapes.parse(), None, None)
+        trt_target.ranges(inputs, Shapes.parse(), None, None)
     shapes = Shapes.parse(shapes=["ids:1x1:2x8:4x16", "mel:1x10:2x20:4x30"])
-    sizes = trt_target.ranges(made, shapes, None, None)
+    sizes = trt_target.ranges(inputs, shapes, None, None)
     step, prefill = trt_target.profiles(made, sizes, whole=False)
 
     assert prefill.shapes == {
@@ -450,6 +525,14 @@ def test_a_cache_holds_the_longest_prefill() -> None:
     """).graph
     long = Shapes.parse(shapes=["ids:1x1:1x64:1x9000"])
 
-    assert trt_target.ranges(made, long, None, None)["capacity"] == (9000,) * 3
-    assert trt_target.ranges(made, Shapes.parse(), 200, None)["capacity"] == (200,) * 3
-    assert trt_target.ranges(made, Shapes.parse(), 200, None)["time"] == (1, 64, 200)
+    inputs, none = made.inputs, Shapes.parse()
+    assert trt_target.ranges(inputs, long, None, None)["capacity"] == (9000,) * 3
+    assert trt_target.ranges(inputs, none, 200, None)["capacity"] == (200,) * 3
+    assert trt_target.ranges(inputs, none, 200, None)["time"] == (1, 64, 200)
+    halved = ir.from_onnx_text("""<ir_version: 10, opset_import: ["" : 24]>
+        g (float[batch, frames] mel, float[batch, n] kept) => (float[batch, n] y)
+        { y = Identity (kept) }
+    """).graph
+    halved.inputs[1].shape = ir.Shape(["batch", "(frames - 1)//2 + 1"])
+    found = trt_target.ranges(halved.inputs, none, None, None, {"frames": (1, 20, 99)})
+    assert found["(frames - 1)//2 + 1"] == (1, 10, 50)

@@ -24,8 +24,8 @@ from onnx.helper import tensor_dtype_to_np_dtype
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-from intaglio.runtime.bundle import Bundle
-from intaglio.runtime.trt.engine_build import GRAPH, read_built
+from intaglio.runtime.bundle import Bundle, BundleGraph
+from intaglio.runtime.trt.engine_build import TARGET, read_built
 from intaglio.runtime.trt.flavour import FLAVOURS
 from intaglio.runtime.trt.generic_plugin import workspace
 from intaglio.runtime.trt.kernels import NodeKernels, read
@@ -39,13 +39,24 @@ Array = npt.NDArray[Any]
 
 
 def install(bundle: Path, gpu: Gpu, cache: Path, patch: pytest.MonkeyPatch) -> "Graph":
-    """Have sessions of the bundle's engine run on the emulated GPU, until the patch is undone."""
-    built = read_built(Bundle.open(bundle).graph())
-    assert built is not None
-    graph = Graph(bundle, gpu, cache)
-    real = importlib.import_module(FLAVOURS[built.flavour])
-    TensorRT(real, gpu, graph, built.profiles).install(patch)
-    return graph
+    """Have sessions of the bundle's engines run on the emulated GPU, until the patch is undone.
+
+    Returns:
+        The main graph, in the place of its engine.
+    """
+    trt, main = None, None
+    for graph in Bundle.open(bundle).graphs.values():
+        built = read_built(graph)
+        assert built is not None
+        made = Graph(graph, gpu, cache)
+        if trt is None or main is None:
+            real = importlib.import_module(FLAVOURS[built.flavour])
+            trt, main = TensorRT(real, gpu, made, built.profiles), made
+        trt.add(graph, made, built.profiles)
+    assert trt is not None
+    assert main is not None
+    trt.install(patch)
+    return main
 
 
 class Graph:
@@ -55,10 +66,10 @@ class Graph:
         launched: how often kernels of each operator were launched.
     """
 
-    def __init__(self, bundle: Path, gpu: Gpu, cache: Path) -> None:
-        """Read a bundle; `cache` is where the kernels that it carries are kept as PTX, too."""
-        model = ir.load(bundle / GRAPH)
-        ir.external_data.set_base_dir(model.graph, bundle)
+    def __init__(self, graph: BundleGraph, gpu: Gpu, cache: Path) -> None:
+        """Read a graph; `cache` is where the kernels that it carries are kept as PTX, too."""
+        model = ir.load(graph.root / graph.target(TARGET).path)
+        ir.external_data.set_base_dir(model.graph, graph.root)
         for value in model.graph.initializers.values():
             assert value.const_value is not None
             value.const_value = ir.Tensor(value.const_value.numpy(), name=value.name)
@@ -67,7 +78,7 @@ class Graph:
         self._gpu = gpu
         self._launchers: dict[str, tuple[NodeKernels, Launcher]] = {}
         texts = _texts(cache)
-        for node, kernels in read(Bundle.open(bundle).graph()).items():
+        for node, kernels in read(graph).items():
             code = {key: texts[_digest(binary)] for key, binary in kernels.code.items()}
             known = replace(kernels, code=code)
             self._launchers[node] = known, Launcher(known, gpu)
@@ -144,5 +155,5 @@ def _digest(code: bytes) -> str:
 
 def _described(value: onnx.ValueInfoProto) -> SimpleNamespace:
     dtype = tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-    named = {"float32": "float", "float16": "float16", "int64": "int64"}[dtype.name]
+    named = {"float32": "float"}.get(dtype.name, dtype.name)
     return SimpleNamespace(name=value.name, type=f"tensor({named})")

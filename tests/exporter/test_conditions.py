@@ -1,0 +1,83 @@
+"""Modules with inputs that are given once, from the module to the bundle."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from intaglio.exporter.export import export
+from intaglio.exporter.proving.verify import verify
+from intaglio.exporter.sources.load import load_source
+from intaglio.runtime.bundle import Bundle
+
+
+class Captioner(nn.Module):
+    """An encoder of regions, and words that attend to what it gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.see, self.words = nn.Linear(16, 32), nn.Embedding(17, 32)
+        self.key, self.value, self.out = nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 17)
+
+    def encode(self, regions: Tensor) -> Tensor:
+        seen: Tensor = self.see(regions).relu()
+        return seen
+
+    def forward(self, input_ids: Tensor, regions: Tensor) -> Tensor:
+        x, seen = self.words(input_ids)[:, None], self.encode(regions)
+        k, v = self.key(seen)[:, None], self.value(seen)[:, None]
+        logits: Tensor = self.out((x + F.scaled_dot_product_attention(x, k, v))[:, 0])
+        return logits
+
+
+def test_passes_learn_from_the_data_of_every_graph(tmp_path: Path) -> None:
+    """Weights that became part of `prepare` too; sources as long as rows are no padding of them.
+
+    Each graph is held to its source with the weights dequantized, and its limits follow from what
+    its conditions are prepared with.
+    """
+    torch.manual_seed(0)
+    random = np.random.default_rng(0)
+    data: dict[str, npt.NDArray[Any]] = {
+        "input_ids": random.integers(0, 17, (24, 6)),
+        "regions": random.standard_normal((24, 6, 16)).astype(np.float32),
+        "lengths": random.integers(2, 7, 24),
+    }
+    examples = {name: torch.from_numpy(array[:2]) for name, array in data.items()}
+    examples.pop("lengths")
+    options: dict[str, Any] = {
+        "graphs": {"main": "forward", "encode": "encode"},
+        "inputs": examples,
+        "axes": {"regions": ("batch", "regions", 16)},
+    }
+    module = Captioner().eval()
+    layers = "layers=['see', 'key', 'value']"
+    report = export(
+        module,
+        tmp_path / "bundle",
+        calib=data,
+        passes=[f"gptq:bits=4,group=16,{layers}"],
+        steps=12,
+        **options,
+    )
+    graphs = report.manifest.graphs
+    learnt = {n: next(p for p in g.passes if p["name"] == "gptq") for n, g in graphs.items()
+              if n != "prepare"}  # fmt: skip
+    lowered = next(p for p in graphs["prepare"].passes if p["name"] == "ort-low-bit")
+
+    tokens = data["lengths"][:21].sum()
+    assert learnt["main"]["details"]["calibration"]["tokens"] == tokens
+    assert [each["path"] for each in learnt["main"]["details"]["layers"]] == ["see", "key", "value"]
+    assert [each["path"] for each in learnt["encode"]["details"]["layers"]] == ["see"]
+    assert "perplexity" in learnt["main"]["details"]["stages"][0]
+    assert lowered["details"]["in_two_parts"][1] == 3
+    assert {each.targets["ort"].parity for each in graphs.values()} == {"passed"}
+    again = verify(Bundle.open(report.out).root, load_source(module, **options), data=data, steps=4)
+    assert again.passed
+    assert again.data is not None
+    assert max(row.found.error for row in again.rows if row.kind == "output") > 1e-5
+    assert {row.found.limit for row in again.rows if row.kind == "output"} == {2e-2}
