@@ -10,7 +10,7 @@ import inspect
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy.typing as npt
@@ -68,6 +68,7 @@ class Reference:
         value = None if call is None else call.state(spec, tokens)
         if value is None:
             return None
+        value = _bands_apart(value, spec)
         fixed = [
             (d, n) for d, n in zip(spec.shape, value.shape, strict=False) if isinstance(d, int)
         ]
@@ -78,6 +79,15 @@ class Reference:
             )
         array: Array = value.numpy()
         return array
+
+
+def _bands_apart(value: Tensor, spec: StateSpec) -> Tensor:
+    """A state of rows that were merged with bands as `spec` has it, [batch, bands, ...]."""
+    bands = spec.shape[1] if len(spec.shape) > 1 else 1
+    merged = value.ndim == len(spec.shape) - 1 and value.shape[1:] == spec.shape[2:]
+    if not merged or not isinstance(bands, int) or value.shape[0] % bands:
+        return value
+    return torch.unflatten(value, 0, (-1, bands))
 
 
 def reference(source: Source, inputs: Mapping[str, Tensor], *, states: bool = True) -> Reference:
@@ -167,6 +177,8 @@ class _Recorder(TorchFunctionMode):
             op, catch = CATCHES[func]
             place = (self._stack.current, op)
             call = catch(*args, **(kwargs or {}))
+            if isinstance(call, _Convolution):
+                call = replace(call, tokens=self._tokens)
             if not isinstance(call, _Sum) or call.along(self._tokens):
                 self.calls[*place, self._counts[place]] = call
                 self._counts[place] += 1
@@ -266,6 +278,8 @@ class _Convolution:
 
     inputs: Tensor
     reach: int
+    stride: int
+    tokens: int | None = None
 
     @classmethod
     def catch(
@@ -278,14 +292,17 @@ class _Convolution:
         dilation: Any = 1,
         groups: int = 1,
     ) -> "_Convolution":
-        del bias, stride, groups
+        del bias, groups
         # Zeros that the module itself put before the inputs are part of them already.
         zeros = 0 if isinstance(padding, str) else _single(padding)
         reach = (weight.shape[-1] - 1) * _single(dilation)
-        return cls(F.pad(input.detach(), (zeros, 0)), reach)
+        return cls(F.pad(input.detach(), (zeros, 0)), reach, _single(stride))
 
     def state(self, spec: StateSpec, tokens: int) -> Tensor | None:
         del spec  # there is one state, and it has one layout
+        more = self.inputs.shape[-1] - (self.tokens or 0)
+        if self.stride != 1 or more != self.reach:  # of another rate, or padded for others too
+            return None
         return self.inputs[..., tokens : tokens + self.reach]
 
 

@@ -6,18 +6,17 @@ from typing import Any
 import onnx_ir as ir
 
 from intaglio.passes.graph import attribute, attributes_of, captured, dims, input_of, signature_of
-from intaglio.signature import Formal
+from intaglio.signature import Formal, Signature
 from intaglio.state import TIME
 
-from .time_facts import LAST, Along, Fact, Timing, batchless, normal, only, refuse
+from .time_facts import LAST, Along, Fact, Timing, batchless, normal, refuse
 
 
 def attention(node: ir.Node, timing: Timing) -> Sequence[Fact]:
     if [timing.of(value) for value in node.inputs[1:3]] == [None, None]:
         return _cross_attention(node, timing)
-    facts = {timing.of(value) for value in node.inputs[:3]}
-    if facts == {Along(1)} and all(timing.of(value) is None for value in node.inputs[3:]):
-        return [Along(1)] * len(node.outputs)  # over an axis of its own: each token stays alone
+    if (within := _within_tokens(node, timing)) is not None:
+        return [within] * len(node.outputs)
     for name, value in zip(("query", "key", "value"), node.inputs, strict=False):
         fact = timing.of(value)
         rank = len(dims(value) or ()) if value is not None else 0
@@ -36,6 +35,17 @@ def attention(node: ir.Node, timing: Timing) -> Sequence[Fact]:
         )
     timing.mixers.append(node)
     return [Along(2)]
+
+
+def _within_tokens(node: ir.Node, timing: Timing) -> Along | None:
+    """Where tokens lie along the rows or the heads, attention is over an axis within each."""
+    facts = {timing.of(value) for value in node.inputs[:3]}
+    fact = next(iter(facts))
+    ranks = {len(dims(value) or ()) for value in node.inputs[:3]}
+    if len(facts) > 1 or ranks != {4} or any(timing.of(v) is not None for v in node.inputs[3:]):
+        return None
+    apart = isinstance(fact, Along) and fact.axis < 2 and not (fact.padded or fact.positional)
+    return fact if apart and isinstance(fact, Along) else None
 
 
 def meeting(node: ir.Node, timing: Timing) -> Sequence[Fact]:
@@ -59,9 +69,18 @@ def recurrence(node: ir.Node, timing: Timing) -> Sequence[Fact]:
     """Operators whose signature says what lies along time and what is carried."""
     signature, attributes = signature_of(node), attributes_of(node)
     assert signature is not None
+    timed = [
+        timing.of(value)
+        for formal, value in zip(signature.inputs, node.inputs, strict=False)
+        if value is not None and formal.time(attributes) is not None
+    ]
+    first = timed[0]
+    if isinstance(first, Along) and first.flat and first.axis == 0:  # within each token
+        return _recurrence_within(node, timing, signature, first)
+    each = first.each if isinstance(first, Along) else 1
     for index, (formal, value) in enumerate(zip(signature.inputs, node.inputs, strict=False)):
         axis = formal.time(attributes)
-        fact = None if axis is None else Along(axis)
+        fact = None if axis is None else Along(axis, each=each)
         if value is not None and formal.name not in signature.pasts and timing.of(value) != fact:
             kind = "the same for all tokens" if axis is None else _words(formal, attributes)
             raise refuse(node, f"has an input {index} that is not {kind}: {formal.name}.")
@@ -74,7 +93,22 @@ def recurrence(node: ir.Node, timing: Timing) -> Sequence[Fact]:
             )
     timing.mixers.append(node)
     axes = [formal.time(attributes) for formal in signature.outputs]
-    return [LAST if axis is None else Along(axis) for axis in axes]
+    return [LAST if axis is None else Along(axis, each=each) for axis in axes]
+
+
+def _recurrence_within(
+    node: ir.Node, timing: Timing, signature: Signature, fact: Along
+) -> Sequence[Fact]:
+    """A recurrence over an axis within each token, tokens lying along its rows."""
+    attributes = attributes_of(node)
+    for formal, value in zip(signature.inputs, node.inputs, strict=False):
+        own = formal.time(attributes) is not None or formal.name in signature.pasts
+        found = timing.of(value)
+        if found not in (fact, None) if own else found is not None:
+            raise refuse(node, f"takes {formal.name} of other tokens than its own.")
+        if own and formal.time(attributes) is not None and value is not None and found is None:
+            raise refuse(node, f"takes {formal.name} that is no value of its tokens.")
+    return [fact] * len(node.outputs)
 
 
 def _cross_attention(node: ir.Node, timing: Timing) -> Sequence[Fact]:
@@ -126,46 +160,18 @@ def scan(node: ir.Node, timing: Timing) -> Sequence[Fact]:
                 "starts from what depends on the tokens; start from zeros, from parameters or from "
                 "an input without time.",
             )
+    first = timing.of(node.inputs[carried]) if count else None
+    each = first.each if isinstance(first, Along) else 1
     for value, axis in zip(node.inputs[carried:], read, strict=True):
         place = normal(axis, len(dims(value) or ()))
-        if timing.of(value) != Along(place):
+        fact = timing.of(value)
+        if not isinstance(fact, Along) or fact != Along(place, each=each):
             raise refuse(node, f"loops over axis {axis} of a value, which is not that of time.")
     timing.mixers.append(node)
     ranks = [len(dims(value) or ()) for value in node.outputs[carried:]]
-    return [LAST] * carried + [Along(normal(a, r)) for a, r in zip(gives, ranks, strict=True)]
-
-
-def conv(node: ir.Node, timing: Timing) -> Sequence[Fact]:
-    fact = only(node, timing)
-    weight = dims(node.inputs[1]) or ()
-    spatial = fact.axis - 2
-    if fact.axis == 0 and not (fact.lead or fact.trail):
-        return [fact]
-    if spatial < 0:
-        raise refuse(node, "has time as its channels: it sums over time.")
-    size = len(weight) - 2
-    kernel = int(weight[fact.axis])
-    reach = (kernel - 1) * list(attribute(node, "dilations") or [1] * size)[spatial]
-    pads = list(attribute(node, "pads") or [0] * 2 * size)
-    lead, trail = fact.lead + pads[spatial], fact.trail + pads[spatial + size]
-    auto = attribute(node, "auto_pad", "NOTSET")
-    if auto not in ("NOTSET", b"NOTSET", "VALID", b"VALID"):
-        raise refuse(node, f"pads itself ({auto}), which looks ahead in time.")
-    if list(attribute(node, "strides") or [1] * size)[spatial] != 1:
-        raise refuse(node, "skips tokens (its stride along time is not 1).")
-    if lead < reach:
-        raise refuse(
-            node,
-            f"looks {reach - lead} tokens ahead: a causal convolution of kernel {kernel} is padded "
-            f"by {reach} on the left.",
-        )
-    if lead > reach or trail < 0:
-        raise refuse(node, "shifts the sequence in time by more than its kernel.")
-    if kernel > 1:
-        if size > 1 or fact.flat:
-            raise refuse(node, "is a convolution over time and space at once.")
-        timing.mixers.append(node)
-    return [Along(fact.axis, fact.flat, lead=0, trail=trail)]
+    return [LAST] * carried + [
+        Along(normal(a, r), each=each) for a, r in zip(gives, ranks, strict=True)
+    ]
 
 
 def rotary(node: ir.Node, timing: Timing) -> Sequence[Fact]:

@@ -1,6 +1,7 @@
 """Rules for operators that combine entries: none of them may combine those of two tokens."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import onnx_ir as ir
 
@@ -28,13 +29,12 @@ def matmul(node: ir.Node, timing: Timing) -> Sequence[Fact]:
     for side, fact in along:
         if fact.axis == rank - 1 - side:
             raise refuse(node, f"sums over time. {ATTENTION}")
-    if len({(fact.axis, fact.flat) for _, fact in along}) > 1:
+    if len({(fact.axis, fact.flat, fact.each) for _, fact in along}) > 1:
         raise refuse(node, f"compares each token with every other. {ATTENTION}")
     if len(along) == 2 and along[0][1].axis >= rank - 2:
         raise refuse(node, f"compares each token with every other. {ATTENTION}")
-    axis = along[0][1].axis
     positional = all(fact.positional for _, fact in along) and batchless(node.outputs[0])
-    return [Along(axis, along[0][1].flat, positional)]
+    return [replace(along[0][1], positional=positional)]
 
 
 def row_product(node: ir.Node, timing: Timing) -> Sequence[Fact]:
@@ -68,10 +68,10 @@ def einsum(node: ir.Node, timing: Timing) -> Sequence[Fact]:
         letter not in term or isinstance(timing.of(value), Along)
         for term, value in zip(terms.split(","), node.inputs, strict=True)
     )
-    if not inside or len({fact.flat for fact in facts}) > 1:
+    if not inside or len({(fact.flat, fact.each) for fact in facts}) > 1:
         raise refuse(node, f"combines the time axis with a constant ({equation}).")
     positional = all(fact.positional for fact in facts) and batchless(node.outputs[0])
-    return [Along(result.index(letter), facts[0].flat, positional)]
+    return [replace(facts[0], axis=result.index(letter), positional=positional)]
 
 
 def reduce(node: ir.Node, timing: Timing) -> Sequence[Fact]:
@@ -104,7 +104,7 @@ def scan_axis(node: ir.Node, timing: Timing) -> Sequence[Fact]:
         return [fact]
     if axis is None or attribute(node, "reverse", 0) or attribute(node, "exclusive", 0):
         raise refuse(node, "sums up what comes later, or leaves out the token itself.")
-    if fact.flat or fact.positional or fact.lead or fact.trail or fact.axis == 0:
+    if fact.flat or fact.positional or fact.axis == 0:
         raise refuse(node, "accumulates over time what is not [batch, ..., time, ...].")
     timing.mixers.append(node)
     return [fact]
@@ -115,15 +115,17 @@ def layer_norm(node: ir.Node, timing: Timing) -> Sequence[Fact]:
     axis = normal(attribute(node, "axis", -1), len(dims(node.inputs[0]) or ()))
     if fact.axis >= axis:
         raise refuse(node, "normalises over time.")
-    return [fact] * len(node.outputs)
+    return [replace(fact, blank=not fact.lead)] * len(node.outputs)
 
 
 def channel_norm(node: ir.Node, timing: Timing) -> Sequence[Fact]:
-    """Batch norm at inference is pointwise; group and instance norm average over time."""
+    """Batch norm at inference is pointwise; group and instance norm average over all but rows."""
     fact = only(node, timing)
-    if node.op_type != "BatchNormalization" or fact.axis == 1 or attribute(node, "training_mode"):
+    batch = node.op_type == "BatchNormalization"
+    along = fact.axis == 1 if batch else fact.axis != 0
+    if along or fact.padded > batch or attribute(node, "training_mode"):
         raise refuse(node, "normalises over time.")
-    return [fact]
+    return [replace(fact, blank=not fact.lead)]
 
 
 def top_k(node: ir.Node, timing: Timing) -> Sequence[Fact]:

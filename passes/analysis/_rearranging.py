@@ -2,13 +2,26 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import onnx_ir as ir
 
 from intaglio.passes.graph import END, attribute, constant, dims, input_of, integers
 from intaglio.state import BATCH, TIME
 
-from .time_facts import LAST, Along, Fact, Timing, batchless, moved, normal, only, refuse, shifted
+from .time_facts import (
+    LAST,
+    Along,
+    Fact,
+    Timing,
+    batchless,
+    length,
+    moved,
+    normal,
+    only,
+    refuse,
+    shifted,
+)
 
 
 def transpose(node: ir.Node, timing: Timing) -> Sequence[Fact]:
@@ -54,19 +67,22 @@ def reshape(node: ir.Node, timing: Timing) -> Sequence[Fact]:
     if before is None or after is None:
         raise refuse(node, "has an unknown shape.")
     outer = factors(before[: fact.axis])
-    length = factors(before[fact.axis : fact.axis + 1])
+    entries_before = factors(before[fact.axis : fact.axis + 1])
     merged = fact.flat or (fact.axis and before[fact.axis - 1] == BATCH)
     rows = outer if fact.flat else factors(before[: max(fact.axis - 1, 0)])
     for axis, dim in enumerate(after):
-        if factors(after[:axis]) == outer and factors([dim]) == length:
-            return [moved(fact, axis)]
-        if fact.flat and axis and tuple(after[axis - 1 : axis + 1]) == (BATCH, TIME):
-            if factors(after[: axis - 1]) == outer:
-                return [moved(fact, axis, flat=0)]
-            continue
         entries, symbols = factors([dim])
+        if factors(after[:axis]) == outer and factors([dim]) == entries_before:
+            return [moved(fact, axis)]
+        own = not fact.flat and not fact.padded and symbols == Counter((TIME,))
+        if own and factors(after[:axis]) == outer:  # entries of a token, and axes behind it
+            return [replace(fact, axis=axis, each=entries)]
+        if fact.flat and axis and after[axis - 1] == BATCH and symbols == Counter((TIME,)):
+            if factors(after[: axis - 1]) == outer:
+                return [replace(fact, axis=axis, flat=0, each=entries)]
+            continue
         if merged and symbols == Counter((BATCH, TIME)) and factors(after[:axis]) == rows:
-            return [moved(fact, axis, flat=entries)]
+            return [replace(fact, axis=axis, flat=entries, each=1)]
     raise refuse(
         node,
         f"reshapes {list(before)} to {list(after)}, which loses the time axis: the number of "
@@ -82,7 +98,7 @@ def expand(node: ir.Node, timing: Timing) -> Sequence[Fact]:
     moved = shifted(fact, len(shape) - len(dims(node.inputs[0]) or ()))
     if TIME not in str(shape[moved.axis]) or sum(TIME in str(dim) for dim in shape) > 1:
         raise refuse(node, "repeats entries along time.")
-    return [Along(moved.axis, moved.flat, moved.positional and batchless(node.outputs[0]))]
+    return [replace(moved, positional=moved.positional and batchless(node.outputs[0]))]
 
 
 def concat(node: ir.Node, timing: Timing) -> Sequence[Fact]:
@@ -90,13 +106,14 @@ def concat(node: ir.Node, timing: Timing) -> Sequence[Fact]:
     axis = normal(attribute(node, "axis"), rank)
     facts = [timing.of(value) for value in node.inputs]
     along = [fact for fact in facts if isinstance(fact, Along)]
-    if len(along) < len(facts) or len({(f.axis, f.flat, f.lead, f.trail) for f in along}) > 1:
+    places = {(f.axis, f.flat, f.each, f.lead, f.trail) for f in along}
+    if len(along) < len(facts) or len(places) > 1:
         raise refuse(node, "joins values that do not all lie along time in the same way.")
     if axis == along[0].axis:
         raise refuse(node, "joins sequences along time.")
     fact = along[0]
     positional = all(f.positional for f in along) and batchless(node.outputs[0])
-    return [Along(fact.axis, fact.flat, positional, fact.lead, fact.trail)]
+    return [replace(fact, positional=positional, blank=all(f.blank for f in along))]
 
 
 def split(node: ir.Node, timing: Timing) -> Sequence[Fact]:
@@ -114,19 +131,58 @@ def cut(node: ir.Node, timing: Timing) -> Sequence[Fact]:
     axes, steps = integers(input_of(node, 3)), integers(input_of(node, 4))
     if isinstance(fact, Along) and _cuts_nothing(node, steps):
         return [fact]
+    if isinstance(fact, Along) and starts is None and (found := _cut_front(node, fact)) is not None:
+        return [found]
     if not isinstance(fact, Along) or starts is None or ends is None:
         raise refuse(node, "slices at places that depend on the number of tokens.")
     axes = [normal(axis, rank) for axis in axes or range(len(starts))]
     if fact.axis not in axes:
         return [fact]
     at = axes.index(fact.axis)
-    kept = (dims(node.outputs[0]) or ())[fact.axis]
-    last = starts[at] == -1 and (integers(ends) or [0])[at] >= END and _plain(fact)
-    if last and (steps or [1] * len(axes))[at] == 1:
+    pace = (steps or [1] * len(axes))[at]
+    if starts[at] == -1 and (integers(ends) or [0])[at] >= END and _plain(fact) and pace == 1:
         return [LAST]
-    if starts[at] == 0 and (steps or [1] * len(axes))[at] == 1 and kept == TIME and not fact.flat:
-        return [Along(fact.axis, 0, fact.positional, fact.lead, 0)]
-    raise refuse(node, "takes only some of the tokens, or takes them in another order.")
+    found = _cut_to(node, fact, starts[at], pace)
+    if found is None:
+        raise refuse(node, "takes only some of the tokens, or takes them in another order.")
+    return [found]
+
+
+def _cut_to(node: ir.Node, fact: Along, start: int, pace: int) -> Along | None:
+    """What is left of padding, or of the entries of each token, by the length of the result."""
+    kept = length((dims(node.outputs[0]) or ())[fact.axis])
+    if kept is None or fact.flat or start < 0:
+        return None
+    if pace > 1:  # the same entries of each token
+        fits = fact.each % pace == 0 and start < pace and not fact.padded
+        left = fact.each // pace
+        return replace(fact, each=left) if fits and kept == (left, 0) else None
+    trail = fact.lead + fact.trail - kept[1] - start
+    if pace != 1 or kept[0] != fact.each or start > fact.lead or trail < 0:
+        return None
+    if trail > fact.trail:
+        return None
+    return _without(fact, start, trail)
+
+
+def _cut_front(node: ir.Node, fact: Along) -> Along | None:
+    """The last entries, x[..., -n:], where n is known by the length of the result alone."""
+    axes, ends = integers(input_of(node, 3)), integers(input_of(node, 2))
+    steps = integers(input_of(node, 4)) or [1]
+    rank = len(dims(node.inputs[0]) or ())
+    kept = length((dims(node.outputs[0]) or ("?",) * rank)[fact.axis])
+    if axes is None or [normal(axis, rank) for axis in axes] != [fact.axis] or fact.flat:
+        return None
+    if kept is None or kept[0] != fact.each or steps != [1] or (ends or [0])[0] < END:
+        return None
+    start = fact.lead + fact.trail - kept[1]
+    return _without(fact, start, 0) if 0 <= start <= fact.lead else None
+
+
+def _without(fact: Along, before: int, after: int) -> Along:
+    """`fact` without so many of the entries that padding put before and after the tokens."""
+    lead = fact.lead - before
+    return replace(fact, lead=lead, trail=fact.trail - after, blank=fact.blank or not lead)
 
 
 def _plain(fact: Along) -> bool:
@@ -158,8 +214,9 @@ def pad(node: ir.Node, timing: Timing) -> Sequence[Fact]:
         raise refuse(node, "pads the sequence in time with something else than zeros.")
     if fact.lead + lead < 0 or fact.trail + trail < 0:
         raise refuse(node, "cuts tokens off the sequence.")
-    flat, positional = fact.flat, fact.positional
-    return [Along(fact.axis, flat, positional, fact.lead + lead, fact.trail + trail)]
+    if lead > 0 and fact.lead and not fact.blank:
+        raise refuse(node, "puts zeros in front of what padding became.")
+    return [replace(fact, lead=fact.lead + lead, trail=fact.trail + trail)]
 
 
 def gather(node: ir.Node, timing: Timing) -> Sequence[Fact]:
@@ -214,12 +271,12 @@ def along_elements(node: ir.Node, timing: Timing) -> Sequence[Fact]:
     rank = len(dims(node.inputs[0]) or ())
     axis = normal(attribute(node, "axis", 0), rank)
     along = {fact for fact in map(timing.of, node.inputs) if isinstance(fact, Along)}
-    places = {(fact.axis, fact.flat) for fact in along}
+    places = {(fact.axis, fact.flat, fact.each) for fact in along}
     whole = all(timing.of(value) is not None for value in node.inputs)
     if len(places) > 1 or not whole or axis in {fact.axis for fact in along}:
         raise refuse(node, "moves entries between tokens.")
     fact = next(iter(along))
-    return [Along(fact.axis, fact.flat)]
+    return [Along(fact.axis, fact.flat, each=fact.each)]
 
 
 def tile(node: ir.Node, timing: Timing) -> Sequence[Fact]:

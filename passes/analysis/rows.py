@@ -237,11 +237,11 @@ ROWS_FIRST = frozenset(
     "AveragePool Conv ConvTranspose GlobalAveragePool GlobalMaxPool MaxPool Resize DepthToSpace "
     "SpaceToDepth RotaryEmbedding TensorScatter".split()
 )
-"""Operators whose first axis is the batch, each row computed for itself."""
+"""Operators whose first axis is the batch, and axes behind it perhaps, each computed for itself."""
 
 
 def _first(node: ir.Node, value: ir.Value, fact: Apart) -> Apart:
-    if fact.axis != 0 or fact.inner or (dims(value) or ("",))[0] != BATCH:
+    if fact.axis != 0 or fact.inner:
         raise _mixes(node, f"takes {list(dims(value) or ())}, of which the first axis is not them")
     return fact
 

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from intaglio.errors import PassError
 from intaglio.passes.graph import dims
-from intaglio.state import TIME
+from intaglio.state import TIME, entries_of
 
 from .meetings import Meeting, Meetings
 from .time_facts import LAST, Along, Fact, Meets, Needed, Timing, refuse
@@ -51,12 +51,13 @@ def _of_input(value: ir.Value) -> Fact:
     axes = [axis for axis, dim in enumerate(shape) if TIME in str(dim)]
     if not axes:
         return None
-    if len(axes) > 1 or shape[axes[0]] != TIME:
+    each = entries_of(shape[axes[0]])
+    if len(axes) > 1 or each is None:
         raise PassError(
             f"the input {value.name!r} has shape {list(shape)}: a step graph takes one plain time "
             "axis per input. Compute masks inside the model, or leave this input out."
         )
-    return Along(axes[0])
+    return Along(axes[0], each=each)
 
 
 def _note_frontier(node: ir.Node, timing: Timing) -> None:
@@ -78,7 +79,7 @@ def _check_output(value: ir.Value, timing: Timing) -> None:
             f"the output {value.name!r} of shape {list(dims(value) or ())} has no time axis, so it "
             "cannot be returned for each token. Return the values before they are pooled over time."
         )
-    if fact.flat or fact.lead or fact.trail:
+    if fact.flat or fact.padded:
         raise PassError(
             f"the output {value.name!r} of shape {list(dims(value) or ())} does not hold one entry "
             "per token along an axis of its own. Return it as [batch, time, ...]."

@@ -21,7 +21,7 @@ import onnx_ir as ir
 
 from intaglio.errors import PassError
 from intaglio.passes.graph import describe, dims
-from intaglio.state import BATCH
+from intaglio.state import BATCH, TIME, entries_of
 
 
 class Length(Enum):
@@ -46,10 +46,11 @@ LAST = Last.LAST
 class Along:
     """One entry per token along `axis` (not negative).
 
+    `each`: how many entries make one token, where the sequence has another rate than the slowest.
     `flat`: where batch and time are merged into one axis, and axes behind them perhaps, how many
     entries of it each token has; 0 where time is an axis of its own.  `lead` and `trail` count
-    extra entries that padding put before and after the tokens; only a causal convolution takes
-    them away again.
+    extra entries that padding put before and after the tokens, which convolutions and slices take
+    away again.  `blank`: those before the tokens are zeros still, not what became of zeros.
     """
 
     axis: int
@@ -57,6 +58,13 @@ class Along:
     positional: bool = False
     lead: int = 0
     trail: int = 0
+    each: int = 1
+    blank: bool = True
+
+    @property
+    def padded(self) -> bool:
+        """Whether there are entries before or after those of the tokens."""
+        return bool(self.lead or self.trail)
 
 
 Fact = Along | Length | Last | None
@@ -107,6 +115,20 @@ def batchless(value: ir.Value) -> bool:
 def shifted(fact: Along, by: int) -> Along:
     """`fact` with its axis moved by `by`."""
     return replace(fact, axis=fact.axis + by)
+
+
+def length(dim: int | str) -> tuple[int, int] | None:
+    """Entries of an axis for each token, and entries beside: (2, 3) of ``2*time + 3``."""
+    left, sign, right = str(dim).replace(" ", "").partition("-" if "-" in str(dim) else "+")
+    each = entries_of(left)
+    if each is None or (sign and not right.isdigit()):
+        return None
+    return each, int(f"{sign}{right}") if sign else 0
+
+
+def dim_of(each: int) -> str:
+    """The axis of a sequence with `each` entries for a token: ``time``, ``2*time``."""
+    return TIME if each == 1 else f"{each}*{TIME}"
 
 
 def moved(fact: Along, axis: int, *, flat: int | None = None) -> Along:

@@ -5,6 +5,7 @@ the refusal.  Operators without a rule are refused as soon as time reaches them.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import onnx_ir as ir
 
@@ -18,11 +19,12 @@ from intaglio.passes.graph import (
     integers,
     type_of,
 )
-from intaglio.state import BATCH, TIME
+from intaglio.state import BATCH, TIME, entries_of
 
 from . import _carrying as carrying
 from . import _combining as combining
 from . import _rearranging as rearranging
+from . import windows
 from .time_facts import LAST, LENGTH, Along, Fact, Length, Timing, batchless, refuse, shifted
 
 Rule = Callable[[ir.Node, Timing], Sequence[Fact]]
@@ -57,7 +59,12 @@ def propagate(node: ir.Node, timing: Timing) -> Sequence[Fact]:
         return _of_last(node, facts)
     if not any(isinstance(fact, Along) for fact in facts):
         return _of_length(node)
-    _check_padding(node, key, [fact for fact in facts if isinstance(fact, Along)])
+    if key not in TAKES_PADDED and any(isinstance(fact, Along) and fact.padded for fact in facts):
+        raise refuse(
+            node,
+            "uses a sequence that was padded in time, and is not known to keep apart what padding "
+            "put there; convolutions and slices that take it away again may follow.",
+        )
     if key in ELEMENTWISE:
         return [_elementwise(node, timing)] * len(node.outputs)
     rule = RULES.get(key)
@@ -77,19 +84,6 @@ def _of_last(node: ir.Node, facts: Sequence[Fact]) -> Sequence[Fact]:
             "after it. Return it, or compute with it what is returned once.",
         )
     return [LAST] * len(node.outputs)
-
-
-def _check_padding(node: ir.Node, key: str, facts: Sequence[Along]) -> None:
-    """Zeros before the tokens must stay zeros; what comes after them is cut, so may change."""
-    may_follow = key in MOVES_ZEROS
-    if not any(fact.lead for fact in facts):
-        may_follow = may_follow or key in ELEMENTWISE or key == "Slice"
-    if any(fact.lead or fact.trail for fact in facts) and not may_follow:
-        raise refuse(
-            node,
-            "uses a sequence that was padded in time; only a causal convolution may follow a Pad "
-            "along time.",
-        )
 
 
 def _shape(node: ir.Node, timing: Timing) -> Fact:
@@ -116,21 +110,18 @@ def _of_length(node: ir.Node) -> Sequence[Fact]:
                 node,
                 "makes an array that is sized by the number of tokens in a way not known here.",
             )
-        shape = dims(output) or ()
-        _symbol(node, shape[axes[0]])
-        facts.append(Along(axes[0], flat=int(shape[axes[0]] != TIME)))
+        dim = (dims(output) or ())[axes[0]]
+        each = entries_of(dim)
+        if each is None and dim != f"{BATCH}*{TIME}":
+            raise refuse(node, f"has a dimension {dim!r} that is not one entry per token.")
+        facts.append(Along(axes[0], flat=int(each is None), each=each or 1))
     return facts
-
-
-def _symbol(node: ir.Node, dim: int | str) -> None:
-    if dim not in (TIME, f"{BATCH}*{TIME}"):
-        raise refuse(node, f"has a dimension {dim!r} that is not one entry per token.")
 
 
 def _range(node: ir.Node, _timing: Timing) -> Fact:
     start, step = constant(node.inputs[0]), constant(node.inputs[2])
-    if dims(node.outputs[0]) != (TIME,) or start is None or step is None or step.item() != 1:
-        raise refuse(node, "counts over time in steps that are not the positions 0, 1, 2, ...")
+    if dims(node.outputs[0]) != (TIME,) or start is None or step is None or not step.any():
+        raise refuse(node, "counts positions from a number, or in steps, that are not constant.")
     return Along(0, positional=True)
 
 
@@ -171,7 +162,7 @@ def _elementwise(node: ir.Node, timing: Timing) -> Fact:
                 continue
             raise refuse(node, "computes with the number of tokens, which a step does not know.")
         along.append(shifted(fact, rank - len(value.shape or ())))
-    places = {(fact.axis, fact.flat, fact.lead, fact.trail) for fact in along}
+    places = {(fact.axis, fact.flat, fact.each, fact.lead, fact.trail) for fact in along}
     if len(places) != 1:
         raise refuse(node, "combines entries of different tokens.")
     axis = along[0].axis
@@ -184,11 +175,20 @@ def _elementwise(node: ir.Node, timing: Timing) -> Fact:
                 "the number of tokens was frozen when the model was traced or trained.",
             )
     positional = all(fact.positional for fact in along) and batchless(node.outputs[0])
-    return Along(axis, along[0].flat, positional, along[0].lead, along[0].trail)
+    kept = node.op_type in MOVES_ZEROS and all(fact.blank for fact in along)
+    return replace(along[0], positional=positional, blank=kept or not along[0].lead)
 
 
-MOVES_ZEROS = frozenset({"Cast", "Conv", "Identity", "Pad", "Squeeze", "Transpose", "Unsqueeze"})
-"""What may take a sequence that padding has made longer at its front."""
+MOVES_ZEROS = frozenset({"Cast", "Identity", "Pad", "Squeeze", "Transpose", "Unsqueeze"})
+"""What leaves zeros that padding put in front of a sequence zeros."""
+
+TAKES_PADDED = (
+    MOVES_ZEROS
+    | ELEMENTWISE
+    | windows.WINDOWS
+    | {"BatchNormalization", "Concat", "LayerNormalization", "RMSNormalization", "Slice", "Split"}
+)
+"""What may take a sequence that padding has made longer, and says so of what it gives."""
 
 
 RULES: dict[str, Rule] = {
@@ -197,7 +197,10 @@ RULES: dict[str, Rule] = {
     "Attention": carrying.attention,
     "BatchNormalization": combining.channel_norm,
     "Concat": rearranging.concat,
-    "Conv": carrying.conv,
+    "Conv": windows.conv,
+    "ConvTranspose": windows.transposed,
+    "AveragePool": windows.pool,
+    "MaxPool": windows.pool,
     "CumSum": combining.scan_axis,
     "Einsum": combining.einsum,
     "Expand": rearranging.expand,

@@ -136,12 +136,15 @@ def _restart(node: ir.Node, timing: Timing, step: StepValues, context: Context) 
     emit, old = Emitter(node), node.outputs[0]
     positions = step.flat_positions
     if node.op_type == "Range":
-        start = constant(node.inputs[0])
-        if start is not None and start.any():
-            positions = emit("Add", [positions, emit.constant(start)], INT64, [FLAT])
         dtype = old.dtype or INT64
         if dtype != INT64:
             positions = emit("Cast", [positions], dtype, [FLAT], to=dtype)
+        for op, index, idle in (("Mul", 2, 1), ("Add", 0, 0)):
+            number = constant(node.inputs[index])
+            if number is not None and number != idle:
+                positions = emit(
+                    op, [positions, emit.constant(number, number.dtype)], dtype, [FLAT]
+                )
         new = positions
     else:
         axis, table = _axis(timing, old), node.inputs[0]

@@ -1,7 +1,8 @@
 """The rewrites of operators that mix time: each gains its state as an input and an output."""
 
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -11,13 +12,10 @@ from intaglio.passes.analysis.time_facts import refuse
 from intaglio.passes.graph import (
     Dim,
     Emitter,
-    attribute,
     attributes_of,
     dims,
-    input_of,
     integers,
     replace_uses,
-    set_dims,
     signature_of,
 )
 from intaglio.signature import ACTIVATIONS, Signature, UnknownSizeError
@@ -47,14 +45,47 @@ def past_value(port: str, dtype: ir.DataType, shape: Sequence[Dim]) -> ir.Value:
     return ir.Value(name=port, type=ir.TensorType(dtype), shape=ir.Shape(list(shape)))
 
 
-def _shape(node: ir.Node, value: ir.Value | None) -> tuple[Dim, ...]:
+def last_entries(
+    value: ir.Value, count: int, like: ir.Value, emit: Emitter, axis: int = 2
+) -> ir.Value:
+    """The last `count` entries of `value` along `axis`, as the next state `like` the past one."""
+    end = emit.constant([2**63 - 1])
+    places = [emit.constant([-count]), end, emit.constant([axis]), emit.constant([1])]
+    return emit("Slice", [value, *places], like.dtype, dims(like))
+
+
+MERGED = re.compile(rf"([1-9][0-9]*)\*{BATCH}")
+
+
+def rows_apart(state: Carried) -> Carried:
+    """`state` with the rows on an axis of their own, where its node has bands merged with them."""
+    shape, emit = dims(state.past) or (), Emitter(state.node)
+    found = MERGED.fullmatch(str(shape[0]))
+    if found is None:
+        return state
+    past = past_value(state.port, dtype_of(state.past), [BATCH, int(found[1]), *shape[1:]])
+    merged = emit("Reshape", [past, emit.constant([-1, *shape[1:]])], past.dtype, shape)
+    for user, index in list(state.past.uses()):
+        user.replace_input_with(index, merged)
+    apart = emit.constant([-1, int(found[1]), *shape[1:]])
+    present = emit("Reshape", [state.present, apart], past.dtype, dims(past))
+    axis = None if state.axis is None else state.axis + 1
+    return replace(state, past=past, present=present, axis=axis)
+
+
+def shape_of(node: ir.Node, value: ir.Value | None) -> tuple[Dim, ...]:
+    """The shape of a sequence that a node carries something of.
+
+    Raises:
+        PassError: if its first axis is not the batch, alone or with bands behind each row.
+    """
     shape = None if value is None else dims(value)
-    if not shape or shape[0] != BATCH:
-        raise refuse(node, f"works on {list(shape or ())}: its first axis must be the batch alone.")
+    if not shape or (shape[0] != BATCH and MERGED.fullmatch(str(shape[0])) is None):
+        raise refuse(node, f"works on {list(shape or ())}: its first axis must be the batch.")
     return shape
 
 
-def _dtype(value: ir.Value | None) -> ir.DataType:
+def dtype_of(value: ir.Value | None) -> ir.DataType:
     return (value.dtype if value is not None else None) or ir.DataType.FLOAT
 
 
@@ -96,6 +127,8 @@ def _start(emit: Emitter, node: ir.Node, past: ir.Value, initial: ir.Value | Non
     """What a node starts from: `past`, or where a row is new what it started from, a weight."""
     if initial is None or is_zero(initial):
         return past
+    if (dims(past) or ("",))[0] != BATCH:
+        raise refuse(node, "starts each band of a row from what is not zero.")
     assert isinstance(node.graph, ir.Graph)
     return chosen(emit, node.graph, past, initial)
 
@@ -106,16 +139,18 @@ def _pasts(node: ir.Node, signature: Signature) -> dict[str, ir.Value]:
     timed = [f for f in signature.inputs if f.time(attributes) is not None]
     given = dict(zip(signature.names, node.inputs, strict=False))
     first = given[timed[0].name]
-    _shape(node, first)
+    shape_of(node, first)
     sizes = signature.bind({name: dims(value) for name, value in given.items()}, attributes)
     found = {}
     for state in signature.states:
         kind = signature.formal(state.past).dtype
-        dtype = _dtype(first) if kind == ACTIVATIONS else ir.DataType.from_numpy(np.dtype(kind))
+        dtype = dtype_of(first) if kind == ACTIVATIONS else ir.DataType.from_numpy(np.dtype(kind))
         try:
             shape = signature.shape(state.past, sizes, attributes)
         except UnknownSizeError as error:
             raise refuse(node, f"carries a state whose size {error} is not known.") from error
+        rows = (dims(first) or (BATCH,))[0]  # with bands behind each perhaps
+        shape = tuple(rows if dim == BATCH else dim for dim in shape)
         found[state.past] = past_value(state.port, dtype, shape)
     return found
 
@@ -123,9 +158,9 @@ def _pasts(node: ir.Node, signature: Signature) -> dict[str, ir.Value]:
 def cumulative_sum(node: ir.Node) -> list[Carried]:
     """Give CumSum along time the sum of what came before, in its own dtype."""
     given, old, emit = node.inputs[0], node.outputs[0], Emitter(node)
-    shape, axis = list(_shape(node, given)), (integers(node.inputs[1]) or [0])[0]
+    shape, axis = list(shape_of(node, given)), (integers(node.inputs[1]) or [0])[0]
     place = axis % len(shape)
-    past = past_value("sum", _dtype(given), shape[:place] + shape[place + 1 :])
+    past = past_value("sum", dtype_of(given), shape[:place] + shape[place + 1 :])
     at = emit.constant([place])
     within = emit("CumSum", [given, node.inputs[1]], past.dtype, shape)
     start = emit("Unsqueeze", [past, at], past.dtype, [*shape[:place], 1, *shape[place + 1 :]])
@@ -159,8 +194,10 @@ def past_caches(node: ir.Node, *, window: int | None, grow: bool) -> list[ir.Val
         length = PAST
     pasts = []
     for port, new in (("key", node.inputs[1]), ("value", node.inputs[2])):
-        _, heads, _, size = _shape(node, new)
-        pasts.append(past_value(port, _dtype(new), [BATCH, heads, length, size]))
+        rows, heads, _, size = shape_of(node, new)
+        if rows != BATCH:
+            raise refuse(node, "attends over time for several bands of a row at once.")
+        pasts.append(past_value(port, dtype_of(new), [BATCH, heads, length, size]))
     return pasts
 
 
@@ -235,7 +272,7 @@ def _windowed(
         shape = [batch, heads, f"{TIME} + {kept}", size]
         both = emit("Concat", [past, new], past.dtype, shape, axis=2)
         joined.append(both)
-        presents.append(_last(both, int(kept), past, emit))
+        presents.append(last_entries(both, int(kept), past, emit))
     y = emit(
         "Attention",
         [node.inputs[0], *joined, mask],
@@ -244,76 +281,3 @@ def _windowed(
         **scale,
     )
     return y, presents
-
-
-def _last(value: ir.Value, count: int, like: ir.Value, emit: Emitter) -> ir.Value:
-    """The last `count` entries of `value` along axis 2, as the next state `like` the past one."""
-    end = emit.constant([2**63 - 1])
-    places = [emit.constant([-count]), end, emit.constant([2]), emit.constant([1])]
-    return emit("Slice", [value, *places], like.dtype, dims(like))
-
-
-def convolution(node: ir.Node) -> list[Carried]:
-    """Give a causal convolution over [batch, channels, time] its last inputs as a state."""
-    given, weight = node.inputs[0], node.inputs[1]
-    bias = input_of(node, 2)
-    pad = None if given is None else given.producer()
-    source = pad.inputs[0] if pad is not None and pad.op_type == "Pad" else given
-    channels = _shape(node, source)[1]
-    outputs, width, kernel = (dims(weight) if weight is not None else None) or ()
-    dilation = int((attribute(node, "dilations") or [1])[0])
-    reach = (int(kernel) - 1) * dilation
-    groups = attribute(node, "group", 1)
-    old, emit = node.outputs[0], Emitter(node)
-    past = past_value("conv", _dtype(source), [BATCH, channels, reach])
-    shape = [BATCH, outputs, TIME]
-    if groups == channels == outputs and width == 1 and dilation == 1:
-        y, present = emit.node(
-            "CausalConvWithState",
-            [source, weight, bias, past],
-            [(old.dtype, shape), (past.dtype, dims(past))],
-            {"activation": "none"},
-        )
-    else:
-        joined = emit(
-            "Concat", [past, source], past.dtype, [BATCH, channels, f"{TIME} + {reach}"], axis=2
-        )
-        attributes = {**attributes_of(node), "pads": [0, 0]}
-        inputs = [joined, weight, *([] if bias is None else [bias])]
-        y = emit.node("Conv", inputs, [(old.dtype, shape)], attributes)[0]
-        present = _last(joined, reach, past, emit)
-    replace_uses(old, y)
-    return [
-        Carried(
-            node=node,
-            op="causal_conv",
-            port="conv",
-            layout=Layout.CONV,
-            past=past,
-            present=present,
-        )
-    ]
-
-
-def cut_trailing(
-    graph: ir.Graph, cuts: Sequence[ir.Node], trailing: Callable[[ir.Value | None], int]
-) -> None:
-    """Drop `cuts`, which cut what a convolution padded on the right; nothing trails any more."""
-    for node in cuts:
-        given, axes = node.inputs[0], integers(input_of(node, 3)) or []
-        assert given is not None
-        if len(axes) == 1:
-            replace_uses(node.outputs[0], given)
-            continue
-        shape, ends = dims(given) or (), integers(node.inputs[2]) or []
-        time = shape.index(TIME)
-        whole = [
-            2**63 - 1 if axis % len(shape) == time else end
-            for axis, end in zip(axes or range(len(ends)), ends, strict=True)
-        ]
-        node.replace_input_with(2, Emitter(node).constant(whole))
-    for node in graph:
-        for value in node.outputs:
-            if extra := trailing(value):
-                longer = f"{TIME} + {extra}"
-                set_dims(value, [TIME if dim == longer else dim for dim in dims(value) or ()])

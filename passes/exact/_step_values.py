@@ -5,7 +5,7 @@ from functools import cached_property
 import onnx_ir as ir
 
 from intaglio.passes.graph import Emitter, dims
-from intaglio.state import BATCH, PAST_LENGTH, TIME
+from intaglio.state import BATCH, PAST_LENGTH, TIME, time_of
 
 INT64 = ir.DataType.INT64
 BOOL = ir.DataType.BOOL
@@ -29,8 +29,8 @@ class StepValues:
         self._graph = graph
         self._emit = Emitter(next(iter(graph)), prefix="step")
         self._masks: dict[int, ir.Value] = {}
-        self._timed = next(v for v in graph.inputs if TIME in (dims(v) or ()))
-        self._axis = (dims(self._timed) or ()).index(TIME)
+        timed = ((v, time_of(dims(v) or ())) for v in graph.inputs)
+        self._timed, (self._axis, self._each) = next((v, at) for v, at in timed if at is not None)
 
     @cached_property
     def past_length(self) -> ir.Value:
@@ -41,7 +41,10 @@ class StepValues:
     def count(self) -> ir.Value:
         """Int64 [1]: T, the tokens of this step."""
         axis = self._axis
-        return self._emit("Shape", [self._timed], INT64, [1], start=axis, end=axis + 1)
+        count = self._emit("Shape", [self._timed], INT64, [1], start=axis, end=axis + 1)
+        if self._each == 1:
+            return count
+        return self._emit("Div", [count, self._emit.constant([self._each])], INT64, [1])
 
     @cached_property
     def total_length(self) -> ir.Value:

@@ -1,12 +1,14 @@
 """Each token beside the one k before it -> a causal convolution, which carries the last k tokens.
 
     pad(x, k zeros in front, k tokens off the end),  pad(x[:, :-k], k zeros in front),
-    concat(k zeros, x[:, :-k])
+    pad(x, k zeros in front)[:, :-k],  concat(k zeros, x[:, :-k])
       -> Conv(x, [1, 0, .., 0]), one channel at a time, k zeros in front
 
-Holds for x of [batch, time, channels] or [batch, channels, time].  The shift by one is that of
+Holds for x of [batch, ..., time, ...] whose other sizes are fixed.  The shift by one is that of
 RWKV (Peng et al. 2023, arXiv:2305.13048, section 3.1).
 """
+
+import math
 
 import numpy as np
 import onnx_ir as ir
@@ -33,7 +35,7 @@ class FuseTokenShift(Exact):
         """Rewrite every shift to later times of a sequence of vectors."""
         notes = []
         for node in list(model.graph):
-            found = _padded(node) or _joined(node)
+            found = _padded(node) or _joined(node) or _cut_again(node)
             if found is None:
                 continue
             x, shift = found
@@ -45,13 +47,14 @@ class FuseTokenShift(Exact):
 
 
 def time_axis(value: ir.Value | None) -> int | None:
-    """The axis of time of a sequence of vectors of known size, None for all else."""
+    """The axis of time of a sequence of rows of known size, None for all else."""
     shape = dims(value) or ()
-    if len(shape) != 3 or shape[0] != BATCH or value is None or value.dtype is None:
+    if len(shape) < 2 or shape[0] != BATCH or value is None or TIME not in shape:
         return None
-    axis = shape.index(TIME) if TIME in shape else 0
+    axis = shape.index(TIME)
     floating = value.dtype in (ir.DataType.FLOAT, ir.DataType.DOUBLE)
-    return axis if floating and axis and isinstance(shape[3 - axis], int) else None
+    known = all(isinstance(dim, int) for at, dim in enumerate(shape) if at not in (0, axis))
+    return axis if floating and known else None
 
 
 def _padded(node: ir.Node) -> tuple[ir.Value, int] | None:
@@ -64,7 +67,8 @@ def _padded(node: ir.Node) -> tuple[ir.Value, int] | None:
     pads, fill = integers(input_of(node, 1)), input_of(node, 2)
     if axis is None or pads is None or attribute(node, "mode", "constant") != "constant":
         return None
-    axes = [a % 3 for a in integers(input_of(node, 3)) or range(3)]
+    rank = len(dims(x) or ())
+    axes = [a % rank for a in integers(input_of(node, 3)) or range(rank)]
     by_axis = dict(zip(axes, zip(pads[: len(axes)], pads[len(axes) :], strict=True), strict=True))
     lead, trail = by_axis.pop(axis, (0, 0))
     value = constant(fill)
@@ -80,9 +84,30 @@ def _joined(node: ir.Node) -> tuple[ir.Value, int] | None:
     if node.op_type != "Concat" or node.domain or len(node.inputs) != 2:
         return None
     zeros, cut = node.inputs[0], _cut(node.inputs[1])
-    if cut is None or attribute(node, "axis") % 3 != time_axis(cut[0]) or not _is_zero(zeros):
+    if cut is None or not _is_zero(zeros):
         return None
-    return cut if (dims(zeros) or (0, 0, 0))[attribute(node, "axis") % 3] == cut[1] else None
+    axis = attribute(node, "axis") % len(dims(cut[0]) or ())
+    sizes = dims(zeros) or (0,) * (axis + 1)
+    return cut if axis == time_axis(cut[0]) and sizes[axis] == cut[1] else None
+
+
+def _cut_again(node: ir.Node) -> tuple[ir.Value, int] | None:
+    """(x, k) where `node` cuts k tokens off the end of x with k zeros in front."""
+    pad = producer(node.inputs[0], "Pad") if node.op_type == "Slice" and not node.domain else None
+    x = None if pad is None else pad.inputs[0]
+    axis, fill = time_axis(x), None if pad is None else constant(input_of(pad, 2))
+    if pad is None or x is None or axis is None or attribute(pad, "mode", "constant") != "constant":
+        return None
+    rank, pads = len(dims(x) or ()), integers(input_of(pad, 1))
+    axes = [a % rank for a in integers(input_of(pad, 3)) or range(rank)]
+    places = [a % rank for a in integers(input_of(node, 3)) or []]
+    start, end, step = (integers(input_of(node, at)) for at in (1, 2, 4))
+    if pads is None or axis not in axes or places != [axis] or step not in (None, [1]):
+        return None
+    lead = pads[axes.index(axis)]
+    zero = input_of(pad, 2) is None or (fill is not None and not fill.any())
+    only = lead > 0 and sum(map(abs, pads)) == lead
+    return (x, lead) if zero and only and start == [0] and end == [-lead] else None
 
 
 def _cut(value: ir.Value | None) -> tuple[ir.Value, int] | None:
@@ -93,7 +118,7 @@ def _cut(value: ir.Value | None) -> tuple[ir.Value, int] | None:
     if node is None or x is None or axis is None:
         return None
     start, end, axes, step = (integers(input_of(node, i)) for i in range(1, 5))
-    along = [a % 3 for a in axes or [0]] == [axis]
+    along = [a % len(dims(x) or ()) for a in axes or [0]] == [axis]
     if not along or start != [0] or step not in (None, [1]) or not end or end[0] >= 0:
         return None
     return x, -end[0]
@@ -116,13 +141,23 @@ def _is_zero(value: ir.Value | None) -> bool:
 def convolved(x: ir.Value, shift: int, emit: Emitter) -> ir.Value:
     """What x was `shift` tokens ago, zeros before the first."""
     shape, axis = dims(x) or (), time_axis(x)
-    channels = shape[3 - (axis or 1)]
-    assert isinstance(channels, int)
+    assert axis is not None
     assert x.dtype is not None
-    turned = [shape[0], channels, TIME]
-    inner = emit("Transpose", [x], x.dtype, turned, perm=[0, 2, 1]) if axis == 1 else x
+    others = [at for at in range(1, len(shape)) if at != axis]
+    perm = [0, *others, axis]
+    turned = [shape[at] for at in perm]
+    channels = math.prod(int(shape[at]) for at in others)
+    inner = x if perm == sorted(perm) else emit("Transpose", [x], x.dtype, turned, perm=perm)
+    wide = [shape[0], channels, TIME]
+    if len(shape) != 3:
+        inner = emit("Reshape", [inner, emit.constant([0, channels, -1])], x.dtype, wide)
     taps = np.zeros((channels, 1, shift + 1))
     taps[..., 0] = 1
     weight = emit.constant(taps, x.dtype.numpy())
-    y = emit("Conv", [inner, weight], x.dtype, turned, group=channels, pads=[shift, 0])
-    return emit("Transpose", [y], x.dtype, shape, perm=[0, 2, 1]) if axis == 1 else y
+    y = emit("Conv", [inner, weight], x.dtype, wide, group=channels, pads=[shift, 0])
+    if len(shape) != 3:
+        sizes = [0, *(int(shape[at]) for at in others), -1]
+        y = emit("Reshape", [y, emit.constant(sizes)], x.dtype, turned)
+    if perm == sorted(perm):
+        return y
+    return emit("Transpose", [y], x.dtype, shape, perm=[perm.index(at) for at in range(len(perm))])

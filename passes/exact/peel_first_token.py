@@ -29,7 +29,7 @@ from intaglio.passes.graph import (
 )
 from intaglio.state import BATCH, TIME
 
-from .fuse_token_shift import convolved
+from .fuse_token_shift import convolved, time_axis
 
 INT64, BOOL = ir.DataType.INT64, ir.DataType.BOOL
 LATER = f"{TIME} - 1"  # the length of what the first token is missing from
@@ -209,16 +209,7 @@ def _rebuilt(
 
 
 def _shifted(emit: Emitter, x: ir.Value) -> ir.Value:
-    """The token before each of `x`, [batch, time], [batch, time, size] or [batch, size, time]."""
-    shape = dims(x) or ()
-    sizes = [dim for dim in shape if dim not in (BATCH, TIME)]
-    floating = x.dtype in (ir.DataType.FLOAT, ir.DataType.DOUBLE)
-    if shape[0] != BATCH or not floating or not all(isinstance(dim, int) for dim in sizes):
-        raise _UnfitError
-    if len(shape) == 2:
-        place = emit.constant([1])
-        wide = emit("Unsqueeze", [x, place], x.dtype, [BATCH, 1, TIME])
-        return emit("Squeeze", [convolved(wide, 1, emit), place], x.dtype, shape)
-    if len(shape) != 3:
+    """The token before each of `x`."""
+    if time_axis(x) is None:
         raise _UnfitError
     return convolved(x, 1, emit)

@@ -25,7 +25,7 @@ from intaglio.passes.analysis.known_shapes import complete_shapes
 from intaglio.passes.analysis.mask import Causal
 from intaglio.passes.analysis.meetings import MASK, Meeting, Meetings, meetings
 from intaglio.passes.analysis.rows import check_rows
-from intaglio.passes.analysis.time import LAST, Along, Timing, analyse
+from intaglio.passes.analysis.time import LAST, Timing, analyse
 from intaglio.passes.base import Context, Exact, PassResult
 from intaglio.passes.graph import dims, module_of, replace_uses, type_of
 from intaglio.passes.own_ops import define
@@ -33,9 +33,11 @@ from intaglio.state import StateSpec
 
 from . import _stateful_ops as stateful
 from ._every_token import every_token
+from ._padding import sequences, without_padding
 from ._pairs import Pairs
 from ._positions import limit_by_tables, offset_positions
 from ._stateful_scan import carried_by, scan
+from ._stateful_windows import window
 from ._step_values import StepValues
 from ._windows import attributes_to_masks
 
@@ -66,22 +68,21 @@ class Statefulize(Exact):
             _limit(found, context)
         timing = analyse(graph, met)
         check_rows(graph)
+        moving = sequences(model, timing)
+        without_padding(graph, timing)
         limit_by_tables(model, timing, context)
         step = StepValues(graph)
-        cuts = [
-            node
-            for node in graph
-            if node.op_type == "Slice"
-            and _trail(timing, node.inputs[0]) > _trail(timing, node.outputs[0])
-        ]
         pairs = Pairs(step, grow=self.kv == "grow")
         carried: list[stateful.Carried] = []
         computed = _compute(met, timing.mixers, pairs)
         for node in timing.mixers:
-            carried += self._rewrite(node, step, met.found.get(node), computed)
+            if node in moving:
+                states = window(node, moving[node])
+            else:
+                states = self._rewrite(node, step, met.found.get(node), computed)
+            carried += map(stateful.rows_apart, states)
         carried += pairs.carried
         notes = offset_positions(model, timing, step, context)
-        stateful.cut_trailing(graph, cuts, lambda value: _trail(timing, value))
         _connect(graph, carried, context)
         common.RemoveUnusedNodesPass()(model)
         common.TopologicalSortPass()(model)
@@ -104,7 +105,7 @@ class Statefulize(Exact):
             return stateful.attention(node, step, window=window, grow=grow, mask=mask, pasts=pasts)
         if node.op_type == "Scan":
             return [scan(node, index) for index in carried_by(node)]
-        return stateful.REWRITES.get(type_of(node), stateful.convolution)(node)
+        return stateful.REWRITES[type_of(node)](node)
 
 
 def _every(name: str) -> str:
@@ -151,11 +152,6 @@ def _limit(found: Meeting, context: Context) -> None:
     if isinstance(found.mask, Causal):
         found.node.replace_input_with(MASK, None)
         found.node.attributes["is_causal"] = ir.AttrInt64("is_causal", 1)
-
-
-def _trail(timing: Timing, value: ir.Value | None) -> int:
-    fact = timing.of(value)
-    return fact.trail if isinstance(fact, Along) else 0
 
 
 def _connect(graph: ir.Graph, carried: Sequence[stateful.Carried], context: Context) -> None:

@@ -7,7 +7,8 @@ each row has consumed, from which positions, masks and write indices are compute
 """
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any, Self
@@ -20,6 +21,21 @@ CAPACITY = "capacity"
 PAST = "past"
 
 OWN = "own"  # `StateSpec.op` of a state that the source takes and gives back itself
+
+_ENTRIES = re.compile(rf"(?:([1-9][0-9]*)\*)?{TIME}")
+
+
+def entries_of(dim: int | str) -> int | None:
+    """How many entries of an axis make one token: 1 of ``time``, 4 of ``4*time``; else None."""
+    found = _ENTRIES.fullmatch(str(dim))
+    return None if found is None else int(found[1] or 1)
+
+
+def time_of(shape: Sequence[int | str]) -> tuple[int, int] | None:
+    """The axis of time in `shape` and how many of its entries make a token; None without one."""
+    found = ((axis, entries_of(dim)) for axis, dim in enumerate(shape))
+    return next(((axis, each) for axis, each in found if each is not None), None)
+
 
 _BITS = {f"{sign}int{bits}": bits for sign in ("", "u") for bits in (8, 16, 32, 64)} | {
     "bool": 8,

@@ -1,0 +1,165 @@
+"""Rules for windows that move over time: convolutions, transposed ones, pooling.
+
+With n entries of a sequence, `lead` before them and `trail` after them, a window over entries
+0 .. reach that moves by `stride` gives
+
+    floor((lead + n + trail - reach - 1) / stride) + 1,
+
+of which the j-th comes from the entries j stride - lead .. j stride - lead + reach.  Where a token
+has a multiple of `stride` entries, its last result needs nothing later if lead >= reach - stride +
+1; what is in front beyond that gives results of padding alone, the lead of the result.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import onnx_ir as ir
+
+from intaglio.passes.graph import attribute, dims
+
+from .time_facts import Along, Fact, Timing, only, refuse
+
+WINDOWS = frozenset({"AveragePool", "Conv", "ConvTranspose", "MaxPool"})
+
+
+@dataclass(frozen=True)
+class Window:
+    """How a node moves over `axis`: by `stride`, from an entry to the one `reach` after it.
+
+    `begin` and `end` count zeros that it puts around the sequence itself, `extra` what a
+    transposed convolution adds to its end.
+    """
+
+    axis: int
+    stride: int
+    reach: int
+    begin: int
+    end: int
+    extra: int = 0
+
+    @classmethod
+    def of(cls, node: ir.Node, axis: int) -> "Window":
+        """The window of `node` over `axis`.
+
+        Raises:
+            PassError: if it pads itself by what is not told.
+        """
+        pooled = node.op_type in ("AveragePool", "MaxPool")
+        shape = attribute(node, "kernel_shape") or (dims(node.inputs[1]) or ())[2:]
+        if pooled:
+            shape = attribute(node, "kernel_shape")
+        size, place = len(shape), axis - 2
+        auto = attribute(node, "auto_pad", "NOTSET")
+        if auto not in ("NOTSET", b"NOTSET", "VALID", b"VALID"):
+            raise refuse(node, f"pads itself ({auto}), which looks ahead in time.")
+        pads = list(attribute(node, "pads") or [0] * 2 * size)
+        dilation = list(attribute(node, "dilations") or [1] * size)[place]
+        return cls(
+            axis=axis,
+            stride=int(list(attribute(node, "strides") or [1] * size)[place]),
+            reach=(int(shape[place]) - 1) * int(dilation),
+            begin=int(pads[place]),
+            end=int(pads[place + size]),
+            extra=int(list(attribute(node, "output_padding") or [0] * size)[place]),
+        )
+
+    def front(self, fact: Along) -> int:
+        """Entries before those of a token that it takes with them; `conv` shows it not negative."""
+        least = self.reach - self.stride + 1
+        lead = fact.lead + self.begin
+        return lead - (lead - least) // self.stride * self.stride
+
+    @property
+    def history(self) -> int:
+        """Entries before those of a token that a transposed convolution takes with them."""
+        return self.reach // self.stride
+
+
+def conv(node: ir.Node, timing: Timing) -> Sequence[Fact]:
+    """A convolution: causal where it is padded in front."""
+    fact = only(node, timing)
+    if fact.axis == 0 and not fact.padded:
+        return [fact]
+    if fact.axis < 2:
+        raise refuse(node, "has time as its channels: it sums over time.")
+    if fact.flat:
+        raise refuse(node, "is over time that is merged with the rows.")
+    window = Window.of(node, fact.axis)
+    if fact.lead and not fact.blank and window.begin:
+        raise refuse(node, "puts zeros in front of what padding became.")
+    return [_moved(node, fact, window, timing)]
+
+
+def _moved(node: ir.Node, fact: Along, window: Window, timing: Timing) -> Along:
+    stride, reach = window.stride, window.reach
+    lead, trail = fact.lead + window.begin, fact.trail + window.end
+    if fact.each % stride:
+        raise refuse(
+            node,
+            f"moves over time in strides of {stride}, where a step has {fact.each} entries for "
+            "each token: some token would be left over. Nothing showed how many frames make a "
+            "step; say so with --axes, as NAME:batchx6xtime=4..:4.",
+        )
+    least = reach - stride + 1
+    if lead < least:
+        raise refuse(
+            node,
+            f"looks {least - lead} tokens ahead: a causal convolution of kernel "
+            f"{reach + 1} is padded by {least} on the left.",
+        )
+    before = (lead - least) // stride
+    after = (lead + trail - reach - 1) // stride + 1 - before
+    if trail < 0 or after < 0:
+        raise refuse(node, "leaves out tokens at the end of the sequence.")
+    if window.front(fact) or window.begin or window.end:
+        timing.mixers.append(node)
+    blank = not before  # what a window makes of zeros is no zero
+    return replace(fact, lead=before, trail=after, each=fact.each // stride, blank=blank)
+
+
+def transposed(node: ir.Node, timing: Timing) -> Sequence[Fact]:
+    """A transposed convolution: each entry is spread over those from its own on."""
+    fact = only(node, timing)
+    if fact.axis == 0 and not fact.padded:
+        return [fact]
+    if fact.axis < 2:
+        raise refuse(node, "has time as its channels: it sums over time.")
+    if fact.flat or fact.lead:
+        raise refuse(node, "spreads what is not [batch, channels, time, ...].")
+    if attribute(node, "output_shape") is not None:
+        raise refuse(node, "cuts its result to a shape of its own.")
+    window = Window.of(node, fact.axis)
+    stride, begin = window.stride, window.begin
+    if begin:
+        raise refuse(
+            node,
+            f"looks {-(-begin // stride)} tokens ahead: it leaves out its first {begin} results. A "
+            f"causal transposed convolution leaves out {window.reach + 1 - stride} at the end, as "
+            "y[..., : stride * time] does.",
+        )
+    trail = (fact.trail - 1) * stride + window.reach + 1 + window.extra - window.end
+    if trail < 0:
+        raise refuse(node, "gives less than its stride for the last token.")
+    if window.history or window.end:
+        timing.mixers.append(node)
+    return [replace(fact, each=fact.each * stride, trail=trail, positional=False)]
+
+
+def pool(node: ir.Node, timing: Timing) -> Sequence[Fact]:
+    """The mean or the largest of a window, of zeros too that a Pad put in front."""
+    fact = only(node, timing)
+    if fact.axis < 2 and not fact.padded:
+        return [fact]  # each channel is pooled by itself
+    if fact.axis < 2 or fact.flat:
+        raise refuse(node, "is over time that is merged with another axis.")
+    window = Window.of(node, fact.axis)
+    counted = node.op_type == "AveragePool" and attribute(node, "count_include_pad", 0)
+    if (window.begin or window.end) and not counted:
+        raise refuse(
+            node,
+            "pads itself with what is not counted. Pad with zeros in front, by "
+            "torch.nn.functional.pad.",
+        )
+    if attribute(node, "ceil_mode", 0) or len(node.outputs) > 1:
+        raise refuse(node, "rounds its length up, or returns places.")
+    return [_moved(node, fact, window, timing)]

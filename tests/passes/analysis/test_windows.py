@@ -1,0 +1,212 @@
+"""Convolutions and pooling over time: what each step gives is what the whole sequence gives."""
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from intaglio.errors import PassError
+from intaglio.passes import evaluate, stepping
+from intaglio.passes.base import Context
+from intaglio.passes.exact.statefulize import Statefulize
+from intaglio.passes.shapes import infer_shapes
+from intaglio.state import BATCH, TIME
+
+TOKENS = 9
+SPLITS = ([TOKENS], [1] * TOKENS, [2, 4, 1, 2])
+
+
+def graph(given: str, made: str, weights: str, body: str) -> ir.Model:
+    """A training-form graph of an input x, its weights random, its shapes known."""
+    text = f"""
+        <ir_version: 10, opset_import: ["" : 24]>
+        g (float[{given}] x) => (float[{made}] y) <{weights}> {{ {body} }}
+    """
+    random = np.random.default_rng(0)
+    model = ir.from_onnx_text(text)
+    for name, value in model.graph.initializers.items():
+        assert value.const_value is not None
+        if value.const_value.dtype == ir.DataType.FLOAT:
+            shape = value.const_value.shape.numpy()
+            array = random.standard_normal(shape).astype(np.float32)
+            value.const_value = ir.tensor(array, name=name)
+    infer_shapes(model)
+    return model
+
+
+def floats(name: str, *shape: int) -> str:
+    """The declaration of a weight, whose numbers come later."""
+    count = int(np.prod(shape))
+    return f"float[{','.join(map(str, shape))}] {name} = {{{', '.join(['0.0'] * count)}}}"
+
+
+def integers(name: str, *numbers: int) -> str:
+    """The declaration of constant places."""
+    return f"int64[{len(numbers)}] {name} = {{{', '.join(map(str, numbers))}}}"
+
+
+CUT = [integers("s", 0), integers("e", -2), integers("a", 2)]
+
+CAUSAL = {
+    "over time and bands": (
+        "batch, 2, time, 8",
+        "batch, 3, time, 4",
+        [floats("w", 3, 2, 3, 3), floats("b", 3), integers("p", 0, 0, 2, 0, 0, 0, 0, 0)],
+        "z = Pad (x, p) y = Conv <strides = [1, 2], pads = [0, 1, 0, 1]> (z, w, b)",
+        [2],
+    ),
+    "padded in time and over bands at once": (
+        "batch, 2, time, 8",
+        "batch, 3, time, 8",
+        [floats("w", 3, 2, 2, 3), integers("p", 0, 0, 3, 1, 0, 0, 0, 1)],
+        "z = Pad (x, p) y = Conv <dilations = [3, 1]> (z, w)",
+        [3],
+    ),
+    "cut at its end": (
+        "batch, 2, 8, time",
+        "batch, 3, 8, time",
+        [floats("w", 3, 2, 1, 3), integers("s", 0), integers("e", -2), integers("a", 3)],
+        "z = Conv <pads = [0, 2, 0, 2]> (x, w) u = Tanh (z) y = Slice (u, s, e, a)",
+        [2],
+    ),
+    "a stack that is padded once": (
+        "batch, 2, time",
+        "batch, 2, time",
+        [
+            floats("v", 2, 2, 2),
+            floats("w", 2, 2, 2),
+            floats("b", 2),
+            integers("p", 0, 0, 3, 0, 0, 0),
+        ],
+        "z = Pad (x, p) t = Conv (z, v, b) u = Tanh (t) y = Conv <dilations = [2]> (u, w, b)",
+        [1, 2],
+    ),
+    "a residual stack that is padded once": (
+        "batch, 2, time",
+        "batch, 2, time",
+        [
+            floats("v", 2, 2, 2),
+            floats("w", 2, 2, 2),
+            floats("b", 2),
+            integers("p", 0, 0, 3, 0, 0, 0),
+            *(integers(n, k) for n, k in (("one", 1), ("two", 2), ("end", 2**31 - 1))),
+        ],
+        (
+            "z = Pad (x, p) t = Conv (z, v, b) k = Slice (z, one, end, two) u = Add (t, k) "
+            "c = Conv <dilations = [2]> (u, w, b) m = Slice (u, two, end, two) y = Add (c, m)"
+        ),
+        [1, 2],
+    ),
+    "transposed over time and bands": (
+        "batch, 2, time, 4",
+        "batch, 3, time, 7",
+        [floats("w", 2, 3, 3, 3), floats("b", 3), *CUT],
+        (
+            "z = ConvTranspose <strides = [1, 2], pads = [0, 1, 0, 1]> (x, w, b) "
+            "y = Slice (z, s, e, a)"
+        ),
+        [2],
+    ),
+    "the mean of the last three": (
+        "batch, 2, time",
+        "batch, 2, time",
+        [integers("p", 0, 0, 2, 0, 0, 0)],
+        "z = Pad (x, p) y = AveragePool <kernel_shape = [3]> (z)",
+        [2],
+    ),
+    "the largest of the last three": (
+        "batch, 2, time",
+        "batch, 2, time",
+        [integers("p", 0, 0, 2, 0, 0, 0)],
+        "z = Pad (x, p) y = MaxPool <kernel_shape = [3]> (z)",
+        [2],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_every_split_gives_what_the_whole_sequence_gives(name: str) -> None:
+    """The first tokens included, before which is padding, or what layers made of it."""
+    given, made, weights, body, fronts = CAUSAL[name]
+    model = graph(given, made, ", ".join(weights), body)
+    step, context = model.clone(), Context()
+    Statefulize().run(step, context)
+    inputs = stepping.random_inputs(model, [], {BATCH: 3, TIME: TOKENS})
+    wanted = evaluate.run(model, inputs)["y"]
+    for parts in SPLITS:
+        got = stepping.roll(step, context.states, inputs, parts)["y"]
+        np.testing.assert_allclose(got, wanted, atol=2e-6, err_msg=str(parts))
+    axis = given.split(", ").index(TIME)
+    assert [spec.shape[axis] for spec in context.states] == fronts
+
+
+REFUSED = {
+    "ahead": (
+        "batch, 2, time, 8",
+        "batch, 3, time, 8",
+        [floats("w", 3, 2, 3, 1)],
+        "y = Conv <pads = [1, 0, 1, 0]> (x, w)",
+        "looks 1 tokens ahead",
+    ),
+    "ahead by a transposed one": (
+        "batch, 2, time",
+        "batch, 3, time",
+        [floats("w", 2, 3, 3)],
+        "y = ConvTranspose <pads = [1, 1]> (x, w)",
+        "looks 1 tokens ahead",
+    ),
+    "a stride that leaves tokens over": (
+        "batch, 2, time",
+        "batch, 3, rest",
+        [floats("w", 3, 2, 3), integers("p", 0, 0, 2, 0, 0, 0)],
+        "z = Pad (x, p) y = Conv <strides = [2]> (z, w)",
+        "strides of 2",
+    ),
+    "zeros in front of what padding became": (
+        "batch, 2, time",
+        "batch, 2, rest",
+        [floats("w", 2, 2, 2), floats("b", 2), integers("p", 0, 0, 2, 0, 0, 0)],
+        "z = Pad (x, p) t = Conv (z, w, b) y = Conv <pads = [1, 0]> (t, w, b)",
+        "puts zeros in front",
+    ),
+    "means of which padding does not count": (
+        "batch, 2, time",
+        "batch, 2, time",
+        CUT,
+        "z = AveragePool <kernel_shape = [3], pads = [2, 2]> (x) y = Slice (z, s, e, a)",
+        "what is not counted",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_no_state_can_reproduce_is_refused(name: str) -> None:
+    given, made, weights, body, reason = REFUSED[name]
+    model = graph(given, made, ", ".join(weights), body)
+    with pytest.raises(PassError, match=reason):
+        Statefulize().run(model, Context())
+
+
+def test_padding_that_a_condition_changes_is_refused() -> None:
+    """What stands before the first token is a weight then of no graph."""
+    model = graph(
+        "batch, 2, time",
+        "batch, 2, time",
+        ", ".join([floats("w", 2, 2, 2), integers("p", 0, 0, 2, 0, 0, 0)]),
+        "z = Pad (x, p) t = Conv (z, w) y = Conv (t, w)",
+    )
+    convolved = next(node for node in model.graph if node.op_type == "Conv")
+    label = ir.Value(
+        name="label", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([BATCH, 2, 1])
+    )
+    model.graph.inputs.append(label)
+    shifted = ir.node("Add", [convolved.outputs[0], label])
+    shifted.outputs[0].type, shifted.outputs[0].shape = (
+        convolved.outputs[0].type,
+        convolved.outputs[0].shape,
+    )
+    for node, index in list(convolved.outputs[0].uses()):
+        if node is not shifted:
+            node.replace_input_with(index, shifted.outputs[0])
+    model.graph.insert_after(convolved, shifted)
+    with pytest.raises(PassError, match="conditions change"):
+        Statefulize().run(model, Context())
