@@ -58,9 +58,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--case", type=int)
+    parser.add_argument("--only", help="cases of one kind")
+    parser.add_argument("--cases", type=int)
     options, sys.argv[1:] = parser.parse_known_args()
+    if options.only:
+        KINDS[:] = [kind for kind in KINDS if kind.name == options.only]
     if options.case is None:
-        run(__doc__, lambda quick: measure(QUICK if quick else CASES, options.seed))
+        count = options.cases or CASES
+        run(__doc__, lambda quick: measure(QUICK if quick else count, options.seed))
         return
     with _inputs() as inputs:
         for verdict in _verdicts(range(options.case, options.case + 1), options.seed, inputs):
@@ -155,7 +160,9 @@ def _fork(kind: Kind, inputs: Path, folder: Path, random: Random) -> int:
     code = 99
     try:
         os.chdir(folder)
-        (folder / "change").write_text(prepare(kind, inputs, folder, random), errors="replace")
+        (folder / "change").write_text(
+            prepare(kind, inputs, folder, random), errors="backslashreplace"
+        )
         code = _run(kind, folder)
     finally:
         os._exit(code)
@@ -200,7 +207,7 @@ def _judge(number: int, kind: Kind, folder: Path, status: int, *, hung: bool) ->
 
 
 def _text(path: Path) -> str:
-    return path.read_text(errors="replace") if path.exists() else ""
+    return path.read_text(errors="backslashreplace") if path.exists() else ""
 
 
 if __name__ == "__main__":

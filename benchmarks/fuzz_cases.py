@@ -12,6 +12,7 @@ from random import Random
 import numpy as np
 import safetensors.torch
 import torch
+from fuzz_graphs import draw_graph, write_graphs
 from fuzz_mutations import (
     STRINGS,
     change_graph,
@@ -40,6 +41,7 @@ class Net(nn.Module):
 """
 CONFIG = llama.Config(hidden_size=16, intermediate_size=24, num_layers=1)
 OUT = "out"
+GRAPHS = "graphs"
 MODULES = "modules"  # where the names of all modules are kept that an export imports
 EXPORT = ("-o", OUT, "--no-verify", "--no-portable")
 
@@ -73,6 +75,7 @@ def write_inputs(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(values))
     intaglio.export(folder / "llama.pt", folder / "bundle", steps=4)
     np.savez(folder / "arrays.npz", input_ids=np.arange(6).reshape(2, 3))
+    write_graphs(folder / GRAPHS)
     (folder / MODULES).write_text("\n".join(sys.modules))
 
 
@@ -136,10 +139,17 @@ def _signed(name: str, change: Callable[[bytes, Random], tuple[bytes, str]]) -> 
     return mutate
 
 
+def _graph(folder: Path, random: Random) -> str:
+    """One of ONNX's tests, changed; the folder of them lies beside that of the case."""
+    content, what = draw_graph(folder.parent / GRAPHS, random)
+    (folder / "model.onnx").write_bytes(content)
+    return what
+
+
 _NET = ("--model", "fuzzed_net:Net", *EXPORT)
 _RUN = ("run", "bundle", "--prompt", "ab", "--steps", "3")
 
-KINDS = (
+KINDS = [
     Kind("zip checkpoint", ("net.pt", "fuzzed_net.py"),
          _bytes("net.pt", change_zip, change_zip, flip_bytes), ("export", "net.pt", *_NET)),
     Kind("legacy checkpoint", ("net.bin", "fuzzed_net.py"),
@@ -158,8 +168,16 @@ KINDS = (
     Kind("weights", ("bundle",), _signed("model.onnx.data", flip_bytes), _RUN),
     Kind("arrays", ("bundle", "arrays.npz"), _bytes("arrays.npz", change_zip, flip_bytes),
          ("run", "bundle", "--inputs", "arrays.npz", "-o", "outputs.npz")),
-)  # fmt: skip
-WEIGHTS: Mapping[str, int] = {"graph": 5, "zip checkpoint": 3, "manifest, run": 2}
+    Kind("onnx, whole", (), _graph, ("export", "model.onnx", "-o", OUT, "--whole", "--no-verify")),
+    Kind("onnx", (), _graph, ("export", "model.onnx", *EXPORT)),
+]  # fmt: skip
+WEIGHTS: Mapping[str, int] = {
+    "graph": 5,
+    "zip checkpoint": 3,
+    "manifest, run": 2,
+    "onnx, whole": 4,
+    "onnx": 2,
+}
 
 
 def prepare(kind: Kind, inputs: Path, folder: Path, random: Random) -> str:

@@ -12,6 +12,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKern
 from intaglio.errors import UnsupportedError
 
 from .graph import describe, taken
+from .run_limits import LimitedSession
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -58,7 +59,7 @@ def _lacking(model: ir.Model, said: str) -> str:
     return found
 
 
-class _Session(onnxruntime.InferenceSession):  # type: ignore[misc]
+class _Session(LimitedSession):
     """A session that keeps alive what it was lent."""
 
     def __init__(

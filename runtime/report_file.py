@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from intaglio.runtime.bundle import Bundle
+from intaglio.runtime.plain_files import read_json
 from intaglio.version import __version__
 
 FILE_NAME = "report.json"
@@ -25,7 +26,7 @@ def read_report(bundle: Bundle) -> dict[str, Any]:
         BundleError: if the file leads out of the bundle.
     """
     try:
-        content = json.loads(bundle.locate(FILE_NAME).read_text(encoding="utf-8"))
+        content = read_json(bundle.locate(FILE_NAME))
     except (OSError, ValueError):
         return {}
     known = isinstance(content, dict) and content.get("report_version") == VERSION

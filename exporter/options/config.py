@@ -1,12 +1,14 @@
 """The config that a model or factory is built with: a mapping, a JSON or TOML file, or JSON."""
 
 import json
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from intaglio.errors import SourceError
+from intaglio.runtime.plain_files import parse_json, read_text
+
+from .toml_text import parse_toml
 
 Config = Mapping[str, Any] | str | Path
 
@@ -26,7 +28,7 @@ def read_config(config: Config | None) -> dict[str, Any]:
         raise SourceError(f"{where} is no table of keys and values.")
     try:
         json.dumps(dict(values))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise SourceError(f"{where} has a value that JSON cannot hold: {error}.") from error
     return dict(values)
 
@@ -35,11 +37,13 @@ def _parse(config: str | Path) -> object:
     path, text = Path(config), str(config)
     try:
         if not text.startswith("{"):
-            text = path.read_text(encoding="utf-8")
+            text = read_text(path)
     except OSError as error:
         raise SourceError(f"The config {path} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise SourceError(f"The config {path} is no text in UTF-8: {error}.") from error
     try:
-        return tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-    except (ValueError, RecursionError) as error:  # not JSON or TOML, or nested without end
+        return parse_toml(text) if path.suffix == ".toml" else parse_json(text)
+    except ValueError as error:
         kind = "TOML" if path.suffix == ".toml" else "JSON"
         raise SourceError(f"The config {path} is not valid {kind}: {error}.") from error

@@ -8,20 +8,20 @@ where files lie) is not part of it.
 import difflib
 import json
 import re
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypedDict, get_type_hints
 
 from intaglio.errors import OptionError
-from intaglio.graphs import Graph
 from intaglio.passes import pipeline
 from intaglio.passes.base import Pass
 from intaglio.passes.lower.ort_low_bit import Accuracy
+from intaglio.runtime.plain_files import read_text
 
 from .config import read_config
 from .loading import (
+    Graph,
     LoadKeywords,
     LoadOptions,
     SourceOptions,
@@ -29,6 +29,7 @@ from .loading import (
     names_code,
 )
 from .served_shapes import Shapes
+from .toml_text import parse_toml
 from .user_passes import PASS_KEYS, as_entry, build_entry, describe_pass
 
 FILE_NAME = "recipe.toml"
@@ -72,8 +73,8 @@ class Recipe(SourceOptions):
             SourceError: if a config that it names cannot be read.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8")
-            values = tomllib.loads(text)
+            text = read_text(path)
+            values = parse_toml(text)
         except OSError as error:
             raise OptionError(f"The recipe {path} cannot be read: {error.strerror}.") from error
         except ValueError as error:

@@ -12,14 +12,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
-from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from intaglio.errors import InputError, MissingExtraError
+from intaglio.errors import InputError
 from intaglio.passes.calibration import HELD_OUT, Batch, Calibration
+from intaglio.runtime.arrays import read_npz
+from intaglio.runtime.tokenizer_process import Tokenizer
 from intaglio.state import BATCH, TIME
 
 from .source import Source
@@ -82,7 +83,7 @@ def _batches(path: Path | None, size: tuple[int, int]) -> list[_Part]:
 
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
-        found = sorted(p for p in path.iterdir() if p.suffix in (".npz", ".txt"))
+        found = sorted(p for p in path.iterdir() if p.suffix in (".npz", ".txt") and p.is_file())
         if not found:
             raise InputError(f"{path} has no .npz and no .txt files to calibrate with.")
         return found
@@ -140,13 +141,9 @@ class _Reader:
         if path.suffix == ".txt":
             return self._text(path)
         try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                arrays = dict(archive)
-        except (OSError, ValueError, AttributeError, TypeError, BadZipFile) as error:
-            raise InputError(
-                f"The calibration data {path} cannot be read ({error}); save it with "
-                "numpy.savez(FILE, name=array)."
-            ) from error
+            arrays = read_npz(path)
+        except InputError as error:
+            raise InputError(f"The calibration data: {error}") from error
         return self.check(arrays, str(path))
 
     def size(self, arrays: Arrays) -> tuple[int, int]:
@@ -276,16 +273,12 @@ class _Reader:
 
 def _tokens(path: Path, source: Source) -> Array:
     if source.text is not None:
-        try:
-            from tokenizers import Tokenizer
-        except ModuleNotFoundError as error:
-            raise MissingExtraError(f"Text for {source.name}", "text") from error
-        tokenizer = Tokenizer.from_str(source.text.files[TOKENIZER].decode())
+        tokenizer = Tokenizer(source.text.files[TOKENIZER], f"The tokenizer of {source.name}")
         try:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise InputError(f"{path} is no text in UTF-8 ({error}).") from error
-        return np.array(tokenizer.encode(text).ids, np.int64)
+        return np.array(tokenizer.encode(text), np.int64)
     if _vocabulary(source) != BYTES:
         raise InputError(
             f"{path} is text, and {source.name} has no tokenizer. Give token ids as .npz: "

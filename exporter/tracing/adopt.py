@@ -19,6 +19,7 @@ from intaglio.exporter.sources.axes import Sizes, Span
 from intaglio.exporter.sources.source import EXAMPLE_TIME, Source
 from intaglio.passes import evaluate
 from intaglio.passes.convert_opset import convert_opset
+from intaglio.passes.run_limits import LimitedSession, RunLimits, limited
 from intaglio.passes.shapes import infer_shapes, shape_bodies
 from intaglio.quiet import summary
 from intaglio.state import BATCH, TIME
@@ -48,7 +49,11 @@ def adopt_graph(source: Source, opset: int) -> tuple[ir.Model, dict[str, Span]]:
             else then.
     """
     assert isinstance(source.body, ir.Model)
-    model = source.body.clone()
+    with limited(RunLimits.of(source.body)):
+        return _adopted(source, source.body.clone(), opset)
+
+
+def _adopted(source: Source, model: ir.Model, opset: int) -> tuple[ir.Model, dict[str, Span]]:
     _name_nodes(model.graph)
     strip(model)
     try:
@@ -102,8 +107,10 @@ def open_original(path: Path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
+    # As written: what is computed from constants would be computed here, however long it takes.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return LimitedSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise TraceError(
             f"ONNX Runtime does not run {path}, so nothing can be compared with it: "
@@ -145,7 +152,13 @@ def _compare(
     model: ir.Model,
     spans: Mapping[str, Span],
 ) -> None:
-    session = evaluate.session(model)
+    try:
+        session = evaluate.session(model)
+    except Exception as error:
+        raise TraceError(
+            f"ONNX Runtime refuses {source.path} at opset {model.opset_imports['']}: "
+            f"{summary(error)}."
+        ) from error
     names = [output.name for output in session.get_outputs()]
     for sizes in several(source, spans) if source.whole else SIZES:
         inputs = _arrays(source.draw(sizes, sum(sizes.values())))

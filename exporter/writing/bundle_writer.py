@@ -8,7 +8,6 @@ complete and on disk.  At every instant the destination is the old bundle or the
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import secrets
 import shutil
@@ -20,6 +19,7 @@ from typing import Self
 
 from intaglio.errors import BundleError
 from intaglio.runtime.manifest import FILE_NAME, FileRecord, Manifest
+from intaglio.runtime.plain_files import read_json
 
 from .exchange import exchange, replace_by_two_renames
 
@@ -184,10 +184,8 @@ def check_place(place: Path, *, force: bool) -> None:
 def _is_bundle(path: Path) -> bool:
     """Whether `path` is a directory with a manifest of ours."""
     try:
-        if not (path / FILE_NAME).is_file():  # a pipe would not end
-            return False
-        content = json.loads((path / FILE_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        content = read_json(path / FILE_NAME)
+    except (OSError, ValueError):
         return False
     return isinstance(content, dict) and {"schema_version", "intaglio"} <= content.keys()
 

@@ -9,6 +9,7 @@ is not asked here; statefulize does, and then gives the attention its cache.
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import onnx_ir as ir
 
 from intaglio.passes.base import Exact, PassResult
@@ -150,6 +151,9 @@ def _fuse(node: ir.Node, found: _Scores) -> bool:
         return False
     query, left = _without_scale(query)
     turned, right = _without_scale(turned)
+    scale = found.scale * left * right
+    if old.dtype == ir.DataType.DOUBLE and not _is_single(scale, found.softcap):
+        return False
     emit = Emitter(node)
     inputs = [query, _turned_back(turned, emit), value]
     scores = dims(found.product.outputs[0]) or ()
@@ -162,13 +166,18 @@ def _fuse(node: ir.Node, found: _Scores) -> bool:
         [*inputs, _mask(found.masks, scores, inputs, emit)] if found.masks else inputs,
         old.dtype,
         (shape[0], 1, *shape[1:]) if alone else shape,
-        scale=found.scale * left * right,
+        scale=scale,
         **({"softcap": found.softcap} if found.softcap else {}),
     )
     if alone:
         y = emit("Squeeze", [y, emit.constant([1])], old.dtype, shape)
     replace_uses(old, y)
     return True
+
+
+def _is_single(*numbers: float) -> bool:
+    """Whether attributes, which have 32 bits, hold the numbers exactly."""
+    return all(float(np.float32(number)) == number for number in numbers)
 
 
 def _without_scale(value: ir.Value) -> tuple[ir.Value, float]:

@@ -10,15 +10,17 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from intaglio.errors import BuildError, BundleError, NotHereError
 from intaglio.runtime.bundle import BundleGraph
 from intaglio.runtime.child_worker import Progress, Worker
 from intaglio.runtime.graph_entry import GraphEntry
 from intaglio.runtime.manifest import FILE_NAME, FileRecord
+from intaglio.runtime.plain_files import parse_json
 from intaglio.runtime.trt import flavour as flavours
 from intaglio.runtime.trt.driver import open_device
+from intaglio.runtime.typed import misfit
 
 TARGET = "trt"
 # Files of the main graph; those of another one are called alike and lie in a folder of its name.
@@ -150,6 +152,9 @@ class BuildRequest:
         )
 
 
+_Record = TypeVar("_Record", Built, BuildRequest)
+
+
 def build(
     graph: BundleGraph, *, flavour: str | None = None, progress: Progress | None = None
 ) -> tuple[BundleGraph, Built]:
@@ -177,7 +182,7 @@ def build(
             be written.
     """
     graph.target(TARGET)
-    request = BuildRequest.from_json(_read(graph, REQUEST))
+    request = _record(graph, REQUEST, BuildRequest)
     chosen = flavours.choose(flavour or request.flavour)
     graph.read(TARGET)  # TensorRT opens any path, so all are hashed and within the bundle
     known = request.capabilities
@@ -234,7 +239,7 @@ def read_built(graph: BundleGraph) -> Built | None:
     """
     if graph.beside(TARGET, RECORD) not in graph.bundle.manifest.files:
         return None
-    return Built.from_json(_read(graph, RECORD))
+    return _record(graph, RECORD, Built)
 
 
 def _build(graph: BundleGraph, asked: BuildRequest, out: Path, progress: Progress | None) -> Built:
@@ -260,17 +265,24 @@ def _build(graph: BundleGraph, asked: BuildRequest, out: Path, progress: Progres
             )
 
 
-def _read(graph: BundleGraph, file: str) -> Any:
-    """A JSON file beside the graph.
+def _record(graph: BundleGraph, file: str, kind: type[_Record]) -> _Record:
+    """The record that lies as JSON beside the graph.
 
     Raises:
-        BundleError: if it is absent or changed, or no JSON.
+        BundleError: if it is absent or changed, no JSON, or not what such a record holds.
     """
     bundle, name = graph.bundle, graph.beside(TARGET, file)
     try:
-        return json.loads(bundle.read(name))
-    except ValueError as error:
-        raise BundleError(f"{bundle.root / name} is not JSON: {error}. Export again.") from error
+        found = kind.from_json(parse_json(bundle.read(name)))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        said = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise BundleError(
+            f"{bundle.root / name} is not what a build wrote: {said}. Export again."
+        ) from error
+    wrong = misfit(found, kind)
+    if wrong is not None:
+        raise BundleError(f"{bundle.root / name}: {wrong}, which no build wrote. Export again.")
+    return found
 
 
 def _environment(flavour: str, folder: Path) -> dict[str, str]:

@@ -94,7 +94,7 @@ def test_a_tokenizer_ends_a_text_with_its_own_token(words: TokenizerCodec) -> No
 
 
 def test_a_tokenizer_of_another_model_is_told(words: TokenizerCodec) -> None:
-    small = TokenizerCodec(words._tokenizer.to_str().encode(), 200)
+    small = TokenizerCodec(words._tokenizer.text().encode(), 200)
     with pytest.raises(InputError, match="not the tokenizer of this model"):
         small.encode("the")
     with pytest.raises(InputError, match="holds no token"):

@@ -7,7 +7,6 @@ pickled weights go through `exporter.container` and run no code.
 """
 
 import hashlib
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from torch import Tensor
 from intaglio.errors import SourceError
 from intaglio.exporter.sources.container import read_container
 from intaglio.exporter.sources.low_bit_formats import decoupleq
+from intaglio.runtime.plain_files import read_json
 
 CONFIG = "config.json"
 SINGLE = (
@@ -97,7 +97,7 @@ def _json(path: Path) -> dict[str, Any]:
             "where they came from, or give the weights file itself with --model."
         )
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
     except (OSError, ValueError) as error:
         raise SourceError(f"{path} is not valid JSON: {error}. Copy it again.") from error
     if not isinstance(values, dict):

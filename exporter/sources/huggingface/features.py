@@ -4,7 +4,6 @@ The library names the main input of each model; its shape follows from the confi
 layouts, of which the first is taken that the model runs with.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from intaglio.errors import SourceError
 from intaglio.exporter.sources.input_spec import InputSpec, sampler
 from intaglio.quiet import quiet
+from intaglio.runtime.plain_files import read_json
 from intaglio.state import BATCH, TIME
 
 PIXELS, VALUES, FEATURES = "pixel_values", "input_values", "input_features"
@@ -90,7 +90,7 @@ def _pictures(config: Config, folder: Path) -> Iterator[Shape]:
 def _prepared(folder: Path) -> Iterator[Any]:
     """Sizes to which pictures are brought before the model."""
     try:
-        said = json.loads((folder / PREPROCESSOR).read_text(encoding="utf-8"))
+        said = read_json(folder / PREPROCESSOR)
     except (OSError, ValueError):
         return
     if isinstance(said, Mapping):

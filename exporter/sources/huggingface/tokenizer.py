@@ -4,15 +4,14 @@
 vocabulary and merges, or a model of sentencepiece, which the library converts.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
-
-from intaglio.errors import SourceError
+from intaglio.errors import InputError, SourceError
 from intaglio.exporter.sources.text import TOKENIZER, Text
 from intaglio.quiet import quiet, summary
+from intaglio.runtime.plain_files import read_json
+from intaglio.runtime.tokenizer_process import Tokenizer
 
 from .directory import Directory
 
@@ -45,15 +44,15 @@ def read_text(
         if (directory.path / name).is_file()
     }
     text = Text(
-        files={**files, TOKENIZER: tokenizer.to_str().encode()},
+        files={**files, TOKENIZER: tokenizer.text().encode()},
         eos=tuple(token for token in _eos(directory) if token < vocabulary),
         template=_template(files),
     )
-    highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
-    if highest >= vocabulary:
+    if tokenizer.highest >= vocabulary:
         fault = (
-            f"The tokenizer has tokens up to {highest}, the model knows those below {vocabulary}: "
-            "a text with one of the others cannot be given. Is it the tokenizer of this model?"
+            f"The tokenizer has tokens up to {tokenizer.highest}, the model knows those below "
+            f"{vocabulary}: a text with one of the others cannot be given. Is it the tokenizer of "
+            "this model?"
         )
         notes = (*notes, fault)
     return text, notes
@@ -61,13 +60,7 @@ def read_text(
 
 def _tokenizer(path: Path, *, allow_code: bool) -> tuple[Tokenizer | None, tuple[str, ...]]:
     if (path / TOKENIZER).is_file():
-        try:
-            return Tokenizer.from_file(str(path / TOKENIZER)), ()
-        except Exception as error:
-            raise SourceError(
-                f"{path / TOKENIZER} cannot be read ({summary(error)}). Copy it again, or leave "
-                "it out to export without a tokenizer."
-            ) from error
+        return _read(path / TOKENIZER), ()
     older = next((name for name in OLDER if (path / name).is_file()), None)
     if older is None:
         return None, ()
@@ -78,10 +71,22 @@ def _tokenizer(path: Path, *, allow_code: bool) -> tuple[Tokenizer | None, tuple
             converted: Any = transformers.AutoTokenizer.from_pretrained(
                 path.resolve(), local_files_only=True, trust_remote_code=allow_code
             )
-            return converted.backend_tokenizer, (f"The tokenizer was converted from {older}.",)
+            text = converted.backend_tokenizer.to_str()
+            said = f"The tokenizer was converted from {older}."
+            return Tokenizer(text, str(path / older)), (said,)
     except Exception as error:  # noqa: BLE001  each kind of tokenizer fails in its own way
         fault = f"The tokenizer ({older}) cannot be converted to {TOKENIZER}: {summary(error)}."
         return None, (f"{fault} The bundle has none.",)
+
+
+def _read(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer(path.read_bytes(), str(path))
+    except (InputError, OSError) as error:
+        raise SourceError(
+            f"{path} cannot be read ({error}). Copy it again, or leave it out to export without a "
+            "tokenizer."
+        ) from error
 
 
 def _eos(directory: Directory) -> list[int]:
@@ -107,7 +112,7 @@ def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
     except (OSError, ValueError) as error:
         raise SourceError(f"{path} is not valid JSON: {error}. Copy it again.") from error
     return values if isinstance(values, dict) else {}

@@ -21,11 +21,20 @@ from intaglio.exporter.sources.axes import Layouts
 from intaglio.exporter.sources.examples import name_axes, read_inputs
 from intaglio.exporter.sources.guess_axes import by_place, example_sizes
 from intaglio.exporter.sources.input_spec import InputSpec, Takes, fixed_axis, sampler
+from intaglio.exporter.sources.onnx_proto import (
+    check_attributes,
+    check_functions,
+    check_names,
+    check_nesting,
+    check_tensors,
+)
 from intaglio.exporter.sources.own_states.find import Described
 from intaglio.exporter.sources.own_states.graphs import describe_graph
 from intaglio.exporter.sources.source import Source
+from intaglio.exporter.sources.untrusted import read_head
 from intaglio.passes import evaluate
 from intaglio.passes.graph import constant
+from intaglio.passes.run_limits import RunLimits, limited
 
 FORMAT = "onnx"
 OLDEST = 7  # opset from which graphs are read
@@ -41,7 +50,7 @@ EXPORT_AGAIN = (
 
 def fits(path: Path) -> bool:
     """Whether `path` is called as an ONNX file: its first bytes do not tell."""
-    return path.is_file() and path.suffix == ".onnx"
+    return path.suffix == ".onnx" and not path.is_dir()
 
 
 def load(path: Path, options: LoadOptions) -> Source:
@@ -53,8 +62,17 @@ def load(path: Path, options: LoadOptions) -> Source:
         OptionError: if an option says nothing about graphs.
     """
     options.take("an ONNX graph", "axes", "states", "inputs")
+    read_head(path)
     model, sha256 = _read(path)
-    common.InlinePass()(model)
+    with limited(RunLimits.of(model)):
+        return _load(model, sha256, path, options)
+
+
+def _load(model: ir.Model, sha256: str, path: Path, options: LoadOptions) -> Source:
+    try:
+        common.InlinePass()(model)
+    except Exception as error:
+        raise SourceError(f"{path}: its functions cannot be written out: {error}.") from error
     model.functions.clear()
     _check_operators(model, path)
     for name in model.graph.initializers:
@@ -115,8 +133,6 @@ def _runner(model: ir.Model) -> Any:
 
 def _read(path: Path) -> tuple[ir.Model, str]:
     """The graph with its weights in memory, and the SHA-256 of its files."""
-    if not path.stat().st_size:
-        raise SourceError(f"{path} is empty: writing it was cut short. Save or copy it again.")
     try:
         proto = onnx.load_model(path, load_external_data=False)
     except Exception as error:  # protobuf's own kinds
@@ -141,7 +157,15 @@ def _read(path: Path) -> tuple[ir.Model, str]:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             entries = {entry.key: entry.value for entry in tensor.external_data}
             places.add(_checked_place(path, tensor.name, entries.get("location", "")))
-    model = ir.from_proto(proto)
+    check_nesting(proto, path)
+    check_functions(proto, path)
+    check_names(proto, path)
+    check_attributes(proto, path)
+    check_tensors(proto, path)
+    try:
+        model = ir.from_proto(proto)
+    except Exception as error:
+        raise SourceError(f"{path} is not an ONNX graph that holds together: {error}.") from error
     ir.external_data.set_base_dir(model.graph, path.parent)
     try:
         model = ir.external_data.load_to_model(model)

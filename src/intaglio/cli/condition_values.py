@@ -1,6 +1,5 @@
 """`--condition NAME=FILE.npz|VALUE`: what a user types, as arrays for a session."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy.typing as npt
 from intaglio.errors import InputError, OptionError
 from intaglio.runtime.arrays import read_npz
 from intaglio.runtime.graph_entry import TensorSpec
+from intaglio.runtime.plain_files import parse_json
 from intaglio.state import BATCH
 
 Array = npt.NDArray[Any]
@@ -59,7 +59,7 @@ def _of_file(name: str, path: str) -> Array:
 
 def _of_text(spec: TensorSpec, text: str) -> Array:
     try:
-        array = np.asarray(json.loads(text)).astype(spec.dtype, casting="same_kind")
+        array = np.asarray(parse_json(text)).astype(spec.dtype, casting="same_kind")
     except (ValueError, TypeError) as error:
         raise InputError(
             f"--condition {spec.name}={text}: should be {spec.dtype} numbers, as 3 or "

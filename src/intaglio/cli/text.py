@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from intaglio.errors import InputError
 from intaglio.runtime.graph_entry import GraphEntry
+from intaglio.runtime.tokenizer_process import Tokenizer
 from intaglio.state import BATCH, TIME
 
 from .console import plain
@@ -101,12 +102,7 @@ class TokenizerCodec:
         Raises:
             InputError: if it is none.
         """
-        import tokenizers
-
-        try:
-            self._tokenizer: Any = tokenizers.Tokenizer.from_str(content.decode())
-        except Exception as error:
-            raise InputError(f"The tokenizer of the bundle cannot be read: {error}.") from error
+        self._tokenizer = Tokenizer(content, "The tokenizer of the bundle")
         self._vocabulary = vocabulary
         self._eos = list(eos)
         self._ids: list[int] = []
@@ -119,7 +115,7 @@ class TokenizerCodec:
         Raises:
             InputError: if there are none, or the model does not know one.
         """
-        self._ids = list(self._tokenizer.encode(text).ids)
+        self._ids = self._tokenizer.encode(text)
         self._shown, self._before = len(self._ids), max(len(self._ids) - 4, 0)
         beyond = next((token for token in self._ids if token >= self._vocabulary), None)
         if beyond is not None:
@@ -153,7 +149,7 @@ class TokenizerCodec:
 
     def _new_text(self) -> str:
         known = self._tokenizer.decode(self._ids[self._before : self._shown])
-        return str(self._tokenizer.decode(self._ids[self._before :]))[len(known) :]
+        return self._tokenizer.decode(self._ids[self._before :])[len(known) :]
 
 
 def codec(entry: GraphEntry, text: Mapping[str, Any], tokenizer: bytes | None = None) -> Codec:

@@ -1,0 +1,81 @@
+"""The child of `intaglio.runtime.tokenizer_process`: the library of tokenizers, within limits.
+
+It runs as a program of its own, and is the only one of ours that imports the library.
+"""
+
+import resource
+from typing import Any
+
+from intaglio.errors import InputError, MissingExtraError
+
+SECONDS = 8  # of processor time for a request, and more for long texts
+MEMORY = 1 << 30  # bytes of address space that a tokenizer may take
+BASE = 1 << 30  # bytes that Python, numpy and the library map
+
+
+class _Child:
+    """What the child does; the library is imported in it alone."""
+
+    def __init__(self) -> None:
+        self._tokenizer: Any = None
+
+    def load(self, content: str) -> int:
+        try:
+            import tokenizers
+        except ModuleNotFoundError as error:
+            raise MissingExtraError("A tokenizer", "text") from error
+        _limit_memory(MEMORY + 32 * len(content))
+        _limit_time(SECONDS + len(content) // 1_000_000)
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(content)
+        except Exception as error:
+            raise InputError(f"The tokenizer cannot be read: {error}.") from error
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
+
+    def text(self) -> str:
+        _limit_time(SECONDS)
+        return str(self._tokenizer.to_str())
+
+    def encode(self, text: str) -> list[int]:
+        _limit_memory(MEMORY + 128 * len(text))
+        _limit_time(SECONDS + len(text) // 100_000)
+        try:
+            return list(self._tokenizer.encode(text).ids)
+        except Exception as error:
+            raise InputError(f"The tokenizer fails on the text: {error}.") from error
+
+    def decode(self, tokens: list[int]) -> str:
+        _limit_time(SECONDS)
+        try:
+            return str(self._tokenizer.decode(tokens))
+        except Exception as error:
+            raise InputError(f"The tokenizer fails on the tokens: {error}.") from error
+
+
+def _limit_time(seconds: int) -> None:
+    """End this process if it works for so many seconds more."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    soft = int(usage.ru_utime + usage.ru_stime) + 1 + seconds
+    soft = soft if hard == resource.RLIM_INFINITY else min(soft, hard)
+    resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
+
+
+def _limit_memory(most: int) -> None:
+    """Let this process map `most` bytes beyond what it has before it reads anything."""
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    soft = most + BASE if hard == resource.RLIM_INFINITY else min(most + BASE, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def main() -> None:
+    """Answer the parent until it closes the channel."""
+    from intaglio.runtime.child_worker import serve
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    child = _Child()
+    serve({"load": child.load, "text": child.text, "encode": child.encode, "decode": child.decode})
+
+
+if __name__ == "__main__":
+    main()
