@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from intaglio.errors import SourceError
+from intaglio.graphs import Graph
 
 from .training import Recipe
 
@@ -23,7 +24,8 @@ class Model:
 
     `config` is a frozen dataclass of plain values, `build` makes the module from it, `inputs`
     draws example inputs of (config, batch, time, generator), and `presets` holds configs by name,
-    each trained by `recipe` into a file of `models/checkpoints`.
+    each trained by `recipe` into a file of `models/checkpoints`.  `graphs` gives the graphs that
+    a bundle of it has, of a config, where there are several: one is called main.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Model:
     presets: Mapping[str, Any]
     recipe: Recipe
     source: str
+    graphs: Callable[[Any], Mapping[str, Graph]] | None = None
 
     def configure(self, values: Mapping[str, Any]) -> Any:
         """The config of these values.

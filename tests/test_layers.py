@@ -15,6 +15,7 @@ ROOMS: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["to
 ]
 CORE = {
     "intaglio.errors",
+    "intaglio.graphs",
     "intaglio.keywords",
     "intaglio.operators",
     "intaglio.quiet",

@@ -6,7 +6,7 @@ that it takes, so that a new one is refused wherever nobody thought of it.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Self, TypedDict
 
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from intaglio.errors import OptionError
+from intaglio.graphs import Graph
 
 from .config import Config
 from .layout_text import Axes, read_layouts
@@ -22,32 +23,18 @@ States = Mapping[str, str]
 Inputs = Mapping[str, Any] | Sequence[Any] | Tensor | npt.NDArray[Any] | str | Path
 
 
-@dataclass(frozen=True)
-class Graph:
-    """One graph of a bundle: a method of a module, or a module within it by its dotted path.
-
-    `inputs` are example inputs of its own, and `axes` their dimensions, in place of those that are
-    given for all graphs, in any form that `read_layouts` takes.
-    """
-
-    method: str = "forward"
-    inputs: Inputs | None = None
-    axes: Axes = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "axes", read_layouts(self.axes))
-
-
 def as_graphs(given: Mapping[str, Any]) -> dict[str, Graph]:
-    """Graphs by name, from records, from names of methods, or from what a recipe holds."""
-    return {
-        name: entry
-        if isinstance(entry, Graph)
-        else Graph(entry)
-        if isinstance(entry, str)
-        else Graph(**entry)
-        for name, entry in given.items()
-    }
+    """Graphs by name, from records, from names of methods, or from what a recipe holds.
+
+    Raises:
+        OptionError: if axes are of no form that `read_layouts` takes.
+    """
+    found = {}
+    for name, entry in given.items():
+        graph = Graph(entry) if isinstance(entry, str) else entry
+        graph = graph if isinstance(graph, Graph) else Graph(**graph)
+        found[name] = replace(graph, axes=read_layouts(graph.axes))
+    return found
 
 
 def names_code(model: str | None) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypedDict, get_type_hints
 
 from intaglio.errors import OptionError
+from intaglio.graphs import Graph
 from intaglio.passes import pipeline
 from intaglio.passes.base import Pass
 from intaglio.passes.lower.ort_low_bit import Accuracy
@@ -21,7 +22,6 @@ from intaglio.runtime.plain_files import read_text
 
 from .config import read_config
 from .loading import (
-    Graph,
     LoadKeywords,
     LoadOptions,
     SourceOptions,

@@ -14,7 +14,8 @@ from typing import Any
 from torch import nn
 
 from intaglio.errors import OptionError, SourceError
-from intaglio.exporter.options.loading import Graph, Inputs, LoadOptions, as_graphs
+from intaglio.exporter.options.loading import Inputs, LoadOptions, as_graphs
+from intaglio.graphs import Graph
 from intaglio.runtime.graph_entry import MAIN
 
 from .examples import describe_inputs, read_inputs
@@ -28,7 +29,8 @@ def with_methods(source: Source, options: LoadOptions, inputs: Inputs | None) ->
 
     Args:
         source: of a module.
-        options: with graphs, and axes of inputs.
+        options: with graphs, and axes of inputs.  A graph whose method is forward and that has no
+            inputs of its own, where none are given, is `source` as it is, if its inputs are known.
         inputs: example inputs of all graphs.
 
     Raises:
@@ -57,6 +59,8 @@ def with_methods(source: Source, options: LoadOptions, inputs: Inputs | None) ->
 def _graph(
     source: Source, name: str, graph: Graph, examples: Mapping[str, Any], options: LoadOptions
 ) -> Source:
+    if source.dynamic and graph == Graph() and not examples:
+        return source
     module = as_forward(source.module, graph.method)
     takes = inspect.signature(module.forward).parameters
     own = {key: value for key, value in examples.items() if key in takes}

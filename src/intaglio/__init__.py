@@ -12,12 +12,12 @@ from intaglio.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from intaglio.exporter.export import export as export
-    from intaglio.exporter.options.loading import Graph as Graph
     from intaglio.exporter.proving.verify import verify as verify
+    from intaglio.graphs import Graph as Graph
     from intaglio.profiling import profile as profile
 
 _FACADE = {
-    "Graph": "intaglio.exporter.options.loading",
+    "Graph": "intaglio.graphs",
     "export": "intaglio.exporter.export",
     "profile": "intaglio.profiling",
     "verify": "intaglio.exporter.proving.verify",

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from intaglio.exporter.sources.own_states.find import Described, describe
 from intaglio.exporter.sources.reparametrized import settle
 from intaglio.exporter.sources.source import Source
 from intaglio.exporter.sources.state_dict import check_fit, load_weights, tied_names
+from intaglio.graphs import Graph
 from intaglio.models import find
 from intaglio.state import BATCH, TIME
 
@@ -76,7 +78,8 @@ def load(path: Path, options: LoadOptions) -> Source:
         said = f"the model {wanted!r}, whose inputs are known"
         options.take(said, "model", "config", "key", "import_from")
         given = None
-        module, takes = _from_models(wanted, values, checkpoint)
+        module, takes, graphs = _from_models(wanted, values, checkpoint)
+        options = replace(options, graphs=graphs)
     notes = load_weights(module, checkpoint.tensors, checkpoint.path)
     module.eval().requires_grad_(requires_grad=False)
     notes += settle(module)
@@ -112,7 +115,8 @@ def load(path: Path, options: LoadOptions) -> Source:
 
 def _from_models(
     name: str, config: Mapping[str, Any], checkpoint: Checkpoint
-) -> tuple[nn.Module, Takes]:
+) -> tuple[nn.Module, Takes, Mapping[str, Graph]]:
+    """A model of ours: the module, what it takes, and the graphs that it declares."""
     model = find(name)
     values = model.configure(config)
     with _told(name), torch.device("meta"), _at_most(PARAMETERS + 2 * len(checkpoint.tensors)):
@@ -126,7 +130,9 @@ def _from_models(
         return model.inputs(values, sizes[BATCH], sizes[TIME], generator)
 
     dynamic = {name: {0: BATCH, 1: TIME} for name in sample(EXAMPLE, 0)}
-    return module, Takes(dynamic=dynamic, sample=sample)
+    with _told(name):
+        graphs = {} if model.graphs is None else model.graphs(values)
+    return module, Takes(dynamic=dynamic, sample=sample), graphs
 
 
 @contextlib.contextmanager

@@ -6,8 +6,9 @@ import pytest
 
 from intaglio.errors import OptionError
 from intaglio.exporter.options.layout_text import read_layouts
-from intaglio.exporter.options.loading import Graph, LoadOptions
+from intaglio.exporter.options.loading import LoadOptions, as_graphs
 from intaglio.exporter.options.recipe import Recipe
+from intaglio.graphs import Graph
 
 MEL = {"mel": ["batch", 80, "time"]}
 
@@ -26,7 +27,7 @@ def test_one_input_in_every_form(given: Any) -> None:
     assert read_layouts(given) == MEL
     assert LoadOptions.of({"axes": given}).axes == MEL
     assert Recipe().override({"axes": given}).axes == MEL
-    assert Graph(axes=given).axes == MEL
+    assert as_graphs({"main": Graph(axes=given)})["main"].axes == MEL
 
 
 def test_several_inputs_in_one_text() -> None:

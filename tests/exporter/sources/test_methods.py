@@ -1,5 +1,6 @@
 """Several graphs of one module: each is a source by itself, with the names of the whole."""
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,15 @@ import torch
 from torch import Tensor, nn
 
 import intaglio
-from intaglio.errors import BundleError, IntaglioError, OptionError
+from intaglio import models
+from intaglio.errors import BundleError, IntaglioError, OptionError, SourceError
 from intaglio.exporter.export import ExportReport, export
 from intaglio.exporter.options.recipe import Recipe
 from intaglio.exporter.proving.verify import verify
 from intaglio.exporter.sources.load import load_source
 from intaglio.exporter.sources.methods import as_forward
+from intaglio.models import Model, find
+from intaglio.models.model import token_ids
 from intaglio.runtime import Session
 
 FEATURES = torch.randn(3, 7, 8, generator=torch.Generator().manual_seed(0))
@@ -133,6 +137,49 @@ def test_what_does_not_fit_is_refused(
     with pytest.raises(IntaglioError, match=words):
         export(module, tmp_path / "bundle", **options)
     assert not (tmp_path / "bundle").exists()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    vocab_size: int = 17
+    seen: int = 8
+
+
+def test_a_model_of_ours_declares_its_graphs(
+    module: Captioner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of its config; nobody types them, not even to verify."""
+
+    def graphs(config: Config) -> dict[str, intaglio.Graph]:
+        features = torch.randn(3, 7, config.seen)
+        return {"main": intaglio.Graph("decode"), "encode": intaglio.Graph("encode", (features,))}
+
+    model = Model(
+        name="captioner",
+        summary="",
+        config=Config,
+        build=lambda _: Captioner(),
+        inputs=token_ids,
+        presets={},
+        recipe=find("llama").recipe,
+        source="",
+        graphs=graphs,
+    )
+    monkeypatch.setattr(models, "MODELS", (*models.MODELS, model))
+    models.save(tmp_path / "model.pt", "captioner", Config(), module)
+    source = load_source(tmp_path / "model.pt")
+
+    assert source.dynamic == {"input_ids": {0: "batch", 1: "time"}}
+    assert source.others["encode"].dynamic == {"features": {0: "batch", 1: "time"}}
+    assert source.others["encode"].beside == frozenset({"input_ids"})
+    with pytest.raises(OptionError, match="--graph says nothing about the model 'captioner'"):
+        load_source(tmp_path / "model.pt", graphs=GRAPHS)
+    plain = replace(
+        model, graphs=lambda _: {"main": intaglio.Graph(), "encode": intaglio.Graph("encode")}
+    )
+    monkeypatch.setattr(models, "MODELS", (plain,))
+    with pytest.raises(SourceError, match="'encode' of the graph 'encode' takes features"):
+        load_source(tmp_path / "model.pt")
 
 
 def test_only_a_module_has_methods() -> None:
