@@ -9,7 +9,7 @@ from typing import Any, Self
 import onnx_ir as ir
 from torch import nn
 
-from intaglio.errors import OptionError, PassError
+from intaglio.errors import IntaglioError, OptionError, PassError
 from intaglio.exporter.options.clock import Clock
 from intaglio.exporter.options.recipe import Recipe
 from intaglio.exporter.options.served_shapes import Shapes
@@ -75,7 +75,9 @@ def compile_all(
                 f"The name of the graph {name!r} is needed for what prepares another one, whose "
                 "inputs have no time. Call it otherwise."
             )
-    return replace(compiled, others=others)
+    whole = replace(compiled, others=others)
+    lacks = next((each.lacks for each in whole.graphs.values() if each.lacks), None)
+    return whole if lacks is None else whole.without_trt(lacks)
 
 
 def _require_learnt(graphs: Collection[Compiled]) -> None:
@@ -168,13 +170,15 @@ def _compile_graph(
 ) -> Compiled:
     """Run `steps` on a graph that was traced, and lower what they make of it for each target."""
     model, trt = traced.model, None
+    lacks: IntaglioError | None = None
     with clock.phase("passes"):
         records = pipeline.run(model, steps, context, check=how.check_passes, progress=clock.report)
         if "trt" in how.targets:
-            trt = model.clone()
-            records += pipeline.lower(
-                trt, "trt", context, dtype=how.dtype, check=how.check_passes, progress=clock.report
-            )
+            try:
+                trt, lowered = _lower_for_trt(model, context, how, clock)
+                records += lowered
+            except PassError as error:
+                lacks = error
     ort, lowered = lower(model, context, how, clock, how.ort_accuracy)
     return Compiled(
         portable=model,
@@ -184,7 +188,19 @@ def _compile_graph(
         records=[*records, *lowered],
         told=tuple(traced.notes),
         prepare=_compile_prepare(context, how, clock),
+        lacks=lacks,
     )
+
+
+def _lower_for_trt(
+    model: ir.Model, context: Context, how: Recipe, clock: Clock
+) -> tuple[ir.Model, list[pipeline.PassRecord]]:
+    """The graph for TensorRT, and the records of the passes that made it."""
+    trt = model.clone()
+    records = pipeline.lower(
+        trt, "trt", context, dtype=how.dtype, check=how.check_passes, progress=clock.report
+    )
+    return trt, records
 
 
 def _compile_prepare(context: Context, how: Recipe, clock: Clock) -> Compiled | None:

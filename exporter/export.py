@@ -1,11 +1,11 @@
 """The whole way from a checkpoint to a bundle: load, trace, run the passes, write, verify."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack, get_args
 
-from intaglio.errors import OptionError
+from intaglio.errors import BuildError, OptionError, UnsupportedError
 from intaglio.exporter.options.clock import Clock, Progress
 from intaglio.exporter.options.recipe import ExportKeywords, Recipe, decide
 from intaglio.exporter.options.tolerance import check_tolerance
@@ -75,6 +75,7 @@ def export(
     data: str | Path | Arrays | None = None,
     work: str | Path | None = None,
     require_parity: bool = False,
+    require_target: Sequence[str] = (),
     force: bool = False,
     dry_run: bool = False,
     progress: Progress | None = None,
@@ -95,6 +96,8 @@ def export(
         work: where calibrated passes keep each layer that is finished, for a run that is cut off
             to go on; else a folder beside `out`, gone when the bundle is there.
         require_parity: refuse to export without verification.
+        require_target: targets without which there is to be no bundle; else one for ONNX Runtime
+            is written where TensorRT alone refuses, and the notes say why.
         force: replace a bundle that is there.
         dry_run: load, trace and run the passes, refuse what an export would, and write nothing.
         progress: is told each phase and, where known, the fraction of it that is done.
@@ -106,7 +109,8 @@ def export(
         IntaglioError: whatever else the user can mend; `out` is then as it was.
     """
     how, loading = decide(recipe, options)
-    _check(how, require_parity=require_parity)
+    _check(how, require_parity=require_parity, require_target=require_target)
+    required = "trt" in require_target or "ort" not in how.targets
     passes = how.build_passes(allow_code=loading.allow_code)
     if calib is not None and not any(isinstance(step, Calibrated) for step in passes):
         raise OptionError("Calibration data is given, and no pass that learns from it.")
@@ -116,16 +120,27 @@ def export(
         with clock.phase("load"):
             loaded = settled(load(source, loading), how.whole)
         compiled = compile_all(loaded, passes, how, clock, Teacher.of(calib, None))
+        if compiled.lacks is not None and required:
+            raise compiled.lacks
         return _rehearsed(out, loaded, compiled, how, clock)
     with BundleWriter(out, force=force) as writer:
         with clock.phase("load"):
             loaded = settled(load(source, loading), how.whole)
         teacher = Teacher.of(calib, Path(work or f"{writer.destination}.work"))
         compiled = compile_all(loaded, passes, how, clock, teacher)
+        if compiled.lacks is not None and required:
+            raise compiled.lacks
         asked = None if compiled.trt is None else requests(compiled, loaded, how)
         made = attempt(writer, loaded, compiled, how, clock, data)
         if asked is not None:
-            made = with_engines(writer, loaded, made, how, clock, data, asked)
+            try:
+                made = with_engines(writer, loaded, made, how, clock, data, asked)
+            except (BuildError, UnsupportedError) as error:
+                if required:
+                    raise
+                writer.clear()
+                alone = made.compiled.without_trt(error)
+                made = attempt(writer, loaded, alone, how, clock, data)
         if require_parity:
             require_proof(writer, made.manifest)
         manifest = writer.commit(made.manifest)
@@ -154,8 +169,14 @@ def _rehearsed(
     )
 
 
-def _check(how: Recipe, *, require_parity: bool) -> None:
+def _check(how: Recipe, *, require_parity: bool, require_target: Sequence[str]) -> None:
     """Refuse what cannot be, before anything is loaded."""
+    for target in require_target:
+        if target not in how.targets:
+            raise OptionError(
+                f"{target!r} is required, and not among the targets: {', '.join(how.targets)}. "
+                f"Add it: --target {','.join((*how.targets, target))}."
+            )
     for target in how.targets:
         if target not in TARGETS:
             raise OptionError(f"There is no target {target!r}; there are: {', '.join(TARGETS)}.")

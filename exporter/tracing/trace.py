@@ -40,6 +40,7 @@ from .fold_weights import fold_weights
 from .metadata import strip
 from .modules import named, path_of
 from .mutations import idle_buffers
+from .squeezes import settle_squeezes
 from .trace_check import check_trace, check_whole
 
 OPSET = 27
@@ -95,6 +96,7 @@ def _trace(source: Source) -> Traced:
     idle = idle_buffers(program)
     program, folded = fold_weights(program)
     settle_attention_calls(program)
+    settle_squeezes(program)
     inputs = source.inputs
     with torch.no_grad():
         names = list(name_outputs(source.module, source.module(**inputs), inputs))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
-from intaglio.errors import TraceError
+from intaglio.errors import TraceError, UnsupportedError
 from intaglio.exporter.sources.axes import Span, as_option
 from intaglio.exporter.sources.outputs import name_outputs
 from intaglio.exporter.sources.source import EXAMPLE_TIME, Source
@@ -40,7 +40,7 @@ def check_trace(
     Raises:
         TraceError: if they differ, naming the module that was frozen where it can be found.
     """
-    engine = session(model)
+    engine = _engine(model)
     longest = LONG if max_context is None else min(LONG, max_context)
     for batch, time in ((1, 1), (4, min(EXAMPLE_TIME + 4, longest)), (2, longest)):
         inputs = source.random_inputs(batch, time, time)
@@ -67,6 +67,24 @@ def check_trace(
             raise TraceError(_explain(source, program, inputs, where, wrong[0]))
 
 
+def _engine(model: ir.Model) -> Any:
+    """ONNX Runtime with `model`.
+
+    Raises:
+        TraceError: if it refuses the graph that PyTorch made.
+        UnsupportedError: if it has no kernel for one of its nodes.
+    """
+    try:
+        return session(model)
+    except UnsupportedError:
+        raise
+    except Exception as error:
+        raise TraceError(
+            f"PyTorch captured the model but converted it to a graph that is not valid: "
+            f"{summary(error)}. Write the operation that it names in another way."
+        ) from error
+
+
 def check_whole(
     source: Source, program: ExportedProgram, model: ir.Model, spans: Mapping[str, Span]
 ) -> dict[str, Span]:
@@ -77,7 +95,7 @@ def check_whole(
     Raises:
         TraceError: if they differ, naming the module that was frozen where it can be found.
     """
-    engine, run = session(model), runner(source)
+    engine, run = _engine(model), runner(source)
     spans = taken_sizes(source, run, spans)
     assumed = conditions(source, program)
     broken = (each.broken(source.sizes, spans) for each in assumed)

@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 import onnx_ir as ir
 
+from intaglio.errors import IntaglioError
 from intaglio.passes import pipeline
 from intaglio.passes.base import Context
 from intaglio.passes.low_bit import PARTS
@@ -23,7 +25,8 @@ class Compiled:
 
     The weights of all of them are shared in a bundle.  `records` end with those of the lowering for
     ONNX Runtime; `told` is what tracing had to say, `others` the further graphs of the source, and
-    `prepare` what hoist split off.
+    `prepare` what hoist split off.  `lacks` is why there is no form for TensorRT that was asked
+    for.
     """
 
     portable: ir.Model
@@ -34,6 +37,7 @@ class Compiled:
     told: tuple[str, ...]
     others: Mapping[str, "Compiled"] = field(default_factory=dict)
     prepare: "Compiled | None" = None
+    lacks: IntaglioError | None = None
 
     @property
     def graphs(self) -> "dict[str, Compiled]":
@@ -45,10 +49,18 @@ class Compiled:
                 found[prepares(name)] = each.prepare
         return found
 
+    def without_trt(self, why: IntaglioError | None = None) -> Self:
+        """The same for ONNX Runtime alone, which TensorRT refuses for a reason."""
+        others = {name: each.without_trt() for name, each in self.others.items()}
+        prepare = None if self.prepare is None else self.prepare.without_trt()
+        return replace(self, trt=None, others=others, prepare=prepare, lacks=why)
+
     @property
     def notes(self) -> tuple[str, ...]:
         """What the user should hear: of tracing, and advice of passes."""
-        own = (*self.told, *(line for r in self.records for line in r.result.advice))
+        own = [*self.told, *(line for r in self.records for line in r.result.advice)]
+        if self.lacks is not None:
+            own.append(f"There is nothing for TensorRT in the bundle: {self.lacks}")
         others = ((n, line) for n, each in self.others.items() for line in each.notes)
         return (*own, *(f"graph {name!r}: {line}" for name, line in others))
 

@@ -15,7 +15,7 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from intaglio.errors import BundleError, CheckError, OptionError, ParityError, PassError
+from intaglio.errors import BuildError, BundleError, CheckError, OptionError, ParityError, PassError
 from intaglio.exporter.export import ExportReport, export
 from intaglio.exporter.options.served_shapes import Shapes
 from intaglio.exporter.sources.load import load_source
@@ -274,6 +274,7 @@ def test_options_reach_the_graph(source: Source, tmp_path: Path) -> None:
     ("options", "error", "message"),
     [
         ({"targets": ["ort", "tpu"]}, OptionError, "no target 'tpu'; there are: ort, trt"),
+        ({"require_target": ["trt"]}, OptionError, "Add it: --target ort,trt"),
         ({"dtype": "bf16"}, OptionError, "dtype bf16 is not supported yet; fp32 and fp16 are"),
         ({"dtype": "fp16"}, OptionError, "fp16 is for TensorRT.*--target ort,trt"),
         ({"ort_accuracy": "finer"}, OptionError, "'finer'; .* auto, fast, fine, exact"),
@@ -294,6 +295,32 @@ def test_an_option_that_cannot_be_met_is_told_and_nothing_written(
     with pytest.raises(error, match=message):
         export(source, tmp_path / "bundle", **options)
     assert entries(tmp_path) == []
+
+
+def test_what_tensorrt_alone_refuses_is_a_bundle_for_onnx_runtime(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The notes say what TensorRT lacks; where it is required, nothing is written."""
+
+    def refuse(*_: Any) -> None:
+        raise BuildError("TensorRT refuses the graph. layers.0: Add 'add_1': no.")
+
+    monkeypatch.setattr("intaglio.exporter.export.with_engines", refuse)
+    asked: Any = {"targets": ["ort", "trt"], "verify": False}
+    found = export(source, tmp_path / "bundle", **asked)
+
+    assert set(found.manifest.main.targets) == {"ort"}
+    assert not any(name.startswith("trt/") for name in found.manifest.files)
+    assert any("nothing for TensorRT" in note and "layers.0: Add" in note for note in found.notes)
+    Session.load(found.out)
+
+    def lower(*_: Any) -> None:
+        raise PassError("layers.1: Loop 'loop' is not for TensorRT.")
+
+    monkeypatch.setattr("intaglio.exporter.compile._lower_for_trt", lower)
+    with pytest.raises(PassError, match=r"layers\.1: Loop"):
+        export(source, tmp_path / "required", require_target=["trt"], dry_run=True, **asked)
+    assert entries(tmp_path) == ["bundle"]
 
 
 def test_a_dry_run_says_what_an_export_would_do_and_writes_nothing(

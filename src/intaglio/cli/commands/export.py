@@ -119,6 +119,10 @@ def export_(
     require_parity: Annotated[
         bool, typer.Option("--require-parity", help="Fail if an engine could not be compared.")
     ] = False,
+    require_target: Annotated[
+        str | None,
+        typer.Option(metavar="LIST", help="Targets without which there is to be no bundle; trt."),
+    ] = None,
     no_portable: Annotated[
         bool, typer.Option("--no-portable", help="Leave the portable graph out.")
     ] = False,
@@ -161,6 +165,7 @@ def export_(
             verify=False if no_verify else None,
             steps=steps,
             require_parity=require_parity,
+            require_target=require_target.split(",") if require_target else (),
             force=force,
             dry_run=dry_run,
             portable=False if no_portable else None,
