@@ -11,6 +11,7 @@ from .exact.carry_states import CarryStates
 from .exact.expand_einsum import ExpandEinsum
 from .exact.expand_tile import ExpandTile
 from .exact.fold_constants import FoldConstants
+from .exact.fold_element_gathers import FoldElementGathers
 from .exact.fold_identity_gathers import FoldIdentityGathers
 from .exact.fold_repeated_heads import FoldRepeatedHeads
 from .exact.fold_sizes import FoldSizes
@@ -51,6 +52,7 @@ PASSES: tuple[type[Pass], ...] = (
     ExpandEinsum,
     ExpandTile,
     FoldConstants,
+    FoldElementGathers,
     FoldIdentityGathers,
     FoldRepeatedHeads,
     FoldSizes,

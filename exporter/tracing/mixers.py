@@ -3,8 +3,8 @@
 The library computes selective scans and delta rules in chunks or in loops over tokens.  A tracer
 unrolls them and fixes the number of tokens, so each is exchanged while a module is traced.
 `MIXERS` is the whole table: the name that a function bears in the library's model files, where
-several families have a copy of it each, and the function that replaces it.  Both are run and
-compared before the replacement is used (`replace`).
+several families have a copy of it each, or that of a class and its method, and the function that
+replaces it.  Both are run and compared before the replacement is used (`replace`).
 """
 
 from collections.abc import Callable, Mapping
@@ -127,6 +127,71 @@ def gated_delta_rule(
     return torch.unflatten(output, -1, (heads, size)).to(query.dtype), None
 
 
+def kimi_delta_rule(
+    query: Tensor, key: Tensor, value: Tensor, g: Tensor, beta: Tensor, **given: Any
+) -> tuple[Tensor, None]:
+    """Kimi delta attention: the gated delta rule with a decay for each channel of the keys.
+
+    Shapes are those of `gated_delta_rule`, but `g` is [B, T, H, K].
+
+    Source: Kimi Team 2025, arXiv:2510.26692, equation 1.
+    """
+    return gated_delta_rule(query, key, value, g.flatten(2), beta, **given)
+
+
+def lightning_attention(
+    self: Any, hidden_states: Tensor, *_: Any, attention_mask: Tensor | None = None, **__: Any
+) -> tuple[Tensor, Tensor]:
+    """Lightning attention: S <- e^{-s} S + k v^T, o = S^T q, with a fixed slope s for each head.
+
+    `self` is the layer, `hidden_states` [B, T, D].
+
+    Source: Qin et al. 2024, arXiv:2401.04658, equations 3 and 4.
+    """
+    del attention_mask  # rows are given without padding
+    heads = self.num_attention_heads
+    packed = self.act_fn(self.qkv_proj(hidden_states)).unflatten(-1, (heads, -1))
+    q, k, v = (x.flatten(2) for x in torch.split(packed, self.head_dim, dim=3))
+    decay = -self.slope_rate.reshape(heads).to(q.dtype) + torch.zeros_like(q[..., :1])
+    output, state = linear_attention(
+        q,
+        k,
+        v,
+        decay=decay,
+        update_rule="gated",
+        q_num_heads=heads,
+        kv_num_heads=heads,
+        scale=1.0,
+    )
+    gate = F.sigmoid(self.output_gate(hidden_states))
+    return self.out_proj(gate * self.norm(output)), state
+
+
+def gated_linear_recurrence(
+    self: Any, hidden_states: Tensor, recurrent_gate: Tensor, reset: Tensor, *_: Any, **__: Any
+) -> tuple[Tensor, Tensor]:
+    """RG-LRU: h <- a h + x for each channel by itself, a being 0 where a sequence starts.
+
+    `hidden_states` and `recurrent_gate` are [B, T, D], `reset` is [B, T, 1].
+
+    Source: De et al. 2024, arXiv:2402.19427, equation 4.
+    """
+    del self
+    x, gate = _wide(hidden_states, recurrent_gate * ~reset)
+    ones, size = torch.ones_like(x), x.shape[-1]
+    output, _state = linear_attention(
+        ones,
+        x,
+        ones,
+        decay=gate.clamp_min(torch.finfo(gate.dtype).tiny).log(),
+        update_rule="gated",
+        q_num_heads=size,
+        kv_num_heads=size,
+        scale=1.0,
+    )
+    return output.to(hidden_states.dtype), output[:, -1]
+
+
 def _step_size(dt: Tensor, bias: Tensor | None, *, softplus: bool) -> Tensor:
     dt = dt if bias is None else dt + bias.to(dt.dtype)
     return F.softplus(dt) if softplus else dt
@@ -155,4 +220,7 @@ MIXERS: Mapping[str, Callable[..., Any]] = {
     "mamba_selective_scan": selective_scan,
     "mamba2_chunk_scan": chunk_scan,
     "torch_chunk_gated_delta_rule": gated_delta_rule,
+    "chunk_kimi_delta_attention": kimi_delta_rule,
+    "MiniMaxLightningAttention.forward": lightning_attention,
+    "RecurrentGemmaRglru._rnn_scan": gated_linear_recurrence,
 }

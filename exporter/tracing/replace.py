@@ -83,6 +83,11 @@ def _functions(module: nn.Module, functions: Functions) -> Iterator[_Place]:
             if original is not None:
                 originals[original] = name
                 yield _Place(sys.modules[file], name, original, substitute)
+    for kind in kinds:
+        for name in (name for name in functions if name.startswith(f"{kind.__name__}.")):
+            method = name.rpartition(".")[2]
+            if method in vars(kind) and kind.__module__.startswith("transformers."):
+                yield _Place(kind, method, vars(kind)[method], functions[name])
     for part in module.modules():  # a class may keep the function that it found best
         for name, value in vars(part).items():
             if callable(value) and value in originals:

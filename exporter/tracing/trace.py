@@ -35,6 +35,7 @@ from intaglio.state import TIME
 from .adopt import adopt_graph
 from .attention_calls import settle_attention_calls
 from .capture import capture
+from .complex_numbers import pair_complex_numbers
 from .exchanged import exchanged
 from .fold_weights import fold_weights
 from .metadata import strip
@@ -95,6 +96,7 @@ def _trace(source: Source) -> Traced:
     max_context = None if source.whole or TIME not in spans else spans[TIME].most
     idle = idle_buffers(program)
     program, folded = fold_weights(program)
+    pair_complex_numbers(program)
     settle_attention_calls(program)
     settle_squeezes(program)
     inputs = source.inputs

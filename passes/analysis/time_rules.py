@@ -4,6 +4,7 @@ A rule takes the node and the facts so far and returns the facts of the node's o
 the refusal.  Operators without a rule are refused as soon as time reaches them.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -110,12 +111,19 @@ def _of_length(node: ir.Node) -> Sequence[Fact]:
                 node,
                 "makes an array that is sized by the number of tokens in a way not known here.",
             )
-        dim = (dims(output) or ())[axes[0]]
-        each = entries_of(dim)
-        if each is None and dim != f"{BATCH}*{TIME}":
-            raise refuse(node, f"has a dimension {dim!r} that is not one entry per token.")
-        facts.append(Along(axes[0], flat=int(each is None), each=each or 1))
+        facts.append(_uniform(node, axes[0], (dims(output) or ())[axes[0]]))
     return facts
+
+
+def _uniform(node: ir.Node, axis: int, dim: int | str) -> Along:
+    """The fact of entries that are all the same, of which each token has some."""
+    each = entries_of(dim)
+    if each is not None:
+        return Along(axis, each=each)
+    entries, symbols = rearranging.factors([dim])
+    if symbols != Counter((BATCH, TIME)):
+        raise refuse(node, f"has a dimension {dim!r} that is not one entry per token.")
+    return Along(axis, flat=entries)
 
 
 def _range(node: ir.Node, _timing: Timing) -> Fact:

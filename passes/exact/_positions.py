@@ -36,13 +36,14 @@ def offset_positions(
     for along, fact in timing.facts.items():
         if isinstance(fact, Along) and fact.positional:
             set_dims(along, [FLAT if dim == TIME else dim for dim in dims(along) or ()])
-    cut: dict[tuple[ir.Value, int], ir.Value] = {}
+    cut: dict[tuple[ir.Value, int, int], ir.Value] = {}
     for node, index in timing.frontier:
-        value, rank = node.inputs[index], len(dims(node.outputs[0]) or ())
+        value, shape = node.inputs[index], dims(node.outputs[0]) or ()
         assert value is not None
-        if (value, rank) not in cut:
-            cut[value, rank] = _by_row(value, rank, timing, step, Emitter(node))
-        node.replace_input_with(index, cut[value, rank])
+        place = value, len(shape), shape.index(BATCH)
+        if place not in cut:
+            cut[place] = _by_row(value, len(shape), place[-1], timing, step, Emitter(node))
+        node.replace_input_with(index, cut[place])
     return [f"{node.op_type} {node.name!r} counts from past_length" for node in timing.sources]
 
 
@@ -60,11 +61,11 @@ def _positional(timing: Timing, value: ir.Value | None) -> bool:
 def _check_frontier(timing: Timing) -> None:
     for node, _ in timing.frontier:
         shape = dims(node.outputs[0]) or ("",)
-        if node.op_type not in ELEMENTWISE | {"Expand", "RotaryEmbedding"} or shape[0] != BATCH:
+        if node.op_type not in ELEMENTWISE | {"Expand", "RotaryEmbedding"} or BATCH not in shape:
             raise refuse(
                 node,
                 "uses positions in a way that cannot be given an offset per row: positions may "
-                "meet the data in elementwise operators whose first axis is the batch.",
+                "meet the data in elementwise operators, one axis of which is the batch.",
             )
 
 
@@ -160,34 +161,30 @@ def _restart(node: ir.Node, timing: Timing, step: StepValues, context: Context) 
 
 
 def _by_row(
-    value: ir.Value, rank: int, timing: Timing, step: StepValues, emit: Emitter
+    value: ir.Value, rank: int, batch: int, timing: Timing, step: StepValues, emit: Emitter
 ) -> ir.Value:
-    """Cut the batch*time axis of `value` into the batch axis and the time axis of rank `rank`."""
-    shape = list(dims(value) or ())
-    axis, dtype = _axis(timing, value), value.dtype
+    """Cut the batch*time axis of `value` in two: one of `rank` axes, `batch`, and the time axis."""
+    shape, dtype = list(dims(value) or ()), value.dtype
     missing = rank - len(shape)
-    outer, inner = shape[:axis], shape[axis + 1 :]
-    if missing == 0 and (not outer or outer[0] != 1):
+    time = _axis(timing, value) + missing
+    whole = [*[1] * missing, *shape]
+    if whole[batch] != 1 or batch == time:
         raise PassError(
             f"{value.name!r} depends on positions and has shape {shape} with no room for a batch "
-            f"axis in front; give it a leading axis of one."
+            f"axis at {batch}; give it an axis of one there."
         )
-    if any(dim != 1 for dim in outer):
-        perm = [axis, *range(axis), *range(axis + 1, len(shape))]
-        value = emit("Transpose", [value], dtype, [FLAT, *outer, *inner], perm=perm)
-        cut = _reshaped(value, [BATCH, TIME, *outer, *inner], step, emit)
-        ones = [1] * (missing - 1) if missing else []
-        kept = outer if missing else outer[1:]
-        # [batch, time, outer, inner] -> [batch, outer, time, inner]; a dropped leading 1 made room
-        if not missing:
-            cut = _reshaped(cut, [BATCH, TIME, *kept, *inner], step, emit)
-        last = 2 + len(kept)
-        perm = [0, *range(2, last), 1, *range(last, last + len(inner))]
-        cut = emit("Transpose", [cut], dtype, [BATCH, *kept, TIME, *inner], perm=perm)
-        if not ones:
-            return cut
-        return _reshaped(cut, [BATCH, *ones, *kept, TIME, *inner], step, emit)
-    return _reshaped(value, [BATCH, *[1] * (axis + missing - 1), TIME, *inner], step, emit)
+    result = [TIME if i == time else BATCH if i == batch else dim for i, dim in enumerate(whole)]
+    if batch < time and all(dim == 1 for dim in whole[:time]):
+        return _reshaped(value, result, step, emit)
+    if missing < time:  # [.., batch*time, ..] -> [batch*time, .., ..]
+        axis = time - missing
+        order = [axis, *(i for i in range(len(shape)) if i != axis)]
+        moved = [shape[i] for i in order]
+        value = emit("Transpose", [value], dtype, moved, perm=order)
+    others = [i for i in range(rank) if i not in (batch, time)]
+    cut = _reshaped(value, [BATCH, TIME, *(whole[i] for i in others)], step, emit)
+    perm = [[batch, time, *others].index(i) for i in range(rank)]
+    return emit("Transpose", [cut], dtype, result, perm=perm)
 
 
 def _reshaped(value: ir.Value, shape: list[int | str], step: StepValues, emit: Emitter) -> ir.Value:

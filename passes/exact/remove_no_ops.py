@@ -2,17 +2,27 @@
 
     x[0:], x * 1, x / 1, x + 0, x - 0, transpose(x, (0, 1, ..)), expand and reshape to its own shape
 
+An Expand is left out where an operator broadcasts its operands by itself, and another one of them
+has the size to which it would be expanded: expand(x, shape(y)) * y = x * y.
+
 Libraries index with ``x[:, :, None, :]`` and scale by factors that are one, which hides from other
 passes what stands before and behind.  Shapes are compared as they are known, symbols included.
 """
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 
 from intaglio.passes.base import Exact, PassResult
-from intaglio.passes.graph import attribute, constant, dims, input_of, integers
+from intaglio.passes.graph import attribute, constant, dims, input_of, integers, producer
 
 UNITS = {"Mul": 1, "Div": 1, "Add": 0, "Sub": 0}
 COMMUTES = ("Mul", "Add")
+BROADCAST = frozenset(
+    "Add And Div Equal Greater GreaterOrEqual Less LessOrEqual Max Min Mul Or Pow Sub Where "
+    "Xor".split()
+)
+Shape = tuple[int | str, ...] | None
 LAST = 2**31 - 1  # ends of slices from here on mean the end of any axis
 
 
@@ -23,7 +33,7 @@ class RemoveNoOps(Exact):
         """Let consumers take the input instead; outputs of the graph keep their node."""
         graph = model.graph
         outputs = set(graph.outputs)
-        removed = 0
+        removed = sum(map(_takes_before_expand, graph))
         for node in list(graph):
             if node.domain or len(node.outputs) != 1 or node.outputs[0] in outputs:
                 continue
@@ -51,6 +61,32 @@ def _same(node: ir.Node) -> ir.Value | None:
     if node.op_type in ("Expand", "Reshape", "Cast"):
         return x if _equal_shapes(x, node.outputs[0]) else None
     return None
+
+
+def _takes_before_expand(node: ir.Node) -> int:
+    """Let an operator broadcast what an Expand repeats for it; how many operands changed."""
+    if node.op_type not in BROADCAST or node.domain:
+        return 0
+    changed = 0
+    for index, value in enumerate(node.inputs):
+        expand = producer(value, "Expand")
+        others = [dims(other) for i, other in enumerate(node.inputs) if i != index]
+        if expand is not None and _broadcasts(dims(expand.inputs[0]), dims(value), others):
+            node.replace_input_with(index, expand.inputs[0])
+            changed += 1
+    return changed
+
+
+def _broadcasts(own: Shape, wide: Shape, others: Sequence[Shape]) -> bool:
+    """Whether each size that `wide` has beyond `own` is had by one of `others` as well."""
+    if own is None or wide is None or "?" in (*own, *wide):
+        return False
+    sizes = [other[::-1] for other in others if other is not None]
+    before = (*own[::-1], *[None] * (len(wide) - len(own)))
+    return all(
+        old == new or (new != "?" and any(new == size[at] for size in sizes if at < len(size)))
+        for at, (old, new) in enumerate(zip(before, wide[::-1], strict=True))
+    )
 
 
 def _unchanged_by_unit(node: ir.Node) -> ir.Value | None:

@@ -184,6 +184,36 @@ class Flattened(nn.Module):
         return y.relu().view(x.shape)
 
 
+class Turned(nn.Module):
+    """Angles of positions on several axes, and pairs of channels turned as complex numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, time, _ = x.shape
+        places = torch.arange(time).view(1, 1, -1).expand(3, batch, -1)
+        rates = 1 / 10 ** (torch.arange(D // 2) / D)
+        angles = rates[None, None, :, None].expand(3, batch, -1, 1) @ places[:, :, None].float()
+        angles = angles.transpose(2, 3)
+        y = torch.cat([angles[axis, :, :, axis::3] for axis in range(3)], dim=-1).cos() * 0.5
+        flat = torch.outer(torch.arange(time).float(), rates)[None]
+        turns = torch.polar(torch.ones_like(flat), flat)
+        z = torch.view_as_complex(x.reshape(batch, time, -1, 2)) * turns
+        return torch.view_as_real(z).flatten(2) + y.repeat(1, 1, 2)
+
+
+class Routed(nn.Module):
+    """A router over rows of batch*time, whose best group is marked by a scatter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores = nn.Linear(D, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.scores(x.view(-1, D))
+        mask = torch.zeros_like(scores).scatter_(1, scores.argmax(-1, keepdim=True), 1)
+        routed: Tensor = (scores * mask).sum(-1, keepdim=True).view(*x.shape[:2], 1) * x
+        return routed
+
+
 class Learned(nn.Module):
     """Learned positions, added to the residual stream."""
 

@@ -26,7 +26,7 @@ def plain_forward(module: nn.Module, inputs: Sequence[str]) -> None:
     fixed = {name: value for name, value in FIXED.items() if free or name in takes}
 
     def forward(self: nn.Module, **given: Tensor) -> dict[str, Tensor]:
-        with _one_sequence_a_row():
+        with _one_sequence_a_row(), _left_as_it_was(self):
             outputs = kind.forward(self, **given, **fixed)
         return {
             name: x
@@ -52,6 +52,22 @@ def plain_forward(module: nn.Module, inputs: Sequence[str]) -> None:
     if cache is not None:
         body["step_with_cache"] = step_with_cache
     module.__class__ = type(kind.__name__, (kind,), body)
+
+
+@contextlib.contextmanager
+def _left_as_it_was(module: nn.Module) -> Iterator[None]:
+    """Take away what a call leaves in attributes of the modules, as states of recurrences."""
+    held = [
+        (vars(part), name, value)
+        for part in module.modules()
+        for name, value in vars(part).items()
+        if value is None or isinstance(value, Tensor)
+    ]
+    try:
+        yield
+    finally:
+        for attributes, name, value in held:
+            attributes[name] = value
 
 
 @contextlib.contextmanager

@@ -5,15 +5,22 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import MiniMaxConfig, RecurrentGemmaConfig
+from transformers.models.kimi_linear import modeling_kimi_linear
 from transformers.models.mamba import modeling_mamba
 from transformers.models.mamba2 import modeling_mamba2
+from transformers.models.minimax import modeling_minimax
 from transformers.models.qwen3_next import modeling_qwen3_next
+from transformers.models.recurrent_gemma import modeling_recurrent_gemma
 
 from intaglio.exporter.tracing import mixers
 
 LIBRARY: Any = modeling_mamba2
 SELECTIVE: Any = modeling_mamba
 DELTA: Any = modeling_qwen3_next
+KIMI: Any = modeling_kimi_linear
+MINIMAX: Any = modeling_minimax
+GEMMA: Any = modeling_recurrent_gemma
 TIME = 11  # more than a chunk, and no multiple of one
 
 
@@ -66,6 +73,47 @@ def test_delta_rules_in_chunks_are_gated_delta_attention(heads: int, normed: boo
 
     assert state is None
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_kimi_delta_attention_decays_each_channel_of_the_keys() -> None:
+    query, key = normal(2, TIME, 2, 6) / 3, normal(2, TIME, 2, 6).flip(1) / 3
+    decay, beta = -normal(2, TIME, 2, 6).abs(), normal(2, TIME, 2).sigmoid()
+    arguments = (query, key, normal(2, TIME, 2, 5), decay, beta)
+    options: dict[str, Any] = {"chunk_size": 4, "use_qk_l2norm_in_kernel": True}
+    wanted, _ = KIMI.chunk_kimi_delta_attention(*arguments, **options)
+    found, _ = mixers.kimi_delta_rule(*arguments, **options)
+
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_lightning_attention_decays_each_head_by_its_slope() -> None:
+    """Over more tokens than a block has, in the layer whose slopes are not near zero."""
+    config: Any = MiniMaxConfig(
+        hidden_size=32, num_attention_heads=4, head_dim=8, block_size=4, num_hidden_layers=2
+    )
+    config.layer_types = ["linear_attention"] * 2
+    layer = MINIMAX.MiniMaxLightningAttention(config, layer_idx=0).eval()
+    x = normal(2, TIME, 32)
+    (wanted, last), (found, state) = (
+        forward(layer, x, None, None)
+        for forward in (type(layer).forward, mixers.lightning_attention)
+    )
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(state, last, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_real_gated_linear_recurrences_start_at_the_first_position() -> None:
+    config: Any = RecurrentGemmaConfig(hidden_size=32, lru_width=32, num_attention_heads=4)
+    layer = GEMMA.RecurrentGemmaRglru(config).eval()
+    reset = (torch.arange(TIME) == 0)[None, :, None]
+    arguments = (layer, normal(2, TIME, 32), normal(2, TIME, 32).sigmoid(), reset)
+    wanted, last = GEMMA.RecurrentGemmaRglru._rnn_scan(*arguments, None)
+    found, state = mixers.gated_linear_recurrence(*arguments, None)
+
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(state, last, rtol=1e-5, atol=1e-5)
 
 
 def test_a_state_is_neither_taken_nor_given() -> None:

@@ -68,3 +68,30 @@ def test_a_slice_as_long_as_its_input_goes(
 def test_what_changes_a_value_stays(apply: Callable[..., ir.Model], node: str) -> None:
     shape = "batch, time, 1" if "Slice" in node else "batch, time, 2"
     assert not outcome(apply, node, shape)
+
+
+@pytest.mark.parametrize(("repeated", "wide", "goes"), [
+    ("batch, 1, 2", "batch, time, 2", True),
+    ("2", "batch, time, 2", True),
+    ("1, 1, 2", "batch, time, 2", True),
+    ("batch, 1, 2", "batch, 1, 2", False),
+])  # fmt: skip
+def test_an_operator_repeats_its_operand_by_itself(
+    apply: Callable[..., ir.Model], repeated: str, wide: str, goes: bool
+) -> None:
+    """An Expand goes where the other operand has its size; else the result would be smaller."""
+    text = f"""
+        <ir_version: 10, opset_import: ["" : 24]>
+        g (float[{repeated}] x, float[{wide}] h, float[batch, time, 2] s)
+            => (float[batch, time, 2] y)
+        <float[batch, time, 2] e>
+        {{
+          shape = Shape (s)
+          e = Expand (x, shape)
+          y = Add (e, h)
+        }}
+    """
+    model = apply(text, RemoveNoOps())
+    add = model.graph.outputs[0].producer()
+    assert add is not None
+    assert (add.inputs[0] is model.graph.inputs[0]) == goes

@@ -20,6 +20,8 @@ from mixers import (
     Planted,
     Recurrence,
     Residual,
+    Routed,
+    Turned,
     last_only,
 )
 from torch import Tensor, nn
@@ -63,6 +65,11 @@ ACCEPTED: dict[str, Callable[[], Sequence[nn.Module]]] = {
     "attention by hand": lambda: [Attention("", manual=True)],
     "token shift": lambda: [Planted(lambda x: F.pad(x, (0, 0, 1, -1)))],
     "hybrid": lambda: [Convolution("trim"), Recurrence("gated_delta"), Attention(), Flattened()],
+    "positions on several axes, complex ones, a router": lambda: [
+        Turned(),
+        Routed(),
+        Attention(""),
+    ],
     "learned positions": lambda: [Learned("embedding"), Attention("")],
     "learned positions sliced": lambda: [Learned("slice"), Attention("")],
 }

@@ -1,0 +1,56 @@
+"""Complex numbers of a program become pairs of real ones that say the same."""
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, export
+
+from intaglio.exporter.tracing.complex_numbers import pair_complex_numbers
+
+
+class Turning(nn.Module):
+    """Products, sums, powers of e, views and moves of complex numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.poles = nn.Parameter(torch.randn(4, 2))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        angles = torch.outer(torch.arange(x.shape[1]).float(), torch.tensor([1.0, 0.5, 0.1, 0.01]))
+        turns = torch.polar(torch.ones_like(angles), angles)[None] * 1.5
+        z = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2)) * turns.to(x.device)
+        poles = torch.exp(torch.view_as_complex(self.poles)) * 2j
+        moved = (z.transpose(1, -1)[:, :3] * poles[:3, None]).conj().permute(0, 2, 1)
+        both = z[..., 1:] + moved
+        real = (x[..., :4].to(torch.complex64) * z).real
+        return {
+            "pairs": torch.view_as_real(z).flatten(2),
+            "sum": both.abs(),
+            "parts": both.real * both.imag,
+            "real": real,
+            "picked": z.unsqueeze(-2).expand(-1, -1, 3, -1).select(2, 1).imag,
+        }
+
+
+def test_every_operator_on_pairs_gives_what_it_gives_on_complex_numbers() -> None:
+    """At another length and another number of rows than were captured."""
+    torch.manual_seed(0)
+    module, free = Turning(), {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
+    with torch.no_grad():
+        program = export(module, (torch.randn(2, 7, 8),), dynamic_shapes={"x": free})
+        pair_complex_numbers(program)
+        values = [node.meta.get("val") for node in program.graph.nodes]
+        assert not any(value.is_complex() for value in values if isinstance(value, Tensor))
+        x = torch.randn(3, 11, 8)
+        for name, found in program.module()(x).items():
+            torch.testing.assert_close(found, module(x)[name], rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_not_known_is_left_to_the_converter() -> None:
+    class Inverse(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            real: Tensor = torch.linalg.inv(torch.complex(x, x + 1)).real
+            return real
+
+    program = export(Inverse(), (torch.eye(3),))
+    pair_complex_numbers(program)
+    assert any("inv" in str(node.target) for node in program.graph.nodes)
