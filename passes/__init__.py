@@ -22,6 +22,7 @@ from .exact.fuse_token_shift import FuseTokenShift
 from .exact.hoist import Hoist
 from .exact.merge_duplicates import MergeDuplicates
 from .exact.peel_first_token import PeelFirstToken
+from .exact.recognise_recurrences import RecogniseRecurrences
 from .exact.remove_dead import RemoveDead
 from .exact.remove_no_ops import RemoveNoOps
 from .exact.split_sequences import SplitSequences
@@ -31,6 +32,7 @@ from .exact.widen_kinds import WidenKinds
 from .lower.genai_inputs import GenaiInputs
 from .lower.ort_attention_mask import OrtAttentionMask
 from .lower.ort_decay_gate import OrtDecayGate
+from .lower.ort_diagonal_ssm import OrtDiagonalSsm
 from .lower.ort_domains import OrtDomains
 from .lower.ort_group_query_attention import OrtGroupQueryAttention
 from .lower.ort_low_bit import OrtLowBit
@@ -63,6 +65,7 @@ PASSES: tuple[type[Pass], ...] = (
     Hoist,
     MergeDuplicates,
     PeelFirstToken,
+    RecogniseRecurrences,
     RemoveDead,
     RemoveNoOps,
     SplitSequences,
@@ -71,6 +74,7 @@ PASSES: tuple[type[Pass], ...] = (
     WidenKinds,
     GenaiInputs,
     OrtAttentionMask,
+    OrtDiagonalSsm,
     OrtDomains,
     OrtGroupQueryAttention,
     OrtLowBit,

@@ -31,6 +31,7 @@ from .exact.fuse_token_shift import FuseTokenShift
 from .exact.hoist import Hoist
 from .exact.merge_duplicates import MergeDuplicates
 from .exact.peel_first_token import PeelFirstToken
+from .exact.recognise_recurrences import RecogniseRecurrences
 from .exact.remove_dead import RemoveDead
 from .exact.remove_no_ops import RemoveNoOps
 from .exact.split_sequences import SplitSequences
@@ -39,6 +40,7 @@ from .exact.statefulize import Statefulize
 from .low_bit import low_bit_nodes
 from .lower.ort_attention_mask import OrtAttentionMask
 from .lower.ort_decay_gate import OrtDecayGate
+from .lower.ort_diagonal_ssm import OrtDiagonalSsm
 from .lower.ort_domains import OrtDomains
 from .lower.ort_group_query_attention import OrtGroupQueryAttention
 from .lower.ort_low_bit import Accuracy, OrtLowBit
@@ -109,6 +111,7 @@ def standard(
         FuseAttention(),
         FuseTokenShift(),
         PeelFirstToken(),
+        RecogniseRecurrences(),
         # what the user asked for
         *extra,
         # carry the past in states
@@ -127,13 +130,13 @@ def after_hoist() -> list[Pass]:
 
 def whole(extra: Sequence[Pass] = ()) -> list[Pass]:
     """From a traced graph to a portable one that takes whole sequences and carries nothing."""
-    left_out = (FoldRepeatedHeads, PeelFirstToken, Statefulize, Hoist)
+    left_out = (FoldRepeatedHeads, PeelFirstToken, RecogniseRecurrences, Statefulize, Hoist)
     return [step for step in standard(extra=extra) if not isinstance(step, left_out)]
 
 
 def own_states(extra: Sequence[Pass] = ()) -> list[Pass]:
     """From a traced graph that carries states of its own to the portable step graph."""
-    left_out = (FoldRepeatedHeads, PeelFirstToken, Hoist)
+    left_out = (FoldRepeatedHeads, PeelFirstToken, RecogniseRecurrences, Hoist)
     steps = [step for step in standard(extra=extra) if not isinstance(step, left_out)]
     return [CarryStates() if isinstance(step, Statefulize) else step for step in steps]
 
@@ -151,6 +154,7 @@ def lowering(target: str, accuracy: Accuracy = "auto", dtype: str = FP32) -> lis
         raise PassError(f"there is no target {target!r}; the targets are: ort, trt.")
     return [
         OrtLowBit(accuracy=accuracy),
+        OrtDiagonalSsm(),
         OrtDomains(),
         OrtGroupQueryAttention(),
         OrtAttentionMask(),

@@ -1,4 +1,4 @@
-"""Einsum of two tensors -> Transpose and MatMul, where one product of matrices says it.
+"""Einsum -> Transpose and MatMul, where one product of matrices says it, or Mul without a sum.
 
 Written so, attention is recognised as what it is, and a weight is one that can be quantized:
 ``bqhd,bkhd->bhqk`` are scores, ``btd,de->bte`` is a projection.  What an equation sums over, what
@@ -29,8 +29,39 @@ class ExpandEinsum(Exact):
     def rewrite(self, model: ir.Model) -> PassResult:
         """Rewrite every Einsum that one product says."""
         sums = [n for n in model.graph if n.op_type == "Einsum" and not n.domain]
-        notes = [describe(node) for node in sums if _expand(node)]
+        notes = [describe(node) for node in sums if _beside(node) or _expand(node)]
         return PassResult(changed=bool(notes), notes=notes)
+
+
+def _beside(node: ir.Node) -> bool:
+    """Write what sums over nothing as products entry by entry, of any number of tensors."""
+    takes, _, gives = str(attribute(node, "equation", "")).replace(" ", "").partition("->")
+    sides = takes.split(",")
+    shapes = [dims(value) for value in node.inputs]
+    if "." in takes or len(sides) != len(shapes) or set("".join(sides)) != set(gives):
+        return False
+    if any(len(set(side)) < len(side) for side in (*sides, gives)):
+        return False
+    emit, old = Emitter(node), node.outputs[0]
+    total: ir.Value | None = None
+    sizes: dict[str, int | str] = {}
+    for side, shape, value in zip(sides, shapes, node.inputs, strict=True):
+        if value is None or shape is None or len(shape) != len(side):
+            return False
+        own = dict(zip(side, shape, strict=True))
+        sizes |= {letter: dim for letter, dim in own.items() if sizes.get(letter, 1) == 1}
+        order = sorted(side, key=gives.index)
+        if "".join(order) != side:
+            perm = [side.index(letter) for letter in order]
+            value = emit("Transpose", [value], value.dtype, [own[x] for x in order], perm=perm)
+        if missing := [axis for axis, letter in enumerate(gives) if letter not in side]:
+            looks = [own.get(letter, 1) for letter in gives]
+            value = emit("Unsqueeze", [value, emit.constant(missing)], value.dtype, looks)
+        looks = [sizes.get(letter, 1) for letter in gives]
+        total = value if total is None else emit("Mul", [total, value], old.dtype, looks)
+    assert total is not None
+    replace_uses(old, total)
+    return True
 
 
 def _expand(node: ir.Node) -> bool:

@@ -159,16 +159,19 @@ def _connect(graph: ir.Graph, carried: Sequence[stateful.Carried], context: Cont
     modules = [module_of(state.node) for state in carried]
     layers = _layers(modules)
     calls: dict[tuple[str, str], list[ir.Node]] = defaultdict(list)
+    ports: dict[tuple[str, str], list[ir.Node]] = defaultdict(list)
     groups: dict[tuple[int, str], list[str]] = defaultdict(list)
     for state, module in zip(carried, modules, strict=True):
-        nodes = calls[module, state.op]
-        if state.node not in nodes:
-            nodes.append(state.node)
-        groups[layers[module], state.port].append(f"{module}#{nodes.index(state.node)}")
+        for nodes in (calls[module, state.op], ports[module, state.port]):
+            if state.node not in nodes:
+                nodes.append(state.node)
+        place = ports[module, state.port].index(state.node)
+        groups[layers[module], state.port].append(f"{module}#{place}")
     for state, module in zip(carried, modules, strict=True):
         layer = layers[module]
         call = calls[module, state.op].index(state.node)
-        tail = _tail(groups[layer, state.port], f"{module}#{call}")
+        place = ports[module, state.port].index(state.node)
+        tail = _tail(groups[layer, state.port], f"{module}#{place}")
         stem = f"{layer}.{state.port}{tail}"
         family = "past_key_values" if state.op == "attention" else "past"
         state.past.name, state.present.name = f"{family}.{stem}", f"present.{stem}"

@@ -95,9 +95,10 @@ def test_loops_of_several_kinds_are_stepped() -> None:
     scans = [node for node in model.graph if node.op_type == "Scan"]
     assert len(scans) == 1
     assert context.max_context == 40
-    # h and c of two cells; two results back; h, not the gates of it; what `led` gives and keeps.
+    # h and c of two cells; two results back; h, not the gates of it; what `led` gives and keeps,
+    # and, since it is read before it changes, what it kept one token ago.
     entries = sum(int(np.prod([d for d in s.shape if isinstance(d, int)])) for s in context.states)
-    assert entries == (4 + 2 + 1 + 2) * SIZE
+    assert entries == (4 + 2 + 1 + 3) * SIZE
     inputs = source.random_inputs(3, 23, 1)
     wanted = source.module(**inputs).detach().numpy()
     for parts in ([23], [1] * 23, [2, 20, 1]):

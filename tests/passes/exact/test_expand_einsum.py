@@ -70,10 +70,20 @@ def test_one_product_is_one_product(equation: str, turns: int | None) -> None:
 
 
 @pytest.mark.parametrize(
+    "equation", ["btd,bte->btde", "btd,de->bted", "bld,bln,bld->bldn", "bt->tb"]
+)
+def test_what_sums_over_nothing_is_products(equation: str) -> None:
+    changed, found = expanded(equation)
+
+    assert changed
+    assert set(found) <= {"Constant", "Mul", "Transpose", "Unsqueeze"}
+    assert found.count("Mul") == equation.count(",")
+
+
+@pytest.mark.parametrize(
     "equation",
     [
         "bthd,hde->bte",  # sums over two letters
-        "btd,bte->btde",  # sums over none
         "btd,btd->bt",  # a row of nothing
         "btd,e->bte",
         "btd->tb",
