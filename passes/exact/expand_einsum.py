@@ -43,25 +43,33 @@ def _beside(node: ir.Node) -> bool:
     if any(len(set(side)) < len(side) for side in (*sides, gives)):
         return False
     emit, old = Emitter(node), node.outputs[0]
-    total: ir.Value | None = None
-    sizes: dict[str, int | str] = {}
+    laid = []
     for side, shape, value in zip(sides, shapes, node.inputs, strict=True):
         if value is None or shape is None or len(shape) != len(side):
             return False
         own = dict(zip(side, shape, strict=True))
-        sizes |= {letter: dim for letter, dim in own.items() if sizes.get(letter, 1) == 1}
-        order = sorted(side, key=gives.index)
-        if "".join(order) != side:
-            perm = [side.index(letter) for letter in order]
-            value = emit("Transpose", [value], value.dtype, [own[x] for x in order], perm=perm)
-        if missing := [axis for axis, letter in enumerate(gives) if letter not in side]:
-            looks = [own.get(letter, 1) for letter in gives]
-            value = emit("Unsqueeze", [value, emit.constant(missing)], value.dtype, looks)
-        looks = [sizes.get(letter, 1) for letter in gives]
-        total = value if total is None else emit("Mul", [total, value], old.dtype, looks)
-    assert total is not None
+        laid.append(_laid(emit, value, side, gives, own))
+    total = laid[0]
+    for value in laid[1:]:
+        pairs = zip(dims(total) or (), dims(value) or (), strict=True)
+        total = emit("Mul", [total, value], old.dtype, [b if a == 1 else a for a, b in pairs])
     replace_uses(old, total)
     return True
+
+
+def _laid(
+    emit: Emitter, value: ir.Value, side: str, gives: str, own: dict[str, int | str]
+) -> ir.Value:
+    """`value` with an axis for each letter of `gives`, of size one where it has none."""
+    order = sorted(side, key=gives.index)
+    if "".join(order) != side:
+        perm = [side.index(letter) for letter in order]
+        value = emit("Transpose", [value], value.dtype, [own[x] for x in order], perm=perm)
+    missing = [axis for axis, letter in enumerate(gives) if letter not in side]
+    if missing:
+        looks = [own.get(letter, 1) for letter in gives]
+        value = emit("Unsqueeze", [value, emit.constant(missing)], value.dtype, looks)
+    return value
 
 
 def _expand(node: ir.Node) -> bool:
