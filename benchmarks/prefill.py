@@ -11,6 +11,7 @@ one token is timed beside it.
 import math
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -70,7 +71,8 @@ class Hgrn(nn.Module):
         for t in range(x.shape[1]):
             h = f[:, t] * h + i[:, t]
             hs.append(h)
-        return torch.stack(hs, 1) * self.g(x).sigmoid()
+        out: Tensor = torch.stack(hs, 1) * self.g(x).sigmoid()
+        return out
 
 
 class Mamba(nn.Module):
@@ -154,7 +156,7 @@ def measure(quick: bool) -> list[Row]:
         for kind in kinds[:: 2 if quick else 1]:
             name, state = kind.__name__, int(kind.state)
             ours = _session(kind, Path(folder) / name)
-            theirs = _session(lambda state=state: Gla(state), Path(folder) / f"{name}-gla")
+            theirs = _session(partial(Gla, state), Path(folder) / f"{name}-gla")
             pairs = 20 if quick else 100
             prefill = _microseconds(ours, theirs, TOKENS, pairs)
             step = _microseconds(ours, theirs, 1, 10 * pairs)
