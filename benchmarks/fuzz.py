@@ -4,13 +4,14 @@
 
 Each case runs `intaglio` in a child of its own, forked from one process that has imported
 everything, with the limits below on time and memory.  A case fails if it prints a traceback, dies,
-exits with another code than 0 or 1, outlives the limits, leaves something half-written, or runs
+ends in an internal error, outlives the limits, leaves something half-written, or runs
 code that was planted in its input.  `--seed N --case K` runs one case again and shows all of it.
 """
 
 import argparse
 import contextlib
 import importlib
+import json
 import os
 import resource
 import select
@@ -28,7 +29,17 @@ from random import Random
 
 import torch
 from evidence import Row, run
-from fuzz_cases import KINDS, MODULES, OUT, WEIGHTS, Kind, prepare, write_inputs
+from fuzz_cases import (
+    ARGUMENTS,
+    KINDS,
+    MODULES,
+    OUT,
+    WEIGHTS,
+    Kind,
+    prepare,
+    restore_state,
+    write_inputs,
+)
 from fuzz_mutations import CANARY
 
 import intaglio.cli
@@ -58,11 +69,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--case", type=int)
-    parser.add_argument("--only", help="cases of one kind")
+    parser.add_argument("--only", help="cases of these kinds, with / between them")
     parser.add_argument("--cases", type=int)
     options, sys.argv[1:] = parser.parse_known_args()
     if options.only:
-        KINDS[:] = [kind for kind in KINDS if kind.name == options.only]
+        wanted = options.only.split("/")
+        KINDS[:] = [kind for kind in KINDS if kind.name in wanted]
     if options.case is None:
         count = options.cases or CASES
         run(__doc__, lambda quick: measure(QUICK if quick else count, options.seed))
@@ -180,8 +192,12 @@ def _run(kind: Kind, folder: Path) -> int:
     used = int(time.process_time())
     resource.setrlimit(resource.RLIMIT_CPU, (used + SECONDS, used + SECONDS + 5))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    sys.argv = ["intaglio", *kind.arguments]
+    own = folder / ARGUMENTS
+    arguments = json.loads(own.read_text()) if own.exists() else kind.arguments
+    sys.argv = ["intaglio", *arguments]
     try:
+        if not arguments:
+            return restore_state(folder)
         intaglio.cli.main()
     except SystemExit as end:
         sys.stdout.flush()
@@ -197,7 +213,7 @@ def _judge(number: int, kind: Kind, folder: Path, status: int, *, hung: bool) ->
         "ran planted code": (folder / CANARY).exists(),
         "hung": hung,
         f"died of signal {-code}": code < 0 and not hung,
-        f"exit code {code}": code > 1,
+        f"exit code {code}": code not in (0, 1, 2, 3),
         "printed a traceback": "Traceback (most recent call last)" in said and code in (0, 1),
         "said nothing": code == 1 and not said.strip(),
         "left something behind": code != 0 and any(folder.glob(f"*{OUT}*")),

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -22,10 +23,21 @@ from fuzz_mutations import (
     change_zip,
     flip_bytes,
 )
+from fuzz_settings import (
+    change_folder,
+    change_state,
+    draw_arguments,
+    draw_recipe,
+    draw_tokenizer,
+)
 
 import intaglio
 from intaglio import models
+from intaglio.errors import IntaglioError
 from intaglio.models import llama
+from intaglio.runtime import Session
+from intaglio.runtime.manifest import schema
+from intaglio.runtime.schema import faults
 
 CODE = """
 from torch import nn
@@ -42,6 +54,7 @@ class Net(nn.Module):
 CONFIG = llama.Config(hidden_size=16, intermediate_size=24, num_layers=1)
 OUT = "out"
 GRAPHS = "graphs"
+ARGUMENTS = "arguments"  # of a case that draws its own, in JSON
 MODULES = "modules"  # where the names of all modules are kept that an export imports
 EXPORT = ("-o", OUT, "--no-verify", "--no-portable")
 
@@ -75,8 +88,41 @@ def write_inputs(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(values))
     intaglio.export(folder / "llama.pt", folder / "bundle", steps=4)
     np.savez(folder / "arrays.npz", input_ids=np.arange(6).reshape(2, 3))
+    session = Session.load(folder / "bundle")
+    session.step({"input_ids": np.arange(6).reshape(2, 3)})
+    session.state.save(folder / "state.npz")
+    _write_directory(folder / "directory")
     write_graphs(folder / GRAPHS)
     (folder / MODULES).write_text("\n".join(sys.modules))
+
+
+def _write_directory(folder: Path) -> None:
+    """A directory of Hugging Face, as small as they come."""
+    import transformers
+
+    config = transformers.LlamaConfig(
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        vocab_size=16,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=32,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    (folder / "tokenizer.json").write_bytes(draw_tokenizer(Random(3))[0])
+
+
+def restore_state(_folder: Path) -> int:
+    """Restore a saved state and step on, as a program does; the exit code that it stands for."""
+    try:
+        session = Session.load("bundle")
+        session.state.restore("state.npz")
+        session.step({"input_ids": np.zeros((len(session.state.past_length), 1), np.int64)})
+    except IntaglioError as error:
+        print(error)
+        return 1
+    return 0
 
 
 def _bytes(name: str, *mutations: Callable[[bytes, Random], tuple[bytes, str]]) -> Mutate:
@@ -146,6 +192,61 @@ def _graph(folder: Path, random: Random) -> str:
     return what
 
 
+def _recipe(folder: Path, random: Random) -> str:
+    content, what = draw_recipe(random)
+    (folder / "recipe.toml").write_bytes(content)
+    return what
+
+
+def _arguments(folder: Path, random: Random) -> str:
+    """Options of any value; beside them a recipe, a pipe and a file of code."""
+    _recipe(folder, random)
+    os.mkfifo(folder / "pipe")
+    arguments = draw_arguments(random)
+    (folder / ARGUMENTS).write_text(json.dumps(arguments))
+    return " ".join(arguments).encode("utf-8", "backslashreplace").decode()
+
+
+def _directory(folder: Path, random: Random) -> str:
+    return change_folder(folder / "directory", random)
+
+
+def _state(folder: Path, random: Random) -> str:
+    return change_state((folder / "state.npz").read_bytes(), folder, random)
+
+
+def _tokenizer(folder: Path, random: Random) -> str:
+    """A tokenizer in the bundle, which its manifest lists."""
+    content, what = draw_tokenizer(random)
+    (folder / "bundle" / "tokenizer").mkdir()
+    (folder / "bundle" / "tokenizer" / "tokenizer.json").write_bytes(content)
+    manifest = folder / "bundle" / "manifest.json"
+    entry = json.loads(manifest.read_text())
+    sha256 = hashlib.sha256(content).hexdigest()
+    entry["files"]["tokenizer/tokenizer.json"] = {"bytes": len(content), "sha256": sha256}
+    entry["text"] = {"tokenizer": "tokenizer/tokenizer.json", "template": None, "eos": [5]}
+    manifest.write_text(json.dumps(entry))
+    return what
+
+
+def _valid_manifest(folder: Path, random: Random) -> str:
+    """Change a manifest so that the schema still allows it."""
+    manifest = folder / "bundle" / "manifest.json"
+    content = manifest.read_bytes()
+    said: list[str] = []
+    while len(said) < random.choice((1, 2, 3)):
+        changed, what = change_json(content, random)
+        try:
+            if any(faults(json.loads(changed), schema(), schema())):
+                continue
+        except (ValueError, RecursionError):
+            continue
+        content = changed
+        said.append(what)
+    manifest.write_bytes(content)
+    return ", ".join(said)
+
+
 _NET = ("--model", "fuzzed_net:Net", *EXPORT)
 _RUN = ("run", "bundle", "--prompt", "ab", "--steps", "3")
 
@@ -168,6 +269,16 @@ KINDS = [
     Kind("weights", ("bundle",), _signed("model.onnx.data", flip_bytes), _RUN),
     Kind("arrays", ("bundle", "arrays.npz"), _bytes("arrays.npz", change_zip, flip_bytes),
          ("run", "bundle", "--inputs", "arrays.npz", "-o", "outputs.npz")),
+    Kind("recipe", ("llama.pt",), _recipe,
+         ("export", "llama.pt", "--recipe", "recipe.toml", *EXPORT)),
+    Kind("options", ("llama.pt", "bundle"), _arguments, ()),
+    Kind("directory", ("directory",), _directory, ("export", "directory", *EXPORT)),
+    Kind("tokenizer", ("bundle",), _tokenizer,
+         ("run", "bundle", "--prompt", "a" * 40 + "!b", "--steps", "2")),
+    Kind("valid manifest, run", ("bundle",), _valid_manifest, _RUN),
+    Kind("valid manifest, verify", ("bundle", "llama.pt"), _valid_manifest,
+         ("verify", "bundle", "--against", "llama.pt", "--steps", "4")),
+    Kind("saved state", ("bundle", "state.npz"), _state, ()),
     Kind("onnx, whole", (), _graph, ("export", "model.onnx", "-o", OUT, "--whole", "--no-verify")),
     Kind("onnx", (), _graph, ("export", "model.onnx", *EXPORT)),
 ]  # fmt: skip
@@ -177,6 +288,11 @@ WEIGHTS: Mapping[str, int] = {
     "manifest, run": 2,
     "onnx, whole": 4,
     "onnx": 2,
+    "recipe": 3,
+    "options": 3,
+    "valid manifest, run": 4,
+    "valid manifest, verify": 2,
+    "saved state": 4,
 }
 
 

@@ -33,6 +33,7 @@ from intaglio.signature import DOMAIN
 from intaglio.state import TIME
 
 from .adopt import adopt_graph
+from .at_fault import run_examples
 from .attention_calls import settle_attention_calls
 from .capture import capture
 from .complex_numbers import pair_complex_numbers
@@ -100,8 +101,7 @@ def _trace(source: Source) -> Traced:
     settle_attention_calls(program)
     settle_squeezes(program)
     inputs = source.inputs
-    with torch.no_grad():
-        names = list(name_outputs(source.module, source.module(**inputs), inputs))
+    names = list(name_outputs(source.module, run_examples(source.module, inputs), inputs))
     model = _convert(source, program)
     _name_inputs(model.graph, list(inputs))
     _name_outputs(model.graph, names)
