@@ -7,13 +7,14 @@ from typing import Any, Unpack, get_args
 
 from intaglio.errors import BuildError, OptionError, UnsupportedError
 from intaglio.exporter.options.clock import Clock, Progress
+from intaglio.exporter.options.loading import LoadOptions
 from intaglio.exporter.options.recipe import ExportKeywords, Recipe, decide
 from intaglio.exporter.options.tolerance import check_tolerance
 from intaglio.exporter.proving.parity import ParityReport
 from intaglio.exporter.sources.calibration_data import Arrays
 from intaglio.exporter.sources.load import Unloaded, load
 from intaglio.exporter.sources.source import Source
-from intaglio.exporter.tracing.whole import settled
+from intaglio.exporter.tracing.whole import require_stepped, settled
 from intaglio.exporter.writing.bundle_writer import BundleWriter, check_place
 from intaglio.exporter.writing.compiled import Compiled, weigh
 from intaglio.exporter.writing.describe import describe
@@ -117,15 +118,13 @@ def export(
     clock = Clock(progress)
     if dry_run:
         check_place(Path(out), force=force)
-        with clock.phase("load"):
-            loaded = settled(load(source, loading), how.whole)
+        loaded = _loaded(source, loading, how, clock)
         compiled = compile_all(loaded, passes, how, clock, Teacher.of(calib, None))
         if compiled.lacks is not None and required:
             raise compiled.lacks
         return _rehearsed(out, loaded, compiled, how, clock)
     with BundleWriter(out, force=force) as writer:
-        with clock.phase("load"):
-            loaded = settled(load(source, loading), how.whole)
+        loaded = _loaded(source, loading, how, clock)
         teacher = Teacher.of(calib, Path(work or f"{writer.destination}.work"))
         compiled = compile_all(loaded, passes, how, clock, teacher)
         if compiled.lacks is not None and required:
@@ -153,6 +152,14 @@ def export(
         seconds=clock.seconds,
         notes=(*loaded.notes, *made.notes),
     )
+
+
+def _loaded(source: Unloaded | Source, loading: LoadOptions, how: Recipe, clock: Clock) -> Source:
+    """The source with its weights, once it is known whether it takes whole inputs."""
+    with clock.phase("load"):
+        loaded = settled(load(source, loading), how.whole)
+        require_stepped(loaded, loading.condition)
+    return loaded
 
 
 def _rehearsed(

@@ -42,7 +42,8 @@ def _graph(entry: Mapping[str, Any], prepares: bool) -> Iterator[str]:
         for name, count in Counter(names).items():
             if count > 1:
                 yield f"{what} have the name {name!r} {count} times."
-    known = {BATCH, TIME, *(dim for spec in entry["inputs"] for dim in spec["shape"])}
+    given = (*entry["inputs"], *entry.get("conditions", ()))
+    known = {BATCH, TIME, *(dim for spec in given for dim in spec["shape"])}
     yield from _bounds(entry, known)
     for spec in entry["outputs"] if not entry.get("whole") else ():
         for dim in spec["shape"]:

@@ -212,11 +212,11 @@ class Preparer:
         found = {}
         for spec in self.specs:
             array = arrays[spec.name]
-            ends = [
-                (0, longest.get(str(dim), size) - size)
+            more = [
+                longest.get(str(dim), size) - size
                 for dim, size in zip(spec.shape, array.shape, strict=True)
             ]
-            found[spec.name] = np.pad(array, ends)
+            found[spec.name] = np.pad(array, [(0, n) for n in more]) if any(more) else array
         return found
 
     def restore(self, given: Arrays, states: Arrays, batch: int) -> Conditions:

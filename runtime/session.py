@@ -241,7 +241,7 @@ class Session:
                     f"once, session.condition({{{spec.name!r}: ...}}), and not to each step."
                 )
         arrays = as_arrays(inputs, entry.inputs)
-        sizes = sizes_of(arrays, entry.inputs, entry.limits)
+        sizes = {**self.state.own_sizes, **sizes_of(arrays, entry.inputs, entry.limits)}
         counts = (
             np.full(sizes[BATCH], sizes[TIME]) if lengths is None else lengths_of(lengths, sizes)
         )

@@ -156,6 +156,12 @@ class State:
         return self.carried.capacity if self._settings.has_growing else None
 
     @property
+    def own_sizes(self) -> dict[str, int]:
+        """Sizes of the free axes that conditions brought, as the length of a source."""
+        held = self.carried.conditions
+        return {} if held is None else held.own_sizes
+
+    @property
     def most_tokens(self) -> int | None:
         """Tokens that a row may ever hold, None where nothing bounds them."""
         settings = self._settings
@@ -285,8 +291,7 @@ class State:
         carried.condition(preparer.put(carried.conditions, indices, arrays))
 
     def _require_same(self, rows: Rows, sizes: Mapping[str, int]) -> None:
-        held = {} if self.carried.conditions is None else self.carried.conditions.own_sizes
-        for dim, size in held.items():
+        for dim, size in self.own_sizes.items():
             if sizes[dim] != size:
                 self._require_start(rows, f"{dim} = {sizes[dim]}", f"{dim} = {size}")
 

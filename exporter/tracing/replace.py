@@ -124,8 +124,8 @@ def _compare(module: nn.Module, inputs: Mapping[str, Tensor], places: list[_Plac
             try:
                 fault = _difference(lambda: place.substitute(*args, **given), wanted)
             except UnfitError as error:
-                who = type(place.owner).__name__
-                raise TraceError(f"In {named(stack.current)}, {who} {error}.") from error
+                who, why = type(place.owner).__name__, str(error).rstrip(".")
+                raise TraceError(f"In {named(stack.current)}, {who} {why}.") from error
             if fault:
                 raise TraceError(_refusal(place, stack.current, fault))
             return wanted

@@ -115,7 +115,8 @@ def attention(
 ) -> tuple[Tensor, Tensor | None]:
     """Attention with heads as an axis of their own: [B, H, T, D].
 
-    A mask of padding is for models of whole inputs.  Masks mean what they mean there: True, or a
+    A mask of padding is for models of whole inputs, or of what a sequence is conditioned on.  Masks
+    mean what they mean there: True, or a
     number that is added, for what is left out.
     """
     del is_causal  # a hint beside the mask
@@ -123,7 +124,7 @@ def attention(
         raise UnfitError("adds keys of its own (add_bias_kv, add_zero_attn)")
     if query.dim() != 3:
         raise UnfitError("takes a sequence without a batch: give [batch, time, size]")
-    if key_padding_mask is not None and not whole:
+    if key_padding_mask is not None and key is query and not whole:
         raise UnfitError("takes a padding mask (key_padding_mask); rows of unequal length are "
                          f"`lengths` of a session. {AS_WHOLE}")  # fmt: skip
     if not layer.batch_first:

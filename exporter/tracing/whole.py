@@ -5,12 +5,13 @@ tokens, or that gives one result for all of them: nothing that is carried betwee
 it.  A model that looks back alone is stepped; where that fails, the user says which it should be.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 from torch import Tensor
 
-from intaglio.errors import SourceError
+from intaglio.errors import OptionError, SourceError
 from intaglio.exporter.sources.outputs import is_reserved
 from intaglio.exporter.sources.source import Source
 from intaglio.state import PAST_LENGTH, TIME
@@ -44,6 +45,29 @@ def settled(source: Source, asked: bool | None) -> Source:
             f"Rename that argument of forward. {AS_WHOLE}"
         )
     return found
+
+
+def require_stepped(source: Source, conditions: Sequence[str]) -> None:
+    """Refuse conditions of what takes all its inputs in each call.
+
+    Args:
+        source: as `settled` returns it.
+        conditions: inputs that are asked to be given once for a sequence.
+
+    Raises:
+        OptionError: if no graph that is stepped through tokens takes one of them.
+    """
+    graphs = (source, *source.others.values())
+    for name in conditions:
+        taking = [each for each in graphs if name in each.dynamic]
+        if taking and all(each.whole or each.states for each in taking):
+            carried = ", ".join(state.input for each in taking for state in each.states)
+            why = f"carries its own states ({carried})" if carried else "takes whole inputs"
+            raise OptionError(
+                f"--condition names {name!r}, but the model {why}: each call takes {name!r} anew, "
+                "and nothing holds for a sequence of calls. Leave --condition out, or keep time as "
+                "an axis of the other inputs."
+            )
 
 
 def _found(source: Source) -> Source:

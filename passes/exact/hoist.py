@@ -41,7 +41,7 @@ class Hoist(Exact):
         """Cut `model`; what comes before the steps goes to `context.prepare`.
 
         Raises:
-            PassError: a result that depends on conditions does not keep rows apart.
+            PassError: a result that depends on conditions does not keep rows apart, or none does.
         """
         graph = model.graph
         origins = Origins(graph, {spec.input for spec in context.states})
@@ -50,6 +50,12 @@ class Hoist(Exact):
             return PassResult(changed=False)
         stepped = [v for v in graph.inputs if origins.of(v) is Origin.STEP]
         cut = frontier(graph, origins, {dim for v in stepped for dim in dims(v) or ()})
+        if not cut:
+            names = ", ".join(repr(value.name) for value in origins.conditions)
+            raise PassError(
+                f"no result depends on {names}, given once for a sequence: there is nothing to "
+                "prepare. Leave what changes nothing out of forward."
+            )
         for value in cut:
             _check_rows(value)
         specs = _describe(cut, origins)

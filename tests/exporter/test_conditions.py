@@ -5,10 +5,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from intaglio.errors import OptionError
 from intaglio.exporter.export import export
 from intaglio.exporter.proving.verify import verify
 from intaglio.exporter.sources.load import load_source
@@ -81,3 +83,48 @@ def test_passes_learn_from_the_data_of_every_graph(tmp_path: Path) -> None:
     assert again.data is not None
     assert max(row.found.error for row in again.rows if row.kind == "output") > 1e-5
     assert {row.found.limit for row in again.rows if row.kind == "output"} == {2e-2}
+
+
+class Classifier(nn.Module):
+    """One result for all tokens together."""
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        found: Tensor = x.mean(1) + bias
+        return found
+
+
+class Cell(nn.Module):
+    """A step, with a state of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.GRUCell(4, 4)
+
+    def forward(self, x: Tensor, h: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.cell(x + label, h)
+        return h, h
+
+
+@pytest.mark.parametrize(
+    ("module", "inputs", "options", "words"),
+    [
+        (Classifier(), {"x": (2, 5, 4), "bias": (2, 4)}, {"condition": ["bias"]},
+         "'bias', but the model takes whole inputs"),
+        (Cell(), {"x": (2, 4), "h": (2, 4), "label": (2, 4)},
+         {"condition": ["label"], "states": {"h": "output_1"}},
+         r"'label', but the model carries its own states \(h\): each call takes 'label' anew"),
+        (Cell(), {"x": (2, 4), "h": (2, 4), "label": (2, 4)}, {"condition": ["label", "x"]},
+         "'label', but the model takes whole inputs"),
+    ],
+)  # fmt: skip
+def test_what_is_asked_for_once_is_never_taken_in_each_call(
+    module: nn.Module,
+    inputs: dict[str, tuple[int, ...]],
+    options: dict[str, Any],
+    words: str,
+    tmp_path: Path,
+) -> None:
+    """Where a model has no sequence, there is nothing that a condition could hold for."""
+    examples = {name: torch.randn(shape) for name, shape in inputs.items()}
+    with pytest.raises(OptionError, match=words):
+        export(module.eval(), tmp_path / "bundle", inputs=examples, dry_run=True, **options)

@@ -11,8 +11,9 @@ from conditioned_bundle import CONDITIONS, write
 
 from intaglio.errors import BundleError, InputError, StateError
 from intaglio.runtime.bundle import Bundle
-from intaglio.runtime.graph_entry import MAIN
+from intaglio.runtime.graph_entry import MAIN, GraphEntry, TensorSpec
 from intaglio.runtime.manifest import FILE_NAME
+from intaglio.runtime.prepared_conditions import Preparer
 from intaglio.runtime.session import Session
 
 Array = npt.NDArray[Any]
@@ -61,6 +62,26 @@ def test_conditions_hold_for_every_step(session: Session) -> None:
         close(ragged[row, :length], wanted[row, :length])
 
 
+def test_steps_have_axes_of_their_conditions(tmp_path: Path) -> None:
+    """An output along the source, an input that picks entries of it, whatever its length is now."""
+    session = Session.load(write(tmp_path / "bundle", own_axis=True), threads=1)
+    at = np.array([[0, 4, 2, 1]] * 3)
+    session.condition(GIVEN)
+    share = MASK / MASK.sum(1)[:, None]
+    found = session.step({"x": X, "at": at}, lengths=[4, 1, 2])
+    assert found["w"].shape == (3, 4, 5)
+    close(found["w"][0], np.stack([share[0]] * 4))
+    close(found["picked"][2, :2, 0], share[2][[0, 4]])
+    assert not found["w"][1, 1:].any()
+    with pytest.raises(InputError, match=r"'at' has 5 at .* should be from 0 to 4"):
+        session.step({"x": X[:, :1], "at": np.full((3, 1), 5)})
+    session.state.reset()
+    session.condition({"memory": MEMORY[:, :2], "bias": BIAS})
+    with pytest.raises(InputError, match=r"'at' has 4 at .* should be from 0 to 1"):
+        session.step({"x": X, "at": at})
+    assert session.step({"x": X, "at": at % 2})["w"].shape == (3, 4, 2)
+
+
 def test_what_may_be_left_out_is_filled_and_a_dtype_widened(session: Session) -> None:
     session.condition({"memory": MEMORY.astype(np.float16)})
     close(session.step({"x": X})["y"],
@@ -81,6 +102,23 @@ def test_they_are_carried_along(session: Session, tmp_path: Path) -> None:
     session.state.reset([1])
     session.state.reset()
     close(session.step({"x": X})["y"], expected(X, MEMORY, MASK))
+
+
+def test_a_number_is_given_again_with_some_rows() -> None:
+    """It has no axis to pad."""
+    given = (TensorSpec("label", "int64", ("batch",)), TensorSpec("scale", "float32", ()))
+    entry = GraphEntry(
+        inputs=(), outputs=(), states=(), past_length=False, targets={}, conditions=given
+    )
+    preparer = Preparer(entry, (), lambda _: {})
+    held = preparer.prepare(preparer.read({"label": [1, 2, 3], "scale": np.float32(2)}))
+    part = preparer.read({"label": [7], "scale": np.float32(2)})
+    found = preparer.put(held, np.array([1]), part)
+
+    assert found.given["label"].tolist() == [1, 7, 3]
+    assert found.given["scale"].shape == ()
+    with pytest.raises(InputError, match="'scale' holds for all rows"):
+        preparer.put(held, np.array([1]), preparer.read({"label": [7], "scale": np.float32(3)}))
 
 
 @pytest.mark.parametrize("source", [2, 5, 8], ids=["shorter", "as long", "longer"])

@@ -52,18 +52,43 @@ def state(name: str, output: str, shape: tuple[int | str, ...], layout: Layout) 
     )  # fmt: skip
 
 
-def write(folder: Path, *, factor: str = "2.0") -> Path:
-    """A bundle whose step adds up its input, and the mean of what it is conditioned on."""
+# What has an axis of the conditions: an input that picks entries of it, and an output along it.
+STEP_INPUT, STEP_OUTPUT = "int64[batch, time] at", "float[batch, time, source] w"
+STEP_NODES = """
+      one_of = Cast <to = 1> (at)  zero = Sub (one_of, one_of)  ones = Exp (zero)
+      column = Unsqueeze (ones, end)  w = MatMul (column, share)
+      places = Unsqueeze (at, end)  picked = GatherElements <axis = 2> (w, places)
+    }
+"""
+
+
+def write(folder: Path, *, factor: str = "2.0", own_axis: bool = False) -> Path:
+    """A bundle whose step adds up its input, and the mean of what it is conditioned on.
+
+    With `own_axis` it tells what entries of the source count, and picks one of them.
+    """
     folder.mkdir()
     files, targets = {}, {}
-    for name, text in ((MAIN, STEP), ("prepare", PREPARE.replace("2.0", factor))):
+    step = STEP
+    more: tuple[TensorSpec, ...] = ()
+    inputs: tuple[TensorSpec, ...] = (TensorSpec("x", "float32", ("batch", "time", 2)),)
+    if own_axis:
+        step = STEP.replace("x, float[batch, 2] past", f"x, {STEP_INPUT}, float[batch, 2] past")
+        step = step.replace("y, float", f"y, float[batch, time, 1] picked, {STEP_OUTPUT}, float")
+        step = step.rstrip().removesuffix("}") + STEP_NODES
+        more = (
+            TensorSpec("picked", "float32", ("batch", "time", 1)),
+            TensorSpec("w", "float32", ("batch", "time", "source")),
+        )
+    inputs += (TensorSpec("at", "int64", ("batch", "time"), below="source"),) if own_axis else ()
+    for name, text in ((MAIN, step), ("prepare", PREPARE.replace("2.0", factor))):
         model = parser.parse_model(HEAD + text)
         onnx.save(model, folder / f"{name}.onnx")
         files[f"{name}.onnx"] = FileRecord.of(folder / f"{name}.onnx")
         targets[name] = {"ort": TargetEntry(path=f"{name}.onnx", opset=21)}
     main = GraphEntry(
-        inputs=(TensorSpec("x", "float32", ("batch", "time", 2)),),
-        outputs=(TensorSpec("y", "float32", ("batch", "time", 2)),),
+        inputs=inputs,
+        outputs=(TensorSpec("y", "float32", ("batch", "time", 2)), *more),
         states=(
             state("past", "present", ("batch", 2), Layout.RECURRENT),
             *(state(name, "", shape, Layout.PREPARED) for name, shape in SHAPES.items()),

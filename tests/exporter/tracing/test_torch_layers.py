@@ -13,6 +13,8 @@ from intaglio.errors import PassError, TraceError
 from intaglio.exporter.export import ExportReport, export
 from intaglio.exporter.sources.load import load_source
 from intaglio.exporter.tracing.exchanged import exchanged
+from intaglio.exporter.tracing.replace import UnfitError
+from intaglio.exporter.tracing.torch_layers import attention
 from intaglio.ops import RNN
 from intaglio.runtime import Session
 
@@ -209,6 +211,20 @@ def test_what_a_replacement_does_not_serve_is_named(
     net = Net(mix or (lambda net, x: net.layer(x)[0]), layer=layer)
     with pytest.raises(TraceError, match=f"In module 'layer', {type(layer).__name__} .*{words}"):
         exported(net, tmp_path / "bundle")
+
+
+def test_padding_of_what_others_attend_to_is_theirs_to_hide() -> None:
+    """A mask over another sequence than the queries', as over a source, is part of the mixing."""
+    torch.manual_seed(0)
+    layer = nn.MultiheadAttention(SIZE, 2, batch_first=True).eval()
+    x, memory = torch.randn(2, 3, SIZE), torch.randn(2, 5, SIZE)
+    padded = torch.tensor([[False] * 5, [False, False, True, True, True]])
+    wanted, _ = layer(x, memory, memory, key_padding_mask=padded)
+    found, _ = attention(layer, x, memory, memory, key_padding_mask=padded)
+
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
+    with pytest.raises(UnfitError, match="takes a padding mask"):
+        attention(layer, x, x, x, key_padding_mask=padded[:, :3])
 
 
 def test_a_layer_is_what_it_was_afterwards() -> None:

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from intaglio.errors import PassError
 from intaglio.passes.base import Context
+from intaglio.passes.exact.hoist import Hoist
 from intaglio.state import Layout
 
 WIDTH, HEADS = 8, 2
@@ -185,3 +186,13 @@ def test_an_output_of_conditions_alone_is_refused() -> None:
     """It is no result of a step."""
     with pytest.raises(PassError, match=r"output .* has no time axis"):
         hoisted(Leaks(), {**IDS, **MEMORY})
+
+
+def test_what_changes_nothing_is_told_apart() -> None:
+    """There would be nothing to prepare, and nobody would see that an input is lost."""
+    model = ir.from_onnx_text("""<ir_version: 10, opset_import: ["" : 23]>
+        g (float[batch, time, 4] x, float[batch, 3] label) => (float[batch, time, 4] y)
+        { unread = Exp (label)  y = Tanh (x) }
+    """)
+    with pytest.raises(PassError, match="no result depends on 'label', given once"):
+        Hoist().run(model, Context())
