@@ -21,8 +21,10 @@ from intaglio.exporter.tracing.whole import AS_WHOLE
 from intaglio.exporter.writing.compiled import Compiled, prepares
 from intaglio.passes import pipeline
 from intaglio.passes.base import Context, Pass
+from intaglio.passes.graph import dims
 from intaglio.passes.lower.ort_low_bit import Accuracy
 from intaglio.runtime.graph_entry import MAIN
+from intaglio.state import time_of
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,7 @@ def _compile_graph(
         records = pipeline.run(model, steps, context, check=how.check_passes, progress=clock.report)
         if "trt" in how.targets:
             try:
+                _refuse_rates(model)
                 trt, lowered = _lower_for_trt(model, context, how, clock)
                 records += lowered
             except PassError as error:
@@ -215,6 +218,17 @@ def _compile_prepare(context: Context, how: Recipe, clock: Clock) -> Compiled | 
     )
     traced = Traced(model=context.prepare, max_context=None, aliases={}, notes=())
     return _compile_graph(traced, pipeline.after_hoist(), own, how, clock)
+
+
+def _refuse_rates(model: ir.Model) -> None:
+    for value in model.graph.inputs:
+        along = time_of(dims(value) or ())
+        if along is not None and along[1] > 1:
+            raise PassError(
+                f"The input {value.name!r} has {along[1]} entries along time for each token; "
+                "engines of TensorRT do not take these yet. Export for ONNX Runtime alone: "
+                "--target ort."
+            )
 
 
 def lower(

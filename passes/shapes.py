@@ -14,7 +14,7 @@ from math import prod
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from intaglio.state import BATCH, TIME
+from intaglio.state import BATCH, TIME, entries_of
 
 from . import evaluate, stepping
 from .evaluate import Arrays
@@ -24,6 +24,10 @@ Runs = Sequence[tuple[Mapping[str, int], Arrays]]
 
 SIZES = ((2, 7), (3, 5), (5, 11), (4, 13))
 """(batch, time) of the runs: no multiple of one, and no sum with a number, is the other."""
+SEQUENCES = frozenset(
+    f"Sequence{what}" for what in ("Construct", "Empty", "Erase", "Insert", "Map")
+) | {"SplitToSequence"}
+"""Operators whose results are sequences of tensors, which have no shape."""
 STRIDES = range(2, 33)
 EXTRA = range(-32, 33)
 
@@ -37,10 +41,14 @@ def infer_shapes(model: ir.Model, runs: Runs | None = None) -> None:
         model: its inputs have names for their free dimensions.
         runs: sizes of these and inputs of the sizes; random ones where none are given.
     """
+    lists = [v for node in model.graph if node.op_type in SEQUENCES for v in node.outputs]
     common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
+    for value in lists:  # which inference takes for tensors
+        value.type = value.shape = None
     values = [
         value
         for node in model.graph
+        if node.op_type not in SEQUENCES
         for value in node.outputs
         if value.name and isinstance(value.type, ir.TensorType | None)
     ]
@@ -67,7 +75,10 @@ def infer_shapes(model: ir.Model, runs: Runs | None = None) -> None:
 
 def _random_runs(model: ir.Model) -> Runs:
     others = dict.fromkeys(
-        dim for value in model.graph.inputs for dim in dims(value) or () if isinstance(dim, str)
+        dim
+        for value in model.graph.inputs
+        for dim in dims(value) or ()
+        if isinstance(dim, str) and entries_of(dim) is None
     )
     runs = []
     for place, (batch, time) in enumerate(SIZES):

@@ -11,7 +11,18 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnxruntime import InferenceSession
 
-from intaglio.state import BATCH, CAPACITY, OWN, PAST, PAST_LENGTH, TIME, Layout, StateSpec
+from intaglio.state import (
+    BATCH,
+    CAPACITY,
+    OWN,
+    PAST,
+    PAST_LENGTH,
+    TIME,
+    Layout,
+    StateSpec,
+    entries_of,
+    time_of,
+)
 
 from . import evaluate
 from .graph import constant, dims
@@ -40,7 +51,7 @@ def random_inputs(
     for value in model.graph.inputs:
         if value.name in carried or value.name is None:
             continue
-        shape = [dim if isinstance(dim, int) else sizes.get(dim, SIZE) for dim in dims(value) or ()]
+        shape = [_sized(dim, sizes) for dim in dims(value) or ()]
         dtype = (value.dtype or ir.DataType.FLOAT).numpy()
         if value.name in (defaults or {}):
             feeds[value.name] = np.full(shape, (defaults or {})[value.name], dtype)
@@ -49,6 +60,13 @@ def random_inputs(
         else:
             feeds[value.name] = random.standard_normal(shape).astype(dtype)
     return feeds
+
+
+def _sized(dim: int | str, sizes: Mapping[str, int]) -> int:
+    if isinstance(dim, int):
+        return dim
+    each = entries_of(dim)
+    return sizes.get(dim, SIZE) if each is None else each * sizes[TIME]
 
 
 def _rows(value: ir.Value) -> int:
@@ -107,16 +125,14 @@ def roll(
     batch = _rows_of(model, inputs)
     names = [output.name for output in session.get_outputs()]
     wants_past = PAST_LENGTH in {entry.name for entry in session.get_inputs()}
-    timed = {
-        v.name: (dims(v) or ()).index(TIME) for v in model.graph.inputs if TIME in (dims(v) or ())
-    }
+    timed = {v.name: at for v in model.graph.inputs if (at := time_of(dims(v) or ())) is not None}
     carried = first_states(states, batch, sum(parts))
     following = {spec.output: spec.input for spec in states}
     results: dict[str, list[Array]] = {name: [] for name in names if name not in following}
     done = 0
     for part in parts:
         feeds = {
-            name: array.take(range(done, done + part), timed[name]) if name in timed else array
+            name: tokens_of(array, timed.get(name), done, done + part)
             for name, array in inputs.items()
         }
         if wants_past:
@@ -129,12 +145,18 @@ def roll(
         done += part
     shapes = {str(value.name): dims(value) or () for value in model.graph.outputs}
     joined = {
-        name: np.concatenate(arrays, shapes[name].index(TIME))
-        if TIME in shapes[name]
-        else arrays[-1]
+        name: arrays[-1] if (at := time_of(shapes[name])) is None else np.concatenate(arrays, at[0])
         for name, arrays in results.items()
     }
     return joined | {spec.output: carried[spec.input] for spec in states if spec.op == OWN}
+
+
+def tokens_of(array: Array, at: tuple[int, int] | None, begin: int, end: int) -> Array:
+    """The tokens from `begin` to before `end`, time lying as `time_of` says; all without time."""
+    if at is None:
+        return array
+    axis, each = at
+    return array.take(range(begin * each, end * each), axis)
 
 
 def _rows_of(model: ir.Model, inputs: Mapping[str, Array]) -> int:

@@ -19,7 +19,7 @@ from intaglio.runtime.graph_entry import GraphEntry, TensorSpec
 from intaglio.runtime.session_state import State
 from intaglio.runtime.step_inputs import Sizes, check_out, shape_of
 from intaglio.runtime.stepper import Stepper
-from intaglio.state import BATCH, TIME
+from intaglio.state import BATCH, TIME, entries_of
 
 Counts = npt.NDArray[np.int64]
 Rows = npt.NDArray[np.intp]
@@ -127,4 +127,11 @@ def _zeros(
 
 def _index(spec: TensorSpec, rows: Rows, window: slice) -> Any:
     """Index of some rows and a window of time in an array shaped like `spec`."""
-    return tuple({BATCH: rows, TIME: window}.get(str(dim), slice(None)) for dim in spec.shape)
+    found: list[Any] = []
+    for dim in spec.shape:
+        each = entries_of(dim)
+        if each is not None:
+            found.append(slice(window.start * each, window.stop * each))
+        else:
+            found.append(rows if dim == BATCH else slice(None))
+    return tuple(found)

@@ -10,7 +10,7 @@ from intaglio.errors import InputError
 from intaglio.runtime.arrays import Array
 from intaglio.runtime.dims import size_of, symbols_of
 from intaglio.runtime.graph_entry import Limits, SizeRange, TensorSpec
-from intaglio.state import BATCH, TIME
+from intaglio.state import BATCH, TIME, entries_of
 
 Sizes = Mapping[str, int]
 
@@ -77,7 +77,12 @@ def sizes_of(arrays: Mapping[str, Array], specs: Sequence[TensorSpec], limits: L
     for spec in specs:
         shape = arrays[spec.name].shape
         for size, wanted in zip(shape, spec.shape, strict=True):
-            expected = wanted if isinstance(wanted, int) else sizes.setdefault(wanted, size)
+            each = entries_of(wanted)
+            if each is not None and each > 1:
+                sizes.setdefault(TIME, _tokens(spec, shape, size, each))
+                expected = each * sizes[TIME]
+            else:
+                expected = wanted if isinstance(wanted, int) else sizes.setdefault(wanted, size)
             if size != expected:
                 raise InputError(
                     f"The input {spec.name!r} has the shape {shape}, should be "
@@ -96,6 +101,17 @@ def sizes_of(arrays: Mapping[str, Array], specs: Sequence[TensorSpec], limits: L
             f"{limits.batch}. Export it with a free batch, or give {limits.batch} rows."
         )
     return sizes
+
+
+def _tokens(spec: TensorSpec, shape: tuple[int, ...], size: int, each: int) -> int:
+    """How many tokens `size` entries along time are, each of `each` entries."""
+    if size % each:
+        raise InputError(
+            f"The input {spec.name!r} has the shape {shape}: along time it has {size} entries, and "
+            f"a step takes a multiple of {each}. Keep the last {size % each} for the next step, or "
+            "pad the end of the stream."
+        )
+    return size // each
 
 
 def _holds(span: SizeRange, size: int) -> bool:

@@ -22,7 +22,7 @@ from intaglio.passes import evaluate, stepping
 from intaglio.passes.graph import dims, load_graph, module_of
 from intaglio.runtime.graph_entry import MAIN, GraphEntry
 from intaglio.runtime.manifest import FILE_NAME, Manifest
-from intaglio.state import BATCH, PAST_LENGTH, TIME, Layout
+from intaglio.state import BATCH, PAST_LENGTH, TIME, Layout, time_of
 
 TOKENS, SECOND = 29, 5
 """Tokens compared, and how many of them the second part holds: sizes that no dimension has."""
@@ -174,14 +174,14 @@ def _last_part(
     session = evaluate.session(model)
     names = [output.name for output in session.get_outputs()]
     takes = {given.name for given in session.get_inputs()}
-    timed = {str(v.name): (dims(v) or ()).index(TIME) for v in model.graph.inputs
-             if TIME in (dims(v) or ()) and v.name in inputs}  # fmt: skip
+    timed = {str(v.name): at for v in model.graph.inputs
+             if v.name in inputs and (at := time_of(dims(v) or ())) is not None}  # fmt: skip
     changing = [spec for spec in entry.states if spec.layout is not Layout.PREPARED]
     states: dict[str, Array] = dict(stepping.first_states(changing, 1, sum(split)))
     done, results = 0, {}
     for part in split:
         feeds = {
-            name: array.take(range(done, done + part), timed[name]) if name in timed else array
+            name: stepping.tokens_of(array, timed.get(name), done, done + part)
             for name, array in inputs.items()
             if name in takes
         }

@@ -157,9 +157,9 @@ def _split(source: Source, inputs: Tensors) -> tuple[Tensors, Tensors]:
     for name, axes in source.dynamic.items():
         for axis, symbol in axes.items():
             if symbol == TIME and name in inputs:
-                tokens = inputs[name].shape[axis]
-                before[name] = inputs[name].narrow(axis, 0, tokens - 1)
-                last[name] = inputs[name].narrow(axis, tokens - 1, 1)
+                rest = inputs[name].shape[axis] - source.pace
+                before[name] = inputs[name].narrow(axis, 0, rest)
+                last[name] = inputs[name].narrow(axis, rest, source.pace)
     return before, last
 
 

@@ -8,10 +8,11 @@ from typing import Any
 import numpy.typing as npt
 
 from intaglio.exporter.sources.source import Source
+from intaglio.passes.stepping import tokens_of
 from intaglio.runtime.compare import Comparison, Deviation
 from intaglio.runtime.graph_entry import TensorSpec
 from intaglio.runtime.session import Session
-from intaglio.state import TIME, Layout, StateSpec
+from intaglio.state import TIME, Layout, StateSpec, time_of
 
 from .parity import KL as DIVERGENCE
 from .parity import OUTPUT, STATE, Row
@@ -26,10 +27,10 @@ Arrays = Mapping[str, Array]
 Progress = Callable[[str, float | None], None]
 
 
-def time_axes(source: Source) -> dict[str, int]:
-    """Which axis of each input is time, where it has one."""
+def time_axes(source: Source) -> dict[str, tuple[int, int]]:
+    """Which axis of each input is time, where it has one, and how many entries make a token."""
     return {
-        name: axis
+        name: (axis, source.pace)
         for name, axes in source.dynamic.items()
         for axis, symbol in axes.items()
         if symbol == TIME
@@ -55,7 +56,7 @@ class Follower:
     session: Session
     states: Sequence[StateSpec]
     inputs: Arrays
-    axes: Mapping[str, int]
+    axes: Mapping[str, tuple[int, int]]
     wanted: Reference
     limits: Mapping[str, float]
     progress: Progress | None
@@ -87,10 +88,7 @@ class Follower:
         self, split: Sequence[int], specs: Sequence[StateSpec], kl: MeanKl | None
     ) -> tuple[Comparison, Comparison, Arrays]:
         """Run one split; the outputs and states compared, and the states at the end."""
-        axes = {
-            spec.name: spec.shape.index(TIME) if TIME in spec.shape else None
-            for spec in self.session.entry.outputs
-        }
+        axes = {spec.name: time_of(spec.shape) for spec in self.session.entry.outputs}
         outputs, states = Comparison(EXACT, self.limits), Comparison(EXACT, self.limits)
         steps = sum(split)
         carried: Arrays = {}
@@ -109,31 +107,31 @@ class Follower:
     @property
     def tells_the_last_alone(self) -> bool:
         """Whether the source gives some output for its last token alone."""
-        steps = next((self.inputs[name].shape[axis] for name, axis in self.axes.items()), 1)
+        steps = tokens_in(self.inputs, self.axes)
         return any(
-            TIME not in spec.shape or self._at_end(spec, steps)
+            time_of(spec.shape) is None or self._at_end(spec, steps)
             for spec in self.session.entry.outputs
         )
 
     def _at_end(self, spec: TensorSpec, steps: int) -> bool:
         """Whether the source gives once what the bundle gives for each of `steps` tokens."""
-        array = self.wanted.outputs[spec.name]
-        if TIME not in spec.shape:
+        array, at = self.wanted.outputs[spec.name], time_of(spec.shape)
+        if at is None:
             return False
-        return array.ndim < len(spec.shape) or array.shape[spec.shape.index(TIME)] != steps
+        return array.ndim < len(spec.shape) or array.shape[at[0]] != steps * at[1]
 
     def _expected(self, token: int, steps: int) -> Arrays:
         """What the source gives for one token, where it gives something for it."""
         found = {}
         for spec in self.session.entry.outputs:
             array = self.wanted.outputs[spec.name]
-            axis = spec.shape.index(TIME) if TIME in spec.shape else None
-            once = axis is None or self._at_end(spec, steps)
+            at = time_of(spec.shape)
+            once = at is None or self._at_end(spec, steps)
             if not once:
-                found[spec.name] = _at(array, axis, token)
+                found[spec.name] = _at(array, at, token)
             elif token == steps - 1:
-                kept = axis is not None and array.ndim == len(spec.shape)
-                found[spec.name] = array.take(0, axis) if kept else array
+                kept = at is not None and array.ndim == len(spec.shape)
+                found[spec.name] = array.take(0, at[0]) if at is not None and kept else array
         return found
 
     def _steps(self, split: Sequence[int]) -> Iterator[tuple[int, int, Arrays]]:
@@ -143,7 +141,7 @@ class Follower:
             if self.progress is not None:
                 self.progress(f"tokens in parts of {words_of(split)}", begin / ends[-1])
             part = {
-                name: value.take(range(begin, end), self.axes[name]) if name in self.axes else value
+                name: tokens_of(value, self.axes.get(name), begin, end)
                 for name, value in inputs.items()
             }
             yield begin, end, self.session.step(part)
@@ -160,20 +158,29 @@ class Follower:
             yield _row(kind, modules.get(deviation.name, ""), split, against, deviation)
 
 
-def first_tokens(inputs: Arrays, axes: Mapping[str, int], tokens: int) -> dict[str, Array]:
-    """The beginning of inputs whose axis of time is that of `axes`."""
-    return {
-        name: value.take(range(tokens), axes[name]) if name in axes else value
-        for name, value in inputs.items()
-    }
+def first_tokens(
+    inputs: Arrays, axes: Mapping[str, tuple[int, int]], tokens: int
+) -> dict[str, Array]:
+    """The beginning of inputs whose time lies as `axes` says."""
+    return {name: tokens_of(value, axes.get(name), 0, tokens) for name, value in inputs.items()}
+
+
+def tokens_in(inputs: Arrays, axes: Mapping[str, tuple[int, int]]) -> int:
+    """How many tokens `inputs` have; 1 where none of them has time."""
+    found = (inputs[name].shape[axis] // each for name, (axis, each) in axes.items())
+    return next(found, 1)
 
 
 def _row(kind: str, module: str, split: Sequence[int], against: str, found: Deviation) -> Row:
     return Row(kind=kind, module=module, split=words_of(split), against=against, found=found)
 
 
-def _at(array: Array, axis: int | None, index: int) -> Array:
-    return array if axis is None else array.take(index, axis)
+def _at(array: Array, at: tuple[int, int] | None, token: int) -> Array:
+    """What belongs to one token; without an axis of time where it has one entry alone."""
+    if at is None:
+        return array
+    found = tokens_of(array, at, token, token + 1)
+    return found.squeeze(at[0]) if at[1] == 1 else found
 
 
 def splits_of(steps: int) -> list[list[int]]:

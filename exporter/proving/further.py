@@ -17,9 +17,10 @@ from torch import Tensor
 
 from intaglio.exporter.sources.source import Source
 from intaglio.passes.analysis.numbers import position_numbers
+from intaglio.passes.stepping import tokens_of
 from intaglio.runtime.compare import Comparison
 from intaglio.runtime.graph_entry import GraphEntry
-from intaglio.state import BATCH, TIME, Layout
+from intaglio.state import BATCH, TIME, Layout, entries_of
 
 from .coverage import Coverage
 from .follow import Array, Arrays, Follower, start_over
@@ -161,14 +162,21 @@ class Further:
 
     def _row(self, name: str, array: Array, row: int, length: int) -> Array:
         axes = self.source.dynamic.get(name, {})
+        length *= self.source.pace
         return _taken(array, axes, {BATCH: slice(row, row + 1), TIME: slice(length)})
 
     def _of_row(self, outputs: Arrays, row: int, length: int) -> Arrays:
         """The outputs of one row for its own tokens."""
-        place = {BATCH: row, TIME: slice(length)}
+        specs = self.run.session.entry.outputs
+        own = {
+            str(dim): slice(length * each)
+            for spec in specs
+            for dim in spec.shape
+            if (each := entries_of(dim)) is not None
+        }
         return {
-            spec.name: _taken(outputs[spec.name], dict(enumerate(spec.shape)), place)
-            for spec in self.run.session.entry.outputs
+            spec.name: _taken(outputs[spec.name], dict(enumerate(spec.shape)), {BATCH: row, **own})
+            for spec in specs
         }
 
     def _restored(self, rows: list[Row]) -> bool:
@@ -190,10 +198,7 @@ class Further:
 
     def _part(self, inputs: Arrays, begin: int, end: int) -> Arrays:
         axes = self.run.axes
-        return {
-            name: x.take(range(begin, end), axes[name]) if name in axes else x
-            for name, x in inputs.items()
-        }
+        return {name: tokens_of(x, axes.get(name), begin, end) for name, x in inputs.items()}
 
     def _rows(self, found: Comparison, split: str, against: str) -> list[Row]:
         return [

@@ -26,8 +26,7 @@ from intaglio.runtime.compare import Comparison
 from intaglio.runtime.session import Session
 from intaglio.state import TIME
 
-from .follow import STATE_STEPS, splits_of, words_of
-from .follow import time_axes as timed
+from .follow import STATE_STEPS, splits_of, time_axes, words_of
 from .parity import OUTPUT, STATE, ParityReport, Row
 from .rounding import EXACT
 from .trial import SEED
@@ -69,9 +68,16 @@ def follow(source: Source, batch: int, steps: int) -> OwnSteps:
         return _follow(source, batch, inputs, call, widen=False)
 
 
+def _timed(source: Source) -> dict[str, int]:
+    return {name: axis for name, (axis, _) in time_axes(source).items()}
+
+
 def _drawn(source: Source, batch: int, steps: int) -> Iterator[dict[str, Tensor]]:
     """The inputs of each step that are no states."""
-    axes, states = timed(source), {own.input for own in source.states}
+    axes, states = (
+        {name: axis for name, (axis, _) in time_axes(source).items()},
+        {own.input for own in source.states},
+    )
     whole = source.random_inputs(batch, steps, SEED)
     for step in range(steps):
         drawn = whole if axes else source.random_inputs(batch, 1, SEED + step)
@@ -133,7 +139,10 @@ def verify_own(
     Raises:
         BundleError: if the bundle has other outputs than the source.
     """
-    wanted, axes = follow(source, batch, steps), timed(source)
+    wanted, axes = (
+        follow(source, batch, steps),
+        {name: axis for name, (axis, _) in time_axes(source).items()},
+    )
     _require_outputs(source, session, wanted)
     rows: list[Row] = []
     splits = splits_of(steps) if axes else [[1] * steps]

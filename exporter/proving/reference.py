@@ -136,7 +136,7 @@ def _run(
 def _tokens(source: Source, inputs: Mapping[str, Tensor]) -> int | None:
     """Tokens of the inputs; None where none of them has time."""
     sizes = (
-        inputs[name].shape[axis]
+        inputs[name].shape[axis] // source.pace
         for name, axes in source.dynamic.items()
         for axis, symbol in axes.items()
         if symbol == TIME and name in inputs
@@ -179,6 +179,8 @@ class _Recorder(TorchFunctionMode):
             call = catch(*args, **(kwargs or {}))
             if isinstance(call, _Convolution):
                 call = replace(call, tokens=self._tokens)
+            if isinstance(call, _Recurrence):
+                call.tokens = self._tokens
             if not isinstance(call, _Sum) or call.along(self._tokens):
                 self.calls[*place, self._counts[place]] = call
                 self._counts[place] += 1
@@ -245,6 +247,7 @@ class _Recurrence:
         }
         self._axes = {name: axis for name, axis in axes.items() if axis is not None}
         self._arguments = wide
+        self.tokens: int | None = None
 
     @classmethod
     def catch(cls, op: Op) -> "Callable[..., _Recurrence]":
@@ -258,6 +261,11 @@ class _Recurrence:
 
     def state(self, spec: StateSpec, tokens: int) -> Tensor | None:
         signature = self._op.signature
+        name, axis = next(iter(self._axes.items()))
+        entries = self._arguments[name].shape[axis]
+        if self.tokens and entries % self.tokens:
+            return None
+        tokens *= entries // self.tokens if self.tokens else 1  # of a sequence of another rate
         start = max(n for n in self._states if n <= tokens)
         if start < tokens:
             part = {

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from intaglio.errors import InputError
 from intaglio.exporter.sources.calibration_data import Arrays, read_calibration
 from intaglio.exporter.sources.source import Source
 from intaglio.passes.calibration import Batch, Calibration
@@ -63,7 +64,11 @@ def draw(
         return Trial(inputs=drawn, steps=steps, seed=SEED)
     read = data if isinstance(data, Calibration) else read_calibration(data, source, max_context)
     rows = _longest(read, batch, source)
-    steps = min(steps, *(length for length, _, _ in rows))
+    steps = min(steps, *(length // source.pace for length, _, _ in rows))
+    if not steps:
+        raise InputError(
+            f"The data has no row of {source.pace} entries along time, which one token takes."
+        )
     parts = [_row(read.batches[index], row, steps, source) for _, index, row in rows]
     inputs = {}
     for name, axes in source.dynamic.items():
@@ -104,7 +109,7 @@ def _own_sizes(batch: Batch, source: Source) -> dict[str, int]:
 
 def _row(batch: Batch, row: int, steps: int, source: Source) -> dict[str, Array]:
     """One row of every input, without its batch axis and cut to `steps`."""
-    taken: dict[str, Any] = {BATCH: row, TIME: slice(steps)}
+    taken: dict[str, Any] = {BATCH: row, TIME: slice(steps * source.pace)}
     part = {}
     for name, axes in source.dynamic.items():
         array = batch.inputs[name]

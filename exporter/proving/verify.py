@@ -24,6 +24,7 @@ from intaglio.exporter.options.tolerance import check_tolerance
 from intaglio.exporter.sources.huggingface.directory import FORMAT as HUGGINGFACE
 from intaglio.exporter.sources.load import Unloaded, load
 from intaglio.exporter.sources.source import Source
+from intaglio.exporter.tracing.pace import at_pace
 from intaglio.keywords import spelled_out
 from intaglio.models import FORMAT
 from intaglio.passes.calibration import Calibration
@@ -35,6 +36,7 @@ from intaglio.runtime.engines import ORT, preparing_target
 from intaglio.runtime.graph_entry import MAIN, GraphEntry
 from intaglio.runtime.manifest import Manifest
 from intaglio.runtime.session import Session
+from intaglio.state import time_of
 
 from .bisect import bisect as find_divergence
 from .claims import SOUGHT, check_claims, owned, same_names, tokens_to_run
@@ -46,6 +48,7 @@ from .follow import (
     first_tokens,
     splits_of,
     time_axes,
+    tokens_in,
     words_of,
 )
 from .further import SHORT, Further
@@ -136,7 +139,7 @@ def verify(
         loading.take("a source that is loaded already")
     else:
         source = load(source, as_named(loading, opened.manifest))
-    source = _of_graph(source, chosen)
+    source = at_pace(_of_graph(source, chosen), pace_of(entry))
     check_claims(entry, source)
     source = replace(source, whole=entry.whole)
     session = graph_session(chosen) if lowered else Session.load(opened, target, graph=graph)
@@ -242,6 +245,12 @@ def _finish(
     return report
 
 
+def pace_of(entry: GraphEntry) -> int:
+    """Entries along time of the inputs of a graph that make one token."""
+    found = (time_of(spec.shape) for spec in entry.inputs)
+    return 1 if entry.whole else next((at[1] for at in found if at is not None), 1)
+
+
 def _of_graph(source: Source, graph: BundleGraph) -> Source:
     """The part of a source that a graph of the bundle was made from.
 
@@ -259,14 +268,12 @@ def _prefixes(
     run: Follower, drawn: Mapping[str, Tensor], refer: Callable[[Mapping[str, Tensor]], Reference]
 ) -> list[Row]:
     """Rows for the first few tokens alone: what a source gives for its last one, it gives once."""
-    steps = next(iter(drawn[name].shape[axis] for name, axis in run.axes.items()), 0)
+    arrays = {name: value.numpy() for name, value in drawn.items()}
+    steps = tokens_in(arrays, run.axes)
     rows: list[Row] = []
     for count in (n for n in STATE_STEPS if n < steps):
-        part = {
-            name: value.narrow(run.axes[name], 0, count) if name in run.axes else value
-            for name, value in drawn.items()
-        }
-        inputs = {name: value.numpy() for name, value in part.items()}
+        inputs = first_tokens(arrays, run.axes, count)
+        part = {name: torch.from_numpy(value) for name, value in inputs.items()}
         found, _ = replace(run, inputs=inputs, wanted=refer(part)).compare([[count]])
         rows += found
     return rows

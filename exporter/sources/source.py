@@ -39,6 +39,7 @@ class Source:
     by name, the same module with another method as its body; `beside` are the names of inputs
     that other graphs than this one take, which the user's data may hold as well; None where there
     is one graph.
+    `pace` is how many entries along time make one token: sizes of time count tokens.
     """
 
     path: Path
@@ -61,6 +62,7 @@ class Source:
     text: Text | None = None
     others: Mapping[str, "Source"] = field(default_factory=dict)
     beside: frozenset[str] | None = None
+    pace: int = 1
 
     @cached_property
     def module(self) -> nn.Module:

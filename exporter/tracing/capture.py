@@ -94,6 +94,8 @@ def _dynamic_shapes(source: Source) -> dict[str, dict[int, Any]]:
         for index, (symbol, span) in enumerate(source.spans.items())
         if span.step > 1 and span.least % span.step == 0
     }
+    if source.pace > 1:
+        stepped[TIME] = source.pace * Dim("tokens", min=1, max=UNBOUNDED // source.pace)
     return {
         name: {a: stepped.get(s, Dim.DYNAMIC) for a, s in source.dynamic.get(name, {}).items()}
         for name in source.inputs
@@ -179,12 +181,17 @@ def _spans(
                     f"The model runs only where {symbol} is {symbols[expression]}. "
                     f"{_alike(source, {symbol: symbols[expression]})}"
                 )
-            if not expression.is_symbol and symbol not in source.spans:
+            counted = symbol in source.spans or (symbol == TIME and source.pace > 1)
+            if not expression.is_symbol and not counted:
                 raise TraceError(
                     f"The model runs only where the {symbol} of {name!r} is {expression}; "
                     f"{_ranges(source, symbol, str(expression))}"
                 )
             interval = program.range_constraints.get(expression)
+            if interval is not None and symbol == TIME:
+                most = interval.upper
+                most = most // source.pace if most < UNBOUNDED - 2 * source.pace else UNBOUNDED
+                interval = Interval(-(-interval.lower // source.pace), most)  # in tokens
             if interval is not None:
                 spans[symbol] = _narrowed(source, symbol, interval, watch, spans[symbol], trial)
     return spans

@@ -173,11 +173,32 @@ def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return mask.to(dtype)
 
 
+def largest(layer: nn.MaxPool1d, input: Tensor) -> Tensor:  # noqa: A002
+    """The largest of each window of `input` [B, C, T]: PyTorch's own fixes T where it is traced."""
+    if layer.return_indices:
+        raise UnfitError("returns places beside the largest values")
+    words = ("kernel_size", "stride", "padding", "dilation")
+    kernel, stride, padding, dilation = (
+        int(each[0] if isinstance(each, tuple) else each)
+        for each in (getattr(layer, word) for word in words)
+    )
+    pooled: Tensor = F.max_pool2d(
+        input.unsqueeze(-2),
+        (1, kernel),
+        (1, stride),
+        (0, padding),
+        (1, dilation),
+        layer.ceil_mode,
+    )
+    return pooled.squeeze(-2)
+
+
 LAYERS: Mapping[type[nn.Module], Callable[..., Any]] = {
     nn.LSTM: recurrent,
     nn.GRU: recurrent,
     nn.RNN: recurrent,
     nn.MultiheadAttention: attention,
+    nn.MaxPool1d: largest,
 }
 
 

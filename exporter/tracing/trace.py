@@ -24,13 +24,13 @@ from intaglio.passes.base import Context
 from intaglio.passes.collection import uncollected
 from intaglio.passes.exact.stabilize_log_sigmoid import StabilizeLogSigmoid
 from intaglio.passes.exact.widen_kinds import WidenKinds
-from intaglio.passes.graph import FOLDED, constant, describe, input_of
+from intaglio.passes.graph import FOLDED, constant, describe, dims, input_of, set_dims
 from intaglio.passes.own_ops import define
 from intaglio.passes.relabel import relabel
-from intaglio.passes.shapes import shape_bodies
+from intaglio.passes.shapes import SEQUENCES, SIZES, infer_shapes, shape_bodies
 from intaglio.quiet import quiet, summary
 from intaglio.signature import DOMAIN
-from intaglio.state import TIME
+from intaglio.state import BATCH, TIME
 
 from .adopt import adopt_graph
 from .at_fault import run_examples
@@ -51,10 +51,6 @@ INVENTED = "unk__"  # how the names begin that ONNX's inference makes up
 CHANCE = frozenset(
     "Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike".split()
 )
-SEQUENCES = frozenset(
-    f"Sequence{what}" for what in ("Construct", "Empty", "Erase", "Insert", "Map")
-) | {"SplitToSequence"}
-"""Operators whose results are sequences of tensors, which have no shape."""
 TRANSLATIONS = {op.torch_op: op.translation for op in OPS if op.translation is not None}
 
 
@@ -113,6 +109,7 @@ def _trace(source: Source) -> Traced:
     relabel(model, OPSET)
     _adopt_ops(model)
     _complete_shapes(model)
+    _measure_rates(source, model)
     # PyTorch writes log-sigmoid as Log(Sigmoid(x)), which is -inf where trained gates go.
     StabilizeLogSigmoid().run(model, Context())
     WidenKinds().run(model, Context())
@@ -132,6 +129,23 @@ def _trace(source: Source) -> Traced:
             *map(_left_out, idle),
         ),
     )
+
+
+def _measure_rates(source: Source, model: ir.Model) -> None:
+    """Give values their shapes in tokens, where some sequence has another rate than tokens."""
+    if source.pace == 1:
+        return
+    for value in model.graph.inputs:
+        axes = source.dynamic.get(str(value.name), {})
+        each = {a: f"{source.pace}*{s}" if s == TIME else s for a, s in axes.items()}
+        set_dims(value, [each.get(axis, dim) for axis, dim in enumerate(dims(value) or ())])
+    runs = []
+    for batch, tokens in SIZES:
+        sizes = {**source.sizes, BATCH: batch, TIME: tokens}
+        drawn = source.draw(sizes, 0).items()
+        runs.append((sizes, {name: value.numpy() for name, value in drawn}))
+    infer_shapes(model, runs)
+    shape_bodies(model)
 
 
 def _refuse_chance(model: ir.Model) -> None:

@@ -16,6 +16,7 @@ from intaglio.exporter.sources.outputs import is_reserved
 from intaglio.exporter.sources.source import Source
 from intaglio.state import PAST_LENGTH, TIME
 
+from .pace import at_pace, paced
 from .running import Run, runner
 
 MOVED = 1e-4  # of the largest value: beyond what sums in another order make
@@ -35,6 +36,7 @@ def settled(source: Source, asked: bool | None) -> Source:
     source = replace(source, others=others) if others else source
     found = source
     if not source.states:  # which compute one step, and say so themselves
+        source = source if source.whole or asked else paced(source)
         found = _found(source) if asked is None else replace(source, whole=asked)
     own = {state.input for state in source.states}
     names = [] if found.whole else [n for n in source.dynamic if n not in own or n == PAST_LENGTH]
@@ -76,7 +78,8 @@ def _found(source: Source) -> Source:
     why = _why_whole(source)
     if not why:
         return source
-    return replace(source, whole=True, notes=(*source.notes, f"Exported whole: {why}"))
+    notes = (*source.notes, f"Exported whole: {why}")
+    return replace(at_pace(source, 1), whole=True, notes=notes)
 
 
 def _why_whole(source: Source) -> str:
@@ -112,11 +115,11 @@ def _looks_ahead(source: Source, run: Run, axes: dict[str, int | None]) -> str:
     changed = _last_changed(source, inputs)
     first, again, second = run(inputs), run(inputs), run(changed)
     for name, axis in axes.items():
-        if axis is None or first[name].shape[axis] != tokens:
+        if axis is None or first[name].shape[axis] % tokens:
             continue
+        earlier = range(first[name].shape[axis] // tokens * (tokens - 1))
         a, b, noise = (
-            each[name].astype(np.float64).take(range(tokens - 1), axis)
-            for each in (first, second, again)
+            each[name].astype(np.float64).take(earlier, axis) for each in (first, second, again)
         )
         scale = np.abs(a[np.isfinite(a)]).max(initial=0)
         same = np.allclose(a, noise, rtol=0, atol=0, equal_nan=True)
@@ -133,6 +136,7 @@ def _last_changed(source: Source, inputs: dict[str, Tensor]) -> dict[str, Tensor
         copy = value.clone()
         for axis, symbol in source.dynamic.get(name, {}).items():
             if symbol == TIME:
-                copy.narrow(axis, -1, 1).copy_(others[name].narrow(axis, -1, 1))
+                last = (axis, copy.shape[axis] - source.pace, source.pace)
+                copy.narrow(*last).copy_(others[name].narrow(*last))
         changed[name] = copy
     return changed

@@ -226,6 +226,7 @@ RULES: dict[str, Rule] = {
     "Pad": rearranging.pad,
     "RMSNormalization": combining.layer_norm,
     "Reshape": rearranging.reshape,
+    "Resize": windows.resize,
     "RotaryEmbedding": carrying.rotary,
     "Scan": carrying.scan,
     "ScatterElements": rearranging.along_elements,

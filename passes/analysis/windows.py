@@ -17,7 +17,10 @@ import onnx_ir as ir
 
 from intaglio.passes.graph import attribute, dims
 
-from .time_facts import Along, Fact, Timing, only, refuse
+from .time_facts import Along, Fact, Timing, length, only, refuse
+
+PICKS_FLOOR = {("asymmetric", "floor"), ("half_pixel", "round_prefer_floor")}
+"""How entries of a longer sequence pick the one that they repeat, by whole numbers of repeats."""
 
 WINDOWS = frozenset({"AveragePool", "Conv", "ConvTranspose", "MaxPool"})
 
@@ -163,3 +166,24 @@ def pool(node: ir.Node, timing: Timing) -> Sequence[Fact]:
     if attribute(node, "ceil_mode", 0) or len(node.outputs) > 1:
         raise refuse(node, "rounds its length up, or returns places.")
     return [_moved(node, fact, window, timing)]
+
+
+def resize(node: ir.Node, timing: Timing) -> Sequence[Fact]:
+    """Each entry repeated a whole number of times."""
+    fact = timing.of(node.inputs[0])
+    before, after = dims(node.inputs[0]), dims(node.outputs[0])
+    if not isinstance(fact, Along) or fact.flat or fact.padded or before is None or after is None:
+        raise refuse(node, "resizes what has no time axis of its own.")
+    found = length(after[fact.axis])
+    words = [attribute(node, "mode", "nearest"),
+             attribute(node, "coordinate_transformation_mode", "half_pixel"),
+             attribute(node, "nearest_mode", "round_prefer_floor")]  # fmt: skip
+    mode, places, rounded = (w.decode() if isinstance(w, bytes) else w for w in words)
+    sizes = enumerate(zip(before, after, strict=True))
+    same = all(old == new for axis, (old, new) in sizes if axis != fact.axis)
+    repeats = found is not None and found[1] == 0 and found[0] % fact.each == 0
+    if mode != "nearest" or (places, rounded) not in PICKS_FLOOR or not repeats:
+        raise refuse(node, "resizes a sequence otherwise than by repeating each entry.")
+    if found is None or not same:
+        raise refuse(node, "resizes time and another axis at once.")
+    return [replace(fact, each=found[0])]

@@ -23,7 +23,7 @@ from intaglio.runtime.graph_entry import MAIN, GraphEntry, TensorSpec
 from intaglio.runtime.op_trace import Tracer
 from intaglio.runtime.session import Session
 from intaglio.runtime.step_inputs import Sizes, shape_of
-from intaglio.state import BATCH, TIME, Layout
+from intaglio.state import BATCH, TIME, Layout, entries_of, time_of
 
 CHUNK = 512  # tokens consumed at once on the way to a context
 OWN = 32  # entries along an axis of a condition, as of a source
@@ -235,7 +235,8 @@ def usual_sizes(entry: GraphEntry) -> dict[str, int]:
 def _shape(spec: TensorSpec, sizes: Sizes, own: int | None) -> tuple[int, ...]:
     """The shape at `sizes`; what is given once has `own` entries along axes of its own."""
     free = [dim for dim in spec.shape if isinstance(dim, str) and dim not in sizes]
-    if free and (own is None or TIME in spec.shape):
+    free = [dim for dim in free if entries_of(dim) is None]
+    if free and (own is None or time_of(spec.shape) is not None):
         raise ProfileError(
             f"The input {spec.name!r} has the free dimension {free[0]!r}; only batch and time can "
             "be chosen. Export the bundle with that dimension fixed."

@@ -22,7 +22,7 @@ from intaglio.runtime.op_trace import Trace
 from intaglio.runtime.trt.engine_build import TARGET, read_built
 from intaglio.runtime.weights import total, weights_of
 from intaglio.runtime.work import Ceilings, Works
-from intaglio.state import BATCH, CAPACITY, PAST, TIME
+from intaglio.state import BATCH, CAPACITY, PAST, TIME, time_of
 
 from .ops import OpProfile, op_profile
 from .report import BUNDLE, Contender, Latencies, Phase, ProfileReport
@@ -124,7 +124,7 @@ def phases_of(graphs: Sequence[BundleGraph], settings: ProfileSettings) -> list[
     end = min(ends, default=None)
     if first.name in {entry.prepare for entry in first.bundle.manifest.graphs.values()}:
         return [Phase("prepare", 1, first.name)]
-    timed = any(TIME in spec.shape for spec in first.entry.inputs)
+    timed = any(time_of(spec.shape) is not None for spec in first.entry.inputs)
     stateful = all(graph.entry.states for graph in graphs)
     prompts = _within(settings.prompts, PROMPTS, end, "prompt") if timed else [1]
     last = None if end is None else end - 1  # the step itself needs a position

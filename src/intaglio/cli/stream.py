@@ -13,7 +13,7 @@ from intaglio.errors import InputError
 from intaglio.runtime.generation import generate
 from intaglio.runtime.graph_entry import GraphEntry, TensorSpec
 from intaglio.runtime.session import Session
-from intaglio.state import BATCH, TIME
+from intaglio.state import BATCH, time_of
 
 from .text import codec
 
@@ -135,30 +135,27 @@ def step_arrays(
         start = time.perf_counter()
         outputs = session.step(arrays)
         return outputs, Latency([time.perf_counter() - start], 0)
-    timeless = not any(TIME in spec.shape for spec in entry.inputs)
+    timeless = all(time_of(spec.shape) is None for spec in entry.inputs)
     specs = [spec for spec in entry.inputs if spec.name in arrays]
     found = {spec.name: _time(spec, arrays[spec.name]) for spec in specs}
     axes = {name: axis for name, axis in found.items() if axis is not None}
     if timeless and not axes:
-        arrays, axes = {n: x[None] for n, x in arrays.items()}, dict.fromkeys(arrays, 0)
+        arrays, axes = {n: x[None] for n, x in arrays.items()}, dict.fromkeys(arrays, (0, 1))
         steps, single = 1, True
     else:
         single = False
     count = min(_count(arrays, axes, entry), steps or np.iinfo(np.int64).max)
     made, seconds = [], []
     for at in range(count):
-        part = {
-            name: _cut(x, axes.get(name), range(at, at + 1), drop=timeless)
-            for name, x in arrays.items()
-        }
+        part = {name: _cut(x, axes.get(name), at, drop=timeless) for name, x in arrays.items()}
         start = time.perf_counter()
         made.append(session.step(part))
         seconds.append(time.perf_counter() - start)
     outputs = {}
     for spec in entry.outputs:
         each = [step[spec.name] for step in made]
-        if TIME in spec.shape:
-            outputs[spec.name] = np.concatenate(each, axis=spec.shape.index(TIME))
+        if (along := time_of(spec.shape)) is not None:
+            outputs[spec.name] = np.concatenate(each, axis=along[0])
         elif timeless and not single:
             outputs[spec.name] = np.stack(each, axis=int(BATCH in spec.shape[:1]))
         else:
@@ -166,22 +163,27 @@ def step_arrays(
     return outputs, Latency(seconds, 0)
 
 
-def _time(spec: TensorSpec, array: Array) -> int | None:
-    """The axis of time in an array for an input; for one without time, an axis that it has more."""
-    if TIME in spec.shape:
-        axis = spec.shape.index(TIME)
+def _time(spec: TensorSpec, array: Array) -> tuple[int, int] | None:
+    """The axis of time in an array for an input, and entries that make a token.
+
+    For one without time it is an axis that the array has more.
+    """
+    if (along := time_of(spec.shape)) is not None:
         if array.ndim != len(spec.shape):
             shape = ", ".join(map(str, spec.shape))
             raise InputError(
                 f"The array {spec.name!r} has the shape {list(array.shape)}; it should be "
                 f"[{shape}]."
             )
-        return axis
-    return int(BATCH in spec.shape[:1]) if array.ndim == len(spec.shape) + 1 else None
+        return along
+    more = array.ndim == len(spec.shape) + 1
+    return (int(BATCH in spec.shape[:1]), 1) if more else None
 
 
-def _count(arrays: Mapping[str, Array], axes: Mapping[str, int], entry: GraphEntry) -> int:
-    lengths = {arrays[name].shape[axis] for name, axis in axes.items()}
+def _count(
+    arrays: Mapping[str, Array], axes: Mapping[str, tuple[int, int]], entry: GraphEntry
+) -> int:
+    lengths = {-(-arrays[name].shape[axis] // each) for name, (axis, each) in axes.items()}
     if len(lengths) != 1 or 0 in lengths:
         raise InputError(
             f"The arrays {', '.join(axes) or '(none)'} have "
@@ -192,8 +194,11 @@ def _count(arrays: Mapping[str, Array], axes: Mapping[str, int], entry: GraphEnt
     return int(lengths.pop())
 
 
-def _cut(array: Array, axis: int | None, places: range, *, drop: bool) -> Array:
-    """The entries of one call: all of an array without time."""
-    if axis is None:
+def _cut(array: Array, along: tuple[int, int] | None, token: int, *, drop: bool) -> Array:
+    """The entries of one call: all of an array without time, what is left of them at its end."""
+    if along is None:
         return array
-    return array.take(places[0], axis) if drop else array.take(places, axis)
+    axis, each = along
+    places = range(token * each, min((token + 1) * each, array.shape[axis]))
+    found: Array = array.take(token, axis) if drop else array.take(places, axis)
+    return found

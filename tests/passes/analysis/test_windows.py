@@ -8,6 +8,7 @@ from intaglio.errors import PassError
 from intaglio.passes import evaluate, stepping
 from intaglio.passes.base import Context
 from intaglio.passes.exact.statefulize import Statefulize
+from intaglio.passes.graph import set_dims
 from intaglio.passes.shapes import infer_shapes
 from intaglio.state import BATCH, TIME
 
@@ -17,9 +18,14 @@ SPLITS = ([TOKENS], [1] * TOKENS, [2, 4, 1, 2])
 
 def graph(given: str, made: str, weights: str, body: str) -> ir.Model:
     """A training-form graph of an input x, its weights random, its shapes known."""
+    given_text, made_text = (
+        ", ".join(d if d.isdigit() else d.strip("0123456789*") for d in each.split(", "))
+        for each in (given, made)
+    )
     text = f"""
         <ir_version: 10, opset_import: ["" : 24]>
-        g (float[{given}] x) => (float[{made}] y) <{weights}> {{ {body} }}
+        g (float[{given_text}] x) => (float[{made_text}] y)
+        <{weights}> {{ {body} }}
     """
     random = np.random.default_rng(0)
     model = ir.from_onnx_text(text)
@@ -29,6 +35,7 @@ def graph(given: str, made: str, weights: str, body: str) -> ir.Model:
             shape = value.const_value.shape.numpy()
             array = random.standard_normal(shape).astype(np.float32)
             value.const_value = ir.tensor(array, name=name)
+    set_dims(model.graph.inputs[0], [int(d) if d.isdigit() else d for d in given.split(", ")])
     infer_shapes(model)
     return model
 
@@ -210,3 +217,95 @@ def test_padding_that_a_condition_changes_is_refused() -> None:
     model.graph.insert_after(convolved, shifted)
     with pytest.raises(PassError, match="conditions change"):
         Statefulize().run(model, Context())
+
+
+RATES = {
+    "half as many": (
+        "batch, 2, 2*time",
+        "batch, 3, time",
+        [floats("w", 3, 2, 3), floats("b", 3), integers("p", 0, 0, 1, 0, 0, 0)],
+        "z = Pad (x, p) y = Conv <strides = [2]> (z, w, b)",
+        [1],
+    ),
+    "a third, of windows that overlap": (
+        "batch, 2, 3*time",
+        "batch, 3, time",
+        [floats("w", 3, 2, 8), integers("p", 0, 0, 7, 0, 0, 0)],
+        "z = Pad (x, p) y = Conv <strides = [3]> (z, w)",
+        [7],
+    ),
+    "of windows side by side": (
+        "batch, 2, 4*time",
+        "batch, 3, time",
+        [floats("w", 3, 2, 4)],
+        "y = Conv <strides = [4]> (x, w)",
+        [],
+    ),
+    "fewer, then more": (
+        "batch, 2, 6*time",
+        "batch, 2, 6*time",
+        [
+            *(floats("v", 3, 2, 6), floats("w", 3, 2, 7), floats("b", 2)),
+            *(integers("p", 0, 0, 4, 0, 0, 0), CUT[0], integers("e", -4), CUT[2]),
+        ],
+        (
+            "z = Pad (x, p) t = Conv <strides = [3]> (z, v) u = Tanh (t) "
+            "c = ConvTranspose <strides = [3]> (u, w, b) y = Slice (c, s, e, a)"
+        ),
+        [4, 2],
+    ),
+    "more, of results that overlap": (
+        "batch, 2, time",
+        "batch, 3, 2*time",
+        [floats("w", 2, 3, 5), floats("b", 3), CUT[0], integers("e", -3), CUT[2]],
+        "z = ConvTranspose <strides = [2]> (x, w, b) y = Slice (z, s, e, a)",
+        [2],
+    ),
+    "means of pairs": (
+        "batch, 2, 2*time",
+        "batch, 2, time",
+        [floats("w", 2)],
+        "y = AveragePool <kernel_shape = [2], strides = [2]> (x)",
+        [],
+    ),
+    "stacked in pairs": (
+        "batch, 2*time, 3",
+        "batch, time, 6",
+        [integers("q", 0, -1, 6)],
+        "z = Reshape (x, q) y = Tanh (z)",
+        [],
+    ),
+    "every second one": (
+        "batch, 2*time, 3",
+        "batch, time, 3",
+        [integers("s", 1), integers("e", 2**31 - 1), integers("a", 1), integers("d", 2)],
+        "y = Slice (x, s, e, a, d)",
+        [],
+    ),
+    "repeated": (
+        "batch, 2, time",
+        "batch, 2, 3*time",
+        [floats("w", 2, 2, 2), integers("p", 0, 0, 1, 0, 0, 0)],
+        (
+            "f = Constant <value = float[3] {1.0, 1.0, 3.0}> () "
+            'r = Resize <mode = "nearest", coordinate_transformation_mode = "asymmetric", '
+            'nearest_mode = "floor"> (x, , f) z = Pad (r, p) y = Conv (z, w)'
+        ),
+        [1],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_a_stream_may_change_its_rate(name: str) -> None:
+    """Tokens are counted at the slowest rate; a value of another has several entries for each."""
+    given, made, weights, body, fronts = RATES[name]
+    model = graph(given, made, ", ".join(weights), body)
+    step, context = model.clone(), Context()
+    Statefulize().run(step, context)
+    inputs = stepping.random_inputs(model, [], {BATCH: 3, TIME: TOKENS})
+    wanted = evaluate.run(model, inputs)["y"]
+    for parts in SPLITS:
+        got = stepping.roll(step, context.states, inputs, parts)["y"]
+        np.testing.assert_allclose(got, wanted, atol=2e-6, err_msg=str(parts))
+    assert [spec.shape[2] for spec in context.states] == fronts

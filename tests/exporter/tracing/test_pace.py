@@ -1,0 +1,134 @@
+"""Streams that change their rate: how many entries make a token, from the source to a session."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from intaglio.errors import InputError
+from intaglio.exporter.export import export
+from intaglio.exporter.options.loading import LoadOptions
+from intaglio.exporter.sources.load import load
+from intaglio.exporter.tracing.pace import at_pace, find_pace
+from intaglio.runtime import Session
+
+FRAMES: dict[str, list[int | str]] = {"x": ["batch", 2, "time"]}
+
+
+class Down(nn.Module):
+    """A causal convolution by a stride."""
+
+    def __init__(self, stride: int, kernel: int = 4) -> None:
+        super().__init__()
+        self.conv, self.front = nn.Conv1d(2, 2, kernel, stride), kernel - stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(F.pad(x, (self.front, 0)))
+        return y
+
+
+class Up(nn.Module):
+    """A causal transposed convolution by a stride."""
+
+    def __init__(self, stride: int, kernel: int = 4) -> None:
+        super().__init__()
+        self.conv, self.stride = nn.ConvTranspose1d(2, 2, kernel, stride), stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(x)[..., : self.stride * x.shape[-1]]
+        return y
+
+
+class Stacked(nn.Module):
+    """Four frames in one; no number of frames but a multiple of four is taken."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mT.reshape(x.shape[0], x.shape[2] // 4, 8)
+
+
+class Chain(nn.Module):
+    """One layer after the other."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layers(x)
+        return y
+
+
+class Gru(nn.Module):
+    """A recurrence, which is traced as one layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.GRU(2, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.gru(x.mT)[0].mT
+        return y
+
+
+PACES = {
+    "a convolution": (Down(2), 2),
+    "one after the other": (Chain(Down(2), Gru(), Down(3)), 6),
+    "down and up": (Chain(Down(4), Up(4)), 4),
+    "up and down": (Chain(Up(4), Down(2)), 1),
+    "stacked": (Stacked(), 4),
+    "pooled": (Chain(nn.MaxPool1d(3)), 3),
+    "one rate": (Gru(), 1),
+}
+
+
+@pytest.mark.parametrize("name", PACES)
+def test_the_strides_of_a_model_tell_its_pace(name: str) -> None:
+    module, pace = PACES[name]
+    options = LoadOptions(inputs={"x": torch.randn(2, 2, 24)}, axes=FRAMES)
+    source = load(module.eval(), options)
+    assert find_pace(source) == pace
+    drawn = at_pace(source, pace).random_inputs(3, 5, 0)["x"]
+    assert drawn.shape == (3, 2, 5 * pace)
+
+
+@pytest.fixture(scope="module")
+def codec(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    module = Chain(Down(3, 5), nn.Tanh(), Gru(), Up(6, 7)).eval()
+    out = tmp_path_factory.mktemp("codec") / "bundle"
+    inputs = {"x": torch.randn(2, 2, 24)}
+    report = export(module, out, inputs=inputs, axes=FRAMES, steps=20, check_passes=True)
+    assert report.parity is not None
+    assert report.parity.passed
+    return module, out
+
+
+def test_a_session_takes_multiples_of_the_pace(codec: tuple[nn.Module, Path]) -> None:
+    """In any parts; the manifest says how many entries a token has where."""
+    module, out = codec
+    session = Session.load(out)
+    assert session.entry.inputs[0].shape == ("batch", 2, "3*time")
+    assert session.entry.outputs[0].shape == ("batch", 2, "6*time")
+    x = torch.randn(2, 2, 18)
+    with torch.no_grad():
+        wanted = module(x).numpy()
+    name = session.entry.outputs[0].name
+    got = [session.step({"x": part.numpy()})[name] for part in torch.split(x, [3, 9, 6], -1)]
+    np.testing.assert_allclose(np.concatenate(got, -1), wanted, atol=1e-5)
+    with pytest.raises(InputError, match="has 7 entries, and a step takes a multiple of 3"):
+        session.step({"x": np.zeros((2, 2, 7), np.float32)})
+
+
+def test_rows_of_unequal_length_count_tokens(codec: tuple[nn.Module, Path]) -> None:
+    module, out = codec
+    session = Session.load(out)
+    x = torch.randn(2, 2, 12)
+    found = session.step({"x": x.numpy()}, lengths=[4, 2])[session.entry.outputs[0].name]
+    with torch.no_grad():
+        np.testing.assert_allclose(found[0], module(x[:1])[0].numpy(), atol=1e-5)
+        np.testing.assert_allclose(found[1, :, :12], module(x[1:, :, :6])[0].numpy(), atol=1e-5)
+    assert not found[1, :, 12:].any()
