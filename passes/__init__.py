@@ -25,6 +25,7 @@ from .exact.peel_first_token import PeelFirstToken
 from .exact.recognise_recurrences import RecogniseRecurrences
 from .exact.remove_dead import RemoveDead
 from .exact.remove_no_ops import RemoveNoOps
+from .exact.separate_rows import SeparateRows
 from .exact.split_sequences import SplitSequences
 from .exact.stabilize_log_sigmoid import StabilizeLogSigmoid
 from .exact.statefulize import Statefulize
@@ -68,6 +69,7 @@ PASSES: tuple[type[Pass], ...] = (
     RecogniseRecurrences,
     RemoveDead,
     RemoveNoOps,
+    SeparateRows,
     SplitSequences,
     StabilizeLogSigmoid,
     Statefulize,

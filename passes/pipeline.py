@@ -34,6 +34,7 @@ from .exact.peel_first_token import PeelFirstToken
 from .exact.recognise_recurrences import RecogniseRecurrences
 from .exact.remove_dead import RemoveDead
 from .exact.remove_no_ops import RemoveNoOps
+from .exact.separate_rows import SeparateRows
 from .exact.split_sequences import SplitSequences
 from .exact.stabilize_log_sigmoid import StabilizeLogSigmoid
 from .exact.statefulize import Statefulize
@@ -101,6 +102,7 @@ def standard(
         FoldSizes(),
         FoldConstants(),
         RemoveNoOps(),
+        SeparateRows(),
         MergeDuplicates(),
         FoldIdentityGathers(),
         StabilizeLogSigmoid(),

@@ -29,7 +29,7 @@ from intaglio.exporter.tracing.modules import ModuleStack
 from intaglio.exporter.tracing.running import as_written
 from intaglio.ops import OPS
 from intaglio.ops.op import Op
-from intaglio.state import TIME, Layout, StateSpec
+from intaglio.state import BATCH, TIME, Layout, StateSpec
 
 from .widened import Widened
 
@@ -48,12 +48,14 @@ class Call(Protocol):
 class Reference:
     """Outputs of a source on whole sequences, and the states on the way.
 
-    `outputs` has the time axis of the inputs; `precision` is float64 where the module ran so.
+    `outputs` has the time axis of the inputs; `precision` is float64 where the module ran so;
+    `rows` is how many rows the inputs have.
     """
 
     outputs: Mapping[str, Array]
     precision: str
     calls: Mapping[Key, Call]
+    rows: int = 0
 
     def state(self, spec: StateSpec, tokens: int) -> Array | None:
         """The state `spec` after `tokens` tokens, None where no call of the source tells it.
@@ -64,8 +66,7 @@ class Reference:
         Raises:
             ParityError: if the source's own state does not fit `spec`.
         """
-        call = self.calls.get((spec.module, spec.op, spec.call))
-        value = None if call is None else call.state(spec, tokens)
+        value = self._called(spec, tokens)
         if value is None:
             return None
         value = _bands_apart(value, spec)
@@ -79,6 +80,19 @@ class Reference:
             )
         array: Array = value.numpy()
         return array
+
+    def _called(self, spec: StateSpec, tokens: int) -> Tensor | None:
+        """The state of its call; where rows were joined, the part of them that `spec` is of."""
+        first = self.calls.get((spec.module, spec.op, 0))
+        value = None if first is None else first.state(spec, tokens)
+        axis, parts = (spec.shape.index(BATCH) if BATCH in spec.shape else None), 1
+        if value is not None and axis is not None and value.ndim == len(spec.shape) and self.rows:
+            parts = max(value.shape[axis] // self.rows, 1)
+        number, part = divmod(spec.call, parts)
+        if number:
+            call = self.calls.get((spec.module, spec.op, number))
+            value = None if call is None else call.state(spec, tokens)
+        return value if value is None or parts == 1 else value.chunk(parts, axis or 0)[part]
 
 
 def _bands_apart(value: Tensor, spec: StateSpec) -> Tensor:
@@ -116,7 +130,7 @@ def _run(
     *,
     states: bool,
 ) -> Reference:
-    module, tokens = source.module, _tokens(source, inputs)
+    module, tokens = source.module, _sized(source, inputs, TIME)
     with precision:
         outputs, calls = _recorded(module, inputs, tokens)
     dtypes = {value.dtype for value in outputs.values() if value.is_floating_point()}
@@ -130,16 +144,17 @@ def _run(
         precision="float64" if dtypes <= {torch.float64} else "float32",
         # The code of a program is in one piece: its calls do not say which module they are of.
         calls=calls if states and not isinstance(module, fx.GraphModule) else {},
+        rows=_sized(source, inputs, BATCH) or 0,
     )
 
 
-def _tokens(source: Source, inputs: Mapping[str, Tensor]) -> int | None:
-    """Tokens of the inputs; None where none of them has time."""
+def _sized(source: Source, inputs: Mapping[str, Tensor], wanted: str) -> int | None:
+    """Tokens or rows of the inputs; None where none of them has such an axis."""
     sizes = (
         inputs[name].shape[axis] // source.pace
         for name, axes in source.dynamic.items()
         for axis, symbol in axes.items()
-        if symbol == TIME and name in inputs
+        if symbol == wanted and name in inputs
     )
     return next(sizes, None)
 

@@ -4,7 +4,7 @@ A session steps rows together that came together by chance, resets some, and lea
 have ended.  That is right only where every node keeps rows apart, which is shown here node by node:
 each value that depends on the data of rows has the batch along one axis, and no operator sums,
 orders, shifts or picks along that axis.  An operator that is not known to keep rows apart is
-refused.  Sizes are no data: the number of rows may be used.
+refused.  Sizes are no data, but for what computes with the number of rows (`_row_counts`).
 """
 
 from collections import Counter
@@ -18,6 +18,7 @@ from intaglio.operators import BY_TYPE
 from intaglio.passes.graph import attribute, constant, describe, dims, integers, producer, type_of
 from intaglio.state import BATCH
 
+from ._row_counts import row_counts
 from .time_rules import ELEMENTWISE
 
 
@@ -42,7 +43,7 @@ def check_rows(graph: ir.Graph) -> None:
 
 
 def _check(graph: ir.Graph, outside: Mapping[ir.Value, Apart]) -> None:
-    facts = dict(outside)
+    facts, counts = dict(outside), row_counts(graph)
     for value in graph.inputs:
         places = _places(value)
         if places:
@@ -50,6 +51,8 @@ def _check(graph: ir.Graph, outside: Mapping[ir.Value, Apart]) -> None:
     for node in graph:
         if node.op_type in ("Shape", "Size") or not any(v in facts for v in node.inputs):
             continue
+        if type_of(node) in ELEMENTWISE and any(value in counts for value in node.inputs):
+            raise _mixes(node, "computes with the number of rows, or the place of each")
         for body in _bodies(node):
             _check(body, facts)
         for output in node.outputs:

@@ -37,6 +37,8 @@ MIXED: dict[str, tuple[Use, str]] = {
     "normalised": (lambda y: y.softmax(0), "Softmax"),
     "summed up": (lambda y: y.cumsum(0), "CumSum"),
     "the first": (lambda y: y - y[:1], "Slice"),
+    "divided by their number": (lambda y: y / y.shape[0], "Div"),
+    "numbered": (lambda y: y + torch.arange(y.shape[0])[:, None, None], "Add"),
     "compared": (lambda y: (y[:, None] - y[None]).amax(1), "Sub"),
     "in another order": (
         lambda y: y.reshape(y.shape[1], y.shape[0], WIDTH).transpose(0, 1), "Reshape",
@@ -81,7 +83,7 @@ APART: dict[str, Use] = {
     "merged with heads": lambda y: y.reshape(*y.shape[:2], 2, 4).transpose(1, 2).flatten(0, 1)
     .tanh().reshape(-1, 2, y.shape[1], 4).transpose(1, 2).flatten(2),
     "joined and cut": lambda y: torch.cat([y, y * 2], -1)[..., 3:11],
-    "scaled by their number": lambda y: y * y.shape[0],
+    "beside as many numbers": lambda y: y * torch.full((y.shape[0], 1, 1), 2.0),
 }  # fmt: skip
 
 

@@ -1,0 +1,47 @@
+"""Values that say how many rows there are, or which place a row has among them.
+
+They are the same for whatever the rows hold, and so no data of them; but a row that is computed
+with one changes when its neighbours come and go.  As a shape, a size is no such use.
+"""
+
+import onnx_ir as ir
+
+from intaglio.passes.graph import attribute, dims, producer
+from intaglio.state import BATCH
+
+SHAPES = {"ConstantOfShape": 0, "Expand": 1, "Reshape": 1}
+"""Operators whose result does not hold what this input says, but is shaped by it."""
+
+
+def row_counts(graph: ir.Graph) -> set[ir.Value]:
+    """The values of `graph` that are computed from the number of rows, as numbers."""
+    found: set[ir.Value] = set()
+    for node in graph:
+        used = [
+            value
+            for place, value in enumerate(node.inputs)
+            if value in found and SHAPES.get(node.op_type) != place
+        ]
+        if _reads(node) or (used and not _picks_another(node)):
+            found.update(node.outputs)
+    return found
+
+
+def _reads(node: ir.Node) -> bool:
+    """Whether a Shape, or a Size, tells the number of rows."""
+    if node.domain or node.op_type not in ("Shape", "Size"):
+        return False
+    shape = dims(node.inputs[0]) or ()
+    if node.op_type == "Shape":
+        shape = shape[slice(attribute(node, "start", 0), attribute(node, "end"))]
+    return any(BATCH in str(dim) for dim in shape)
+
+
+def _picks_another(node: ir.Node) -> bool:
+    """Whether a Gather takes another size from a shape than that of the rows."""
+    shape = producer(node.inputs[0], "Shape") if node.op_type == "Gather" else None
+    place = node.inputs[1].const_value if shape is not None and node.inputs[1] is not None else None
+    if shape is None or place is None or shape.attributes.get("start") is not None:
+        return False
+    sizes = dims(shape.inputs[0]) or ()
+    return not any(BATCH in str(sizes[int(i)]) for i in place.numpy().reshape(-1))
