@@ -11,8 +11,10 @@ code that was planted in its input.  `--seed N --case K` runs one case again and
 import argparse
 import contextlib
 import importlib
+import itertools
 import json
 import os
+import pkgutil
 import resource
 import select
 import shutil
@@ -21,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing import Process
 from pathlib import Path
@@ -46,7 +48,7 @@ import intaglio.cli
 import intaglio.exporter.export
 import intaglio.runtime
 
-CASES, QUICK = 2200, 220
+CASES, QUICK = 10_000, 240
 SECONDS = 20  # of processor time
 PATIENCE = 90.0  # seconds on the clock, for what waits without working
 MEMORY = 2 << 30  # bytes of address space beyond what the imports take
@@ -71,13 +73,16 @@ def main() -> None:
     parser.add_argument("--case", type=int)
     parser.add_argument("--only", help="cases of these kinds, with / between them")
     parser.add_argument("--cases", type=int)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin none after")
     options, sys.argv[1:] = parser.parse_known_args()
     if options.only:
         wanted = options.only.split("/")
         KINDS[:] = [kind for kind in KINDS if kind.name in wanted]
     if options.case is None:
         count = options.cases or CASES
-        run(__doc__, lambda quick: measure(QUICK if quick else count, options.seed))
+        run(
+            __doc__, lambda quick: measure(QUICK if quick else count, options.seed, options.minutes)
+        )
         return
     with _inputs() as inputs:
         for verdict in _verdicts(range(options.case, options.case + 1), options.seed, inputs):
@@ -85,13 +90,16 @@ def main() -> None:
             print(f"fault: {verdict.fault or 'none'}")
 
 
-def measure(cases: int, seed: int) -> list[Row]:
+def measure(cases: int, seed: int, minutes: float) -> list[Row]:
     """A row for each kind of input: how many cases failed."""
     start = time.monotonic()
     print(f"seed {seed}, {cases} cases", file=sys.stderr)
     verdicts = []
     with _inputs() as inputs:
-        for verdict in _verdicts(range(cases), seed, inputs):
+        numbers = itertools.takewhile(
+            lambda _: time.monotonic() < start + 60 * minutes, range(cases)
+        )
+        for verdict in _verdicts(numbers, seed, inputs):
             verdicts.append(verdict)
             if verdict.fault:
                 print(
@@ -130,13 +138,14 @@ def _inputs() -> Iterator[Path]:
         writer.join()
         if writer.exitcode:
             sys.exit("the inputs could not be written")
-        for name in (Path(folder) / MODULES).read_text().split():
+        commands = [m.name for m in pkgutil.walk_packages(intaglio.cli.__path__, "intaglio.cli.")]
+        for name in (*(Path(folder) / MODULES).read_text().split(), *commands):
             with contextlib.suppress(ImportError):
                 importlib.import_module(name)
         yield Path(folder)
 
 
-def _verdicts(numbers: range, seed: int, inputs: Path) -> Iterator[Verdict]:
+def _verdicts(numbers: Iterable[int], seed: int, inputs: Path) -> Iterator[Verdict]:
     """Run cases, `WORKERS` at a time; yield what became of each as it ends."""
     torch.set_num_threads(1)
     drawn = [kind for kind in KINDS for _ in range(WEIGHTS.get(kind.name, 1))]

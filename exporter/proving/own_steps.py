@@ -51,7 +51,7 @@ def follow(source: Source, batch: int, steps: int) -> OwnSteps:
     """Run `source` over `steps` steps of random inputs, always the same."""
     inputs = list(_drawn(source, batch, steps))
     if isinstance(source.body, ir.Model):
-        engine = open_original(source.path)
+        engine = open_original(source)
 
         def run(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
             arrays = run_original(engine, {name: x.numpy() for name, x in given.items()})

@@ -112,7 +112,7 @@ def reference(source: Source, inputs: Mapping[str, Tensor], *, states: bool = Tr
     """
     if isinstance(source.body, ir.Model):
         arrays = {name: value.numpy() for name, value in inputs.items()}
-        outputs = run_original(open_original(source.path), arrays)
+        outputs = run_original(open_original(source), arrays)
         return Reference(outputs=outputs, precision="float32", calls={})
     try:
         wide = {n: x.double() if x.is_floating_point() else x for n, x in inputs.items()}

@@ -33,7 +33,8 @@ class Source:
     names of tied parameters to the name that `module.named_parameters` lists, `model` says what the
     weights are of where that was named, `config` holds JSON values, `notes` what loading decided.
     `whole` says that the model takes whole inputs, as pictures and encoders do: it is exported
-    without states.  `states` are those that the model takes and gives back itself, as a cell does;
+    without states; `loosened` that its file fixes sizes which running it showed to be free.
+    `states` are those that the model takes and gives back itself, as a cell does;
     it computes one step then.  `defaults` holds the value of each input that may be left out,
     `text` the tokenizer that belongs to the model.  `others` are the further graphs of the bundle
     by name, the same module with another method as its body; `beside` are the names of inputs
@@ -57,6 +58,7 @@ class Source:
     aliases: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     whole: bool = False
+    loosened: bool = False
     states: tuple[OwnState, ...] = ()
     defaults: dict[str, float] = field(default_factory=dict)
     text: Text | None = None

@@ -5,11 +5,11 @@ ONNX Runtime runs it, at several sizes of batch and time, one token included.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnx_ir as ir
 import onnxruntime
 from torch import Tensor
@@ -34,6 +34,7 @@ SIZES = tuple(
     for batch, time in ((1, 1), (4, EXAMPLE_TIME + 4), (2, EXAMPLE_TIME + 131))
 )
 RUNS = 5
+EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 STEPS = (1, 4, 2, 9, 5, 11, 3)  # beyond the first run, in the steps of an axis
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -63,7 +64,7 @@ def _adopted(source: Source, model: ir.Model, opset: int) -> tuple[ir.Model, dic
     for node in model.graph:
         for value in node.outputs:
             value.shape = None
-    engine = open_original(source.path)
+    engine = open_original(source)
     spans = {symbol: source.spans.get(symbol, Span()) for symbol in source.symbols}
     if source.whole:
         spans = taken_sizes(source, lambda inputs: run_original(engine, _arrays(inputs)), spans)
@@ -98,8 +99,8 @@ def _arrays(inputs: Mapping[str, Tensor]) -> Arrays:
     return {name: value.numpy() for name, value in inputs.items()}
 
 
-def open_original(path: Path) -> onnxruntime.InferenceSession:
-    """The file at `path` as ONNX Runtime runs it.
+def open_original(source: Source) -> onnxruntime.InferenceSession:
+    """The file of `source` as ONNX Runtime runs it, with the axes free that the source has free.
 
     Raises:
         TraceError: if it does not.
@@ -109,13 +110,28 @@ def open_original(path: Path) -> onnxruntime.InferenceSession:
     options.log_severity_level = 4
     # As written: what is computed from constants would be computed here, however long it takes.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    path = source.path
+    options.add_session_config_entry(EXTERNAL_FOLDER, str(path.resolve().parent))
     try:
-        return LimitedSession(str(path), options, providers=["CPUExecutionProvider"])
+        content = _with_free_axes(source) if source.loosened else str(path)
+        return LimitedSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise TraceError(
             f"ONNX Runtime does not run {path}, so nothing can be compared with it: "
             f"{summary(error)}."
         ) from error
+
+
+def _with_free_axes(source: Source) -> bytes:
+    """The graph in the file with the axes of the source free, and no shapes that follow."""
+    proto = onnx.load_model(source.path, load_external_data=False)
+    del proto.graph.value_info[:]
+    for value in proto.graph.input:
+        for axis, symbol in source.dynamic.get(value.name, {}).items():
+            value.type.tensor_type.shape.dim[axis].dim_param = symbol
+    for value in proto.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    return bytes(proto.SerializeToString())
 
 
 def run_original(engine: onnxruntime.InferenceSession, inputs: Arrays) -> dict[str, Any]:

@@ -17,8 +17,9 @@ from onnx_ir.passes import common
 
 from intaglio.errors import SourceError
 from intaglio.exporter.options.loading import LoadOptions
-from intaglio.exporter.sources.axes import Layouts
+from intaglio.exporter.sources.axes import Layouts, in_words
 from intaglio.exporter.sources.examples import name_axes, read_inputs
+from intaglio.exporter.sources.free_sizes import freed
 from intaglio.exporter.sources.guess_axes import by_place, example_sizes
 from intaglio.exporter.sources.input_spec import InputSpec, Takes, fixed_axis, sampler
 from intaglio.exporter.sources.onnx_proto import (
@@ -35,6 +36,7 @@ from intaglio.exporter.sources.untrusted import read_head
 from intaglio.passes import evaluate
 from intaglio.passes.graph import constant
 from intaglio.passes.run_limits import RunLimits, limited
+from intaglio.state import TIME
 
 FORMAT = "onnx"
 OLDEST = 7  # opset from which graphs are read
@@ -81,8 +83,10 @@ def _load(model: ir.Model, sha256: str, path: Path, options: LoadOptions) -> Sou
     for value in model.graph.outputs:
         _check_tensor(value, path, "output")
     found = None if options.whole else describe_graph(model.graph, path, options)
+    loosened = whole = False
     if found is None:
-        found = Described(takes=_takes(model, path, options))
+        takes, loosened, whole = _takes(model, path, options)
+        found = Described(takes=takes, notes=takes.notes)
     for spec, value in zip(found.takes.specs, model.graph.inputs, strict=True):
         value.shape = ir.Shape(list(spec.shape))
     return Source(
@@ -99,19 +103,26 @@ def _load(model: ir.Model, sha256: str, path: Path, options: LoadOptions) -> Sou
         states=found.states,
         defaults=dict(found.defaults),
         notes=found.notes,
+        loosened=loosened,
+        whole=whole,
     )
 
 
-def _takes(model: ir.Model, path: Path, options: LoadOptions) -> Takes:
-    """The inputs of a graph without states of its own."""
+def _takes(model: ir.Model, path: Path, options: LoadOptions) -> tuple[Takes, bool, bool]:
+    """The inputs of a graph without states, whether its file fixes more, and if it is whole."""
     names: dict[str, str] = {}
     examples = read_inputs(options.inputs, torch.nn.Identity()) if options.inputs else {}
     found = [_spec(value, path, names, examples) for value in model.graph.inputs]
     layouts = Layouts.of(options.axes)
     rich = any(spec.dtype.is_floating_point and len(spec.shape) > 1 for spec in found)
     specs = tuple(replace(spec, settled=rich) for spec in name_axes(found, layouts))
+    notes: tuple[str, ...] = ()
+    loosened, whole = False, options.whole
+    if whole is None and not layouts.inputs:
+        specs, notes, whole = _loosened(model, specs, path)
+        loosened = bool(notes) and any(spec.dynamic for spec in specs)
     for spec, value in zip(specs, model.graph.inputs, strict=True):
-        _check_free(spec, _dims(value), path, whole=options.whole)
+        _check_free(spec, _dims(value), path, whole=whole)
         value.shape = ir.Shape(list(spec.shape))
     own = {
         symbol: 2 if spec.example is None else spec.example.shape[axis]
@@ -119,7 +130,35 @@ def _takes(model: ir.Model, path: Path, options: LoadOptions) -> Takes:
         for axis, symbol in spec.dynamic.items()
     }
     sizes = example_sizes(_runner(model), sampler(specs), own, layouts.spans)
-    return Takes.of(specs, sizes=sizes, spans=layouts.spans)
+    takes = Takes.of(specs, sizes=sizes, spans=layouts.spans, notes=notes)
+    return takes, loosened, bool(whole)
+
+
+def _loosened(
+    model: ir.Model, specs: tuple[InputSpec, ...], path: Path
+) -> tuple[tuple[InputSpec, ...], tuple[str, ...], bool | None]:
+    """The inputs with axes free that only their file fixes, what to say of it, and if it is whole.
+
+    A sequence whose tokens cannot be freed is taken whole, in the size that it has.
+    """
+    fixed = [spec for spec in specs if fixed_axis(spec) is not None]
+    words = ", ".join(in_words(spec.name, spec.shape) for spec in fixed or specs)
+    specs, symbols = freed(model, specs)
+    if symbols:
+        said = (
+            f"{path.name} fixes {words}; run at other sizes, each row"
+            f"{' and each token' if TIME in symbols else ''} comes out as in its own, so "
+            f"{' and '.join(symbols)} {'are' if len(symbols) > 1 else 'is'} free. To keep the "
+            "sizes of the file: --whole."
+        )
+        return specs, (said,), True if fixed and TIME not in symbols else None
+    if not fixed or any(spec.dynamic for spec in specs):
+        return specs, (), None
+    said = (
+        f"{path.name} fixes {words}, and its results depend on that: it is exported for whole "
+        f"inputs of this size. {EXPORT_AGAIN}"
+    )
+    return specs, (said,), True
 
 
 def _runner(model: ir.Model) -> Any:

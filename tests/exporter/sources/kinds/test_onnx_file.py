@@ -46,7 +46,12 @@ def test_a_graph_becomes_a_bundle_with_the_paths_of_its_modules(
 
 def test_a_graph_of_fixed_sizes_says_how_to_export_it(exported: Path) -> None:
     with pytest.raises(SourceError, match=r"batch of the input 'input_ids' is fixed to 2 \(2x9\)"):
-        load_source(exported / "fixed.onnx")
+        load_source(exported / "fixed.onnx", whole=False)
+
+    source = load_source(exported / "fixed.onnx")
+    assert source.whole
+    assert source.dynamic == {"input_ids": {}}
+    assert "its results depend on that" in source.notes[0]
 
 
 def test_another_layout_is_told_by_its_free_axes(tmp_path: Path) -> None:
