@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import SymInt, nn
+from torch._dynamo.exc import UncapturedHigherOrderOpError
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
@@ -26,6 +27,7 @@ from intaglio.exporter.sources.source import Source
 from intaglio.quiet import quiet, summary
 from intaglio.state import BATCH, TIME
 
+from .gradients import FixedTimeError, carried_out, differentiates
 from .loops.described import PartedError
 from .loops.roll import roll
 from .modules import ModuleStack, named
@@ -48,8 +50,11 @@ def capture(source: Source) -> tuple[ExportedProgram, dict[str, Span]]:
         return source.body, _spans(source, source.body, _Watch({}))
     _refuse_single_examples(source)
     try:
-        return _captured(source)
-    except _FrozenError as refusal:
+        module = source.module
+        if differentiates(source):
+            module = carried_out(source, source.inputs, source.dynamic)
+        return _captured(source, module)
+    except (_FrozenError, FixedTimeError) as refusal:
         try:
             rolled = roll(source)
         except PartedError as why:
@@ -67,24 +72,31 @@ class _FrozenError(TraceError):
     """The number of tokens is fixed or bounded, as a Python loop over them does it."""
 
 
-def _captured(source: Source) -> tuple[ExportedProgram, dict[str, Span]]:
-    """The program of `source` as PyTorch captures it."""
+def _captured(source: Source, module: nn.Module) -> tuple[ExportedProgram, dict[str, Span]]:
+    """The program of `module`, the one of `source` or what stands for it."""
     inputs = source.inputs
     shapes = _dynamic_shapes(source)
     watch = _Watch(source.dynamic)
-    root = source.module.register_forward_pre_hook(watch.start, with_kwargs=True)
-    stack = ModuleStack(source.module, watch.look)
+    root = module.register_forward_pre_hook(watch.start, with_kwargs=True)
+    stack = ModuleStack(module, watch.look)
     try:
-        with torch.no_grad(), quiet(), stack:
-            program = torch.export.export(
-                source.module, (), inputs, dynamic_shapes=shapes, strict=False
-            )
+        with torch.no_grad(), quiet():
+            try:
+                with stack:
+                    program = _export(module, inputs, shapes)
+            except UncapturedHigherOrderOpError:  # bodies of loops are captured without any hook
+                root.remove()
+                program = _export(module, inputs, shapes)
     except Exception as error:
         kind = _FrozenError if (watch.fixed() or ("",))[0] == TIME else TraceError
         raise kind(_explain(error, stack, watch, source)) from error
     finally:
         root.remove()
     return program, _spans(source, program, watch)
+
+
+def _export(module: nn.Module, inputs: dict[str, Any], shapes: Any) -> ExportedProgram:
+    return torch.export.export(module, (), inputs, dynamic_shapes=shapes, strict=False)
 
 
 def _dynamic_shapes(source: Source) -> dict[str, dict[int, Any]]:

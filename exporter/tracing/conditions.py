@@ -79,12 +79,12 @@ def conditions(source: Source, program: ExportedProgram) -> list[Condition]:
     found = []
     for guard in [] if environment is None else environment.guards:
         symbols: set[Any] = getattr(guard.expr, "free_symbols", set())
-        if symbols and symbols <= names.keys() and not _of_zero_or_one(guard.expr):
+        if symbols and symbols <= names.keys() and not of_zero_or_one(guard.expr):
             found.append(Condition(guard.expr, {s: names[s] for s in symbols}))
     return found[:MOST]
 
 
-def _of_zero_or_one(relation: Any) -> bool:
+def of_zero_or_one(relation: Any) -> bool:
     """Whether it only says that something is not 0 or 1, which other checks try."""
     ends = [end for end in relation.args if getattr(end, "is_Integer", False)]
     return relation.func.__name__ in ("Ne", "Unequality") and any(

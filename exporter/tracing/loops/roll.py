@@ -14,6 +14,7 @@ from torch import fx, nn
 from torch.export import Dim, ExportedProgram
 
 from intaglio.exporter.sources.source import Source
+from intaglio.exporter.tracing.gradients import carried_out, differentiates
 from intaglio.quiet import quiet
 from intaglio.state import BATCH, TIME
 
@@ -68,10 +69,11 @@ def _unrolled(source: Source, batch: int, time: int) -> ExportedProgram:
         for name in inputs
     }
     try:
+        module = source.module
+        if differentiates(source):
+            module = carried_out(source, inputs, shapes)
         with torch.no_grad(), quiet():
-            program = torch.export.export(
-                source.module, (), inputs, dynamic_shapes=shapes, strict=False
-            )
+            program = torch.export.export(module, (), inputs, dynamic_shapes=shapes, strict=False)
             functional: ExportedProgram = program.run_decompositions({})
             return functional
     except Exception as error:

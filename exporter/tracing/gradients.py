@@ -1,0 +1,267 @@
+"""Gradients that a module takes within its forward pass become operators like any other.
+
+PyTorch captures neither `torch.func.grad`, `vjp` and `jacrev` nor `torch.autograd.grad` and
+`backward`.  A pass of the module over tensors without contents records what they compute: the
+derivatives of the operators, in the operators of PyTorch.  The record is a module with the weights
+of the source under their names, and is captured and compared with it like any other.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._dispatch.python import enable_python_dispatcher
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import default_decompositions
+from torch.func import functionalize
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import (
+    DimDynamic,
+    ShapeEnv,
+    StatelessSymbolicContext,
+)
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from intaglio.errors import TraceError
+from intaglio.exporter.sources.source import Source
+from intaglio.quiet import quiet, summary
+from intaglio.state import TIME
+
+from .conditions import of_zero_or_one
+
+
+class FixedTimeError(TraceError):
+    """What is recorded holds for one number of tokens, as a loop over them makes it."""
+
+
+def differentiates(source: Source) -> bool:
+    """Whether the module takes gradients in its forward pass."""
+    with _counted() as calls, torch.no_grad(), quiet():
+        source.module(**source.inputs)
+    return bool(calls)
+
+
+@contextmanager
+def _counted() -> Iterator[list[str]]:
+    """The calls of autograd while the context is open; `torch.func` ends in them as well."""
+    calls: list[str] = []
+    kept = {name: getattr(torch.autograd, name) for name in ("grad", "backward")}
+
+    def counting(name: str) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            calls.append(name)
+            return kept[name](*args, **kwargs)
+
+        return call
+
+    for name in kept:
+        setattr(torch.autograd, name, counting(name))
+    try:
+        yield calls
+    finally:
+        for name, function in kept.items():
+            setattr(torch.autograd, name, function)
+
+
+def carried_out(
+    source: Source, examples: Mapping[str, Tensor], free: Mapping[str, Collection[int]]
+) -> nn.Module:
+    """The module of `source` as one graph in which derivatives are operators.
+
+    It is recorded at the sizes of `examples`, but for the axes that are `free` of each.
+
+    Raises:
+        TraceError: if what it computes is recorded for some sizes of its free axes only.
+    """
+    module = source.module
+    weights = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    environment = ShapeEnv()
+    fake = FakeTensorMode(shape_env=environment, allow_non_fake_inputs=True)
+    inputs = {
+        name: fake.from_tensor(value, symbolic_context=_sizes(value, free.get(name, ())))
+        for name, value in examples.items()
+    }
+    given: dict[str, Any] = {
+        name: fake.from_tensor(value, static_shapes=True) for name, value in weights.items()
+    }
+
+    def flat(weights: dict[str, Tensor], inputs: dict[str, Tensor]) -> list[Any]:
+        result = torch.func.functional_call(module, weights, (), inputs)
+        return pytree.tree_leaves(result)
+
+    # Fused attention has no derivative in operators; what it computes has.
+    try:
+        with (
+            fake,
+            enable_python_dispatcher(),
+            _Plain(),
+            sdpa_kernel(SDPBackend.MATH),
+            torch.no_grad(),
+            quiet(),
+        ):
+            recorded = make_fx(flat, decomposition_table=_derivatives())(given, inputs)
+            recorded = make_fx(functionalize(recorded), decomposition_table=WRITTEN)(given, inputs)
+    except Exception as error:
+        raise TraceError(
+            f"The model takes gradients, and these cannot be recorded: {summary(error)}"
+        ) from error
+    _refuse_bounds(source, environment, inputs, free)
+    return _with_weights(module, recorded, list(weights), list(inputs))
+
+
+class _Plain(TorchFunctionMode):
+    """Writes out the functions that fix free sizes where a derivative wraps their arguments."""
+
+    def __torch_function__(
+        self, function: Any, _types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        return PLAIN.get(function, function)(*args, **(kwargs or {}))
+
+
+def _linear(value: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    product = value @ weight.mT
+    return product if bias is None else product + bias
+
+
+def _layer_norm(
+    value: Tensor,
+    shape: list[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    axes = list(range(-len(shape), 0))
+    centred = value - value.mean(axes, keepdim=True)
+    normal = centred * torch.rsqrt((centred * centred).mean(axes, keepdim=True) + eps)
+    scaled = normal if weight is None else normal * weight
+    return scaled if bias is None else scaled + bias
+
+
+PLAIN = {F.linear: _linear, F.layer_norm: _layer_norm}
+
+
+def _sizes(value: Tensor, free: Collection[int]) -> StatelessSymbolicContext[Any, Any]:
+    kinds = [
+        DimDynamic.DYNAMIC if axis in free else DimDynamic.STATIC for axis in range(value.dim())
+    ]
+    return StatelessSymbolicContext(dynamic_sizes=kinds)
+
+
+def _refuse_bounds(
+    source: Source,
+    environment: ShapeEnv,
+    inputs: Mapping[str, Tensor],
+    free: Mapping[str, Collection[int]],
+) -> None:
+    """Refuse a record that went one way at a branch on a size: nothing else would show it."""
+    for name, value in inputs.items():
+        for axis in free.get(name, ()):
+            size: Any = value.shape[axis]
+            if isinstance(size, int) or environment.simplify(size.node.expr).is_number:
+                symbol = source.dynamic[name][axis]
+                raise (FixedTimeError if symbol == TIME else TraceError)(
+                    f"The model takes gradients, and turns the {symbol} of {name!r} into a "
+                    f"constant. {MEND}"
+                )
+    for guard in environment.guards:
+        if guard.expr.free_symbols and not of_zero_or_one(guard.expr):
+            raise TraceError(
+                "The model takes gradients, and what it computes depends on a condition of its "
+                f"sizes, {guard.expr}. {MEND}"
+            )
+
+
+MEND = "Write what depends on sizes with tensor operations, or keep the axis at one size."
+
+
+def _with_weights(
+    module: nn.Module, recorded: fx.GraphModule, weights: list[str], inputs: list[str]
+) -> nn.Module:
+    """The record as a module: its first placeholders are weights, the others are named inputs."""
+    graph = recorded.graph
+    holders = [node for node in graph.nodes if node.op == "placeholder"]
+    owned: dict[str, Any] = {
+        str(node.target): getattr(recorded, str(node.target))
+        for node in graph.nodes
+        if node.op == "get_attr"
+    }
+    for node, name in zip(holders[: len(weights)], weights, strict=True):
+        with graph.inserting_before(node):
+            read = graph.create_node("get_attr", name)
+        read.meta = dict(node.meta)
+        node.replace_all_uses_with(read)
+        graph.erase_node(node)
+        owned[name] = _at(module, name)
+    for node, name in zip(holders[len(weights) :], inputs, strict=True):
+        node.target = name
+    graph.set_codegen(fx.graph.CodeGen())
+    made = fx.GraphModule(owned, graph)
+    made.graph.eliminate_dead_code()  # gradients of weights, which `backward` takes as well
+    made.recompile()
+    return made
+
+
+def _at(module: nn.Module, path: str) -> Any:
+    for name in path.split("."):
+        module = getattr(module, name)
+    return module
+
+
+def _convolution_backward(
+    grad: Tensor,
+    value: Tensor,
+    weight: Tensor,
+    bias_sizes: list[int] | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    transposed: bool,
+    output_padding: list[int],
+    groups: int,
+    mask: list[bool],
+) -> Any:
+    """The gradient of a convolution by its input, which is a convolution turned round."""
+    if transposed or not mask[0]:
+        return NotImplemented
+    kernel = weight.shape[2:]
+    missing = [
+        size - ((out - 1) * step - 2 * pad + reach * (taps - 1) + 1)
+        for size, out, step, pad, reach, taps in zip(
+            value.shape[2:], grad.shape[2:], stride, padding, dilation, kernel, strict=True
+        )
+    ]
+    back = torch.ops.aten.convolution(
+        grad, weight, None, stride, padding, dilation, True, missing, groups
+    )  # fmt: skip
+    others = torch.ops.aten.convolution_backward(
+        grad, value, weight, bias_sizes, stride, padding, dilation, transposed, output_padding,
+        groups, [False, *mask[1:]],
+    )  # fmt: skip
+    return back, *others[1:]
+
+
+def _diagonal_scatter(
+    value: Tensor, diagonal: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1
+) -> Any:
+    """A square matrix with another diagonal, as bases of Jacobians are made."""
+    if offset or value.shape[dim1] != value.shape[dim2]:
+        return NotImplemented
+    there = torch.diag_embed(torch.ones_like(diagonal), 0, dim1, dim2) != 0
+    return torch.where(there, torch.diag_embed(diagonal, 0, dim1, dim2), value)
+
+
+WRITTEN = {torch.ops.aten.diagonal_scatter.default: _diagonal_scatter}
+
+
+def _derivatives() -> dict[Any, Any]:
+    """Derivatives of operators in operators that ONNX has."""
+    table: Mapping[Any, Any] = default_decompositions()
+    known = {
+        op: rule for op, rule in table.items() if op.name().partition(".")[0].endswith("_backward")
+    }
+    return {**known, torch.ops.aten.convolution_backward.default: _convolution_backward}

@@ -1,0 +1,138 @@
+"""Gradients within a forward pass are exported, for every size of the free axes; so are loops."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._higher_order_ops.while_loop import while_loop
+
+from intaglio.errors import TraceError
+from intaglio.exporter.export import export
+from intaglio.exporter.sources.load import load_source
+from intaglio.exporter.tracing.trace import trace
+from intaglio.runtime.session import Session
+
+Taken = Callable[[nn.Module, Tensor], Tensor]
+
+
+class Taught(nn.Module):
+    """`take` of a scoring network and points, in a part of its own."""
+
+    def __init__(self, take: Taken, *layers: nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.score = nn.Sequential(*(layers or (nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 1))))
+        self.take = take
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.take(self.score, x)
+
+
+def of_function(score: nn.Module, x: Tensor) -> Tensor:
+    found: Tensor = torch.func.grad(lambda p: score(p).sum())(x)
+    return found
+
+
+def of_autograd(score: nn.Module, x: Tensor) -> Tensor:
+    with torch.enable_grad():
+        point = x.clone().requires_grad_()
+        return torch.autograd.grad(score(point).sum(), point)[0]
+
+
+def of_backward(score: nn.Module, x: Tensor) -> Tensor:
+    with torch.enable_grad():
+        point = x.clone().requires_grad_()
+        score(point).sum().backward()
+        assert point.grad is not None
+        return point.grad
+
+
+def jacobian(score: nn.Module, x: Tensor) -> Tensor:
+    found: Tensor = torch.func.vmap(torch.func.jacrev(score))(x)
+    return found
+
+
+CASES: dict[str, tuple[nn.Module, Tensor, str]] = {
+    "autograd": (Taught(of_autograd), torch.randn(2, 8), "x:batchx8"),
+    "backward": (Taught(of_backward), torch.randn(2, 8), "x:batchx8"),
+    "jacobian": (
+        Taught(jacobian, nn.Linear(8, 3), nn.SiLU(), nn.LayerNorm(3)),
+        torch.randn(2, 8),
+        "x:batchx8",
+    ),
+    "convolutions": (
+        Taught(
+            of_function,
+            nn.Conv1d(4, 8, 5, stride=2, padding=2),
+            nn.GELU(),
+            nn.Conv1d(8, 8, 3, groups=2, dilation=2),
+            nn.AdaptiveAvgPool1d(1),
+        ),
+        torch.randn(2, 4, 40),
+        "x:batchx4x40",
+    ),
+    "of each token": (Taught(of_function), torch.randn(2, 6, 8), "x:batchxtimex8"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_gradient_is_exported_and_holds_for_other_sizes(case: str, tmp_path: Path) -> None:
+    module, x, axes = CASES[case]
+
+    export(module, tmp_path / "bundle", inputs={"x": x}, axes=axes)
+
+    other = torch.cat((x, x[:1] + 1))
+    (made,) = Session.load(tmp_path / "bundle").step({"x": other.numpy()}).values()
+    wanted = module(other).detach()
+    torch.testing.assert_close(torch.from_numpy(made), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_weights_keep_their_names() -> None:
+    """Of a bias that no derivative depends on nothing is left."""
+    module, x, axes = CASES["autograd"]
+
+    graph = trace(load_source(module, inputs={"x": x}, axes=axes)).model.graph
+
+    names = {"score.0.weight", "score.0.bias", "score.2.weight"}
+    assert names <= set(graph.initializers)
+
+
+def test_a_branch_on_a_size_is_refused_with_its_condition() -> None:
+    def branch(score: nn.Module, x: Tensor) -> Tensor:
+        return of_function(score, x if x.shape[0] > 3 else 2 * x)
+
+    source = load_source(Taught(branch), inputs={"x": torch.randn(2, 8)}, axes="x:batchx8")
+    with pytest.raises(TraceError, match="takes gradients, and what it computes depends on a cond"):
+        trace(source)
+
+
+def test_a_loop_until_it_holds_is_exported(tmp_path: Path) -> None:
+    """Nothing of ours may watch the modules in the body, which PyTorch compiles by itself."""
+
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            def unfinished(_z: Tensor, change: Tensor) -> Tensor:
+                return change > 1e-6
+
+            def better(z: Tensor, _change: Tensor) -> tuple[Tensor, Tensor]:
+                new = torch.tanh(0.2 * self.layer(z) + x)
+                return new, (new - z).abs().max()
+
+            start = (torch.zeros_like(x), torch.ones(()))
+            found: Tensor = while_loop(unfinished, better, start)[0]  # type: ignore[no-untyped-call]
+            return found
+
+    module = Fixed()
+    export(module, tmp_path / "bundle", inputs={"x": torch.randn(2, 8)}, axes="x:batchx8")
+
+    x = torch.randn(5, 8)
+    (made,) = Session.load(tmp_path / "bundle").step({"x": x.numpy()}).values()
+    wanted = module(x).detach()
+    torch.testing.assert_close(torch.from_numpy(made), wanted, atol=1e-5, rtol=1e-5)
