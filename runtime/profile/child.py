@@ -16,14 +16,15 @@ import numpy.typing as npt
 
 from intaglio.errors import ProfileError
 from intaglio.runtime import machine
-from intaglio.runtime.bundle import Bundle
+from intaglio.runtime.bundle import Bundle, BundleGraph
 from intaglio.runtime.child_worker import serve
-from intaglio.runtime.engines import choose_target, open_tracer
+from intaglio.runtime.engines import choose_target, open_tracer, preparing_target
 from intaglio.runtime.graph_entry import MAIN, GraphEntry, TensorSpec
 from intaglio.runtime.op_trace import Tracer
 from intaglio.runtime.session import Session
 from intaglio.runtime.step_inputs import Sizes, shape_of
-from intaglio.state import BATCH, TIME, Layout, entries_of, time_of
+from intaglio.runtime.trt.engine_build import TARGET, read_built
+from intaglio.state import BATCH, TIME, Layout, entries_of
 
 CHUNK = 512  # tokens consumed at once on the way to a context
 OWN = 32  # entries along an axis of a condition, as of a source
@@ -80,14 +81,12 @@ class BundleRunner:
             batch: rows.
             graph: what is called.
         """
-        self._batch = batch
+        self._batch, self._prepares = batch, kind == "prepare"
         self._session = self._sessions[graph]
         self._condition(batch)
         entry = self._session.entry
         if kind in ("prefill", "prepare"):
-            self._prepares = kind == "prepare"
-            own = OWN if self._prepares else None
-            self._take(inputs_for(entry, batch, tokens, tokens, own=own))
+            self._take(inputs_for(entry, batch, tokens, tokens, self._own))
             self._call = self._prefill(tokens)
         else:
             self._advance(tokens)
@@ -97,9 +96,18 @@ class BundleRunner:
         """Give the session conditions for so many rows, where it takes some."""
         session = self._session
         if session.entry.prepare is not None and session.state.batch != batch:
-            prepare = session.bundle.graph(session.entry.prepare).entry
+            prepare = session.bundle.graph(session.entry.prepare)
+            own = own_sizes(prepare, preparing_target(session.graph, session.target))
             session.state.reset()
-            session.condition(inputs_for(prepare, batch, 1, 0, own=OWN))
+            session.condition(inputs_for(prepare.entry, batch, 1, 0, own))
+
+    @property
+    def _own(self) -> Mapping[str, int]:
+        """Sizes of free axes that conditions bring, or that what prepares them is measured at."""
+        session = self._session
+        if self._prepares:
+            return own_sizes(session.graph, session.target)
+        return session.state.own_sizes
 
     def run(self, seconds: float, iterations: int) -> list[float]:
         """Seconds of each call: at least `iterations` of them, and until `seconds` are over."""
@@ -153,8 +161,7 @@ class BundleRunner:
         return _clock() - start
 
     def _prefill(self, tokens: int) -> Callable[[], float]:
-        own = OWN if self._prepares else None
-        inputs = inputs_for(self._session.entry, self._batch, tokens, tokens, own=own)
+        inputs = inputs_for(self._session.entry, self._batch, tokens, tokens, self._own)
         rows = list(range(self._batch))
 
         def call() -> float:
@@ -164,7 +171,7 @@ class BundleRunner:
         return call
 
     def _step(self, context: int) -> Callable[[], float]:
-        inputs = inputs_for(self._session.entry, self._batch, 1, context)
+        inputs = inputs_for(self._session.entry, self._batch, 1, context, self._own)
 
         def call() -> float:
             carried = self._session.state.carried
@@ -181,15 +188,15 @@ class BundleRunner:
             state.reset()
         while (done := state.carried.longest) < context:
             part = min(CHUNK, context - done)
-            self._take(inputs_for(self._session.entry, self._batch, part, done))
+            self._take(inputs_for(self._session.entry, self._batch, part, done, self._own))
 
 
 def inputs_for(
-    entry: GraphEntry, batch: int, time: int, seed: int, own: int | None = None
+    entry: GraphEntry, batch: int, time: int, seed: int, own: Sizes | None = None
 ) -> dict[str, Array]:
     """Inputs of a step: random token ids, random floats, masks that let everything through.
 
-    What is given once for a sequence has `own` entries along each axis of its own.
+    `own` are sizes of further free axes, as those that conditions bring.
     An input that may be left out has the value that it would then have.  Token ids stay below the
     bound that the manifest gives, or else below the size of the first output's last axis, the
     vocabulary of a language model; further integer inputs are 0.
@@ -201,7 +208,7 @@ def inputs_for(
 
 
 def _inputs(
-    entry: GraphEntry, batch: int, time: int, random: np.random.Generator, own: int | None
+    entry: GraphEntry, batch: int, time: int, random: np.random.Generator, own: Sizes | None
 ) -> Iterator[tuple[str, Array]]:
     last = entry.outputs[0].shape[-1:]
     vocabulary = next((size for size in last if isinstance(size, int) and size), 1)
@@ -210,9 +217,9 @@ def _inputs(
     if not bounds:
         tokens = [spec.name for spec in integers if "mask" not in spec.name]
         bounds = dict.fromkeys(tokens[:1], vocabulary)
-    sizes = {**usual_sizes(entry), BATCH: batch, TIME: time}
+    sizes = {**usual_sizes(entry), **(own or {}), BATCH: batch, TIME: time}
     for spec in entry.inputs:
-        shape = _shape(spec, sizes, own)
+        shape = _shape(spec, sizes)
         if spec.default is not None:
             yield spec.name, np.full(shape, spec.default, spec.dtype)
         elif spec.name in bounds:
@@ -232,16 +239,28 @@ def usual_sizes(entry: GraphEntry) -> dict[str, int]:
     return {symbol: span[3] for symbol, span in entry.limits.sizes.items()}
 
 
-def _shape(spec: TensorSpec, sizes: Sizes, own: int | None) -> tuple[int, ...]:
-    """The shape at `sizes`; what is given once has `own` entries along axes of its own."""
-    free = [dim for dim in spec.shape if isinstance(dim, str) and dim not in sizes]
-    free = [dim for dim in free if entries_of(dim) is None]
-    if free and (own is None or time_of(spec.shape) is not None):
+def own_sizes(prepare: BundleGraph, target: str) -> dict[str, int]:
+    """Sizes of the free axes of conditions: of an engine of TensorRT, those it is tuned for."""
+    places = [
+        (dim, spec.name, axis)
+        for spec in prepare.entry.inputs
+        for axis, dim in enumerate(spec.shape)
+        if isinstance(dim, str) and dim not in (BATCH, TIME)
+    ]
+    found = {dim: OWN for dim, _, _ in places}
+    built = read_built(prepare) if target == TARGET else None
+    tuned = {} if built is None else built.profiles[-1].shapes
+    return found | {dim: tuned[name][1][axis] for dim, name, axis in places if name in tuned}
+
+
+def _shape(spec: TensorSpec, sizes: Sizes) -> tuple[int, ...]:
+    free = [d for d in spec.shape if isinstance(d, str) and d not in sizes and not entries_of(d)]
+    if free:
         raise ProfileError(
             f"The input {spec.name!r} has the free dimension {free[0]!r}; only batch and time can "
             "be chosen. Export the bundle with that dimension fixed."
         )
-    return shape_of(spec, {**dict.fromkeys(free, own or OWN), **sizes})
+    return shape_of(spec, sizes)
 
 
 def main() -> None:

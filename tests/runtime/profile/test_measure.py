@@ -6,13 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conditioned_bundle import write
 from engines import ROOM, add_engine
 
 from intaglio.errors import BundleError, OptionError, ProfileError
 from intaglio.runtime.bundle import Bundle, BundleGraph
 from intaglio.runtime.graph_entry import MAIN, GraphEntry, Limits, TensorSpec
 from intaglio.runtime.ort.ort_tracer import ENGINE
-from intaglio.runtime.profile.child import CHUNK, BundleRunner, inputs_for
+from intaglio.runtime.profile.child import CHUNK, OWN, BundleRunner, inputs_for, own_sizes
 from intaglio.runtime.profile.measure import phases_of, profile
 from intaglio.runtime.profile.report import Phase, ProfileReport
 from intaglio.runtime.profile.settings import Contestant, ProfileSettings
@@ -40,6 +41,17 @@ def report(
     build_bundle(first, ("static", "recurrent", "conv"))
     build_bundle(second, ("grow",), external=True)
     return profile([first, second], QUICK)
+
+
+def test_steps_are_measured_with_the_sizes_that_conditions_bring(tmp_path: Path) -> None:
+    """Ids that pick entries of a source stay within it; what prepares takes sources as long."""
+    runner = BundleRunner()
+    bundle = write(tmp_path / "bundle", own_axis=True)
+    runner.load(str(bundle), "auto", 1, None, graphs=("main", "prepare"))
+    for kind, graph in (("prepare", "prepare"), ("prefill", "main"), ("step", "main")):
+        runner.ready(kind, 3, 2, graph)
+        assert len(runner.run(0, 2)) == 2
+    assert own_sizes(Bundle.open(bundle).graph("prepare"), "ort") == {"source": OWN}
 
 
 def test_contestants_are_measured_in_turns_in_every_phase(report: ProfileReport) -> None:

@@ -16,6 +16,7 @@ from intaglio.errors import DeviceError, InputError, StateError
 from intaglio.runtime import user_cache
 from intaglio.runtime.bundle import Bundle
 from intaglio.runtime.graph_entry import MAIN
+from intaglio.runtime.profile.child import own_sizes
 from intaglio.runtime.session import Session
 from intaglio.runtime.trt.engine_build import TARGET
 
@@ -75,6 +76,8 @@ def test_steps_equal_those_of_onnx_runtime(bundle: Path, monkeypatch: pytest.Mon
         np.testing.assert_array_equal(got, wanted)
     assert trt.driver.launched
     assert len({context.engine for context in trt.contexts}) == 2
+    tuned = own_sizes(Bundle.open(bundle).graph("prepare"), TARGET)
+    assert tuned == {"source": 4}  # what it is measured at
 
 
 def test_a_snapshot_is_of_the_engines_that_made_it(
