@@ -112,7 +112,8 @@ def test_the_state_of_a_part_is_a_part_of_the_source_s() -> None:
     def of(call: int) -> list[float]:
         spec = StateSpec(
             input="past", output="present", dtype="float32", shape=(BATCH, 1),
-            layout=Layout.RECURRENT, axis=None, op="x", port="recurrent", module="m", layer=0, call=call,
+            layout=Layout.RECURRENT, axis=None, op="x", port="recurrent", module="m", layer=0,
+            call=call,
         )  # fmt: skip
         found = Reference(outputs={}, precision="float64", calls={("m", "x", 0): Call()}, rows=2)
         array = found.state(spec, 10)
