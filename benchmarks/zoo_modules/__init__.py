@@ -3,10 +3,11 @@
 A kind is a file that ends in `MIXERS`, and an entry of `KINDS` here.
 """
 
-from . import loops, scans
+from . import loops, scans, streams
 from .mixer import Mixer
 
 KINDS: dict[str, tuple[Mixer, ...]] = {
     "loops": loops.MIXERS,
     "scans": scans.MIXERS,
+    "streams": streams.MIXERS,
 }

@@ -27,6 +27,7 @@ from intaglio.exporter.sources.source import Source
 from intaglio.quiet import quiet, summary
 from intaglio.state import BATCH, TIME
 
+from .cumulative import Scans
 from .gradients import FixedTimeError, carried_out, differentiates
 from .loops.described import PartedError
 from .loops.roll import roll
@@ -80,7 +81,8 @@ def _captured(source: Source, module: nn.Module) -> tuple[ExportedProgram, dict[
     root = module.register_forward_pre_hook(watch.start, with_kwargs=True)
     stack = ModuleStack(module, watch.look)
     try:
-        with torch.no_grad(), quiet():
+        scans = contextlib.nullcontext() if source.whole else Scans()
+        with torch.no_grad(), quiet(), scans:
             try:
                 with stack:
                     program = _export(module, inputs, shapes)

@@ -1,0 +1,144 @@
+"""Sums in which earlier tokens decay, written with cumulative sums of logarithms that overflow.
+
+With C the cumulative sum of g along time,
+
+    e^C cumsum(b e^-C)  and  e^(C + logcumsumexp(log b - C))
+
+are both h_t = e^(g_t) h_(t-1) + b_t (Heinsen 2023, arXiv:2311.06281, equations 3 to 7), in which
+nothing grows with the number of tokens.  What each tensor was computed from is noted while a module
+is captured, so that the same C is the same tensor; an operation in place ends what is known.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._higher_order_ops.scan import scan
+
+ALIASES = {
+    "__mul__": "mul",
+    "__rmul__": "mul",
+    "multiply": "mul",
+    "__add__": "add",
+    "__radd__": "add",
+    "__sub__": "sub",
+    "__neg__": "neg",
+    "negative": "neg",
+    "__truediv__": "div",
+    "divide": "div",
+}
+KNOWN = frozenset("mul add sub neg div exp cumsum logcumsumexp".split())
+
+Made = tuple[str, tuple[Any, ...]]
+
+
+class Origins:
+    """What tensors were computed from, by the few operations that matter here."""
+
+    def __init__(self) -> None:
+        self._made: dict[int, tuple[Tensor, Made]] = {}
+
+    def note(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
+        """Note one call, and return what stands for its result: itself, or a decayed sum."""
+        name = getattr(func, "__name__", "")
+        name = ALIASES.get(name, name)
+        if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
+            self._made.clear()
+        if name not in KNOWN or not isinstance(result, Tensor) or kwargs.keys() - {"dim"}:
+            return result
+        if not result.dtype.is_floating_point:
+            return result
+        args = (*args, *kwargs.values())
+        self._made[id(result)] = (result, (name, args))  # kept, so that no other has its id
+        found = self._sum_of(name, args)
+        return result if found is None else found
+
+    def _of(self, value: Any, name: str) -> tuple[Any, ...] | None:
+        """The arguments of the call `name` that gave `value`."""
+        kept = self._made.get(id(value))
+        return kept[1][1] if kept is not None and kept[1][0] == name else None
+
+    def _sum_of(self, name: str, args: tuple[Any, ...]) -> Tensor | None:
+        if name == "mul":
+            return self._product(args)
+        if name == "exp":
+            return self._exponential(args[0])
+        return None
+
+    def _product(self, args: tuple[Any, ...]) -> Tensor | None:
+        """``e^C cumsum(b e^-C)`` among the factors of a product."""
+        factors = [factor for each in args for factor in self._factors(each)]
+        for place, factor in enumerate(factors):
+            total = self._of(factor, "exp")
+            grown = None if total is None else self._of(total[0], "cumsum")
+            if total is None or grown is None:
+                continue
+            for at, other in enumerate(factors):
+                summed = self._of(other, "cumsum")
+                if at == place or summed is None or _axis(other, summed) != _axis(total[0], grown):
+                    continue
+                parts = self._without_decay(summed[0], total[0])
+                if parts is not None:
+                    rest = [f for i, f in enumerate(factors) if i not in (place, at)]
+                    found = _decayed(grown[0], _times(parts), _axis(total[0], grown))
+                    product: Tensor = _times([found, *rest])
+                    return product
+        return None
+
+    def _exponential(self, value: Tensor) -> Tensor | None:
+        """``e^(C + logcumsumexp(log b - C))``."""
+        terms = self._of(value, "add")
+        for total, logarithm in (terms[:2], terms[1::-1]) if terms and len(terms) == 2 else ():
+            grown, summed = self._of(total, "cumsum"), self._of(logarithm, "logcumsumexp")
+            less = None if summed is None else self._of(summed[0], "sub")
+            if grown is None or summed is None or less is None or len(less) != 2:
+                continue
+            if less[1] is total and _axis(total, grown) == _axis(logarithm, summed):
+                return _decayed(grown[0], torch.exp(less[0]), _axis(total, grown))
+        return None
+
+    def _factors(self, value: Any) -> list[Any]:
+        given = self._of(value, "mul")
+        return [value] if given is None else [f for each in given for f in self._factors(each)]
+
+    def _without_decay(self, value: Any, total: Tensor) -> list[Any] | None:
+        """The factors of `value` but ``e^-total``, which is to be one of them."""
+        ratio = self._of(value, "div")
+        if ratio is not None and len(ratio) == 2:
+            exponent = self._of(ratio[1], "exp")
+            return [ratio[0]] if exponent is not None and exponent[0] is total else None
+        factors = self._factors(value)
+        for place, factor in enumerate(factors):
+            exponent = self._of(factor, "exp")
+            negated = None if exponent is None else self._of(exponent[0], "neg")
+            if negated is not None and negated[0] is total:
+                return [*factors[:place], *factors[place + 1 :]]
+        return None
+
+
+def _axis(result: Tensor, args: tuple[Any, ...]) -> int:
+    """Along which axis a cumulative sum runs; -1 where that is not told."""
+    dim = args[1] if len(args) == 2 else None
+    return dim % result.dim() if isinstance(dim, int) else -1
+
+
+def _times(factors: list[Any]) -> Any:
+    product: Any = factors[0] if factors else 1.0
+    for factor in factors[1:]:
+        product = product * factor
+    return product
+
+
+def _decayed(logarithm: Tensor, added: Any, dim: int) -> Tensor:
+    """h_t = e^(logarithm_t) h_(t-1) + added_t along `dim`, from zero."""
+    added = torch.as_tensor(added, dtype=logarithm.dtype)
+    shape = (logarithm + added).shape
+    factor, added = torch.exp(logarithm).expand(shape), added.expand(shape)
+    over = (factor.movedim(dim, 0), added.movedim(dim, 0))
+
+    def step(h: Tensor, entry: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        now = entry[0] * h + entry[1]
+        return now, now.clone()
+
+    result: Tensor = scan(step, torch.zeros_like(over[1][0]), over, dim=0)[1]
+    return result.movedim(0, dim)

@@ -1,0 +1,84 @@
+"""What accumulates over tokens becomes scans; sums that overflow are carried in a stable form."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from intaglio.exporter.sources.load import load_source
+from intaglio.exporter.tracing.trace import trace
+from intaglio.passes import pipeline, stepping
+from intaglio.passes.base import Context
+
+SIZE = 4
+
+
+class Accumulated(nn.Module):
+    """Every accumulation, of values that differ."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Linear(SIZE, 2 * SIZE)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        a, b = self.w(x).chunk(2, -1)
+        largest = a.cummax(1)
+        return {
+            "log of sums": a.logcumsumexp(1),
+            "largest": largest.values,
+            "where": largest.indices.to(a.dtype),
+            "smallest": torch.cummin(a.mT, dim=-1)[0].mT,
+            "product": (1 + 0.1 * b.tanh()).cumprod(dim=1),
+        }
+
+
+class Decayed(nn.Module):
+    """Sums whose earlier terms decay, as their authors write them, and what only looks like one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Linear(SIZE, 2 * SIZE)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        a, b = self.w(x).chunk(2, -1)
+        total = (-nn.functional.softplus(a)).cumsum(1)
+        other = (-0.01 * nn.functional.softplus(b)).cumsum(1)
+        return {
+            "of products": total.exp() * (a.sigmoid() * b.tanh() * (-total).exp()).cumsum(1),
+            "of a quotient": a * (b / total.exp()).cumsum(dim=1) * torch.exp(total),
+            "in logarithms": (total + (b - total).logcumsumexp(1)).exp(),
+            "of another decay": total.exp() * (b * (-other).exp()).cumsum(1),
+            "not of one": (total + (b - other).logcumsumexp(1)).exp(),
+        }
+
+
+def stepped(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any], Context]:
+    """What the module gives for 12 tokens, what a step graph gives in parts, and its states."""
+    source = load_source(
+        module, inputs={"x": np.random.default_rng(0).normal(size=(2, 5, SIZE)).astype("f")}
+    )
+    traced = trace(source)
+    context = Context(max_context=traced.max_context)
+    pipeline.run(traced.model, pipeline.standard(), context)
+    inputs = source.random_inputs(3, 12, 1)
+    with torch.no_grad():
+        wanted = {name: value.numpy() for name, value in module(**inputs).items()}
+    feeds = {name: value.numpy() for name, value in inputs.items()}
+    got = stepping.roll(traced.model, context.states, feeds, [1, 5, 2, 4])
+    return wanted, got, context
+
+
+@pytest.mark.parametrize("make", [Accumulated, Decayed])
+def test_accumulations_over_tokens_are_carried(make: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    wanted, got, context = stepped(make())
+    assert wanted.keys() == got.keys()
+    for name, value in wanted.items():
+        np.testing.assert_allclose(got[name], value, rtol=2e-5, atol=2e-5, err_msg=name)
+    if make is Decayed:
+        ops = [spec.op for spec in context.states]
+        assert ops.count("diagonal_ssm") >= 3  # what does not match stays a sum, or a scan
+        assert ops.count("cumulative_sum") == 3
