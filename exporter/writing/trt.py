@@ -28,7 +28,7 @@ from intaglio.runtime.manifest import Manifest
 from intaglio.runtime.trt import kernels as kernel_files
 from intaglio.runtime.trt.engine_build import REQUEST, BuildRequest, Profile, build
 from intaglio.runtime.trt.kernels import NodeKernels
-from intaglio.state import BATCH, CAPACITY, PAST, TIME
+from intaglio.state import BATCH, CAPACITY, PAST, TIME, entries_of
 from intaglio.trt_plugins import NAMES
 
 from .bundle_writer import BundleWriter
@@ -109,7 +109,7 @@ def fix_capacity(model: ir.Model, sizes: Ranges) -> None:
 
 def profiles(graph: ir.Graph, sizes: Ranges, *, whole: bool) -> list[Profile]:
     """One profile for steps of a token and one for prefill, which a whole sequence is alone."""
-    step = {**sizes, TIME: (1, 1, 1)}
+    step = {**sizes, **{dim: (n, n, n) for dim in sizes if (n := entries_of(dim)) is not None}}
     named = {"prefill": sizes} if whole else {"step": step, "prefill": sizes}
     return [
         Profile(

@@ -475,6 +475,11 @@ def test_shapes_decide_the_profiles() -> None:
         "mel": ((1, 10), (2, 20), (4, 30)),
     }
     assert step.shapes["ids"] == ((1, 1), (2, 1), (4, 1))
+    inputs[1].shape = ir.Shape(["batch", "4*time"])  # a token is four of its entries
+    sizes = trt_target.ranges(inputs, Shapes.parse(), None, None)
+    step, prefill = trt_target.profiles(made, sizes, whole=False)
+    assert step.shapes["mel"] == ((1, 4), (1, 4), (1, 4))
+    assert prefill.shapes["mel"] == ((1, 4), (1, 256), (1, 2048))
 
 
 def test_nodes_find_their_kernels_by_domain_and_type() -> None:
