@@ -32,6 +32,7 @@ from .gradients import FixedTimeError, carried_out, differentiates
 from .loops.described import PartedError
 from .loops.roll import roll
 from .modules import ModuleStack, named
+from .scans import in_order
 
 UNBOUNDED = 2**31  # PyTorch's own infinities are above
 
@@ -64,7 +65,9 @@ def capture(source: Source) -> tuple[ExportedProgram, dict[str, Span]]:
             ) from refusal
         if rolled is None:
             raise TraceError(
-                f"{refusal} No loop that has an iteration for each token was found in it."
+                f"{refusal} No loop that has an iteration for each token was found in it; where it "
+                "goes over chunks of several tokens, give it chunks of one, or use its recurrent "
+                "form."
             ) from refusal
         return rolled, _spans(source, rolled, _Watch({}), contextlib.nullcontext())
 
@@ -82,7 +85,7 @@ def _captured(source: Source, module: nn.Module) -> tuple[ExportedProgram, dict[
     stack = ModuleStack(module, watch.look)
     try:
         scans = contextlib.nullcontext() if source.whole else Scans()
-        with torch.no_grad(), quiet(), scans:
+        with torch.no_grad(), quiet(), scans, in_order():
             try:
                 with stack:
                     program = _export(module, inputs, shapes)

@@ -44,9 +44,11 @@ def _beside(node: ir.Node) -> bool:
         return False
     emit, old = Emitter(node), node.outputs[0]
     laid = []
+    if any(s is None or len(s) != len(side) for s, side in zip(shapes, sides, strict=True)):
+        return False
     for side, shape, value in zip(sides, shapes, node.inputs, strict=True):
-        if value is None or shape is None or len(shape) != len(side):
-            return False
+        assert value is not None
+        assert shape is not None
         own = dict(zip(side, shape, strict=True))
         laid.append(_laid(emit, value, side, gives, own))
     total = laid[0]

@@ -15,7 +15,7 @@ from torch.export import Dim, ExportedProgram
 
 from intaglio.exporter.sources.source import Source
 from intaglio.exporter.tracing.gradients import carried_out, differentiates
-from intaglio.quiet import quiet
+from intaglio.quiet import quiet, summary
 from intaglio.state import BATCH, TIME
 
 from .described import PartedError
@@ -24,6 +24,7 @@ from .terms import Terms, UnreadableError
 from .tidy import RULES
 
 ROWS = 29  # more than the small sizes inside a body, to which PyTorch compares the batch
+VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
 SHORTEST = 6  # tokens; what starts in its own way and what ends so leave three iterations between
 PROGRAMS = 2  # which give a line; the comparison with the source tells whether it is one
 
@@ -85,8 +86,13 @@ def _captured(source: Source, outer: Outer) -> ExportedProgram:
     module = _module(source.module, outer)
     inputs = source.inputs
     shapes = {name: dict.fromkeys(source.dynamic.get(name, {}), Dim.DYNAMIC) for name in inputs}
-    with torch.no_grad(), quiet():
-        return torch.export.export(module, (), inputs, dynamic_shapes=shapes, strict=False)
+    try:
+        with torch.no_grad(), quiet():
+            return torch.export.export(module, (), inputs, dynamic_shapes=shapes, strict=False)
+    except Exception as error:
+        raise PartedError(
+            f"takes some numbers of rows and tokens alone once it is rolled up ({summary(error)})"
+        ) from error
 
 
 def _module(source: nn.Module, outer: Outer) -> nn.Module:
@@ -95,4 +101,11 @@ def _module(source: nn.Module, outer: Outer) -> nn.Module:
     owned = {name: outer.root.get(name) for name in names}
     for name in names - outer.root.keys():
         owned[name] = operator.attrgetter(name)(source)
+    graphs = [outer.graph, *(x.graph for x in owned.values() if isinstance(x, fx.GraphModule))]
+    for node in (node for graph in graphs for node in graph.nodes):
+        if node.target in VIEWS:  # of what was copied before, which is left out
+            node.target = torch.ops.aten.reshape.default
+    for body in owned.values():
+        if isinstance(body, fx.GraphModule):
+            body.recompile()
     return fx.GraphModule(owned, outer.graph)

@@ -163,3 +163,21 @@ def test_rows_that_are_mixed_in_a_loop_are_refused() -> None:
 
     with pytest.raises(PassError, match=r"ReduceMean .* mixes the rows"):
         pipeline.run(trace(source).model, pipeline.standard(), Context())
+
+
+def merged(net: Net, x: Tensor) -> Tensor:
+    """Heads are merged with the batch before the loop and parted after it."""
+    b, time, _ = x.shape
+    gates = net.w(x).sigmoid().view(b, time, 2, 2).transpose(1, 2).reshape(2 * b, time, 2)
+    h, out = torch.zeros(2 * b, 2), []
+    for t in range(time):
+        h = torch.tanh(gates[:, t] - h)
+        out.append(h)
+    return torch.stack(out, 1).view(b, 2, time, 2).transpose(1, 2).reshape(b, time, SIZE)
+
+
+def test_what_a_loop_carries_for_heads_merged_with_rows_is_told() -> None:
+    """Each head's state is that of a row alone, but its first axis is not that of the rows."""
+    model = trace(source_of(merged)).model
+    with pytest.raises(PassError, match="first axis must be the batch alone"):
+        pipeline.run(model, pipeline.standard(), Context())
