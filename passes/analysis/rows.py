@@ -93,6 +93,8 @@ def _fact(node: ir.Node, output: ir.Value, facts: Facts) -> Apart:
     elif first:
         found = {_first(node, v, fact) for _, v, fact in given}
     elif _bodies(node):
+        if any(fact.inner for _, _, fact in given):
+            raise _mixes(node, "takes them behind other axes that they are merged with")
         found = {Apart(places[0])}  # the body was looked at
     else:
         raise _mixes(node, "is not known to keep them apart")

@@ -11,7 +11,7 @@ from intaglio.passes.graph import Emitter, attribute, constant, dims
 from intaglio.state import BATCH, Layout
 
 from ._initial_values import MOVES, chosen
-from ._stateful_ops import Carried
+from ._stateful_ops import MERGED, Carried
 
 
 def carried_by(node: ir.Node) -> range:
@@ -24,15 +24,18 @@ def scan(node: ir.Node, index: int) -> Carried:
     start, graph = node.inputs[index], node.graph
     assert isinstance(graph, ir.Graph)
     shape = dims(start) or ()
-    if start is None or start.dtype is None or not shape or shape[0] != BATCH:
+    rows = bool(shape) and (shape[0] == BATCH or MERGED.fullmatch(str(shape[0])) is not None)
+    if start is None or start.dtype is None or not rows:
         raise refuse(
-            node, f"carries a value of shape {list(shape)}: its first axis must be the batch alone."
+            node, f"carries a value of shape {list(shape)}: its first axis must be the batch."
         )
     if any(not isinstance(dim, int) for dim in shape[1:]):
         raise refuse(node, f"carries a value of shape {list(shape)}, which is of no fixed size.")
     port = "recurrent" if len(carried_by(node)) == 1 else f"recurrent_{index}"
     past = ir.Value(name=port, type=ir.TensorType(start.dtype), shape=ir.Shape(list(shape)))
     number = _number(start)
+    if number is None and shape[0] != BATCH:
+        raise refuse(node, "starts what it carries for parts of a row from what is no number.")
     begin = past if number is not None else chosen(Emitter(node), graph, past, start)
     node.replace_input_with(index, begin)
     present = node.outputs[index]

@@ -89,7 +89,7 @@ class Statefulize(Exact):
         define(model)  # an operator of our own has another body where it starts from a state
         notes += [f"{spec.input} {list(spec.shape)} {spec.layout}" for spec in context.states]
         details = {"states": len(context.states), "max_context": context.max_context}
-        advice = [*map(_every, everywhere), *_at_end(graph, timing)]
+        advice = [*map(_every, everywhere), *_at_end(graph, timing, context)]
         return PassResult(changed=True, notes=notes, details=details, advice=advice)
 
     def _rewrite(
@@ -115,9 +115,10 @@ def _every(name: str) -> str:
     )
 
 
-def _at_end(graph: ir.Graph, timing: Timing) -> Iterator[str]:
+def _at_end(graph: ir.Graph, timing: Timing, context: Context) -> Iterator[str]:
+    states = {spec.output for spec in context.states}
     for value in graph.outputs:
-        if timing.of(value) is LAST:
+        if timing.of(value) is LAST and value.name not in states:
             yield (
                 f"The output {value.name!r} has no time axis: each step returns it as it is after "
                 "the last of its tokens."

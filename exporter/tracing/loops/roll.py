@@ -24,7 +24,7 @@ from .terms import Terms, UnreadableError
 from .tidy import RULES
 
 ROWS = 29  # more than the small sizes inside a body, to which PyTorch compares the batch
-VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
+VIEWS = frozenset({"aten.view.default", "aten._unsafe_view.default"})
 SHORTEST = 6  # tokens; what starts in its own way and what ends so leave three iterations between
 PROGRAMS = 2  # which give a line; the comparison with the source tells whether it is one
 
@@ -103,7 +103,7 @@ def _module(source: nn.Module, outer: Outer) -> nn.Module:
         owned[name] = operator.attrgetter(name)(source)
     graphs = [outer.graph, *(x.graph for x in owned.values() if isinstance(x, fx.GraphModule))]
     for node in (node for graph in graphs for node in graph.nodes):
-        if node.target in VIEWS:  # of what was copied before, which is left out
+        if str(node.target) in VIEWS:  # of what was copied before, which is left out
             node.target = torch.ops.aten.reshape.default
     for body in owned.values():
         if isinstance(body, fx.GraphModule):
