@@ -13,6 +13,7 @@ import functools
 import importlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -38,10 +39,10 @@ def _of_one_pair(operator: Callable[..., Any]) -> Callable[..., Any]:
     """The user's function, of one pair, behind PyTorch's, which maps it over several (`vmap`)."""
     if isinstance(operator, functools.partial):
         mapped_one = operator.keywords.get("combine_fn")
-        known = inspect.isfunction(mapped_one)
-        inner = inspect.getclosurevars(mapped_one).nonlocals.get("func") if known else None
-        if inner is not None:
-            return functools.partial(operator, combine_fn=inner)
+        if isinstance(mapped_one, FunctionType):
+            inner = inspect.getclosurevars(mapped_one).nonlocals.get("func")
+            if inner is not None:
+                return functools.partial(operator, combine_fn=inner)
 
     def mapped(*given: Tensor) -> list[Tensor]:
         return [y[0] for y in operator(*(x[None] for x in given))]
