@@ -193,5 +193,5 @@ def test_heads_behind_their_row_are_carried_with_it() -> None:
 def test_rows_behind_their_heads_are_refused() -> None:
     """What is carried could not be told apart by rows."""
     model = trace(source_of(lambda net, x: merged(net, x, (2, 0)))).model
-    with pytest.raises(PassError, match="mixes the rows"):
+    with pytest.raises(PassError, match="from its own inputs alone"):
         pipeline.run(model, pipeline.standard(), Context())
