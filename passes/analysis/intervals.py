@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from intaglio.passes.graph import constant, input_of
+from intaglio.passes.graph import constant, factors, input_of, producer
 
 Interval = tuple[float, float]
 Found = dict[ir.Value | None, Interval]
@@ -83,6 +83,33 @@ def _pow(node: ir.Node, given: Given) -> Interval:
     return (0.0, math.inf) if even or low >= 0 else ANYWHERE
 
 
+def _add(node: ir.Node, given: Given) -> Interval:
+    """A sum; b + (1 - b) s lies between b and 1 where s does between 0 and 1."""
+    low, high = given[0][0] + given[1][0], given[0][1] + given[1][1]
+    for bound, (least, most), other in zip(node.inputs, given, reversed(node.inputs), strict=False):
+        rest = producer(other, "Mul")
+        for factor, share in factors(other) if rest is not None and most <= 1.0 else ():
+            left = producer(factor, "Sub")
+            whole = constant(left.inputs[0]) if left is not None else None
+            if left is None or left.inputs[1] is not bound or whole is None or (whole != 1).any():
+                continue
+            start, end = interval(share)
+            if start >= 0.0 and end <= 1.0:
+                return max(low, least), min(high, 1.0)
+    return low, high
+
+
+def _quotient(node: ir.Node, given: Given) -> Interval:
+    """A quotient; a part of a sum of what is not negative is at most the whole."""
+    low, high = _div(given[0], given[1])
+    total = producer(node.inputs[1], "Add")
+    if total is not None and node.inputs[0] in total.inputs:
+        parts = [interval(x) for x in total.inputs]
+        if all(least >= 0.0 for least, _ in parts):
+            return max(low, 0.0), min(high, 1.0)
+    return low, high
+
+
 def _sub(node: ir.Node, given: Given) -> Interval:
     low, high = given[0][0] - given[1][1], given[0][1] - given[1][0]
     return (low, min(high, 0.0)) if _exceeded(*node.inputs[:2]) else (low, high)
@@ -148,10 +175,10 @@ def _sigmoid(x: float) -> float:
 
 
 RULES: dict[str, Callable[[ir.Node, Given], Interval]] = {
-    "Add": lambda _, g: (g[0][0] + g[1][0], g[0][1] + g[1][1]),
+    "Add": _add,
     "Clip": _clip,
     "Concat": lambda _, g: _joined(g),
-    "Div": lambda _, g: _div(g[0], g[1]),
+    "Div": _quotient,
     "Einsum": _sum_of_products,
     "Erf": _rising(math.erf),
     "Exp": _rising(_exp),

@@ -80,6 +80,16 @@ def taken_apart(text: str, body: str, start: str = "zero") -> list[str]:
          " out = Sin (next)"), ["DiagonalSSM"]),
         ("d = Sub (u_t, h) c = Sigmoid (w) e = Mul (c, d) next = Add (h, e) out = Tanh (next)",
          ["DiagonalSSM"]),
+        (
+            ("s = Sigmoid (x_t) b = Sigmoid (w) r = Sub (one, b) p = Mul (r, s) f = Add (b, p)"
+            " a = Mul (f, h) next = Add (a, u_t) out = Sin (next)"),
+            ["DiagonalSSM"],
+        ),
+        (
+            ("s = Sigmoid (x_t) e = Exp (u_t) p = Add (s, e) f = Div (s, p)"
+            " a = Mul (f, h) next = Add (a, u_t) out = Sin (next)"),
+            ["DiagonalSSM"],
+        ),
         ("next = Sub (h, x_t) m = Mul (next, u_t) out = Tanh (m)", ["CumSum"]),
         ("next = Mul (x_t, u_t) out = Sub (next, h)", ["Conv"]),
         (MIX.replace("out = Identity (next)", "out = Mul (h, next)"), ["DiagonalSSM", "Conv"]),
