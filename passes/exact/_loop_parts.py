@@ -65,7 +65,11 @@ class Parts:
             rank = len(dims(over.value) or ())
             order = [a for a in range(rank) if a != int(rows)]
             order.insert(axis % rank, int(rows))
-            found.append(turned(self._emit, over.value, order))
+            result = turned(self._emit, over.value, order)
+            told = result.uses() or result.is_graph_output() or result.is_graph_input()
+            if told or result in found:  # a name of its own
+                result = self._emit("Identity", [result], result.dtype, dims(result))
+            found.append(result)
         return found
 
     def finals(self) -> list[ir.Value | None]:
@@ -89,6 +93,8 @@ class Parts:
             assert outer is not None
             rank = len(dims(outer) or ())
             axis = body.input_axes[index] % rank
+            if (dims(outer) or ())[axis] != TIME:  # a part of the tokens, or several for each
+                raise UnliftedError
             rest = [a for a in range(rank) if a != axis]
             rows = shape_of(value)[:1] == (BATCH,)
             order = [rest[0], axis, *rest[1:]] if rows else [axis, *rest]

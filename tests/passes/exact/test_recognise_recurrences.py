@@ -126,6 +126,17 @@ def test_a_loop_keeps_what_depends_on_its_state_alone() -> None:
     assert inside == ["Add", "Tanh", "Identity", "Identity"]
 
 
+def test_a_loop_over_some_of_the_tokens_stays() -> None:
+    """What it gives is not one entry for each token."""
+    assert taken_apart(VECTOR.replace("time", "later"), MIX) == ["Scan"]
+
+
+def test_what_is_handed_through_keeps_the_name_of_what_it_is() -> None:
+    body = MIX.replace("out = Identity (next)", "out = Identity (x_t)")
+
+    assert taken_apart(VECTOR, body) == []
+
+
 def test_an_initial_value_that_is_not_zero_is_where_it_starts() -> None:
     assert taken_apart(VECTOR, MIX, start="w") == ["DiagonalSSM"]
     assert taken_apart(VECTOR, "next = Add (h, x_t) out = Mul (next, u_t)", start="w") == ["CumSum"]
