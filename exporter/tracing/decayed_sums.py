@@ -42,7 +42,7 @@ class Origins:
         """Note one call, and return what stands for its result: itself, or a decayed sum."""
         name = getattr(func, "__name__", "")
         name = ALIASES.get(name, name)
-        if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
+        if _writes(name, kwargs):
             self._made.clear()
         if name not in KNOWN or not isinstance(result, Tensor) or kwargs.keys() - {"dim"}:
             return result
@@ -114,6 +114,12 @@ class Origins:
             if negated is not None and negated[0] is total:
                 return [*factors[:place], *factors[place + 1 :]]
         return None
+
+
+def _writes(name: str, kwargs: dict[str, Any]) -> bool:
+    """Whether a call may write to a tensor that is known, as ``add_``, ``+=`` and ``out=`` do."""
+    inside = name == "__setitem__" or name.startswith("__i") or name.rstrip("_") + "_" == name
+    return inside or kwargs.get("out") is not None or bool(kwargs.get("inplace"))
 
 
 def _axis(result: Tensor, args: tuple[Any, ...]) -> int:

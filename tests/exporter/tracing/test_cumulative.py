@@ -43,9 +43,12 @@ class Decayed(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         a, b = self.w(x).chunk(2, -1)
+        changed = (-0.1 * nn.functional.softplus(a)).cumsum(1)
+        changed += 0.1 * b
         total = (-nn.functional.softplus(a)).cumsum(1)
         other = (-0.01 * nn.functional.softplus(b)).cumsum(1)
         return {
+            "of what was changed": changed.exp() * (a * (-changed).exp()).cumsum(1),
             "of products": total.exp() * (a.sigmoid() * b.tanh() * (-total).exp()).cumsum(1),
             "of a quotient": a * (b / total.exp()).cumsum(dim=1) * torch.exp(total),
             "in logarithms": (total + (b - total).logcumsumexp(1)).exp(),
@@ -81,4 +84,4 @@ def test_accumulations_over_tokens_are_carried(make: type[nn.Module]) -> None:
     if make is Decayed:
         ops = [spec.op for spec in context.states]
         assert ops.count("diagonal_ssm") >= 3  # what does not match stays a sum, or a scan
-        assert ops.count("cumulative_sum") == 3
+        assert ops.count("cumulative_sum") == 5
