@@ -3,11 +3,12 @@
     python benchmarks/conditions.py [--quick] [--json]
 
 Models of random weights, at least 60 million parameters each, are exported from a directory of the
-library.  A session decodes from a source of 512 tokens, or 30 s of audio, on one thread: as it is;
-with the conditions given again before each token, which is the work of the same graphs without the
-pass hoist; and beside it the library itself generates in PyTorch with its cache, its encoder having
-run before.  The three take turns; a ratio is the median over the turns.  The time of `prepare`,
-once for a sequence, is a row of its own.  With --quick the models are small.
+library, with the pass `hoist` and without it, whose steps take their conditions again and again.
+Sessions decode from a source of 512 tokens, or 30 s of audio, on one thread; beside them the
+library itself generates in PyTorch with its cache, its encoder having run before.  The three take
+turns; a ratio is the median over the turns.  The time of `prepare`, once for a sequence, is a row
+of its own, and so is the share that the largest product, that of the vocabulary, has of a step:
+both sides wait for its weights.  With --quick the models are small.
 """
 
 import statistics
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +28,12 @@ from evidence import Row, run
 
 import intaglio
 from intaglio.errors import IntaglioError
+from intaglio.passes.base import PassResult
+from intaglio.passes.exact.hoist import Hoist
 from intaglio.quiet import quiet
 from intaglio.runtime import Session
+from intaglio.runtime.profile.measure import profile
+from intaglio.runtime.profile.settings import ProfileSettings
 
 LIBRARY: Any = transformers  # partly without types
 SOURCE, TARGET = 512, 1.5
@@ -103,14 +109,19 @@ def _rows(shape: Shape, folder: Path, *, quick: bool) -> Iterator[Row]:
         judge = getattr(LIBRARY, shape.model)(config).eval()
         judge.save_pretrained(folder / "source")
     millions = sum(p.numel() for p in judge.parameters()) / 1e6
-    intaglio.export(folder / "source", folder / "bundle", verify=False, portable=False)
+    options: dict[str, Any] = {"verify": False, "portable": False}
+    intaglio.export(folder / "source", folder / "bundle", **options)
+    with mock.patch.object(Hoist, "run", return_value=PassResult(changed=False)):
+        intaglio.export(folder / "source", folder / "plain", **options)
     session = Session.load(folder / "bundle", threads=1)
+    plain = Session.load(folder / "plain", threads=1)
+    assert not plain.entry.conditions
     given = _conditions(session, config)
     turns, tokens = (3, 8) if quick else (7, 32)
     start = config.decoder_start_token_id
     contestants: dict[str, Callable[[], float]] = {
-        "hoisted": lambda: _decode(session, given, start, tokens, again=False),
-        "again": lambda: _decode(session, given, start, max(tokens // 8, 2), again=True),
+        "hoisted": lambda: _decode(session, given, start, tokens),
+        "plain": lambda: _decode(plain, given, start, max(tokens // 8, 2)),
         "library": _library(judge, given, tokens),
     }
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
@@ -123,7 +134,7 @@ def _rows(shape: Shape, folder: Path, *, quick: bool) -> Iterator[Row]:
     rate = 1 / statistics.median(seconds["hoisted"])
     yield Row(name=f"{name}: decoding", value=rate, unit="tokens/s", note="batch 1, one thread")
     for what, label, against in (
-        ("again", "hoisted against conditions in every step", "the same bundle"),
+        ("plain", "hoisted against not", "a bundle exported without hoist"),
         ("library", "decoding against the library's", AGAINST),
     ):
         pairs = zip(seconds[what], seconds["hoisted"], strict=True)
@@ -133,6 +144,9 @@ def _rows(shape: Shape, folder: Path, *, quick: bool) -> Iterator[Row]:
                   holds=holds, against=against)  # fmt: skip
     prepare = statistics.median(_timed(lambda: session.condition(given)) for _ in range(turns))
     yield Row(name=f"{name}: prepare", value=1e3 * prepare, unit="ms", note="once for a sequence")
+    share = _share_of_head(folder / "bundle", quick=quick)
+    yield Row(name=f"{name}: projection to the vocabulary", value=100 * share, unit="% of a step",
+              note="a product of one row")  # fmt: skip
 
 
 def _conditions(session: Session, config: Any) -> Arrays:
@@ -154,16 +168,26 @@ def _timed(call: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def _decode(session: Session, given: Arrays, start: int, tokens: int, *, again: bool) -> float:
-    """Seconds for each of some greedy tokens."""
+def _share_of_head(bundle: Path, *, quick: bool) -> float:
+    """The part of a step's time in the engine that the largest product takes."""
+    settings = ProfileSettings(
+        graph="main", contexts=[16], prompts=[16], threads=1, duration=0.1 if quick else 1
+    )
+    (contender,) = profile([bundle], settings).measured
+    step = next(each for each in contender.ops if each.kind == "step")
+    return max(op.milliseconds for op in step.ops) / step.engine
+
+
+def _decode(session: Session, given: Arrays, start: int, tokens: int) -> float:
+    """Seconds for each of some greedy tokens; without conditions, they are inputs of each step."""
     session.state.reset()
-    session.condition(given)
+    if session.entry.conditions:
+        session.condition(given)
+    own = {} if session.entry.conditions else given
     ids = np.full((1, 1), start)
     begin = time.perf_counter()
     for _ in range(tokens):
-        if again:
-            session.condition(given)
-        logits = session.step({"decoder_input_ids": ids})["logits"]
+        logits = session.step({**own, "decoder_input_ids": ids})["logits"]
         ids = logits[:, -1:].argmax(-1)
     return (time.perf_counter() - begin) / tokens
 
