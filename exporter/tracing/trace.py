@@ -43,6 +43,7 @@ from .metadata import strip
 from .modules import named, path_of
 from .mutations import idle_buffers
 from .squeezes import settle_squeezes
+from .stepped_axes import name_steps
 from .trace_check import check_trace, check_whole
 
 OPSET = 27
@@ -102,6 +103,7 @@ def _trace(source: Source) -> Traced:
     _name_inputs(model.graph, list(inputs))
     _name_outputs(model.graph, names)
     strip(model)
+    name_steps(source, program, model)
     shape_bodies(model)
     aliases = source.aliases or tied_names(source.module)
     _name_tied(model.graph, aliases)

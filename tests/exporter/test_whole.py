@@ -123,6 +123,7 @@ def test_height_and_width_are_free_in_the_steps_that_the_model_takes(tmp_path: P
 
     assert dict(report.manifest.main.limits.sizes)["height"][:3] == (2, None, 2)
     assert dict(report.manifest.main.limits.sizes)["width"][:3] == (8, 32, 8)
+    assert report.manifest.main.outputs[0].shape[3] == "width"
     session = Session.load(tmp_path / "b")
     same(session, module, image=torch.randn(1, 3, 6, 32))
     with pytest.raises(InputError, match=r"height = 5; .* 2 or more, in steps of 2"):
