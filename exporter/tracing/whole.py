@@ -16,7 +16,7 @@ from intaglio.exporter.sources.outputs import is_reserved
 from intaglio.exporter.sources.source import Source
 from intaglio.state import PAST_LENGTH, TIME
 
-from .pace import at_pace, paced
+from .pace import paced
 from .running import Run, runner
 
 MOVED = 1e-4  # of the largest value: beyond what sums in another order make
@@ -36,8 +36,11 @@ def settled(source: Source, asked: bool | None) -> Source:
     source = replace(source, others=others) if others else source
     found = source
     if not source.states:  # which compute one step, and say so themselves
-        source = source if source.whole or asked else paced(source)
-        found = _found(source) if asked is None else replace(source, whole=asked)
+        counted = source if source.whole or asked else paced(source)
+        found = _found(counted) if asked is None else replace(counted, whole=asked)
+        if found.whole and counted is not source:  # whole inputs are counted in entries
+            said = found.notes[len(counted.notes) :]
+            found = replace(source, whole=True, notes=(*source.notes, *said))
     own = {state.input for state in source.states}
     names = [] if found.whole else [n for n in source.dynamic if n not in own or n == PAST_LENGTH]
     reserved = [name for name in names if is_reserved(name)]
@@ -78,8 +81,7 @@ def _found(source: Source) -> Source:
     why = _why_whole(source)
     if not why:
         return source
-    notes = (*source.notes, f"Exported whole: {why}")
-    return replace(at_pace(source, 1), whole=True, notes=notes)
+    return replace(source, whole=True, notes=(*source.notes, f"Exported whole: {why}"))
 
 
 def _why_whole(source: Source) -> str:

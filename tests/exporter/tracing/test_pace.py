@@ -13,6 +13,7 @@ from intaglio.exporter.export import export
 from intaglio.exporter.options.loading import LoadOptions
 from intaglio.exporter.sources.load import load
 from intaglio.exporter.tracing.pace import at_pace, find_pace
+from intaglio.exporter.tracing.whole import settled
 from intaglio.runtime import Session
 
 FRAMES: dict[str, list[int | str]] = {"x": ["batch", 2, "time"]}
@@ -132,3 +133,12 @@ def test_rows_of_unequal_length_count_tokens(codec: tuple[nn.Module, Path]) -> N
         np.testing.assert_allclose(found[0], module(x[:1])[0].numpy(), atol=1e-5)
         np.testing.assert_allclose(found[1, :, :12], module(x[1:, :, :6])[0].numpy(), atol=1e-5)
     assert not found[1, :, 12:].any()
+
+
+def test_what_takes_whole_inputs_is_counted_in_entries() -> None:
+    """A convolution that looks ahead is whole; its sizes are those of its inputs again."""
+    module = Chain(nn.Conv1d(2, 2, 3, 2, padding=1), nn.Conv1d(2, 2, 3, padding=1))
+    options = LoadOptions(inputs={"x": torch.randn(2, 2, 24)}, axes=FRAMES)
+    found = settled(load(module.eval(), options), None)
+    assert (found.whole, found.pace) == (True, 1)
+    assert found.draw({"time": 9}, 0)["x"].shape[2] == 9
