@@ -5,7 +5,8 @@ widened when an operation takes it, and dropped after that operation.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from contextlib import ExitStack
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,21 @@ class Widened(TorchFunctionMode):
         super().__init__()
         tensors = (*module.parameters(), *module.buffers())
         self._own = {id(tensor) for tensor in tensors if tensor.is_floating_point()}
+        self._plain = ExitStack()
+
+    def __enter__(self) -> Self:
+        """Attention is as written, also within functions of PyTorch, where no mode looks.
+
+        The fused kernels read a float32 mask beside float64 queries as if it were float64: from 16
+        tokens on their results are wrong.
+        """
+        self._plain.enter_context(sdpa_kernel(SDPBackend.MATH))
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        super().__exit__(*raised)  # type: ignore[no-untyped-call]
+        self._plain.close()
 
     def __torch_function__(
         self,
@@ -54,16 +70,11 @@ class Widened(TorchFunctionMode):
 
 
 def _plain(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
-    """Attention as written, with a mask in the dtype of the queries.
-
-    The fused kernels read a float32 mask beside float64 queries as if it were float64: from 16
-    tokens on their results are wrong.
-    """
+    """Attention with a mask in the dtype of the queries, which it asks for."""
     query = args[0] if args else kwargs["query"]
 
     def widen(value: Any) -> Any:
         floating = isinstance(value, Tensor) and value.is_floating_point()
         return value.to(query.dtype) if floating and value.dtype != query.dtype else value
 
-    with sdpa_kernel(SDPBackend.MATH):
-        return func(*map(widen, args), **{name: widen(value) for name, value in kwargs.items()})
+    return func(*map(widen, args), **{name: widen(value) for name, value in kwargs.items()})

@@ -74,6 +74,24 @@ def test_attention_takes_masks_that_the_module_makes_in_float32() -> None:
     torch.testing.assert_close(found, scores.softmax(-1) @ x, rtol=0, atol=1e-12)
 
 
+def test_so_does_attention_within_a_layer_of_pytorch() -> None:
+    """The layer is one function to a mode, which does not see what the function calls."""
+    torch.manual_seed(0)
+    layer = nn.MultiheadAttention(16, 2, batch_first=True).eval()
+    x = torch.randn(2, 40, 16, dtype=torch.float64)
+
+    def run(layer: nn.Module, mask: Tensor) -> Tensor:
+        found: Tensor = layer(x, x, x, attn_mask=mask, need_weights=False)[0]
+        return found
+
+    mask = torch.full((40, 40), float("-inf")).triu(1)
+    with torch.no_grad():
+        with Widened(layer):
+            found = run(layer, mask)
+        wanted = run(copy.deepcopy(layer).double(), mask.double())
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+
+
 def test_questions_about_a_weight_are_answered_as_of_float64(mixed: Mixed) -> None:
     with Widened(mixed):
         assert mixed.scale.dtype == torch.float64
