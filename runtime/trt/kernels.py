@@ -16,6 +16,7 @@ from typing import Any, Self
 from intaglio.errors import BundleError
 from intaglio.runtime.bundle import BundleGraph
 from intaglio.runtime.launch import LaunchPlan
+from intaglio.runtime.plain_files import parse_json
 
 TARGET = "trt"
 INDEX = "trt/plugins.json"  # of the main graph; that of another one lies beside it
@@ -138,7 +139,26 @@ def file_of(name: str, key: str, place: str = INDEX) -> str:
 
 
 def _index(graph: BundleGraph) -> Any:
-    return json.loads(graph.bundle.read(graph.beside(TARGET, INDEX)))
+    name = graph.beside(TARGET, INDEX)
+    try:
+        return parse_json(graph.bundle.read(name))
+    except ValueError as error:
+        raise BundleError(f"{graph.root / name} is not JSON: {error}. Export again.") from error
+
+
+def code_of(graph: BundleGraph) -> tuple[str, ...]:
+    """The files from which machine code is loaded for an engine of the graph, by its own index.
+
+    Raises:
+        BundleError: if the index is absent or changed, or none.
+    """
+    try:
+        kernels = _index(graph)["kernels"].values()
+        return tuple(str(path) for each in kernels for path in each["code"].values())
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BundleError(
+            f"{graph.root / graph.beside(TARGET, INDEX)} is no index of kernels. Export again."
+        ) from error
 
 
 def read(graph: BundleGraph) -> dict[str, NodeKernels]:

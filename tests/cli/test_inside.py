@@ -63,11 +63,11 @@ def test_what_the_passes_changed_is_told_by_module(bundle: Path) -> None:
 
 def test_compiled_code_is_named(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Whoever runs a bundle of somebody else's wants to know."""
-    manifest = Bundle.open(bundle).manifest
-    plan = FileRecord("ab" * 32, 7)
+    opened = Bundle.open(bundle)
+    manifest, plan = opened.manifest, FileRecord("ab" * 32, 7)
     coded = replace(manifest, files={**manifest.files, "trt/engine.plan": plan})
-    inside.show_code(Console(Flags()), manifest)
-    inside.show_code(Console(Flags()), coded)
+    inside.show_code(Console(Flags()), opened)
+    inside.show_code(Console(Flags()), replace(opened, manifest=coded))
     none, some = capsys.readouterr().out.strip().split("\n\n")
 
     assert none.startswith("code     none")
@@ -117,3 +117,24 @@ def test_two_bundles_and_diff_go_together(bundle: Path, *, second: bool) -> None
 )
 def test_modules_that_count_up_are_told_in_few_words(paths: list[str], words: str) -> None:
     assert inside.module_words(paths) == words
+
+
+def test_an_engine_runs_with_consent_alone(bundle: Path, tmp_path: Path) -> None:
+    """Asked for, or the only thing that a bundle has: it is code of whoever made the bundle."""
+    manifest = Bundle.open(bundle).manifest
+    targets = {"trt": replace(manifest.main.targets["ort"], path="trt/model.onnx")}
+    only = manifest.with_graph("main", replace(manifest.main, targets=targets))
+    only.save(tmp_path / "manifest.json")
+
+    for arguments in (
+        ["run", str(tmp_path), "--prompt", "1"],
+        ["run", str(tmp_path), "--prompt", "1", "--target", "trt"],
+        ["verify", str(tmp_path), "--against", "x.pt", "--target", "trt"],
+        ["profile", str(tmp_path)],
+    ):
+        refused = CliRunner().invoke(app, arguments)
+        assert refused.exit_code == 1
+        assert "allow it with --allow-code" in refused.stderr
+    allowed = CliRunner().invoke(app, ["run", str(tmp_path), "--prompt", "1", "--allow-code"])
+    assert allowed.exit_code == 1
+    assert "--allow-code" not in allowed.stderr

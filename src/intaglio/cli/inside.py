@@ -1,5 +1,6 @@
 """A deeper look into a bundle: weights and their bits, states at a context, what passes changed."""
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import groupby
@@ -10,8 +11,10 @@ from intaglio.runtime.bundle import Bundle, BundleGraph
 from intaglio.runtime.bundle_diff import BundleDiff, Entry, compare_bundles
 from intaglio.runtime.engines import AUTO, choose_target
 from intaglio.runtime.graph_entry import GraphEntry
-from intaglio.runtime.manifest import Manifest
 from intaglio.runtime.onnx_graph import read_graph
+from intaglio.runtime.trt.engine_build import ENGINE
+from intaglio.runtime.trt.engine_build import TARGET as TRT
+from intaglio.runtime.trt.kernels import code_of
 from intaglio.runtime.weights import Total, Weight, by_kind, by_module, total, weights_of
 
 from .commands.options import by_graph
@@ -111,17 +114,25 @@ def show_states(console: Console, entry: GraphEntry, contexts: Sequence[int], ba
     )
 
 
-def show_code(console: Console, manifest: Manifest) -> None:
+def show_code(console: Console, bundle: Bundle) -> None:
     """Print the files that hold code: whoever made the bundle wrote it."""
-    code = code_files(manifest)
+    code = code_files(bundle)
     console.text(
         f"\ncode     {', '.join(code) or 'none: the bundle holds graphs and weights alone'}"
     )
 
 
-def code_files(manifest: Manifest) -> list[str]:
-    """Files of the bundle that hold compiled code."""
-    return [name for name in sorted(manifest.files) if name.endswith(CODE)]
+def code_files(bundle: Bundle) -> list[str]:
+    """Files of the bundle that are loaded as code, whatever they are called, or called so."""
+    found = {name for name in bundle.manifest.files if name.endswith(CODE)}
+    for graph in bundle.graphs.values():
+        if TRT not in graph.entry.targets:
+            continue
+        engine = graph.beside(TRT, ENGINE)
+        found |= {engine} & bundle.manifest.files.keys()
+        with contextlib.suppress(BundleError):  # which is told as damage
+            found |= set(code_of(graph))
+    return sorted(found)
 
 
 def show_changes(console: Console, entry: GraphEntry) -> None:

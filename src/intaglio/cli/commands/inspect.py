@@ -48,13 +48,13 @@ def inspect_(
         if len(names) > 1:
             console.text(f"\ngraph    {name}")
         looks[name] = inside.look(console, opened.graph(name), tokens, batch)
-    inside.show_code(console, opened.manifest)
+    inside.show_code(console, opened)
     console.result(
         {
             "manifest": opened.manifest.to_json(),
             "damage": damage,
             **by_graph(looks),
-            "code": inside.code_files(opened.manifest),
+            "code": inside.code_files(opened),
         }
     )
     return 1 if damage else 0

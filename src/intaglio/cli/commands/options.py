@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from intaglio.errors import BundleError
+
 Steps = Annotated[int, typer.Option(min=1, metavar="N", help="Steps to compare.")]
 Data = Annotated[
     Path | None,
@@ -35,6 +37,28 @@ class Target(StrEnum):
 
     ORT = "ort"
     TRT = "trt"
+
+
+def require_consent(bundle: Path, graph: str | None, target: str, *, allowed: bool | None) -> None:
+    """Refuse to load an engine and its kernels, which are code of whoever made the bundle.
+
+    Raises:
+        BundleError: if that is what would run, and `allowed` is false.
+    """
+    from intaglio.runtime import Bundle
+
+    if allowed or target == Target.ORT:
+        return
+    for name, each in Bundle.open(bundle).graphs.items():
+        chosen = Target.TRT in each.entry.targets and (
+            target == Target.TRT or Target.ORT not in each.entry.targets
+        )
+        if chosen and graph in (None, name):
+            raise BundleError(
+                f"{bundle} runs an engine and kernels that whoever made it compiled: code that "
+                "nothing here can check. Where that is trusted, allow it with --allow-code, or run "
+                "the bundle with --target ort."
+            )
 
 
 def by_graph(found: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:

@@ -13,6 +13,7 @@ from .options import (
     BundlePath,
     Graph,
     numbers,
+    require_consent,
     whole_numbers,
 )
 
@@ -84,6 +85,8 @@ def profile_(
         percentiles=numbers(percentile, "--percentile"),
         ops=not no_ops,
     )
+    for each in (bundle, *(others or [])):
+        require_consent(each, graph, target, allowed=load.get("allow_code"))
     with console.progress() as progress:
         found = profile(
             bundle,

@@ -8,7 +8,7 @@ import typer
 from intaglio.cli.console import Console
 from intaglio.cli.frame import command
 
-from .options import BundlePath
+from .options import BundlePath, require_consent
 
 TOKENS = 100  # generated unless --steps says otherwise
 
@@ -46,6 +46,10 @@ def run_(
     graph: Annotated[
         str, typer.Option(metavar="NAME", help="Which graph of the bundle to step.")
     ] = "main",
+    allow_code: Annotated[
+        bool,
+        typer.Option("--allow-code", help="Run engine and kernels, code of the bundle's maker."),
+    ] = False,
     stop: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="End after this text; repeatable.")
     ] = None,
@@ -60,6 +64,7 @@ def run_(
     from intaglio.runtime import Session
     from intaglio.runtime.arrays import read_npz
 
+    require_consent(bundle, graph, target, allowed=allow_code)
     session = Session.load(bundle, target, graph=graph)
     if session.entry.conditions or condition:
         session.condition(read_conditions(condition or [], session.entry.conditions))

@@ -18,6 +18,7 @@ from .options import (
     Tolerance,
     by_graph,
     limits,
+    require_consent,
 )
 
 
@@ -52,6 +53,8 @@ def verify_(
     from intaglio.runtime import Bundle
 
     allowed, options = limits(tolerance), loading(load)  # what is typed wrongly is told first
+    if target is Target.TRT and not lowered:
+        require_consent(bundle, graph, target.value, allowed=load.get("allow_code"))
     opened = Bundle.open(bundle)
     made = {each.prepare for each in opened.manifest.graphs.values()}
     names = [graph] if graph is not None else [name for name in opened.graphs if name not in made]
