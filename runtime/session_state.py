@@ -81,6 +81,9 @@ class Snapshot:
                     f"{path} is a snapshot of version {header['version']}; this intaglio reads "
                     f"version {SNAPSHOT_VERSION}. Take it again."
                 )
+            for name, array in arrays.items():
+                if array.dtype.kind == "f" and np.isnan(array).any():
+                    raise StateError(f"{path} holds NaN in {name!r}: no step can go on from there.")
             return cls(
                 fingerprint=header["fingerprint"],
                 capacity=header["capacity"],
@@ -215,15 +218,28 @@ class State:
             )
         if not snapshot.is_sound:
             raise StateError("The snapshot is damaged: it counts no tokens that a state can hold.")
-        batch = len(snapshot.past_length)
+        batch, longest = len(snapshot.past_length), int(snapshot.past_length.max(initial=0))
+        sizes = [max(array.shape, default=0) for array in snapshot.arrays.values()]
+        if longest > max(sizes, default=0) and any(s.grows for s in self._settings.specs):
+            raise StateError(
+                f"The snapshot is damaged: it counts {longest} tokens, and no array of it holds "
+                "so many."
+            )
         conditions = None
         if self._preparer is not None and (snapshot.conditions or snapshot.prepared):
             made = snapshot.conditions, snapshot.prepared
             conditions = self._preparer.restore(*made, batch)
-        carried = CarriedStates(self._settings, batch, snapshot.capacity, conditions)
+        try:
+            carried = CarriedStates(self._settings, batch, snapshot.capacity, conditions)
+            if batch:
+                carried.reserve(longest)
+        except (MemoryError, ValueError, OverflowError) as error:
+            raise StateError(
+                f"The snapshot says that it holds {batch} rows of up to {longest} tokens with "
+                f"room for {snapshot.capacity}, for which there is no memory."
+            ) from error
         if batch:
-            carried.reserve(int(snapshot.past_length.max()))
-            carried.longest = int(snapshot.past_length.max())
+            carried.longest = longest
             expected = {name: (v.shape, v.dtype) for name, v in carried.values().items()}
             found = {name: (v.shape, v.dtype) for name, v in snapshot.arrays.items()}
             if expected != found:

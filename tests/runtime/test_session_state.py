@@ -299,3 +299,21 @@ def test_memory_is_what_the_buffers_take(make_session: MakeSession) -> None:
     assert recurrent.state.memory == 2 * (2 * 2 * 4 * 4) * 4
     assert static.state.memory == 2 * (2 * 2 * 16 * 4) * 4
     assert (recurrent.state.capacity, static.state.capacity) == (None, 16)
+
+
+def test_a_snapshot_of_nan_or_of_tokens_that_it_lacks_is_refused(
+    make_session: MakeSession, tmp_path: Path
+) -> None:
+    session = make_session("static")
+    session.step({"input_ids": [[1, 2]]})
+    before = session.state.save(tmp_path / "good.npz")
+    with np.load(tmp_path / "good.npz") as archive:
+        content = dict(archive)
+    name = next(n for n, x in before.arrays.items() if x.dtype.kind == "f")
+    np.savez(tmp_path / "holed.npz", **{**content, name: np.full_like(content[name], np.nan)})
+
+    with pytest.raises(StateError, match="counts 549755813888 tokens, and no array"):
+        session.state.restore(dataclasses.replace(before, past_length=np.array([1 << 39])))
+    with pytest.raises(StateError, match=f"holds NaN in '{name}'"):
+        session.state.restore(tmp_path / "holed.npz")
+    assert session.state.past_length.tolist() == [2]
