@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import SymInt, nn
+from torch import SymInt, Tensor, nn
 from torch._dynamo.exc import UncapturedHigherOrderOpError
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, ExportedProgram
@@ -35,6 +35,7 @@ from .modules import ModuleStack, named
 from .scans import in_order
 
 UNBOUNDED = 2**31  # PyTorch's own infinities are above
+SPARE_ROWS = 4  # of a table of positions, for padding
 
 MEND = (
     "A Python loop over it, int(), len() or a branch on it does that. Write the module with "
@@ -251,8 +252,17 @@ def _narrowed(
     tables = symbol == TIME or source.whole
     if not tables or (traced and _runs_at(source, symbol, limit + 1, trial)):
         path = watch.culprit(symbol, upper=most)
-        raise _refusal(symbol)(_bounded(source, symbol, f"at most {limit}", path))
+        if not tables or not _ends_a_table(source.module, path, limit):
+            raise _refusal(symbol)(_bounded(source, symbol, f"at most {limit}", path))
     return replace(span, most=limit)
+
+
+def _ends_a_table(module: nn.Module, path: str | None, limit: int) -> bool:
+    """Whether the module at `path` has a table of that many rows, which it would make longer."""
+    owner = None if path is None else module.get_submodule(path)
+    held = [] if owner is None else [*vars(owner).values(), *owner.buffers(recurse=False)]
+    tables = [value for value in held if isinstance(value, Tensor) and value.ndim == 2]
+    return any(limit <= table.shape[0] < limit + SPARE_ROWS for table in tables)
 
 
 def _runs_at(source: Source, symbol: str, size: int, trial: AbstractContextManager[Any]) -> bool:

@@ -1,6 +1,6 @@
 """While a module is captured, code that cannot be traced is exchanged for what says the same.
 
-What is known of layers of torch.nn is in `torch_layers`, of functions of libraries in `mixers`;
+What is known of layers of torch.nn is in `torch_layers`, of libraries in `mixers` and `experts`;
 `replace` finds where they are used, compares and patches.
 """
 
@@ -11,6 +11,7 @@ from torch import nn
 from intaglio.exporter.sources.huggingface.directory import FORMAT as HUGGINGFACE
 from intaglio.exporter.sources.source import Source
 
+from .experts import EXPERTS
 from .mixers import MIXERS
 from .replace import replaced
 from .torch_layers import FUNCTIONS, layers
@@ -26,6 +27,6 @@ def exchanged(source: Source, module: nn.Module) -> AbstractContextManager[bool]
     Raises:
         TraceError: if a replacement does not give what the original gives, see `replaced`.
     """
-    mixers = MIXERS if source.format.startswith(HUGGINGFACE) else {}
+    known = {**MIXERS, **EXPERTS} if source.format.startswith(HUGGINGFACE) else {}
     inputs = source.inputs if source.whole else source.random_inputs(*COMPARED)
-    return replaced(module, inputs, layers(whole=source.whole), {**FUNCTIONS, **mixers})
+    return replaced(module, inputs, layers(whole=source.whole), {**FUNCTIONS, **known})

@@ -42,6 +42,7 @@ from .fold_weights import fold_weights
 from .metadata import strip
 from .modules import named, path_of
 from .mutations import idle_buffers
+from .norm_calls import settle_norm_calls
 from .squeezes import settle_squeezes
 from .stepped_axes import name_steps
 from .trace_check import check_trace, check_whole
@@ -96,6 +97,7 @@ def _trace(source: Source) -> Traced:
     program, folded = fold_weights(program)
     pair_complex_numbers(program)
     settle_attention_calls(program)
+    settle_norm_calls(program)
     settle_squeezes(program)
     inputs = source.inputs
     names = list(name_outputs(source.module, run_examples(source.module, inputs), inputs))

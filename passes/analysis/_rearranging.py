@@ -270,6 +270,10 @@ def along_elements(node: ir.Node, timing: Timing) -> Sequence[Fact]:
     """GatherElements and ScatterElements on another axis than time."""
     rank = len(dims(node.inputs[0]) or ())
     axis = normal(attribute(node, "axis", 0), rank)
+    picked = timing.of(node.inputs[1])
+    outside = node.op_type == "GatherElements" and timing.of(node.inputs[0]) is None
+    if outside and isinstance(picked, Along) and picked == Along(axis, each=picked.each):
+        return [picked]  # what does not lie along time, at a place for each token
     along = {fact for fact in map(timing.of, node.inputs) if isinstance(fact, Along)}
     places = {(fact.axis, fact.flat, fact.each) for fact in along}
     whole = all(timing.of(value) is not None for value in node.inputs)

@@ -58,9 +58,15 @@ def _same(node: ir.Node) -> ir.Value | None:
         return x if perm and perm == sorted(perm) else None
     if node.op_type == "Slice":
         return x if _takes_all(node) else None
+    if node.op_type == "Reshape" and _flattens_one_axis(node):
+        return x
     if node.op_type in ("Expand", "Reshape", "Cast"):
         return x if _equal_shapes(x, node.outputs[0]) else None
     return None
+
+
+def _flattens_one_axis(node: ir.Node) -> bool:
+    return len(dims(node.inputs[0]) or ()) == 1 and integers(node.inputs[1]) == [-1]
 
 
 def _takes_before_expand(node: ir.Node) -> int:

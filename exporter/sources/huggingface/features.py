@@ -45,7 +45,7 @@ def describe(
     main = str(getattr(module, "main_input_name", ""))
     names = [name for name in (main, PIXELS, FEATURES, VALUES) if name in LAYOUTS]
     for name in dict.fromkeys(names):
-        for shape in LAYOUTS[name](_merged(config), folder):
+        for shape in LAYOUTS[name](merged(config), folder):
             spec = InputSpec(name, torch.float32, shape)
             for specs in ((spec,), (*tokens, spec)):
                 if _runs(module, specs):
@@ -67,7 +67,7 @@ def _runs(module: nn.Module, specs: Sequence[InputSpec]) -> bool:
     return any(isinstance(value, Tensor) for value in outputs.values())
 
 
-def _merged(config: Config) -> dict[str, Any]:
+def merged(config: Config) -> dict[str, Any]:
     """The config with those of its parts, where these say more."""
     parts = (config.get(name) for name in ("vision_config", "audio_config", "encoder"))
     return {

@@ -13,8 +13,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .features import PIXELS
+from .inputs import TOKENS
+from .pictures import spliced_by_row
+
 FIXED = {"use_cache": False, "return_dict": True}
 ENCODED, LAST = "encoder_", "last_hidden_state"  # what an encoder gives is no result of a step
+PICTURE = "image_"  # nor what is made of a picture
+BOTH = (TOKENS, PIXELS)
 CACHES = ("past_key_values", "cache_params")  # what the library calls the state of a sequence
 
 
@@ -26,12 +32,13 @@ def plain_forward(module: nn.Module, inputs: Sequence[str]) -> None:
     fixed = {name: value for name, value in FIXED.items() if free or name in takes}
 
     def forward(self: nn.Module, **given: Tensor) -> dict[str, Tensor]:
-        with _one_sequence_a_row(), _left_as_it_was(self):
+        pictures = spliced_by_row(self) if set(BOTH) <= set(inputs) else contextlib.nullcontext()
+        with _one_sequence_a_row(), _left_as_it_was(self), pictures:
             outputs = kind.forward(self, **given, **fixed)
         return {
             name: x
             for name, x in outputs.items()
-            if isinstance(x, Tensor) and not name.startswith(ENCODED)
+            if isinstance(x, Tensor) and not name.startswith((ENCODED, PICTURE))
         }
 
     cache = next((name for name in CACHES if name in takes), None)
@@ -56,11 +63,16 @@ def plain_forward(module: nn.Module, inputs: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def _left_as_it_was(module: nn.Module) -> Iterator[None]:
-    """Take away what a call leaves in attributes of the modules, as states of recurrences."""
-    held = [
-        (vars(part), name, value)
+    """Take away what a call leaves in the modules: states of recurrences, tables that grew."""
+    places = [
+        place
         for part in module.modules()
-        for name, value in vars(part).items()
+        for place in (vars(part), vars(part)["_buffers"], vars(part)["_parameters"])
+    ]
+    held = [
+        (place, name, value)
+        for place in places
+        for name, value in place.items()
         if value is None or isinstance(value, Tensor)
     ]
     try:

@@ -34,11 +34,11 @@ def load(path: Path, options: LoadOptions) -> Source:
         MissingExtraError: if the library is not installed.
     """
     said = f"{path}, whose config.json says how it is built"
-    options.take(said, "axes")
+    options.take(said, "axes", "condition")
     directory = read_directory(path)
     if importlib.util.find_spec("transformers") is None:
         raise MissingExtraError(f"The Hugging Face directory {path}", "hf")
-    from intaglio.exporter.sources.huggingface import encoder_decoder, inputs
+    from intaglio.exporter.sources.huggingface import encoder_decoder, features, inputs, pictures
     from intaglio.exporter.sources.huggingface.forward import plain_forward
     from intaglio.exporter.sources.huggingface.model import build
     from intaglio.exporter.sources.huggingface.tokenizer import read_text
@@ -49,9 +49,15 @@ def load(path: Path, options: LoadOptions) -> Source:
     else:
         tokens = inputs.vocabulary(module, directory.config)
         if tokens is None or not inputs.takes_tokens_alone(module, tokens):
+            options.take(said, "axes")
             return _of_features(directory, module, tokens, options, notes)
-        taken = inputs.taken(module, tokens, directory.config)
-    options.take(said)
+        named = list(options.condition)
+        if named:
+            taken = pictures.taken(module, tokens, directory.config, path, named)
+        else:
+            taken = inputs.taken(module, tokens, directory.config)
+            notes = (*notes, *pictures.left_out(module))
+    options.take(said, *(["condition"] if features.PIXELS in taken.shapes else []))
     plain_forward(module, list(taken.shapes))
     text, said_of_text = read_text(directory, taken.tokens, allow_code=options.allow_code)
     return Source(

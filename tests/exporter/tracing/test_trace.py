@@ -296,6 +296,17 @@ def test_a_sliced_table_limits_the_context() -> None:
     assert trace(source()).max_context is None
 
 
+def test_a_table_that_would_grow_limits_the_context() -> None:
+    """As sinusoids are kept that a longer sequence has made anew."""
+
+    def grow(mixer: Mixer, x: Tensor) -> Tensor:
+        longer = x.shape[1] > mixer.table.shape[0]
+        table = torch.cat([mixer.table, mixer.table]) if longer else mixer.table
+        return x + table[: x.shape[1]]
+
+    assert trace(source(grow)).max_context == 160
+
+
 def test_a_gathered_table_is_no_reason_to_refuse() -> None:
     """The module itself fails past an embedding of positions: that is not a frozen graph."""
 

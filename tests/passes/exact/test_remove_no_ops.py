@@ -95,3 +95,13 @@ def test_an_operator_repeats_its_operand_by_itself(
     add = model.graph.outputs[0].producer()
     assert add is not None
     assert (add.inputs[0] is model.graph.inputs[0]) == goes
+
+
+def test_one_axis_is_flat_already(apply: Callable[..., ir.Model]) -> None:
+    text = """
+        <ir_version: 10, opset_import: ["" : 24]>
+        g (float[time] x) => (float[time] y)
+        <int64[1] all = {-1}, float[unknown] h>
+        { h = Reshape (x, all)  y = Neg (h) }
+    """
+    assert [node.op_type for node in apply(text, RemoveNoOps()).graph] == ["Neg"]
