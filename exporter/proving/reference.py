@@ -156,7 +156,7 @@ def _run(
 def _sized(source: Source, inputs: Mapping[str, Tensor], wanted: str) -> int | None:
     """Tokens or rows of the inputs; None where none of them has such an axis."""
     sizes = (
-        inputs[name].shape[axis] // source.pace
+        inputs[name].shape[axis] // (source.pace if wanted == TIME else 1)
         for name, axes in source.dynamic.items()
         for axis, symbol in axes.items()
         if symbol == wanted and name in inputs

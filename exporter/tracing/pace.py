@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -149,16 +150,25 @@ class _Shapes(TorchFunctionMode):
 class _Moves(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes whether something may change a rate, and the strides of what does."""
 
+    supports_higher_order_operators = True  # or PyTorch's scans raise
+
     def __init__(self, tokens: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.moves = False
         self.strides: list[int] = []
         self._tokens = tokens
+        self._compiled = False
+
+    def __exit__(self, *raised: object) -> None:
+        super().__exit__(*raised)  # type: ignore[no-untyped-call]
+        if self._compiled:  # under a mode, which without it would be compiled no more
+            torch.compiler.reset()
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         del types  # part of the protocol
+        self._compiled = self._compiled or isinstance(func, HigherOrderOperator)
         result = func(*args, **(kwargs or {}))
         self.moves = self._may_move(str(func), args, result) or self.moves
         return result

@@ -142,3 +142,23 @@ def test_what_takes_whole_inputs_is_counted_in_entries() -> None:
     found = settled(load(module.eval(), options), None)
     assert (found.whole, found.pace) == (True, 1)
     assert found.draw({"time": 9}, 0)["x"].shape[2] == 9
+
+
+def test_states_of_a_slower_recurrence_are_those_of_the_source(tmp_path: Path) -> None:
+    """Tokens are fewer than entries, rows are as many as ever."""
+
+    class Subsampled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.down, self.gru = Down(2), nn.GRU(2, 4, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.gru(self.down(x).mT)[0]
+            return y
+
+    report = export(
+        Subsampled(), tmp_path / "bundle", inputs={"x": torch.randn(2, 2, 12)}, axes=FRAMES, steps=8
+    )
+
+    assert report.parity is not None
+    assert {state.op for state in report.manifest.main.states} >= {"rnn"}

@@ -1,12 +1,15 @@
 """PyTorch's `associative_scan` is traced in the order of time, and becomes what it computes."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._higher_order_ops.associative_scan import associative_scan
+from torch._higher_order_ops.scan import scan
 
+from intaglio.exporter.export import export
 from intaglio.exporter.sources.load import load_source
 from intaglio.exporter.tracing.trace import trace
 from intaglio.passes import pipeline, stepping
@@ -43,3 +46,18 @@ def test_an_associative_scan_is_a_recurrence() -> None:
         arrays = {name: value.numpy() for name, value in inputs.items()}
         found = stepping.roll(model, context.states, arrays, parts)
         np.testing.assert_allclose(found["output"], wanted, rtol=1e-5, atol=2e-6)
+
+
+def test_a_scan_of_pytorch_is_exported(tmp_path: Path) -> None:
+    """It is compiled at its first call, whoever watches that one."""
+
+    class Scanned(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            def step(h: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+                h = 0.5 * h + torch.tanh(h) * u
+                return h, h.clone()
+
+            found: Tensor = scan(step, torch.zeros_like(x[:, 0]), x.movedim(1, 0))[1].movedim(0, 1)
+            return found
+
+    export(Scanned(), tmp_path / "bundle", inputs={"x": torch.randn(2, 6, 4)}, steps=8)
