@@ -7,7 +7,7 @@ of the source under their names, and is captured and compared with it like any o
 """
 
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -40,8 +40,8 @@ class FixedTimeError(TraceError):
 
 
 def differentiates(source: Source) -> bool:
-    """Whether the module takes gradients in its forward pass."""
-    with _counted() as calls, torch.no_grad(), quiet():
+    """Whether the module takes gradients in its forward pass; whether it runs is not asked here."""
+    with _counted() as calls, torch.no_grad(), quiet(), suppress(Exception):
         source.module(**source.inputs)
     return bool(calls)
 

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from intaglio.passes.graph import attribute, dims, producer
 from intaglio.state import BATCH
 
-SHAPES = {"ConstantOfShape": 0, "Expand": 1, "Reshape": 1}
+SHAPES = {"ConstantOfShape": 0, "Expand": 1, "Reshape": 1, "Tile": 1}
 """Operators whose result does not hold what this input says, but is shaped by it."""
 
 
