@@ -46,7 +46,9 @@ def _expanded(term: Term, array: Array) -> Array:
 
 
 def _transposed(term: Term, array: Array) -> Array:
-    return array.transpose(attribute(term.node, "perm"))
+    order = attribute(term.node, "perm")
+    rank = array.ndim if order is None else len(order)  # what is alike along first axes lacks them
+    return array.reshape((1,) * (rank - array.ndim) + array.shape).transpose(order)
 
 
 def _filled(term: Term, _given: Given, _region: Region) -> Bounds:
