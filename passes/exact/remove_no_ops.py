@@ -14,7 +14,15 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from intaglio.passes.base import Exact, PassResult
-from intaglio.passes.graph import attribute, constant, dims, input_of, integers, producer
+from intaglio.passes.graph import (
+    attribute,
+    constant,
+    dims,
+    input_of,
+    integers,
+    module_of,
+    producer,
+)
 
 UNITS = {"Mul": 1, "Div": 1, "Add": 0, "Sub": 0}
 COMMUTES = ("Mul", "Add")
@@ -77,7 +85,9 @@ def _takes_before_expand(node: ir.Node) -> int:
     for index, value in enumerate(node.inputs):
         expand = producer(value, "Expand")
         others = [dims(other) for i, other in enumerate(node.inputs) if i != index]
-        if expand is not None and _broadcasts(dims(expand.inputs[0]), dims(value), others):
+        if expand is None or module_of(expand) != module_of(node):
+            continue  # what is refused is named by the module that wrote it
+        if _broadcasts(dims(expand.inputs[0]), dims(value), others):
             node.replace_input_with(index, expand.inputs[0])
             changed += 1
     return changed
