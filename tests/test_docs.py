@@ -10,9 +10,11 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from warm import warm
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted(
@@ -48,14 +50,22 @@ def here(block: str) -> str:
     return "\n".join(INSTEAD.get(line, line) for line in lines)
 
 
-def run(language: str, text: str, folder: Path) -> None:
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where the command lies that runs in a process with the libraries imported."""
+    with warm(tmp_path_factory.mktemp("warm")) as place:
+        yield place
+
+
+def run(language: str, text: str, folder: Path, commands: Path) -> None:
     """Run one block; whoever reads the failure sees the block and what it printed."""
     kept = re.match(r"# (\w+\.py)\n", text)
     if language == "python" and kept:
         (folder / kept[1]).write_text(text, encoding="utf-8")
         return
-    command = {"python": [sys.executable, "-c", text], "sh": ["bash", "-euc", text]}[language]
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    block = str(commands.parent / "block")
+    command = {"python": [block, "-c", text], "sh": ["bash", "-euc", text]}[language]
+    path = os.pathsep.join([str(commands), str(Path(sys.executable).parent), os.environ["PATH"]])
     done = subprocess.run(
         command,
         cwd=folder,
@@ -69,11 +79,11 @@ def run(language: str, text: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_every_block_runs(document: str, tmp_path: Path) -> None:
+def test_every_block_runs(document: str, tmp_path: Path, commands: Path) -> None:
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "checkpoints").symlink_to(ROOT / "models" / "checkpoints")
     for language, text in blocks(document):
-        run(language, text, tmp_path)
+        run(language, text, tmp_path, commands)
 
 
 def test_what_does_not_run_is_still_there() -> None:

@@ -1,0 +1,119 @@
+"""Commands and Python blocks in children of a process that has the libraries imported.
+
+Importing PyTorch and its exporter takes longer than most of what the documents do with them.  A
+server imports once and forks for each command; `Warm.bin` holds an `intaglio` that asks it.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+CLIENT = """#!{python} -IS
+import json, os, socket, sys
+with socket.socket(socket.AF_UNIX) as link:
+    link.connect({address!r})
+    said = json.dumps([sys.argv, os.getcwd(), dict(os.environ)]).encode()
+    socket.send_fds(link, [len(said).to_bytes(4, "big")], [0, 1, 2])
+    link.sendall(said)
+    os._exit(int.from_bytes(link.recv(4), "big"))
+"""
+
+
+@contextlib.contextmanager
+def warm(folder: Path) -> Iterator[Path]:
+    """A folder for PATH with `intaglio`, and beside it `block`, which runs ``block -c TEXT``.
+
+    The server ends with the context.
+    """
+    address, place = str(folder / "socket"), folder / "bin"
+    place.mkdir()
+    for client in (place / "intaglio", folder / "block"):
+        client.write_text(CLIENT.format(python=sys.executable, address=address))
+        client.chmod(0o755)
+    server = subprocess.Popen([sys.executable, __file__, address])
+    try:
+        while not Path(address).exists():
+            assert server.poll() is None, "the server ended"
+            time.sleep(0.05)
+        yield place
+    finally:
+        server.kill()
+        server.wait()
+
+
+def serve(address: str) -> None:
+    """Fork for each command that comes in."""
+    import onnxruntime  # noqa: F401
+    import transformers  # noqa: F401
+
+    import intaglio.cli
+    import intaglio.exporter.export
+    import intaglio.exporter.sources.load  # noqa: F401
+
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(address + ".new")
+    listener.listen()
+    Path(address + ".new").rename(address)
+    while True:
+        link, _ = listener.accept()
+        if os.fork() == 0:
+            listener.close()
+            runner = os.fork()
+            if runner == 0:
+                _run(link)
+            _, status = os.waitpid(runner, 0)
+            code = os.waitstatus_to_exitcode(status)
+            link.sendall((code if code >= 0 else 128 - code).to_bytes(4, "big"))
+            os._exit(0)
+        link.close()
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+
+
+def _run(link: socket.socket) -> None:
+    """Be the command: its streams, folder, environment and arguments; never returns."""
+    head, streams, _, _ = socket.recv_fds(link, 4, 3)
+    size, said = int.from_bytes(head, "big"), b""
+    while len(said) < size:
+        said += link.recv(size - len(said))
+    argv, folder, environment = json.loads(said)
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+    sys.stdin = os.fdopen(0, encoding="utf-8")
+    sys.stdout = os.fdopen(1, "w", encoding="utf-8")
+    sys.stderr = os.fdopen(2, "w", encoding="utf-8", buffering=1)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    code: Any = 0
+    try:
+        sys.argv = argv
+        if Path(argv[0]).name == "intaglio":
+            from intaglio.cli import main
+
+            main()
+        else:
+            sys.argv = ["-c", *argv[3:]]
+            sys.path.insert(0, "")
+            exec(compile(argv[2], "<string>", "exec"), {"__name__": "__main__"})
+    except SystemExit as ended:
+        code = ended.code
+    except BaseException:  # noqa: BLE001  as the interpreter does
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else int(code is not None))
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])
