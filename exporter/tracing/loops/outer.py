@@ -18,11 +18,12 @@ from intaglio.state import BATCH, TIME
 
 from .body import Body, Edges, Read, Register, Terms
 from .described import Flow, PartedError, Stream
+from .last import lasts
 from .lifted import batch_axis, is_batched
 from .streams import Streams, named
 from .terms import ALWAYS, INPUT, WEIGHT, Term, ancestors, aten
 from .terms import Terms as Program
-from .tidy import STACK, same
+from .tidy import SELECT, STACK, same
 
 SCAN = torch.ops.higher_order.scan
 
@@ -40,6 +41,7 @@ class Outer:
         self._made: dict[Any, Any] = {}
         self._groups: dict[Terms, list[tuple[Terms, Edges]]] = {}
         self._inputs: dict[str, fx.Node] = {}
+        self._last: dict[Terms, Terms] = {}  # of what lists a term is the last entry
 
     def build(self, names: Sequence[str]) -> None:
         """Emit everything that the outputs need, for inputs called `names`.
@@ -51,28 +53,29 @@ class Outer:
             self._inputs[name] = self.graph.placeholder(name)
         self._find()
         outputs: list[Terms] = list(zip(*(p.outputs for p in self._programs), strict=True))
-        for terms in outputs:
-            axes = zip(*(term.shape for term in terms), strict=False)
-            if terms[0].fed and list(self._times) not in (list(sizes) for sizes in axes):
-                raise PartedError(
-                    f"returns what is left after the last token, of shape {list(terms[0].shape)}, "
-                    "and a step cannot know which one is the last. Return it for every token"
-                )
         self._emit(outputs)
         self.graph.output(tuple(self._made[terms] for terms in outputs))
 
     def _find(self) -> None:
-        """Describe what is stacked along time in each program, and group it by what it shares."""
-        described = []
+        """Describe what is stacked along time in each program, and group it by what it shares.
+
+        What is taken of the last token alone is the last entry of such a list.
+        """
+        described, ends = [], []
         for program in self._programs:
             streams = Streams(program.time)
-            lists = sorted(_stacked(program), key=lambda term: term.order)
+            stacked = list(_stacked(program))
+            last = lasts(program, stacked)
+            ends.append(list(last.items()))
+            lists = sorted({*stacked, *last.values()}, key=lambda term: term.order)
             for each in lists:
                 streams.pair(each.leaves[:-1])
             edges = streams.flows([each.leaves[:-1] for each in lists])
             described.append(list(zip(lists, edges, strict=True)))
         if len({len(pairs) for pairs in described}) > 1:
             raise PartedError("is there another number of times for other numbers of tokens")
+        for pairs in zip(*ends, strict=True):
+            self._last[tuple(end for end, _ in pairs)] = tuple(stack for _, stack in pairs)
         found = [
             (tuple(stack for stack, _ in pairs), tuple(edge for _, edge in pairs))
             for pairs in zip(*described, strict=True)
@@ -101,11 +104,17 @@ class Outer:
                     self._loop(group, plans[terms][0])
                 continue
             waiting.append((terms, True))
-            needs = plans[terms][1] if group is not None else _arguments(terms)
+            if group is not None:
+                needs = plans[terms][1]
+            else:
+                needs = [self._last[terms]] if terms in self._last else _arguments(terms)
             waiting += [(each, False) for each in reversed(needs) if each not in self._made]
 
     def _node(self, terms: Terms) -> Any:
         term = terms[0]
+        if (stacks := self._last.get(terms)) is not None:
+            axis = int(stacks[0].leaves[-1])
+            return self._call(SELECT, self._made[stacks], axis, -1, source=term)
         if any(t.op is not term.op or t.spec != term.spec for t in terms[1:]):
             if all(
                 t.op is STACK and len(t.leaves) - 1 == n
@@ -114,7 +123,10 @@ class Outer:
                 raise PartedError(
                     f"looks ahead: what it gives for every token depends on token {term.latest}"
                 )
-            raise PartedError(f"differs with the number of tokens, at {named(term)}")
+            raise PartedError(
+                f"differs with the number of tokens, at {named(term)}: what is returned for the "
+                "last token alone has to be carried to it, from the first token on"
+            )
         if term.op == INPUT:
             return self._inputs[term.leaves[0]]
         if term.op == WEIGHT:

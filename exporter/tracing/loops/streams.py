@@ -15,6 +15,7 @@ the program is compared, and what does not unify is refused with the iteration w
 """
 
 import itertools
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,7 +49,7 @@ class Streams:
         waiting = list(itertools.pairwise(entries))
         while waiting:
             earlier, later = waiting.pop()
-            if earlier is later or later in self._before or not _alike(earlier, later):
+            if earlier is later or later in self._before or not alike(earlier, later):
                 continue
             self._before[later] = earlier
             if earlier not in self._after or later.latest > self._after[earlier].latest:
@@ -189,10 +190,12 @@ def _parted(at: int, what: str) -> PartedError:
     return PartedError(f"does not repeat itself: iterations {at} and {at + 1} part{where}")
 
 
-def _alike(a: Term, b: Term) -> bool:
+def alike(a: Term, b: Term) -> bool:
     """Whether two terms may be one computation at two iterations."""
     if a.op is not b.op or a.spec != b.spec or not _same_value(a.value, b.value):
         return False
+    if a.op is operator.getitem and a.leaves[1] != b.leaves[1]:
+        return False  # another result of the operator, not one of another token
     for x, y in zip(a.leaves, b.leaves, strict=True):
         if isinstance(x, Term) or isinstance(y, Term):
             continue

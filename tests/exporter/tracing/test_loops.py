@@ -107,6 +107,49 @@ def test_loops_of_several_kinds_are_stepped() -> None:
         np.testing.assert_allclose(found["output"], wanted, rtol=1e-5, atol=2e-5)
 
 
+def left(net: Net, x: Tensor) -> Any:
+    """A head on what is carried, beside the state of a cell, the results and the last of them."""
+    h, c = [torch.zeros(x.shape[0], SIZE)] * 2
+    top, out = h, []
+    for t in range(x.shape[1]):
+        h, c = net.cells[0](x[:, t] / (t + 1), (h, c))
+        top = torch.maximum(0.5 * top, net.w(h)) if t else net.w(h)
+        out.append(h + top)
+    return net.u(top), c, torch.stack(out, 1), out[-1]
+
+
+def test_what_is_left_after_the_last_token_is_what_shorter_inputs_leave() -> None:
+    source = source_of(left)
+    model, context = trace(source).model, Context()
+    pipeline.run(model, pipeline.standard(), context)
+
+    inputs = source.random_inputs(3, 9, 1)
+    arrays = {name: value.numpy() for name, value in inputs.items()}
+    shorter = [source.module(inputs["x"][:, :end]) for end in range(1, 10)]
+    found = stepping.roll(model, context.states, arrays, [2, 6, 1])
+    for index, name in enumerate(value.name for value in model.graph.outputs[:4]):
+        ends = [each[index] if index != 2 else each[index][:, -1] for each in shorter]
+        wanted = torch.stack(ends, 1).detach().numpy()
+        np.testing.assert_allclose(found[str(name)], wanted, rtol=1e-5, atol=2e-6)
+
+
+def test_what_is_left_by_iterations_that_are_not_alike_is_refused() -> None:
+    """The first token as the last, and every second one handled in another way."""
+
+    def walked(order: Callable[[int], int], odd: float) -> Forward:
+        def forward(net: Net, x: Tensor) -> Any:
+            h = torch.zeros(x.shape[0], SIZE)
+            for t in range(x.shape[1]):
+                h = net.w(x[:, order(t)]) + (torch.relu(h) if t % 2 else odd * h)
+            return net.w(h)
+
+        return forward
+
+    for forward in (walked(lambda t: -1 - t, 1.0), walked(lambda t: t, 0.5)):
+        with pytest.raises(PartedError, match=r"number of tokens, at|does not repeat itself"):
+            roll(source_of(forward))
+
+
 def body(step: Callable[[Net, Tensor, int, Tensor], Any]) -> Forward:
     def forward(net: Net, x: Tensor) -> Tensor:
         h, out = torch.zeros(x.shape[0], SIZE), []
