@@ -39,6 +39,7 @@ from .capture import capture
 from .complex_numbers import pair_complex_numbers
 from .exchanged import exchanged
 from .fold_weights import fold_weights
+from .fourier import convolve_causally, refuse_transforms
 from .metadata import strip
 from .modules import named, path_of
 from .mutations import idle_buffers
@@ -95,6 +96,9 @@ def _trace(source: Source) -> Traced:
     max_context = None if source.whole or TIME not in spans else spans[TIME].most
     idle = idle_buffers(program)
     program, folded = fold_weights(program)
+    convolve_causally(program)
+    if not source.whole:
+        refuse_transforms(source, program)
     pair_complex_numbers(program)
     settle_attention_calls(program)
     settle_norm_calls(program)
