@@ -21,7 +21,7 @@ from .described import Flow, PartedError, Stream
 from .last import lasts
 from .lifted import batch_axis, is_batched
 from .streams import Streams, named
-from .terms import ALWAYS, INPUT, WEIGHT, Term, ancestors, aten
+from .terms import ALWAYS, INPUT, WEIGHT, Term, ancestors, aten, is_size
 from .terms import Terms as Program
 from .tidy import SELECT, STACK, same
 
@@ -115,6 +115,9 @@ class Outer:
         if (stacks := self._last.get(terms)) is not None:
             axis = int(stacks[0].leaves[-1])
             return self._call(SELECT, self._made[stacks], axis, -1, source=term)
+        if self._is_last(terms):
+            bases = tuple(t.leaves[0] for t in terms)
+            return self._call(SELECT, self._made[bases], term.leaves[1], -1, source=term)
         if any(t.op is not term.op or t.spec != term.spec for t in terms[1:]):
             if all(
                 t.op is STACK and len(t.leaves) - 1 == n
@@ -137,6 +140,13 @@ class Outer:
         ]
         args, kwargs = pytree.tree_unflatten(leaves, term.spec)
         return self._call(term.op, *args, source=term, **kwargs)
+
+    def _is_last(self, terms: Terms) -> bool:
+        """Whether `terms` are the last token of a sequence."""
+        return all(
+            t.op is SELECT and t.leaves[2] == n - 1 and is_size(t.leaves[0].shape[t.leaves[1]], n)
+            for t, n in zip(terms, self._times, strict=True)
+        )
 
     def _call(self, op: Any, *args: Any, source: Term | None = None, **kwargs: Any) -> fx.Node:
         node = self.graph.call_function(op, args, kwargs)

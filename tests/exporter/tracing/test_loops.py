@@ -115,7 +115,7 @@ def left(net: Net, x: Tensor) -> Any:
         h, c = net.cells[0](x[:, t] / (t + 1), (h, c))
         top = torch.maximum(0.5 * top, net.w(h)) if t else net.w(h)
         out.append(h + top)
-    return net.u(top), c, torch.stack(out, 1), out[-1]
+    return net.u(top), c * net.w(x)[:, t], torch.stack(out, 1), out[-1]
 
 
 def test_what_is_left_after_the_last_token_is_what_shorter_inputs_leave() -> None:
