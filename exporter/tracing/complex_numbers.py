@@ -122,6 +122,13 @@ def _sum(emit: _Pairs, left: Any, right: Any) -> fx.Node | None:
     return emit.join(emit(ATEN.add.Tensor, a, c), emit(ATEN.add.Tensor, b, d))
 
 
+def _summed(emit: _Pairs, value: fx.Node, over: list[int], keep: bool = False) -> fx.Node | None:
+    if not over:
+        return None
+    axes = [_counted(axis, value.meta["val"].ndim) for axis in over]
+    return emit(ATEN.sum.dim_IntList, emit.of(value), axes, keep)
+
+
 def _exponential(emit: _Pairs, value: Any) -> fx.Node:
     real, imaginary = emit.parts(value)
     return _polar(emit, emit(ATEN.exp.default, real), imaginary)
@@ -183,6 +190,7 @@ RULES: Mapping[Any, Callable[..., fx.Node | None]] = {
     ATEN.abs.default: _length,
     ATEN.real.default: lambda emit, value: emit.parts(value)[0],
     ATEN.imag.default: lambda emit, value: emit.parts(value)[1],
+    ATEN.sum.dim_IntList: _summed,
     ATEN.unsqueeze.default: _moved(ATEN.unsqueeze.default, 1),
     ATEN.squeeze.dim: _moved(ATEN.squeeze.dim, 1),
     ATEN.transpose.int: _moved(ATEN.transpose.int, 2),

@@ -304,6 +304,8 @@ class _Product:
             return self._emit(ATEN.transpose.int, inner, ends[0] - 1, ends[1] - 1), axis
         if target is ATEN.sum.dim_IntList:
             return self._sum(node)
+        if target is ATEN.einsum.default:
+            return self._einsum(node)
         if target in SAME_ENTRIES or torch.Tag.pointwise in target.tags:
             return self._pointwise(node)
         raise _UnknownError
@@ -328,6 +330,38 @@ class _Product:
         keep = bool(_argument(node, 2, "keepdim", default=False))
         new = self._emit(ATEN.sum.dim_IntList, inner, [d - 1 for d in ends], keep, **node.kwargs)
         return new, axis if keep else axis + sum(d > axis for d in ends)
+
+    def _einsum(self, node: Any) -> tuple[fx.Node, int]:
+        """A sum of products by letters, one operand with lags."""
+        equation, operands = node.args[0].replace(" ", ""), node.args[1]
+        given, _, result = equation.partition("->")
+        terms = given.split(",")
+        moving = [i for i, each in enumerate(operands) if not self._is_weight(each)]
+        if len(moving) != 1 or not result or "." in equation:
+            raise _UnknownError
+        inner, axis = self._evaluated(operands[moving[0]])
+        lag = terms[moving[0]][axis]
+        if given.count(lag) != 1 or any(len(set(each)) != len(each) for each in (*terms, result)):
+            raise _UnknownError
+        over = sorted(set(given) - set(result) - {","})
+        if lag not in result:
+            raise _UnknownError
+        order = [*over, *result]
+        factors = []
+        for i, (operand, letters) in enumerate(zip(operands, terms, strict=True)):
+            new = inner if i in moving else self._emit(ATEN.unsqueeze.default, operand, -1)
+            axes = [letters.index(each) for each in order if each in letters]
+            new = self._emit(ATEN.permute.default, new, [*axes, len(letters)])
+            for place, each in enumerate(order):
+                if each not in letters:
+                    new = self._emit(ATEN.unsqueeze.default, new, place)
+            factors.append(new)
+        total = factors[0]
+        for each in factors[1:]:
+            total = self._emit(ATEN.mul.Tensor, total, each)
+        if over:
+            total = self._emit(ATEN.sum.dim_IntList, total, list(range(len(over))))
+        return total, result.index(lag) - len(result)
 
     def _pointwise(self, node: Any) -> tuple[fx.Node, int]:
         axes: set[int] = set()

@@ -32,6 +32,8 @@ class Convolutions(nn.Module):
         lags = torch.arange(time, dtype=torch.float32)
         sums = (self.weight[..., None] * torch.exp(-self.rate[..., None] * lags)).sum(1)
         waves = torch.cos(self.rate[:, :1] * lags) * torch.exp(-lags * self.weight[:, 1, None])
+        poles = torch.exp(torch.complex(-self.rate, self.weight)[..., None] * lags)
+        waves = waves + torch.einsum("hn,hnl->hl", self.weight, poles.real) + poles.sum(1).real
         n, odd = 2 * time, 2 * time - 1
         real = fft.irfft(fft.rfft(u, n=n) * fft.rfft(sums, n=n), n=n)[..., :time]
         product = fft.fft(waves, n=odd) * fft.fft(u, n=odd)
