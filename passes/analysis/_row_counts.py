@@ -4,9 +4,11 @@ They are the same for whatever the rows hold, and so no data of them; but a row 
 with one changes when its neighbours come and go.  As a shape, a size is no such use.
 """
 
+from collections.abc import Container
+
 import onnx_ir as ir
 
-from intaglio.passes.graph import attribute, dims, producer
+from intaglio.passes.graph import attribute, dims, integers, producer
 from intaglio.state import BATCH
 
 SHAPES = {"ConstantOfShape": 0, "Expand": 1, "Reshape": 1, "Tile": 1}
@@ -22,9 +24,37 @@ def row_counts(graph: ir.Graph) -> set[ir.Value]:
             for place, value in enumerate(node.inputs)
             if value in found and SHAPES.get(node.op_type) != place
         ]
-        if _reads(node) or (used and not _picks_another(node)):
+        passed_on = used and not _picks_another(node) and not _picks_own(node, found)
+        if passed_on or _counts_on(node) or _reads(node):
             found.update(node.outputs)
     return found
+
+
+def _counts_on(node: ir.Node) -> bool:
+    """Whether a CumSum goes along the rows, as it does to number them."""
+    if node.domain or node.op_type != "CumSum":
+        return False
+    shape, axes = dims(node.inputs[0]) or (), integers(node.inputs[1])
+    return bool(shape) and any(BATCH in str(shape[axis]) for axis in axes or ())
+
+
+def _picks_own(node: ir.Node, counts: Container[ir.Value | None]) -> bool:
+    """Whether a row picks by its place in the batch alone, and so what is there for itself.
+
+    That is its own data, as `rows` shows of data, or what is there for every row alike.
+    """
+    if node.op_type not in ("Gather", "GatherND") or node.domain or node.inputs[0] in counts:
+        return False
+    shape = dims(node.inputs[0]) or ()
+    if node.op_type == "Gather":
+        axis = attribute(node, "axis", 0)
+        return bool(shape) and shape[axis] == BATCH
+    places = node.inputs[1]
+    joined = producer(places, "Concat")
+    others = joined.inputs[1:] if joined is not None else ()
+    single = (dims(places) or (0,))[-1] == 1
+    known = single or (joined is not None and not any(value in counts for value in others))
+    return known and shape[:1] == (BATCH,) and not attribute(node, "batch_dims", 0)
 
 
 def _reads(node: ir.Node) -> bool:

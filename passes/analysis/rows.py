@@ -58,6 +58,8 @@ def _check(graph: ir.Graph, outside: Mapping[ir.Value, Apart]) -> None:
         for output in node.outputs:
             if output.uses() or output.is_graph_output():
                 facts[output] = _fact(node, output, facts)
+            if output.is_graph_output() and output in counts:
+                raise _mixes(node, "gives the number of rows, or the place of each, with them")
 
 
 def _bodies(node: ir.Node) -> list[ir.Graph]:

@@ -39,6 +39,18 @@ MIXED: dict[str, tuple[Use, str]] = {
     "the first": (lambda y: y - y[:1], "Slice"),
     "divided by their number": (lambda y: y / y.shape[0], "Div"),
     "numbered": (lambda y: y + torch.arange(y.shape[0])[:, None, None], "Add"),
+    "numbered by a sum": (
+        lambda y: y + torch.ones(y.shape[0]).cumsum(0)[:, None, None], "Add",
+    ),
+    "numbered beside": (
+        lambda y: torch.cat(
+            [y, torch.arange(y.shape[0])[:, None, None].expand(-1, y.shape[1], 1).float()], -1
+        ),
+        "Concat",
+    ),
+    "picked from what differs": (
+        lambda y: y + torch.arange(64.0)[torch.arange(y.shape[0])][:, None, None], "Add",
+    ),
     "compared": (lambda y: (y[:, None] - y[None]).amax(1), "Sub"),
     "in another order": (
         lambda y: y.reshape(y.shape[1], y.shape[0], WIDTH).transpose(0, 1), "Reshape",
@@ -83,6 +95,9 @@ APART: dict[str, Use] = {
     "merged with heads": lambda y: y.reshape(*y.shape[:2], 2, 4).transpose(1, 2).flatten(0, 1)
     .tanh().reshape(-1, 2, y.shape[1], 4).transpose(1, 2).flatten(2),
     "joined and cut": lambda y: torch.cat([y, y * 2], -1)[..., 3:11],
+    "picked from as many numbers": lambda y: (
+        y + torch.zeros(y.shape[0])[torch.arange(y.shape[0])][:, None, None]
+    ),
     "beside as many numbers": lambda y: y * torch.full((y.shape[0], 1, 1), 2.0),
 }  # fmt: skip
 
