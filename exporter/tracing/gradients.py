@@ -32,7 +32,7 @@ from intaglio.exporter.sources.source import Source
 from intaglio.quiet import quiet, summary
 from intaglio.state import TIME
 
-from .conditions import of_zero_or_one
+from .conditions import Condition, of_zero_or_one
 
 
 class FixedTimeError(TraceError):
@@ -159,20 +159,22 @@ def _refuse_bounds(
     free: Mapping[str, Collection[int]],
 ) -> None:
     """Refuse a record that went one way at a branch on a size: nothing else would show it."""
+    names: dict[Any, str] = {}
     for name, value in inputs.items():
         for axis in free.get(name, ()):
             size: Any = value.shape[axis]
+            symbol = source.dynamic[name][axis]
             if isinstance(size, int) or environment.simplify(size.node.expr).is_number:
-                symbol = source.dynamic[name][axis]
                 raise (FixedTimeError if symbol == TIME else TraceError)(
                     f"The model takes gradients, and turns the {symbol} of {name!r} into a "
                     f"constant. {MEND}"
                 )
+            names[size.node.expr] = symbol
     for guard in environment.guards:
         if guard.expr.free_symbols and not of_zero_or_one(guard.expr):
             raise TraceError(
                 "The model takes gradients, and what it computes depends on a condition of its "
-                f"sizes, {guard.expr}. {MEND}"
+                f"sizes, {Condition(guard.expr, names)}. {MEND}"
             )
 
 
