@@ -1,30 +1,36 @@
-"""Train a tiny checkpoint: ``python -P -m intaglio.models NAME [--preset P] --out FILE``."""
+"""Train a tiny checkpoint: ``python -P -m intaglio.models NAME [--preset P] --out FILE``.
+
+``--from FILE`` names the checkpoint of another model, where the recipe begins from one.
+"""
 
 import argparse
 import time
+from pathlib import Path
 
 import torch
 
 from . import MODELS, find, save
-from .training import timed_report, train
+from .training import timed_report
 
 
 def main() -> None:
-    """Train, save, print the held-out loss."""
+    """Train, save, say what was reached."""
     parser = argparse.ArgumentParser(prog="intaglio.models", description=__doc__)
-    parser.add_argument("model", choices=[model.name for model in MODELS])
+    trained = {model.name: model.recipe for model in MODELS if model.recipe is not None}
+    parser.add_argument("model", choices=list(trained))
     parser.add_argument("--preset", default="tiny")
+    parser.add_argument("--from", dest="start", type=Path)
     parser.add_argument("--out", required=True)
     options = parser.parse_args()
-    model = find(options.model)
+    model, recipe = find(options.model), trained[options.model]
     config = model.presets[options.preset]
-    torch.manual_seed(model.recipe.seed)
+    torch.manual_seed(recipe.seed)
     module = model.build(config)
     count = sum(parameter.numel() for parameter in module.parameters())
     print(f"{model.name} {options.preset}: {count} parameters", flush=True)  # noqa: T201
-    loss = train(module, model.recipe, timed_report(time.monotonic()))
+    reached = recipe.train(module, timed_report(time.monotonic()), options.start)
     save(options.out, model.name, config, module)
-    print(f"held-out loss {loss:.4f} nats per byte, {options.out} written")  # noqa: T201
+    print(f"{reached}; {options.out} written")  # noqa: T201
 
 
 if __name__ == "__main__":

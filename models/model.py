@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from intaglio.errors import SourceError
 from intaglio.graphs import Graph
 
-from .training import Recipe
+from .training import Training
 
 FORMAT = "intaglio.checkpoint/1"
 
@@ -24,8 +24,10 @@ class Model:
 
     `config` is a frozen dataclass of plain values, `build` makes the module from it, `inputs`
     draws example inputs of (config, batch, time, generator), and `presets` holds configs by name,
-    each trained by `recipe` into a file of `models/checkpoints`.  `graphs` gives the graphs that
-    a bundle of it has, of a config, where there are several: one is called main.
+    each trained by `recipe` into a file of `models/checkpoints`.  `axes` names the dimensions of
+    each input as ``--axes`` does, as ``batchx3xheightxwidth``; without it every input is
+    [batch, time, ...].  `graphs` gives the graphs that a bundle of it has, of a config, where there
+    are several: one is called main.
     """
 
     name: str
@@ -34,8 +36,9 @@ class Model:
     build: Callable[[Any], nn.Module]
     inputs: Callable[[Any, int, int, torch.Generator], dict[str, Tensor]]
     presets: Mapping[str, Any]
-    recipe: Recipe
+    recipe: Training | None
     source: str
+    axes: Callable[[Any], Mapping[str, str]] | None = None
     graphs: Callable[[Any], Mapping[str, Graph]] | None = None
 
     def configure(self, values: Mapping[str, Any]) -> Any:

@@ -13,13 +13,33 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from intaglio.errors import SourceError
+
 HELD_OUT = ("bisect", "colorsys", "fnmatch", "graphlib", "heapq", "shlex", "stat", "textwrap")
 WINDOW = 256  # bytes that a validation sequence holds
+
+
+Report = Callable[[int, float], None]  # of a step, and the training loss there
+
+
+class Training(Protocol):
+    """How the tiny version of a model is trained, from random weights of `seed`."""
+
+    @property
+    def seed(self) -> int:
+        """What the weights are drawn from."""
+
+    def train(self, module: nn.Module, report: Report | None, start: Path | None) -> str:
+        """Train `module` in place; a sentence that says what it reached.
+
+        `start` is the checkpoint of another model that the training begins from.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +54,20 @@ class Recipe:
     weight_decay: float = 0.1
     seed: int = 0
 
+    def train(self, module: nn.Module, report: Report | None, start: Path | None) -> str:
+        """As `Training` says: a language model over bytes, from random weights.
 
-def train(
-    module: nn.Module, recipe: Recipe, report: Callable[[int, float], None] | None = None
-) -> float:
+        Raises:
+            SourceError: if there is a checkpoint to start from.
+        """
+        if start is not None:
+            raise SourceError(
+                f"This model is trained from random weights, not from {start}: leave out --from."
+            )
+        return f"held-out loss {train(module, self, report):.4f} nats per byte"
+
+
+def train(module: nn.Module, recipe: Recipe, report: Report | None = None) -> float:
     """Train `module` (input_ids [B, T] -> logits [B, T, 256]) in place; the held-out loss after.
 
     Args:
@@ -94,7 +124,7 @@ def held_out_digest() -> str:
     return hashlib.sha256(held_out_text().numpy().tobytes()).hexdigest()
 
 
-def timed_report(start: float) -> Callable[[int, float], None]:
+def timed_report(start: float) -> Report:
     """A report that prints step, loss and seconds since `start` (of `time.monotonic`)."""
 
     def report(step: int, loss: float) -> None:

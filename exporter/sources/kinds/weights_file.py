@@ -12,6 +12,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from intaglio.errors import SourceError
 from intaglio.exporter.options.config import read_config
+from intaglio.exporter.options.layout_text import read_layouts
 from intaglio.exporter.options.loading import Inputs, LoadOptions, names_code
 from intaglio.exporter.sources.axes import Sizes
 from intaglio.exporter.sources.checkpoint import Checkpoint, read_checkpoint
@@ -23,7 +24,6 @@ from intaglio.exporter.sources.own_states.find import Described, describe
 from intaglio.exporter.sources.reparametrized import settle
 from intaglio.exporter.sources.source import Source
 from intaglio.exporter.sources.state_dict import check_fit, load_weights, tied_names
-from intaglio.graphs import Graph
 from intaglio.models import find
 from intaglio.state import BATCH, TIME
 
@@ -58,7 +58,7 @@ def load(path: Path, options: LoadOptions) -> Source:
             f"--model {wanted}, or allow it with --allow-code."
         )
     values = read_config(options.config if options.config is not None else checkpoint.config)
-    given: Inputs | None = None
+    given: Inputs | Takes | None
     if names_code(wanted):
         taken = (
             "model",
@@ -77,15 +77,16 @@ def load(path: Path, options: LoadOptions) -> Source:
     else:
         said = f"the model {wanted!r}, whose inputs are known"
         options.take(said, "model", "config", "key", "import_from")
-        given = None
-        module, takes, graphs = _from_models(wanted, values, checkpoint)
-        options = replace(options, graphs=graphs)
+        module, given, said_by_model = _from_models(wanted, values, checkpoint)
+        options = replace(options, **said_by_model)
     notes = load_weights(module, checkpoint.tensors, checkpoint.path)
     module.eval().requires_grad_(requires_grad=False)
     notes += settle(module)
-    found = Described(takes=Takes.of(()) if names_code(wanted) else takes)
-    if names_code(wanted) and not options.graphs:
-        # Only now: what a state starts from may be a weight.
+    if isinstance(given, Takes):
+        found = Described(takes=given)
+    elif options.graphs:
+        found = Described(takes=Takes.of(()))
+    else:  # only now: what a state starts from may be a weight
         found = describe(module, given, options, f"The model of {wanted!r}")
     source = Source(
         path=checkpoint.path,
@@ -110,13 +111,17 @@ def load(path: Path, options: LoadOptions) -> Source:
             *_overrides(checkpoint, wanted, values),
         ),
     )
-    return with_methods(source, options, given) if options.graphs else source
+    examples = None if isinstance(given, Takes) else given
+    return with_methods(source, options, examples) if options.graphs else source
 
 
 def _from_models(
     name: str, config: Mapping[str, Any], checkpoint: Checkpoint
-) -> tuple[nn.Module, Takes, Mapping[str, Graph]]:
-    """A model of ours: the module, what it takes, and the graphs that it declares."""
+) -> tuple[nn.Module, Inputs | Takes, Mapping[str, Any]]:
+    """A model of ours: the module, what it takes, and what it says in the place of options.
+
+    Where it names the axes of its inputs, examples of them take the place of what it takes.
+    """
     model = find(name)
     values = model.configure(config)
     with _told(name), torch.device("meta"), _at_most(PARAMETERS + 2 * len(checkpoint.tensors)):
@@ -129,10 +134,13 @@ def _from_models(
         generator = torch.Generator().manual_seed(seed)
         return model.inputs(values, sizes[BATCH], sizes[TIME], generator)
 
-    dynamic = {name: {0: BATCH, 1: TIME} for name in sample(EXAMPLE, 0)}
     with _told(name):
-        graphs = {} if model.graphs is None else model.graphs(values)
-    return module, Takes(dynamic=dynamic, sample=sample), graphs
+        said: dict[str, Any] = {"graphs": {} if model.graphs is None else model.graphs(values)}
+        if model.axes is not None:
+            said["axes"] = read_layouts(model.axes(values))
+            return module, sample(EXAMPLE, 0), said
+        dynamic = {name: {0: BATCH, 1: TIME} for name in sample(EXAMPLE, 0)}
+    return module, Takes(dynamic=dynamic, sample=sample), said
 
 
 @contextlib.contextmanager

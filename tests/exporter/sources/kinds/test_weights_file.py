@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from intaglio.errors import SourceError
+from intaglio import models
+from intaglio.errors import OptionError, SourceError
+from intaglio.exporter.export import export
 from intaglio.exporter.sources.checkpoint import read_checkpoint
 from intaglio.exporter.sources.load import load_source
 from intaglio.exporter.sources.source import EXAMPLE_BATCH, EXAMPLE_TIME
 from intaglio.models import FORMAT, MODELS, Model, save
+from intaglio.runtime.bundle import Bundle
 
 CODE = """
 import torch
@@ -94,16 +98,103 @@ def test_every_container_and_config_gives_the_same_module(folder: Path) -> None:
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: str(model.name))
 def test_a_checkpoint_of_ours_needs_nothing_beside_it(folder: Path, model: Model) -> None:
     """Every model of ours is saved with its name and config, and comes back as it was."""
-    config = model.presets["tiny"]
+    config = next(iter(model.presets.values()))
     module = model.build(config).eval()
     save(folder / "model.pt", model.name, config, module)
 
     source = load_source("model.pt")
 
-    inputs = source.random_inputs(2, 5, 0)
-    assert torch.equal(logits(source.module, inputs), logits(module, inputs))
-    assert (source.model, source.format, source.notes) == (model.name, FORMAT, ())
-    assert all(axes == {0: "batch", 1: "time"} for axes in source.dynamic.values())
+    assert (source.model, source.format) == (model.name, FORMAT)
+    for name, weight in module.state_dict().items():
+        assert torch.equal(source.module.state_dict()[name], weight)
+    if model.axes is None and model.graphs is None:
+        inputs = source.random_inputs(2, 5, 0)
+        assert torch.equal(logits(source.module, inputs), logits(module, inputs))
+        assert all(axes == {0: "batch", 1: "time"} for axes in source.dynamic.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    width: int = 4
+    kinds: int = 5
+
+
+class Tinted(nn.Module):
+    """A signal along time, tinted by a label that holds for the whole of it."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        self.tint = nn.Embedding(sizes.kinds, sizes.width)
+        self.mix = nn.GRU(sizes.width, sizes.width, batch_first=True)
+
+    def forward(self, signal: Tensor, label: Tensor) -> Tensor:
+        y: Tensor = self.mix(signal + self.tint(label)[:, None])[0]
+        return y
+
+
+class Pooled(nn.Module):
+    """A picture of any size, as its mean."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, sizes.width, 3, padding=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        y: Tensor = self.conv(image).relu().mean((-2, -1))
+        return y
+
+
+def tinted(sizes: Sizes, batch: int, time: int, generator: torch.Generator) -> dict[str, Tensor]:
+    signal = torch.randn(batch, time, sizes.width, generator=generator)
+    return {"signal": signal, "label": torch.arange(batch) % sizes.kinds}
+
+
+def pooled(_: Sizes, batch: int, _time: int, generator: torch.Generator) -> dict[str, Tensor]:
+    return {"image": torch.randn(batch, 3, 8, 9, generator=generator)}
+
+
+TINTED = Model(
+    name="tinted",
+    summary="",
+    config=Sizes,
+    build=Tinted,
+    inputs=tinted,
+    axes=lambda sizes: {"signal": f"batch,time,{sizes.width}", "label": "batch"},
+    presets={},
+    recipe=None,
+    source="",
+)
+POOLED = replace(
+    TINTED,
+    name="pooled",
+    build=Pooled,
+    inputs=pooled,
+    axes=lambda _: {"image": "batchx3xheight=4..64xwidth=4..64"},
+)
+
+
+@pytest.mark.parametrize("model", [TINTED, POOLED], ids=lambda model: str(model.name))
+def test_a_model_of_ours_may_name_the_axes_of_its_inputs(
+    folder: Path, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One without time is a condition beside one with it, and without any all are taken whole."""
+    monkeypatch.setattr(models, "MODELS", (model,))
+    save(folder / "model.pt", model.name, Sizes(), model.build(Sizes()))
+
+    source = load_source("model.pt")
+    report = export(source, folder / "bundle", steps=8, check_passes=True)
+
+    assert report.parity is not None
+    assert report.parity.passed
+    graph = Bundle.open(folder / "bundle").manifest.graphs["main"]
+    if model is TINTED:
+        assert source.bounds == {"label": 5}
+        assert [each.name for each in graph.conditions] == ["label"]
+    else:
+        assert source.spans["height"].most == 64
+        assert graph.whole
+    with pytest.raises(OptionError, match="--axes says nothing about the model"):
+        load_source("model.pt", axes={"image": "batch"})
 
 
 def test_a_config_that_does_not_fit_a_model_of_ours_is_told(folder: Path) -> None:
