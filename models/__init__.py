@@ -9,10 +9,16 @@ from intaglio.errors import SourceError
 
 from .gated_deltanet import GATED_DELTANET
 from .gla import GLA
+from .graphgps import GRAPHGPS
 from .llama import LLAMA
 from .model import FORMAT, Model, save
 
-MODELS: tuple[Model, ...] = (GATED_DELTANET, GLA, LLAMA)
+MODELS: tuple[Model, ...] = (
+    GATED_DELTANET,
+    GLA,
+    GRAPHGPS,
+    LLAMA,
+)
 
 
 def find(name: str) -> Model:

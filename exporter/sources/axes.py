@@ -21,7 +21,10 @@ RANGE = re.compile(r"(?P<least>\d+)?\.\.(?P<most>\d+)?(?::(?P<step>\d+))?")
 
 @dataclass(frozen=True)
 class Span:
-    """Sizes of a free axis: from `least` to `most`, None for any, in steps from `least`."""
+    """Sizes of a free axis: from `least` to `most`, None for any, in steps from `least`.
+
+    An axis may be empty where that is said: its `least` is then 0.
+    """
 
     least: int = 1
     most: int | None = None
@@ -38,9 +41,9 @@ class Span:
         if found is None:
             raise OptionError(f"{where}: {text!r} is not LEAST..MOST:STEP, as 64..512:32.")
         step = int(found["step"] or 1)
-        least = int(found["least"] or step or 1)
+        least = int(found["least"] or step)
         most = None if found["most"] is None else int(found["most"])
-        if not step or not least or (most is not None and most < least):
+        if not step or (most is not None and most < max(least, 1)):
             raise OptionError(f"{where}: {text!r} holds no size; LEAST..MOST:STEP, as 64..512:32.")
         return cls(least, most, step)
 

@@ -23,6 +23,13 @@ def test_words_are_sizes_names_ranges_and_bounds() -> None:
     assert in_words("ids", ("batch", "max_length")) == "ids:batch,max_length"
 
 
+def test_an_axis_may_be_empty_where_that_is_said() -> None:
+    layouts = Layouts.of({"edges": (2, "edges=0.."), "image": ("width=..64:8",)})
+
+    assert layouts.spans == {"edges": Span(0), "width": Span(8, 64, 8)}
+    assert layouts.spans["edges"].holds(0)
+
+
 @pytest.mark.parametrize(
     ("axes", "words"),
     [
