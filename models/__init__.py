@@ -10,6 +10,7 @@ from intaglio.errors import SourceError
 from .gated_deltanet import GATED_DELTANET
 from .gla import GLA
 from .graphgps import GRAPHGPS
+from .lie_conv import LIE_CONV
 from .llama import LLAMA
 from .model import FORMAT, Model, save
 
@@ -17,6 +18,7 @@ MODELS: tuple[Model, ...] = (
     GATED_DELTANET,
     GLA,
     GRAPHGPS,
+    LIE_CONV,
     LLAMA,
 )
 
