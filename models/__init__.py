@@ -11,7 +11,9 @@ from .gated_deltanet import GATED_DELTANET
 from .gla import GLA
 from .graphgps import GRAPHGPS
 from .lie_conv import LIE_CONV
+from .liger import LIGER
 from .llama import LLAMA
+from .mmmamba import MMMAMBA
 from .model import FORMAT, Model, save
 
 MODELS: tuple[Model, ...] = (
@@ -19,7 +21,9 @@ MODELS: tuple[Model, ...] = (
     GLA,
     GRAPHGPS,
     LIE_CONV,
+    LIGER,
     LLAMA,
+    MMMAMBA,
 )
 
 

@@ -86,7 +86,10 @@ class LanguageModel(nn.Module):
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Logits [B, T, vocab] of the token after each of input_ids [B, T]."""
-        x = self.embed_tokens(input_ids)
+        return self.decode(self.embed_tokens(input_ids))
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Logits [B, T, vocab] of the embedded tokens x [B, T, hidden]."""
         for layer in self.layers:
             x = layer(x)
         logits: Tensor = self.lm_head(self.norm(x))

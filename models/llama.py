@@ -55,18 +55,34 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix x [B, T, hidden] along T."""
-        c = self.config
-        q = by_head(self.q_proj(x), c.num_heads).transpose(1, 2)
-        k = by_head(self.k_proj(x), c.num_kv_heads).transpose(1, 2)
-        v = by_head(self.v_proj(x), c.num_kv_heads).transpose(1, 2)
-        cos, sin = rotary(x.shape[1], c.head_size, c.rope_theta, x)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        mask = None if c.window is None else sliding_window(x.shape[1], c.window, x.device)
-        y = F.scaled_dot_product_attention(
-            q, k, v, mask, is_causal=mask is None, enable_gqa=c.num_heads != c.num_kv_heads
+        out: Tensor = self.o_proj(
+            attend(self.q_proj(x), self.k_proj(x), self.v_proj(x), self.config)
         )
-        out: Tensor = self.o_proj(y.transpose(1, 2).flatten(-2))
         return out
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, config: Config) -> Tensor:
+    """Causal softmax attention of rotated queries and keys.
+
+    Args:
+        query: [B, T, num_heads * head_size].
+        key: [B, T, num_kv_heads * head_size].
+        value: as `key`.
+        config: numbers of heads, base of the rotation, window.
+
+    Returns:
+        [B, T, num_heads * head_size].
+    """
+    time, heads, kv_heads = query.shape[1], config.num_heads, config.num_kv_heads
+    q = by_head(query, heads).transpose(1, 2)
+    k, v = (by_head(x, kv_heads).transpose(1, 2) for x in (key, value))
+    cos, sin = rotary(time, config.head_size, config.rope_theta, q)
+    q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    mask = None if config.window is None else sliding_window(time, config.window, q.device)
+    y = F.scaled_dot_product_attention(
+        q, k, v, mask, is_causal=mask is None, enable_gqa=heads != kv_heads
+    )
+    return y.transpose(1, 2).flatten(-2)
 
 
 def rotary(time: int, size: int, theta: float, like: Tensor) -> tuple[Tensor, Tensor]:
