@@ -124,6 +124,8 @@ def _write(writer: BundleWriter, source: Source, compiled: Compiled, how: Recipe
     with writer.told():
         (writer.path / RECIPE).write_text(how.to_toml(), encoding="utf-8")
         opened = save_graphs(writer.path, _by_file(compiled, how))
+        if source.adapters is not None:
+            source.adapters.save(writer.path)
     text = {} if source.text is None else source.text.save(writer.path)
     return writer.write_manifest(describe(source, compiled, how, opened, text))
 

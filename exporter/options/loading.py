@@ -54,6 +54,8 @@ class SourceOptions:
     states: States = field(default_factory=dict)
     condition: Sequence[str] = ()
     whole: bool | None = None
+    adapter: Mapping[str, str] = field(default_factory=dict)
+    adapters: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "axes", read_layouts(self.axes))
@@ -134,6 +136,16 @@ class LoadKeywords(TypedDict, total=False):
         bool | None,
         "whether each call takes whole inputs, and nothing is carried between calls, as with "
         "pictures and encoders; where it is not said, the model is asked.",
+    ]
+    adapter: Annotated[
+        Mapping[str, str] | None,
+        "adapters by name: files of ``intaglio adapter``, or directories of PEFT with a LoRA.",
+    ]
+    adapters: Annotated[
+        str | None,
+        "what becomes of them: ``fused``, added to the weights; ``switched``, a condition that a "
+        "session is given; ``parallel``, all held, and each row has the number of its own.  Fused "
+        "where it is not said.",
     ]
     import_from: Annotated[
         Sequence[str | Path] | None,

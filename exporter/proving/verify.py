@@ -361,6 +361,8 @@ def as_named(options: LoadOptions, manifest: Manifest) -> LoadOptions:
         options,
         graphs=options.graphs or manifest.recipe.get("graphs", {}),
         states=options.states or manifest.recipe.get("states", {}),
+        adapter=options.adapter or manifest.recipe.get("adapter", {}),
+        adapters=options.adapters or manifest.recipe.get("adapters"),
     )
     if options.model is not None or options.config is not None:
         return options

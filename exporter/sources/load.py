@@ -11,6 +11,7 @@ from torch.export import ExportedProgram
 from intaglio.exporter.options.loading import LoadKeywords, LoadOptions
 from intaglio.keywords import spelled_out
 
+from .adapted import with_adapters
 from .kinds import (
     exported_program as program,
 )
@@ -66,4 +67,5 @@ def load(source: Unloaded | Source, options: LoadOptions) -> Source:
     else:
         fitting = (load for fits, load in KINDS if fits(Path(source)))
         loaded = next(fitting, weights.load)(Path(source), options)
+    loaded = with_adapters(loaded, options)
     return loaded if options.whole is None else replace(loaded, whole=options.whole)

@@ -15,6 +15,7 @@ from intaglio.passes.base import OwnState
 from intaglio.state import BATCH, TIME
 
 from .axes import Below, Sizes, Span
+from .bundled import Bundled
 from .guess_axes import EXAMPLE
 from .input_spec import Sampler
 from .text import Text
@@ -36,10 +37,10 @@ class Source:
     without states; `loosened` that its file fixes sizes which running it showed to be free.
     `states` are those that the model takes and gives back itself, as a cell does;
     it computes one step then.  `defaults` holds the value of each input that may be left out,
-    `text` the tokenizer that belongs to the model.  `others` are the further graphs of the bundle
-    by name, the same module with another method as its body; `beside` are the names of inputs
-    that other graphs than this one take, which the user's data may hold as well; None where there
-    is one graph.
+    `text` the tokenizer that belongs to the model, `adapters` those that a bundle carries along.
+    `others` are the further graphs of the bundle by name, the same module with another method as
+    its body; `beside` are the names of inputs that other graphs than this one take, which the
+    user's data may hold as well; None where there is one graph.
     `pace` is how many entries along time make one token: sizes of time count tokens.
     """
 
@@ -62,6 +63,7 @@ class Source:
     states: tuple[OwnState, ...] = ()
     defaults: dict[str, float] = field(default_factory=dict)
     text: Text | None = None
+    adapters: Bundled | None = None
     others: Mapping[str, "Source"] = field(default_factory=dict)
     beside: frozenset[str] | None = None
     pace: int = 1

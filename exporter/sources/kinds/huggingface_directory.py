@@ -21,6 +21,8 @@ from intaglio.exporter.sources.source import Source
 from intaglio.exporter.sources.state_dict import tied_names
 from intaglio.state import BATCH, TIME
 
+ADAPTERS = ("adapter", "adapters")
+
 fits = is_directory
 
 
@@ -34,7 +36,7 @@ def load(path: Path, options: LoadOptions) -> Source:
         MissingExtraError: if the library is not installed.
     """
     said = f"{path}, whose config.json says how it is built"
-    options.take(said, "axes", "condition")
+    options.take(said, "axes", "condition", *ADAPTERS)
     directory = read_directory(path)
     if importlib.util.find_spec("transformers") is None:
         raise MissingExtraError(f"The Hugging Face directory {path}", "hf")
@@ -49,7 +51,7 @@ def load(path: Path, options: LoadOptions) -> Source:
     else:
         tokens = inputs.vocabulary(module, directory.config)
         if tokens is None or not inputs.takes_tokens_alone(module, tokens):
-            options.take(said, "axes")
+            options.take(said, "axes", *ADAPTERS)
             return _of_features(directory, module, tokens, options, notes)
         named = list(options.condition)
         if named:
@@ -57,7 +59,7 @@ def load(path: Path, options: LoadOptions) -> Source:
         else:
             taken = inputs.taken(module, tokens, directory.config)
             notes = (*notes, *pictures.left_out(module))
-    options.take(said, *(["condition"] if features.PIXELS in taken.shapes else []))
+    options.take(said, *ADAPTERS, *(["condition"] if features.PIXELS in taken.shapes else []))
     plain_forward(module, list(taken.shapes))
     text, said_of_text = read_text(directory, taken.tokens, allow_code=options.allow_code)
     return Source(

@@ -33,7 +33,8 @@ def in_memory(module: nn.Module, options: LoadOptions) -> Source:
         SourceError: if its inputs are not known, or a weight is not finite.
     """
     options.take(
-        "a module that holds its weights", "inputs", "axes", "condition", "graphs", "states"
+        "a module that holds its weights",
+        *("inputs", "axes", "condition", "graphs", "states", "adapter", "adapters"),
     )
     name = type(_unwrapped(module)).__name__
     return _source(
@@ -52,7 +53,7 @@ def unpickled(checkpoint: Checkpoint, module: nn.Module, options: LoadOptions) -
         SourceError: if it is a TorchScript module, its inputs are not known, or a weight is not
             finite.
     """
-    taken = ("key", "import_from", "inputs", "axes", "graphs", "states")
+    taken = ("key", "import_from", "inputs", "axes", "graphs", "states", "adapter", "adapters")
     options.take("a module that holds its weights", *taken)
     return _source(
         module, checkpoint.path, options, format=checkpoint.format, sha256=checkpoint.sha256

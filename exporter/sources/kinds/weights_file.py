@@ -70,13 +70,15 @@ def load(path: Path, options: LoadOptions) -> Source:
             "condition",
             "graphs",
             "states",
+            "adapter",
+            "adapters",
         )
         options.take(f"the model of the factory {wanted!r}", *taken)
         module, given = build_from_factory(wanted, values, [Path(p) for p in options.import_from])
         given = given if options.inputs is None else options.inputs
     else:
         said = f"the model {wanted!r}, whose inputs are known"
-        options.take(said, "model", "config", "key", "import_from")
+        options.take(said, "model", "config", "key", "import_from", "adapter", "adapters")
         module, given, said_by_model = _from_models(wanted, values, checkpoint)
         options = replace(options, **said_by_model)
     notes = load_weights(module, checkpoint.tensors, checkpoint.path)

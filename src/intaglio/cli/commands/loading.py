@@ -3,7 +3,9 @@
 An option stands here under the name that `exporter/options/loading.py` gives it.
 """
 
+import re
 from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypedDict
 
@@ -11,6 +13,17 @@ import typer
 
 if TYPE_CHECKING:
     from intaglio.exporter.options.loading import LoadKeywords
+
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+class Adapters(StrEnum):
+    """What becomes of the adapters of a source."""
+
+    FUSED = "fused"
+    SWITCHED = "switched"
+    PARALLEL = "parallel"
 
 
 class LoadFlags(TypedDict):
@@ -59,6 +72,16 @@ class LoadFlags(TypedDict):
         list[str] | None,
         typer.Option(metavar="NAME", help="An input given once for a sequence; repeatable."),
     ]
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FILE", help="An adapter: .npz, or PEFT's folder; repeatable."),
+    ]
+    adapters: Annotated[
+        Adapters | None,
+        typer.Option(
+            help="Adapters added to the weights, given to a session, or one for each row; fused."
+        ),
+    ]
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Run code that the source or --pass FILE.py names.")
     ]
@@ -74,11 +97,30 @@ def loading(flags: LoadFlags, graphs: Mapping[str, str] | None = None) -> "LoadK
         typer.BadParameter: if one is malformed.
     """
     named = {name: value for name, value in flags.items() if name != "states"}
+    way = flags["adapters"]
     return {
         **named,  # type: ignore[typeddict-item]
         "graphs": graphs,
         "states": own_states(flags["states"]),
+        "adapter": named_files(flags["adapter"]),
+        "adapters": None if way is None else way.value,
     }
+
+
+def named_files(texts: list[str] | None) -> dict[str, str] | None:
+    """Read the values of ``--adapter``.
+
+    Raises:
+        typer.BadParameter: if one is not ``NAME=FILE`` with a name for a file, or one comes twice.
+    """
+    found: dict[str, str] = {}
+    for text in texts or []:
+        name, _, path = text.partition("=")
+        if not path or not NAME.fullmatch(name) or name in found:
+            why = "comes twice" if name in found else "is not NAME=FILE, as french=french.npz"
+            raise typer.BadParameter(f"{text!r} {why}", param_hint="--adapter")
+        found[name] = path
+    return found or None
 
 
 def own_states(texts: list[str] | None) -> dict[str, str] | None:

@@ -30,6 +30,10 @@ def run_(
             metavar="NAME=FILE.npz|VALUE", help="What holds for the whole sequence; repeatable."
         ),
     ] = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|FILE.npz", help="An adapter to switch to; else the base."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE.npz", help="Keep the outputs.")
     ] = None,
@@ -62,12 +66,15 @@ def run_(
     from intaglio.cli import stream
     from intaglio.cli.condition_values import read_conditions
     from intaglio.runtime import Session
+    from intaglio.runtime.adapters import chosen, is_of_adapter
     from intaglio.runtime.arrays import read_npz
 
     require_consent(bundle, graph, target, allowed=allow_code)
     session = Session.load(bundle, target, graph=graph)
+    adapted = chosen(session.graph, adapter)
     if session.entry.conditions or condition:
-        session.condition(read_conditions(condition or [], session.entry.conditions))
+        others = [spec for spec in session.entry.conditions if not is_of_adapter(spec)]
+        session.condition({**adapted, **read_conditions(condition or [], others)})
     if inputs is not None:
         outputs, latency = stream.step_arrays(session, read_npz(inputs), steps)
         if out is not None:

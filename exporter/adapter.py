@@ -1,0 +1,59 @@
+"""From a base and what was tuned of it to an adapter: `intaglio adapter`."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Unpack
+
+from intaglio.errors import SourceError
+from intaglio.exporter.options.loading import LoadKeywords, LoadOptions
+from intaglio.exporter.sources.adapted import read_adapter
+from intaglio.exporter.sources.differences import adapter_of, parameters
+from intaglio.exporter.sources.load import load
+from intaglio.exporter.sources.peft import is_peft
+from intaglio.exporter.sources.source import Source
+from intaglio.runtime.adapters import Adapter
+from intaglio.runtime.arrays import Array
+
+
+def make_adapter(
+    base: str | Path, tuned: str | Path, **options: Unpack[LoadKeywords]
+) -> tuple[Adapter, tuple[str, ...]]:
+    """The adapter that makes the model `tuned` of `base`, and notes on how it was found.
+
+    Args:
+        base: the model before it was tuned, of any kind that `load_source` takes.
+        tuned: the same model after it, or a directory of PEFT with a LoRA.
+        **options: how both are loaded.
+
+    Raises:
+        SourceError: if they do not fit together, or differ in what no adapter holds.
+        OptionError: if an option says nothing about them.
+    """
+    loading = LoadOptions.of(options)
+    before = load(Path(base), loading)
+    if is_peft(Path(tuned)):
+        return replace(read_adapter(tuned, before.module), base=before.sha256), ()
+    after = load(Path(tuned), loading)
+    weights = parameters(after)
+    require_alike(before, weights, after)
+    return adapter_of(before, weights), ()
+
+
+def require_alike(first: Source, weights: dict[str, Array], second: Source) -> None:
+    """Hold the weights of a second model to the names and shapes of the first.
+
+    Raises:
+        SourceError: if they differ; the first difference is named.
+    """
+    own = parameters(first)
+    for name, weight in own.items():
+        if name not in weights:
+            raise SourceError(f"{second.name} lacks {name}, which {first.name} has.")
+        if weights[name].shape != weight.shape:
+            raise SourceError(
+                f"{name} is {list(weight.shape)} in {first.name} and "
+                f"{list(weights[name].shape)} in {second.name}: they are not of one model."
+            )
+    extra = next((name for name in weights if name not in own), None)
+    if extra is not None:
+        raise SourceError(f"{second.name} has {extra}, which {first.name} lacks.")
