@@ -96,7 +96,21 @@ def standard(
     With `last`, heads on the last token stay there.
     """
     return [
-        # tidy what tracing leaves
+        *tidy(),
+        # what the user asked for
+        *extra,
+        # carry the past in states
+        FoldRepeatedHeads(),
+        Statefulize(kv=kv, last=last),
+        # compute once what holds for a whole sequence
+        Hoist(),
+        *after_hoist(),
+    ]
+
+
+def tidy() -> list[Pass]:
+    """What tracing leaves, in plain forms: what the user's passes see."""
+    return [
         RemoveDead(),
         SplitSequences(),
         FoldSizes(),
@@ -114,14 +128,6 @@ def standard(
         FuseTokenShift(),
         PeelFirstToken(),
         RecogniseRecurrences(),
-        # what the user asked for
-        *extra,
-        # carry the past in states
-        FoldRepeatedHeads(),
-        Statefulize(kv=kv, last=last),
-        # compute once what holds for a whole sequence
-        Hoist(),
-        *after_hoist(),
     ]
 
 

@@ -138,3 +138,16 @@ def test_an_engine_runs_with_consent_alone(bundle: Path, tmp_path: Path) -> None
     allowed = CliRunner().invoke(app, ["run", str(tmp_path), "--prompt", "1", "--allow-code"])
     assert allowed.exit_code == 1
     assert "--allow-code" not in allowed.stderr
+
+
+def test_channels_that_belong_together_are_told(bundle: Path) -> None:
+    shown = invoke(bundle, "--couplings")
+    found = json.loads(invoke(bundle, "--couplings", "--json").stdout)["couplings"]
+    (hidden,) = (group for group in found if group["name"] == "layers.0.mlp")
+
+    assert f"{len(found)} groups of channels" in shown.stdout
+    assert [(each["name"], each["axis"]) for each in hidden["members"]] == [
+        ("layers.0.mlp.gate_proj.weight", 0),
+        ("layers.0.mlp.up_proj.weight", 0),
+        ("layers.0.mlp.down_proj.weight", 1),
+    ]

@@ -114,6 +114,22 @@ def show_states(console: Console, entry: GraphEntry, contexts: Sequence[int], ba
     )
 
 
+def show_couplings(console: Console, graph: BundleGraph) -> list[dict[str, Any]]:
+    """Print the groups of channels that may be put in any order; the same as JSON values."""
+    from intaglio.exporter.coupled import couplings_of_bundle
+
+    found = couplings_of_bundle(graph)
+    console.text(f"\ncouplings  {len(found)} groups of channels that may be put in any order")
+    most = None if console.flags.verbose else 3
+    rows = []
+    for group in found:
+        along = [f"{member.name}:{member.axis}" for member in group.members]
+        more = [] if most is None or len(along) <= most else [f"and {len(along) - most} more"]
+        rows.append([group.name, f"{group.size}", f"{group.block}", ", ".join(along[:most] + more)])
+    console.table(rows, ["group", "size", "block", "axes of weights"])
+    return [group.to_json() for group in found]
+
+
 def show_code(console: Console, bundle: Bundle) -> None:
     """Print the files that hold code: whoever made the bundle wrote it."""
     code = code_files(bundle)

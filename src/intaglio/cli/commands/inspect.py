@@ -27,6 +27,9 @@ def inspect_(
         typer.Option("--context", metavar="N,...", help="Tell the states' bytes after N tokens."),
     ] = "",
     batch: Annotated[int, typer.Option(min=1, metavar="N", help="Rows, for --context.")] = 1,
+    couplings: Annotated[
+        bool, typer.Option("--couplings", help="Tell which channels of weights belong together.")
+    ] = False,
 ) -> int:
     """Show what a bundle holds: inputs, states, weights, passes, parity, files."""
     from intaglio.cli import inside, summary
@@ -48,6 +51,8 @@ def inspect_(
         if len(names) > 1:
             console.text(f"\ngraph    {name}")
         looks[name] = inside.look(console, opened.graph(name), tokens, batch)
+        if couplings:
+            looks[name]["couplings"] = inside.show_couplings(console, opened.graph(name))
     inside.show_code(console, opened)
     console.result(
         {
