@@ -10,6 +10,7 @@ from intaglio.errors import SourceError
 from .gated_deltanet import GATED_DELTANET
 from .gla import GLA
 from .graphgps import GRAPHGPS
+from .layout import Layout
 from .lie_conv import LIE_CONV
 from .liger import LIGER
 from .llama import LLAMA
@@ -44,4 +45,4 @@ def find(name: str) -> Model:
     )
 
 
-__all__ = ["FORMAT", "MODELS", "Model", "find", "save"]
+__all__ = ["FORMAT", "MODELS", "Layout", "Model", "find", "save"]

@@ -1,11 +1,10 @@
 """What a model is: a system of the literature as an ordinary module, its configs and its recipe."""
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,8 @@ from torch import Tensor, nn
 from intaglio.errors import SourceError
 from intaglio.graphs import Graph
 
+from ._values import fits, words
+from .layout import Layout
 from .training import Training
 
 FORMAT = "intaglio.checkpoint/1"
@@ -27,7 +28,7 @@ class Model:
     each trained by `recipe` into a file of `models/checkpoints`.  `axes` names the dimensions of
     each input as ``--axes`` does, as ``batchx3xheightxwidth``; without it every input is
     [batch, time, ...].  `graphs` gives the graphs that a bundle of it has, of a config, where there
-    are several: one is called main.
+    are several: one is called main.  `layouts` say how checkpoints of other code are read.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Model:
     source: str
     axes: Callable[[Any], Mapping[str, str]] | None = None
     graphs: Callable[[Any], Mapping[str, Graph]] | None = None
+    layouts: tuple[Layout, ...] = ()
 
     def configure(self, values: Mapping[str, Any]) -> Any:
         """The config of these values.
@@ -72,33 +74,13 @@ class Model:
             )
         hints = get_type_hints(self.config)
         for name, value in values.items():
-            if not _fits(value, hints[name]):
+            if not fits(value, hints[name]):
                 raise SourceError(
                     f"The config of the model {self.name!r} has {name} = {value!r}; it should be "
-                    f"{_words(hints[name])}."
+                    f"{words(hints[name])}."
                 )
-        return self.config(**values)
-
-
-def _fits(value: object, kind: Any) -> bool:
-    """Whether a config's field of this annotation takes `value`; integers are sizes and counts."""
-    if alternatives := get_args(kind):
-        return any(_fits(value, alternative) for alternative in alternatives)
-    if isinstance(value, bool):
-        return kind is bool
-    if kind is int:
-        return isinstance(value, int) and value >= 1
-    if kind is float:
-        return isinstance(value, int | float) and -math.inf < value < math.inf
-    return isinstance(value, kind)
-
-
-def _words(kind: Any) -> str:
-    names = {int: "an integer of at least 1", float: "a number", bool: "true or false"}
-    return " or ".join(
-        "null" if part is type(None) else names.get(part, f"of type {part.__name__}")
-        for part in get_args(kind) or (kind,)
-    )
+        plain = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
+        return self.config(**plain)
 
 
 def token_ids(config: Any, batch: int, time: int, generator: torch.Generator) -> dict[str, Tensor]:

@@ -48,6 +48,7 @@ REGISTRIES = [
 HELPERS = {
     "ahead",
     "compile",
+    "layout",
     "low_bit_pass",
     "low_bit_planes",
     "model",

@@ -376,6 +376,9 @@ def named_by(manifest: Manifest) -> tuple[str | None, Mapping[str, Any] | None]:
     Only a model of intaglio's own: to build another would run code of the bundle's choice.
     """
     model, kind = manifest.source.get("model"), manifest.source["format"]
-    if not model or names_code(model) or kind == FORMAT or kind.startswith(HUGGINGFACE):
+    if kind.startswith(HUGGINGFACE):  # its config.json says all but which of two layouts it is in
+        named = manifest.recipe.get("model")
+        return (None if names_code(named) else named), None
+    if not model or names_code(model) or kind == FORMAT:
         return None, None
     return model, manifest.source.get("config")

@@ -248,7 +248,7 @@ def _check_tensors(found: Mapping[str, Any], expected: Mapping[str, Any], path: 
             continue
         if not isinstance(tensor, Tensor):
             raise SourceError(f"{path}: {name!r} is not a tensor but {type(tensor).__name__}.")
-        if kind := _unreadable(tensor):
+        if kind := unreadable(tensor):
             raise SourceError(f"{path}: {name!r} is {kind}, which is not read. Save it dense.")
         if tensor.is_floating_point() != value.is_floating_point():
             raise SourceError(f"{path}: {name!r} is {tensor.dtype}, in the model {value.dtype}.")
@@ -274,7 +274,7 @@ def check_shapes(wrong: Sequence[tuple[str, Sequence[int], Sequence[int]]], path
     raise SourceError("\n".join([head, *lines, *more, "Check the config."]))
 
 
-def _unreadable(tensor: Tensor) -> str:
+def unreadable(tensor: Tensor) -> str:
     """In a word, what a tensor is that cannot be copied into a parameter; empty if it can."""
     if tensor.is_meta:
         return "without data (on the device 'meta')"

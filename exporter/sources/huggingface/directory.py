@@ -56,6 +56,14 @@ class Directory:
         """What kind of files the weights lie in."""
         return FORMAT + self.weights[0].suffix.removeprefix(".")
 
+    def names(self) -> list[str]:
+        """Names of the tensors, of files of safetensors without reading those.
+
+        Raises:
+            SourceError: as `tensors` does.
+        """
+        return [name for path in self.weights for name in _names(path)]
+
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by its name in the files; those of safetensors are mapped, not copied.
 
@@ -148,9 +156,21 @@ def _read(path: Path) -> Iterator[tuple[str, object]]:
             for name in file.keys():  # noqa: SIM118  it is no mapping
                 yield name, file.get_tensor(name)
     except (safetensors.SafetensorError, OSError) as error:
-        raise SourceError(
-            f"{path} is not a whole safetensors file ({error}). Copy it again."
-        ) from error
+        raise _damaged(path, error) from error
+
+
+def _names(path: Path) -> list[str]:
+    if path.suffix != ".safetensors":
+        return [name for name, _ in _read(path)]
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return list(file.keys())
+    except (safetensors.SafetensorError, OSError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> SourceError:
+    return SourceError(f"{path} is not a whole safetensors file ({error}). Copy it again.")
 
 
 def stored_bytes(tensors: Mapping[str, Tensor]) -> dict[str, int]:

@@ -4,6 +4,7 @@
 vocabulary and merges, or a model of sentencepiece, which the library converts.
 """
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,10 @@ def _tokenizer(path: Path, *, allow_code: bool) -> tuple[Tokenizer | None, tuple
     older = next((name for name in OLDER if (path / name).is_file()), None)
     if older is None:
         return None, ()
+    if find_spec("transformers") is None:
+        return None, (
+            f"Converting the tokenizer ({older}) needs transformers. The bundle has none.",
+        )
     import transformers
 
     try:

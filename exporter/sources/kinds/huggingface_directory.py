@@ -1,14 +1,17 @@
-"""Hugging Face directories: the library's own module, traced as it is."""
+"""Hugging Face directories: the library's own module, traced as it is, or a model of ours."""
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from intaglio.errors import MissingExtraError
-from intaglio.exporter.options.loading import LoadOptions
+from intaglio import models
+from intaglio.errors import MissingExtraError, SourceError
+from intaglio.exporter.options.loading import LoadOptions, names_code
 from intaglio.exporter.sources.axes import Layouts
+from intaglio.exporter.sources.checkpoint import Checkpoint
 from intaglio.exporter.sources.examples import name_axes
 from intaglio.exporter.sources.guess_axes import example_sizes
 from intaglio.exporter.sources.huggingface.directory import (
@@ -17,9 +20,12 @@ from intaglio.exporter.sources.huggingface.directory import (
     read_directory,
 )
 from intaglio.exporter.sources.input_spec import InputSpec, Takes
+from intaglio.exporter.sources.layouts import Fitting, LazyNames, find_layout
 from intaglio.exporter.sources.source import Source
 from intaglio.exporter.sources.state_dict import tied_names
 from intaglio.state import BATCH, TIME
+
+from .weights_file import of_checkpoint
 
 ADAPTERS = ("adapter", "adapters")
 
@@ -30,14 +36,17 @@ def load(path: Path, options: LoadOptions) -> Source:
     """Load the module that the directory at `path` describes, with its weights.
 
     Raises:
-        SourceError: if the directory is incomplete, the library does not know its model, the
+        SourceError: if the directory is incomplete, no model here and none of the library fits, the
             weights do not fit it, or what it takes is not known.
         OptionError: if an option says what the directory says itself.
         MissingExtraError: if the library is not installed.
     """
     said = f"{path}, whose config.json says how it is built"
-    options.take(said, "axes", "condition", *ADAPTERS)
     directory = read_directory(path)
+    if (fitting := _layout(directory, options)) is not None:
+        options.take(said, "model", *ADAPTERS)
+        return _in_layout(directory, fitting, options)
+    options.take(said, "axes", "condition", *ADAPTERS)
     if importlib.util.find_spec("transformers") is None:
         raise MissingExtraError(f"The Hugging Face directory {path}", "hf")
     from intaglio.exporter.sources.huggingface import encoder_decoder, features, inputs, pictures
@@ -79,6 +88,44 @@ def load(path: Path, options: LoadOptions) -> Source:
         defaults=taken.defaults,
         text=text,
     )
+
+
+def _layout(directory: Directory, options: LoadOptions) -> Fitting | None:
+    """The layout of a model of ours that the directory is in."""
+    named = options.model
+    if named is not None and (names_code(named) or named not in {m.name for m in models.MODELS}):
+        return None
+    model = None if named is None else models.find(named)
+    names = LazyNames(directory.names)
+    fitting = find_layout(directory.config, names, directory.path, model)
+    if model is not None and model.layouts and fitting is None:
+        known = ", ".join(layout.name for layout in model.layouts)
+        raise SourceError(
+            f"{directory.path} is in no layout of the model {named!r} (it has: {known}). Leave "
+            "--model out to have it built as its config.json says."
+        )
+    return fitting
+
+
+def _in_layout(directory: Directory, fitting: Fitting, options: LoadOptions) -> Source:
+    """A model of ours, with the tokenizer of the directory if it takes tokens."""
+    from intaglio.exporter.sources.huggingface.tokenizer import read_text
+
+    path = directory.path.resolve()
+    checkpoint = Checkpoint(
+        path=path,
+        format=directory.format,
+        sha256=directory.sha256,
+        tensors=directory.tensors(),
+        model=fitting.model.name,
+        config=directory.config,
+    )
+    source = of_checkpoint(checkpoint, options)
+    tokens = directory.config.get("vocab_size")
+    if not isinstance(tokens, int):
+        return source
+    text, notes = read_text(directory, tokens, allow_code=False)
+    return replace(source, path=directory.path, text=text, notes=(*source.notes, *notes))
 
 
 def _of_features(

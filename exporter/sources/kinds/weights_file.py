@@ -1,35 +1,27 @@
 """Files of weights: `torch.save` and safetensors, with the model that the weights belong to."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
-
 from intaglio.errors import SourceError
 from intaglio.exporter.options.config import read_config
-from intaglio.exporter.options.layout_text import read_layouts
 from intaglio.exporter.options.loading import Inputs, LoadOptions, names_code
-from intaglio.exporter.sources.axes import Sizes
 from intaglio.exporter.sources.checkpoint import Checkpoint, read_checkpoint
 from intaglio.exporter.sources.factory import build_from_factory, importable_from
-from intaglio.exporter.sources.guess_axes import EXAMPLE
 from intaglio.exporter.sources.input_spec import Takes
+from intaglio.exporter.sources.known_model import build, outline
+from intaglio.exporter.sources.layouts import Fitting, find_layout, is_ours, read_layout
 from intaglio.exporter.sources.methods import with_methods
 from intaglio.exporter.sources.own_states.find import Described, describe
 from intaglio.exporter.sources.reparametrized import settle
 from intaglio.exporter.sources.source import Source
 from intaglio.exporter.sources.state_dict import check_fit, load_weights, tied_names
-from intaglio.models import find
-from intaglio.state import BATCH, TIME
+from intaglio.models import FORMAT, find
 
 from . import module as modules
-
-PARAMETERS = 1000  # that a model may have beyond twice the entries of its file
 
 
 def load(path: Path, options: LoadOptions) -> Source:
@@ -46,18 +38,33 @@ def load(path: Path, options: LoadOptions) -> Source:
         checkpoint = read_checkpoint(path, key=options.key, allow_pickle=options.allow_pickle)
     if checkpoint.module is not None:
         return modules.unpickled(checkpoint, checkpoint.module, options)
+    return of_checkpoint(checkpoint, options)
+
+
+def of_checkpoint(checkpoint: Checkpoint, options: LoadOptions) -> Source:
+    """The weights of `checkpoint` in their model, which it names, the options, or a layout.
+
+    Raises:
+        SourceError: if the model or the config cannot be read, or do not fit the weights.
+    """
+    path = checkpoint.path
+    values = read_config(options.config if options.config is not None else checkpoint.config)
+    fitting = _layout(checkpoint, options.model or checkpoint.model, values)
     wanted = options.model or checkpoint.model
+    if fitting is not None:
+        wanted = fitting.model.name
     if wanted is None:
         raise SourceError(
-            f"{path} holds weights and does not say which model they belong to. Say it: --model "
-            "NAME (see intaglio list models) or --model package.module:factory, with --config FILE."
+            f"{path} holds weights and does not say which model they belong to, and no layout that "
+            "is known fits their names. Say it: --model NAME (see intaglio list models) or --model "
+            "package.module:factory, with --config FILE."
         )
     if not options.model and names_code(wanted) and not options.allow_code:
         raise SourceError(
             f"{path} asks to be built by the code {wanted!r}. Where that is trusted, name it with "
             f"--model {wanted}, or allow it with --allow-code."
         )
-    values = read_config(options.config if options.config is not None else checkpoint.config)
+    tensors = checkpoint.tensors
     given: Inputs | Takes | None
     if names_code(wanted):
         taken = (
@@ -79,9 +86,15 @@ def load(path: Path, options: LoadOptions) -> Source:
     else:
         said = f"the model {wanted!r}, whose inputs are known"
         options.take(said, "model", "config", "key", "import_from", "adapter", "adapters")
-        module, given, said_by_model = _from_models(wanted, values, checkpoint)
+        model = find(wanted)
+        if fitting is None:
+            config = model.configure(values)
+            check_fit(outline(model, config, len(tensors)), tensors, path)
+        else:
+            config, tensors = read_layout(fitting, values, tensors, path)
+        module, given, said_by_model = build(model, config)
         options = replace(options, **said_by_model)
-    notes = load_weights(module, checkpoint.tensors, checkpoint.path)
+    notes = load_weights(module, tensors, checkpoint.path)
     module.eval().requires_grad_(requires_grad=False)
     notes += settle(module)
     if isinstance(given, Takes):
@@ -108,6 +121,7 @@ def load(path: Path, options: LoadOptions) -> Source:
         defaults=dict(found.defaults),
         notes=(
             *checkpoint.notes,
+            *([] if fitting is None else [f"{checkpoint.path.name} is read in {fitting}."]),
             *notes,
             *found.notes,
             *_overrides(checkpoint, wanted, values),
@@ -117,67 +131,19 @@ def load(path: Path, options: LoadOptions) -> Source:
     return with_methods(source, options, examples) if options.graphs else source
 
 
-def _from_models(
-    name: str, config: Mapping[str, Any], checkpoint: Checkpoint
-) -> tuple[nn.Module, Inputs | Takes, Mapping[str, Any]]:
-    """A model of ours: the module, what it takes, and what it says in the place of options.
-
-    Where it names the axes of its inputs, examples of them take the place of what it takes.
-    """
-    model = find(name)
-    values = model.configure(config)
-    with _told(name), torch.device("meta"), _at_most(PARAMETERS + 2 * len(checkpoint.tensors)):
-        outline = model.build(values)  # takes no memory, however large the config says
-    check_fit(outline, checkpoint.tensors, checkpoint.path)
-    with _told(name):
-        module = model.build(values).eval()
-
-    def sample(sizes: Sizes, seed: int) -> dict[str, Tensor]:
-        generator = torch.Generator().manual_seed(seed)
-        return model.inputs(values, sizes[BATCH], sizes[TIME], generator)
-
-    with _told(name):
-        said: dict[str, Any] = {"graphs": {} if model.graphs is None else model.graphs(values)}
-        if model.axes is not None:
-            said["axes"] = read_layouts(model.axes(values))
-            return module, sample(EXAMPLE, 0), said
-        dynamic = {name: {0: BATCH, 1: TIME} for name in sample(EXAMPLE, 0)}
-    return module, Takes(dynamic=dynamic, sample=sample), said
-
-
-@contextlib.contextmanager
-def _told(name: str) -> Iterator[None]:
-    """Whatever a model of ours raises while it is built, its config is at fault."""
-    try:
-        yield
-    except SourceError:
-        raise
-    except Exception as error:
-        said = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
-        raise SourceError(
-            f"The model {name!r} cannot be built with this config: {said}."
-        ) from error
-
-
-@contextlib.contextmanager
-def _at_most(count: int) -> Iterator[None]:
-    """Stop the building of a module once it has more parameters than a file could hold."""
-    left = count
-
-    def register(_module: nn.Module, _name: str, _parameter: nn.Parameter) -> None:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise SourceError(
-                f"The config asks for more than {count} parameters, far more than the file holds. "
-                "Check its number of layers."
-            )
-
-    hook = register_module_parameter_registration_hook(register)
-    try:
-        yield
-    finally:
-        hook.remove()
+def _layout(
+    checkpoint: Checkpoint, wanted: str | None, values: Mapping[str, Any]
+) -> Fitting | None:
+    """The layout of other code that the weights are in, unless they are as a model has them."""
+    names_itself = checkpoint.format == FORMAT and wanted == checkpoint.model
+    if names_itself or (wanted is not None and names_code(wanted)):
+        return None
+    model = None if wanted is None else find(wanted)
+    fitting = find_layout(values, checkpoint.tensors.keys(), checkpoint.path, model)
+    if fitting is None or model is None:
+        return fitting
+    ours = is_ours(model, values, checkpoint.tensors, checkpoint.path)
+    return None if ours else fitting
 
 
 def _overrides(checkpoint: Checkpoint, model: str, config: Mapping[str, Any]) -> list[str]:
