@@ -16,6 +16,8 @@ from .liger import LIGER
 from .llama import LLAMA
 from .mmmamba import MMMAMBA
 from .model import FORMAT, Model, save
+from .nala import NALA
+from .nalaformer import NALAFORMER
 
 MODELS: tuple[Model, ...] = (
     GATED_DELTANET,
@@ -25,6 +27,8 @@ MODELS: tuple[Model, ...] = (
     LIGER,
     LLAMA,
     MMMAMBA,
+    NALA,
+    NALAFORMER,
 )
 
 
