@@ -33,7 +33,8 @@ class Context:
 
     `states` is filled by statefulize; `prepare` is the graph that hoist split off, None without
     conditions; `max_context` is the largest number of tokens that the
-    graph's position tables allow, None without one; `batch` is the fixed batch size, None when
+    graph's position tables allow, None without one; `ends` the tokens after which a call may end,
+    empty where any may; `batch` is the fixed batch size, None when
     it is free; `defaults` holds the value of each input that may be left out; `own` lists the
     states that the source carries itself.
 
@@ -49,6 +50,7 @@ class Context:
     states: list[StateSpec] = field(default_factory=list)
     prepare: ir.Model | None = None
     max_context: int | None = None
+    ends: tuple[int, ...] = ()
     batch: int | None = None
     defaults: Mapping[str, float] = field(default_factory=dict)
     own: Sequence[OwnState] = ()
@@ -68,6 +70,10 @@ class Context:
     def limit_context(self, tokens: int) -> None:
         """Lower `max_context` to `tokens` unless it is lower already."""
         self.max_context = tokens if self.max_context is None else min(self.max_context, tokens)
+
+    def limit_ends(self, ends: Sequence[int]) -> None:
+        """Let calls end after `ends` alone, of those where they may end already."""
+        self.ends = tuple(end for end in ends if not self.ends or end in self.ends)
 
 
 @dataclass(frozen=True, kw_only=True)

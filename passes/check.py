@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from intaglio.blocks import last_end, lengths
 from intaglio.errors import CheckError
 from intaglio.state import BATCH, PAST_LENGTH, TIME, Layout, StateSpec
 
@@ -138,6 +139,7 @@ def _splits(before: ir.Model, after: ir.Model, context: Context) -> Pairs:
     """The whole sequence through `before`, against `after` in one call and in several."""
     windows = [spec.window for spec in context.states if spec.window]
     time = min(max([7, *(w + 3 for w in windows)]), 80, context.max_context or 80)
+    time = last_end(context.ends, max(time, *context.ends[:3]) if context.ends else time)
     batch = context.batch or 2
     sizes = {BATCH: batch, TIME: time}
     inputs = context.drawn(sizes, 0) or stepping.random_inputs(
@@ -145,7 +147,7 @@ def _splits(before: ir.Model, after: ir.Model, context: Context) -> Pairs:
     )
     wanted = evaluate.run(before, inputs)
     pairs: Pairs = []
-    for parts in _partitions(time):
+    for parts in _partitions(time, context.ends):
         got: Mapping[str, Array] = stepping.roll(after, context.states, inputs, parts)
         pairs += [
             (f"{name!r} split as {parts}", (_last_of(got[name], wanted[name]), wanted[name]))
@@ -161,6 +163,8 @@ def _last_of(got: Array, wanted: Array) -> Array:
     return got[:, -1:] if got.ndim == wanted.ndim > 1 == wanted.shape[1] else got
 
 
-def _partitions(time: int) -> list[list[int]]:
+def _partitions(time: int, ends: Sequence[int]) -> list[list[int]]:
+    if ends:
+        return [[time], lengths(ends, 0, time)]
     ones = [1] * time
     return [[time], ones] + ([[2, time - 3, 1]] if time > 3 else [])

@@ -139,6 +139,7 @@ def _facts(graph: BundleGraph) -> dict[str, str]:
         "model": source.get("model"),
         "max_context": limits.max_context,
         "batch": limits.batch,
+        "ends": limits.ends or None,
         "past_length": entry.past_length or None,
         "intaglio": manifest.intaglio,
         **{f"target {name}": f"opset {t.opset}" for name, t in entry.targets.items()},

@@ -55,17 +55,20 @@ class Limits:
     """The tokens that the position tables allow, and a fixed batch; None where free.
 
     `sizes` holds the least, the most (None for any), the step and a usual size of each free axis
-    of a graph of whole inputs.
+    of a graph of whole inputs, `ends` the tokens after which a step may end, where tokens see
+    later ones up to there; empty where any may.
     """
 
     max_context: int | None = None
     batch: int | None = None
     sizes: Mapping[str, SizeRange] = field(default_factory=dict)
+    ends: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in a manifest."""
         entry: dict[str, Any] = {"max_context": self.max_context, "batch": self.batch}
         spans = {symbol: list(span) for symbol, span in self.sizes.items()}
+        entry |= {"ends": list(self.ends)} if self.ends else {}
         return {**entry, "sizes": spans} if spans else entry
 
     @classmethod
@@ -75,7 +78,12 @@ class Limits:
             symbol: (least, most, step, usual)
             for symbol, (least, most, step, usual) in entry.get("sizes", {}).items()
         }
-        return cls(max_context=entry["max_context"], batch=entry["batch"], sizes=spans)
+        return cls(
+            max_context=entry["max_context"],
+            batch=entry["batch"],
+            sizes=spans,
+            ends=tuple(entry.get("ends", ())),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,8 +2,9 @@
 
 Every operator of a step graph works row by row, so the outcome is that of separate runs, and no
 mask enters the graph.  Rows 3, 0 and 5 tokens long take two steps: tokens 0-2 of rows 0 and 2,
-then tokens 3-4 of row 2.  Whole sequences, of an encoder, run apart by their length.  An engine
-that takes only so many tokens at once gets no more.
+then tokens 3-4 of row 2.  Whole sequences, of an encoder, run apart by their length, and so do
+blocks of tokens that see each other.  An engine that takes only so many tokens at once gets no
+more.
 """
 
 from collections.abc import Mapping, Sequence
@@ -53,6 +54,9 @@ def step_parts(
         _run_alike(stepper, state, entry, arrays, sizes, counts, results)
         return results
     carried = state.begin(sizes[BATCH])
+    if entry.limits.ends:
+        state.carried = _by_length(stepper, carried, entry, arrays, sizes, counts, results)
+        return results
     stops = _stops(counts, stepper.most_tokens)
     if len(stops) > 1 or counts.min() < counts.max():
         carried = _own_copy(carried, entry, counts)
@@ -89,6 +93,28 @@ def _run_alike(
         outputs = stepper.step(state.start_over(len(rows)), cut, alike)
         for spec in entry.outputs:
             results[spec.name][_index(spec, rows, window)] = outputs[spec.name]
+
+
+def _by_length(
+    stepper: Stepper,
+    carried: CarriedStates,
+    entry: GraphEntry,
+    arrays: Mapping[str, Array],
+    sizes: Sizes,
+    counts: Counts,
+    results: Mapping[str, Array],
+) -> CarriedStates:
+    """Run rows of each length together: a block of tokens that see each other is not cut."""
+    whole = _own_copy(carried, entry, counts)
+    for length in np.unique(counts[counts > 0]):
+        rows, window = np.flatnonzero(counts == length), slice(0, int(length))
+        part = whole.gather(rows)
+        cut = {s.name: arrays[s.name][_index(s, rows, window)] for s in entry.inputs}
+        outputs = stepper.step(part, cut, {**sizes, BATCH: len(rows), TIME: int(length)})
+        for spec in entry.outputs:
+            results[spec.name][_index(spec, rows, window)] = outputs[spec.name]
+        whole.scatter(rows, part)
+    return whole
 
 
 def _stops(counts: Counts, most_tokens: int | None) -> list[int]:

@@ -103,6 +103,25 @@ def sizes_of(arrays: Mapping[str, Array], specs: Sequence[TensorSpec], limits: L
     return sizes
 
 
+def require_ends(ends: Sequence[int], past: npt.NDArray[np.int64], tokens: int) -> None:
+    """Refuse a step that takes a part of a block, whose tokens see each other.
+
+    Raises:
+        InputError: if a row ends elsewhere than after one of `ends` tokens.
+    """
+    for row, begin in enumerate(past.tolist()):
+        if begin + tokens in ends:
+            continue
+        following = [end - begin for end in ends if end > begin]
+        if not following:
+            return  # the context ends, which is told where room is made
+        raise InputError(
+            f"The step has {tokens} tokens, and row {row} has had {begin}: its tokens see each "
+            f"other in blocks, which a step takes whole. Give {following[0]} tokens"
+            f"{f', or {following[1]} for two blocks' if len(following) > 1 else ''}."
+        )
+
+
 def _tokens(spec: TensorSpec, shape: tuple[int, ...], size: int, each: int) -> int:
     """How many tokens `size` entries along time are, each of `each` entries."""
     if size % each:

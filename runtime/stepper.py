@@ -8,7 +8,7 @@ from intaglio.runtime.backend import Backend
 from intaglio.runtime.bound_step import BoundStep
 from intaglio.runtime.carried_states import CarriedStates
 from intaglio.runtime.graph_entry import GraphEntry
-from intaglio.runtime.step_inputs import Sizes
+from intaglio.runtime.step_inputs import Sizes, require_ends
 
 BOUND = 8  # shapes of step that stay bound to one memory of states
 
@@ -23,6 +23,7 @@ class Stepper:
     def __init__(self, backend: Backend, entry: GraphEntry) -> None:
         self.most_tokens = backend.most_tokens
         self._backend = backend
+        self._ends = entry.limits.ends
         self._names = tuple(spec.name for spec in entry.inputs)
 
     def known(self, carried: CarriedStates, inputs: Mapping[str, Any]) -> BoundStep | None:
@@ -58,10 +59,13 @@ class Stepper:
         """Take a step of `inputs`, which have the shapes that it was bound for.
 
         Raises:
-            InputError: if a dtype does not fit, or the engine refuses the values.
+            InputError: if a dtype does not fit, the engine refuses the values, or a block of tokens
+                that see each other is not whole.
             DeviceError: if the GPU that runs it fails.
             StateError: if there is no room for the tokens.
         """
+        if self._ends:
+            require_ends(self._ends, carried.past_length, step.time)
         tokens = carried.longest + step.time
         if tokens > carried.room:
             carried.reserve(tokens)

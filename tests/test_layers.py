@@ -14,6 +14,7 @@ ROOMS: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["to
     "package-dir"
 ]
 CORE = {
+    "intaglio.blocks",
     "intaglio.errors",
     "intaglio.graphs",
     "intaglio.keywords",

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from intaglio.blocks import last_end
 from intaglio.exporter.sources.source import Source
 from intaglio.exporter.tracing.trace import trace
 from intaglio.passes import evaluate, stepping
@@ -96,7 +97,8 @@ def first_divergence(
     """
     manifest = Manifest.load(bundle / FILE_NAME)
     entry = manifest.graphs[name]
-    tokens = min(TOKENS, entry.limits.max_context or TOKENS)
+    ends = entry.limits.ends
+    tokens = last_end(ends, min(TOKENS, entry.limits.max_context or TOKENS))
     taken = (*entry.inputs, *entry.conditions)
     defaults = {spec.name: spec.default for spec in taken if spec.default is not None}
     sizes = {BATCH: 1, TIME: tokens}
@@ -114,7 +116,7 @@ def first_divergence(
             return _describe(value, error, agreed, context, carried=False)
     lowered = _lowered(bundle, entry)
     context = traced.graph.initializers, lowered.graph.initializers
-    second = min(SECOND, tokens - 1)
+    second = max(0, tokens - last_end(ends, tokens - 1)) if ends else min(SECOND, tokens - 1)
     probe, wanted = _probes(traced, lowered, inputs)
     parts = [[tokens], [tokens - second, second]] if second else [[tokens]]
     if entry.whole:

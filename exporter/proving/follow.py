@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from intaglio.blocks import last_end, lengths
 from intaglio.exporter.sources.source import Source
 from intaglio.passes.stepping import tokens_of
 from intaglio.runtime.compare import Comparison, Deviation
@@ -183,8 +184,15 @@ def _at(array: Array, at: tuple[int, int] | None, token: int) -> Array:
     return found.squeeze(at[0]) if at[1] == 1 else found
 
 
-def splits_of(steps: int) -> list[list[int]]:
-    """One at a time, all at once, and parts that end where states are compared."""
+def splits_of(steps: int, blocks: Sequence[int] = ()) -> list[list[int]]:
+    """One at a time, all at once, and parts that end where states are compared.
+
+    Where calls end after certain tokens alone: each as soon as it may, all at once, and in two.
+    """
+    if blocks:
+        first = last_end(blocks, steps // 2)
+        parts = [lengths(blocks, 0, steps), [steps], [first, steps - first]]
+        return [part for i, part in enumerate(parts) if 0 not in part and part not in parts[:i]]
     third = steps - 2 * (steps - STATE_STEPS[-1]) // 3  # so that two long parts follow
     ends = sorted({0, *(n for n in (*STATE_STEPS, third) if n < steps), steps})
     splits = [[1] * steps, [steps], [b - a for a, b in pairwise(ends)]]

@@ -15,6 +15,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from intaglio.blocks import last_end
 from intaglio.exporter.sources.source import Source
 from intaglio.passes.analysis.numbers import position_numbers
 from intaglio.passes.stepping import tokens_of
@@ -23,7 +24,7 @@ from intaglio.runtime.graph_entry import GraphEntry
 from intaglio.state import BATCH, TIME, Layout, entries_of
 
 from .coverage import Coverage
-from .follow import Array, Arrays, Follower, start_over
+from .follow import Array, Arrays, Follower, splits_of, start_over
 from .parity import OUTPUT, Row
 from .reference import Reference
 from .rounding import EXACT
@@ -102,8 +103,9 @@ class Further:
         if thorough and self.limit is not None:
             goals.append(self.limit)
         goal = min(max(goals, default=0), most, self._affordable())
+        goal = self._end(int(goal))
         if goal > done:
-            yield self.source.random_inputs(self.rows or 1, int(goal), 2), int(goal)
+            yield self.source.random_inputs(self.rows or 1, goal, 2), goal
         if thorough:
             yield from self._all_values()
 
@@ -124,7 +126,7 @@ class Further:
             if spec.entries is not None
         }
         rows = self.rows or THOROUGH_ROWS
-        length = min(THOROUGH_TOKENS, self.limit or THOROUGH_TOKENS)
+        length = self._end(min(THOROUGH_TOKENS, self.limit or THOROUGH_TOKENS))
         for part in range(math.ceil(max(below.values(), default=0) / (rows * length))):
             drawn = self.source.random_inputs(rows, length, 3 + part)
             for name, count in below.items():
@@ -136,18 +138,24 @@ class Further:
     def _follow(self, drawn: Mapping[str, Tensor], tokens: int) -> list[Row]:
         inputs = {name: value.numpy() for name, value in drawn.items()}
         run = replace(self.run, inputs=inputs, wanted=self.refer(drawn))
+        ends = self.run.session.entry.limits.ends
         half = tokens // 2
-        rows, _ = run.compare([[tokens], [half, 1, 1, tokens - half - 2]][: 1 + (tokens > 4)])
+        several = [[tokens], [half, 1, 1, tokens - half - 2]][: 1 + (tokens > 4)]
+        rows, _ = run.compare(splits_of(tokens, ends) if ends else several)
         return rows
+
+    def _end(self, tokens: int) -> int:
+        """Where a call may end, up to `tokens`."""
+        return last_end(self.run.session.entry.limits.ends, tokens)
 
     def _unequal(self, rows: list[Row]) -> bool | None:
         """Compare rows of unequal length in one call with each row alone."""
         count = min(ROWS, self.run.session.most_rows or ROWS)
-        tokens = min(SHORT, self.limit or SHORT)
+        tokens = self._end(min(SHORT, self.limit or SHORT))
         joined = any(s.layout is Layout.GROW for s in self.run.session.entry.states)
         if self.rows is not None or count < 2 or tokens < 2 or joined:
             return None
-        lengths = [max(1, tokens // (row + 1)) for row in range(count)]
+        lengths = [self._end(max(1, tokens // (row + 1))) for row in range(count)]
         drawn = self.source.random_inputs(count, tokens, 1)
         inputs = {name: value.numpy() for name, value in drawn.items()}
         session = self.run.session
@@ -181,9 +189,10 @@ class Further:
 
     def _restored(self, rows: list[Row]) -> bool:
         """Compare what follows on a saved state, before and after it is restored."""
-        tokens = min(SHORT, self.limit or SHORT)
+        tokens = self._end(min(SHORT, self.limit or SHORT))
         drawn = self.source.random_inputs(self.rows or 1, tokens, 1)
-        session, half = self.run.session, tokens // 2
+        session, half = self.run.session, self._end(tokens // 2)
+        half = half if half < tokens else 0
         first = start_over(session, {n: x.numpy() for n, x in drawn.items()})
         if half:
             session.step(self._part(first, 0, half))

@@ -18,6 +18,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from intaglio.blocks import last_end
 from intaglio.errors import BundleError, OptionError
 from intaglio.exporter.options.loading import LoadKeywords, LoadOptions, names_code
 from intaglio.exporter.options.tolerance import check_tolerance
@@ -144,6 +145,7 @@ def verify(
     source = replace(source, whole=entry.whole)
     session = graph_session(chosen) if lowered else Session.load(opened, target, graph=graph)
     steps = min(tokens_to_run(entry, source, steps), session.state.most_tokens or steps)
+    steps = last_end(entry.limits.ends, steps)
     batch = entry.limits.batch or min(batch, session.most_rows or batch)
     if progress is not None:
         progress("source", None)
@@ -163,28 +165,30 @@ def verify(
         report = verify_calls(session, source, held, data, limits)
         return _finish(report, opened, graph, held or source, EXACT, bisect=bisect, keep=keep)
     numbers = source_numbers(source)
-    sought = _sought(numbers, entry)
-    trial = draw(source, batch, steps, data, entry.limits.max_context, sought)
-    drawn, steps = trial.inputs, trial.steps
+    values = _sought(numbers, entry)
+    trial = draw(source, batch, steps, data, entry.limits.max_context, values)
+    steps = last_end(entry.limits.ends, trial.steps)
+    drawn = trial.inputs
     portable = portable_session(chosen) if target == "ort" else None
     held = dequantized(source, chosen)
     wanted = reference(held or source, drawn)
     same_names(entry, "outputs", wanted.outputs)
     inputs = {name: value.numpy() for name, value in drawn.items()}
     axes = time_axes(source)
-    head = inputs if entry.whole else first_tokens(inputs, axes, min(SOUGHT, steps))
+    sought = last_end(entry.limits.ends, min(SOUGHT, steps))
+    head = inputs if entry.whole else first_tokens(inputs, axes, sought)
     run = Follower(
         session=session,
-        states=owned(session, head, min(SOUGHT, steps), wanted),
+        states=owned(session, head, sought, wanted),
         inputs=inputs,
         axes=axes,
         wanted=wanted,
         limits=limits,
         progress=progress,
     )
-    splits = splits_of(steps)
+    splits = splits_of(steps, entry.limits.ends)
     rows, unknown = run.compare(splits)
-    if run.tells_the_last_alone:
+    if run.tells_the_last_alone and not entry.limits.ends:
         rows += _prefixes(run, drawn, lambda inputs: reference(held or source, inputs))
     moved = None
     if held is not None:
@@ -202,7 +206,7 @@ def verify(
     ).compare(trial, thorough=thorough)
     rows += more
     if portable is not None:
-        tokens = steps if entry.whole else min(SHORT, steps)
+        tokens = steps if entry.whole else last_end(entry.limits.ends, min(SHORT, steps))
         rows += _portable(run, portable, tokens, held or source, limits, tolerance or {})
         covers = replace(covers, portable=tokens)
     others = tuple(name for name in opened.manifest.graphs if name != graph)
@@ -293,7 +297,8 @@ def _portable(
     path = session.graph.target(session.target).path
     runs, prepare = load_graph(session.graph.root, path).graph, _preparing(session.graph, ORT)
     own = _limits(runs, session.entry, tolerance, prepare)
-    split = [tokens] if session.entry.whole or tokens < 2 else [tokens // 2, tokens - tokens // 2]
+    half = last_end(session.entry.limits.ends, tokens // 2)
+    split = [tokens] if session.entry.whole or not 0 < half < tokens else [half, tokens - half]
     limits = {name: limit for name, limit in own.items() if name in limits}
     follower = replace(run, session=session, inputs=inputs, wanted=wanted, limits=limits)
     rows, _ = follower.compare([split])

@@ -7,8 +7,10 @@ it.  A model that looks back alone is stepped; where that fails, the user says w
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from intaglio.errors import OptionError, SourceError
@@ -19,7 +21,10 @@ from intaglio.state import PAST_LENGTH, TIME
 from .pace import paced
 from .running import Run, runner
 
+Results = dict[str, npt.NDArray[Any]]
+
 MOVED = 1e-4  # of the largest value: beyond what sums in another order make
+EQUAL = 1e-6  # of the largest value: what does not change at all, but for rounding
 MORE = 2  # tokens that tell an axis of time from others
 
 AS_STEPS = "To step through it all the same, say that it is not whole: --no-whole."
@@ -95,7 +100,9 @@ def _why_whole(source: Source) -> str:
     if not any(axis is not None for axis in axes.values()):
         return f"it gives one result for all tokens together. {AS_STEPS}"
     ahead = _looks_ahead(source, run, axes)
-    return f"{ahead!r} of a token changes with later tokens." if ahead else ""
+    if not ahead or _in_blocks(source, run, axes):
+        return ""
+    return f"{ahead!r} of a token changes with later tokens."
 
 
 def _time_axes(source: Source, run: Run) -> dict[str, int | None]:
@@ -130,15 +137,44 @@ def _looks_ahead(source: Source, run: Run, axes: dict[str, int | None]) -> str:
     return ""
 
 
-def _last_changed(source: Source, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The inputs with other values at the last token."""
+def _in_blocks(source: Source, run: Run, axes: dict[str, int | None]) -> bool:
+    """Whether there is a token before which nothing changes with those from it on.
+
+    Then tokens look ahead within blocks, which calls may take whole.
+    """
+    tokens, inputs = source.sizes[TIME], source.inputs
+    first = run(inputs)
+    return any(
+        _same_before(first, run(_last_changed(source, inputs, tokens - end)), axes, end, tokens)
+        for end in range(1, tokens)
+    )
+
+
+def _same_before(
+    first: Results, second: Results, axes: dict[str, int | None], end: int, tokens: int
+) -> bool:
+    """Whether two results agree in all that belongs to the first `end` of `tokens`."""
+    for name, axis in axes.items():
+        if axis is None or first[name].shape[axis] % tokens:
+            return False
+        before = range(first[name].shape[axis] // tokens * end)
+        a, b = (each[name].astype(np.float64).take(before, axis) for each in (first, second))
+        scale = np.abs(a[np.isfinite(a)]).max(initial=0)
+        if not np.allclose(a, b, rtol=0, atol=EQUAL * scale, equal_nan=True):
+            return False
+    return True
+
+
+def _last_changed(source: Source, inputs: dict[str, Tensor], count: int = 1) -> dict[str, Tensor]:
+    """The inputs with other values at the last `count` tokens."""
     others = source.draw({}, 1)
     changed = {}
     for name, value in inputs.items():
         copy = value.clone()
         for axis, symbol in source.dynamic.get(name, {}).items():
             if symbol == TIME:
-                last = (axis, copy.shape[axis] - source.pace, source.pace)
+                entries = count * source.pace
+                last = (axis, copy.shape[axis] - entries, entries)
                 copy.narrow(*last).copy_(others[name].narrow(*last))
         changed[name] = copy
     return changed

@@ -92,6 +92,7 @@ def _entry(
         limits=Limits(
             max_context=context.max_context,
             batch=context.batch,
+            ends=tuple(end for end in context.ends if end <= (context.max_context or end)),
             sizes={
                 symbol: (span.least, span.most, span.step, source.sizes[symbol])
                 for symbol, span in context.spans.items()

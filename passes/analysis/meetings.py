@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from intaglio.passes.graph import attribute, dims, input_of
 
+from .blocks import Blocks, blocks
 from .bounding import MARGIN, forbids_later
 from .bounds import LONGEST
 from .mask import Causal, Computed, context_limit, is_nothing_later, judge
@@ -23,6 +24,8 @@ from .pairs import Axes, Kind, Term, leaves, time_axes, walk
 from .time_facts import normal, refuse
 
 MASK = 3  # input of Attention
+
+Verdicts = dict[ir.Value, tuple[Term, Causal | Computed | Blocks]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +38,7 @@ class Meeting:
     node: ir.Node
     terms: tuple[Term, ...]
     axis: int
-    mask: Causal | Computed | None = None
+    mask: Causal | Computed | Blocks | None = None
     limit: int | None = None
 
     @property
@@ -59,7 +62,7 @@ def meetings(graph: ir.Graph) -> Meetings:
         PassError: a mask, or weights, may give weight to a later token, or are not understood.
     """
     result, reader, origins = Meetings(), Reader(graph), Origins(graph)
-    verdicts: dict[ir.Value, tuple[Term, Causal | Computed]] = {}
+    verdicts: Verdicts = {}
     pending: list[ir.Value | None] = list(graph.outputs)
     while pending:
         value = pending.pop()
@@ -86,9 +89,7 @@ def _captured(node: ir.Node) -> Sequence[ir.Value | None]:
     return [value for graph in graphs for inner in graph.all_nodes() for value in inner.inputs]
 
 
-def _meeting(
-    node: ir.Node, reader: Reader, verdicts: dict[ir.Value, tuple[Term, Causal | Computed]]
-) -> Meeting | None:
+def _meeting(node: ir.Node, reader: Reader, verdicts: Verdicts) -> Meeting | None:
     if node.domain:
         return None
     if node.op_type == "Attention":
@@ -105,7 +106,7 @@ def _attention(
     node: ir.Node,
     mask: ir.Value,
     reader: Reader,
-    verdicts: dict[ir.Value, tuple[Term, Causal | Computed]],
+    verdicts: Verdicts,
 ) -> Meeting:
     if any(value is not None for value in node.inputs[MASK + 1 :]):
         raise refuse(node, "has a cache already.")
@@ -119,17 +120,19 @@ def _attention(
                 rank - 1 if rank - 1 in axes else None,
             ),
         )
-        verdict = judge(term)
+        verdict = judge(term) or blocks(reader.graph, term, context_limit(term))
         if verdict is None:
             raise refuse(
                 node,
                 f"has an attention mask or bias of shape {list(dims(mask) or ())} that may allow a "
                 "token to attend to later ones. Combine it with a causal mask inside the model, or "
-                "use is_causal=True.",
+                "use is_causal=True; where tokens see later ones of their own block alone, take "
+                "the mask from a table of as many rows as the model takes tokens.",
             )
         verdicts[mask] = term, verdict
     term, verdict = verdicts[mask]
-    terms = (term,) if isinstance(verdict, Computed) else ()
+    alone = isinstance(verdict, Blocks) and verdict.alone
+    terms = () if alone or isinstance(verdict, Causal) else (term,)
     return Meeting(node, terms, 2, verdict, verdict.limit)
 
 

@@ -258,6 +258,14 @@ def attention(
     ]
 
 
+def within_blocks(node: ir.Node, step: StepValues, ends: Sequence[int]) -> None:
+    """Let Attention see the tokens of the same block, all of which are in the call."""
+    scale = {name: x for name, x in attributes_of(node).items() if name in ("scale", "softcap")}
+    emit, old = Emitter(node), node.outputs[0]
+    inputs = [*node.inputs[:3], step.block_mask(tuple(ends))]
+    replace_uses(old, emit("Attention", inputs, old.dtype, dims(old), **scale))
+
+
 def _windowed(
     emit: Emitter,
     node: ir.Node,

@@ -2,6 +2,7 @@
 
 from functools import cached_property
 
+import numpy as np
 import onnx_ir as ir
 
 from intaglio.passes.graph import Emitter, dims
@@ -29,6 +30,7 @@ class StepValues:
         self._graph = graph
         self._emit = Emitter(next(iter(graph)), prefix="step")
         self._masks: dict[int, ir.Value] = {}
+        self._blocks: dict[tuple[int, ...], ir.Value] = {}
         timed = ((v, time_of(dims(v) or ())) for v in graph.inputs)
         self._timed, (self._axis, self._each) = next((v, at) for v, at in timed if at is not None)
 
@@ -75,6 +77,22 @@ class StepValues:
     def rows(self) -> ir.Value:
         """Int64 [1]: the batch size."""
         return self._emit("Shape", [self.past_length], INT64, [1])
+
+    def block_mask(self, ends: tuple[int, ...]) -> ir.Value:
+        """Bool [batch, 1, time, time]: which tokens of a call lie in one block."""
+        if ends not in self._blocks:
+            self._blocks[ends] = self._block_mask(ends)
+        return self._blocks[ends]
+
+    def _block_mask(self, ends: tuple[int, ...]) -> ir.Value:
+        emit = self._emit
+        block = np.searchsorted(ends, np.arange(ends[-1]), side="right")
+        own = emit("Gather", [emit.constant(block), self.flat_positions], INT64, [FLAT])
+        count = emit("Concat", [emit.constant([-1]), self.count], INT64, [2], axis=0)
+        rows = emit("Reshape", [own, count], INT64, [BATCH, TIME])
+        query = emit("Unsqueeze", [rows, emit.constant([1, 3])], INT64, [BATCH, 1, TIME, 1])
+        key = emit("Unsqueeze", [rows, emit.constant([1, 2])], INT64, [BATCH, 1, 1, TIME])
+        return emit("Equal", [query, key], BOOL, [BATCH, 1, TIME, TIME])
 
     def window_mask(self, window: int) -> ir.Value:
         """Bool [batch, 1, time, window - 1 + time]: who sees what behind a window cache.

@@ -6,7 +6,8 @@ Every node is either rewritten, proven to act on each token alone, or refused by
    those that do no more, or keep a window, become `is_causal` and a shorter cache;
 2. time is propagated through the graph (`analysis.time`), which refuses what cannot be stepped;
 3. positions start at each row's `past_length` (`_positions`);
-4. attention gains its cache, convolutions and linear attention their states (`_stateful_ops`);
+4. attention gains its cache, unless it stays within blocks that calls take whole; convolutions
+   and linear attention gain their states (`_stateful_ops`);
    other masks, and attention written out, are computed for the positions at hand (`_pairs`).
 
 One graph then serves prefill and step: any split of T gives the result of a single call.
@@ -21,6 +22,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from intaglio.errors import PassError
+from intaglio.passes.analysis.blocks import Blocks
 from intaglio.passes.analysis.known_shapes import complete_shapes
 from intaglio.passes.analysis.mask import Causal
 from intaglio.passes.analysis.meetings import MASK, Meeting, Meetings, meetings
@@ -98,6 +100,9 @@ class Statefulize(Exact):
         if node in computed.results:
             replace_uses(node.outputs[0], computed.results[node])
             return []
+        if found and isinstance(found.mask, Blocks) and found.mask.alone:
+            stateful.within_blocks(node, step, found.mask.ends)
+            return []
         if node.op_type == "Attention":
             window = found.mask.window if found and isinstance(found.mask, Causal) else None
             mask, pasts = computed.masks.get(node, (None, ()))
@@ -139,7 +144,7 @@ def _compute(met: Meetings, nodes: Sequence[ir.Node], pairs: Pairs) -> _Computed
     for found in (met.found[node] for node in nodes if node in met.found):
         if found.node.op_type != "Attention":
             result.results[found.node] = pairs.result(found.node, found.terms[0])
-        elif not isinstance(found.mask, Causal):
+        elif found.terms:
             pasts = stateful.past_caches(found.node, window=None, grow=pairs.grow)
             mask = pairs.mask(found.terms[0], found.node, pasts[0])
             result.masks[found.node] = mask, pasts
@@ -150,6 +155,8 @@ def _limit(found: Meeting, context: Context) -> None:
     """A table of a mask ends the context; a mask that is causal and no more is not needed."""
     if found.limit is not None:
         context.limit_context(found.limit)
+    if isinstance(found.mask, Blocks):
+        context.limit_ends(found.mask.ends)
     if isinstance(found.mask, Causal):
         found.node.replace_input_with(MASK, None)
         found.node.attributes["is_causal"] = ir.AttrInt64("is_causal", 1)

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, replace
 from importlib.metadata import version
 
+from intaglio.blocks import last_end
 from intaglio.errors import BundleError, OptionError
 from intaglio.runtime import machine
 from intaglio.runtime.bundle import Bundle, BundleGraph
@@ -129,6 +130,8 @@ def phases_of(graphs: Sequence[BundleGraph], settings: ProfileSettings) -> list[
     prompts = _within(settings.prompts, PROMPTS, end, "prompt") if timed else [1]
     last = None if end is None else end - 1  # the step itself needs a position
     contexts = _within(settings.contexts, CONTEXTS, last, "context") if timed and stateful else []
+    if blocks := first.entry.limits.ends:  # which a step takes whole
+        prompts, contexts = sorted({last_end(blocks, tokens) for tokens in prompts}), []
     return [
         *(Phase("prefill", tokens, first.name) for tokens in prompts),
         *(Phase("step", tokens, first.name) for tokens in contexts),

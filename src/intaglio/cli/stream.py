@@ -3,12 +3,14 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from intaglio.blocks import lengths
 from intaglio.errors import InputError
 from intaglio.runtime.generation import generate
 from intaglio.runtime.graph_entry import GraphEntry, TensorSpec
@@ -121,6 +123,8 @@ def step_arrays(
 ) -> tuple[dict[str, Array], Latency]:
     """Give arrays to the session one time step after the other, at most `steps` of them.
 
+    Tokens that see each other are one step.
+
     A graph of whole inputs gets them at once.  One without time, as of a cell, takes a step of
     each entry along an axis more than its inputs have, behind that of the rows: [batch, time, ...].
 
@@ -144,10 +148,12 @@ def step_arrays(
         steps, single = 1, True
     else:
         single = False
-    count = min(_count(arrays, axes, entry), steps or np.iinfo(np.int64).max)
+    tokens = _count(arrays, axes, entry)
+    calls = [1] * tokens if single else lengths(entry.limits.ends, 0, tokens)
+    calls = calls[:steps]
     made, seconds = [], []
-    for at in range(count):
-        part = {name: _cut(x, axes.get(name), at, drop=timeless) for name, x in arrays.items()}
+    for at, call in zip(accumulate(calls, initial=0), calls, strict=False):
+        part = {n: _cut(x, axes.get(n), at, call, drop=timeless) for n, x in arrays.items()}
         start = time.perf_counter()
         made.append(session.step(part))
         seconds.append(time.perf_counter() - start)
@@ -194,11 +200,13 @@ def _count(
     return int(lengths.pop())
 
 
-def _cut(array: Array, along: tuple[int, int] | None, token: int, *, drop: bool) -> Array:
+def _cut(
+    array: Array, along: tuple[int, int] | None, token: int, count: int, *, drop: bool
+) -> Array:
     """The entries of one call: all of an array without time, what is left of them at its end."""
     if along is None:
         return array
     axis, each = along
-    places = range(token * each, min((token + 1) * each, array.shape[axis]))
+    places = range(token * each, min((token + count) * each, array.shape[axis]))
     found: Array = array.take(token, axis) if drop else array.take(places, axis)
     return found

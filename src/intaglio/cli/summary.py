@@ -153,6 +153,9 @@ def module_name(path: str) -> str:
 def _context(entry: GraphEntry) -> str:
     limits = entry.limits
     tokens = f"up to {limits.max_context} tokens" if limits.max_context else "any length"
+    if limits.ends:
+        places = ", ".join(map(str, limits.ends[:4]))
+        tokens += f" in blocks that end after {places}{', ...' if limits.ends[4:] else ''}"
     return tokens if limits.batch is None else f"{tokens}, batch of {limits.batch}"
 
 
