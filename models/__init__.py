@@ -16,6 +16,7 @@ from .liger import LIGER
 from .llama import LLAMA
 from .mmmamba import MMMAMBA
 from .model import FORMAT, Model, save
+from .moment_probing import MOMENT_PROBING
 from .nala import NALA
 from .nalaformer import NALAFORMER
 
@@ -27,6 +28,7 @@ MODELS: tuple[Model, ...] = (
     LIGER,
     LLAMA,
     MMMAMBA,
+    MOMENT_PROBING,
     NALA,
     NALAFORMER,
 )
