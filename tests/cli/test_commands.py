@@ -327,3 +327,31 @@ def test_list_gives_names(kind: str) -> None:
 
     assert entries
     assert all(entry["name"] in shown for entry in entries)
+
+
+def test_an_adapter_is_made_and_run(checkpoint: Path, tmp_path: Path) -> None:
+    """Of a tuned model, by rows; the bundle that it is switched in takes it by name or by file."""
+    import torch
+
+    tuned = torch.load(checkpoint)
+    tuned["state_dict"]["layers.0.mlp.up_proj.weight"][[3, 5]] += 1
+    torch.save(tuned, tmp_path / "tuned.pt")
+    made = invoke("adapter", checkpoint, tmp_path / "tuned.pt", "-o", tmp_path / "a.npz", "--json")
+    assert json.loads(made.stdout)["parts"]["layers.0.mlp.up_proj.weight"]["rows"] == [2]
+    given = f"tuned={tmp_path / 'a.npz'}"
+    ways = ("--adapters", "switched", "--steps", "8")
+    done = invoke("export", checkpoint, "-o", tmp_path / "out", "--adapter", given, *ways)
+    assert done.exit_code == 0, done.output
+    texts = [
+        invoke("run", tmp_path / "out", "--prompt", "1 2", "--steps", "4", *adapter).stdout
+        for adapter in (["--adapter", "tuned"], ["--adapter", tmp_path / "a.npz"])
+    ]
+    assert texts[0] == texts[1]
+    wrong = invoke("run", tmp_path / "out", "--prompt", "1 2", "--adapter", "none")
+    assert (wrong.exit_code, "no adapter 'none'" in wrong.output) == (1, True)
+
+
+def test_two_models_are_merged(checkpoint: Path, tmp_path: Path) -> None:
+    done = invoke("merge", checkpoint, checkpoint, "-o", tmp_path / "merged.pt", "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["distance"] == [{"before": 0.0, "after": 0.0}]

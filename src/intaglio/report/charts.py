@@ -3,7 +3,7 @@
 import io
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -94,6 +94,17 @@ def state_curve(report: ProfileReport) -> Html:
             axes.plot([t.phase.tokens for t in steps], sizes, color=colour, marker="o")
         _context_axes(axes, report)
         axes.set_ylabel("MB of states")
+    return Html("".join(svg))
+
+
+def path_curve(series: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Html:
+    """Losses by how far a model lies from one to another, a line for each series by name."""
+    with _figure("Loss between two models", (4.6, 2.8)) as (axes, svg):
+        for index, (name, (places, losses)) in enumerate(series.items()):
+            axes.plot(places, losses, color=_SERIES[index % SERIES], marker="o", label=name)
+        axes.set_xlabel("from the first model to the second")
+        axes.set_ylabel("loss")
+        axes.legend(frameon=False)
     return Html("".join(svg))
 
 
