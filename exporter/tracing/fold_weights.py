@@ -25,6 +25,7 @@ from .modules import named, path_of
 from .mutations import origin, writes
 
 AGREES = 1e-3  # of the largest entry: where float64 gives something else, types are at work
+FOLDED = "folded"  # in place of the path, of what the whole model computes
 WEIGHTS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 COPIES = frozenset(
     "_to_copy alias cat clone contiguous detach expand lift_fresh_copy reshape stack to".split()
@@ -246,7 +247,6 @@ def _with_weights(
 
 
 def _name(node: fx.Node, taken: set[str]) -> str:
-    """A name of its own that says whose weight `node` is."""
-    path = path_of(node)
-    stem = f"{path}.{node.name}" if path else node.name
+    """A name of its own that says whose weight `node` is, and that no value of a graph gets."""
+    stem = f"{path_of(node) or FOLDED}.{node.name}"
     return next(name for n in count() if (name := f"{stem}_{n}" if n else stem) not in taken)
