@@ -160,21 +160,25 @@ def _refuse_bounds(
 ) -> None:
     """Refuse a record that went one way at a branch on a size: nothing else would show it."""
     names: dict[Any, str] = {}
+    alike: dict[Any, Any] = {}  # symbols of an axis that several inputs have, and the first one
     for name, value in inputs.items():
         for axis in free.get(name, ()):
             size: Any = value.shape[axis]
             symbol = source.dynamic[name][axis]
+            own = size.node._expr  # noqa: SLF001  before it was found to be another one
+            alike[own] = next((e for e, s in names.items() if s == symbol), own)
+            names[own] = symbol
             if isinstance(size, int) or environment.simplify(size.node.expr).is_number:
                 raise (FixedTimeError if symbol == TIME else TraceError)(
                     f"The model takes gradients, and turns the {symbol} of {name!r} into a "
                     f"constant. {MEND}"
                 )
-            names[size.node.expr] = symbol
     for guard in environment.guards:
-        if guard.expr.free_symbols and not of_zero_or_one(guard.expr):
+        said = guard.expr.xreplace(alike)
+        if said.free_symbols and not of_zero_or_one(said):
             raise TraceError(
                 "The model takes gradients, and what it computes depends on a condition of its "
-                f"sizes, {Condition(guard.expr, names)}. {MEND}"
+                f"sizes, {Condition(said, names)}. {MEND}"
             )
 
 
