@@ -9,9 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
+from intaglio.passes.analysis.loop_ends import told
 from intaglio.state import StateSpec
 
 EXACT = 1e-4
+TOLD = 1.0
+"""Of what only tells how a loop ended: a residual below its tolerance is of the same size."""
 INT8 = 2e-2
 """Where activations are rounded to 8 bits.  On random tokens that makes more of trained models, and
 of recurrent ones much more; two parts of 8 bits stay far below."""
@@ -50,6 +53,7 @@ def limits_of(
         if not grown:
             break
         found |= grown
+    found |= dict.fromkeys(told(graph), TOLD)
     names = [str(value.name) for value in graph.outputs]
     names += [spec.input for spec in states if not spec.output]
     return {carried.get(name, name): found.get(name, EXACT) for name in names}

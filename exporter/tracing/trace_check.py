@@ -20,6 +20,7 @@ from intaglio.errors import TraceError, UnsupportedError
 from intaglio.exporter.sources.axes import Span, as_option
 from intaglio.exporter.sources.outputs import name_outputs
 from intaglio.exporter.sources.source import EXAMPLE_TIME, Source
+from intaglio.passes.analysis.loop_ends import told
 from intaglio.passes.evaluate import session
 from intaglio.quiet import summary
 
@@ -29,6 +30,7 @@ from .modules import ModuleStack, named
 from .running import in_words, runner, several, taken_sizes
 from .whole import AS_WHOLE
 
+TOLD = 1.0  # of the largest, where it only tells how a loop ended
 LIMIT = 1e-3  # of the largest output; a frozen shape is wrong by far more, rounding by far less
 LONG = EXAMPLE_TIME + 131  # beyond the usual chunks of 64 and 128
 
@@ -115,7 +117,7 @@ def check_whole(
     Raises:
         TraceError: if they differ, naming the module that was frozen where it can be found.
     """
-    engine, run = _engine(model), runner(source)
+    engine, run, ends = _engine(model), runner(source), told(model.graph)
     spans = taken_sizes(source, run, spans)
     assumed = conditions(source, program)
     broken = (each.broken(source.sizes, spans) for each in assumed)
@@ -134,7 +136,8 @@ def check_whole(
         feeds = {i.name: inputs[i.name].numpy() for i in engine.get_inputs()}
         try:
             found = dict(zip(names, engine.run(names, feeds), strict=True))
-            wrong = [n for n in names if not _agree(found[n], expected[n])]
+            limits = {name: TOLD if name in ends else LIMIT for name in names}
+            wrong = [n for n in names if not _agree(found[n], expected[n], limits[n])]
         except Exception as error:  # noqa: BLE001  ONNX Runtime raises its own kinds
             wrong = [summary(error)]
         if wrong:
@@ -162,14 +165,14 @@ def _assumed(source: Source, cause: Condition, where: str, what: str) -> str:
     )
 
 
-def _agree(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> bool:
+def _agree(a: npt.NDArray[Any], b: npt.NDArray[Any], limit: float = LIMIT) -> bool:
     if a.shape != b.shape or not np.array_equal(np.isfinite(a), np.isfinite(b)):
         return False
     if b.dtype == np.bool_:
         return bool(np.array_equal(a, b))
     finite = np.isfinite(b)
     scale = np.abs(b[finite]).max(initial=0.0)
-    return bool(np.abs(a[finite] - b[finite]).max(initial=0.0) <= LIMIT * scale)
+    return bool(np.abs(a[finite] - b[finite]).max(initial=0.0) <= limit * scale)
 
 
 def _explain(
