@@ -7,9 +7,11 @@ from difflib import get_close_matches
 
 from intaglio.errors import SourceError
 
+from .bib import BIB
 from .gated_deltanet import GATED_DELTANET
 from .gla import GLA
 from .graphgps import GRAPHGPS
+from .implicit import IMPLICIT
 from .layout import Layout
 from .lie_conv import LIE_CONV
 from .liger import LIGER
@@ -21,9 +23,11 @@ from .nala import NALA
 from .nalaformer import NALAFORMER
 
 MODELS: tuple[Model, ...] = (
+    BIB,
     GATED_DELTANET,
     GLA,
     GRAPHGPS,
+    IMPLICIT,
     LIE_CONV,
     LIGER,
     LLAMA,

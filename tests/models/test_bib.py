@@ -1,0 +1,152 @@
+"""BIB: losses and gradients are those of the paper, and designs go the same way in an engine."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from intaglio.errors import SourceError
+from intaglio.exporter.export import export
+from intaglio.models.bib import BIB, Bib, Config, axes, build, inputs
+from intaglio.runtime.design import Descent
+from intaglio.runtime.session import Session
+
+DNA = Config(length=6, offline=24, hidden_size=8, intermediate_size=12, num_layers=1)
+PROTEIN = replace(DNA, alphabet="protein", length=5, vocab_size=30)
+STEPS = 20
+
+
+def fitted(config: Config) -> Bib:
+    """A model whose offline data are random designs with random scores."""
+    torch.manual_seed(0)
+    module = build(config).eval()
+    for weight in module.parameters():
+        weight.data += torch.randn_like(weight) * 0.3
+    offline = 3 * torch.randn(config.offline, config.length, config.letters)
+    with torch.no_grad():
+        module.fit(module.embed(offline), torch.randn(config.offline) + 2)
+    return module.requires_grad_(requires_grad=False)
+
+
+def designs(config: Config, rows: int = 3) -> Tensor:
+    return inputs(config, rows, 0, torch.Generator().manual_seed(1))["design"]
+
+
+def test_losses_are_kernel_ridge_regression_in_both_directions() -> None:
+    """By the dual form of the paper, in numpy, one design at a time."""
+    module = fitted(DNA).double()
+    z = designs(DNA).double()
+    given = module(z)
+    features, y = module.features.numpy(), module.labels.numpy()
+    kernel = features @ features.T
+    ridge = 1e-6 * np.trace(kernel) / len(kernel)
+    dual = np.linalg.solve(kernel + ridge * np.eye(len(kernel)), y)
+    for row in range(len(z)):
+        h = module.embed(z)[row].numpy()
+        forward = (features @ h @ dual - 10.0) ** 2
+        back = (features @ h) * (10.0 / (h @ h * (1 + 1e-6)))
+        np.testing.assert_allclose(given["loss_forward"][row], forward, rtol=1e-4)
+        np.testing.assert_allclose(given["loss_backward"][row], np.mean((back - y) ** 2), rtol=1e-9)
+        score = module.main.weight.numpy()[0] @ h + module.main.bias.numpy()[0]
+        wanted = score * module.scale[1].item() + module.scale[0].item()
+        np.testing.assert_allclose(given["score"][row], wanted, rtol=1e-9)
+
+
+def test_words_of_dna_are_triples_of_letters() -> None:
+    """Word 16 i + 4 j + k stands for three letters that follow each other."""
+    z = designs(DNA).double()
+    hard = fitted(DNA).words(z).argmax(-1)
+    p = z.softmax(-1).numpy()
+    for row in range(len(z)):
+        for place in range(DNA.length - 2):
+            i, j, k = (int(p[row, place + n].argmax()) for n in range(3))
+            assert hard[row, place] == 16 * i + 4 * j + k
+
+
+@pytest.mark.parametrize("config", [DNA, PROTEIN], ids=["dna", "protein"])
+def test_gradients_are_those_of_autograd(config: Config) -> None:
+    module, z = fitted(config).double(), designs(config).double().requires_grad_()
+    given = module(z.detach())
+    names = ("score_gradient", "forward_gradient", "backward_gradient")
+    for loss, name in zip(module.losses(z), names, strict=True):
+        (wanted,) = torch.autograd.grad(loss.sum(), z, retain_graph=True)
+        assert wanted.abs().max() > 0
+        torch.testing.assert_close(given[name], wanted)
+
+
+def test_the_encoder_is_that_of_the_library() -> None:
+    """With the weights of the library's BERT, under its names, hidden states are the same."""
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(
+        vocab_size=DNA.vocab_size, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=12, max_position_embeddings=DNA.max_positions, layer_norm_eps=1e-12,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    library = BertModel(config, add_pooling_layer=False)
+    library.train(mode=False)
+    ours = build(DNA).bert
+    ours.load_state_dict(library.state_dict())
+    ids = torch.randint(DNA.vocab_size, (2, 7))
+    with torch.no_grad():
+        wanted = library(ids).last_hidden_state
+        found = ours(torch.nn.functional.one_hot(ids, DNA.vocab_size).float())
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
+def by_torch(module: Bib, z: Tensor) -> tuple[Tensor, list[float]]:
+    """`STEPS` steps of one design with the optimizer of PyTorch, both rules at work."""
+    z = z.clone().requires_grad_()
+    optimizer = torch.optim.Adam([z], lr=0.1)
+    balance, mean, size, balances = 0.5, 0.0, 0.0, []
+    for t in range(STEPS):
+        score, forward, backward = module.losses(z)
+        a, f, b = (torch.autograd.grad(x.sum(), z, retain_graph=True)[0] for x in
+                   (score, forward, backward))  # fmt: skip
+        along = (a * 0.1 * (f - b)).sum().item()
+        mean, size = 0.9 * mean + 0.1 * along, 0.999 * size + 0.001 * along**2
+        step = mean / (1 - 0.9 ** (t + 1)) / ((size / (1 - 0.999 ** (t + 1))) ** 0.5 + 1e-8)
+        balance = min(max(balance - 0.1 * step, 0.0), 1.0)
+        balances.append(balance)
+        gradient = balance * f + (1 - balance) * b
+        if t:
+            kept = optimizer.state[z]
+            first = 0.9 * kept["exp_avg"] + 0.1 * gradient
+            second = 0.999 * kept["exp_avg_sq"] + 0.001 * gradient**2
+            first, second = first / (1 - 0.9 ** (t + 1)), second / (1 - 0.999 ** (t + 1))
+            along = (a * first / (second.sqrt() + 1e-8)).sum().item()
+            optimizer.param_groups[0]["lr"] = min(max(0.1 - 0.01 * along, 1e-4), 0.5)
+        z.grad = gradient
+        optimizer.step()
+    return z.detach(), balances
+
+
+def test_designs_go_the_same_way_in_an_engine(tmp_path: Path) -> None:
+    """Twenty steps with an adaptive balance and rate, of three designs in one call."""
+    module, z = fitted(DNA), designs(DNA)
+    report = export(module, tmp_path / "bundle", inputs={"design": z}, axes=axes(DNA))
+    assert report.manifest.main.whole
+    session = Session.load(tmp_path / "bundle")
+    descent = Descent(lambda z: session.step({"design": z}), z.numpy(), adapt_rate=True)
+    balances = [descent.balance for _ in descent.run(STEPS)]
+    for row in range(len(z)):
+        wanted, balance = by_torch(module.double(), z[row : row + 1].double())
+        np.testing.assert_allclose(descent.designs[row], wanted[0], atol=2e-3)
+        np.testing.assert_allclose(np.array(balances)[:, row], balance, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"alphabet": "rna"}, "dna or protein"),
+        ({"length": 2}, "3 letters"),
+        ({"vocab_size": 20}, "no room for 64 words"),
+        ({"length": 40}, "max_positions 16 is below 40"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused(values: dict[str, object], says: str) -> None:
+    with pytest.raises((SourceError, ValueError), match=says):
+        BIB.build(BIB.configure(values))
