@@ -116,7 +116,7 @@ class Bert(nn.Module):
 
     def forward(self, words: Tensor) -> Tensor:
         """Hidden states [B, T, hidden] of words [B, T, vocab]."""
-        x = self.embeddings(words)
+        x: Tensor = self.embeddings(words)
         layers: nn.Module = self.encoder["layer"]
         for layer in layers.children():
             x = layer(x)
