@@ -46,7 +46,7 @@ class Adam:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Names:
+class GradientNames:
     """The outputs of the engine that are read: gradients by the design, of its shape."""
 
     first: str = "forward_gradient"
@@ -74,7 +74,7 @@ class Descent:
     balance: Any = 0.5
     adapt_balance: bool = True
     adapt_rate: bool = False
-    names: Names = field(default_factory=Names)
+    names: GradientNames = field(default_factory=GradientNames)
     _moments: Adam = field(default_factory=Adam)
     _balance_moments: Adam = field(default_factory=Adam)
 
@@ -113,7 +113,7 @@ class Descent:
         if name not in given:
             raise InputError(
                 f"The engine has no output {name!r}, it has {', '.join(given)}. Say which hold the "
-                "gradients: names=Names(first=..., second=..., score=...)."
+                "gradients: names=GradientNames(first=..., second=..., score=...)."
             )
         value = given[name]
         if value.shape != self.designs.shape or not np.isfinite(value).all():
