@@ -6,6 +6,7 @@ if __name__ != "intaglio.passes":
 from .base import Pass
 from .calibrated.decoupleq import Decoupleq
 from .calibrated.gptq import Gptq
+from .calibrated.modegpt import Modegpt
 from .calibrated.rtn import Rtn
 from .exact.carry_states import CarryStates
 from .exact.expand_einsum import ExpandEinsum
@@ -50,6 +51,7 @@ from .lower.trt_low_bit import TrtLowBit
 PASSES: tuple[type[Pass], ...] = (
     Decoupleq,
     Gptq,
+    Modegpt,
     Rtn,
     CarryStates,
     ExpandEinsum,

@@ -25,9 +25,10 @@ ROUNDED_FINELY = (
     "tells whether rounding is at work at all, and --tolerance NAME=VALUE accepts it."
 )
 MOVED_ADVICE = (
-    "the weights are those of the source, more bits, smaller groups or data (--calib, --data) "
-    "bring it down, and --tolerance "
+    "the weights are those of the source, {less} or data (--calib, --data) bring it down, and "
+    "--tolerance "
 )
+LESS = {"Quantization": "more bits, smaller groups", "Compression": "a smaller ratio"}
 RANDOM = " Random inputs bear it worse than real ones: give some with --data."
 
 
@@ -134,9 +135,10 @@ class ParityReport:
             )
         if worst.kind == QUANTIZATION:
             return (
-                f"Quantization moved {worst.found.name.removesuffix(MOVED)!r} of {self.against} by "
+                f"{self._what} moved {worst.found.name.removesuffix(MOVED)!r} of {self.against} by "
                 f"{found.error:.2f} of its size in the mean ({scope}), the limit being "
-                f"{found.limit:g}: where {MOVED_ADVICE}{found.name}=VALUE accepts it."
+                f"{found.limit:g}: where {MOVED_ADVICE.format(less=LESS[self._what])}"
+                f"{found.name}=VALUE accepts it."
             )
         failed = {row.found.name for row in self.failures}
         where = f"after token {found.worst_step}, split {worst.split}"
@@ -150,11 +152,16 @@ class ParityReport:
             f"{worst.who} {where} ({numbers}).{cause}"
         )
 
+    @property
+    def _what(self) -> str:
+        """What changed the weights, by whether the bundle has some of few bits."""
+        return "Quantization" if self.accuracy is not None else "Compression"
+
     def _moved(self) -> str:
         if self.quantization is None:
             return ""
         found = (f"{name} {error:.1e}" for name, error in self.quantization.items())
-        return f" Quantization itself moved the source's outputs: {', '.join(found)}."
+        return f" {self._what} itself moved the source's outputs: {', '.join(found)}."
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values, for the manifest."""

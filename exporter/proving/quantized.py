@@ -1,4 +1,9 @@
-"""What a bundle with weights of few bits is held to: its source with the weights dequantized.
+"""What a bundle with changed weights is held to: its source with the weights that the bundle has.
+
+Weights of few bits are dequantized.  Of matrices that lost channels a pass says which of the
+source's rows and columns its own are (`placed` in its record, see `passes/calibrated/_narrow.py`);
+the others are zeros, with which the source computes what the bundle does.  Of its caches, as many
+entries of each head are compared as the bundle keeps.
 
 Two errors are kept apart.  Quantization moves the source to its dequantized weights; its limit is
 wide, and tells weights that were rounded from others.  The engine then computes with these weights,
@@ -7,7 +12,7 @@ distributions the mean Kullback-Leibler divergence is compared as well.
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -50,9 +55,9 @@ def portable_path(graph: BundleGraph) -> str:
 
 
 def dequantized(source: Source, graph: BundleGraph) -> Source | None:
-    """`source` with the weights that `graph` holds in few bits, and with what was tuned to them.
+    """`source` with the weights that `graph` has: of few bits, compressed, or tuned to these.
 
-    Which they are the portable graph tells.  None where the graph has quantized nothing of the
+    Which they are the portable graph tells.  None where the graph has changed nothing of the
     source: also where the source came quantized.
 
     Raises:
@@ -64,19 +69,74 @@ def dequantized(source: Source, graph: BundleGraph) -> Source | None:
     paths = [portable_path(bundle.graph(name)) for name in names]
     tuned = {name for record in records for name in record["details"].get("tuned", ())}
     quantized = any("bits" in record["options"] for record in records)
+    placed = {n: at for record in records for n, at in record["details"].get("placed", {}).items()}
     absent = any(path not in bundle.manifest.files for path in paths)
-    if absent and (tuned or quantized):
+    if absent and (tuned or quantized or placed):
         raise BundleError(
-            f"{bundle.root} has no portable graph, from which the dequantized weights are read. "
+            f"{bundle.root} has no portable graph, from which its weights are read. "
             "Export without --no-portable, or with --no-verify."
         )
     if absent:
         return None
     models = [load_graph(bundle.root, path) for path in paths]
     weights = {name: array for model in models for name, array in _low_bit_weights(model)}
+    words = ["dequantized"] if weights else []
     for model in models if weights else ():
         weights |= _tuned_weights(model, tuned - weights.keys())
-    return _with_weights(source, weights) if weights else None
+    if placed:
+        for model in models:
+            weights |= _floats(model, placed.keys() - weights.keys())
+        weights |= {n: _put_back(n, weights[n], placed[n]) for n in placed if n in weights}
+        words.append("compressed")
+    if not weights:
+        return None
+    held = _with_weights(source, weights, " and ".join(words))
+    return held if held is None else replace(held, caches=_caches(records))
+
+
+def _floats(model: ir.Model, names: Collection[str]) -> dict[str, Array]:
+    found = {name: constant(model.graph.initializers.get(name)) for name in names}
+    return {name: array for name, array in found.items() if array is not None}
+
+
+def _put_back(name: str, array: Array, placement: Mapping[str, Any]) -> Array:
+    """The weight of the source's shape that computes what a compressed one does.
+
+    Raises:
+        BundleError: if the placement does not fit it.
+    """
+    try:
+        shape = tuple(int(n) for n in placement["shape"])
+        index = np.ix_(
+            *(
+                np.arange(size) if at is None else np.asarray(at, np.int64)
+                for size, at in zip(array.shape, placement["places"], strict=True)
+            )
+        )
+        alone = all(len(np.unique(at)) == at.size and (at >= 0).all() for at in index)
+        full = np.zeros(shape, array.dtype)
+        full[index] = array
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        raise BundleError(_misplaced(name)) from error
+    if not alone:
+        raise BundleError(_misplaced(name))
+    return full
+
+
+def _misplaced(name: str) -> str:
+    return (
+        f"What the manifest says of where the rows and columns of {name!r} belong does not fit the "
+        "weight. Export the bundle again."
+    )
+
+
+def _caches(records: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], Sequence[Sequence[int]]]:
+    return {
+        (path, port): kept
+        for record in records
+        for path, ports in record["details"].get("caches", {}).items()
+        for port, kept in ports.items()
+    }
 
 
 def _low_bit_weights(model: ir.Model) -> Iterator[tuple[str, Array]]:
@@ -107,9 +167,9 @@ def _tuned_weights(model: ir.Model, names: set[str]) -> dict[str, Array]:
     return found
 
 
-def _with_weights(source: Source, weights: Mapping[str, Array]) -> Source | None:
+def _with_weights(source: Source, weights: Mapping[str, Array], how: str) -> Source | None:
     """`source` with other contents of some parameters; None if none of them is its own."""
-    name = f"{source.name} with its weights dequantized"
+    name = f"{source.name} with its weights {how}"
     if isinstance(source.body, ir.Model):
         initializers = source.body.graph.initializers
         own = {key: array for key, array in weights.items() if key in initializers}

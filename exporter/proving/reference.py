@@ -8,9 +8,9 @@ operators, the inputs of causal convolutions.  The module runs in float64 where 
 import contextlib
 import inspect
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy.typing as npt
@@ -49,13 +49,15 @@ class Reference:
     """Outputs of a source on whole sequences, and the states on the way.
 
     `outputs` has the time axis of the inputs; `precision` is float64 where the module ran so;
-    `rows` is how many rows the inputs have.
+    `rows` is how many rows the inputs have; of the caches in `caches`, by module and port, each
+    head keeps some entries alone.
     """
 
     outputs: Mapping[str, Array]
     precision: str
     calls: Mapping[Key, Call]
     rows: int = 0
+    caches: Mapping[tuple[str, str], Sequence[Sequence[int]]] = field(default_factory=dict)
 
     def state(self, spec: StateSpec, tokens: int) -> Array | None:
         """The state `spec` after `tokens` tokens, None where no call of the source tells it.
@@ -69,7 +71,7 @@ class Reference:
         value = self._called(spec, tokens)
         if value is None:
             return None
-        value = _bands_apart(value, spec)
+        value = _kept(_bands_apart(value, spec), self.caches.get((spec.module, spec.port)))
         fixed = [
             (d, n) for d, n in zip(spec.shape, value.shape, strict=False) if isinstance(d, int)
         ]
@@ -93,6 +95,16 @@ class Reference:
             call = self.calls.get((spec.module, spec.op, number))
             value = None if call is None else call.state(spec, tokens)
         return value if value is None or parts == 1 else value.chunk(parts, axis or 0)[part]
+
+
+def _kept(value: Tensor, entries: Sequence[Sequence[int]] | None) -> Tensor:
+    """A cache [batch, heads, tokens, size] with the entries of each head that a bundle keeps."""
+    if entries is None or value.ndim != 4 or value.shape[1] != len(entries):
+        return value
+    index = torch.tensor(entries)[None, :, None]
+    if not bool(((index >= 0) & (index < value.shape[-1])).all()):
+        return value
+    return value.gather(-1, index.expand(*value.shape[:-1], -1))
 
 
 def _bands_apart(value: Tensor, spec: StateSpec) -> Tensor:
@@ -150,6 +162,7 @@ def _run(
         # The code of a program is in one piece: its calls do not say which module they are of.
         calls=calls if states and not isinstance(module, fx.GraphModule) else {},
         rows=_sized(source, inputs, BATCH) or 0,
+        caches=source.caches,
     )
 
 

@@ -1,6 +1,6 @@
 """A source: what was trained, with its weights, and inputs to trace and to check it with."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -41,6 +41,8 @@ class Source:
     `others` are the further graphs of the bundle by name, the same module with another method as
     its body; `beside` are the names of inputs that other graphs than this one take, which the
     user's data may hold as well; None where there is one graph.
+    `caches` are the entries of each head that a compressed bundle keeps of a cache, by the path of
+    the module and the port of the state: those of the source have zeros elsewhere.
     `pace` is how many entries along time make one token: sizes of time count tokens.
     """
 
@@ -67,6 +69,7 @@ class Source:
     others: Mapping[str, "Source"] = field(default_factory=dict)
     beside: frozenset[str] | None = None
     pace: int = 1
+    caches: Mapping[tuple[str, str], Sequence[Sequence[int]]] = field(default_factory=dict)
 
     @cached_property
     def module(self) -> nn.Module:

@@ -1,0 +1,265 @@
+"""Parts of a transformer whose two matrices share channels, and how each loses some of them.
+
+Lin et al. 2024, arXiv:2408.09632: Nystrom, CR and SVD; see `modegpt.py` for the equations.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from intaglio.passes.analysis.pairs_of_matrices import (
+    FeedForward,
+    Heads,
+    HeadsOut,
+    UnfitError,
+    feed_forwards,
+    heads_of,
+    heads_out,
+)
+from intaglio.passes.analysis.projections import projections
+from intaglio.passes.graph import attribute, module_of
+
+from ._moments import Wanted
+from ._narrow import (
+    Ledger,
+    narrow_feed_forward,
+    narrow_scores,
+    narrow_values,
+    vector_of,
+    weight_of,
+)
+
+Array = npt.NDArray[Any]
+
+MLP, SCORES, VALUES = "mlp", "qk", "vo"
+DATA, MAGNITUDE = "data", "magnitude"
+JITTER = 1e-8  # of the mean of a diagonal, so that what data says nothing of can be solved for
+FEW = 1e-3  # the same where there are fewer tokens than channels
+
+
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """By what channels are chosen, and the ridge of leverage scores."""
+
+    by: str = DATA
+    ridge: float = 1e-2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Two matrices that share `channels` each of `heads`, and what gives them fewer.
+
+    `unit` channels stay or go together; `parameters` of a channel are those of both matrices.
+    """
+
+    kind: str
+    path: str
+    channels: int
+    heads: int
+    unit: int
+    parameters: int
+    wanted: tuple[Wanted, ...]
+    shrink: Callable[[int, Mapping[str, Array], Ledger], float]
+
+
+def parts_of(model: ir.Model, left: dict[str, str], how: How) -> list[Part]:
+    found = {each.node.outputs[0]: each for each in projections(model.graph)}
+    parts = []
+    for each in feed_forwards(model.graph):
+        if isinstance(each, FeedForward):
+            parts.append(_of_feed_forward(each, how))
+        else:
+            left[each[0]] = each[1]
+    for node in list(model.graph):
+        if node.op_type != "Attention" or node.domain:
+            continue
+        path = module_of(node)
+        try:
+            query, key = (heads_of(node, index, found) for index in (0, 1))
+            parts.append(_of_scores(node, query, key, how))
+        except UnfitError as error:
+            left[f"{path} ({SCORES})"] = str(error)
+        try:
+            value, out = heads_of(node, 2, found), heads_out(node, found)
+            parts.append(_of_values(node, value, out, how))
+        except UnfitError as error:
+            left[f"{path} ({VALUES})"] = str(error)
+    return parts
+
+
+def _of_feed_forward(layer: FeedForward, how: How) -> Part:
+    wanted = Wanted(key=f"{layer.path} {MLP}", node=layer.down.node, value=layer.down.x)
+
+    def shrink(width: int, found: Mapping[str, Array], ledger: Ledger) -> float:
+        down = weight_of(layer.down)
+        if how.by == "magnitude":
+            sizes = [np.square(weight_of(up)).sum(1) for up in layer.ups]
+            kept = _largest(np.prod(sizes, 0) * np.square(down).sum(0), width)
+            new, error = down[:, kept], float("nan")
+        else:
+            kept, new, error = nystrom(found[wanted.key], down, width, how.ridge)
+        narrow_feed_forward(layer, kept, new, ledger)
+        return error
+
+    return Part(
+        kind=MLP,
+        path=layer.path,
+        channels=layer.channels,
+        heads=1,
+        unit=1,
+        parameters=sum(up.inputs for up in layer.ups) + layer.down.outputs,
+        wanted=(wanted,) if how.by == "data" else (),
+        shrink=shrink,
+    )
+
+
+def nystrom(moment: Array, down: Array, width: int, ridge: float) -> tuple[Array, Array, float]:
+    """Channels to keep, the last weight [N, width] for them, and the relative error of its outputs.
+
+    Args:
+        moment: C = a^T a / tokens [K, K].
+        down: W_D [N, K].
+        width: how many stay.
+        ridge: lam, as a part of the mean of C's diagonal.
+    """
+    size = len(moment)
+    mean = float(np.trace(moment)) / size
+    c = moment / mean if mean > 0 else np.eye(size)
+    inverse = np.linalg.inv(c + ridge * np.eye(size))
+    kept = _largest(1 - ridge * np.diag(inverse), width)
+    rank_deficient = np.linalg.matrix_rank(c, hermitian=True) < size
+    jitter = (FEW if rank_deficient else JITTER) * np.eye(width)
+    inner = c[np.ix_(kept, kept)] + jitter
+    new = np.linalg.solve(inner, c[kept] @ down.T).T
+    wrong = -down.copy()
+    wrong[:, kept] += new
+    whole = float(np.einsum("nk,kl,nl->", down, c, down, optimize=True))
+    lost = float(np.einsum("nk,kl,nl->", wrong, c, wrong, optimize=True))
+    return kept, new, lost / max(whole, 1e-300)
+
+
+def _of_scores(node: ir.Node, query: Heads, key: Heads, how: How) -> Part:
+    if (query.rotation is None) != (key.rotation is None) or query.size != key.size:
+        raise UnfitError("queries and keys are not turned alike")
+    path, turned = module_of(node), query.rotation is not None
+    wanted = tuple(
+        Wanted(key=f"{path} {name}", node=node, value=value, by_head=True, squares=True)
+        for name, value in zip(("q", "k"), node.inputs, strict=False)
+        if value is not None
+    )
+    groups = query.heads // key.heads
+
+    def shrink(width: int, found: Mapping[str, Array], ledger: Ledger) -> float:
+        if how.by == "magnitude":
+            squares = [
+                np.square(weight_of(each.projection)).sum(1).reshape(each.heads, each.size)
+                for each in (query, key)
+            ]
+        else:
+            squares = [found[each.key] for each in wanted]
+        by_key = squares[0].reshape(key.heads, groups, key.size).sum(1) * squares[1]
+        scale = attribute(node, "scale")
+        if scale is None:
+            node.attributes["scale"] = ir.AttrFloat32("scale", float(key.size) ** -0.5)
+        kept = choose_channels(by_key, width, pairs=turned)
+        ledger.cache(path, "key", kept)
+        narrow_scores(node, 0, query, np.repeat(kept, groups, axis=0), ledger)
+        narrow_scores(node, 1, key, kept, ledger)
+        gone = 1 - np.take_along_axis(by_key, kept, 1).sum() / max(by_key.sum(), 1e-300)
+        return float(gone) if how.by == "data" else float("nan")
+
+    return Part(
+        kind=SCORES,
+        path=path,
+        channels=key.size,
+        heads=key.heads,
+        unit=2 if turned else 1,
+        parameters=query.heads * query.projection.inputs + key.heads * key.projection.inputs,
+        wanted=wanted if how.by == "data" else (),
+        shrink=shrink,
+    )
+
+
+def choose_channels(scores: Array, width: int, *, pairs: bool) -> Array:
+    """The channels [heads, width] with the largest `scores` [heads, size], in order.
+
+    With `pairs`, i and i + size/2 stay together: first halves first.
+    """
+    if not pairs:
+        return np.stack([_largest(row, width) for row in scores])
+    half = scores.shape[1] // 2
+    both = scores[:, :half] + scores[:, half:]
+    kept = np.stack([_largest(row, width // 2) for row in both])
+    return np.concatenate([kept, kept + half], axis=1)
+
+
+def _of_values(node: ir.Node, value: Heads, out: HeadsOut, how: How) -> Part:
+    path = module_of(node)
+    if value.rotation is not None:
+        raise UnfitError("positions turn its values")
+    heads_value = node.inputs[2]
+    assert heads_value is not None
+    wanted = Wanted(key=f"{path} v", node=node, value=heads_value, by_head=True)
+    groups = out.heads // value.heads
+
+    def shrink(width: int, found: Mapping[str, Array], ledger: Ledger) -> float:
+        last = weight_of(out.projection)
+        by_head = last.reshape(len(last), value.heads, groups, value.size).transpose(1, 3, 2, 0)
+        if how.by == "magnitude":
+            size = np.square(weight_of(value.projection)).sum(1).reshape(value.heads, value.size)
+            bias = vector_of(value.bias)
+            size = size if bias is None else size + np.square(bias).reshape(size.shape)
+            scores = size * np.square(by_head).sum((2, 3))
+            kept = choose_channels(scores, width, pairs=False)
+            basis = np.stack([np.eye(value.size)[:, row] for row in kept])
+            back, error = np.swapaxes(basis, 1, 2), float("nan")
+        else:
+            solved = [
+                best_basis(moment, rows.reshape(value.size, -1), width)
+                for moment, rows in zip(found[wanted.key], by_head, strict=True)
+            ]
+            basis, back = (np.stack([each[i] for each in solved]) for i in (0, 1))
+            error = sum(each[2] for each in solved) / max(sum(each[3] for each in solved), 1e-300)
+        made = np.einsum("hks,hsgn->nhgk", back, by_head)
+        ledger.cache(path, "value", np.tile(np.arange(width), (value.heads, 1)))
+        narrow_values(node, value, out, (basis, made.reshape(len(last), -1)), ledger)
+        return float(error)
+
+    return Part(
+        kind=VALUES,
+        path=path,
+        channels=value.size,
+        heads=value.heads,
+        unit=1,
+        parameters=value.heads * value.projection.inputs + out.heads * out.projection.outputs,
+        wanted=(wanted,) if how.by == "data" else (),
+        shrink=shrink,
+    )
+
+
+def best_basis(moment: Array, rows: Array, width: int) -> tuple[Array, Array, float, float]:
+    """P [size, k] and Q [k, size] so that v P Q W is nearest to v W; what is lost, and the whole.
+
+    Args:
+        moment: G = v^T v / tokens [size, size] of one head's values.
+        rows: W [size, N], of all that read them.
+        width: k.
+    """
+    squares, vectors = np.linalg.eigh(moment)
+    squares = np.maximum(squares, 0)
+    roots = np.sqrt(squares)
+    inverse = np.where(roots > roots.max() * 1e-9, 1 / np.maximum(roots, 1e-300), 0)
+    product = roots[:, None] * (vectors.T @ rows)
+    energies, left = np.linalg.eigh(product @ product.T)
+    kept = left[:, ::-1][:, :width]
+    lost, whole = float(np.maximum(energies, 0)[: len(rows) - width].sum()), float(energies.sum())
+    return vectors @ (inverse[:, None] * kept), kept.T @ (roots[:, None] * vectors.T), lost, whole
+
+
+def _largest(scores: Array, count: int) -> Array:
+    """The places of the largest, in order; of equal ones the first."""
+    return np.sort(np.argsort(-scores, kind="stable")[:count])
