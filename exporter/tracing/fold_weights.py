@@ -7,7 +7,7 @@ of the parameters: passes, quantization and reports go by these.
 """
 
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
@@ -27,6 +27,7 @@ from .mutations import origin, writes
 AGREES = 1e-3  # of the largest entry: where float64 gives something else, types are at work
 FOLDED = "folded"  # in place of the path, of what the whole model computes
 WEIGHTS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
+WIDER = {torch.float32: torch.float64, torch.complex64: torch.complex128}
 COPIES = frozenset(
     "_to_copy alias cat clone contiguous detach expand lift_fresh_copy reshape stack to".split()
 )
@@ -91,12 +92,12 @@ def _facts(program: ExportedProgram, written: frozenset[fx.Node]) -> dict[fx.Nod
 
 def _holders(program: ExportedProgram) -> dict[fx.Node, str]:
     """The placeholders of weights, with the weights' names."""
-    nodes = (node for node in program.graph.nodes if node.op == "placeholder")
-    specs = program.graph_signature.input_specs
+    specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+    named = (node for node in program.graph.nodes if node.op == "placeholder")
     return {
-        node: str(spec.target)
-        for node, spec in zip(nodes, specs, strict=True)
-        if spec.kind in WEIGHTS
+        node: str(specs[node.name].target)
+        for node in named
+        if node.name in specs and specs[node.name].kind in WEIGHTS
     }
 
 
@@ -163,6 +164,17 @@ def _value(program: ExportedProgram, end: fx.Node) -> Tensor:
     return wide.to(plain.dtype) if _agree(wide, plain) else plain
 
 
+def in_double(program: ExportedProgram, end: fx.Node) -> Tensor:
+    """What `end`, which no input flows into, always is, computed in float64 from the weights."""
+    return _run(program, end, {**program.state_dict, **program.constants}, _widened)
+
+
+def weights_of(program: ExportedProgram, end: fx.Node) -> set[str]:
+    """The names of the weights that `end` is computed from."""
+    targets = _holders(program)
+    return {targets[node] for node in _ancestors(end) if node in targets}
+
+
 def _agree(wide: Tensor, plain: Tensor) -> bool:
     if wide.shape != plain.shape or not plain.is_floating_point():
         return False
@@ -198,8 +210,8 @@ def _run(
 
 def _widened(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return value.double() if value.is_floating_point() else value
-    return torch.float64 if value is torch.float32 else value
+        return value.to(WIDER.get(value.dtype, value.dtype))
+    return WIDER.get(value, value) if isinstance(value, torch.dtype) else value
 
 
 def _ancestors(end: fx.Node) -> list[fx.Node]:
@@ -219,34 +231,58 @@ def _with_weights(
     """A copy of `program` in which each node of `values` is a weight that holds its value."""
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
-    output = graph.graph_copy(program.graph, copies)
-    graph.output(output)
-    taken = {*program.state_dict, *program.constants}
-    specs, state = list(program.graph_signature.input_specs), dict(program.state_dict)
-    folded: dict[str, tuple[str, ...]] = {}
-    first = next(node for node in graph.nodes)
-    for node, value in values.items():
-        name = _name(node, taken)
-        taken.add(name)
-        with graph.inserting_before(first):
-            holder = graph.placeholder(f"w_{name.replace('.', '_')}")
-        holder.meta = {**node.meta}
-        copies[node].replace_all_uses_with(holder)
-        specs.insert(
-            len(folded),
-            InputSpec(InputKind.BUFFER, TensorArgument(holder.name), name, persistent=True),
-        )
-        state[name] = value
-        folded[name] = tuple(sorted(facts[node].weights))
+    graph.output(graph.graph_copy(program.graph, copies))
+    names: dict[fx.Node, str] = {}
+    for node in values:
+        names[node] = name_of_weight(node, node.name, {*_held(program), *names.values()})
+    held = {names[node]: value for node, value in values.items()}
+    holders = hold(graph, held, {names[node]: node.meta for node in values})
+    for node in values:
+        copies[node].replace_all_uses_with(holders[names[node]])
     graph.eliminate_dead_code()
+    made = with_graph(program, graph, held, holders)
+    return made, {names[node]: tuple(sorted(facts[node].weights)) for node in values}
+
+
+def _held(program: ExportedProgram) -> set[str]:
+    return {*program.state_dict, *program.constants}
+
+
+def hold(
+    graph: fx.Graph, values: Mapping[str, Tensor], metas: Mapping[str, dict[str, Any]]
+) -> dict[str, fx.Node]:
+    """Placeholders in front of `graph` for further weights, by their names."""
+    first = next(iter(graph.nodes))
+    holders: dict[str, fx.Node] = {}
+    for name in reversed(list(values)):  # each stands in front of those before it
+        with graph.inserting_before(first):
+            holders[name] = graph.placeholder(f"w_{name.replace('.', '_')}")
+        holders[name].meta = {**metas[name]}
+        first = holders[name]
+    return holders
+
+
+def with_graph(
+    program: ExportedProgram,
+    graph: fx.Graph,
+    values: Mapping[str, Tensor],
+    holders: Mapping[str, fx.Node],
+) -> ExportedProgram:
+    """`program` with another graph, which has placeholders for further weights (`hold`)."""
+    specs = [
+        InputSpec(InputKind.BUFFER, TensorArgument(holders[name].name), name, persistent=True)
+        for name in values
+    ]
+    specs += program.graph_signature.input_specs
     module = fx.GraphModule(program.graph_module, graph)
     signature = replace(program.graph_signature, input_specs=specs)
     with quiet():  # PyTorch warns of itself there
-        made = program._update(module, signature, state_dict=state)  # noqa: SLF001
-    return made, folded
+        return program._update(  # noqa: SLF001  it has no other
+            module, signature, state_dict={**program.state_dict, **values}
+        )
 
 
-def _name(node: fx.Node, taken: set[str]) -> str:
-    """A name of its own that says whose weight `node` is, and that no value of a graph gets."""
-    stem = f"{path_of(node) or FOLDED}.{node.name}"
+def name_of_weight(node: fx.Node, stem: str, taken: Collection[str]) -> str:
+    """A name of its own for a weight of `node`'s module, and one that no value of a graph gets."""
+    stem = f"{path_of(node) or FOLDED}.{stem}"
     return next(name for n in count() if (name := f"{stem}_{n}" if n else stem) not in taken)

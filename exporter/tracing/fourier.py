@@ -11,27 +11,32 @@ The kernel is evaluated at the lags t - s: it is an expression of ``arange(L)``,
 entries of a weight.  What is written so is stepped like attention, with a cache of u.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import SymInt, Tensor, fx
+from torch import Tensor, fx
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind
 
 from intaglio.errors import TraceError
 from intaglio.exporter.sources.source import Source
 from intaglio.state import TIME
 
+from .causal_convolution import (
+    ATEN,
+    FORWARD,
+    INVERSES,
+    Convolution,
+    argument,
+    axis_of,
+    is_fixed,
+    length_of,
+    mutates,
+    shape_of,
+    term,
+)
 from .modules import named, path_of
 
-ATEN = torch.ops.aten
-INVERSES = {
-    ATEN.fft_irfft.default: ATEN.fft_rfft.default,
-    ATEN.fft_ifft.default: ATEN.fft_fft.default,
-}
-FORWARD = frozenset(INVERSES.values())
 SAME_ENTRIES = frozenset(
     (ATEN.to.dtype, ATEN.real.default, ATEN.imag.default, ATEN.complex.default)
 )
@@ -51,10 +56,10 @@ def convolve_causally(program: ExportedProgram) -> None:
     """Rewrite in `program`, in place, what is a causal convolution by Fourier transforms."""
     calls = [node for node in program.graph.nodes if node.op == "call_function"]
     found = [node for node in calls if node.target in INVERSES]
-    if not found or any(_mutates(node) for node in calls):
+    if not found or any(mutates(node) for node in calls):
         return
     for node in found:
-        convolution = _Convolution.of(node)
+        convolution = Convolution.of(node)
         if convolution is None:
             continue
         try:
@@ -74,7 +79,7 @@ def refuse_transforms(source: Source, program: ExportedProgram) -> None:
     """
     nodes = {node.name: node for node in program.graph.nodes}
     times = {
-        _term(_length(nodes[taken], axis))
+        term(length_of(nodes[taken], axis))
         for name, taken in zip(source.inputs, program.graph_signature.user_inputs, strict=True)
         for axis, symbol in source.dynamic.get(name, {}).items()
         if symbol == TIME
@@ -83,7 +88,7 @@ def refuse_transforms(source: Source, program: ExportedProgram) -> None:
     for node in nodes.values():
         if node.target not in FORWARD:
             continue
-        length = _term(_length(node.args[0], _axis(node)))
+        length = term(length_of(node.args[0], axis_of(node)))
         if not symbols.isdisjoint(getattr(length, "free_symbols", ())):
             raise TraceError(
                 f"In {named(path_of(node))}, {_spelled(node)} transforms along time: a step "
@@ -95,110 +100,6 @@ def _spelled(node: fx.Node) -> str:
     return "torch.fft." + str(node.target).removeprefix("aten.fft_").removesuffix(".default")
 
 
-def _mutates(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and bool(schema.is_mutable)
-
-
-def _shape(node: Any) -> torch.Size:
-    value = node.meta["val"]
-    assert isinstance(value, Tensor)
-    return value.shape
-
-
-def _length(node: Any, axis: int) -> Any:
-    return _shape(node)[axis]
-
-
-def _argument(node: Any, index: int, name: str, default: Any = None) -> Any:
-    return node.args[index] if len(node.args) > index else node.kwargs.get(name, default)
-
-
-def _axis(node: Any) -> int:
-    """The axis of a transform, counted from the end."""
-    axis: int = _argument(node, 2, "dim", -1)
-    return axis if axis < 0 else axis - len(_shape(node))
-
-
-def _term(size: Any) -> Any:
-    """A size as an expression of the free sizes."""
-    value = size.meta["val"] if isinstance(size, fx.Node) else size
-    return value.node.expr if isinstance(value, SymInt) else value
-
-
-@dataclass(frozen=True)
-class _Convolution:
-    """``inverse(forward(a, n) * forward(b, n), n)`` along `axis`, its first `length` entries.
-
-    `results` are the nodes that hold these entries, real ones.
-    """
-
-    factors: tuple[fx.Node, fx.Node]
-    axis: int
-    length: Any
-    results: tuple[fx.Node, ...]
-
-    @classmethod
-    def of(cls, inverse: Any) -> "_Convolution | None":
-        """What `inverse` ends, None for anything else."""
-        product, axis = inverse.args[0], _axis(inverse)
-        if not isinstance(product, fx.Node) or product.target is not ATEN.mul.Tensor:
-            return None
-        transforms = [each for each in product.args if isinstance(each, fx.Node)]
-        count = _term(_argument(inverse, 1, "n"))
-        if len(transforms) != 2 or count is None:
-            return None
-        for each in (inverse, *transforms):
-            same = _term(_argument(each, 1, "n")) == count and _axis(each) == axis
-            if not same or _argument(each, 3, "norm") not in (None, "backward"):
-                return None
-        if any(each.target is not INVERSES[inverse.target] for each in transforms):
-            return None
-        a, b = (each.args[0] for each in transforms)
-        assert isinstance(a, fx.Node)
-        assert isinstance(b, fx.Node)
-        lengths = [_length(each, axis) for each in (a, b)]
-        length = _term(lengths[0])
-        if not isinstance(lengths[0], SymInt) or _term(lengths[1]) != length:
-            return None
-        if any(each.meta["val"].is_complex() for each in (a, b)):
-            return None
-        room = (count - 2 * length + 1).expand()
-        if not (room.is_nonnegative or room == 0):
-            return None  # the end of the convolution wraps around into its beginning
-        results = tuple(_first_entries(inverse, axis, length))
-        if not results or any(each.meta["val"].is_complex() for each in results):
-            return None
-        return cls((a, b), axis, lengths[0], results)
-
-
-def _first_entries(inverse: Any, axis: int, length: Any) -> Iterator[fx.Node]:
-    """The nodes that cut the first `length` entries; none where any other is taken."""
-    found: list[fx.Node] = []
-    waiting: list[Any] = list(inverse.users)
-    while waiting:
-        node = waiting.pop()
-        if node.target is ATEN.real.default and len(node.users):
-            waiting.extend(node.users)
-            continue
-        if node.target is not ATEN.slice.Tensor:
-            return
-        dim = _argument(node, 1, "dim", 0)
-        dim = dim if dim < 0 else dim - len(_shape(node))
-        start, step = _argument(node, 2, "start"), _argument(node, 4, "step", 1)
-        if start not in (None, 0) or step != 1 or dim != axis:
-            return
-        if _term(_length(node, axis)) != length:
-            return
-        if node.meta["val"].is_complex():
-            if any(user.target is not ATEN.real.default for user in node.users):
-                return
-            found.extend(node.users)
-        else:
-            found.append(node)
-    yield from found
-
-
 @dataclass
 class _Product:
     """Emits the sum over pairs in front of `place`.
@@ -208,7 +109,7 @@ class _Product:
     """
 
     program: ExportedProgram
-    convolution: _Convolution
+    convolution: Convolution
     place: fx.Node
     _at_pairs: dict[fx.Node, tuple[fx.Node, int]] = field(default_factory=dict)
 
@@ -258,7 +159,7 @@ class _Product:
     def _lags(self) -> fx.Node:
         """The lag t - s of every pair."""
         u, axis = self.convolution.factors[0], self.convolution.axis
-        count = self.place.graph.call_function(ATEN.sym_size.int, (u, axis + len(_shape(u))))
+        count = self.place.graph.call_function(ATEN.sym_size.int, (u, axis + len(shape_of(u))))
         count.meta = {**self.place.meta, "val": self.convolution.length}
         at = self._emit(ATEN.arange.default, count)
         rows, columns = (self._emit(ATEN.unsqueeze.default, at, dim) for dim in (1, 0))
@@ -269,7 +170,7 @@ class _Product:
         return self._emit(ATEN.clamp.default, self._lags(), 0)
 
     def _is_length(self, size: Any) -> bool:
-        return bool(_term(size) == _term(self.convolution.length))
+        return bool(term(size) == term(self.convolution.length))
 
     def _evaluated(self, node: Any) -> tuple[fx.Node, int]:
         """`node` at every pair, and which of its axes is that of lags, from the end."""
@@ -287,13 +188,13 @@ class _Product:
             if first not in ((), (0,)) or step != (1,) or not self._is_length(value.shape[0]):
                 raise _UnknownError
             return self._emit(ATEN.to.dtype, self._reached(), value.dtype), -1
-        if target is ATEN.slice.Tensor and self._is_weight(node.args[0]):
+        if target is ATEN.slice.Tensor and is_fixed(self.program, node.args[0]):
             return self._looked_up(node)
         if target is ATEN.unsqueeze.default:
             source, dim = node.args
             inner, axis = self._evaluated(source)
             dim = dim % value.ndim
-            at = len(_shape(source)) + axis
+            at = len(shape_of(source)) + axis
             at += at >= dim
             return self._emit(ATEN.unsqueeze.default, inner, dim), at - value.ndim
         if target in (ATEN.transpose.int, ATEN.mT.default):
@@ -313,21 +214,21 @@ class _Product:
     def _looked_up(self, node: Any) -> tuple[fx.Node, int]:
         """The first entries of a weight, by their lags."""
         table = node.args[0]
-        dim = _argument(node, 1, "dim", 0) % len(_shape(table))
-        start, step = _argument(node, 2, "start"), _argument(node, 4, "step", 1)
-        if start not in (None, 0) or step != 1 or not self._is_length(_length(node, dim)):
+        dim = argument(node, 1, "dim", 0) % len(shape_of(table))
+        start, step = argument(node, 2, "start"), argument(node, 4, "step", 1)
+        if start not in (None, 0) or step != 1 or not self._is_length(length_of(node, dim)):
             raise _UnknownError
         found = self._emit(ATEN.index.Tensor, table, [None] * dim + [self._reached()])
-        return self._emit(ATEN.movedim.int, found, dim + 1, -1), dim - len(_shape(table))
+        return self._emit(ATEN.movedim.int, found, dim + 1, -1), dim - len(shape_of(table))
 
     def _sum(self, node: Any) -> tuple[fx.Node, int]:
         source, over = node.args[0], node.args[1]
         inner, axis = self._evaluated(source)
-        rank = len(_shape(source))
+        rank = len(shape_of(source))
         ends = [d if d < 0 else d - rank for d in over]
         if not ends or axis in ends:
             raise _UnknownError
-        keep = bool(_argument(node, 2, "keepdim", default=False))
+        keep = bool(argument(node, 2, "keepdim", default=False))
         new = self._emit(ATEN.sum.dim_IntList, inner, [d - 1 for d in ends], keep, **node.kwargs)
         return new, axis if keep else axis + sum(d > axis for d in ends)
 
@@ -336,7 +237,7 @@ class _Product:
         equation, operands = node.args[0].replace(" ", ""), node.args[1]
         given, _, result = equation.partition("->")
         terms = given.split(",")
-        moving = [i for i, each in enumerate(operands) if not self._is_weight(each)]
+        moving = [i for i, each in enumerate(operands) if not is_fixed(self.program, each)]
         if len(moving) != 1 or not result or "." in equation:
             raise _UnknownError
         inner, axis = self._evaluated(operands[moving[0]])
@@ -367,7 +268,7 @@ class _Product:
         axes: set[int] = set()
 
         def at_pairs(each: fx.Node) -> fx.Node:
-            if self._is_weight(each):
+            if is_fixed(self.program, each):
                 return self._emit(ATEN.unsqueeze.default, each, -1)
             new, axis = self._evaluated(each)
             axes.add(axis)
@@ -379,15 +280,3 @@ class _Product:
         if len(axes) != 1:
             raise _UnknownError
         return self._emit(node.target, *args, **kwargs), axes.pop()
-
-    def _is_weight(self, node: Any) -> bool:
-        """Whether a value is the same in every call, whatever the sizes of the inputs."""
-        if not isinstance(node, fx.Node) or not isinstance(node.meta.get("val"), Tensor):
-            return False
-        if node.op == "placeholder":
-            specs = self.program.graph_signature.input_specs
-            kinds = {spec.arg.name: spec.kind for spec in specs}
-            return kinds[node.name] is not InputKind.USER_INPUT
-        fixed = all(isinstance(size, int) for size in _shape(node))
-        chance = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-        return fixed and not chance and all(map(self._is_weight, node.all_input_nodes))

@@ -40,6 +40,7 @@ from .complex_numbers import pair_complex_numbers
 from .exchanged import exchanged
 from .fold_weights import fold_weights
 from .fourier import convolve_causally, refuse_transforms
+from .kernel_states import carry_kernels
 from .metadata import strip
 from .modules import named, path_of
 from .mutations import idle_buffers
@@ -95,7 +96,9 @@ def _trace(source: Source) -> Traced:
         program, spans = capture(source)
     max_context = None if source.whole or TIME not in spans else spans[TIME].most
     idle = idle_buffers(program)
-    program, folded = fold_weights(program)
+    carried = carry_kernels(program)
+    program, folded = fold_weights(carried.program)
+    folded = {**carried.weights, **folded}
     convolve_causally(program)
     if not source.whole:
         refuse_transforms(source, program)
@@ -133,6 +136,7 @@ def _trace(source: Source) -> Traced:
         spans=spans,
         notes=(
             *_notes(source, model, max_context, aliases, folded),
+            *carried.notes,
             *(f"{name} is computed once, of {', '.join(of)}." for name, of in folded.items()),
             *map(_left_out, idle),
         ),

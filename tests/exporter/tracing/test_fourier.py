@@ -17,7 +17,7 @@ SIZE, MOST = 4, 32
 
 
 class Convolutions(nn.Module):
-    """Kernels of exponentials and of a parameter, real and complex transforms, a skip."""
+    """Kernels of the lag and of a parameter that have no state, real and complex transforms."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,8 +30,9 @@ class Convolutions(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         u, time = x.mT, x.shape[1]
         lags = torch.arange(time, dtype=torch.float32)
-        sums = (self.weight[..., None] * torch.exp(-self.rate[..., None] * lags)).sum(1)
-        waves = torch.cos(self.rate[:, :1] * lags) * torch.exp(-lags * self.weight[:, 1, None])
+        sums = (self.weight[..., None] * torch.exp(-self.rate[..., None] * lags.square())).sum(1)
+        waves = torch.cos(self.rate[:, :1] * lags)
+        waves = waves * torch.exp(-lags.sqrt() * self.weight[:, 1, None])
         poles = torch.exp(torch.complex(-self.rate, self.weight)[..., None] * lags)
         waves = waves + torch.einsum("hn,hnl->hl", self.weight, poles.real) + poles.sum(1).real
         n, odd = 2 * time, 2 * time - 1
@@ -40,7 +41,7 @@ class Convolutions(nn.Module):
         table = self.kernel[:time].mT
         looked_up = fft.irfft(fft.rfft(u, n=n) * fft.rfft(table, n=n), n=n)[..., :time]
         return {
-            "exponentials": (real + self.skip[:, None] * u).mT,
+            "bells": (real + self.skip[:, None] * u).mT,
             "waves": fft.ifft(product, n=odd).real[..., :time].mT,
             "parameter": looked_up.mT,
         }

@@ -1,0 +1,144 @@
+"""Causal convolutions over all of time, as they are written by Fourier transforms.
+
+A product of transforms of length n is the convolution in a circle of n entries; where n >= 2 L - 1
+nothing wraps around into the first L, which are then
+
+    y_t = sum over s <= t of k_{t-s} u_s.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import SymInt, Tensor, fx
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+
+ATEN = torch.ops.aten
+INVERSES = {
+    ATEN.fft_irfft.default: ATEN.fft_rfft.default,
+    ATEN.fft_ifft.default: ATEN.fft_fft.default,
+}
+FORWARD = frozenset(INVERSES.values())
+
+
+def mutates(node: fx.Node) -> bool:
+    """Whether a node writes to what it is given."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and bool(schema.is_mutable)
+
+
+def shape_of(node: Any) -> torch.Size:
+    """The sizes of the tensor that a node gives."""
+    value = node.meta["val"]
+    assert isinstance(value, Tensor)
+    return value.shape
+
+
+def length_of(node: Any, axis: int) -> Any:
+    """The size of a node's tensor along `axis`."""
+    return shape_of(node)[axis]
+
+
+def argument(node: Any, index: int, name: str, default: Any = None) -> Any:
+    """An argument of a call, by its place or its name."""
+    return node.args[index] if len(node.args) > index else node.kwargs.get(name, default)
+
+
+def axis_of(node: Any) -> int:
+    """The axis of a transform, counted from the end."""
+    axis: int = argument(node, 2, "dim", -1)
+    return axis if axis < 0 else axis - len(shape_of(node))
+
+
+def term(size: Any) -> Any:
+    """A size as an expression of the free sizes."""
+    value = size.meta["val"] if isinstance(size, fx.Node) else size
+    return value.node.expr if isinstance(value, SymInt) else value
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """``inverse(forward(a, n) * forward(b, n), n)`` along `axis`, its first `length` entries.
+
+    `results` are the nodes that hold these entries, real ones.
+    """
+
+    factors: tuple[fx.Node, fx.Node]
+    axis: int
+    length: Any
+    results: tuple[fx.Node, ...]
+
+    @classmethod
+    def of(cls, inverse: Any) -> "Convolution | None":
+        """What `inverse` ends, None for anything else."""
+        product, axis = inverse.args[0], axis_of(inverse)
+        if not isinstance(product, fx.Node) or product.target is not ATEN.mul.Tensor:
+            return None
+        transforms = [each for each in product.args if isinstance(each, fx.Node)]
+        count = term(argument(inverse, 1, "n"))
+        if len(transforms) != 2 or count is None:
+            return None
+        for each in (inverse, *transforms):
+            same = term(argument(each, 1, "n")) == count and axis_of(each) == axis
+            if not same or argument(each, 3, "norm") not in (None, "backward"):
+                return None
+        if any(each.target is not INVERSES[inverse.target] for each in transforms):
+            return None
+        a, b = (each.args[0] for each in transforms)
+        assert isinstance(a, fx.Node)
+        assert isinstance(b, fx.Node)
+        lengths = [length_of(each, axis) for each in (a, b)]
+        length = term(lengths[0])
+        if not isinstance(lengths[0], SymInt) or term(lengths[1]) != length:
+            return None
+        if any(each.meta["val"].is_complex() for each in (a, b)):
+            return None
+        room = (count - 2 * length + 1).expand()
+        if not (room.is_nonnegative or room == 0):
+            return None  # the end of the convolution wraps around into its beginning
+        results = tuple(_first_entries(inverse, axis, length))
+        if not results or any(each.meta["val"].is_complex() for each in results):
+            return None
+        return cls((a, b), axis, lengths[0], results)
+
+
+def _first_entries(inverse: Any, axis: int, length: Any) -> Iterator[fx.Node]:
+    """The nodes that cut the first `length` entries; none where any other is taken."""
+    found: list[fx.Node] = []
+    waiting: list[Any] = list(inverse.users)
+    while waiting:
+        node = waiting.pop()
+        if node.target is ATEN.real.default and len(node.users):
+            waiting.extend(node.users)
+            continue
+        if node.target is not ATEN.slice.Tensor:
+            return
+        dim = argument(node, 1, "dim", 0)
+        dim = dim if dim < 0 else dim - len(shape_of(node))
+        start, step = argument(node, 2, "start"), argument(node, 4, "step", 1)
+        if start not in (None, 0) or step != 1 or dim != axis:
+            return
+        if term(length_of(node, axis)) != length:
+            return
+        if node.meta["val"].is_complex():
+            if any(user.target is not ATEN.real.default for user in node.users):
+                return
+            found.extend(node.users)
+        else:
+            found.append(node)
+    yield from found
+
+
+def is_fixed(program: ExportedProgram, node: Any) -> bool:
+    """Whether a value is the same in every call, whatever the sizes of the inputs."""
+    if not isinstance(node, fx.Node) or not isinstance(node.meta.get("val"), Tensor):
+        return False
+    if node.op == "placeholder":
+        specs = program.graph_signature.input_specs
+        kinds = {spec.arg.name: spec.kind for spec in specs}
+        return kinds[node.name] is not InputKind.USER_INPUT
+    fixed = all(isinstance(size, int) for size in shape_of(node))
+    chance = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    return fixed and not chance and all(is_fixed(program, x) for x in node.all_input_nodes)
