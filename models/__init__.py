@@ -7,6 +7,7 @@ from difflib import get_close_matches
 
 from intaglio.errors import SourceError
 
+from .al_rnn import AL_RNN
 from .bib import BIB
 from .gated_deltanet import GATED_DELTANET
 from .gla import GLA
@@ -21,8 +22,11 @@ from .model import FORMAT, Model, save
 from .moment_probing import MOMENT_PROBING
 from .nala import NALA
 from .nalaformer import NALAFORMER
+from .s4 import S4
+from .s4d import S4D
 
 MODELS: tuple[Model, ...] = (
+    AL_RNN,
     BIB,
     GATED_DELTANET,
     GLA,
@@ -35,6 +39,8 @@ MODELS: tuple[Model, ...] = (
     MOMENT_PROBING,
     NALA,
     NALAFORMER,
+    S4,
+    S4D,
 )
 
 

@@ -20,7 +20,8 @@ from torch import Tensor
 
 ORDERS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 MORE = 16  # random vectors beside those that are asked for
-ERROR = 1e-6  # of the sum of a kernel's absolute values
+ERROR = 5e-6  # of the sum of a kernel's absolute values, at most
+SMALL = 1.25e-7  # of that sum: singular values that do not count
 CANCELLATION = 100.0  # how much larger the terms of a sum may be than what it gives
 WORTH = 4  # positions that each state has to stand for
 
@@ -119,7 +120,7 @@ class _Hankel:
             left, values, right = np.linalg.svd(
                 _times(row[:-1], basis, width).T, full_matrices=False
             )
-            small = np.flatnonzero(values <= ERROR * scale / 8)
+            small = np.flatnonzero(values <= SMALL * scale)
             if columns == height and not len(small):
                 small = np.array([columns])
             if len(small) and small[0] <= rank:
