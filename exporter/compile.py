@@ -77,6 +77,11 @@ def compile_all(
                 f"The name of the graph {name!r} is needed for what prepares another one, whose "
                 "inputs have no time. Call it otherwise."
             )
+    taken += [*made, *(n for each in made.values() for n in each.beside)]
+    for name in {name for name in taken if taken.count(name) > 1}:
+        raise OptionError(
+            f"The name of the graph {name!r} is needed for what a pass makes. Call it otherwise."
+        )
     whole = replace(compiled, others=others)
     lacks = next((each.lacks for each in whole.graphs.values() if each.lacks), None)
     return whole if lacks is None else whole.without_trt(lacks)
@@ -192,6 +197,7 @@ def _compile_graph(
         told=tuple(traced.notes),
         prepare=_compile_prepare(context, how, clock),
         lacks=lacks,
+        beside=_compile_beside(context, how, clock),
     )
 
 
@@ -218,6 +224,21 @@ def _compile_prepare(context: Context, how: Recipe, clock: Clock) -> Compiled | 
     )
     traced = Traced(model=context.prepare, max_context=None, aliases={}, notes=())
     return _compile_graph(traced, pipeline.after_hoist(), own, how, clock)
+
+
+def _compile_beside(context: Context, how: Recipe, clock: Clock) -> dict[str, Compiled]:
+    """What passes put beside a graph, tidied and lowered for ONNX Runtime."""
+    alone = replace(how, targets=("ort",))
+    return {
+        name: _compile_graph(
+            Traced(model=model, max_context=None, aliases={}, notes=()),
+            pipeline.after_hoist(),
+            Context(progress=clock.report),
+            alone,
+            clock,
+        )
+        for name, model in context.beside.items()
+    }
 
 
 def _refuse_rates(model: ir.Model) -> None:

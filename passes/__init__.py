@@ -21,6 +21,7 @@ from .exact.fuse_rms_norm import FuseRmsNorm
 from .exact.fuse_rotary import FuseRotary
 from .exact.fuse_token_shift import FuseTokenShift
 from .exact.hoist import Hoist
+from .exact.linear_interpreter import LinearInterpreter
 from .exact.merge_duplicates import MergeDuplicates
 from .exact.peel_first_token import PeelFirstToken
 from .exact.recognise_recurrences import RecogniseRecurrences
@@ -66,6 +67,7 @@ PASSES: tuple[type[Pass], ...] = (
     FuseRotary,
     FuseTokenShift,
     Hoist,
+    LinearInterpreter,
     MergeDuplicates,
     PeelFirstToken,
     RecogniseRecurrences,

@@ -38,6 +38,9 @@ class Context:
     it is free; `defaults` holds the value of each input that may be left out; `own` lists the
     states that the source carries itself.
 
+    `beside` holds further graphs of whole inputs that passes make of the one they are given, by the
+    names that they have in the bundle.
+
     `draw` gives inputs of the source for sizes and a seed, where it is known; `trials` the sizes at
     which a graph of whole inputs is checked, and `spans` the sizes that its axes take.
 
@@ -49,6 +52,7 @@ class Context:
 
     states: list[StateSpec] = field(default_factory=list)
     prepare: ir.Model | None = None
+    beside: dict[str, ir.Model] = field(default_factory=dict)
     max_context: int | None = None
     ends: tuple[int, ...] = ()
     batch: int | None = None

@@ -98,6 +98,8 @@ class GraphEntry:
     `conditions` are inputs that are given once for a sequence and have no time.  The graph of the
     bundle that `prepare` names takes them, and its outputs become the states of the layout
     ``prepared`` whose inputs have their names: no step changes these.
+
+    `derived` says that a pass made the graph of another one, so that no source has it.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -109,6 +111,7 @@ class GraphEntry:
     prepare: str | None = None
     limits: Limits = field(default_factory=Limits)
     whole: bool = False
+    derived: bool = False
     passes: tuple[Mapping[str, Any], ...] = ()
     parity: Mapping[str, Any] = field(default_factory=dict)
 
@@ -126,6 +129,7 @@ class GraphEntry:
             "prepare": self.prepare,
             "past_length": self.past_length,
             "whole": self.whole,
+            **({"derived": True} if self.derived else {}),
             "limits": self.limits.to_json(),
             "targets": {
                 name: {**asdict(target), "data": list(target.data)}
@@ -146,6 +150,7 @@ class GraphEntry:
             prepare=entry.get("prepare"),
             past_length=entry["past_length"],
             whole=entry.get("whole", False),
+            derived=entry.get("derived", False),
             limits=Limits.from_json(entry["limits"]),
             targets={
                 key: TargetEntry(**{**target, "data": tuple(target["data"])})

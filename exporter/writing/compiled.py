@@ -26,7 +26,7 @@ class Compiled:
     The weights of all of them are shared in a bundle.  `records` end with those of the lowering for
     ONNX Runtime; `told` is what tracing had to say, `others` the further graphs of the source, and
     `prepare` what hoist split off.  `lacks` is why there is no form for TensorRT that was asked
-    for.
+    for.  `beside` are the graphs that passes made of it, by the names that they have in a bundle.
     """
 
     portable: ir.Model
@@ -38,15 +38,17 @@ class Compiled:
     others: Mapping[str, "Compiled"] = field(default_factory=dict)
     prepare: "Compiled | None" = None
     lacks: IntaglioError | None = None
+    beside: Mapping[str, "Compiled"] = field(default_factory=dict)
 
     @property
     def graphs(self) -> "dict[str, Compiled]":
-        """All graphs by their names in a bundle, those that prepare others among them."""
+        """All graphs by their names in a bundle, those that prepare others or stand beside too."""
         found = {}
         for name, each in {MAIN: self, **self.others}.items():
             found[name] = each
             if each.prepare is not None:
                 found[prepares(name)] = each.prepare
+            found.update(each.beside)
         return found
 
     def without_trt(self, why: IntaglioError | None = None) -> Self:

@@ -21,6 +21,7 @@ from .graph_files import own_place, place
 LOWERED = "ort/model.onnx"
 DTYPES = {FP32: "float32", FP16: "float16"}  # by the words of an export
 TURNED_OFF, NO_DEVICE = (f"{NOT_RUN} ({why})" for why in ("turned off", "no device"))
+CHECKED = f"{NOT_RUN} (checked by the pass that made it)"
 DISTRIBUTIONS = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch")
 
 
@@ -61,7 +62,25 @@ def _graphs(
             found[other] = replace(_entry(own, each.prepare, how, data, other), whole=True)
             given = found[other].inputs
             found[name] = replace(found[name], conditions=given, prepare=other)
+        found.update({n: _beside(other, how, data, n) for n, other in each.beside.items()})
     return found
+
+
+def _beside(
+    compiled: Compiled, how: Recipe, data: Mapping[str, tuple[str, ...]], name: str
+) -> GraphEntry:
+    """A graph of whole inputs that a pass made, and held to the one that it was made of."""
+    targets = _targets(compiled, how, data, name)
+    return GraphEntry(
+        inputs=tuple(_tensor(value) for value in compiled.ort.graph.inputs),
+        outputs=tuple(_tensor(value) for value in compiled.ort.graph.outputs),
+        states=(),
+        past_length=False,
+        whole=True,
+        derived=True,
+        targets={n: replace(each, parity=CHECKED) for n, each in targets.items()},
+        passes=tuple(record.to_json() for record in compiled.records),
+    )
 
 
 def _entry(

@@ -57,6 +57,7 @@ def verify_(
         require_consent(bundle, graph, target.value, allowed=load.get("allow_code"))
     opened = Bundle.open(bundle)
     made = {each.prepare for each in opened.manifest.graphs.values()}
+    made |= {name for name, each in opened.manifest.graphs.items() if each.derived}
     names = [graph] if graph is not None else [name for name in opened.graphs if name not in made]
     reports = {}
     for name in names:

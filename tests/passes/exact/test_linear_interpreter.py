@@ -1,0 +1,245 @@
+"""The linear interpreter: a network is recorded for one input and replayed as an affine map."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
+from torch import Tensor, nn
+
+from intaglio.errors import PassError
+from intaglio.exporter.options.loading import LoadOptions
+from intaglio.exporter.sources.load import load
+from intaglio.exporter.tracing.trace import trace
+from intaglio.exporter.tracing.whole import settled
+from intaglio.passes import evaluate, pipeline
+from intaglio.passes.base import Context
+from intaglio.passes.exact.linear_interpreter import LinearInterpreter
+
+Array = npt.NDArray[Any]
+SIDE = 8
+
+
+class Gated(nn.Module):
+    """Channels are scaled by what the picture's mean says of them."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(size, size, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate: Tensor = self.mix(x.mean((2, 3), keepdim=True)).sigmoid()
+        return x * gate
+
+
+class Residual(nn.Module):
+    """A sum of two ways, one of them cut, padded and joined."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = torch.split(x, [2, 2], 1)
+        around = nn.functional.pad(first[:, :, 1:, :-1] - second[:, :, 1:, :-1], (0, 1, 1, 0))
+        return x + torch.cat((around, second * 2), 1).transpose(2, 3) / 3
+
+
+class Attending(nn.Module):
+    """Attention has no form here."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).transpose(1, 2)
+        return (tokens @ tokens.mT / 2).softmax(-1) @ tokens
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "classifier": lambda: nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1, stride=2),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.MaxPool2d(3, 2, 1),
+        nn.GELU(),
+        nn.Flatten(),
+        nn.Linear(16, 3),
+    ),
+    "images": lambda: nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=2, dilation=2),
+        nn.LeakyReLU(0.1),
+        Gated(4),
+        Residual(),
+        nn.AvgPool2d(2),
+        nn.ConvTranspose2d(4, 2, 3, stride=2, padding=1, output_padding=1),
+        nn.InstanceNorm2d(2, affine=True),
+        nn.Tanh(),
+    ),
+    "norms": lambda: nn.Sequential(
+        nn.Conv2d(3, 4, 3, groups=1),
+        nn.PReLU(4),
+        nn.GroupNorm(2, 4),
+        nn.Hardswish(),
+        nn.ReLU6(),
+        nn.AdaptiveMaxPool2d(1),
+        nn.Flatten(),
+        nn.LayerNorm(4),
+        nn.Linear(4, 5),
+        nn.SiLU(),
+        nn.Softplus(),
+        nn.Linear(5, 2),
+    ),
+}
+
+
+def made(module: nn.Module) -> tuple[ir.Model, Context]:
+    """A graph of pictures, tidied, and what the pass put beside it."""
+    torch.manual_seed(0)
+    for buffer in module.buffers():
+        if buffer.is_floating_point():
+            nn.init.uniform_(buffer, 0.5, 1.5)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.4)
+    options = {
+        "inputs": (torch.randn(2, 3, SIDE, SIDE),),
+        "axes": {"input": f"batchx3x{SIDE}x{SIDE}"},
+    }
+    source = settled(load(module.eval(), LoadOptions.of(options)), None)
+    model, context = trace(source).model, Context()
+    for step in pipeline.whole():
+        step.run(model, context)
+    result = LinearInterpreter().run(model, context)
+    assert not result.notes
+    return model, context
+
+
+class LayerNormalization(OpRun):
+    """ONNX's own reference computes it in float32."""
+
+    def _run(
+        self, x: Array, scale: Array, bias: Array, axis: int, epsilon: float, **_: Any
+    ) -> tuple[Array]:
+        axes = tuple(range(axis % x.ndim, x.ndim))
+        centred = x - x.mean(axes, keepdims=True)
+        spread = np.sqrt((centred**2).mean(axes, keepdims=True) + np.float32(epsilon))
+        return (centred / spread * scale + bias,)
+
+
+class GroupNormalization(OpRun):
+    """The same of groups of channels."""
+
+    def _run(
+        self, x: Array, scale: Array, bias: Array, epsilon: float, num_groups: int, **_: Any
+    ) -> tuple[Array]:
+        parts = x.reshape(len(x), num_groups, -1)
+        centred = parts - parts.mean(-1, keepdims=True)
+        spread = np.sqrt((centred**2).mean(-1, keepdims=True) + np.float32(epsilon))
+        wide = (-1, *[1] * (x.ndim - 2))
+        return ((centred / spread).reshape(x.shape) * scale.reshape(wide) + bias.reshape(wide),)
+
+
+def in_double(model: ir.Model) -> Callable[[dict[str, Array]], dict[str, Array]]:
+    """The graph in float64, by the reference that ONNX gives of its operators."""
+    proto = ir.to_proto(model.clone())
+    for value in (*proto.graph.input, *proto.graph.output):
+        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
+            value.type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+    del proto.graph.value_info[:]
+    for holder in (
+        proto.graph.initializer,
+        *([a.t] for n in proto.graph.node for a in n.attribute),
+    ):
+        for tensor in holder:
+            if tensor.data_type == onnx.TensorProto.FLOAT:
+                wide = onnx.numpy_helper.to_array(tensor).astype(np.float64)
+                tensor.CopyFrom(onnx.numpy_helper.from_array(wide, tensor.name))
+    for node in proto.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == 1:
+                attribute.i = onnx.TensorProto.DOUBLE
+    engine = ReferenceEvaluator(proto, new_ops=[LayerNormalization, GroupNormalization])
+    names = [value.name for value in proto.graph.output]
+    return lambda feeds: dict(zip(names, engine.run(None, feeds), strict=True))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_map_gives_the_output_and_its_rows_are_its_columns(name: str) -> None:
+    """W x0 + r = y0, and W by columns is W by rows, to 1e-10 in float64."""
+    _, context = made(NETWORKS[name]())
+    record, replay, transpose = (
+        in_double(context.beside[n]) for n in ("record", "replay", "transpose")
+    )
+    x = np.random.default_rng(1).standard_normal((1, 3, SIDE, SIDE))
+    found = record({"input": x})
+    output = str(context.beside["replay"].graph.outputs[0].name)
+    names = [str(v.name) for v in context.beside["replay"].graph.inputs][1:]
+    decisions = {n: found[n] for n in names}
+    size = x.size
+    units = np.concatenate((np.zeros((1, size)), np.eye(size))).reshape(-1, 3, SIDE, SIDE)
+    mapped = replay({"input": units, **decisions})[output]
+    bias, columns = mapped[0].ravel(), (mapped[1:] - mapped[:1]).reshape(size, -1).T
+    wanted = found[output].ravel()
+    np.testing.assert_allclose(columns @ x.ravel() + bias, wanted, rtol=0, atol=1e-10)
+    taken = {str(v.name) for v in context.beside["transpose"].graph.inputs}
+    weights = np.eye(len(wanted)).reshape(-1, *found[output].shape[1:])
+    feeds = {n: v for n, v in decisions.items() if n in taken}
+    rows = transpose({f"{output}_weights": weights, **feeds})["row"].reshape(len(wanted), -1)
+    np.testing.assert_allclose(rows, columns, rtol=0, atol=1e-10)
+
+
+def test_of_rectifiers_and_pools_the_map_is_the_derivative_and_of_others_not() -> None:
+    """W has phi(a) / a, where a derivative has phi'(a)."""
+    for activation, same in ((nn.ReLU(), True), (nn.GELU(), False)):
+        module = nn.Sequential(nn.Conv2d(3, 2, 3), activation, nn.MaxPool2d(2), nn.Flatten())
+        _, context = made(module)
+        x = torch.randn(1, 3, SIDE, SIDE)
+        found = evaluate.run(context.beside["record"], {"input": x.numpy()})
+        decisions = {
+            str(v.name): found[str(v.name)] for v in context.beside["replay"].graph.inputs[1:]
+        }
+        units = np.eye(x.numel(), dtype=np.float32).reshape(-1, 3, SIDE, SIDE)
+        both = np.concatenate((np.zeros_like(units[:1]), units))
+        mapped = next(
+            iter(evaluate.run(context.beside["replay"], {"input": both, **decisions}).values())
+        )
+        jacobian = torch.func.jacrev(module)(x).detach()
+        wanted = jacobian.reshape(mapped.shape[1], -1).T.numpy()
+        assert np.allclose(mapped[1:] - mapped[:1], wanted, atol=1e-5) == same
+
+
+class Squared(nn.Module):
+    """No gate among two values that depend on the input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x.mean(1, keepdim=True)
+
+
+class Sorted(nn.Module):
+    """An operator that has no form here."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sort(-1).values
+
+
+class Rowwise(nn.Module):
+    """Rows meet."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(0, keepdim=True)
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        (
+            nn.Sequential(Squared()),
+            "multiplies two values that depend on the input, of which none is a gate",
+        ),
+        (nn.Sequential(Sorted()), "TopK .* has no affine form here"),
+        (nn.Sequential(nn.Conv2d(3, 4, 2, 2), Attending()), "Attention .* has no affine form here"),
+        (nn.Sequential(Rowwise()), r"in which rows do not stand alone along the first axis"),
+    ],
+)
+def test_what_has_no_affine_form_is_refused_by_name(module: nn.Module, words: str) -> None:
+    with pytest.raises(PassError, match=words):
+        made(module)
