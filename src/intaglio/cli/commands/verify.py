@@ -45,14 +45,51 @@ def verify_(
     bisect: Annotated[
         bool, typer.Option("--bisect", help="Name the first node that diverges.")
     ] = False,
+    behaviour: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="SUITE.jsonl",
+            help="Compare answers to questions instead: what is refused, and what is answered.",
+        ),
+    ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(metavar="FILE.py:NAME", help="What judges answers; words without one."),
+    ] = None,
+    answer_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer, at most.")] = 64,
+    samples: Annotated[int, typer.Option(min=1, help="Answers to each question.")] = 1,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
+    top_p: Annotated[float | None, typer.Option(help="Draw from this share.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the draws, the same for both.")] = 0,
+    stop: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="Ends an answer; repeatable.")
+    ] = None,
     **load: Unpack[LoadFlags],
 ) -> int:
     """Compare a bundle with its source, step by step: outputs and carried states."""
     from intaglio import verify
-    from intaglio.cli import summary
+    from intaglio.cli import behaving, summary
     from intaglio.runtime import Bundle
 
     allowed, options = limits(tolerance), loading(load)  # what is typed wrongly is told first
+    if behaviour is not None:
+        if target is Target.TRT:
+            require_consent(bundle, graph, target.value, allowed=load.get("allow_code"))
+        asked = {
+            "target": target.value,
+            "graph": graph,
+            "judge": judge,
+            "stop": stop,
+            "tokens": answer_tokens,
+            "samples": samples,
+            "seed": seed,
+            "temperature": temperature,
+            "top_p": top_p,
+        }
+        found = behaving.behaviour_of(console, bundle, against, behaviour, allowed, asked, options)
+        behaving.show(console, found)
+        console.result(found.to_json())
+        return 0 if found.passed else 3
     if target is Target.TRT and not lowered:
         require_consent(bundle, graph, target.value, allowed=load.get("allow_code"))
     opened = Bundle.open(bundle)
