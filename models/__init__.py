@@ -17,6 +17,7 @@ from .layout import Layout
 from .lie_conv import LIE_CONV
 from .liger import LIGER
 from .llama import LLAMA
+from .longmem import LONGMEM
 from .mmmamba import MMMAMBA
 from .model import FORMAT, Model, save
 from .moment_probing import MOMENT_PROBING
@@ -35,6 +36,7 @@ MODELS: tuple[Model, ...] = (
     LIE_CONV,
     LIGER,
     LLAMA,
+    LONGMEM,
     MMMAMBA,
     MOMENT_PROBING,
     NALA,
