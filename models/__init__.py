@@ -12,6 +12,7 @@ from .bib import BIB
 from .gated_deltanet import GATED_DELTANET
 from .gla import GLA
 from .graphgps import GRAPHGPS
+from .hybrid_linear_attention import HYBRID_LINEAR_ATTENTION
 from .implicit import IMPLICIT
 from .layout import Layout
 from .lie_conv import LIE_CONV
@@ -20,6 +21,7 @@ from .llama import LLAMA
 from .longmem import LONGMEM
 from .mmmamba import MMMAMBA
 from .model import FORMAT, Model, save
+from .mom import MOM
 from .moment_probing import MOMENT_PROBING
 from .nala import NALA
 from .nalaformer import NALAFORMER
@@ -32,12 +34,14 @@ MODELS: tuple[Model, ...] = (
     GATED_DELTANET,
     GLA,
     GRAPHGPS,
+    HYBRID_LINEAR_ATTENTION,
     IMPLICIT,
     LIE_CONV,
     LIGER,
     LLAMA,
     LONGMEM,
     MMMAMBA,
+    MOM,
     MOMENT_PROBING,
     NALA,
     NALAFORMER,

@@ -9,14 +9,11 @@ Source: Yang et al. 2024, arXiv:2412.06464 (the layer and the hybrids); the atte
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-
-from intaglio.ops import linear_attention
+from torch import nn
 
 from . import llama
-from ._layers import LanguageModel, RMSNorm, by_head
+from ._layers import LanguageModel
+from ._linear_mixers import GatedDeltaNet, Heads
 from .model import Model, token_ids
 from .training import Recipe
 
@@ -42,67 +39,6 @@ class Config:
 TINY = Config()
 
 
-class GatedDeltaNet(nn.Module):
-    """The gated delta rule behind short causal convolutions."""
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.config = config
-        size, inner = config.hidden_size, config.num_heads * config.head_size
-        self.q_proj = nn.Linear(size, inner, bias=False)
-        self.k_proj = nn.Linear(size, inner, bias=False)
-        self.v_proj = nn.Linear(size, inner, bias=False)
-        self.q_conv1d = _short_convolution(inner, config.conv_size)
-        self.k_conv1d = _short_convolution(inner, config.conv_size)
-        self.v_conv1d = _short_convolution(inner, config.conv_size)
-        self.a_proj = nn.Linear(size, config.num_heads, bias=False)
-        self.b_proj = nn.Linear(size, config.num_heads, bias=False)
-        self.A_log = nn.Parameter(torch.linspace(1, 16, config.num_heads).log())
-        self.dt_bias = nn.Parameter(torch.linspace(-6.9, -2.3, config.num_heads))
-        self.g_proj = nn.Linear(size, inner, bias=False)
-        self.o_norm = RMSNorm(config.head_size, config.norm_eps)
-        self.o_proj = nn.Linear(inner, size, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Mix x [B, T, hidden] along T."""
-        c = self.config
-        time = x.shape[1]
-        q, k, v = (
-            F.silu(conv(proj(x).transpose(1, 2))[..., :time]).transpose(1, 2)
-            for proj, conv in (
-                (self.q_proj, self.q_conv1d),
-                (self.k_proj, self.k_conv1d),
-                (self.v_proj, self.v_conv1d),
-            )
-        )
-        q, k = (_unit(by_head(t, c.num_heads)).flatten(-2) for t in (q, k))
-        decay = -self.A_log.exp() * F.softplus(self.a_proj(x) + self.dt_bias)
-        y, _ = linear_attention(
-            q,
-            k,
-            v,
-            decay=decay,
-            beta=self.b_proj(x).sigmoid(),
-            update_rule="gated_delta",
-            q_num_heads=c.num_heads,
-            kv_num_heads=c.num_heads,
-            scale=c.head_size**-0.5,
-        )
-        y = self.o_norm(by_head(y, c.num_heads)).flatten(-2)
-        out: Tensor = self.o_proj(y * F.silu(self.g_proj(x)))
-        return out
-
-
-def _short_convolution(channels: int, size: int) -> nn.Conv1d:
-    """A depthwise convolution that is causal once its output is cut to the input's length."""
-    return nn.Conv1d(channels, channels, size, groups=channels, padding=size - 1, bias=False)
-
-
-def _unit(x: Tensor) -> Tensor:
-    """Scale the last axis to length one."""
-    return x * torch.rsqrt(x.pow(2).sum(-1, keepdim=True) + 1e-6)
-
-
 def build(config: Config) -> LanguageModel:
     """The module of `config`, freshly initialised."""
     attention = llama.Config(
@@ -112,12 +48,24 @@ def build(config: Config) -> LanguageModel:
         rope_theta=config.rope_theta,
     )
     mixers: list[nn.Module] = [
-        llama.Attention(attention)
-        if (layer + 1) % config.attention_every == 0
-        else GatedDeltaNet(config)
+        llama.Attention(attention) if (layer + 1) % config.attention_every == 0 else mixer(config)
         for layer in range(config.num_layers)
     ]
     return LanguageModel(mixers, config)
+
+
+def mixer(config: Config) -> GatedDeltaNet:
+    """One of its recurrent layers."""
+    heads = Heads(
+        hidden_size=config.hidden_size,
+        num_heads=config.num_heads,
+        num_kv_heads=config.num_heads,
+        key_size=config.head_size,
+        value_size=config.head_size,
+        conv_size=config.conv_size,
+        eps=config.norm_eps,
+    )
+    return GatedDeltaNet(heads)
 
 
 GATED_DELTANET = Model(

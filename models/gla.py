@@ -8,12 +8,8 @@ Source: Yang et al. 2023, arXiv:2312.06635, section 4.
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
-from torch.nn import functional as F
-
-from intaglio.ops import linear_attention
-
-from ._layers import LanguageModel, RMSNorm, by_head
+from ._layers import LanguageModel
+from ._linear_mixers import GatedLinearAttention, Heads
 from .model import Model, token_ids
 from .training import Recipe
 
@@ -37,46 +33,22 @@ class Config:
 TINY = Config()
 
 
-class GatedLinearAttention(nn.Module):
-    """Linear attention with a data-dependent decay for each key."""
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.config = config
-        size = config.hidden_size
-        self.q_proj = nn.Linear(size, config.key_size, bias=False)
-        self.k_proj = nn.Linear(size, config.key_size, bias=False)
-        self.v_proj = nn.Linear(size, size, bias=False)
-        self.gk_proj = nn.Sequential(
-            nn.Linear(size, config.gate_rank, bias=False),
-            nn.Linear(config.gate_rank, config.key_size),
-        )
-        self.g_proj = nn.Linear(size, size, bias=False)
-        self.g_norm = RMSNorm(size // config.num_heads, config.norm_eps)
-        self.o_proj = nn.Linear(size, size, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Mix x [B, T, hidden] along T."""
-        heads = self.config.num_heads
-        decay = F.logsigmoid(self.gk_proj(x)) / self.config.gate_divisor
-        y, _ = linear_attention(
-            self.q_proj(x),
-            self.k_proj(x),
-            self.v_proj(x),
-            decay=decay,
-            update_rule="gated",
-            q_num_heads=heads,
-            kv_num_heads=heads,
-            scale=(self.config.key_size // heads) ** -0.5,
-        )
-        y = self.g_norm(by_head(y, heads)).flatten(-2)
-        out: Tensor = self.o_proj(y * F.silu(self.g_proj(x)))
-        return out
-
-
 def build(config: Config) -> LanguageModel:
     """The module of `config`, freshly initialised."""
-    return LanguageModel([GatedLinearAttention(config) for _ in range(config.num_layers)], config)
+    return LanguageModel([mixer(config) for _ in range(config.num_layers)], config)
+
+
+def mixer(config: Config) -> GatedLinearAttention:
+    """One of its layers."""
+    heads = Heads(
+        hidden_size=config.hidden_size,
+        num_heads=config.num_heads,
+        num_kv_heads=config.num_heads,
+        key_size=config.key_size // config.num_heads,
+        value_size=config.hidden_size // config.num_heads,
+        eps=config.norm_eps,
+    )
+    return GatedLinearAttention(heads, rank=config.gate_rank, divisor=config.gate_divisor)
 
 
 GLA = Model(

@@ -44,13 +44,13 @@ WINDOW = Config(window=64)
 class Attention(nn.Module):
     """Causal attention with rotary positions and shared key-value heads."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, bias: bool = False) -> None:
         super().__init__()
         self.config = config
         kv_size = config.num_kv_heads * config.head_size
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=bias)
+        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=bias)
+        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=bias)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:

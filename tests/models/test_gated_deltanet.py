@@ -2,7 +2,7 @@
 
 import torch
 
-from intaglio.models.gated_deltanet import Config, GatedDeltaNet, build
+from intaglio.models.gated_deltanet import Config, build, mixer
 from intaglio.models.llama import Attention
 
 
@@ -16,7 +16,7 @@ def test_one_layer_in_four_is_attention() -> None:
 def test_keys_written_twice_replace_their_value() -> None:
     """With full strength and no decay, the delta rule overwrites what the key held."""
     torch.manual_seed(0)
-    layer = GatedDeltaNet(Config(hidden_size=16, head_size=8, num_heads=2)).double()
+    layer = mixer(Config(hidden_size=16, head_size=8, num_heads=2)).double()
     with torch.no_grad():
         for conv in (layer.q_conv1d, layer.k_conv1d, layer.v_conv1d):
             conv.weight.zero_()
