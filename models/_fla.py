@@ -59,7 +59,7 @@ def layout(kinds: Mapping[str, Specific], build: Callable[[Any], Any]) -> Layout
 
 
 def _weights(tensors: Mapping[str, Tensor], ours: Collection[str]) -> dict[str, Tensor]:
-    names = {name: _theirs(name, tensors) for name in ours}
+    names = {name: official_name(name, tensors) for name in ours}
     if "lm_head.weight" not in tensors and "embed_tokens.weight" in names:
         names.pop("lm_head.weight", None)  # tied
     if BOUNDS in tensors and BOUNDS not in names.values():
@@ -67,7 +67,8 @@ def _weights(tensors: Mapping[str, Tensor], ours: Collection[str]) -> dict[str, 
     return renamed(tensors, names)
 
 
-def _theirs(name: str, tensors: Collection[str]) -> str:
+def official_name(name: str, tensors: Collection[str]) -> str:
+    """What a tensor of ours is called in a file that has `tensors`."""
     for pattern, becomes in NAMES:
         renamed_, count = re.subn(pattern, becomes, name)
         if count:
