@@ -160,6 +160,8 @@ class Retention(Projected):
 class GatedLinearAttention(Projected):
     """A decay for each key, by a gate of low rank; at least `floor` in log space."""
 
+    g_norm: RMSNorm
+
     def __init__(
         self, heads: Heads, *, rank: int = 16, divisor: float = 16.0, floor: float | None = None
     ) -> None:

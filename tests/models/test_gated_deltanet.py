@@ -19,8 +19,8 @@ def test_keys_written_twice_replace_their_value() -> None:
     layer = mixer(Config(hidden_size=16, head_size=8, num_heads=2)).double()
     with torch.no_grad():
         for conv in (layer.q_conv1d, layer.k_conv1d, layer.v_conv1d):
-            conv.weight.zero_()
-            conv.weight[:, 0, -1] = 1
+            conv.get_parameter("weight").zero_()
+            conv.get_parameter("weight")[:, 0, -1] = 1
         layer.A_log.fill_(-60)  # no decay
         layer.b_proj.weight.mul_(0).add_(1e6)  # beta = 1 for positive inputs
     first, second = torch.rand(2, 16, dtype=torch.float64)

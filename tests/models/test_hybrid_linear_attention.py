@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
-from tests.support.recurrences import (
+from recurrences import (
     Array,
     Weights,
     carried,
@@ -24,6 +23,7 @@ from tests.support.recurrences import (
     unit,
     weights_of,
 )
+from safetensors.torch import save_file
 from torch import nn
 
 from intaglio.errors import SourceError

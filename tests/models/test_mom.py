@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.support.recurrences import (
+from recurrences import (
     Array,
     Weights,
     linear,
@@ -74,7 +74,7 @@ class Memory:
         k, v, b, a = (linear(w, name, x) for name in self.names)
         self.given.append([linear(w, "q_proj", x), k, v])
         q, k, v = (
-            silu(sum(taps[:, 0, -1 - back] * row[i] for back, row in enumerate(self._last())))
+            silu(np.sum([taps[:, 0, -1 - back] * row[i] for back, row in self._last()], 0))
             for i, taps in enumerate(w[f"{n}_conv1d.weight"] for n in "qkv")
         )
         q, k, v = (y.reshape(heads, -1) for y in (q, k, v))
@@ -83,10 +83,10 @@ class Memory:
         self.state = decay[:, None, None] * self.state
         new = sigmoid(b)[:, None] * (v - np.einsum("hkv,hk->hv", self.state, k))
         self.state = self.state + k[:, :, None] * new[:, None]
-        return np.einsum("hk,hkv->hv", q, self.state) / np.sqrt(self.config.key_size)
+        return np.asarray(np.einsum("hk,hkv->hv", q, self.state) / self.config.key_size**0.5)
 
-    def _last(self) -> list[list[Array]]:
-        return self.given[: -1 - (self.config.conv_size or 0) : -1]
+    def _last(self) -> list[tuple[int, list[Array]]]:
+        return list(enumerate(self.given[: -1 - (self.config.conv_size or 0) : -1]))
 
 
 def memories_of(w: Weights, config: Config) -> tuple[list[Memory], Memory | None]:
