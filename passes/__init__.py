@@ -6,6 +6,7 @@ if __name__ != "intaglio.passes":
 from .base import Pass
 from .calibrated.decoupleq import Decoupleq
 from .calibrated.gptq import Gptq
+from .calibrated.low_rank import LowRank
 from .calibrated.modegpt import Modegpt
 from .calibrated.rtn import Rtn
 from .exact.carry_states import CarryStates
@@ -23,6 +24,7 @@ from .exact.fuse_token_shift import FuseTokenShift
 from .exact.hoist import Hoist
 from .exact.linear_interpreter import LinearInterpreter
 from .exact.merge_duplicates import MergeDuplicates
+from .exact.merge_factors import MergeFactors
 from .exact.peel_first_token import PeelFirstToken
 from .exact.recognise_recurrences import RecogniseRecurrences
 from .exact.remove_dead import RemoveDead
@@ -52,6 +54,7 @@ from .lower.trt_low_bit import TrtLowBit
 PASSES: tuple[type[Pass], ...] = (
     Decoupleq,
     Gptq,
+    LowRank,
     Modegpt,
     Rtn,
     CarryStates,
@@ -69,6 +72,7 @@ PASSES: tuple[type[Pass], ...] = (
     Hoist,
     LinearInterpreter,
     MergeDuplicates,
+    MergeFactors,
     PeelFirstToken,
     RecogniseRecurrences,
     RemoveDead,

@@ -70,8 +70,9 @@ def dequantized(source: Source, graph: BundleGraph) -> Source | None:
     tuned = {name for record in records for name in record["details"].get("tuned", ())}
     quantized = any("bits" in record["options"] for record in records)
     placed = {n: at for record in records for n, at in record["details"].get("placed", {}).items()}
+    pairs = {n: p for record in records for n, p in record["details"].get("factored", {}).items()}
     absent = any(path not in bundle.manifest.files for path in paths)
-    if absent and (tuned or quantized or placed):
+    if absent and (tuned or quantized or placed or pairs):
         raise BundleError(
             f"{bundle.root} has no portable graph, from which its weights are read. "
             "Export without --no-portable, or with --no-verify."
@@ -83,15 +84,33 @@ def dequantized(source: Source, graph: BundleGraph) -> Source | None:
     words = ["dequantized"] if weights else []
     for model in models if weights else ():
         weights |= _tuned_weights(model, tuned - weights.keys())
-    if placed:
+    if placed or pairs:
+        wanted = {*placed, *(name for pair in pairs.values() for name in pair)}
         for model in models:
-            weights |= _floats(model, placed.keys() - weights.keys())
+            weights |= _floats(model, wanted - weights.keys())
+        weights |= {n: _product(n, weights, pair) for n, pair in pairs.items()}
         weights |= {n: _put_back(n, weights[n], placed[n]) for n in placed if n in weights}
         words.append("compressed")
     if not weights:
         return None
     held = _with_weights(source, weights, " and ".join(words))
     return held if held is None else replace(held, caches=_caches(records))
+
+
+def _product(name: str, weights: Mapping[str, Array], pair: Sequence[str]) -> Array:
+    """The weight that two factors stand for.
+
+    Raises:
+        BundleError: if the graph does not hold them, or they are no factors.
+    """
+    try:
+        left, right = (weights[each].astype(np.float64) for each in pair)
+        return (left @ right).astype(np.float32)
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(
+            f"The manifest says that {name!r} is a product of two weights, which the portable "
+            "graph does not hold so. Export the bundle again."
+        ) from error
 
 
 def _floats(model: ir.Model, names: Collection[str]) -> dict[str, Array]:

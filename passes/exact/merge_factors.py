@@ -1,0 +1,214 @@
+"""Two matrices in a row, and a matrix beside them -> one, where that is no slower.
+
+    W2 (W1 x + b1) + b2      ->  (W2 W1) x + (W2 b1 + b2)
+    W x + s W2 (W1 x)        ->  (W + s W2 W1) x            (LoRA, Hu et al. 2021, arXiv:2106.09685)
+
+holds for any matrices, up to rounding; products are computed in float64.  A call of `tokens` reads
+each matrix once and computes with it for each token, so it takes the longer of the two: entries
+read, and operations divided by how many a target does while it reads an entry (`intensity`).
+Factors stay apart where that is less for them than for their product, as it is for a low rank;
+beside a matrix of the same shape they never pay.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from intaglio.errors import PassError
+from intaglio.passes.analysis.projections import Projection, projections, uses
+from intaglio.passes.base import Exact, PassResult
+from intaglio.passes.graph import Emitter, constant, dims, producer, replace_uses
+
+Array = npt.NDArray[Any]
+
+
+class MergeFactors(Exact):
+    """Multiply two matrices in a row, or add LoRA's to its base, where that is no slower."""
+
+    tokens: int = 1
+    """Tokens of a call, all rows together, that the cost is counted for."""
+    intensity: float = 40.0
+    """Operations that the target does in the time in which it reads one entry of a matrix."""
+    keep: bool = False
+    """Leave factors in a row apart whatever it costs; adapters beside a matrix are merged."""
+
+    def rewrite(self, model: ir.Model) -> PassResult:
+        """Merge adapters first, then factors."""
+        if self.tokens < 1 or self.intensity <= 0:
+            raise PassError("merge-factors: tokens should be at least 1, intensity above 0.")
+        records = self._adapters(model)
+        common.RemoveUnusedNodesPass()(model)  # adapters are no factors by themselves any more
+        records += self._factors(model)
+        common.RemoveUnusedNodesPass()(model)
+        return PassResult(
+            changed=any(record["merged"] for record in records),
+            notes=[_note(record) for record in records],
+            details={"factors": records, "tokens": self.tokens, "intensity": self.intensity},
+        )
+
+    def cost(self, *shapes: tuple[int, int]) -> float:
+        """Time of matrices one after the other, in entries read."""
+        return sum(n * k * max(1.0, 2 * self.tokens / self.intensity) for n, k in shapes)
+
+    def _record(
+        self, path: str, kind: str, apart: tuple[float, float], *, merged: bool
+    ) -> dict[str, Any]:
+        return {"path": path, "kind": kind, "merged": merged, "apart": apart[0], "one": apart[1]}
+
+    def _adapters(self, model: ir.Model) -> list[dict[str, Any]]:
+        records = []
+        found = _by_output(model)
+        for node in list(model.graph):
+            if node.op_type != "Add" or node.domain or node.graph is None:
+                continue
+            for base, other in (node.inputs, tuple(reversed(node.inputs))):
+                beside = _base(base, found)
+                pair = None if other is None else _pair(other, found)
+                if beside is None or pair is None or base is None:
+                    continue
+                first, second, scale = pair
+                if first.x is not beside.x or first.bias or second.bias:
+                    continue
+                shapes = [_shape(each) for each in (beside, first, second)]
+                apart = (self.cost(*shapes), self.cost(shapes[0]))
+                weight = _weight(beside) + scale * _weight(second) @ _weight(first)
+                _put(beside, weight)
+                replace_uses(node.outputs[0], base)
+                model.graph.remove(node, safe=True)
+                records.append(self._record(beside.path, "adapter", apart, merged=True))
+                found = _by_output(model)
+                break
+        return records
+
+    def _factors(self, model: ir.Model) -> list[dict[str, Any]]:
+        records = []
+        for second in list(projections(model.graph)):
+            found = _by_output(model)
+            first, bias = _first(second.x, found)
+            if first is None or uses(first.weight) != 1 or uses(second.weight) != 1:
+                continue
+            if bias is not None and second.node.outputs[0].is_graph_output():
+                continue  # nothing is behind it that could be given the sum
+            product = (second.outputs, first.inputs)
+            costs = (self.cost(_shape(first), _shape(second)), self.cost(product))
+            merged = costs[1] <= costs[0] and not self.keep
+            records.append(self._record(second.path, "factors", costs, merged=merged))
+            if merged:
+                _merge(first, second, bias)
+        return records
+
+
+def _by_output(model: ir.Model) -> dict[ir.Value, Projection]:
+    return {each.node.outputs[0]: each for each in projections(model.graph)}
+
+
+def _shape(layer: Projection) -> tuple[int, int]:
+    return layer.outputs, layer.inputs
+
+
+def _base(value: ir.Value | None, found: Mapping[ir.Value, Projection]) -> Projection | None:
+    """The projection that `value` is, its bias added perhaps, if nothing else reads it."""
+    while value is not None and value not in found:
+        node = producer(value, "Add")
+        if node is None or len(value.uses()) != 1 or value.is_graph_output():
+            return None
+        data = [each for each in node.inputs if each is not None and constant(each) is None]
+        value = data[0] if len(data) == 1 else None
+    if value is None or len(value.uses()) != 1 or value.is_graph_output():
+        return None
+    return found[value] if uses(found[value].weight) == 1 else None
+
+
+def _pair(
+    value: ir.Value, found: Mapping[ir.Value, Projection]
+) -> tuple[Projection, Projection, float] | None:
+    """Two projections in a row and a number that they are multiplied by, read by nothing else."""
+    scale = 1.0
+    while value not in found:
+        node = producer(value, "Mul", "Div", "Identity", "Dropout")
+        if node is None or len(value.uses()) != 1:
+            return None
+        data = [each for each in node.inputs if each is not None and constant(each) is None]
+        numbers = [constant(each) for each in node.inputs if each is not None and each not in data]
+        if node.op_type in ("Mul", "Div"):
+            if len(data) != 1 or numbers[0] is None or numbers[0].size != 1:
+                return None
+            if node.op_type == "Div" and node.inputs[0] is not data[0]:
+                return None
+            number = float(numbers[0].reshape(()))
+            scale = scale * number if node.op_type == "Mul" else scale / number
+        value = data[0]
+    second = found[value]
+    first = found.get(second.x)
+    alone = len(value.uses()) == 1 and first is not None and len(second.x.uses()) == 1
+    return (first, second, scale) if alone and first is not None else None
+
+
+def _first(
+    value: ir.Value, found: Mapping[ir.Value, Projection]
+) -> tuple[Projection | None, ir.Value | None]:
+    """The projection that `value` is, with a bias perhaps, read by nothing else."""
+    if len(value.uses()) != 1 or value.is_graph_output():
+        return None, None
+    if value in found:
+        return found[value], found[value].bias
+    node = producer(value, "Add")
+    data = [] if node is None else [v for v in node.inputs if v is not None and v in found]
+    if node is None or len(data) != 1 or len(data[0].uses()) != 1 or found[data[0]].bias:
+        return None, None
+    (bias,) = (v for v in node.inputs if v is not data[0])
+    array = constant(bias)
+    if array is None or array.shape != (found[data[0]].outputs,):
+        return None, None
+    return found[data[0]], bias
+
+
+def _merge(first: Projection, second: Projection, bias: ir.Value | None) -> None:
+    """Let `second` read what `first` reads, with the product; a bias between goes behind it."""
+    moved = None if bias is None else _weight(second) @ _array(bias)
+    _put(second, _weight(second) @ _weight(first))
+    second.node.replace_input_with(0, first.x)
+    if moved is None:
+        return
+    result = second.node.outputs[0]
+    readers = list(result.uses())
+    emit = Emitter(next(n for n in second.node.graph or () if n in set(result.consumers())))
+    vector = emit.constant(moved, np.float32)
+    added = emit("Add", [result, vector], result.dtype, dims(result))
+    for node, index in readers:
+        node.replace_input_with(index, added)
+
+
+def _array(value: ir.Value) -> Array:
+    array = constant(value)
+    assert array is not None
+    return array.astype(np.float64)
+
+
+def _weight(layer: Projection) -> Array:
+    array = _array(layer.weight)
+    return array if layer.by_output else array.T
+
+
+def _put(layer: Projection, weight: Array) -> None:
+    held = weight if layer.by_output else weight.T
+    old = constant(layer.weight)
+    assert old is not None
+    new = np.ascontiguousarray(held, old.dtype)
+    layer.weight.const_value = ir.tensor(new, name=layer.weight.name)
+    layer.weight.shape = ir.Shape(list(new.shape))
+    operand = layer.node.inputs[1]
+    if operand is not None and operand is not layer.weight:
+        operand.shape = ir.Shape(list(new.shape[::-1]))
+
+
+def _note(record: Mapping[str, Any]) -> str:
+    did = "merged" if record["merged"] else "kept apart"
+    return (
+        f"{record['path']}: {record['kind']} {did}, {record['apart']:,.0f} entries in the time "
+        f"apart, {record['one']:,.0f} as one"
+    )
