@@ -10,7 +10,10 @@ Source: Mironenco & Forre 2024, arXiv:2310.11366; github.com/mirceamironenco/rge
 """
 
 import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +22,9 @@ from torch.nn import functional as F
 from intaglio.errors import SourceError
 
 from ._layers import by_head
+from ._lie_groups import GROUPS, coordinates, draw
+from .layout import Layout, read_value
 from .model import Model
-
-GROUPS = {"gl": 4, "sl": 3}  # and their dimensions
-NO_TURN = 1e-6  # of a sine; below it a rotation is none, so that no rounding makes it a whole one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,49 +53,6 @@ class Config:
 
 
 TINY = Config(samples=6, image_size=16, channels=6, kernel_width=24, kernel_layers=1, head_width=32)
-
-
-def coordinates(elements: Tensor, group: str, alpha: float) -> Tensor:
-    """Log P + log R of elements P R [..., 2, 2], as a vector of the Lie algebra [..., 3 or 4]."""
-    values, vectors = torch.linalg.eigh(elements @ elements.transpose(-1, -2))
-    half = values.log() / 2
-    symmetric = (vectors * half.unsqueeze(-2)) @ vectors.transpose(-1, -2)
-    inverse = (vectors * (-half).exp().unsqueeze(-2)) @ vectors.transpose(-1, -2)
-    rotation = inverse @ elements
-    sine = rotation[..., 1, 0]
-    sine = torch.where(sine.abs() < NO_TURN, torch.zeros_like(sine), sine)
-    angle = torch.atan2(sine, rotation[..., 0, 0]).remainder(2 * math.pi)
-    # Of the basis, entries beside the diagonal have length 1 / sqrt(2 alpha).
-    off = math.sqrt(2 * alpha)
-    shear = symmetric[..., 0, 1] * off
-    if group == "sl":
-        return torch.stack((shear, angle, symmetric[..., 0, 0] * off), -1)
-    first, second = (symmetric[..., i, i] * math.sqrt(alpha) for i in range(2))
-    return torch.stack((first, shear, second, angle), -1)
-
-
-def draw(config: Config, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-    """Samples of the group [samples, 2, 2] and their inverses: S^1/2 R, S = exp of a symmetric one.
-
-    The angles of R are equidistant from -pi to pi, both ends included.
-    """
-    count, off = config.samples, 1 / math.sqrt(2 * config.alpha)
-    drawn = torch.randn(count, GROUPS[config.group] - 1, generator=generator)
-    drawn = drawn * math.sqrt(config.spread)
-    if config.group == "sl":
-        first, shear = (drawn * off).unbind(-1)
-        second = -first
-    else:
-        first, second = (drawn[:, ::2] / math.sqrt(config.alpha)).unbind(-1)
-        shear = drawn[:, 1] * off
-    symmetric = torch.stack((first, shear, shear, second), -1).view(count, 2, 2)
-    angles = torch.linspace(-math.pi, math.pi, count)
-    turn = torch.stack((angles.cos(), -angles.sin(), angles.sin(), angles.cos()), -1)
-    turn = turn.view(count, 2, 2)
-    return (
-        torch.matrix_exp(symmetric / 2) @ turn,
-        turn.transpose(-1, -2) @ torch.matrix_exp(-symmetric / 2),
-    )
 
 
 class Sine(nn.Module):
@@ -305,13 +264,14 @@ class LieConv(nn.Module):
 
         Blocks keep the samples of their input, which the next layer takes as its own input's.
         """
-        g, inverse = draw(self.config, generator)
+        c = self.config
+        g, inverse = draw(c.group, c.samples, c.alpha, c.spread, generator)
         layers = [layer for layer in self.modules() if isinstance(layer, Convolution)]
         for layer in layers:
             layer.g_inv.copy_(inverse)
         for layer in layers[1:]:
             layer.g_tilde.copy_(g)
-        layers[-1].g_inv.copy_(draw(self.config, generator)[1])
+        layers[-1].g_inv.copy_(draw(c.group, c.samples, c.alpha, c.spread, generator)[1])
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits [B, classes] of image [B, channels, H, W]."""
@@ -340,6 +300,64 @@ def inputs(config: Config, batch: int, time: int, generator: torch.Generator) ->
     return {"image": torch.randn(shape, generator=generator)}
 
 
+def _of_group(name: str) -> bool:
+    """Whether a tensor of an official file says what the group is, which the config does here."""
+    return "group" in name.split(".")
+
+
+def _configure(values: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """The config of the shapes; sizes of pictures, alpha and spread are no shapes."""
+    s = {name.removeprefix("model."): shape for name, shape in shapes.items()}
+    first = s["blocks.0.conv1.inr.kernel_net.net.0.linear.weight"]
+    group = next((name for name, size in GROUPS.items() if first[1] == 2 + size), None)
+    if group is None:
+        raise SourceError(f"a kernel takes {first[1]} coordinates, which no group here has")
+    channels, width = s["fc.0.weight"][1], s["fc.0.weight"][0]
+    blocks = len([name for name in s if name.endswith(".conv1.grid")])
+    depth = len(
+        [n for n in s if re.fullmatch(r"stem\.0\.inr\.kernel_net\.net\.\d+\.act_layer\.a", n)]
+    )
+    return {
+        "group": group,
+        "samples": s["stem.0.g_inv"][0],
+        "image_size": read_value(values, "image_size", int, Config().image_size),
+        "image_channels": s["stem.0.inr.final_linear.weight"][0] // channels,
+        "channels": channels,
+        "num_layers": blocks + 1,
+        "kernel_size": s["stem.0.grid"][1],
+        "kernel_width": first[0],
+        "kernel_layers": depth - 1,
+        "head_width": width,
+        "classes": s["fc.4.weight"][0],
+        "alpha": read_value(values, "metric_alpha", float, 1.0),
+    }
+
+
+def _weights(tensors: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
+    """The tensors by our names, once the group is known to have the metric of the config.
+
+    Raises:
+        SourceError: if it has another one.
+    """
+    for name in filter(_of_group, tensors):
+        basis = tensors[name]
+        off = 1 / math.sqrt(2 * config.alpha)
+        if name.endswith("orthogonal.basis_matrix") and abs(float(basis[0, 1, 0]) - off) > 1e-5:
+            alpha = 1 / (2 * float(basis[0, 1, 0]) ** 2)
+            raise SourceError(f"{name} is of metric_alpha = {alpha:.6g}, not {config.alpha:g}")
+    return {n.removeprefix("model."): tensors[n] for n in tensors if not _of_group(n)}
+
+
+RGENN = Layout(
+    name="rgenn",
+    source="github mirceamironenco/rgenn @ df54466a12d50f723ff1d03951aaa755d7a58f8d, "
+    "rgenn/models.py, layers.py, inr.py, groups.py",
+    fits=lambda _, keys: "model.stem.0.inr.final_linear.weight" in keys,
+    configure=_configure,
+    weights=_weights,
+)
+
+
 LIE_CONV = Model(
     name="lie-conv",
     summary="Lie group CNN: convolutions over affine maps, folded into plain ones.",
@@ -349,5 +367,6 @@ LIE_CONV = Model(
     axes=lambda c: {"image": f"batchx{c.image_channels}x{c.image_size}x{c.image_size}"},
     presets={"tiny": TINY},
     recipe=None,
+    layouts=(RGENN,),
     source="arXiv:2310.11366",
 )

@@ -8,7 +8,10 @@ the mean of one classifier each, as one product.  MP+ adds recalibrated feed-for
 Source: Gao et al. 2023, arXiv:2307.11342; github.com/mingzeG/Moment-Probing.
 """
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +21,7 @@ from intaglio.errors import SourceError
 
 from ._backbones import ConvNeXt, LayerNorm2d, Swin, ViT
 from ._layers import by_head
+from .layout import Layout, read_value
 from .model import Model
 
 BACKBONES = ("vit", "swin", "convnext")
@@ -196,6 +200,80 @@ def inputs(config: Config, batch: int, time: int, generator: torch.Generator) ->
     return {"image": torch.randn(shape, generator=generator)}
 
 
+def _count(shapes: Mapping[str, Any], pattern: str) -> int:
+    """How many numbers stand in the place of the group of a pattern."""
+    found = (re.match(pattern, name) for name in shapes)
+    return len({match[1] for match in found if match})
+
+
+def _configure(values: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """The config of the shapes; heads of a ViT have 64 channels where it is not said otherwise."""
+    s = shapes
+    made: dict[str, Any] = {
+        "classes": s["head.classifier2.weight"][0],
+        "moment_size": s["head.proj.weight"][0],
+        "moment_heads": s["head.proj.weight"][0] // s["head.ln.weight"][0],
+    }
+    rank = next((shape[0] for name, shape in s.items() if name.endswith("psrp.down.weight")), None)
+    made["rank"] = rank
+    if "cls_token" in s:
+        size, channels, patch, _ = s["patch_embed.proj.weight"]
+        heads = read_value(values, "num_heads", int, max(1, size // 64))
+        side = round((s["pos_embed"][1] - 1) ** 0.5)
+        depth = _count(s, r"blocks\.(\d+)\.")
+        made |= {"backbone": "vit", "depths": [depth], "heads": [heads], "image_size": side * patch}
+    elif "stem.proj.weight" in s:
+        size, channels, patch, _ = s["stem.proj.weight"]
+        stages = range(_count(s, r"stages\.(\d+)\."))
+        depths = [_count(s, rf"stages\.{i}\.blocks\.(\d+)\.") for i in stages]
+        image = read_value(values, "image_size", int, 224)
+        made |= {"backbone": "convnext", "depths": depths, "heads": [], "image_size": image}
+    else:
+        size, channels, patch, _ = s["patch_embed.proj.weight"]
+        stages = range(_count(s, r"layers\.(\d+)\."))
+        tables = [s[f"layers.{i}.blocks.0.attn.relative_position_bias_table"] for i in stages]
+        window = (round(tables[0][0] ** 0.5) + 1) // 2
+        windows = s["layers.0.blocks.1.attn_mask"][0]
+        made |= {
+            "backbone": "swin",
+            "depths": [_count(s, rf"layers\.{i}\.blocks\.(\d+)\.") for i in stages],
+            "heads": [table[1] for table in tables],
+            "window": window,
+            "image_size": round(windows**0.5) * window * patch,
+        }
+    return {**made, "hidden_size": size, "image_channels": channels, "patch_size": patch}
+
+
+def _weights(tensors: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
+    """The tensors by our names: both classifiers become one, of half their sum."""
+    plane = config.backbone == "convnext"
+    first = "head.cls_head.fc" if plane else "head.classifier1"
+    pairs = [(tensors[f"{n}.weight"], tensors[f"{n}.bias"]) for n in (first, "head.classifier2")]
+    renames = {"head.ln.": "head.moments.ln.", "head.downblocks.0.": "head.moments.downblocks."}
+    renames |= {"head.cls_head.norm.": "head.norm."} if plane else {}
+    found = {
+        "head.classifier.weight": torch.cat([weight for weight, _ in pairs], 1) / 2,
+        "head.classifier.bias": (pairs[0][1] + pairs[1][1]) / 2,
+    }
+    for name in tensors:
+        if name.startswith((f"{first}.", "head.classifier2.")):
+            continue
+        start = next((start for start in renames if name.startswith(start)), None)
+        ours = f"backbone.{name}" if not name.startswith("head.") else name
+        found[ours if start is None else name.replace(start, renames[start], 1)] = tensors[name]
+    return found
+
+
+TIMM = Layout(
+    name="timm",
+    source="github mingzeG/Moment-Probing @ 0ddc0400e7f5210939f27b4d0ab14cfb5baec795, "
+    "models/vision_transformer.py, swin_transformer.py, convnext.py, representation/",
+    fits=lambda _, keys: "head.downblocks.0.0.weight" in keys,
+    configure=_configure,
+    weights=_weights,
+)
+
+
 MOMENT_PROBING = Model(
     name="moment-probing",
     summary="Moment probing: first and second moments of a frozen backbone's tokens.",
@@ -205,5 +283,6 @@ MOMENT_PROBING = Model(
     axes=lambda c: {"image": f"batchx{c.image_channels}x{c.image_size}x{c.image_size}"},
     presets={"tiny": TINY},
     recipe=None,
+    layouts=(TIMM,),
     source="arXiv:2307.11342",
 )

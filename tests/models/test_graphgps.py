@@ -1,6 +1,8 @@
 """GraphGPS: its layers are the equations of the paper, and any graphs make one call."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,8 @@ from torch import nn
 
 from intaglio.errors import InputError, SourceError
 from intaglio.exporter.export import export
-from intaglio.models.graphgps import GRAPHGPS, TINY, Config, GraphGPS, inputs
+from intaglio.exporter.sources.load import load_source
+from intaglio.models.graphgps import GPS, GRAPHGPS, TINY, Config, GraphGPS, inputs
 from intaglio.runtime import Session
 from intaglio.runtime.graph_batches import join
 
@@ -256,3 +259,39 @@ def test_edges_that_point_beyond_the_nodes_are_refused(engine: tuple[GraphGPS, S
 def test_a_word_that_is_none_is_told() -> None:
     with pytest.raises(SourceError, match=r"local = 'gcn'; it should be one of: gine, gated-gcn"):
         GRAPHGPS.build(replace(TINY, local="gcn"))
+
+
+def test_the_official_keys_are_those_of_the_module() -> None:
+    """ZINC's config of GINE, attention and random walks, at full size."""
+    keys = json.loads((Path(__file__).parents[1] / "data/keys/graphgps.json").read_text())
+    shapes = {name: tuple(shape) for name, shape in keys["keys"].items()}
+    assert GPS.fits({}, shapes)
+    config = GRAPHGPS.configure(GPS.configure(keys["config"], shapes))
+    assert config == Config()
+    with torch.device("meta"):
+        module = GraphGPS(config)
+        found = GPS.weights({n: torch.empty(shape) for n, shape in shapes.items()}, config)
+    assert {n: x.shape for n, x in found.items()} == {
+        n: x.shape for n, x in module.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize("config", KINDS, ids=lambda c: f"{c.local}-{c.attention}")
+def test_official_checkpoints_are_read_by_their_shapes(config: Config, tmp_path: Path) -> None:
+    """Whatever the parts are; what is missing and what is odd are named as the file names them."""
+    module = made(config).float()
+    state = {f"model.{name}": x for name, x in module.state_dict().items()}
+    if config.local == "gat":
+        for layer in range(config.num_layers):
+            start = f"model.layers.{layer}.local_model.lin_"
+            state[f"{start}dst.weight"] = state[f"{start}src.weight"]
+    values = {"gt": {"n_heads": config.num_heads}, "model": {"graph_pooling": config.pooling}}
+    torch.save({"model_state": state}, tmp_path / "ckpt")
+    source = load_source(tmp_path / "ckpt", config=values, key="model_state")
+    given = inputs(config, 2, 4, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(source.module(**given), module(**given))
+    del state["model.post_mp.FC_layers.1.bias"]
+    torch.save({"model_state": {**state, "model.odd": torch.ones(1)}}, tmp_path / "odd")
+    with pytest.raises(SourceError, match=r"(?s)odd.*FC_layers\.1\.bias|FC_layers\.1\.bias.*odd"):
+        load_source(tmp_path / "odd", config=values, key="model_state")

@@ -1,7 +1,9 @@
 """Lie group CNNs: kernels are those of the paper, and an engine has them as plain weights."""
 
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from intaglio.errors import SourceError
 from intaglio.exporter.export import export
 from intaglio.models.lie_conv import (
     LIE_CONV,
+    RGENN,
     TINY,
     Config,
     GroupConvolution,
@@ -178,3 +181,27 @@ def test_an_engine_has_the_kernels_as_plain_weights(config: Config, tmp_path: An
 def test_a_group_that_is_none_is_told() -> None:
     with pytest.raises(SourceError, match="group = 'so'; it should be one of: gl, sl"):
         build(replace(TINY, group="so"))
+
+
+def test_the_official_keys_are_those_of_the_module() -> None:
+    """Defaults of the released training script; what says the group is held to the config."""
+    keys = json.loads((Path(__file__).parents[1] / "data/keys/lie_conv.json").read_text())
+    shapes = {name: tuple(shape) for name, shape in keys["keys"].items()}
+    assert RGENN.fits({}, shapes)
+    config = LIE_CONV.configure(RGENN.configure(keys["config"], shapes))
+    assert config == Config()
+    tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    for name in tensors:
+        if name.endswith("orthogonal.basis_matrix"):
+            tensors[name] = torch.tensor([[[0.0, -1.0], [1.0, 0.0]]]) / math.sqrt(2)
+    with torch.device("meta"):
+        module = LieConv(config)
+    found = RGENN.weights(tensors, config)
+    assert {n: x.shape for n, x in found.items()} == {
+        n: x.shape for n, x in module.state_dict().items()
+    }
+    with pytest.raises(SourceError, match="is of metric_alpha = 1, not 2"):
+        RGENN.weights(tensors, replace(config, alpha=2.0))
+    wide = {**shapes, "model.blocks.0.conv1.inr.kernel_net.net.0.linear.weight": (60, 9)}
+    with pytest.raises(SourceError, match="takes 9 coordinates, which no group here has"):
+        RGENN.configure({}, wide)

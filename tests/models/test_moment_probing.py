@@ -1,5 +1,6 @@
 """Moment probing: moments, recalibration and backbones are their equations."""
 
+import json
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +18,7 @@ from intaglio.exporter.export import export
 from intaglio.models._backbones import ConvNeXtBlock, Merging, SwinBlock, TransformerBlock, ViT
 from intaglio.models.moment_probing import (
     MOMENT_PROBING,
+    TIMM,
     TINY,
     Config,
     OfPlanes,
@@ -241,3 +243,36 @@ def test_sizes_that_do_not_fit_are_told(values: dict[str, Any], words: str) -> N
         build(replace(TINY, **values))
     with pytest.raises(SourceError, match="window = 5; 16 patches a side do not fall into such"):
         build(replace(SWIN, window=5))
+
+
+@pytest.mark.parametrize("name", ["vit", "swin", "convnext"])
+def test_the_official_keys_are_those_of_the_module(name: str) -> None:
+    """ViT-B/16, Swin-B and ConvNeXt-B with MP+, at full size."""
+    keys = json.loads(
+        (Path(__file__).parents[1] / f"data/keys/moment_probing_{name}.json").read_text()
+    )
+    shapes = {key: tuple(shape) for key, shape in keys["keys"].items()}
+    assert TIMM.fits({}, shapes)
+    config = MOMENT_PROBING.configure(TIMM.configure(keys["config"], shapes))
+    with torch.device("meta"):
+        module = build(config)
+        found = TIMM.weights({n: torch.empty(shape) for n, shape in shapes.items()}, config)
+    assert {n: x.shape for n, x in found.items()} == {
+        n: x.shape for n, x in module.state_dict().items()
+    }
+
+
+def test_both_classifiers_are_one_of_half_their_sum() -> None:
+    """(W1 one + b1 + W2 rest + b2) / 2."""
+    torch.manual_seed(0)
+    w1, b1, w2, b2 = (torch.randn(*shape) for shape in ((8, 32), (8,), (8, 27), (8,)))
+    official = {
+        "head.classifier1.weight": w1,
+        "head.classifier1.bias": b1,
+        "head.classifier2.weight": w2,
+        "head.classifier2.bias": b2,
+    }
+    found = TIMM.weights(official, TINY)
+    one, rest = torch.randn(32), torch.randn(27)
+    both = found["head.classifier.weight"] @ torch.cat((one, rest)) + found["head.classifier.bias"]
+    torch.testing.assert_close(both, (w1 @ one + b1 + w2 @ rest + b2) / 2)
