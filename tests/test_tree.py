@@ -57,6 +57,7 @@ HELPERS = {
     "quick",
     "run",
     "training",
+    "tuning",
     "worker",
 }
 
