@@ -56,6 +56,7 @@ HELPERS = {
     "plugin",
     "quick",
     "run",
+    "supernet",
     "training",
     "tuning",
     "worker",

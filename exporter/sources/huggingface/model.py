@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from intaglio.errors import SourceError
+from intaglio.exporter.sources.low_bit_projections import CONFIG as LOW_BIT
+from intaglio.exporter.sources.low_bit_projections import put_in, split
 from intaglio.exporter.sources.state_dict import check_names, check_shapes, check_values
 from intaglio.quiet import quiet, summary
 
-from . import low_bit
 from .directory import Directory, stored_bytes
 
 ATTENTIONS = ("sdpa", "eager")  # in the order in which they are tried
@@ -30,12 +31,12 @@ def build(directory: Directory, *, allow_code: bool) -> tuple[nn.Module, tuple[s
     Raises:
         SourceError: if the library does not know the model, or the weights do not fit it.
     """
-    tensors, stored = low_bit.split(directory, directory.tensors())
+    tensors, stored = split(directory.path, directory.tensors(), directory.config.get(LOW_BIT))
     with quiet():
         config = _config(directory, allow_code=allow_code)
         kind = _class(directory, config, allow_code=allow_code)
         module, report = _fill(directory, kind, config, tensors)
-    notes = tuple(low_bit.put_in(module, stored, report))
+    notes = tuple(put_in(module, stored, report))
     _check(directory, module, report)
     return module.eval().requires_grad_(requires_grad=False), (
         *notes,
@@ -67,8 +68,8 @@ def _config(directory: Directory, *, allow_code: bool) -> Any:
         )
     except Exception as error:
         raise SourceError(f"{path / 'config.json'} is refused: {summary(error)}.") from error
-    if hasattr(config, low_bit.CONFIG):  # the library would ask for the quantizer's own package
-        delattr(config, low_bit.CONFIG)
+    if hasattr(config, LOW_BIT):  # the library would ask for the quantizer's own package
+        delattr(config, LOW_BIT)
     return config
 
 

@@ -14,6 +14,7 @@ from intaglio.exporter.sources.factory import build_from_factory, importable_fro
 from intaglio.exporter.sources.input_spec import Takes
 from intaglio.exporter.sources.known_model import build, outline
 from intaglio.exporter.sources.layouts import Fitting, find_layout, is_ours, read_layout
+from intaglio.exporter.sources.low_bit_projections import put_in, split
 from intaglio.exporter.sources.methods import with_methods
 from intaglio.exporter.sources.own_states.find import Described, describe
 from intaglio.exporter.sources.reparametrized import settle
@@ -64,7 +65,7 @@ def of_checkpoint(checkpoint: Checkpoint, options: LoadOptions) -> Source:
             f"{path} asks to be built by the code {wanted!r}. Where that is trusted, name it with "
             f"--model {wanted}, or allow it with --allow-code."
         )
-    tensors = checkpoint.tensors
+    tensors, stored = split(path, checkpoint.tensors, None)
     given: Inputs | Takes | None
     if names_code(wanted):
         taken = (
@@ -96,7 +97,7 @@ def of_checkpoint(checkpoint: Checkpoint, options: LoadOptions) -> Source:
         options = replace(options, **said_by_model)
     notes = load_weights(module, tensors, checkpoint.path)
     module.eval().requires_grad_(requires_grad=False)
-    notes += settle(module)
+    notes += (*settle(module), *put_in(module, stored))
     if isinstance(given, Takes):
         found = Described(takes=given)
     elif options.graphs:

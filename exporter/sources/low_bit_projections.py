@@ -1,48 +1,54 @@
-"""Projections that a directory holds in few bits, in the library's own module.
+"""Projections that a checkpoint holds in few bits, in the module that it is of.
 
-The library builds its module as if the weights were floats, and is given a stand-in of one number
+The module is built as if the weights were floats, and is given a stand-in of one number
 for each projection of few bits; these projections are then replaced.  Whoever quantized them need
 not be installed, and no float weight is ever written out.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, MutableMapping
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from intaglio.errors import SourceError
 from intaglio.exporter.sources.low_bit_formats import StoredWeight, take
-
-from .directory import Directory
 
 CONFIG = "quantization_config"
 
 
 def split(
-    directory: Directory, tensors: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], dict[str, StoredWeight]]:
-    """Tensors for the library, stand-ins among them, and the projections of few bits by path.
+    path: Path, tensors: Mapping[str, Any], config: Mapping[str, Any] | None
+) -> tuple[dict[str, Any], dict[str, StoredWeight]]:
+    """Tensors for the module, stand-ins among them, and the projections of few bits by path.
+
+    Args:
+        path: what errors speak of.
+        tensors: those of the checkpoint.
+        config: how they were quantized, None where the names of tensors alone say that.
 
     Raises:
         SourceError: if they are of a format that is not read, or not whole.
     """
     try:
-        plain, stored = take(tensors, directory.config.get(CONFIG))
+        plain, stored = take(tensors, config)
     except SourceError as error:
-        raise SourceError(f"{directory.path}: {error}") from error
+        raise SourceError(f"{path}: {error}") from error
     stand_in = torch.zeros(())
     weights = {f"{path}.weight": stand_in.expand(x.shape) for path, x in stored.items()}
     return {**plain, **weights}, stored
 
 
 def put_in(
-    module: nn.Module, stored: Mapping[str, StoredWeight], report: MutableMapping[str, Any]
+    module: nn.Module,
+    stored: Mapping[str, StoredWeight],
+    report: MutableMapping[str, Any] | None = None,
 ) -> Iterator[str]:
     """Replace the projections of few bits in `module`; yield a note on them.
 
-    What `report` says of their stand-ins is taken out of it.
+    What `report`, the library's own, says of their stand-ins is taken out of it.
 
     Raises:
         SourceError: if the module has no such projection, or one of another size.
@@ -53,8 +59,9 @@ def put_in(
         kinds[f"{weight.bits} bits in groups of {weight.group}"] += 1
     own = {f"{path}.weight" for path in stored}
     ours = own | {f"{path}.bias" for path, weight in stored.items() if weight.bias is not None}
-    report["mismatched_keys"] = [k for k in report["mismatched_keys"] if k[0] not in own]
-    report["unexpected_keys"] = [k for k in report["unexpected_keys"] if k not in ours]
+    if report is not None:
+        report["mismatched_keys"] = [k for k in report["mismatched_keys"] if k[0] not in own]
+        report["unexpected_keys"] = [k for k in report["unexpected_keys"] if k not in ours]
     for kind, count in kinds.items():
         yield f"{count} projections came quantized, to {kind}: their codes are taken as they are."
 
