@@ -51,7 +51,8 @@ def switched(layer: nn.Module, kinds: Mapping[Kind, Mapping[str, str]]) -> None:
 
     def added(_: nn.Module, x: Tensor) -> Tensor:
         given = GIVEN.get()
-        parts = {part: given[name] for names in kinds.values() for part, name in names.items()}
+        held = {part: given[name] for names in kinds.values() for part, name in names.items()}
+        parts = {part: _oriented(array, turned=turned) for part, array in held.items()}
         return sum_of(x, list(kinds), parts, turned=turned)
 
     _exchange(layer, added)
@@ -67,7 +68,9 @@ def parallel(layer: nn.Module, kinds: Mapping[Kind, Mapping[str, Tensor]]) -> No
     turned = is_turned(layer)
     tables = {part: table for found in kinds.values() for part, table in found.items()}
     for part, table in tables.items():
-        layer.register_buffer(f"adapter_{part}", table)
+        index = table.ndim == 2  # one of each adapter
+        made = table if index else _oriented(table, turned=turned).contiguous()
+        layer.register_buffer(f"adapter_{part}", made)
 
     def added(own: nn.Module, x: Tensor) -> Tensor:
         number = GIVEN.get()[NUMBER]
@@ -85,7 +88,8 @@ def sum_of(
     Args:
         x: what the layer takes, rows along axis 0 where each has an adapter of its own.
         kinds: the kinds of addition.
-        parts: the arrays by part, for all rows or with an axis of rows in front.
+        parts: the arrays by part, for all rows or with an axis of rows in front; matrices are
+            those of the weight transposed, unless that is `turned`.
         turned: whether the weight is [in, out].
     """
     wide = x if x.ndim > 2 else x.unsqueeze(-2)
@@ -100,13 +104,16 @@ def _term(x: Tensor, kind: Kind, parts: Mapping[str, Tensor], *, turned: bool) -
     second = second.to(x.dtype)
     if kind == LOW:
         first = first.to(x.dtype)
-        if turned:
-            return _times(_times(x, second), first)
-        return _times(_times(x, first.mT), second.mT)
+        return _times(_times(x, second), first) if turned else _times(_times(x, first), second)
     if kind == COLUMNS:
-        return _times(_picked(x, first), second.mT)
-    made = _times(x, second.mT)
+        return _times(_picked(x, first), second)
+    made = _times(x, second)
     return _picked(torch.cat((torch.zeros_like(made[..., :1]), made), -1), first)
+
+
+def _oriented(array: Tensor, *, turned: bool) -> Tensor:
+    """A matrix of an adapter as inputs are multiplied by it; an index as it is."""
+    return array if turned or array.ndim < 2 else array.mT
 
 
 def _times(x: Tensor, matrix: Tensor) -> Tensor:
