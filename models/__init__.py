@@ -27,6 +27,7 @@ from .nala import NALA
 from .nalaformer import NALAFORMER
 from .s4 import S4
 from .s4d import S4D
+from .safe_eraser import SAFE_ERASER
 
 MODELS: tuple[Model, ...] = (
     AL_RNN,
@@ -47,6 +48,7 @@ MODELS: tuple[Model, ...] = (
     NALAFORMER,
     S4,
     S4D,
+    SAFE_ERASER,
 )
 
 

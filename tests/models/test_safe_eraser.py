@@ -1,0 +1,51 @@
+"""SafeEraser in small: what is unlearnt is refused, and few bits are caught where they lose it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from intaglio.cli.frame import app
+from intaglio.errors import SourceError
+from intaglio.exporter.export import export
+from intaglio.models.safe_eraser import END, HARMFUL, QUESTIONS, SAFE_ERASER, suite, write_suite
+from intaglio.runtime.behaviour import read_suite
+
+CHECKPOINT = Path(__file__).parents[2] / "models" / "checkpoints" / "safe_eraser.pt"
+
+
+def test_the_suite_has_all_kinds_of_questions(tmp_path: Path) -> None:
+    """As many of each, and those of one wording differ by their scene alone."""
+    write_suite(tmp_path / "suite.jsonl")
+    questions = read_suite(tmp_path / "suite.jsonl")
+    for kind in ("unsafe", "decoupled", "utility"):
+        own = [each for each in questions if each.kind == kind]
+        assert len({each.text for each in own}) == len(HARMFUL) * QUESTIONS
+    assert len({each.text[2:] for each in questions}) == QUESTIONS
+
+
+@pytest.mark.parametrize(("bits", "code"), [(None, 0), (2, 3)])
+def test_refusals_last_in_full_precision_and_a_gate_tells_where_not(
+    bits: int | None, code: int, tmp_path: Path
+) -> None:
+    """Exit code 3 where weights of two bits lost what the source does."""
+    lines = [line for line in suite() if " how 03? " in line["question"]]
+    (tmp_path / "suite.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    passes = None if bits is None else [f"rtn:bits={bits},group=64"]
+    export(CHECKPOINT, tmp_path / "b", passes=passes, verify=False)
+    command = ["verify", str(tmp_path / "b"), "--against", str(CHECKPOINT), "--answer-tokens", "12"]
+    command += ["--behaviour", str(tmp_path / "suite.jsonl"), "--stop", END]
+    assert CliRunner().invoke(app, command).exit_code == code
+
+
+def test_the_checkpoint_is_of_the_recipe_and_small() -> None:
+    assert CHECKPOINT.stat().st_size < 1_000_000
+    saved = torch.load(CHECKPOINT, weights_only=True)
+    assert saved["model"] == SAFE_ERASER.name
+    assert SAFE_ERASER.configure(saved["config"]) == SAFE_ERASER.presets["tiny"]
+    recipe = SAFE_ERASER.recipe
+    assert recipe is not None
+    with pytest.raises(SourceError, match="leave out --from"):
+        recipe.train(torch.nn.Identity(), None, Path("other.pt"))
