@@ -19,6 +19,7 @@ from .lie_conv import LIE_CONV
 from .liger import LIGER
 from .llama import LLAMA
 from .longmem import LONGMEM
+from .mlp_memory import MLP_MEMORY
 from .mmmamba import MMMAMBA
 from .model import FORMAT, Model, save
 from .mom import MOM
@@ -41,6 +42,7 @@ MODELS: tuple[Model, ...] = (
     LIGER,
     LLAMA,
     LONGMEM,
+    MLP_MEMORY,
     MMMAMBA,
     MOM,
     MOMENT_PROBING,

@@ -20,6 +20,20 @@ FORMAT = "intaglio.checkpoint/1"
 
 
 @dataclass(frozen=True, kw_only=True)
+class Joint:
+    """How a model is made of several others, each a source by itself.
+
+    `parts` are their names; the first one's inputs are those of the whole.  `join` makes its module
+    of theirs, and raises `SourceError` where they do not fit each other; `conditions` draws what it
+    takes beside, [batch] each and given once for a sequence, of (batch, generator).
+    """
+
+    parts: tuple[str, ...]
+    join: Callable[[Mapping[str, nn.Module]], nn.Module]
+    conditions: Callable[[int, torch.Generator], dict[str, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Model:
     """A system of the literature.
 
@@ -28,7 +42,8 @@ class Model:
     each trained by `recipe` into a file of `models/checkpoints`.  `axes` names the dimensions of
     each input as ``--axes`` does, as ``batchx3xheightxwidth``; without it every input is
     [batch, time, ...].  `graphs` gives the graphs that a bundle of it has, of a config, where there
-    are several: one is called main.  `layouts` say how checkpoints of other code are read.
+    are several: one is called main.  `layouts` say how checkpoints of other code are read,
+    and `joint` how it is put together with other models, by a file that names them.
     """
 
     name: str
@@ -42,6 +57,7 @@ class Model:
     axes: Callable[[Any], Mapping[str, str]] | None = None
     graphs: Callable[[Any], Mapping[str, Graph]] | None = None
     layouts: tuple[Layout, ...] = ()
+    joint: Joint | None = None
 
     def configure(self, values: Mapping[str, Any]) -> Any:
         """The config of these values.

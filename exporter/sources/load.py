@@ -19,6 +19,9 @@ from .kinds import (
     huggingface_directory as huggingface,
 )
 from .kinds import (
+    joined,
+)
+from .kinds import (
     module as modules,
 )
 from .kinds import (
@@ -32,10 +35,16 @@ from .source import Source
 Kind = tuple[Callable[[Path], bool], Callable[[Path, LoadOptions], Source]]
 Unloaded = str | Path | nn.Module | ExportedProgram
 
+
+def _joined(path: Path, options: LoadOptions) -> Source:
+    return joined.load(path, options, load)
+
+
 KINDS: tuple[Kind, ...] = (
     (huggingface.fits, huggingface.load),
     (program.fits, program.load),
     (graph.fits, graph.load),
+    (joined.fits, _joined),
 )
 """How to tell each kind of source, the first that fits; all other paths are files of weights."""
 
@@ -46,7 +55,7 @@ def load_source(path: Unloaded, **options: Unpack[LoadKeywords]) -> Source:
 
     Args:
         path: a file of ``torch.save``, safetensors, ``torch.export.save`` or ONNX, a Hugging Face
-            directory, or a module or program in memory.
+            directory, a TOML file that names several of these, or a module or program in memory.
         **options: those of `LoadKeywords`.
 
     Raises:
