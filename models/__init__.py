@@ -29,6 +29,7 @@ from .nalaformer import NALAFORMER
 from .s4 import S4
 from .s4d import S4D
 from .safe_eraser import SAFE_ERASER
+from .seqboat import SEQBOAT
 
 MODELS: tuple[Model, ...] = (
     AL_RNN,
@@ -51,6 +52,7 @@ MODELS: tuple[Model, ...] = (
     S4,
     S4D,
     SAFE_ERASER,
+    SEQBOAT,
 )
 
 
