@@ -9,6 +9,8 @@ import torch
 
 import intaglio
 from intaglio.models import _hippo as hippo
+from intaglio.models import find
+from intaglio.models._s4_layers import Delays, Stack
 from intaglio.models.s4d import S4D, TINY, Config, Layer
 from intaglio.runtime import Session
 
@@ -81,6 +83,20 @@ def test_poles_are_those_of_the_paper() -> None:
         hippo.diagonal_poles("cosine", 8)
     with pytest.raises(intaglio.errors.SourceError, match="an even number"):
         S4D.build(Config(state_size=7))
+
+
+@pytest.mark.parametrize(("name", "left"), [("s4d", 0.03), ("s4", 0.06)])
+def test_a_trained_checkpoint_tells_the_past(name: str, left: float) -> None:
+    """Of its input 16 to 128 tokens ago, but for that part of its variance."""
+    path = Path(__file__).parents[2] / "models" / "checkpoints" / f"{name}.pt"
+    saved = torch.load(path, weights_only=True)
+    model = find(saved["model"])
+    module = model.build(model.configure(saved["config"]))
+    module.load_state_dict(saved["state_dict"])
+    assert isinstance(module, Stack)
+    with torch.no_grad():
+        loss = Delays().loss(module, torch.Generator().manual_seed(1))
+    assert loss <= left
 
 
 def test_the_tiny_version_has_one_output_for_each_delay() -> None:
