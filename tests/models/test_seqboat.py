@@ -152,3 +152,15 @@ def test_the_task_asks_for_marked_symbols_in_order() -> None:
     assert (symbols[:, -3:] == 7).all()
     for row, told in zip(symbols[:, :-3], wanted, strict=True):
         assert row[row > 0].tolist() == told.tolist()
+
+
+def test_the_trained_checkpoint_copies_marked_symbols() -> None:
+    """All but a few of them, which chance would give one time in eight."""
+    path = Path(__file__).parents[2] / "models" / "checkpoints" / "seqboat.pt"
+    saved = torch.load(path, weights_only=True)
+    module = build(SEQBOAT.configure(saved["config"]))
+    module.load_state_dict(saved["state_dict"])
+    signal, wanted = SelectiveCopy().draw(10, 64, torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        told = module(signal)[:, -2:].argmax(-1)
+    assert (told == wanted).float().mean() >= 0.95
