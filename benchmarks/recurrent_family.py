@@ -117,7 +117,11 @@ def _rows(name: str, checkpoint: Path, out: Path, quick: bool) -> list[Row]:
             else "does not grow",
         ),
     ]
-    return rows if grown else [*rows, _flat(name, source, out, QUICK_FAR if quick else FAR)]
+    far, most = QUICK_FAR if quick else FAR, graph.limits.max_context
+    ends = (
+        most is not None and most < 2 * far
+    )  # it takes fewer tokens than are to lie behind a step
+    return rows if grown or ends else [*rows, _flat(name, source, out, far)]
 
 
 def _fed(source: Source, tokens: int) -> tuple[dict[str, Array], dict[str, Array]]:
