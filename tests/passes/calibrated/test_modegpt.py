@@ -1,8 +1,9 @@
 """MoDeGPT: its three solutions against their definitions, and whole models compressed by it."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -259,6 +260,29 @@ def test_options_without_sense_are_refused() -> None:
 def test_data_is_needed(graph: Graph) -> None:
     with pytest.raises(PassError, match="modegpt needs data"):
         Modegpt().run(graph[1].model.clone(), Context())
+
+
+def test_importance_is_how_far_each_block_turns_its_stream() -> None:
+    """Against the module's own layers; from eight blocks on it decides what each loses."""
+    module = model(num_layers=8)
+    source = load_source(module, inputs={"input_ids": torch.arange(8)[None]})
+    found = trace.trace(source).model
+    pipeline.run(found, pipeline.tidy(), Context())
+    data = read_calibration(ids(), source)
+    context = Context(calibration=data)
+    rows = [torch.from_numpy(data.batches[i].inputs["input_ids"]) for i in data.fitted]
+    module.requires_grad_(requires_grad=False)
+    streams = [cast("Any", module).embed_tokens(torch.cat(rows))]
+    for layer in cast("Any", module).layers:
+        streams.append(layer(streams[-1]))
+    wanted = [float(1 - F.cosine_similarity(a, b, dim=-1).mean()) for a, b in pairwise(streams)]
+    scores = _moments.importance(found, context, [f"layers.{i}" for i in range(8)])
+    details = Modegpt(ratio=RATIO).run(found, context).details
+
+    assert scores == pytest.approx(wanted, rel=1e-4)
+    assert details["allocation"] == "importance"
+    assert np.mean(list(details["lost"].values())) == pytest.approx(RATIO)
+    assert details["lost"]["layers.7"] > details["lost"]["layers.0"]
 
 
 def test_few_tokens_are_told_and_damped(graph: Graph) -> None:
