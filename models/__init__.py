@@ -24,6 +24,7 @@ from .mmmamba import MMMAMBA
 from .model import FORMAT, Model, save
 from .mom import MOM
 from .moment_probing import MOMENT_PROBING
+from .mvar import M_VAR
 from .nala import NALA
 from .nalaformer import NALAFORMER
 from .s4 import S4
@@ -47,6 +48,7 @@ MODELS: tuple[Model, ...] = (
     MMMAMBA,
     MOM,
     MOMENT_PROBING,
+    M_VAR,
     NALA,
     NALAFORMER,
     S4,

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
+from intaglio.graphs import Generation
 from intaglio.state import StateSpec
 
 MAIN = "main"  # the graph that a session steps unless it is told otherwise
@@ -100,6 +101,7 @@ class GraphEntry:
     ``prepared`` whose inputs have their names: no step changes these.
 
     `derived` says that a pass made the graph of another one, so that no source has it.
+    `generates` says how this graph and others of the bundle make a whole from conditions alone.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -109,6 +111,7 @@ class GraphEntry:
     targets: Mapping[str, TargetEntry]
     conditions: tuple[TensorSpec, ...] = ()
     prepare: str | None = None
+    generates: Generation | None = None
     limits: Limits = field(default_factory=Limits)
     whole: bool = False
     derived: bool = False
@@ -121,7 +124,9 @@ class GraphEntry:
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
+        plan = {} if self.generates is None else {"generates": asdict(self.generates)}
         return {
+            **plan,
             "inputs": [_tensor_to_json(spec) for spec in self.inputs],
             "outputs": [_tensor_to_json(spec) for spec in self.outputs],
             "states": [spec.to_json() for spec in self.states],
@@ -148,6 +153,7 @@ class GraphEntry:
             states=tuple(StateSpec.from_json(spec) for spec in entry["states"]),
             conditions=tuple(_tensor_from_json(spec) for spec in entry.get("conditions", ())),
             prepare=entry.get("prepare"),
+            generates=Generation(**entry["generates"]) if "generates" in entry else None,
             past_length=entry["past_length"],
             whole=entry.get("whole", False),
             derived=entry.get("derived", False),

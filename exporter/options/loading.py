@@ -14,7 +14,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from intaglio.errors import OptionError
-from intaglio.graphs import Graph
+from intaglio.graphs import Generation, Graph
 
 from .config import Config
 from .layout_text import Axes, read_layouts
@@ -32,9 +32,15 @@ def as_graphs(given: Mapping[str, Any]) -> dict[str, Graph]:
     found = {}
     for name, entry in given.items():
         graph = Graph(entry) if isinstance(entry, str) else entry
-        graph = graph if isinstance(graph, Graph) else Graph(**graph)
+        graph = graph if isinstance(graph, Graph) else _plain(graph)
         found[name] = replace(graph, axes=read_layouts(graph.axes))
     return found
+
+
+def _plain(entry: Mapping[str, Any]) -> Graph:
+    """A graph as a recipe holds it."""
+    plan = entry.get("generates")
+    return Graph(**{**entry, "generates": None if plan is None else Generation(**plan)})
 
 
 def names_code(model: str | None) -> bool:

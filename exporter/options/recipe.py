@@ -9,7 +9,7 @@ import difflib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypedDict, get_type_hints
 
@@ -222,7 +222,8 @@ def _require_consent(model: str | None, loading: LoadOptions) -> None:
 
 def _told(graph: Graph) -> dict[str, Any]:
     """A graph as a recipe holds it: example inputs are the user's to give each time."""
-    return {"method": graph.method, **({"axes": graph.axes} if graph.axes else {})}
+    plan = {} if graph.generates is None else {"generates": asdict(graph.generates)}
+    return {"method": graph.method, **({"axes": graph.axes} if graph.axes else {}), **plan}
 
 
 def read_recipe(recipe: str | Path | None) -> Recipe:

@@ -15,7 +15,7 @@ from torch import nn
 
 from intaglio.errors import OptionError, SourceError
 from intaglio.exporter.options.loading import Inputs, LoadOptions, as_graphs
-from intaglio.graphs import Graph
+from intaglio.graphs import AT, CODES, THEN, Generation, Graph
 from intaglio.runtime.graph_entry import MAIN
 
 from .examples import describe_inputs, read_inputs
@@ -53,7 +53,35 @@ def with_methods(source: Source, options: LoadOptions, inputs: Inputs | None) ->
         name: replace(each, beside=frozenset(taken - each.dynamic.keys()))
         for name, each in made.items()
     }
-    return replace(made.pop(MAIN), others=made)
+    plan = graphs[MAIN].generates
+    if plan is not None:
+        _check_plan(plan, made)
+    return replace(made.pop(MAIN), others=made, generates=plan)
+
+
+def _check_plan(plan: Generation, made: Mapping[str, Source]) -> None:
+    """Hold what a generation names to the inputs of the graphs.
+
+    Raises:
+        OptionError: if a graph, an input or a condition that it names is not there.
+    """
+    for graph in (plan.advance, plan.finish):
+        if graph not in made or graph == MAIN:
+            raise OptionError(
+                f"The generation takes a graph {graph!r}; beside main there are: "
+                f"{', '.join(name for name in made if name != MAIN) or 'none'}."
+            )
+    needed = {
+        MAIN: {plan.tokens, *plan.unconditional},
+        plan.advance: {CODES, AT, THEN, *plan.carried},
+    }
+    for graph, names in needed.items():
+        lacks = sorted(names - made[graph].dynamic.keys())
+        if lacks:
+            raise OptionError(
+                f"The generation gives {lacks[0]!r} to the graph {graph!r}, which takes "
+                f"{', '.join(made[graph].dynamic)}."
+            )
 
 
 def _graph(

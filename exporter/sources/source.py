@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from intaglio.errors import SourceError
+from intaglio.graphs import Generation
 from intaglio.passes.base import OwnState
 from intaglio.state import BATCH, TIME
 
@@ -43,6 +44,7 @@ class Source:
     user's data may hold as well; None where there is one graph.
     `caches` are the entries of each head that a compressed bundle keeps of a cache, by the path of
     the module and the port of the state: those of the source have zeros elsewhere.
+    `generates` says how main and others make a whole together, where they do.
     `pace` is how many entries along time make one token: sizes of time count tokens.
     """
 
@@ -68,6 +70,7 @@ class Source:
     adapters: Bundled | None = None
     others: Mapping[str, "Source"] = field(default_factory=dict)
     beside: frozenset[str] | None = None
+    generates: Generation | None = None
     pace: int = 1
     caches: Mapping[tuple[str, str], Sequence[Sequence[int]]] = field(default_factory=dict)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from intaglio.errors import OptionError
 from intaglio.exporter.options.recipe import Recipe
 from intaglio.exporter.sources.source import Source
 from intaglio.passes.pipeline import FP16, FP32
@@ -63,7 +64,28 @@ def _graphs(
             given = found[other].inputs
             found[name] = replace(found[name], conditions=given, prepare=other)
         found.update({n: _beside(other, how, data, n) for n, other in each.beside.items()})
+    _check_plan(found)
     return found
+
+
+def _check_plan(graphs: Mapping[str, GraphEntry]) -> None:
+    """Hold what a generation takes to the outputs of the graphs.
+
+    Raises:
+        OptionError: if one is not there.
+    """
+    plan = graphs[MAIN].generates
+    if plan is None:
+        return
+    needed = {MAIN: {plan.logits}, plan.advance: {plan.tokens, *plan.carried.values()}}
+    for graph, names in needed.items():
+        given = [spec.name for spec in graphs[graph].outputs]
+        lacks = sorted(names - set(given))
+        if lacks:
+            raise OptionError(
+                f"The generation takes {lacks[0]!r} of the graph {graph!r}, which gives "
+                f"{', '.join(given)}."
+            )
 
 
 def _beside(
@@ -107,6 +129,7 @@ def _entry(
         states=tuple(context.states),
         past_length=not source.whole and any(v.name == PAST_LENGTH for v in graph.inputs),
         whole=source.whole,
+        generates=source.generates,
         targets=_targets(compiled, how, data, graph_name),
         limits=Limits(
             max_context=context.max_context,

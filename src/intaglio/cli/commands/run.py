@@ -35,14 +35,22 @@ def run_(
         typer.Option(metavar="NAME|FILE.npz", help="An adapter to switch to; else the base."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="FILE.npz", help="Keep the outputs.")
+        Path | None,
+        typer.Option(
+            "--out", "-o", metavar="FILE", help="Keep the outputs: .npz, or .png of a picture."
+        ),
     ] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="At most; 100 tokens, or all arrays.")
     ] = None,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
+    temperature: Annotated[
+        float | None, typer.Option(help="0 takes the likeliest token; 1 for wholes, else 0.")
+    ] = None,
     top_k: Annotated[int | None, typer.Option(help="Draw from so many tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Draw from this share.")] = None,
+    guidance: Annotated[
+        float, typer.Option(min=0.0, help="Strength of the conditions of a whole.")
+    ] = 0.0,
     seed: Annotated[int | None, typer.Option(help="Draw the same again.")] = None,
     target: Annotated[
         str, typer.Option(metavar="NAME", help="What runs: ort, trt on a GPU, or auto.")
@@ -58,18 +66,33 @@ def run_(
         list[str] | None, typer.Option(metavar="TEXT", help="End after this text; repeatable.")
     ] = None,
 ) -> None:
-    """Run a bundle: continue a text as it is generated, or step through arrays."""
-    if (prompt is None) == (inputs is None):
+    """Run a bundle: continue a text, step through arrays, or generate a picture."""
+    if prompt is not None and inputs is not None:
         raise typer.BadParameter("give --prompt or --inputs")
-    if out is not None and inputs is None:
-        raise typer.BadParameter("--out keeps the outputs of --inputs")
+    if out is not None and prompt is not None:
+        raise typer.BadParameter("--out keeps the outputs of --inputs, or a picture")
     from intaglio.cli import stream
     from intaglio.cli.condition_values import read_conditions
+    from intaglio.cli.wholes import generate_whole
     from intaglio.runtime import Session
     from intaglio.runtime.adapters import chosen, is_of_adapter
     from intaglio.runtime.arrays import read_npz
 
     require_consent(bundle, graph, target, allowed=allow_code)
+    if prompt is None and inputs is None:
+        generate_whole(
+            console,
+            bundle,
+            target,
+            condition or [],
+            out,
+            guidance=guidance,
+            temperature=1.0 if temperature is None else temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+        )
+        return
     session = Session.load(bundle, target, graph=graph)
     adapted = chosen(session.graph, adapter)
     if session.entry.conditions or condition:
@@ -92,7 +115,7 @@ def run_(
                 stop or [],
                 console.stream,
                 max_new_tokens=steps or TOKENS,
-                temperature=temperature,
+                temperature=temperature or 0.0,
                 top_k=top_k,
                 top_p=top_p,
                 seed=seed,
