@@ -20,6 +20,7 @@ from intaglio.models.mvar import MVAR, Config, build
 from intaglio.runtime import Bundle, Session
 from intaglio.runtime.whole_generation import WholeGenerator
 
+CHECKPOINTS = Path(__file__).parents[2] / "models" / "checkpoints"
 DATA = Path(__file__).parents[1] / "data" / "keys"
 KEYS = json.loads((DATA / "mvar.json").read_text())
 VAE = json.loads((DATA / "mvar_vae.json").read_text())
@@ -262,3 +263,36 @@ def test_values_that_do_not_fit_each_other_are_told(values: dict[str, Any], said
     """By the names of both."""
     with pytest.raises(ValueError, match=said):
         build(Config(**{**SMALL.__dict__, **values}))
+
+
+@torch.no_grad()
+def test_pictures_of_the_checkpoint_are_of_their_class() -> None:
+    """The classifier of NaLaFormer's checkpoint tells what the generator drew."""
+    path = CHECKPOINTS / "mvar.pt"
+    assert path.stat().st_size < 1_000_000
+    drawing, telling = (restored(CHECKPOINTS / f"{name}.pt") for name in ("mvar", "nalaformer"))
+    module: Any = drawing
+    generator = torch.Generator().manual_seed(0)
+    label = torch.arange(8)
+    codes = torch.zeros(8, 0, dtype=torch.int64)
+    picture = torch.zeros(8, 8, 8, 8)
+    for scale, places in enumerate(scales_of(module)):
+        known = torch.cat([codes, torch.zeros(8, 130 - codes.shape[1], dtype=torch.int64)], dim=1)
+        tokens, strength = inputs_of(module, known)[:, : int(places[-1]) + 1], 2.0 * scale / 5
+        with_, without = module(tokens, label), module(tokens, torch.full((8,), 8))
+        scores = ((1 + strength) * with_ - strength * without)[:, places]
+        least = scores.topk(20, dim=-1)[0][..., -1:]
+        weights = scores.masked_fill(scores < least, -torch.inf).softmax(-1).flatten(0, 1)
+        drawn = torch.multinomial(weights, 1, generator=generator).reshape(8, -1)
+        codes = torch.cat([codes, drawn], dim=1)
+        picture = module.vae.quantize.add(drawn, places, picture)
+    told = telling(2 * module.vae(picture) - 1).argmax(-1)
+    assert int((told == label).sum()) >= 6
+
+
+def restored(path: Path) -> torch.nn.Module:
+    saved = torch.load(path, weights_only=True)
+    model = find(saved["model"])
+    module = model.build(model.configure(saved["config"])).eval()
+    module.load_state_dict({name: x.float() for name, x in saved["state_dict"].items()})
+    return module
