@@ -6,11 +6,11 @@ diagonal recurrences with poles in the plane.  Each operator on them becomes the
 that is not known here is left to the converter, which refuses it by name.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 ATEN = torch.ops.aten
@@ -20,7 +20,8 @@ REAL_AND_IMAGINARY = 2
 def pair_complex_numbers(program: ExportedProgram) -> None:
     """Rewrite `program` in place so that no operator gives a complex number."""
     graph = program.graph
-    pairs: dict[fx.Node, fx.Node] = {}
+    weights = _complex_weights(program)
+    pairs: dict[fx.Node, fx.Node] = dict(weights)
     for node in list(graph.nodes):
         if node.op != "call_function" or not (_is_complex(node) or _takes(node, pairs)):
             continue
@@ -36,9 +37,58 @@ def pair_complex_numbers(program: ExportedProgram) -> None:
         else:
             node.replace_all_uses_with(new)
     for node in reversed(list(graph.nodes)):
-        if node in pairs or (_takes(node, pairs) and not node.users):
+        made = node in pairs and node not in weights
+        if made or (_takes(node, pairs) and not node.users and node not in weights.values()):
             graph.erase_node(node)
+    for weight, pair in weights.items():
+        pair.replace_all_uses_with(weight)
+        graph.erase_node(pair)
+        weight.meta["val"] = pair.meta["val"]
+    _store_as_pairs(program, weights)
     program.graph_module.recompile()
+
+
+def _complex_weights(program: ExportedProgram) -> dict[fx.Node, fx.Node]:
+    """The placeholders of complex weights, each with a node that stands for its pairs."""
+    found = {}
+    graph = program.graph
+    first = next(node for node in graph.nodes if node.op != "placeholder")
+    for node in _holders(program):
+        if _is_complex(node):
+            with graph.inserting_before(first):
+                pair = graph.call_function(ATEN.view_as_real.default, (node,))
+            pair.meta = {**node.meta, "val": torch.view_as_real(node.meta["val"].resolve_conj())}
+            found[node] = pair
+    return found
+
+
+def _holders(program: ExportedProgram) -> dict[fx.Node, str]:
+    """The placeholders of weights, with the names under which the program keeps their values."""
+    specs = program.graph_signature.input_specs
+    nodes = (node for node in program.graph.nodes if node.op == "placeholder")
+    kept = {**program.state_dict, **program.constants}
+    return {
+        node: str(spec.target)
+        for node, spec in zip(nodes, specs, strict=True)
+        if str(spec.target) in kept
+    }
+
+
+def _store_as_pairs(program: ExportedProgram, weights: Mapping[fx.Node, fx.Node]) -> None:
+    names = _holders(program)
+    for weight in weights:
+        name = names[weight]
+        kept = program.state_dict if name in program.state_dict else program.constants
+        kept[name] = as_pairs(kept[name])
+
+
+def as_pairs(weight: Any) -> Any:
+    """A complex weight as pairs of real numbers; anything else as it is."""
+    if not isinstance(weight, Tensor) or not weight.is_complex():
+        return weight
+    pairs = torch.view_as_real(weight.detach().resolve_conj()).contiguous()
+    learned = isinstance(weight, nn.Parameter)
+    return nn.Parameter(pairs, requires_grad=weight.requires_grad) if learned else pairs
 
 
 def _own(kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,25 +151,103 @@ def _polar(emit: _Pairs, size: Any, angle: Any) -> fx.Node:
     return emit.join(*(emit(ATEN.mul.Tensor, size, part) for part in parts))
 
 
-def _product(emit: _Pairs, left: Any, right: Any) -> fx.Node:
-    """(a + ib)(c + id) = ac - bd + i(ad + bc)."""
+def _quotient(emit: _Pairs, left: Any, right: Any) -> fx.Node:
+    """(a + ib) / (c + id) = (a + ib)(c - id) / (c^2 + d^2)."""
     (a, b), (c, d) = emit.parts(left), emit.parts(right)
-    if b is None:
-        a, b, c, d = c, d, a, b
-    real, imaginary = emit(ATEN.mul.Tensor, a, c), emit(ATEN.mul.Tensor, b, c)
     if d is None:
-        return emit.join(real, imaginary)
+        return emit.join(emit(ATEN.div.Tensor, a, c), emit(ATEN.div.Tensor, b, c))
+    size = emit(ATEN.add.Tensor, emit(ATEN.mul.Tensor, c, c), emit(ATEN.mul.Tensor, d, d))
+    real, imaginary = (emit(ATEN.mul.Tensor, part, a) for part in (c, d))
+    if b is None:
+        imaginary = emit(ATEN.neg.default, imaginary)
+    else:
+        real = emit(ATEN.add.Tensor, real, emit(ATEN.mul.Tensor, d, b))
+        imaginary = emit(ATEN.sub.Tensor, emit(ATEN.mul.Tensor, c, b), imaginary)
+    return emit.join(emit(ATEN.div.Tensor, real, size), emit(ATEN.div.Tensor, imaginary, size))
+
+
+def _each_with_each(
+    emit: _Pairs, product: Callable[[Any, Any], fx.Node], operands: Sequence[Any]
+) -> fx.Node:
+    """A product of two that is linear in both, of matrices or of single numbers."""
+    (a, b), (c, d) = (emit.parts(each) for each in operands)
+    if d is None:
+        return emit.join(product(a, c), product(b, c))
+    if b is None:
+        return emit.join(product(a, c), product(a, d))
     return emit.join(
-        emit(ATEN.sub.Tensor, real, emit(ATEN.mul.Tensor, b, d)),
-        emit(ATEN.add.Tensor, imaginary, emit(ATEN.mul.Tensor, a, d)),
+        emit(ATEN.sub.Tensor, product(a, c), product(b, d)),
+        emit(ATEN.add.Tensor, product(a, d), product(b, c)),
     )
 
 
-def _sum(emit: _Pairs, left: Any, right: Any) -> fx.Node | None:
-    (a, b), (c, d) = emit.parts(left), emit.parts(right)
-    if b is None or d is None:
-        return None  # shapes of the parts would differ where one broadcasts
-    return emit.join(emit(ATEN.add.Tensor, a, c), emit(ATEN.add.Tensor, b, d))
+def _product(target: Any) -> Callable[..., fx.Node]:
+    def rule(emit: _Pairs, left: Any, right: Any) -> fx.Node:
+        return _each_with_each(emit, lambda x, y: emit(target, x, y), (left, right))
+
+    return rule
+
+
+def _einsum(emit: _Pairs, equation: str, operands: list[Any]) -> fx.Node | None:
+    if len(operands) == 1:
+        parts = (emit(ATEN.einsum.default, equation, [part]) for part in emit.parts(operands[0]))
+        return emit.join(*parts)
+    if len(operands) > 2:
+        return None
+    return _each_with_each(emit, lambda x, y: emit(ATEN.einsum.default, equation, [x, y]), operands)
+
+
+def _sum(target: Any) -> Callable[..., fx.Node]:
+    """A sum, or a difference: part by part; a part that is not there is zero."""
+
+    def rule(emit: _Pairs, left: Any, right: Any) -> fx.Node:
+        (a, b), (c, d) = emit.parts(left), emit.parts(right)
+
+        def zero(like: Any) -> Any:  # of the shape that the other part broadcasts with
+            return emit(ATEN.zeros_like.default, like) if isinstance(like, fx.Node) else 0.0
+
+        return emit.join(
+            emit(target, a, c),
+            emit(target, zero(a) if b is None else b, zero(c) if d is None else d),
+        )
+
+    return rule
+
+
+def _negative(emit: _Pairs, value: fx.Node) -> fx.Node:
+    return emit(ATEN.neg.default, emit.of(value))
+
+
+def _power(emit: _Pairs, base: Any, exponent: Any) -> fx.Node | None:
+    """|z|^n e^{i n arg z}, of a real exponent."""
+    if isinstance(exponent, complex) or (isinstance(exponent, fx.Node) and _is_complex(exponent)):
+        return None
+    target = ATEN.pow.Tensor_Tensor if isinstance(exponent, fx.Node) else ATEN.pow.Tensor_Scalar
+    turn = emit(ATEN.mul.Tensor, _angle(emit, base), exponent)
+    return _polar(emit, emit(target, _length(emit, base), exponent), turn)
+
+
+def _angle(emit: _Pairs, value: Any) -> fx.Node:
+    real, imaginary = emit.parts(value)
+    return emit(ATEN.atan2.default, imaginary, real)
+
+
+def _logarithm(emit: _Pairs, value: Any) -> fx.Node:
+    return emit.join(emit(ATEN.log.default, _length(emit, value)), _angle(emit, value))
+
+
+def _joined(target: Any) -> Callable[..., fx.Node]:
+    """Tensors put one after the other, along an axis that is theirs or new."""
+
+    def rule(emit: _Pairs, values: list[Any], axis: int = 0) -> fx.Node:
+        rank = values[0].meta["val"].ndim + int(target is ATEN.stack.default)
+        return emit(target, [emit.typed(value) for value in values], axis % rank)
+
+    return rule
+
+
+def _zeros(emit: _Pairs, size: list[Any], *_: Any) -> fx.Node:
+    return emit(ATEN.zeros.default, [*size, REAL_AND_IMAGINARY])
 
 
 def _summed(emit: _Pairs, value: fx.Node, over: list[int], keep: bool = False) -> fx.Node | None:
@@ -182,8 +310,27 @@ RULES: Mapping[Any, Callable[..., fx.Node | None]] = {
     ATEN.view_as_real.default: lambda emit, value: emit.of(value),
     ATEN.complex.default: lambda emit, real, imaginary: emit.join(real, imaginary),
     ATEN.polar.default: _polar,
-    ATEN.mul.Tensor: _product,
-    ATEN.add.Tensor: _sum,
+    **{
+        each: _product(each)
+        for each in (ATEN.mul.Tensor, ATEN.matmul.default, ATEN.mm.default, ATEN.bmm.default)
+    },
+    ATEN.div.Tensor: _quotient,
+    ATEN.reciprocal.default: lambda emit, value: _quotient(emit, 1.0, value),
+    ATEN.add.Tensor: _sum(ATEN.add.Tensor),
+    ATEN.sub.Tensor: _sum(ATEN.sub.Tensor),
+    ATEN.neg.default: _negative,
+    ATEN.pow.Tensor_Tensor: _power,
+    ATEN.pow.Tensor_Scalar: _power,
+    ATEN.log.default: _logarithm,
+    ATEN.angle.default: _angle,
+    ATEN.einsum.default: _einsum,
+    ATEN.cat.default: _joined(ATEN.cat.default),
+    ATEN.stack.default: _joined(ATEN.stack.default),
+    ATEN.zeros.default: _zeros,
+    ATEN.zeros_like.default: lambda emit, value, **_: emit(
+        ATEN.zeros_like.default, emit.of(value)
+    ),
+    ATEN.new_zeros.default: lambda emit, _value, size: _zeros(emit, size),
     ATEN.exp.default: _exponential,
     ATEN.conj.default: _conjugate,
     ATEN._conj.default: _conjugate,  # noqa: SLF001  the name of the operator
@@ -195,6 +342,10 @@ RULES: Mapping[Any, Callable[..., fx.Node | None]] = {
     ATEN.squeeze.dim: _moved(ATEN.squeeze.dim, 1),
     ATEN.transpose.int: _moved(ATEN.transpose.int, 2),
     ATEN.select.int: _moved(ATEN.select.int, 1),
+    ATEN.t.default: lambda emit, value: emit(ATEN.transpose.int, emit.of(value), 0, 1),
+    ATEN.numpy_T.default: lambda emit, value: _permuted(
+        emit, value, list(reversed(range(value.meta["val"].ndim)))
+    ),
     ATEN.permute.default: _permuted,
     ATEN.slice.Tensor: lambda emit, value, axis=0, *ends: emit(
         ATEN.slice.Tensor, emit.of(value), _counted(axis, value.meta["val"].ndim), *ends

@@ -36,6 +36,7 @@ from .adopt import adopt_graph
 from .at_fault import run_examples
 from .attention_calls import settle_attention_calls
 from .capture import capture
+from .clamp_bounds import settle_clamps
 from .complex_numbers import pair_complex_numbers
 from .exchanged import exchanged
 from .fold_weights import fold_weights
@@ -106,6 +107,7 @@ def _trace(source: Source) -> Traced:
     settle_attention_calls(program)
     settle_norm_calls(program)
     settle_squeezes(program)
+    settle_clamps(program)
     inputs = source.inputs
     names = list(name_outputs(source.module, run_examples(source.module, inputs), inputs))
     model = _convert(source, program)

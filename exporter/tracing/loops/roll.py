@@ -14,6 +14,7 @@ from torch import fx, nn
 from torch.export import Dim, ExportedProgram
 
 from intaglio.exporter.sources.source import Source
+from intaglio.exporter.tracing.complex_numbers import as_pairs, pair_complex_numbers
 from intaglio.exporter.tracing.gradients import carried_out, differentiates
 from intaglio.quiet import quiet, summary
 from intaglio.state import BATCH, TIME
@@ -75,6 +76,7 @@ def _unrolled(source: Source, batch: int, time: int) -> ExportedProgram:
             module = carried_out(source, inputs, shapes)
         with torch.no_grad(), quiet():
             program = torch.export.export(module, (), inputs, dynamic_shapes=shapes, strict=False)
+            pair_complex_numbers(program)
             functional: ExportedProgram = program.run_decompositions({})
             return functional
     except Exception as error:
@@ -100,7 +102,7 @@ def _module(source: nn.Module, outer: Outer) -> nn.Module:
     names = {str(node.target) for node in outer.graph.nodes if node.op == "get_attr"}
     owned = {name: outer.root.get(name) for name in names}
     for name in names - outer.root.keys():
-        owned[name] = operator.attrgetter(name)(source)
+        owned[name] = as_pairs(operator.attrgetter(name)(source))
     graphs = [outer.graph, *(x.graph for x in owned.values() if isinstance(x, fx.GraphModule))]
     for node in (node for graph in graphs for node in graph.nodes):
         if str(node.target) in VIEWS:  # of what was copied before, which is left out

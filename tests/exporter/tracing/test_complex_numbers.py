@@ -45,6 +45,43 @@ def test_every_operator_on_pairs_gives_what_it_gives_on_complex_numbers() -> Non
             torch.testing.assert_close(found, module(x)[name], rtol=1e-5, atol=1e-5)
 
 
+class Weighted(nn.Module):
+    """Complex weights, products of matrices with them, and what a state space layer does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.poles = nn.Parameter(torch.complex(-torch.rand(5), torch.randn(5)))
+        self.enter = nn.Parameter(torch.randn(5, 8, dtype=torch.complex64))
+        self.register_buffer("leave", torch.randn(8, 5, dtype=torch.complex64))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        enter = ((torch.exp(self.poles * 0.1) - 1) / self.poles)[:, None] * self.enter
+        u = x.to(torch.complex64) @ enter.T
+        powers = torch.exp(self.poles) ** torch.arange(x.shape[1])[:, None]
+        joined = torch.cat([torch.zeros_like(u[:, :1]), u], 1) + x[..., :1].mean(1, keepdim=True)
+        out = torch.einsum("btn,dn->btd", u - powers, self.get_buffer("leave"))
+        return {
+            "real": out.real,
+            "angle": (1 / u).log().imag,
+            "joined": torch.view_as_real(-joined).flatten(2),
+            "stacked": torch.stack([u, x[..., :5] * u], -1).abs(),
+        }
+
+
+def test_complex_weights_become_pairs_as_well() -> None:
+    torch.manual_seed(1)
+    module, free = Weighted(), {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
+    with torch.no_grad():
+        program = export(module, (torch.randn(2, 7, 8),), dynamic_shapes={"x": free})
+        pair_complex_numbers(program)
+        held = [*program.state_dict.values(), *program.constants.values()]
+        assert not any(value.is_complex() for value in held)
+        assert program.state_dict["poles"].shape == (5, 2)
+        x = torch.randn(3, 11, 8)
+        for name, found in program.module()(x).items():
+            torch.testing.assert_close(found, module(x)[name], rtol=1e-4, atol=1e-4)
+
+
 def test_what_is_not_known_is_left_to_the_converter() -> None:
     class Inverse(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
