@@ -26,6 +26,7 @@ from .exact.linear_interpreter import LinearInterpreter
 from .exact.merge_duplicates import MergeDuplicates
 from .exact.merge_factors import MergeFactors
 from .exact.peel_first_token import PeelFirstToken
+from .exact.recognise_linear_attention import RecogniseLinearAttention
 from .exact.recognise_recurrences import RecogniseRecurrences
 from .exact.remove_dead import RemoveDead
 from .exact.remove_no_ops import RemoveNoOps
@@ -74,6 +75,7 @@ PASSES: tuple[type[Pass], ...] = (
     MergeDuplicates,
     MergeFactors,
     PeelFirstToken,
+    RecogniseLinearAttention,
     RecogniseRecurrences,
     RemoveDead,
     RemoveNoOps,

@@ -31,6 +31,7 @@ from .exact.fuse_token_shift import FuseTokenShift
 from .exact.hoist import Hoist
 from .exact.merge_duplicates import MergeDuplicates
 from .exact.peel_first_token import PeelFirstToken
+from .exact.recognise_linear_attention import RecogniseLinearAttention
 from .exact.recognise_recurrences import RecogniseRecurrences
 from .exact.remove_dead import RemoveDead
 from .exact.remove_no_ops import RemoveNoOps
@@ -115,6 +116,7 @@ def tidy() -> list[Pass]:
         SplitSequences(),
         FoldSizes(),
         FoldConstants(),
+        FoldSizes(),  # ends of slices, whose axes are numbers by now
         RemoveNoOps(),
         SeparateRows(),
         MergeDuplicates(),
@@ -125,6 +127,7 @@ def tidy() -> list[Pass]:
         ExpandTile(),
         FoldElementGathers(),
         FuseAttention(),
+        RecogniseLinearAttention(),
         FuseTokenShift(),
         PeelFirstToken(),
         RecogniseRecurrences(),
@@ -138,13 +141,26 @@ def after_hoist() -> list[Pass]:
 
 def whole(extra: Sequence[Pass] = ()) -> list[Pass]:
     """From a traced graph to a portable one that takes whole sequences and carries nothing."""
-    left_out = (FoldRepeatedHeads, PeelFirstToken, RecogniseRecurrences, Statefulize, Hoist)
+    left_out = (
+        RecogniseLinearAttention,
+        FoldRepeatedHeads,
+        PeelFirstToken,
+        RecogniseRecurrences,
+        Statefulize,
+        Hoist,
+    )
     return [step for step in standard(extra=extra) if not isinstance(step, left_out)]
 
 
 def own_states(extra: Sequence[Pass] = ()) -> list[Pass]:
     """From a traced graph that carries states of its own to the portable step graph."""
-    left_out = (FoldRepeatedHeads, PeelFirstToken, RecogniseRecurrences, Hoist)
+    left_out = (
+        RecogniseLinearAttention,
+        FoldRepeatedHeads,
+        PeelFirstToken,
+        RecogniseRecurrences,
+        Hoist,
+    )
     steps = [step for step in standard(extra=extra) if not isinstance(step, left_out)]
     return [CarryStates() if isinstance(step, Statefulize) else step for step in steps]
 

@@ -42,6 +42,7 @@ from .exchanged import exchanged
 from .fold_weights import fold_weights
 from .fourier import convolve_causally, refuse_transforms
 from .kernel_states import carry_kernels
+from .masked_writes import settle_masked_writes
 from .metadata import strip
 from .modules import named, path_of
 from .mutations import idle_buffers
@@ -107,6 +108,7 @@ def _trace(source: Source) -> Traced:
     settle_attention_calls(program)
     settle_norm_calls(program)
     settle_squeezes(program)
+    settle_masked_writes(program)
     settle_clamps(program)
     inputs = source.inputs
     names = list(name_outputs(source.module, run_examples(source.module, inputs), inputs))

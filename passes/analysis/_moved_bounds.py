@@ -260,8 +260,10 @@ def _matmul(term: Term, given: Given, _region: Region) -> Bounds:
 
 
 def _is_nan(term: Term, given: Given, _region: Region) -> Bounds:
-    del given
-    return Bounds(np.zeros(flat_shape(term), bool), np.ones(flat_shape(term), bool))
+    x = given[0]
+    shape = flat_shape(term)
+    number = x is not None and np.isfinite(x.low).all() and np.isfinite(x.high).all()
+    return Bounds(np.zeros(shape, bool), np.full(shape, not number))
 
 
 MOVES: dict[str, Rule] = {

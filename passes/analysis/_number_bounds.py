@@ -87,6 +87,12 @@ def _times(x: Array, y: Array) -> Array:
     return product
 
 
+def _pow(term: Term, given: Given, _region: Region) -> Bounds | None:
+    """A power of what is not negative lies between those of the ends."""
+    left, _ = both(given)
+    return _corner(term, given, np.power) if (left.low >= 0).all() else None
+
+
 def _div(term: Term, given: Given, _region: Region) -> Bounds | None:
     left, right = both(given)
     if not (left.low.any() or left.high.any()):
@@ -207,6 +213,17 @@ def _compare(decided: Callable[[Array, Array], tuple[Array, Array]]) -> Rule:
     return rule
 
 
+def _equal(term: Term, given: Given, region: Region) -> Bounds:
+    """Equality; of a value with itself it says that it is a number, as finite bounds do."""
+    left, right = both(given)
+    if term.inputs[0] is term.inputs[1]:
+        number = np.isfinite(left.low) & np.isfinite(left.high)
+        return Bounds(number, np.ones_like(number))
+    return _compare(lambda low, high: ((low == 0) & (high == 0), (low <= 0) & (high >= 0)))(
+        term, [left, right], region
+    )
+
+
 def _less(x: Array, y: Array) -> Array:
     """The sign of x - y, which differences of infinite numbers do not have."""
     sign: Array = np.where(x == y, 0.0, np.where(x < y, -1.0, 1.0))
@@ -268,7 +285,7 @@ NUMBERS: dict[str, Rule] = {
     "Ceil": _rising(np.ceil),
     "Clip": _clip,
     "Div": _div,
-    "Equal": _compare(lambda low, high: ((low == 0) & (high == 0), (low <= 0) & (high >= 0))),
+    "Equal": _equal,
     "Exp": _rising(np.exp),
     "Floor": _rising(np.floor),
     "Greater": _compare(lambda low, high: (low > 0, high > 0)),
@@ -279,6 +296,7 @@ NUMBERS: dict[str, Rule] = {
     "Max": _max,
     "Min": _min,
     "Mul": _mul,
+    "Pow": _pow,
     "Neg": _neg,
     "Not": _not,
     "Or": _logical(np.logical_or),

@@ -3,9 +3,12 @@
 Written so, attention is recognised as what it is, and a weight is one that can be quantized:
 ``bqhd,bkhd->bhqk`` are scores, ``btd,de->bte`` is a projection.  What an equation sums over, what
 only one side has, and what both have and keep are each one letter then, but for the letters of a
-side that meets a plain matrix, which may be any number.
+side that meets a plain matrix, which may be any number.  More than two tensors are taken two by
+two: ``blhn,bshn,bhls,bshp->blhp``, the dual form of Mamba-2, is scores times a mask, and a product.
 """
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -28,9 +31,85 @@ class ExpandEinsum(Exact):
 
     def rewrite(self, model: ir.Model) -> PassResult:
         """Rewrite every Einsum that one product says."""
-        sums = [n for n in model.graph if n.op_type == "Einsum" and not n.domain]
-        notes = [describe(node) for node in sums if _beside(node) or _expand(node)]
+        notes = []
+        for node in [n for n in model.graph if n.op_type == "Einsum" and not n.domain]:
+            parts = _two_by_two(node)
+            done = [part for part in parts if _beside(part) or _expand(part)]
+            if done or len(parts) > 1:
+                notes.append(describe(node))
+            for gone in [*reversed(done), *([node] if len(parts) > 1 else [])]:
+                model.graph.remove(gone, safe=True)
         return PassResult(changed=bool(notes), notes=notes)
+
+
+def _two_by_two(node: ir.Node) -> list[ir.Node]:
+    """`node` as contractions of two tensors each, the last in its place; itself if it is one."""
+    takes, _, gives = str(attribute(node, "equation", "")).replace(" ", "").partition("->")
+    sides, values = takes.split(","), list(node.inputs)
+    known = _sizes(sides, values)
+    if len(sides) < 3 or "." in takes or known is None or set("".join(sides)) == set(gives):
+        return [node]
+    pairs = _plan(sides, gives)
+    if pairs is None:
+        return [node]
+    emit, old, made = Emitter(node), node.outputs[0], []
+    for first, second, between in pairs:
+        equation = f"{sides[first]},{sides[second]}->{between}"
+        shape = [known[letter] for letter in between]
+        two = [values[first], values[second]]
+        y = emit("Einsum", two, old.dtype, shape, equation=equation)
+        made.append(y.producer())
+        for place in sorted((first, second), reverse=True):
+            del sides[place], values[place]
+        sides.insert(0, between)
+        values.insert(0, y)
+    if values[0] is not None:
+        replace_uses(old, values[0])
+    return [part for part in made if part is not None]
+
+
+def _plan(sides: Sequence[str], gives: str) -> list[tuple[int, int, str]] | None:
+    """Which two of what is left to contract next, and to what; None where one is too large."""
+    sides, plan = list(sides), []
+    while len(sides) > 1:
+        found = None
+        for first, second in itertools.combinations(range(len(sides)), 2):
+            a, b = sides[first], sides[second]
+            others = [x for place, x in enumerate(sides) if place not in (first, second)]
+            wanted = {*gives, *"".join(others)}
+            between = "".join(sorted(({*a} | {*b}) & wanted, key=(gives + a + b).index))
+            between = between if others else gives
+            product = _product(a, b, between)
+            sums = product is not None
+            if product is not None and others:
+                between = product.gives  # as it comes, so that it is not turned
+            beside = {*a} | {*b} == {*between} and len(between) == max(len(a), len(b))
+            if beside and others:
+                between = max(a, b, key=len)
+            if sums or (beside and found is None):
+                found = (first, second, between)
+            if sums:
+                break
+        if found is None:
+            return None
+        plan.append(found)
+        for place in sorted(found[:2], reverse=True):
+            del sides[place]
+        sides.insert(0, found[2])
+    return plan
+
+
+def _sizes(sides: Sequence[str], values: Sequence[ir.Value | None]) -> dict[str, int | str] | None:
+    """The size of each letter; None where one is not known, or is stretched from 1."""
+    sizes: dict[str, int | str] = {}
+    for side, value in zip(sides, values, strict=True):
+        shape = dims(value)
+        if shape is None or len(shape) != len(side) or len(set(side)) < len(side):
+            return None
+        for letter, size in zip(side, shape, strict=True):
+            if sizes.setdefault(letter, size) != size:
+                return None
+    return sizes
 
 
 def _beside(node: ir.Node) -> bool:

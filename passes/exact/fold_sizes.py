@@ -1,5 +1,7 @@
 """Shape(x)[i] -> a number where that dimension of x is one, else the same dimension of an input.
 
+x[.. : Shape(x)[i] - k] -> x[.. : -k], where all of x but its last k entries along i are taken.
+
 Graphs of older exporters take every size from a Shape, also those that never change; what is
 computed from them, splits of channels and scales of attention, then looks as if it depended on
 the number of tokens, and a mask as if it depended on all the layers before it.
@@ -33,6 +35,11 @@ class FoldSizes(Exact):
         """Replace what a Gather or a Slice takes from a Shape, or a Shape says."""
         notes = []
         places = _places(model.graph)
+        for node in model.graph:
+            end = _short_of(node)
+            if end is not None:
+                node.replace_input_with(2, Emitter(node).constant([end]))
+                notes.append(describe(node))
         for node in sorted(model.graph, key=lambda node: node.op_type == "Shape"):
             used = any(value.uses() or value.is_graph_output() for value in node.outputs)
             picked = _picked(node) if used else None
@@ -78,6 +85,37 @@ def _sized(
     if scalar:
         return emit("Squeeze", [parts[0], emit.constant([0])], INT64, [])
     return parts[0] if len(parts) == 1 else emit("Concat", parts, INT64, [len(parts)], axis=0)
+
+
+def _short_of(node: ir.Node) -> int | None:
+    """-k where `node` takes all but the last k entries of an axis, by the size of that axis."""
+    if node.op_type != "Slice" or node.domain or integers(input_of(node, 2)) is not None:
+        return None
+    shape, axes = dims(node.inputs[0]), integers(input_of(node, 3))
+    if shape is None or axes is None or len(axes) != 1:
+        return None
+    size, offset = _offset(input_of(node, 2))
+    return offset if offset < 0 and size is not None and size == shape[axes[0]] else None
+
+
+def _offset(value: ir.Value | None, added: int = 0) -> tuple[Dim | None, int]:
+    """The free size and the number that `value`, of one entry, is the sum of."""
+    node = None if value is None else value.producer()
+    if node is None or node.domain:
+        return None, 0
+    if node.op_type in ("Cast", "Reshape", "Squeeze", "Unsqueeze", "Identity"):
+        return _offset(node.inputs[0], added)
+    if node.op_type in ("Add", "Sub"):
+        first, second = node.inputs
+        terms = [(first, second, 1)] if node.op_type == "Add" else [(first, second, -1)]
+        terms += [(second, first, 1)] if node.op_type == "Add" else []
+        for size, number, sign in terms:
+            known = integers(number)
+            if known is not None and len(known) == 1:
+                return _offset(size, added + sign * known[0])
+        return None, 0
+    picked = _picked(node)
+    return (picked[0], added) if picked and len(picked) == 1 else (None, 0)
 
 
 def _is_scalar(node: ir.Node) -> bool:

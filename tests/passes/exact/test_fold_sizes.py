@@ -32,3 +32,27 @@ def test_sizes_that_are_known_become_numbers(apply: Callable[..., ir.Model]) -> 
     assert [None if x is None else x.tolist() for x in found] == [6, [6], [6], None, None]
     shapes = [node for node in model.graph if node.op_type == "Shape"]
     assert {node.inputs[0].name for node in shapes if node.inputs[0]} == {"x"}
+
+
+CUT = """
+    <ir_version: 10, opset_import: ["" : 24]>
+    g (float[batch, time, 6] x) => (float[batch, rest, 6] y, float[batch, other, 6] z)
+    <int64[1] zero = {0}, int64[1] axis = {1}, int64[1] less = {-2}, int64[1] two = {2}>
+    {
+      length = Shape <start = 1, end = 2> (x)
+      first = Add (less, length)
+      y = Slice (x, zero, first, axis)
+      rows = Shape <start = 0, end = 1> (x)
+      others = Sub (rows, two)
+      z = Slice (x, zero, others, axis)
+    }
+"""
+
+
+def test_an_end_that_is_counted_from_the_size_of_its_axis_is_a_number(
+    apply: Callable[..., ir.Model],
+) -> None:
+    """Not where it is the size of another axis."""
+    cut, other = (n for n in apply(CUT, FoldSizes()).graph if n.op_type == "Slice")
+    assert constant(cut.inputs[2]) == [-2]
+    assert constant(other.inputs[2]) is None
