@@ -87,12 +87,27 @@ def test_what_sums_over_nothing_is_products(equation: str) -> None:
         "btd,btd->bt",  # a row of nothing
         "btd,e->bte",
         "btd->tb",
-        "btd,de,eh->bth",
         "bt,ts->bt",
+        "btd,bse,bn->tsn",  # every pair of them is large
     ],
 )
 def test_what_a_product_does_not_say_stays(equation: str) -> None:
     assert expanded(equation) == (False, ["Einsum"])
+
+
+@pytest.mark.parametrize(
+    ("equation", "products"),
+    [
+        ("btd,de,eh->bth", ["MatMul", "MatMul"]),
+        ("bthn,bshn,bhts,bshd->bthd", ["MatMul", "Mul", "MatMul"]),
+        ("bht,bhts,bhsd->bhtd", ["MatMul", "Mul"]),
+    ],
+)
+def test_more_than_two_tensors_are_taken_two_by_two(equation: str, products: list[str]) -> None:
+    changed, found = expanded(equation)
+
+    assert changed
+    assert [op for op in found if op in ("MatMul", "Mul", "Einsum")] == products
 
 
 def test_equations_without_letters_of_their_own_stay() -> None:
