@@ -28,7 +28,7 @@ def _fits(target: fx.Node, mask: object, value: fx.Node) -> bool:
     if not isinstance(mask, fx.Node):
         return False
     x, chosen, number = (node.meta.get("val") for node in (target, mask, value))
-    if not all(isinstance(each, Tensor) for each in (x, chosen, number)):
+    if not (isinstance(x, Tensor) and isinstance(chosen, Tensor) and isinstance(number, Tensor)):
         return False
     same = chosen.shape == x.shape and number.dtype == x.dtype
     return same and chosen.dtype == torch.bool and number.ndim == 0

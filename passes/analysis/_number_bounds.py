@@ -213,15 +213,16 @@ def _compare(decided: Callable[[Array, Array], tuple[Array, Array]]) -> Rule:
     return rule
 
 
-def _equal(term: Term, given: Given, region: Region) -> Bounds:
+_same = _compare(lambda low, high: ((low == 0) & (high == 0), (low <= 0) & (high >= 0)))
+
+
+def _equal(term: Term, given: Given, region: Region) -> Bounds | None:
     """Equality; of a value with itself it says that it is a number, as finite bounds do."""
     left, right = both(given)
     if term.inputs[0] is term.inputs[1]:
         number = np.isfinite(left.low) & np.isfinite(left.high)
         return Bounds(number, np.ones_like(number))
-    return _compare(lambda low, high: ((low == 0) & (high == 0), (low <= 0) & (high >= 0)))(
-        term, [left, right], region
-    )
+    return _same(term, [left, right], region)
 
 
 def _less(x: Array, y: Array) -> Array:

@@ -57,6 +57,25 @@ class Decayed(nn.Module):
         }
 
 
+class Led(nn.Module):
+    """Decayed sums that start from a value of their own, which leads what they sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Linear(SIZE, 2 * SIZE)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        a, b = self.w(x).chunk(2, -1)
+        decay, start = -nn.functional.softplus(a), torch.full_like(a[:, :1], -0.7)
+        led, time = torch.cat([start, b], dim=1), x.shape[1]
+        after = nn.functional.pad(decay.cumsum(1), (0, 0, 1, 0))
+        before = nn.functional.pad(decay, (0, 0, 1, 0), value=0.0).cumsum(dim=1)
+        return {
+            "padded after": (after + (led - after).logcumsumexp(1)).exp()[:, 1:],
+            "padded before": (before + (led - before).logcumsumexp(1)).exp()[:, -time:],
+        }
+
+
 def stepped(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any], Context]:
     """What the module gives for 12 tokens, what a step graph gives in parts, and its states."""
     source = load_source(
@@ -73,7 +92,7 @@ def stepped(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any], Context]
     return wanted, got, context
 
 
-@pytest.mark.parametrize("make", [Accumulated, Decayed])
+@pytest.mark.parametrize("make", [Accumulated, Decayed, Led])
 def test_accumulations_over_tokens_are_carried(make: type[nn.Module]) -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
