@@ -66,6 +66,9 @@ class Config:
     tie_embeddings: bool = False
 
 
+TINY = Config(hidden_size=64, intermediate_size=112, key_size=16, value_size=16)
+
+
 def build(config: Config) -> LanguageModel:
     """The module of `config`, freshly initialised.
 
@@ -281,8 +284,8 @@ HYBRID_LINEAR_ATTENTION = Model(
     config=Config,
     build=build,
     inputs=token_ids,
-    presets={"tiny": Config()},
-    recipe=Recipe(steps=1000),
+    presets={"tiny": TINY},
+    recipe=Recipe(steps=300, time=128),
     source="arXiv:2507.06457",
     layouts=(layout(FLA, build),),
 )

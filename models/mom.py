@@ -48,6 +48,16 @@ class Config(hybrid.Config):
     single_projection: bool = False
 
 
+TINY = Config(
+    layers=("mom", "mom"),
+    hidden_size=64,
+    intermediate_size=112,
+    num_heads=2,
+    key_size=16,
+    value_size=16,
+)
+
+
 class Projections(nn.ModuleList):
     """One projection for each memory."""
 
@@ -218,8 +228,8 @@ MOM = Model(
     config=Config,
     build=build,
     inputs=token_ids,
-    presets={"tiny": Config(layers=("mom", "mom"), num_heads=2)},
-    recipe=Recipe(steps=600),
+    presets={"tiny": TINY},
+    recipe=Recipe(steps=200, time=128),
     source="arXiv:2502.13685",
     layouts=(layout({"mom": _fla}, build),),
 )
