@@ -50,7 +50,7 @@ def _config(directory: Directory, *, allow_code: bool) -> Any:
 
     kind, path = directory.config.get("model_type"), directory.path
     auto = directory.config.get("auto_map")
-    known = kind in transformers.CONFIG_MAPPING
+    known = isinstance(kind, str) and kind in transformers.CONFIG_MAPPING
     if not known and auto and not allow_code:
         raise SourceError(
             f"{path} is built by code of its own ({', '.join(_code_files(auto))}). Where that is "

@@ -113,6 +113,7 @@ def test_weights_that_do_not_fit_are_refused(directory: Path, change: Change, me
     ("values", "message"),
     [
         ({"model_type": "sundial"}, r"model_type 'sundial', which transformers \d+\.\d"),
+        ({"model_type": ["llama"]}, r"model_type \['llama'\], which transformers \d+\.\d"),
         ({"architectures": ["LlamaForSundials"]}, r"architecture 'LlamaForSundials'"),
         ({"architectures": ["Trainer"]}, r"architecture 'Trainer'"),
         ({"architectures": ["AutoTokenizer"]}, r"architecture 'AutoTokenizer'"),
