@@ -29,6 +29,7 @@ NAMES = (  # ours, theirs
     (r"^layers\.", "model.layers."),
 )
 BOUNDS = "model.lower_bounds"
+MOST_LAYERS = 10_000  # whatever a config asks for
 Specific = Callable[[Values], dict[str, Any]]
 
 
@@ -48,6 +49,8 @@ def layout(kinds: Mapping[str, Specific], build: Callable[[Any], Any]) -> Layout
         own = kinds[values["model_type"]](values)
         (mixer,) = own.pop("layers")
         count = read_value(values, "num_hidden_layers", int)
+        if count > MOST_LAYERS:
+            raise SourceError(f"its config has num_hidden_layers = {count}, above {MOST_LAYERS}")
         return {**_common(values), **_attention(values, [mixer] * count), **own}
 
     def weights(tensors: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:

@@ -290,6 +290,7 @@ def test_a_directory_of_the_library_becomes_an_engine(tmp_path: Path) -> None:
         ({"attn": {"layers": [1]}}, r"lacks 'attn\.num_heads'"),
         ({"attn": {"layers": [1], "num_heads": 16}}, "attention_heads 16 has to divide half"),
         ({"num_hidden_layers": None}, "num_hidden_layers = None"),
+        ({"num_hidden_layers": 10**12}, "num_hidden_layers = 1000000000000, above 10000"),
         ({"num_hidden_layers": 3}, r"lacks 'model\.layers\.2\.attn_norm\.weight'"),
         ({"use_short_conv": False}, r"Unexpected in the file .*\n.*k_conv1d"),
         ({"expand_v": 2.0}, r"model\.layers\.0\.attn\.v_proj\.weight: \[16, 16\] in the file"),
