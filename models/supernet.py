@@ -197,6 +197,9 @@ def restore(held: Mapping[str, Any]) -> nn.Module:
     """
     if not isinstance(held, Mapping) or held.get("format") != FORMAT:
         raise SourceError(f"This is no supernet: its format should be {FORMAT!r}.")
+    lacks = [name for name in ("model", "config", "layers", "state_dict") if name not in held]
+    if lacks:
+        raise SourceError(f"The supernet lacks {lacks[0]!r}.")
     model = find(str(held["model"]))
     module = model.build(model.configure(held["config"]))
     for path, (group, rank) in dict(held["layers"]).items():

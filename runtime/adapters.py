@@ -216,8 +216,11 @@ def chosen(graph: BundleGraph, name: str | None) -> dict[str, Array]:
         )
     if name is None:
         return conditions(None, specs)
-    path = bundle.root / FOLDER / f"{name}.npz" if name in names else Path(name)
-    if not path.exists():
+    own = f"{FOLDER}/{name}.npz"
+    path = bundle.root / own if name in names else Path(name)
+    if name in names:
+        bundle.check(own)
+    elif not path.exists():
         raise InputError(
             f"There is no adapter {name!r}: neither a file, nor one of the bundle's, "
             f"{', '.join(names)}."

@@ -7,6 +7,7 @@ for each row, 0 for none.  The last two are compared with the first before anyth
 """
 
 import copy
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +41,7 @@ from .source import Source
 
 CLOSE = 1e-4  # of the largest value: what sums in another order make
 TRIED = 3  # adapters that are compared: the layers are the same for all
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 WAYS = (FUSED, SWITCHED, PARALLEL)
 Slots = Mapping[tuple[str, Kind], int]
 
@@ -63,6 +65,9 @@ def with_adapters(source: Source, options: LoadOptions) -> Source:
         raise OptionError(f"{source.name} is a graph already; --adapter needs weights or a module.")
     if source.others and way != FUSED:
         raise OptionError("--adapters of a model of several graphs can only be fused.")
+    for name in options.adapter:
+        if not NAME.fullmatch(name):
+            raise OptionError(f"The adapter {name!r} should be called by letters, digits, - and _.")
     read = {name: read_adapter(path, source.body) for name, path in options.adapter.items()}
     for name, adapter in read.items():
         _require_base(name, adapter, source)

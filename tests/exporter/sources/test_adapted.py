@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from intaglio import export, models
-from intaglio.errors import InputError, OptionError, SourceError
+from intaglio.errors import BundleError, InputError, OptionError, SourceError
 from intaglio.exporter.sources.load import load_source
 from intaglio.models import llama
 from intaglio.runtime import Session
@@ -196,3 +196,21 @@ def test_what_is_no_linear_layer_can_only_be_fused(base: Path, tmp_path: Path) -
     with pytest.raises(SourceError, match="of a Embedding"):
         load_source(base, adapter=given, adapters="switched")
     assert load_source(base, adapter=given).notes[-1] == "Fused: a."
+
+
+def test_a_name_is_that_of_a_file(base: Path, files: dict[str, str]) -> None:
+    with pytest.raises(OptionError, match="should be called by letters"):
+        load_source(base, adapter={"../one": files["one"]})
+
+
+def test_an_adapter_of_a_bundle_that_was_changed_is_refused(bundles: dict[str, Path]) -> None:
+    """As every file of a bundle is, by its hash."""
+    path = bundles["switched"] / "adapters" / "one.npz"
+    whole = path.read_bytes()
+    try:
+        path.write_bytes(whole[:-1] + b"?")
+        session = Session.load(bundles["switched"])
+        with pytest.raises(BundleError, match=r"one\.npz"):
+            chosen(session.graph, "one")
+    finally:
+        path.write_bytes(whole)
