@@ -12,7 +12,7 @@ from intaglio.passes.graph import Emitter, describe, dims, set_dims
 
 from ._linear_forms import Streams, replay
 
-COLUMNS = "columns"  # rows of the second stream, for each of which the first one has one
+COLUMNS = "batch"  # rows of the second stream, for each of which the first one has one
 GATES = frozenset(("HardSigmoid", "Sigmoid", "Softmax", "Softplus", "Tanh"))
 """What is kept of a product of two values that both depend on the input."""
 LINEAR = frozenset(

@@ -58,6 +58,9 @@ def test_the_main_graph_is_as_it_was_and_verified_alone(bundle: Path) -> None:
     assert [s.name for s in opened.manifest.main.outputs] == ["output"]
     derived = {n for n, each in opened.manifest.graphs.items() if each.derived}
     assert derived == {"record", "replay", "transpose"}
+    replayed = opened.manifest.graphs["replay"]
+    assert replayed.inputs[0].shape == ("batch", *SHAPE)  # which profiles know how to choose
+    assert all(spec.shape[0] == 1 for spec in replayed.inputs[1:])
     identities = opened.manifest.main.passes
     details = next(each["details"] for each in identities if each["name"] == "linear-interpreter")
     assert max(details.values()) < 1e-5
