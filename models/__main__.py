@@ -24,6 +24,8 @@ def main() -> None:
     options = parser.parse_args()
     model, recipe = find(options.model), trained[options.model]
     config = model.presets[options.preset]
+    if options.start is not None and model.adopt is not None:
+        config = model.adopt(config, options.start)
     torch.manual_seed(recipe.seed)
     module = model.build(config)
     count = sum(parameter.numel() for parameter in module.parameters())

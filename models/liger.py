@@ -14,7 +14,10 @@ softmax attention over a window.  Of a Llama's own q, k, v (heads of q share tho
 Source: Lan et al. 2025, arXiv:2503.01496; github OpenSparseLLMs/Linearization @ 0b364eb.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +26,16 @@ from torch.nn import functional as F
 from intaglio.errors import SourceError
 from intaglio.ops import linear_attention
 
-from . import llama
+from . import _low_rank, _pretrained, llama
 from ._layers import LanguageModel, by_head
+from .layout import Layout, Shapes, Values, read_value, renamed
 from .model import Model, token_ids
+from .training import Recipe, Report, train
 
 GATINGS = ("gla", "hgrn2", "gsa")
+GATING_OF = {f"liger_{gating}": gating for gating in GATINGS}  # by model_type
 GATE_DIVISOR = 16.0
+TUNED = ("q_proj", "k_proj", "v_proj")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +130,46 @@ def _recurrence(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, heads: tuple[int
     return y
 
 
+@dataclass(frozen=True, kw_only=True)
+class Linearization:
+    """The trained weights as they are, then low-rank updates of q, k and v, merged in the end."""
+
+    tuning: Recipe = field(default_factory=lambda: Recipe(steps=200, rate=1e-2, weight_decay=0.0))
+    rank: int = 8
+    alpha: float = 8.0
+
+    @property
+    def seed(self) -> int:
+        """That of the updates, and of what they are tuned on."""
+        return self.tuning.seed
+
+    def train(self, module: nn.Module, report: Report | None, start: Path | None) -> str:
+        """As `Training` says, from a trained transformer.
+
+        Raises:
+            SourceError: there is none to begin from, or it is of another kind.
+        """
+        if start is None:
+            raise SourceError(
+                "Liger is made of a trained transformer: name its checkpoint or the directory of "
+                "a Llama, as --from models/checkpoints/llama.pt."
+            )
+        pretrained = _pretrained.read(start)
+        module.load_state_dict(dict(pretrained.tensors))
+        numbers = _low_rank.attach(module, TUNED, self.rank, self.alpha)
+        loss = train(module, self.tuning, report, pretrained.tokens)
+        _low_rank.merge(module)
+        module.requires_grad_()
+        return f"held-out loss {loss:.4f} nats per token after {numbers} numbers were tuned"
+
+
+def adopt(config: Config, start: Path) -> Config:
+    """The sizes of the transformer at `start`, with the gating and the window of `config`."""
+    sizes = {**_pretrained.read_config(start), "window": config.window}
+    adopted: Config = LIGER.configure({**sizes, "gating": config.gating, "slots": config.slots})
+    return adopted
+
+
 def build(config: Config) -> LanguageModel:
     """The module of `config`, freshly initialised; its parameters are those of a Llama.
 
@@ -137,6 +184,25 @@ def build(config: Config) -> LanguageModel:
     return LanguageModel([LigerAttention(config) for _ in range(config.num_layers)], config)
 
 
+def _configure(values: Values, _: Shapes) -> dict[str, Any]:
+    gating = GATING_OF[values["model_type"]]
+    slots = read_value(values, "pool_size", int, TINY.slots)
+    return {**_pretrained.llama_values(values), "gating": gating, "slots": slots}
+
+
+def _weights(tensors: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
+    names = _pretrained.llama_names(config.num_layers, tied=config.tie_embeddings)
+    return renamed(tensors, names)
+
+
+LINEARIZATION = Layout(
+    name="linearization",
+    source="github OpenSparseLLMs/Linearization @ 0b364eb, liger/models",
+    fits=lambda values, _: isinstance(name := values.get("model_type"), str) and name in GATING_OF,
+    configure=_configure,
+    weights=_weights,
+)
+
 LIGER = Model(
     name="liger",
     summary="A softmax transformer made recurrent without new parameters, beside a window.",
@@ -144,6 +210,8 @@ LIGER = Model(
     build=build,
     inputs=token_ids,
     presets={"tiny": TINY, "hgrn2": HGRN2, "gsa": GSA},
-    recipe=None,
+    recipe=Linearization(),
     source="arXiv:2503.01496",
+    layouts=(LINEARIZATION,),
+    adopt=adopt,
 )

@@ -23,8 +23,10 @@ from torch.nn import functional as F
 from intaglio.errors import SourceError
 from intaglio.ops import linear_attention
 
-from . import llama
+from . import _mmmamba_layout, llama
+from ._distillation import Distillation, Distilled
 from ._layers import LanguageModel, RMSNorm, by_head
+from .layout import Layout
 from .model import Model
 
 LEAST, MOST = 1e-3, 1e-1  # steps that a fresh mixer's bias is drawn from
@@ -35,8 +37,8 @@ class Config(llama.Config):
     """`attention_layers` are those that stay softmax attention, as ``"0,4"``; none of them: "".
 
     Pictures are `image_size` pixels wide and high, in patches of `patch_size`; `shuffle` by
-    `shuffle` patches are one token, whose id in `input_ids` is `image_token`.  `norm_eps` is that
-    of the stream, `gate_norm_eps` that of the mixers.
+    `shuffle` patches are one token, projected (`project`) or as they are, whose id in `input_ids`
+    is `image_token`.  `norm_eps` is that of the stream, `gate_norm_eps` that of the mixers.
     """
 
     vocab_size: int = 64
@@ -45,9 +47,10 @@ class Config(llama.Config):
     attention_layers: str = ""
     conv_size: int = 2
     image_size: int = 16
-    patch_size: int = 4
+    patch_size: int = 2
     channels: int = 3
     shuffle: int = 2
+    project: bool = True
     image_token: int = 63
     gate_norm_eps: float = 1e-5
 
@@ -137,9 +140,10 @@ class Patches(nn.Module):
             config.channels, size, config.patch_size, stride=config.patch_size
         )
         self.position_embedding = nn.Parameter(0.02 * torch.randn(1, side**2, size))
-        self.proj = nn.Sequential(
-            nn.Linear(size * config.shuffle**2, size), nn.GELU(), nn.Linear(size, size)
-        )
+        self.proj: nn.Module = nn.Identity()
+        if config.project:
+            joined = nn.Linear(size * config.shuffle**2, size)
+            self.proj = nn.Sequential(joined, nn.GELU(), nn.Linear(size, size))
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Features [B, tiles * image_tokens, hidden] of pixels [B, tiles, channels, size, size]."""
@@ -153,7 +157,7 @@ class Patches(nn.Module):
         return features.reshape(batch, -1, features.shape[-1])
 
 
-class MMMamba(nn.Module):
+class MMMamba(Distilled):
     """Text and pictures in one stream through mixers and attention."""
 
     def __init__(self, config: Config) -> None:
@@ -166,13 +170,18 @@ class MMMamba(nn.Module):
         self.config = config
         self.vision = Patches(config)
         self.text = LanguageModel(mixers, config)
-        for mixer in self.mixers():
-            if isinstance(mixer, Mamba2Attention):
-                mixer.mimic()
+        for mixer in self.fresh().values():
+            assert isinstance(mixer, Mamba2Attention)
+            mixer.mimic()
 
     def mixers(self) -> list[nn.Module]:
         """What mixes tokens, layer by layer."""
         return [layer.get_submodule("mixer") for layer in self.text.layers]
+
+    def fresh(self) -> dict[int, nn.Module]:
+        """The mixers that stand for attention, by layer."""
+        pairs = enumerate(self.mixers())
+        return {layer: mixer for layer, mixer in pairs if isinstance(mixer, Mamba2Attention)}
 
     def forward(self, input_ids: Tensor, pixel_values: Tensor) -> Tensor:
         """Logits [B, T, vocab] of the token after each of input_ids [B, T].
@@ -231,6 +240,14 @@ def build(config: Config) -> MMMamba:
     return MMMamba(config)
 
 
+PUBLISHED = Layout(
+    name="hustvl",
+    source="github hustvl/mmMamba @ 85143d0, hovle/ and src/model/linear_attention/mamba2.py",
+    fits=_mmmamba_layout.fits,
+    configure=_mmmamba_layout.configure,
+    weights=_mmmamba_layout.weights,
+)
+
 MMMAMBA = Model(
     name="mmmamba",
     summary="Tokens and pixels through Mamba-2 mixers seeded from attention, pure or hybrid.",
@@ -238,7 +255,8 @@ MMMAMBA = Model(
     build=build,
     inputs=inputs,
     presets={"teacher": TEACHER, "linear": LINEAR, "hybrid": HYBRID},
-    recipe=None,
+    recipe=Distillation(),
     source="arXiv:2502.13145",
     axes=axes,
+    layouts=(PUBLISHED,),
 )

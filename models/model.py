@@ -43,7 +43,9 @@ class Model:
     each input as ``--axes`` does, as ``batchx3xheightxwidth``; without it every input is
     [batch, time, ...].  `graphs` gives the graphs that a bundle of it has, of a config, where there
     are several: one is called main.  `layouts` say how checkpoints of other code are read,
-    and `joint` how it is put together with other models, by a file that names them.
+    `joint` how it is put together with other models, by a file that names them, and `adopt` makes
+    the config of (a preset's, the checkpoint that the recipe begins from), where the one follows
+    the sizes of the other.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Model:
     graphs: Callable[[Any], Mapping[str, Graph]] | None = None
     layouts: tuple[Layout, ...] = ()
     joint: Joint | None = None
+    adopt: Callable[[Any, Path], Any] | None = None
 
     def configure(self, values: Mapping[str, Any]) -> Any:
         """The config of these values.

@@ -67,19 +67,28 @@ class Recipe:
         return f"held-out loss {train(module, self, report):.4f} nats per byte"
 
 
-def train(module: nn.Module, recipe: Recipe, report: Report | None = None) -> float:
-    """Train `module` (input_ids [B, T] -> logits [B, T, 256]) in place; the held-out loss after.
+def train(
+    module: nn.Module,
+    recipe: Recipe,
+    report: Report | None = None,
+    tokens: Callable[[Tensor], Tensor] = Tensor.long,
+) -> float:
+    """Train `module` (input_ids [B, T] -> logits [B, T, vocab]) in place; the held-out loss after.
 
     Args:
-        module: a language model over bytes.
+        module: a language model; parameters that need no gradient stay as they are.
         recipe: how long, on what, how fast.
         report: is told the step and the training loss now and then.
+        tokens: makes the model's token ids [N] of bytes [M]; left out, each byte is one.
     """
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(recipe.seed)
-    text = training_text()
+    text = tokens(training_text())
     optimizer = torch.optim.AdamW(
-        module.parameters(), lr=recipe.rate, betas=(0.9, 0.95), weight_decay=recipe.weight_decay
+        [parameter for parameter in module.parameters() if parameter.requires_grad],
+        lr=recipe.rate,
+        betas=(0.9, 0.95),
+        weight_decay=recipe.weight_decay,
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, recipe))
     module.train()
@@ -95,13 +104,13 @@ def train(module: nn.Module, recipe: Recipe, report: Report | None = None) -> fl
         if report is not None and step % 50 == 0:
             report(step, loss.item())
     module.eval()
-    return validate(module)
+    return validate(module, tokens)
 
 
 @torch.no_grad()
-def validate(module: nn.Module) -> float:
-    """Mean negative log-likelihood, in nats per byte, on the held-out modules."""
-    text = held_out_text()
+def validate(module: nn.Module, tokens: Callable[[Tensor], Tensor] = Tensor.long) -> float:
+    """Mean negative log-likelihood of a token, in nats, on the held-out modules."""
+    text = tokens(held_out_text())
     count = (len(text) - 1) // WINDOW
     rows = torch.stack([text[i * WINDOW : (i + 1) * WINDOW + 1] for i in range(count)]).long()
     parts = [rows[first : first + 8] for first in range(0, count, 8)]

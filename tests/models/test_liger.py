@@ -1,5 +1,6 @@
 """Liger: its layer is the equations of the paper, and its engine what the module computes."""
 
+import json
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -8,14 +9,27 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import intaglio
 from intaglio.errors import SourceError
-from intaglio.models import save
-from intaglio.models.liger import GATINGS, LIGER, Config, LigerAttention
+from intaglio.exporter.sources.load import load_source
+from intaglio.models import save, training
+from intaglio.models._pretrained import llama_names, llama_values, read
+from intaglio.models.liger import (
+    GATINGS,
+    LIGER,
+    LINEARIZATION,
+    Config,
+    LigerAttention,
+    Linearization,
+    adopt,
+)
+from intaglio.models.training import Recipe
 from intaglio.runtime import Session
 
 Array = npt.NDArray[np.float64]
+KEYS = json.loads((Path(__file__).parents[1] / "data" / "keys" / "liger.json").read_text())
 SMALL: dict[str, Any] = {
     "vocab_size": 40,
     "hidden_size": 32,
@@ -174,3 +188,102 @@ def test_parameters_are_those_of_the_transformer() -> None:
 def test_a_gating_that_is_none_is_refused() -> None:
     with pytest.raises(SourceError, match="gating = 'gru'; it should be one of gla, hgrn2, gsa"):
         LIGER.build(LIGER.configure({"gating": "gru"}))
+
+
+def test_the_published_keys_are_read() -> None:
+    """Every key of the code at the size of Llama-3-8B becomes a parameter of its shape."""
+    config = LIGER.configure(LINEARIZATION.configure(KEYS["config"], {}))
+    with torch.device("meta"):
+        module = LIGER.build(config)
+        theirs = {name: torch.empty(shape) for name, shape in KEYS["keys"].items()}
+    found = LINEARIZATION.weights(theirs, config)
+    assert {id(x) for x in found.values()} == {id(x) for x in theirs.values()}
+    assert {n: x.shape for n, x in found.items()} == {
+        n: x.shape for n, x in module.state_dict().items()
+    }
+    assert (config.gating, config.slots, config.window) == ("gla", 128, 65)
+
+
+def test_what_the_layout_cannot_hold_is_refused_by_name(tmp_path: Path) -> None:
+    values = {**KEYS["config"], "rope_scaling": {"rope_type": "llama3"}}
+    with pytest.raises(SourceError, match="rope_scaling"):
+        LINEARIZATION.configure(values, {})
+    with pytest.raises(SourceError, match="heads of 64"):
+        LINEARIZATION.configure({**KEYS["config"], "head_dim": 64}, {})
+    small = _directory(tmp_path, "liger_hgrn2")
+    source = load_source(small)
+    assert isinstance(source.body, torch.nn.Module)
+    mixer = source.body.get_submodule("layers.0.mixer")
+    assert isinstance(mixer, LigerAttention)
+    assert (source.model, mixer.config.gating) == ("liger", "hgrn2")
+    tensors = load_file(small / "model.safetensors")
+    del tensors["model.layers.0.self_attn.k_proj.weight"]
+    save_file(tensors, small / "model.safetensors")
+    with pytest.raises(SourceError, match=r"model\.layers\.0\.self_attn\.k_proj\.weight"):
+        load_source(small)
+
+
+def _directory(folder: Path, kind: str, vocab_size: int = 256) -> Path:
+    """A directory of Hugging Face's library of the Llama type, with random weights."""
+    values = {
+        "model_type": kind,
+        "vocab_size": vocab_size,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 5000.0,
+    }
+    (folder / "config.json").write_text(json.dumps(values))
+    names = llama_names(1, tied=False)
+    module = LIGER.build(LIGER.configure(llama_values(values)))
+    tensors = {names[name]: x.clone() for name, x in module.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+TWO_STEPS = Linearization(
+    tuning=Recipe(steps=2, batch=2, time=16, rate=1e-2, weight_decay=0.0), rank=2
+)
+
+
+def test_the_recipe_adopts_a_directory_of_hugging_face(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its sizes and weights; q, k and v alone are tuned, and updates are merged."""
+    monkeypatch.setattr(training, "HELD_OUT", ("colorsys",))
+    start = _directory(tmp_path, "llama")
+    config = adopt(Config(gating="hgrn2", window=9), start)
+    assert (config.hidden_size, config.rope_theta, config.window) == (32, 5000.0, 9)
+    module = LIGER.build(config)
+    before = read(start).tensors
+    assert "numbers were tuned" in TWO_STEPS.train(module, None, start)
+    after = module.state_dict()
+    assert after.keys() == before.keys()
+    changed = {
+        name.rpartition("mixer.")[2] for name in after if (after[name] != before[name]).any()
+    }
+    assert changed == {"q_proj.weight", "k_proj.weight", "v_proj.weight"}
+    update = after["layers.0.mixer.q_proj.weight"] - before["layers.0.mixer.q_proj.weight"]
+    assert torch.linalg.matrix_rank(update, atol=1e-5) == 2
+
+
+def test_the_recipe_says_what_it_begins_from(tmp_path: Path) -> None:
+    module = LIGER.build(Config())
+    with pytest.raises(SourceError, match=r"--from models/checkpoints/llama\.pt"):
+        TWO_STEPS.train(module, None, None)
+    save(tmp_path / "own.pt", "liger", Config(), module)
+    with pytest.raises(SourceError, match="checkpoint of 'liger'; this recipe begins from one"):
+        adopt(Config(), tmp_path / "own.pt")
+    (tmp_path / "text.pt").write_text("no checkpoint")
+    with pytest.raises(SourceError, match="no checkpoint"):
+        adopt(Config(), tmp_path / "text.pt")
+    with pytest.raises(SourceError, match="cannot be read"):
+        adopt(Config(), tmp_path)
+    (tmp_path / "words").mkdir()
+    with pytest.raises(SourceError, match=r"no tokenizer\.json, and 300 tokens are not bytes"):
+        read(_directory(tmp_path / "words", "llama", 300))
+    with pytest.raises(SourceError, match="type 'mistral'"):
+        read(_directory(tmp_path / "words", "mistral"))

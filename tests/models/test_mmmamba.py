@@ -1,5 +1,6 @@
 """mmMamba: its mixer is the equations of the paper, pictures stand where their tokens do."""
 
+import json
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -8,14 +9,18 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import intaglio
 from intaglio.errors import SourceError
+from intaglio.exporter.sources.load import load_source
 from intaglio.models import save
-from intaglio.models.mmmamba import MMMAMBA, Config, Mamba2Attention
+from intaglio.models._distillation import Distillation, observe, seed
+from intaglio.models.mmmamba import MMMAMBA, PUBLISHED, Config, Mamba2Attention, MMMamba, build
 from intaglio.runtime import Session
 
 Array = npt.NDArray[np.float64]
+KEYS = json.loads((Path(__file__).parents[1] / "data" / "keys" / "mmmamba.json").read_text())
 SMALL: dict[str, Any] = {
     "vocab_size": 40,
     "image_token": 39,
@@ -127,3 +132,167 @@ def test_mimic_initialisation_lets_the_inherited_projections_through() -> None:
 def test_layers_that_there_are_not_are_refused(layers: str) -> None:
     with pytest.raises(SourceError, match="numbers of layers from 0 to 1"):
         MMMAMBA.build(MMMAMBA.configure({**SMALL, "attention_layers": layers}))
+
+
+def test_the_published_keys_are_read() -> None:
+    """Every key of the code at full size, hybrid, becomes parameters of their shapes."""
+    config = MMMAMBA.configure(PUBLISHED.configure(KEYS["config"], {}))
+    assert config.attention_layers == "0,4,8,12,16,20,24,28"
+    with torch.device("meta"):
+        module = MMMAMBA.build(config)
+        theirs = {name: torch.empty(shape) for name, shape in KEYS["keys"].items()}
+    found = PUBLISHED.weights(theirs, config)
+    assert {n: x.shape for n, x in found.items()} == {
+        n: x.shape for n, x in module.state_dict().items()
+    }
+
+
+def test_a_published_checkpoint_gives_what_its_parts_say(tmp_path: Path) -> None:
+    """Fused rows are cut in the order v, k, q, gate, step; grouped ones by key-value head."""
+    module = MMMAMBA.build(MMMAMBA.configure(SMALL)).eval()
+    (tmp_path / "config.json").write_text(json.dumps(_published_config()))
+    save_file(_published(module), tmp_path / "model.safetensors")
+    source = load_source(tmp_path)
+    loaded = source.body
+    assert isinstance(loaded, MMMamba)
+    assert (source.model, list(loaded.fresh())) == ("mmmamba", [1])
+    for name, parameter in module.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name], parameter, msg=name)
+    tensors = _published(module)
+    tensors["language_model.model.layers.0.attention.wqkv.weight"] = torch.zeros(3)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(SourceError, match=r"layers\.0\.attention\.wqkv\.weight"):
+        load_source(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "value"),
+    [
+        ("embedding_config", "pixel_shuffle_loc", "post"),
+        ("embedding_config", "special_token_maps", {"<img>": 1}),
+        ("embedding_config", "hidden_size", 64),
+        ("llm_config", "layers_block_type", ["rwkv"]),
+    ],
+)
+def test_what_the_layout_cannot_hold_is_refused_by_name(
+    config: str, name: str, value: object
+) -> None:
+    values = _published_config()
+    values[config][name] = value
+    with pytest.raises(SourceError, match="rwkv" if value == ["rwkv"] else name):
+        PUBLISHED.configure(values, {})
+
+
+def _published_config() -> dict[str, Any]:
+    shared = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000,
+        "num_hidden_layers": 1,
+    }
+    vision = {
+        **shared,
+        "layers_block_type": ["mha"],
+        "patch_size": 2,
+        "image_size": 16,
+        "use_ls": False,
+        "use_pixel_shuffle_proj": True,
+        "img_context_token_id": 39,
+    }
+    text = {**shared, "layers_block_type": ["mamba2"], "vocab_size": 40}
+    return {"model_type": "mmMamba_chat", "embedding_config": vision, "llm_config": text}
+
+
+def _published(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The weights of a small hybrid in the names and the order of rows of the published code."""
+    ours = module.state_dict()
+    first, second = (f"text.layers.{i}." for i in range(2))
+    q, k, v = (ours[f"{first}mixer.{n}_proj.weight"].reshape(2, -1, 8, 32) for n in "qkv")
+    fused = [ours[f"{second}mixer.{n}_proj.weight"] for n in ("v", "k", "q", "g", "dt")]
+    vision, encoder = "embedding_model.vision_embeddings", "embedding_model.encoder.0"
+    layer = "language_model.model.layers.0"
+    made = {
+        f"{vision}.class_embedding": torch.zeros(1, 1, 32),
+        f"{vision}.position_embedding": torch.cat(
+            (torch.zeros(1, 1, 32), ours["vision.position_embedding"]), 1
+        ),
+        f"{vision}.patch_embedding.weight": ours["vision.patch_embedding.weight"],
+        f"{vision}.patch_embedding.bias": ours["vision.patch_embedding.bias"],
+        "embedding_model.llm_text_embeddings.weight": ours["text.embed_tokens.weight"],
+        "language_model.model.tok_embeddings.weight": torch.zeros(40, 32),
+        "language_model.model.norm.weight": ours["text.norm.weight"],
+        "language_model.output.weight": ours["text.lm_head.weight"],
+        f"{encoder}.attention.wqkv.weight": torch.cat((q, k, v), 1).reshape(-1, 32),
+        f"{encoder}.attention.wo.weight": ours[f"{first}mixer.o_proj.weight"],
+        f"{layer}.attention.wvkqgdt.weight": torch.cat(fused),
+        f"{layer}.attention.A_log_bias": ours[f"{second}mixer.A_log"],
+        f"{layer}.attention.dt_bias": ours[f"{second}mixer.dt_bias"],
+        f"{layer}.attention.conv1d.weight": ours[f"{second}mixer.conv1d.weight"],
+        f"{layer}.attention.conv1d.bias": ours[f"{second}mixer.conv1d.bias"],
+        f"{layer}.attention.g_norm_swish_gate.weight": ours[f"{second}mixer.g_norm.weight"],
+        f"{layer}.attention.o_proj.weight": ours[f"{second}mixer.o_proj.weight"],
+    }
+    for part in ("0.weight", "0.bias", "2.weight", "2.bias"):
+        made[f"embedding_model.pixel_shuffle_proj.{part}"] = ours[f"vision.proj.{part}"]
+    for prefix, name in ((first, encoder), (second, layer)):
+        made[f"{name}.attention_norm.weight"] = ours[f"{prefix}input_layernorm.weight"]
+        made[f"{name}.ffn_norm.weight"] = ours[f"{prefix}post_attention_layernorm.weight"]
+        for theirs, own in (("w1", "gate"), ("w3", "up"), ("w2", "down")):
+            made[f"{name}.feed_forward.{theirs}.weight"] = ours[f"{prefix}mlp.{own}_proj.weight"]
+    return {name: x.clone().contiguous() for name, x in made.items()}
+
+
+SHORT = Distillation(steps=2, stages=(2, 2, 2), batch=2, questions=3)
+
+
+def test_a_student_is_seeded_and_distilled_in_stages() -> None:
+    """Mixers take q, k, v and o of the attention, and o is never trained."""
+    torch.manual_seed(0)
+    teacher = build(MMMAMBA.configure({**SMALL, "attention_layers": "0,1"}))
+    student = build(MMMAMBA.configure({**SMALL, "attention_layers": ""}))
+    assert 0 <= SHORT.teach(teacher) <= 1
+    seed(student, teacher)
+    theirs, before = teacher.state_dict(), student.state_dict()
+    shared = [name for name in theirs if name in before]
+    assert set(shared) == set(theirs)
+    assert all(torch.equal(before[name], theirs[name]) for name in shared)
+    shares = SHORT.distil(student, teacher)
+    assert len(shares) == 3
+    after = student.state_dict()
+    changed = {
+        name.rpartition("mixer.")[2] for name in theirs if (after[name] != theirs[name]).any()
+    }
+    assert changed == {"q_proj.weight", "k_proj.weight", "v_proj.weight"}
+
+
+def test_what_enters_and_leaves_each_layer_is_observed() -> None:
+    module = build(MMMAMBA.configure(SMALL)).eval()
+    ids, pixels, _ = SHORT._draw(module.config, 2, torch.Generator().manual_seed(0))
+    for mixer, (x, y) in zip(module.mixers(), observe(module, ids, pixels), strict=True):
+        torch.testing.assert_close(mixer(x), y)
+
+
+def test_the_recipe_says_what_it_begins_from(tmp_path: Path) -> None:
+    small = {**SMALL, "attention_layers": ""}
+    student = build(MMMAMBA.configure(small))
+    with pytest.raises(SourceError, match="--preset teacher"):
+        SHORT.train(student, None, None)
+    save(tmp_path / "student.pt", "mmmamba", student.config, student)
+    with pytest.raises(SourceError, match="has mixers itself"):
+        SHORT.train(student, None, tmp_path / "student.pt")
+    wide = build(MMMAMBA.configure({**small, "hidden_size": 48}))
+    with pytest.raises(SourceError, match="other sizes: hidden_size = 32"):
+        SHORT.train(wide, None, tmp_path / "student.pt")
+
+
+@pytest.mark.parametrize(("name", "least"), [("mmmamba_teacher", 0.99), ("mmmamba", 0.95)])
+def test_trained_checkpoints_answer_questions_about_pictures(name: str, least: float) -> None:
+    """Pictures that neither was trained on; one colour in eight is guessed."""
+    path = Path(__file__).parents[2] / "models" / "checkpoints" / f"{name}.pt"
+    saved = torch.load(path, weights_only=True)
+    module = build(MMMAMBA.configure(saved["config"])).eval()
+    module.load_state_dict(saved["state_dict"])
+    assert Distillation().share(module) >= least
