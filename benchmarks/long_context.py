@@ -3,11 +3,12 @@
     python benchmarks/long_context.py [--quick] [--json]
 
 Width 2048, 16 query and 8 key-value heads of 128, feed-forward 8192, 4 layers, random weights in
-fp32, one row: all layers attention (GroupQueryAttention of ONNX Runtime, its cache in place), one in four
-(hybrid), none (linear).  Whole models step in turns, at contexts from 1,024 to 103,000 tokens; the
-caches are filled, not computed, which costs a step the same.  Beside each ratio of times is that of
-the bytes that a step has to move: weights of products once, keys and values of the context once,
-recurrent states twice.  The paper's figures are of 32 layers in half precision on a GPU.
+fp32, one row: all layers attention (GroupQueryAttention of ONNX Runtime, its cache in place), one
+in four (hybrid), none (linear).  Whole models step in turns, at contexts from 1,024 to 103,000
+tokens; the caches are filled, not computed, which costs a step the same.  Beside each ratio of
+times is that of the bytes that a step has to move: weights of products once, keys and values of the
+context once, recurrent states twice.  The paper's figures are of 32 layers in half precision on a
+GPU.
 """
 
 import tempfile
