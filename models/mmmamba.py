@@ -154,7 +154,7 @@ class Patches(nn.Module):
         side = self.config.image_size // self.config.patch_size // shuffle
         x = x.unflatten(1, (side, shuffle, side, shuffle)).permute(0, 1, 3, 2, 4, 5)
         features: Tensor = self.proj(x.flatten(3).flatten(1, 2))
-        return features.reshape(batch, -1, features.shape[-1])
+        return features.reshape(batch, pixels.shape[1] * side**2, features.shape[-1])
 
 
 class MMMamba(Distilled):
@@ -236,7 +236,29 @@ def axes(config: Config) -> Mapping[str, str]:
 
 
 def build(config: Config) -> MMMamba:
-    """The module of `config`, freshly initialised."""
+    """The module of `config`, freshly initialised.
+
+    Raises:
+        SourceError: sizes of the config do not go together.
+    """
+    token = config.patch_size * config.shuffle
+    wrong = {
+        f"image_size = {config.image_size} is no multiple of patch_size * shuffle = {token}": (
+            config.image_size % token
+        ),
+        f"shuffle = {config.shuffle} needs project = true": (
+            config.shuffle > 1 and not config.project
+        ),
+        f"image_token = {config.image_token} is not below vocab_size = {config.vocab_size}": (
+            config.image_token >= config.vocab_size
+        ),
+        f"num_heads = {config.num_heads} is no multiple of num_kv_heads = {config.num_kv_heads}": (
+            config.num_heads % config.num_kv_heads
+        ),
+    }
+    for said, holds in wrong.items():
+        if holds:
+            raise SourceError(f"The config of the model 'mmmamba' does not fit: {said}.")
     return MMMamba(config)
 
 

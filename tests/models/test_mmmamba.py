@@ -248,6 +248,21 @@ def _published(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 SHORT = Distillation(steps=2, stages=(2, 2, 2), batch=2, questions=3)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("image_size", 18), ("project", False), ("image_token", 40), ("num_kv_heads", 3)],
+)
+def test_sizes_that_do_not_go_together_are_refused(name: str, value: object) -> None:
+    with pytest.raises(SourceError, match=f"does not fit: .*{name} = "):
+        build(MMMAMBA.configure({**SMALL, name: value}))
+
+
+def test_pictures_may_enter_as_they_are() -> None:
+    """Not shuffled and not projected: a token for each patch."""
+    config = MMMAMBA.configure({**SMALL, "project": False, "shuffle": 1})
+    assert build(config).vision(torch.zeros(2, 3, 3, 16, 16)).shape == (2, 3 * 64, 32)
+
+
 def test_a_student_is_seeded_and_distilled_in_stages() -> None:
     """Mixers take q, k, v and o of the attention, and o is never trained."""
     torch.manual_seed(0)
