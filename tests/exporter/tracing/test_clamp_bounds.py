@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.export import export
+from torch.export import Dim, export
 
 from intaglio.exporter.tracing.clamp_bounds import CLAMP, settle_clamps
 
@@ -25,3 +25,14 @@ def test_bounds_are_of_one_kind_and_mean_the_same(dtype: torch.dtype) -> None:
         assert len({type(bound) for bound in bounds}) == 1
     for found, wanted in zip(program.module()(x), Clamped()(x), strict=True):
         assert torch.equal(found, wanted)
+
+
+class Last(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clamp(0, x.shape[0] - 1)
+
+
+def test_a_bound_that_follows_from_sizes_stays() -> None:
+    program = export(Last(), (torch.arange(6),), dynamic_shapes=({0: Dim("n", min=2)},))
+    settle_clamps(program)
+    assert program.module()(torch.arange(9) * 2).tolist() == [0, 2, 4, 6, 8, 8, 8, 8, 8]
