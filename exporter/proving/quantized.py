@@ -153,7 +153,7 @@ def _caches(records: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], Seque
     return {
         (path, port): kept
         for record in records
-        for path, ports in record["details"].get("caches", {}).items()
+        for path, ports in record["details"].get("kept_in_caches", {}).items()
         for port, kept in ports.items()
     }
 

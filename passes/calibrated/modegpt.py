@@ -115,7 +115,7 @@ class Modegpt(Calibrated):
                 "left": left,
                 "stages": stages,
                 "placed": ledger.placed,
-                "caches": ledger.caches,
+                "kept_in_caches": ledger.caches,
             },
         )
 

@@ -8,6 +8,7 @@ from typing import Any, get_type_hints
 
 import pytest
 import torch
+import torch.utils._device
 
 from intaglio.errors import SourceError
 from intaglio.models import FORMAT, MODELS, Model, find, save

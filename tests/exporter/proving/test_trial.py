@@ -17,6 +17,7 @@ from intaglio.exporter.proving.verify import verify
 from intaglio.exporter.sources.calibration_data import read_calibration
 from intaglio.exporter.sources.load import load_source
 from intaglio.exporter.sources.source import Source
+from intaglio.models.training import held_out_text
 from intaglio.runtime.bundle import Bundle
 from intaglio.state import BATCH, TIME
 
@@ -114,9 +115,9 @@ def test_data_that_does_not_fit_is_refused() -> None:
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Text of the kind that the checkpoints were trained on."""
+    """Text of the kind that the checkpoints were trained on, and none of it."""
     file = tmp_path_factory.mktemp("text") / "code.txt"
-    file.write_bytes((MODELS / "training.py").read_bytes() + (MODELS / "gla.py").read_bytes())
+    file.write_bytes(bytes(held_out_text().numpy()))
     return file
 
 
