@@ -8,6 +8,7 @@ if __name__ != "intaglio.runtime":
 
 if TYPE_CHECKING:
     from intaglio.runtime.bundle import Bundle
+    from intaglio.runtime.chain import Chain
     from intaglio.runtime.compare import Comparison
     from intaglio.runtime.generation import generate, generate_rows
     from intaglio.runtime.manifest import Manifest
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Bundle",
+    "Chain",
     "Comparison",
     "Manifest",
     "ProfileSettings",
@@ -28,6 +30,7 @@ __all__ = [
 
 _HOMES = {
     "Bundle": "bundle",
+    "Chain": "chain",
     "Comparison": "compare",
     "Manifest": "manifest",
     "ProfileSettings": "profile.settings",
