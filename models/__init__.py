@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from intaglio.errors import SourceError
 
 from .al_rnn import AL_RNN
+from .assembling import ASSEMBLING
 from .bib import BIB
 from .gated_deltanet import GATED_DELTANET
 from .gla import GLA
@@ -34,6 +35,7 @@ from .seqboat import SEQBOAT
 
 MODELS: tuple[Model, ...] = (
     AL_RNN,
+    ASSEMBLING,
     BIB,
     GATED_DELTANET,
     GLA,

@@ -71,10 +71,10 @@ class Mlp(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention among all tokens, with a bias of the scores where one is given."""
 
-    def __init__(self, size: int, heads: int) -> None:
+    def __init__(self, size: int, heads: int, *, bias: bool = True) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(size, 3 * size)
+        self.qkv = nn.Linear(size, 3 * size, bias=bias)
         self.proj = nn.Linear(size, size)
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:

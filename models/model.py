@@ -1,6 +1,6 @@
 """What a model is: a system of the literature as an ordinary module, its configs and its recipe."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -13,7 +13,7 @@ from intaglio.errors import SourceError
 from intaglio.graphs import Graph
 
 from ._values import fits, words
-from .layout import Layout
+from .layout import Layout, Shapes, Values
 from .training import Training
 
 FORMAT = "intaglio.checkpoint/1"
@@ -34,6 +34,27 @@ class Joint:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Staged:
+    """How a model falls into stages in a row, the k-th with its tensors under ``stages.k.``.
+
+    `listed` is the entry where checkpoints of other code have the state dicts of their stages, as a
+    list.  Names that begin with one of `first` are in the first stage alone, with one of `last` in
+    the last.  `depth` is how many layers a stage of these shapes has; `configure` makes the values
+    of `Model.configure` of those given and of the shapes of all stages, where `unseen` are values
+    that no shape tells.  `resize` makes a tensor of a stage, by its name there, one of another
+    shape, or gives None where that is another model's.
+    """
+
+    listed: str
+    first: tuple[str, ...]
+    last: tuple[str, ...]
+    unseen: tuple[str, ...]
+    depth: Callable[[Shapes], int]
+    configure: Callable[[Values, Sequence[Shapes]], dict[str, Any]]
+    resize: Callable[[str, Tensor, tuple[int, ...]], Tensor | None]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Model:
     """A system of the literature.
 
@@ -43,9 +64,9 @@ class Model:
     each input as ``--axes`` does, as ``batchx3xheightxwidth``; without it every input is
     [batch, time, ...].  `graphs` gives the graphs that a bundle of it has, of a config, where there
     are several: one is called main.  `layouts` say how checkpoints of other code are read,
-    `joint` how it is put together with other models, by a file that names them, and `adopt` makes
-    the config of (a preset's, the checkpoint that the recipe begins from), where the one follows
-    the sizes of the other.
+    `joint` how it is put together with other models, by a file that names them, `staged` how stages
+    that were trained apart make one, and `adopt` makes the config of (a preset's, the checkpoint
+    that the recipe begins from), where the one follows the sizes of the other.
     """
 
     name: str
@@ -61,6 +82,7 @@ class Model:
     layouts: tuple[Layout, ...] = ()
     joint: Joint | None = None
     adopt: Callable[[Any, Path], Any] | None = None
+    staged: Staged | None = None
 
     def configure(self, values: Mapping[str, Any]) -> Any:
         """The config of these values.

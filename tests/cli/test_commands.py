@@ -355,3 +355,20 @@ def test_two_models_are_merged(checkpoint: Path, tmp_path: Path) -> None:
     done = invoke("merge", checkpoint, checkpoint, "-o", tmp_path / "merged.pt", "--json")
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["distance"] == [{"before": 0.0, "after": 0.0}]
+
+
+def test_stages_are_assembled(tmp_path: Path) -> None:
+    """A file may be given for several stages; notes and a table tell what was done."""
+    from intaglio.models.assembling import META, build
+    from intaglio.models.model import save
+
+    save(tmp_path / "meta.pt", "assembling", META, build(META))
+    stages = 3 * [tmp_path / "meta.pt"]
+    given: list[str | Path] = ["assemble", *stages, "-o", tmp_path / "out.pt"]
+    done = invoke(*given, "--separate", "--image-size", "36", "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert [stage["depth"] for stage in found["stages"]] == [1, 1, 1]
+    assert (found["config"]["separate"], found["config"]["image_size"]) == (True, 36)
+    assert "is resized from [1, 17, 32] to [1, 37, 32]" in done.stderr
+    assert invoke(*given).exit_code == 1
