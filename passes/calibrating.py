@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -145,6 +146,17 @@ def measure(run: Replay, model: ir.Model, context: Context) -> dict[str, float |
             wrong += float(np.square(got[name].astype(np.float64) - wanted[name]).sum())
             whole += float(np.square(wanted[name].astype(np.float64)).sum())
     return {"error": wrong / whole if whole else None}
+
+
+def stage(
+    name: str, model: ir.Model, context: Context, dense: ir.Model | None = None
+) -> dict[str, Any]:
+    """`measure` of a whole graph, under a name; errors are against `dense`, if it is given."""
+    run = replay(model, context)
+    try:
+        return {"stage": name, **measure(run, dense or model, context)}
+    finally:
+        run.close()
 
 
 def _tokens_of(model: ir.Model) -> str | None:

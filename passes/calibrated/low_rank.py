@@ -20,10 +20,9 @@ from intaglio.errors import PassError
 from intaglio.passes import calibrating
 from intaglio.passes.analysis.projections import Projection, projections, uses
 from intaglio.passes.base import Calibrated, Context, PassResult
-from intaglio.passes.graph import Emitter, constant, dims, replace_uses
-from intaglio.passes.replay import Replay
 
 from ._chosen import is_head
+from ._factors import put_factors
 from ._moments import told
 from ._narrow import weight_of
 
@@ -74,9 +73,9 @@ class LowRank(Calibrated):
         found = self._solve(model, context, chosen, stages)
         sizes = [each.outputs * each.inputs for each in chosen]
         layers = [_layer(each, found[each]) for each in chosen]
-        factors = {}
+        factors: dict[str, list[str]] = {}
         for each in chosen:
-            factors[each.weight.name or ""] = list(_factor(model.graph, each, found[each]))
+            factors |= put_factors(model.graph, [each], found[each].right, [found[each].left])
         common.RemoveUnusedNodesPass()(model)
         after = sum(layer["parameters"] for layer in layers)
         advice = []
@@ -140,7 +139,7 @@ class LowRank(Calibrated):
         if data is None:
             return {each: self._one(each, None) for each in chosen}
         calibrating.check(model, context)
-        stages.append({"stage": "dense", **_measured(model, context)})
+        stages.append(calibrating.stage("dense", model, context))
         run = calibrating.replay(model, context)
         found = {}
         try:
@@ -194,51 +193,6 @@ def _operand(layer: Projection, found: Factored) -> Array:
     weight = (found.left @ found.right).astype(np.float32)
     turned = layer.node.attributes.get("transB")
     return weight if turned is not None and turned.value else np.ascontiguousarray(weight.T)
-
-
-def _measured(model: ir.Model, context: Context) -> Mapping[str, Any]:
-    run: Replay = calibrating.replay(model, context)
-    try:
-        return calibrating.measure(run, model, context)
-    finally:
-        run.close()
-
-
-def _factor(graph: ir.Graph, layer: Projection, found: Factored) -> tuple[str, str]:
-    """Put two projections in place of one; the names of their weights, whose product was its own.
-
-    The weights are stored as the one was: [N, r] and [r, K], or [K, r] and [r, N].
-    """
-    old = constant(layer.weight)
-    assert old is not None
-    stem = (layer.weight.name or layer.path).removesuffix(".weight")
-    names = (f"{stem}.second.weight", f"{stem}.first.weight")
-    if not layer.by_output:
-        names = names[::-1]
-    emit, x = Emitter(layer.node), layer.x
-    shape = list(dims(layer.node.outputs[0]) or ())
-    dtype = layer.node.outputs[0].dtype
-    rank = found.left.shape[1]
-    for array, size in ((found.right, rank), (found.left, layer.outputs)):
-        name = f"{stem}.first.weight" if array is found.right else f"{stem}.second.weight"
-        held = array if layer.by_output else array.T
-        tensor = ir.tensor(np.ascontiguousarray(held, old.dtype), name=name)
-        value = ir.Value(
-            name=name,
-            type=ir.TensorType(tensor.dtype),
-            shape=ir.Shape(list(held.shape)),
-            const_value=tensor,
-        )
-        graph.register_initializer(value)
-        operand = value
-        if layer.by_output:
-            operand = emit("Transpose", [value], dtype, array.shape[::-1], perm=[1, 0])
-        x = emit("MatMul", [x, operand], dtype, [*shape[:-1], size])
-    if layer.bias is not None:
-        x = emit("Add", [x, layer.bias], dtype, shape)
-    replace_uses(layer.node.outputs[0], x)
-    graph.remove(layer.node, safe=True)
-    return names
 
 
 def _layer(layer: Projection, found: Factored) -> dict[str, Any]:

@@ -85,8 +85,9 @@ class Modegpt(Calibrated):
         found = {}
         stages = []
         if context.calibration is not None:
-            stages.append(_stage("dense", model, context))
+            stages.append(calibrating.stage("dense", model, context))
             found = moments(model, context, wanted, self.name)
+        dense = model.clone()
         widths = {id(part): self._width(part, lost[_block(part)]) for part in parts}
         ledger = Ledger()
         layers = []
@@ -98,7 +99,7 @@ class Modegpt(Calibrated):
         common.RemoveUnusedNodesPass()(model)
         after = sum(part.parameters * widths[id(part)] for part in parts)
         if context.calibration is not None:
-            stages.append(_stage(self.name, model, context))
+            stages.append(calibrating.stage(self.name, model, context, dense))
         advice = []
         if context.calibration is not None:
             advice = told(context.calibration, {p.path: p.channels for p in parts})
@@ -196,14 +197,6 @@ def allocate(scores: Sequence[float], ratio: float, eps: float, most: float = MO
 
 def _block(part: Part) -> str:
     return block_of(part.path) or part.path
-
-
-def _stage(name: str, model: ir.Model, context: Context) -> dict[str, Any]:
-    run = calibrating.replay(model, context)
-    try:
-        return {"stage": name, **calibrating.measure(run, model, context)}
-    finally:
-        run.close()
 
 
 def _layer(part: Part, width: int, error: float) -> dict[str, Any]:

@@ -1,0 +1,73 @@
+"""Two projections in a row in place of one, whose product its weight was."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from intaglio.passes.analysis.projections import Projection
+from intaglio.passes.graph import Emitter, constant, dims, replace_uses
+
+Array = npt.NDArray[Any]
+
+
+def put_factors(
+    graph: ir.Graph, layers: Sequence[Projection], right: Array, lefts: Sequence[Array]
+) -> dict[str, list[str]]:
+    """Let layers that read one value read `right` [r, K] of it, each with its own left [N, r].
+
+    They are in the order of the graph, and their weights are stored alike, as the new ones are:
+    [N, r] and [r, K], or [K, r] and [r, N].
+
+    Returns:
+        The names of the two weights whose product each weight was, by its name.
+    """
+    first = layers[0]
+    name = f"{_stem(first)}.first.weight"
+    emit = Emitter(first.node)
+    shared = _initializer(graph, first, name, right)
+    x = _times(emit, first, first.x, shared, right)
+    found = {}
+    for layer, left in zip(layers, lefts, strict=True):
+        own = f"{_stem(layer)}.second.weight"
+        emit = Emitter(layer.node)
+        y = _times(emit, layer, x, _initializer(graph, layer, own, left), left)
+        if layer.bias is not None:
+            y = emit("Add", [y, layer.bias], y.dtype, dims(y))
+        replace_uses(layer.node.outputs[0], y)
+        graph.remove(layer.node, safe=True)
+        found[layer.weight.name or ""] = [own, name] if layer.by_output else [name, own]
+    return found
+
+
+def _stem(layer: Projection) -> str:
+    return (layer.weight.name or layer.path).removesuffix(".weight")
+
+
+def _initializer(graph: ir.Graph, layer: Projection, name: str, array: Array) -> ir.Value:
+    old = constant(layer.weight)
+    assert old is not None
+    held = array if layer.by_output else array.T
+    tensor = ir.tensor(np.ascontiguousarray(held, old.dtype), name=name)
+    value = ir.Value(
+        name=name,
+        type=ir.TensorType(tensor.dtype),
+        shape=ir.Shape(list(held.shape)),
+        const_value=tensor,
+    )
+    graph.register_initializer(value)
+    return value
+
+
+def _times(
+    emit: Emitter, layer: Projection, x: ir.Value, weight: ir.Value, array: Array
+) -> ir.Value:
+    """`x` times the transpose of `array`, which `weight` holds as `layer` has its own."""
+    dtype = layer.node.outputs[0].dtype
+    shape = [*(dims(layer.node.outputs[0]) or ())[:-1], array.shape[0]]
+    operand = weight
+    if layer.by_output:
+        operand = emit("Transpose", [weight], dtype, array.shape[::-1], perm=[1, 0])
+    return emit("MatMul", [x, operand], dtype, shape)
