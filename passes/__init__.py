@@ -6,6 +6,7 @@ if __name__ != "intaglio.passes":
 from .base import Pass
 from .calibrated.decoupleq import Decoupleq
 from .calibrated.gptq import Gptq
+from .calibrated.interaction_basis import InteractionBasis
 from .calibrated.low_rank import LowRank
 from .calibrated.modegpt import Modegpt
 from .calibrated.rtn import Rtn
@@ -55,6 +56,7 @@ from .lower.trt_low_bit import TrtLowBit
 PASSES: tuple[type[Pass], ...] = (
     Decoupleq,
     Gptq,
+    InteractionBasis,
     LowRank,
     Modegpt,
     Rtn,

@@ -19,6 +19,7 @@ from intaglio.passes.calibration import Batch, Calibration
 from intaglio.passes.graph import dims, module_of
 from intaglio.passes.replay import Replay
 
+from ._junctions import Junction
 from ._work import Work
 
 Array = npt.NDArray[Any]
@@ -72,6 +73,65 @@ def moments(
     return found
 
 
+def junction_moments(
+    model: ir.Model, context: Context, needed: Sequence[Junction], who: str
+) -> dict[Junction, dict[str, Array]]:
+    """Of each junction, in the order of the graph: `gram`, E[x x^T], and those of derivatives.
+
+    `between.I` is E[d d^T] of all derivatives of the I-th value between, [m N, m N].
+
+    Raises:
+        PassError: a value holds NaN or infinity.
+    """
+    data = context.calibration
+    assert data is not None
+    work = Work(context.work, model, {"pass": who, "data": data.sha256})
+    run: Replay | None = None
+    found = {}
+    for index, junction in enumerate(needed):
+        path = junction.readers[0].path
+        work.advance({"junction": path, "value": junction.x.name})
+        kept = work.load()
+        if kept is None:
+            if context.progress is not None:
+                context.progress(f"{who} {path}", index / len(needed))
+            run = calibrating.replay(model, context, data.fitted) if run is None else run
+            run.run_to(junction.readers[0].node)
+            kept = _of_junction(run, junction, data)
+            work.save(kept)
+        found[junction] = kept
+    if run is not None:
+        run.close()
+    return found
+
+
+def _of_junction(run: Replay, junction: Junction, data: Calibration) -> dict[str, Array]:
+    sums: dict[str, Array] = {}
+    tokens = 0
+    arrays = run.values(junction.x.name or "")
+    for number, array in zip(data.fitted, arrays, strict=True):
+        x = _flat(junction.x, array, data.batches[number])
+        parts = {"gram": x, **_derivatives(junction, x)}
+        for name, part in parts.items():
+            product = part.T @ part
+            if not np.isfinite(product).all():
+                raise PassError(_not_finite(junction.readers[0].path, number))
+            sums[name] = sums.get(name, 0.0) + product
+        tokens += len(x)
+    return {name: total / max(tokens, 1) for name, total in sums.items()}
+
+
+def _derivatives(junction: Junction, x: Array) -> dict[str, Array]:
+    return {f"between.{i}": each.derivatives(x) for i, each in enumerate(junction.between)}
+
+
+def _not_finite(who: str, number: int) -> str:
+    return (
+        f"{who}: its values over the calibration data hold NaN or infinity (batch "
+        f"{number}). Look for such values in the data, and whether the model runs on it."
+    )
+
+
 def _moment(run: Replay, wanted: Wanted, data: Calibration) -> Array:
     total: Array | None = None
     tokens = 0
@@ -81,10 +141,7 @@ def _moment(run: Replay, wanted: Wanted, data: Calibration) -> Array:
         x = _by_head(array, batch) if wanted.by_head else _flat(wanted.value, array, batch)
         part = (x * x).sum(-2) if wanted.squares else np.swapaxes(x, -1, -2) @ x
         if not np.isfinite(part).all():
-            raise PassError(
-                f"{wanted.key}: its values over the calibration data hold NaN or infinity (batch "
-                f"{number}). Look for such values in the data, and whether the model runs on it."
-            )
+            raise PassError(_not_finite(wanted.key, number))
         total = part if total is None else total + part
         tokens += x.shape[-2]
     assert total is not None

@@ -1,0 +1,80 @@
+"""A change of basis of what a projection yields, put into its weight, its bias, and its readers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from intaglio.passes.analysis.projections import Projection, uses
+from intaglio.passes.graph import FOLDED, producer
+
+from ._interaction import Basis
+from ._junctions import Junction
+from ._narrow import Array, Ledger, narrow, put_vector, put_weight, vector_of, weight_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Before:
+    """The projection that yields the value of a junction, and the bias that is added to it."""
+
+    projection: Projection
+    bias: ir.Value | None
+
+
+def before(junction: Junction, by_output: Mapping[ir.Value, Projection]) -> Before | None:
+    """What the basis of a junction can go into; None where something else reads it on the way."""
+    value: ir.Value | None = junction.x
+    bias: ir.Value | None = None
+    added = producer(value, "Add")
+    if added is not None:
+        a, b = added.inputs
+        value, bias = (a, b) if a in by_output else (b, a)
+    if value is None or value not in by_output or not junction.alone:
+        return None
+    projection = by_output[value]
+    if added is not None and (projection.bias is not None or len(value.uses()) != 1):
+        return None
+    bias = projection.bias if bias is None else bias
+    held = bias is None or (
+        bias.is_initializer() and len(bias.uses()) == 1 and FOLDED not in bias.metadata_props
+    )
+    vector = vector_of(bias)
+    fits = bias is None or (vector is not None and vector.shape == (projection.outputs,))
+    if not held or not fits or value.is_graph_output() or uses(projection.weight) != 1:
+        return None
+    return Before(projection=projection, bias=bias)
+
+
+def absorb(junction: Junction, earlier: Before, basis: Basis, kept: int, ledger: Ledger) -> None:
+    """Let the earlier projection yield `kept` directions, and every reader read these."""
+    turn, places = basis.C[:, :kept], list(range(kept))
+    weight = turn.T @ weight_of(earlier.projection)
+    _put_weight(earlier.projection, weight, ledger, rows=places)
+    vector = vector_of(earlier.bias)
+    if vector is not None and earlier.bias is not None:
+        put_vector(earlier.bias, vector @ turn, ledger, places)
+    narrow(junction.x, kept)
+    for reader in junction.readers:
+        back = weight_of(reader) @ basis.inverse[:kept].T
+        _put_weight(reader, back, ledger, columns=places)
+
+
+def _put_weight(
+    projection: Projection,
+    weight: Array,
+    ledger: Ledger,
+    *,
+    rows: Sequence[int] | None = None,
+    columns: Sequence[int] | None = None,
+) -> None:
+    """The same as `put_weight` for one that may have lost the other axis' channels already."""
+    name = projection.weight.name or ""
+    earlier = ledger.placed.get(name)
+    put_weight(projection, weight, ledger, rows=rows, columns=columns)
+    if earlier is not None:
+        now = ledger.placed[name]
+        places = [
+            old if new is None else new
+            for old, new in zip(earlier["places"], now["places"], strict=True)
+        ]
+        ledger.placed[name] = {"shape": earlier["shape"], "places": places}

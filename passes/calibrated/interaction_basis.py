@@ -1,0 +1,275 @@
+"""Interaction basis: what layers read in coordinates of how much each counts, and fewer of them.
+
+The local form (Bushnaq et al. 2024, arXiv:2405.10928, after 2405.10927; equations in
+`_interaction.py`) takes derivatives up to the next layer in its basis, from the last back to the
+first; where entries of the next one do not follow from the projections one by one, their results
+count alike.  W x becomes (W C+^T) (C^T x) with the directions that count most, C being shared by
+all projections of x; biases stay where they are.  Where x is a projection's result itself, C goes
+into that one, which is exact.
+
+Behavioural loss is flat along all changes of W [N, K] but those of what inputs span and what the
+next layer reads: of its parameters at most rank(G) rank(E[J_z^T J_z]) are effective.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import field
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from intaglio.errors import PassError
+from intaglio.passes import calibrating
+from intaglio.passes.analysis.projections import Projection, projections, uses
+from intaglio.passes.base import Calibrated, Context, PassResult
+
+from ._absorbing import Before, absorb, before
+from ._chosen import is_head
+from ._factors import put_factors
+from ._interaction import Basis, interaction_basis, jacobian_gram, output_metric, rank_of
+from ._junctions import Junction, junctions
+from ._moments import junction_moments, told
+from ._narrow import Ledger, weight_of
+
+Array = npt.NDArray[Any]
+
+
+class InteractionBasis(Calibrated):
+    """Read fewer directions, those that count by data and derivatives (interaction basis)."""
+
+    ratio: float = 0.3
+    """The part of a layer's parameters that goes."""
+    tail: float | None = None
+    """Instead: the part of the eigenvalues' sum that may go; 0: only what counts for nothing."""
+    rank: int = 0
+    """Instead: the directions of every layer; 0: as the ratio says."""
+    ranks: dict[str, int] = field(default_factory=dict)
+    """The directions of the layers that a glob fits, before the others."""
+    threshold: float = 1e-10
+    """The part of the largest eigenvalue below which a direction counts for nothing."""
+    layers: list[str] = field(default_factory=lambda: ["*"])
+    """Globs over module paths: which projections read fewer directions."""
+    skip: list[str] = field(default_factory=list)
+    """Globs over module paths: what to leave whole."""
+    head: bool = False
+    """Take the projection to the logits, too."""
+
+    def run(self, model: ir.Model, context: Context) -> PassResult:
+        """Find every basis on the dense graph, then put them where they make it smaller."""
+        self._check()
+        data = context.calibration
+        if data is None:
+            raise PassError(
+                "interaction-basis needs data to learn from: give rows of the model's inputs with "
+                "--calib FILE.npz, or text with --calib FILE.txt."
+            )
+        left: dict[str, str] = {}
+        found = junctions(model.graph)
+        chosen = {j: [p for p in j.readers if self._takes(p, left)] for j in found}
+        if not any(chosen.values()):
+            words = "; ".join(f"{path}: {why}" for path, why in list(left.items())[:4])
+            raise PassError(f"interaction-basis found no layer ({words or 'no projections'}).")
+        calibrating.check(model, context)
+        dense = model.clone()
+        stages = [calibrating.stage("dense", dense, context)]
+        needed = _needed(found, chosen)
+        bases, effective = self._bases(needed, junction_moments(model, context, needed, self.name))
+        by_output = {p.node.outputs[0]: p for j in found for p in j.readers}
+        ledger, layers = Ledger(), []
+        work: list[tuple[Junction, int]] = []
+        for junction in found:
+            if not chosen[junction]:
+                continue
+            absorbing = before(junction, by_output)
+            takes = absorbing is not None and self._takes(absorbing.projection, {})
+            whole = takes and len(chosen[junction]) == len(junction.readers)
+            earlier = absorbing if whole else None
+            layer = self._layer(chosen[junction], bases[junction], earlier, left)
+            layers.append(layer | {"effective": effective[junction]})
+            kept = layer["directions"][2]
+            if kept and earlier is not None:
+                absorb(junction, earlier, bases[junction], kept, ledger)
+            elif kept:
+                work.append((junction, kept))
+        factors: dict[str, list[str]] = {}
+        for junction, kept in work:
+            factors |= _put(model.graph, chosen[junction], bases[junction], kept)
+        common.RemoveUnusedNodesPass()(model)
+        stages.append(calibrating.stage(self.name, model, context, dense))
+        return PassResult(
+            changed=bool(factors or ledger.placed),
+            notes=[*map(_note, layers), *(f"{p} stays whole: {why}" for p, why in left.items())],
+            advice=told(data, {j.readers[0].path: j.readers[0].inputs for j in needed}),
+            details={
+                "layers": layers,
+                "left": left,
+                "parameters": [_size(dense), _size(model)],
+                "effective": [sum(layer["effective"][i] for layer in layers) for i in (0, 1)],
+                "stages": stages,
+                "factored": factors,
+                "placed": ledger.placed,
+            },
+        )
+
+    def _check(self) -> None:
+        if not 0 < self.ratio < 1:
+            raise PassError(
+                f"interaction-basis: ratio = {self.ratio} should be above 0 and below 1."
+            )
+        if self.tail is not None and not 0 <= self.tail < 1:
+            raise PassError(
+                f"interaction-basis: tail = {self.tail} should be at least 0 and below 1."
+            )
+        if self.rank < 0 or any(rank < 1 for rank in self.ranks.values()):
+            raise PassError("interaction-basis: a rank should be at least 1.")
+        if not 0 < self.threshold < 1:
+            raise PassError(
+                f"interaction-basis: threshold = {self.threshold} should be above 0 and below 1."
+            )
+
+    def _takes(self, layer: Projection, left: dict[str, str]) -> bool:
+        path = layer.path
+        if not any(fnmatchcase(path, glob) for glob in self.layers):
+            left[path] = "not among layers"
+        elif any(fnmatchcase(path, glob) for glob in self.skip):
+            left[path] = "among skip"
+        elif is_head(layer) and not self.head:
+            left[path] = "it yields the logits; head=true takes it too"
+        elif uses(layer.weight) != 1:
+            left[path] = "its weight is used elsewhere, too"
+        return path not in left
+
+    def _bases(
+        self, needed: Sequence[Junction], moments: Mapping[Junction, Mapping[str, Array]]
+    ) -> tuple[dict[Junction, Basis], dict[Junction, list[int]]]:
+        """The basis of each junction, from the last to the first, and its effective parameters.
+
+        These as [all of its projections', of these at most effective].
+        """
+        bases: dict[Junction, Basis] = {}
+        effective = {}
+        metrics: dict[ir.Value, Array] = {}
+        for junction in reversed(needed):
+            own = moments[junction]
+            counts = {p: np.zeros((p.outputs, p.outputs)) for p in junction.readers}
+            total = np.zeros((junction.readers[0].inputs,) * 2)
+            for number, between in enumerate(junction.between):
+                metric, moment = metrics[between.h], own[f"between.{number}"]
+                weights = [weight_of(reader) for reader in between.readers]
+                total += jacobian_gram(weights, metric, moment)
+                size, whole = len(metric), output_metric(metric, moment)
+                for place, reader in enumerate(between.readers):
+                    part = slice(place * size, (place + 1) * size)
+                    counts[reader] += whole[part, part]
+            for reader in junction.ends:
+                weight = weight_of(reader)
+                total += weight.T @ weight
+                counts[reader] += np.eye(reader.outputs)
+            basis = interaction_basis(own["gram"], total, self.threshold)
+            bases[junction] = basis
+            elsewhere = 0.0 if junction.alone else 1.0
+            metrics[junction.x] = basis.C @ basis.C.T + elsewhere * np.eye(len(basis.C))
+            ranks = [rank_of(count, self.threshold) for count in counts.values()]
+            sizes = [p.outputs * p.inputs for p in junction.readers]
+            effective[junction] = [sum(sizes), basis.span * sum(ranks)]
+        return bases, effective
+
+    def _layer(
+        self,
+        readers: Sequence[Projection],
+        basis: Basis,
+        earlier: Before | None,
+        left: dict[str, str],
+    ) -> dict[str, Any]:
+        """What the readers of one value become, as it stands in a report; 0 directions: as it was.
+
+        Raises:
+            PassError: the ratio leaves no direction.
+        """
+        inputs, outputs = readers[0].inputs, sum(p.outputs for p in readers)
+        behind = inputs if earlier is None else earlier.projection.inputs
+        each = outputs + behind
+        whole = inputs * (outputs if earlier is None else each)
+        kept = self._kept(readers, basis, whole / each)
+        if not kept or kept * each >= whole:
+            words = f"{kept} directions are no smaller than the matrix"
+            left.update({p.path: words if kept else "nothing follows from it" for p in readers})
+            kept = 0
+        lost = float(basis.spectrum[kept:].sum() / basis.spectrum.sum()) if kept else 0.0
+        return {
+            "path": readers[0].path,
+            "paths": [p.path for p in readers],
+            "directions": [inputs, len(basis.spectrum), kept],
+            "span": basis.span,
+            "tail": lost,
+            "into": None if earlier is None or not kept else earlier.projection.path,
+            "parameters": [whole, kept * each if kept else whole],
+        }
+
+    def _kept(self, readers: Sequence[Projection], basis: Basis, even: float) -> int:
+        """How many directions stay; `even` of them have as many parameters as the matrices."""
+        most = len(basis.spectrum)
+        for glob, rank in self.ranks.items():
+            if any(fnmatchcase(p.path, glob) for p in readers):
+                return min(rank, most)
+        if self.rank:
+            return min(self.rank, most)
+        if self.tail is not None:
+            sums = np.append(np.cumsum(basis.spectrum[::-1])[::-1], 0.0)
+            return max(int(np.argmax(sums <= self.tail * sums[0])), min(1, most))
+        kept = int((1 - self.ratio) * even)
+        if kept < 1:
+            raise PassError(
+                f"interaction-basis: of the {readers[0].inputs} directions that "
+                f"{readers[0].path} reads a ratio of {self.ratio} leaves none. "
+                f"At most {1 - 1 / even:.3g} leaves one."
+            )
+        return min(kept, most)
+
+
+def _needed(
+    found: Sequence[Junction], chosen: Mapping[Junction, Sequence[Projection]]
+) -> list[Junction]:
+    """Those with chosen readers, and all that their bases follow from."""
+    by_value = {junction.x: junction for junction in found}
+    needed: set[Junction] = set()
+    waiting = [junction for junction in found if chosen[junction]]
+    while waiting:
+        junction = waiting.pop()
+        if junction not in needed:
+            needed.add(junction)
+            waiting.extend(by_value[between.h] for between in junction.between)
+    return [junction for junction in found if junction in needed]
+
+
+def _put(
+    graph: ir.Graph, readers: Sequence[Projection], basis: Basis, kept: int
+) -> dict[str, list[str]]:
+    """Let the readers read `kept` directions, those together whose weights are stored alike."""
+    found: dict[str, list[str]] = {}
+    for by_output in (True, False):
+        alike = [p for p in readers if p.by_output is by_output]
+        if alike:
+            lefts = [weight_of(p) @ basis.inverse[:kept].T for p in alike]
+            found |= put_factors(graph, alike, basis.C[:, :kept].T, lefts)
+    return found
+
+
+def _size(model: ir.Model) -> int:
+    """The parameters of all projections."""
+    weights = {p.weight: p.outputs * p.inputs for p in projections(model.graph)}
+    return sum(weights.values())
+
+
+def _note(layer: Mapping[str, Any]) -> str:
+    inputs, basis, kept = layer["directions"]
+    all_, effective = layer["effective"]
+    into = "" if layer["into"] is None else f", put into {layer['into']}"
+    done = f"{kept} kept, tail {layer['tail']:.2e}{into}" if kept else "all kept"
+    return (
+        f"{', '.join(layer['paths'])}: {basis} of {inputs} directions count, {done}; "
+        f"at most {effective} of {all_} parameters are effective"
+    )
