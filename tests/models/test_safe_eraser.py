@@ -26,11 +26,11 @@ def test_the_suite_has_all_kinds_of_questions(tmp_path: Path) -> None:
     assert len({each.text[2:] for each in questions}) == QUESTIONS
 
 
-@pytest.mark.parametrize(("bits", "code"), [(None, 0), (2, 3)])
+@pytest.mark.parametrize(("bits", "code"), [(None, 0), (4, 0), (2, 3)])
 def test_refusals_last_in_full_precision_and_a_gate_tells_where_not(
     bits: int | None, code: int, tmp_path: Path
 ) -> None:
-    """Exit code 3 where weights of two bits lost what the source does."""
+    """Exit code 3 where weights of two bits lost what the source does; four keep it."""
     lines = [line for line in suite() if " how 03? " in line["question"]]
     (tmp_path / "suite.jsonl").write_text("\n".join(map(json.dumps, lines)))
     passes = None if bits is None else [f"rtn:bits={bits},group=64"]
