@@ -30,16 +30,17 @@ Array = npt.NDArray[Any]
 
 
 class Perceptron(nn.Module):
-    """A hidden layer, and two linear ones in a row behind it."""
+    """A hidden layer, and three linear ones in a row behind it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.up = nn.Linear(12, 40)
         self.narrow = nn.Linear(40, 16)
         self.wide = nn.Linear(16, 24, bias=False)
+        self.last = nn.Linear(24, 24, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = self.wide(self.narrow(self.up(x).relu()))
+        y: torch.Tensor = self.last(self.wide(self.narrow(self.up(x).relu())))
         return y
 
 
@@ -206,15 +207,20 @@ def test_directions_and_parameters_are_told() -> None:
         "up": [12, 10, 0],
         "narrow": [40, 10, 10],
         "wide": [16, 11, 11],
+        "last": [24, 11, 11],
     }
     assert found["wide"]["into"] == "narrow"
     assert "no smaller" in result.details["left"]["up"]
     assert {p: layer["effective"] for p, layer in found.items()} == {
         "up": [480, 12 * 10],
         "narrow": [640, 10 * 11],
-        "wide": [384, 11 * 24],
+        "wide": [384, 11 * 11],
+        "last": [576, 11 * 24],
     }
-    assert result.details["parameters"] == [480 + 640 + 384, 480 + 10 * (40 + 11) + 11 * 24]
+    assert result.details["parameters"] == [
+        480 + 640 + 384 + 576,
+        480 + 10 * (40 + 11) + 11 * 11 + 11 * 24,
+    ]
     assert sum(node.op_type == "MatMul" for node in model.graph) == 2
     assert result.details["stages"][1]["error"] < 1e-10
 
