@@ -83,7 +83,12 @@ def assemble(
     values = _values(held, read_config(config), staged)
     shapes = [{name: tuple(x.shape) for name, x in stage.items()} for stage in taken]
     made = _config(of, staged, values, shapes, held)
-    notes = _fit(of, staged, made, taken, held)
+    notes = [
+        f"No file says {name}; it is taken to be {made[name]!r}. Give another with --config."
+        for name in staged.unseen
+        if name not in values
+    ]
+    notes += _fit(of, staged, made, taken, held)
     state = {
         f"stages.{place}.{name}": tensor.detach().clone()
         for place, stage in enumerate(taken)

@@ -247,7 +247,7 @@ def resize(name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor | None:
     if name != "pos_embed" or tensor.ndim != 3 or tensor.shape[::2] != (1, shape[2]):
         return None
     sides = [math.isqrt(count - 1) for count in (tensor.shape[1], shape[1])]
-    if sides[0] ** 2 + 1 != tensor.shape[1]:
+    if sides[0] == 0 or sides[0] ** 2 + 1 != tensor.shape[1]:
         raise SourceError(
             f"pos_embed has {tensor.shape[1]} places, which are not those of a square of patches "
             "and one of the class"

@@ -196,7 +196,9 @@ class InteractionBasis(Calibrated):
         kept = self._kept(readers, basis, whole / each)
         if not kept or kept * each >= whole:
             words = f"{kept} directions are no smaller than the matrix"
-            left.update({p.path: words if kept else "nothing follows from it" for p in readers})
+            left.update(
+                {p.path: words if kept else "no direction of what it reads counts" for p in readers}
+            )
             kept = 0
         lost = float(basis.spectrum[kept:].sum() / basis.spectrum.sum()) if kept else 0.0
         return {

@@ -111,6 +111,14 @@ def test_positions_are_resized_to_another_picture(folder: Path, tmp_path: Path) 
     assert made.notes == ("stages.0.pos_embed is resized from [1, 17, 32] to [1, 37, 32].",)
     source = load_source(tmp_path / "large.pt")
     assert source.module(torch.zeros(2, 3, 36, 36)).shape == (2, 8)
+    bare = tmp_path / "bare.pth"
+    torch.save({"model_stages": listed("hybrid0")}, bare)
+    said = "No file says heads; it is taken to be 1. Give another with --config."
+    assert assemble(3 * [bare], tmp_path / "guessed.pt").notes == (said,)
+    without = {**listed("hybrid0")[0], "pos_embed": torch.zeros(1, 1, 32)}
+    torch.save({"model_stages": [without, *listed("hybrid0")[1:]]}, bare)
+    with pytest.raises(SourceError, match="has 1 places, which are not those of a square"):
+        assemble(3 * [bare], tmp_path / "none.pt", config={"image_size": 24})
 
 
 def changed(path: Path, **values: Any) -> Path:
