@@ -3,11 +3,12 @@
 A kind is a file that ends in `MIXERS`, and an entry of `KINDS` here.
 """
 
-from . import loops, recurrences, scans, streams
+from . import loops, pairs, recurrences, scans, streams
 from .mixer import Mixer
 
 KINDS: dict[str, tuple[Mixer, ...]] = {
     "loops": loops.MIXERS,
+    "pairs": pairs.MIXERS,
     "recurrences": recurrences.MIXERS,
     "scans": scans.MIXERS,
     "streams": streams.MIXERS,

@@ -348,6 +348,91 @@ def chunks() -> nn.Module:
     return Loop(run, qkv=linear(3 * D))
 
 
+def s5() -> nn.Module:
+    """S5 with complex weights (Smith et al. 2023), stepped in a loop."""
+
+    def run(m: Loop, x: Tensor) -> Any:
+        step = torch.exp(m.poles * m.rate.exp())
+        u = x.to(torch.complex64) @ (((step - 1) / m.poles)[:, None] * m.b).T
+        h, out = torch.zeros_like(u[:, 0]), []
+        for t in range(x.shape[1]):
+            h = step * h + u[:, t]
+            out.append(h)
+        return 2 * (torch.stack(out, 1) @ m.c.T).real + m.d * x
+
+    poles = nn.Parameter(torch.complex(-torch.rand(6) - 0.1, torch.randn(6)))
+    b = nn.Parameter(torch.randn(6, D, dtype=torch.complex64))
+    c = nn.Parameter(torch.randn(D, 6, dtype=torch.complex64))
+    return Loop(run, poles=poles, b=b, c=c, d=weight(D), rate=weight(6))
+
+
+def rwkv6() -> nn.Module:
+    """RWKV-6 (Peng et al. 2024): a token shift, decays of data, and the state before the update."""
+
+    def run(m: Loop, x: Tensor) -> Any:
+        before = torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], 1)
+        mixed = x + (before - x) * m.mix
+        r, k, v, w = (y.view(*x.shape[:2], 2, 4) for y in m.rkvw(mixed).chunk(4, -1))
+        decay = torch.exp(-torch.exp(w))
+        state, out = zeros(x, 2, 4, 4), []
+        for t in range(x.shape[1]):
+            write = k[:, t, :, :, None] * v[:, t, :, None]
+            out.append((r[:, t, :, :, None] * (state + m.bonus * write)).sum(2))
+            state = decay[:, t, :, :, None] * state + write
+        return torch.stack(out, 1).flatten(2)
+
+    return Loop(run, rkvw=linear(4 * D), mix=weight(D), bonus=weight(2, 4, 1))
+
+
+def ttt_linear() -> nn.Module:
+    """Test-time training of a linear map (Sun et al. 2024), one token a step."""
+
+    def run(m: Loop, x: Tensor) -> Any:
+        q, k, v = m.qkv(x).chunk(3, -1)
+        rate = m.rate(x).sigmoid()
+        w, out = m.start.expand(x.shape[0], D, D), []
+        for t in range(x.shape[1]):
+            error = torch.einsum("bi,bij->bj", k[:, t], w) - v[:, t]
+            w = w - 0.1 * rate[:, t, :, None] * torch.einsum("bi,bj->bij", k[:, t], error)
+            out.append(torch.einsum("bi,bij->bj", q[:, t], w))
+        return torch.stack(out, 1)
+
+    return Loop(run, qkv=linear(3 * D), rate=linear(1), start=weight(D, D))
+
+
+def memory_slots() -> nn.Module:
+    """A memory that is addressed by content, read and written (Graves et al. 2014)."""
+
+    def run(m: Loop, x: Tensor) -> Any:
+        h, read, out = zeros(x), zeros(x), []
+        memory = m.memory.expand(x.shape[0], 5, D)
+        for t in range(x.shape[1]):
+            h = m.cell(torch.cat([x[:, t], read], -1), h)
+            near = F.cosine_similarity(memory, m.key(h)[:, None], dim=-1)
+            w = (3 * near).softmax(-1)[..., None]
+            memory = memory * (1 - w * m.erase(h).sigmoid()[:, None]) + w * m.add(h)[:, None]
+            read = (w * memory).sum(1)
+            out.append(read)
+        return torch.stack(out, 1)
+
+    cell = nn.GRUCell(2 * D, D)
+    return Loop(run, cell=cell, key=linear(), erase=linear(), add=linear(), memory=weight(5, D))
+
+
+def clockwork() -> nn.Module:
+    """A clockwork RNN (Koutnik et al. 2014): units that change every so many tokens."""
+
+    def run(m: Loop, x: Tensor) -> Any:
+        period = torch.tensor([1, 1, 2, 2, 4, 4, 8, 8])
+        h, out = zeros(x), []
+        for t in range(x.shape[1]):
+            h = torch.where(t % period == 0, torch.tanh(m.i(x[:, t]) + m.h(h)), h)
+            out.append(h)
+        return torch.stack(out, 1)
+
+    return Loop(run, i=linear(), h=linear())
+
+
 MIXERS = tuple(
     Mixer(make=make)
     for make in (
@@ -372,5 +457,10 @@ MIXERS = tuple(
         s_lstm,
         merged_heads,
         chunks,
+        s5,
+        rwkv6,
+        ttt_linear,
+        memory_slots,
+        clockwork,
     )
 )

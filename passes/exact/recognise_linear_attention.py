@@ -110,7 +110,7 @@ def _taken_apart(reader: Reader, end: ir.Node) -> Weights:
     """
     value = end.inputs[0]
     rank = len(dims(value) or ())
-    if value is None or value.dtype != ir.DataType.FLOAT or end.domain:
+    if value is None or value.dtype != FLOAT or end.domain:
         raise UnfitError
     term: Term = reader.read(value, Axes(rank - 2, rank - 1))
     tokens = context_limit(term) or LONGEST
@@ -147,9 +147,9 @@ class _Emitted:
         summed = end.op_type == "ReduceSum"
         value = self._everywhere(self._number(1.0), 1) if summed else end.inputs[1]
         decay = self._decay(weights)
-        width = int((dims(value) or (0,))[-1])
         inputs = [self._query, key, self._packed(value)]
-        sizes = [int((dims(each) or ())[-1]) // self._heads for each in (key, inputs[2])]
+        sizes = [int((dims(each) or ())[-1]) // self._heads for each in inputs[1:]]
+        width = sizes[-1]
         y, _ = self._emit.node(
             "LinearAttention",
             inputs if decay is None else [*inputs, None, decay],
