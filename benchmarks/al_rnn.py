@@ -40,7 +40,7 @@ def measure(weights: Path, quick: bool) -> list[Row]:
         source = Path(folder) / "weights.pt"
         source.write_bytes(weights.read_bytes())
         out = Path(folder) / "out"
-        report = intaglio.export(source, out, model="al_rnn", config=config, steps=100)
+        report = intaglio.export(source, out, model="al-rnn", config=config, steps=100)
         session = Session.load(out, threads=1)
         start = lorenz(2000, 3)[None, :1].numpy()
         free = {

@@ -213,7 +213,7 @@ def _weights(tensors: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]
 
 
 AL_RNN = Model(
-    name="al_rnn",
+    name="al-rnn",
     summary="AL-RNN: a piecewise linear map with few regions, for dynamical systems.",
     config=Config,
     build=build,

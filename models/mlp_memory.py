@@ -295,7 +295,7 @@ LAYOUTS = (
 )
 
 MLP_MEMORY = Model(
-    name="mlp_memory",
+    name="mlp-memory",
     summary="MLPs that imitate retrieval, mixed with a language model in log space.",
     config=Config,
     build=build,

@@ -125,7 +125,7 @@ def write_parts(folder: Path) -> Path:
     values = {"model_type": "gpt2", "n_layer": 2, "activation_function": "gelu_new"}
     (folder / "memory" / "config.json").write_text(json.dumps(values))
     joint = folder / "joint.toml"
-    joint.write_text('model = "mlp_memory"\n[parts]\nlanguage_model = "lm"\nmemory = "memory"\n')
+    joint.write_text('model = "mlp-memory"\n[parts]\nlanguage_model = "lm"\nmemory = "memory"\n')
     return joint
 
 

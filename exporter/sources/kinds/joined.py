@@ -1,6 +1,6 @@
 """Several sources that make one model: a TOML file that names a model of ours and its parts.
 
-    model = "mlp_memory"
+    model = "mlp-memory"
 
     [parts]
     language_model = "gpt2-large"

@@ -19,7 +19,7 @@ def parts(tmp_path: Path) -> Path:
     config = Config(hidden_size=16, intermediate_size=24, num_layers=1, num_heads=2, vocab_size=40)
     save(tmp_path / "lm.pt", "llama", config, LLAMA.build(config))
     sizes = Sizes(vocab_size=40, hidden_size=16, intermediate_size=24, num_layers=1)
-    save(tmp_path / "memory.pt", "mlp_memory", sizes, MLP_MEMORY.build(sizes))
+    save(tmp_path / "memory.pt", "mlp-memory", sizes, MLP_MEMORY.build(sizes))
     return tmp_path
 
 
@@ -28,7 +28,7 @@ def written(folder: Path, text: str) -> Path:
     return folder / "joint.toml"
 
 
-BOTH = 'model = "mlp_memory"\n[parts]\nlanguage_model = "lm.pt"\nmemory = "memory.pt"\n'
+BOTH = 'model = "mlp-memory"\n[parts]\nlanguage_model = "lm.pt"\nmemory = "memory.pt"\n'
 
 
 def test_parts_of_any_kind_become_one_module(parts: Path) -> None:
@@ -47,9 +47,9 @@ def test_parts_of_any_kind_become_one_module(parts: Path) -> None:
     ("text", "says"),
     [
         ("[parts]\nmemory = 'memory.pt'\n", "should hold model = NAME"),
-        ("model = 'mlp_memory'\nother = 1\n", "not 'other'"),
-        ("model = 'gla'\n[parts]\n", "is not made of parts; these are: mlp_memory"),
-        ("model = 'mlp_memory'\n", r"a table \[parts\] with the paths of language_model, memory"),
+        ("model = 'mlp-memory'\nother = 1\n", "not 'other'"),
+        ("model = 'gla'\n[parts]\n", "is not made of parts; these are: mlp-memory"),
+        ("model = 'mlp-memory'\n", r"a table \[parts\] with the paths of language_model, memory"),
         (BOTH.replace("memory =", "store ="), "it should have language_model, memory"),
         (BOTH.replace("memory.pt", "lm.pt"), "The memory is a LanguageModel"),
         (BOTH.replace("memory.pt", "gone.pt"), "gone.pt"),
