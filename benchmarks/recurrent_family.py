@@ -107,7 +107,6 @@ def _rows(name: str, checkpoint: Path, out: Path, quick: bool) -> list[Row]:
             against=f"PyTorch, {report.parity.precision}",
             note=f"{report.parity.steps} steps",
         ),
-        _split(name, source, out),
         Row(
             name=f"{name}: state of a row",
             value=sum(spec.nbytes(1, NEAR) for spec in graph.states),
@@ -117,11 +116,13 @@ def _rows(name: str, checkpoint: Path, out: Path, quick: bool) -> list[Row]:
             else "does not grow",
         ),
     ]
+    along, once = _fed(source, 1)
+    if not along or once.keys() != {spec.name for spec in graph.conditions}:
+        return rows  # a call takes more than its next tokens
+    rows.append(_split(name, source, out))
     far, most = QUICK_FAR if quick else FAR, graph.limits.max_context
-    ends = (
-        most is not None and most < 2 * far
-    )  # it takes fewer tokens than are to lie behind a step
-    return rows if grown or ends else [*rows, _flat(name, source, out, far)]
+    short = most is not None and most < 2 * far  # than the tokens that are to lie behind a step
+    return rows if grown or short else [*rows, _flat(name, source, out, far)]
 
 
 def _fed(source: Source, tokens: int) -> tuple[dict[str, Array], dict[str, Array]]:
