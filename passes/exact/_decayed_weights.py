@@ -22,7 +22,7 @@ from intaglio.passes.graph import attribute, constant, dims, input_of, integers
 from intaglio.state import TIME
 
 Places = tuple[int | None, ...]  # the axis of a value at each axis of a frame, None for none
-THROUGH = ("Cast", "Identity", "Expand")
+FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
 
 
 class UnfitError(Exception):
@@ -95,14 +95,14 @@ class Decomposition:
         if node.op_type == "Mul":
             self._factor(_given(inputs[0]))
             self._factor(_given(inputs[1]))
-        elif node.op_type == "Div":
+        elif node.op_type == "Div" and _is_float(term.value):
             self._factor(_given(inputs[0]))
             self._factor(_given(inputs[1]), divided=True)
         elif node.op_type == "Where":
             self._factor(self._chosen(inputs))
         elif node.op_type == "Exp":
             self._exponent(_given(inputs[0]), 1.0, ())
-        elif node.op_type == "Pow" and not _given(inputs[0]).axes:
+        elif node.op_type == "Pow" and not _given(inputs[0]).axes and _is_float(term.value):
             base = _placed(_given(inputs[0]).value, found.rank, log=True)
             self._exponent(_given(inputs[1]), 1.0, (base,))
         elif (node.op_type == "Trilu" and _keeps_earlier(node)) or _passes(node):
@@ -138,7 +138,7 @@ class Decomposition:
             if number.axes:
                 raise UnfitError
             self._exponent(rest, sign, (*by, _placed(number.value, rank)))
-        elif node.op_type == "Div" and not _given(inputs[1]).axes:
+        elif node.op_type == "Div" and not _given(inputs[1]).axes and _is_float(term.value):
             number = _given(inputs[1])
             self._exponent(
                 _given(inputs[0]), sign, (*by, _placed(number.value, rank, inverse=True))
@@ -264,7 +264,7 @@ def _behind(found: Placed) -> Placed | None:
     outer = dims(found.value)
     if shape is None or outer is None:
         return None
-    if node.op_type in ("Identity", "Expand") or (node.op_type == "Cast" and _is_float(source)):
+    if node.op_type in ("Identity", "Expand") or (node.op_type == "Cast" and _keeps_numbers(node)):
         return _aligned(found, source)
     if node.op_type == "Transpose":
         perm = attribute(node, "perm", list(reversed(range(len(shape)))))
@@ -280,14 +280,23 @@ def _behind(found: Placed) -> Placed | None:
     return Placed(source, tuple(None if p is None else moved.get(p) for p in found.places))
 
 
-def _is_float(value: ir.Value) -> bool:
-    return value.dtype in (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.INT64)
+def _is_float(value: ir.Value | None) -> bool:
+    return value is not None and value.dtype in FLOATS
+
+
+def _keeps_numbers(node: ir.Node) -> bool:
+    """Whether a Cast leaves each number what it is: none is cut to a whole one, or to a flag."""
+    source, result = node.inputs[0], node.outputs[0]
+    whole = source is not None and source.dtype == ir.DataType.INT64
+    return _is_float(result) and (whole or _is_float(source))
 
 
 def _passes(node: ir.Node) -> bool:
     """Whether entry (i, j) of what `node` gives is that of what it takes, in the same frame."""
-    if node.op_type in THROUGH:
+    if node.op_type in ("Identity", "Expand"):
         return True
+    if node.op_type == "Cast":
+        return _keeps_numbers(node)
     axes = integers(input_of(node, 1)) if node.op_type == "Unsqueeze" else None
     return axes is not None and sorted(axes) == list(range(len(axes)))
 

@@ -177,7 +177,7 @@ class _Emitted:
         for placed, sign, by in weights.exponents:
             side = "key" if placed.places[-1] is not None else "query"
             exponent = self._scaled(self._laid(placed), sign, by)
-            if interval(exponent)[1] > LARGEST:
+            if not interval(exponent)[1] <= LARGEST:
                 raise UnfitError
             yield side, self._emit("Exp", [exponent], exponent.dtype, dims(exponent))
         for value, divided in weights.columns:
@@ -193,6 +193,8 @@ class _Emitted:
         """`value` times numbers that hold for all tokens."""
         for placed in by:
             factor = self._laid(placed)
+            if placed.log and interval(placed.value)[0] < 0.0:
+                raise UnfitError
             if placed.log:
                 factor = self._emit("Log", [factor], factor.dtype, dims(factor))
             value = self._times(value, self._inverse(factor) if placed.inverse else factor)
@@ -292,7 +294,7 @@ class _Emitted:
             total = part
         if total is None:
             return None
-        if interval(total)[1] > 0.0:
+        if not interval(total)[1] <= 0.0:
             raise UnfitError
         return self._packed(self._everywhere(total, 1))
 

@@ -25,7 +25,8 @@ TEXT = """
        int64[1] second = {{1}}, int64 along = {{2}}, int64[1] last = {{-1}}, int64 strict = {{-1}},
        int64[1] keys = {{-2}}, int64[1] axis3 = {{3}},
        float[2, 1, 1] rates = {{-0.1, -0.5}}, float[2, 1, 1] bases = {{0.9, 0.5}},
-       float[2, 1, 1] rising = {{-0.1, 0.5}}, float half = {{0.5}}, float six = {{6.0}}>
+       float[2, 1, 1] rising = {{-0.1, 0.5}}, float[2, 1, 1] turning = {{-0.9, 0.5}},
+       float half = {{0.5}}, int64 pair = {{2}}, float six = {{6.0}}>
     {{
       n = Shape <start = 2, end = 3> (q)
       length = Squeeze (n)
@@ -85,6 +86,8 @@ KEPT = {
     "later tokens": "w = Mul (scores, half)" + READ,
     "what grows": "e = Mul (distance, rising) f = Where (earlier, e, low) m = Exp (f) "
     "w = Mul (scores, m)" + READ,
+    "a base below zero": "p = Pow (turning, distance) m = Where (earlier, p, zero) "
+    "w = Mul (scores, m)" + READ,
     "sums that do not cancel": GATES + "d2 = Add (d, r) f = Where (earlier, d2, low) m = Exp (f) "
     "w = Mul (scores, m)" + READ,
     "sums of other heads": "turn = Transpose <perm = [0, 2, 1]> (summed) "
@@ -93,6 +96,14 @@ KEPT = {
     "an exponent of any size": GATES + "x = Transpose <perm = [0, 2, 1]> (a) "
     "u = Unsqueeze (x, keys) d2 = Add (d, u) f = Where (earlier, d2, low) m = Exp (f) "
     "w = Mul (scores, m)" + READ,
+    "a distance in steps of two": "h = Div (between, pair) n2 = Cast <to = 1> (h) "
+    "e = Mul (n2, rates) f = Where (earlier, e, low) m = Exp (f) w = Mul (scores, m)" + READ,
+    "a distance that is cut to whole numbers": "h = Mul (distance, half) "
+    "n1 = Cast <to = 7> (h) n2 = Cast <to = 1> (n1) e = Mul (n2, rates) "
+    "f = Where (earlier, e, low) m = Exp (f) w = Mul (scores, m)" + READ,
+    "sums that are cut to whole numbers": "whole = Cast <to = 7> (summed) "
+    "again = Cast <to = 1> (whole) r = Unsqueeze (again, axis3) c = Unsqueeze (again, keys) "
+    "d = Sub (r, c) f = Where (earlier, d, low) m = Exp (f) w = Mul (scores, m)" + READ,
     "another use of the weights": "w = Trilu <upper = 0> (scores) t = Abs (w) "
     "s = ReduceSum (t, last) z = MatMul (w, v) y = Add (z, s)",
 }
