@@ -15,9 +15,8 @@ from intaglio.exporter.sources.peft import is_peft
 from intaglio.exporter.sources.source import Source
 from intaglio.passes.analysis.coupling import Coupling
 from intaglio.runtime.adapters import Adapter
-from intaglio.runtime.arrays import Array
 
-from .coupled import couplings
+from .coupled import couplings, require_alike
 from .merging.matching import match
 
 
@@ -44,7 +43,7 @@ def make_adapter(
         return replace(read_adapter(tuned, before.module), base=before.sha256), ()
     after = load(Path(tuned), loading)
     weights = parameters(after)
-    require_alike(before, weights, after)
+    require_alike(before, parameters(before), after, weights)
     try:
         return adapter_of(before, weights), ()
     except SourceError:
@@ -64,23 +63,3 @@ def _of_parameters(source: Source) -> list[Coupling]:
         for group in couplings(source)
     ]
     return [group for group in groups if all(m.name in known for m in group.members)]
-
-
-def require_alike(first: Source, weights: dict[str, Array], second: Source) -> None:
-    """Hold the weights of a second model to the names and shapes of the first.
-
-    Raises:
-        SourceError: if they differ; the first difference is named.
-    """
-    own = parameters(first)
-    for name, weight in own.items():
-        if name not in weights:
-            raise SourceError(f"{second.name} lacks {name}, which {first.name} has.")
-        if weights[name].shape != weight.shape:
-            raise SourceError(
-                f"{name} is {list(weight.shape)} in {first.name} and "
-                f"{list(weights[name].shape)} in {second.name}: they are not of one model."
-            )
-    extra = next((name for name in weights if name not in own), None)
-    if extra is not None:
-        raise SourceError(f"{second.name} has {extra}, which {first.name} lacks.")

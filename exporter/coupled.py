@@ -10,7 +10,7 @@ from typing import Any, Unpack
 
 import onnx_ir as ir
 
-from intaglio.errors import BundleError
+from intaglio.errors import BundleError, SourceError
 from intaglio.exporter.options.loading import LoadKeywords, LoadOptions
 from intaglio.exporter.sources.load import Unloaded, load
 from intaglio.exporter.sources.source import Source
@@ -23,6 +23,7 @@ from intaglio.passes.base import Context
 from intaglio.passes.exact.peel_first_token import PeelFirstToken
 from intaglio.passes.exact.recognise_recurrences import RecogniseRecurrences
 from intaglio.passes.graph import load_graph
+from intaglio.runtime.arrays import Array
 from intaglio.runtime.bundle import BundleGraph
 
 from .proving.quantized import portable_path
@@ -89,3 +90,24 @@ def couplings_of_bundle(graph: BundleGraph) -> list[Coupling]:
     model = load_graph(graph.bundle.root, path)
     states = [(spec.input, spec.output) for spec in graph.entry.states if spec.output]
     return couplings_of_graph(model, states=states)
+
+
+def require_alike(
+    first: Source, own: Mapping[str, Array], second: Source, weights: Mapping[str, Array]
+) -> None:
+    """Hold the weights of a second model to the names and shapes of the first one's, `own`.
+
+    Raises:
+        SourceError: if they differ; the first difference is named.
+    """
+    for name, array in own.items():
+        if name not in weights:
+            raise SourceError(f"{second.path} lacks {name}, which {first.path} has.")
+        if weights[name].shape != array.shape:
+            raise SourceError(
+                f"{name} is {list(array.shape)} in {first.path} and {list(weights[name].shape)} "
+                f"in {second.path}: they are not of one kind."
+            )
+    extra = next((name for name in weights if name not in own), None)
+    if extra is not None:
+        raise SourceError(f"{second.path} has {extra}, which {first.path} lacks.")

@@ -21,7 +21,7 @@ from intaglio.keywords import spelled_out
 from intaglio.models import FORMAT
 from intaglio.runtime.arrays import Array
 
-from .coupled import couplings
+from .coupled import couplings, require_alike
 from .merging.alignment import alignment, distance
 from .merging.losses import Data, Loss, has_statistics, loss, read_data, recalibrate
 from .merging.matching import Matched, match_many, mean
@@ -194,17 +194,7 @@ def _weights(source: Source) -> Tensors:
 
 
 def _require_alike(first: Source, own: Tensors, second: Source, weights: Tensors) -> None:
-    for name, array in own.items():
-        if name not in weights:
-            raise SourceError(f"{second.path} lacks {name}, which {first.path} has.")
-        if weights[name].shape != array.shape:
-            raise SourceError(
-                f"{name} is {list(array.shape)} in {first.path} and {list(weights[name].shape)} "
-                f"in {second.path}: they are not of one kind."
-            )
-    extra = next((name for name in weights if name not in own), None)
-    if extra is not None:
-        raise SourceError(f"{second.path} has {extra}, which {first.path} lacks.")
+    require_alike(first, own, second, weights)
     if first.config != second.config:
         raise SourceError(
             f"{first.path} and {second.path} were built with other configs: {first.config} and "
