@@ -23,7 +23,8 @@ from evidence import Row, ratio, run
 from onnx_ir.passes import common
 
 from intaglio.passes.base import Context
-from intaglio.passes.low_bit import LowBitWeight, add_initializer, add_weight
+from intaglio.passes.graph import add_initializer
+from intaglio.passes.low_bit import LowBitWeight, add_weight
 from intaglio.passes.lower.ort_low_bit import Accuracy, OrtLowBit
 from intaglio.passes.own_ops import define
 

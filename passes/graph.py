@@ -1,5 +1,6 @@
 """Small tools that every pass needs: constants, shapes, module paths, emitting nodes."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,14 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from intaglio.errors import PassError
 from intaglio.operators import BY_TYPE
 from intaglio.signature import Signature
 
 MODULE = "intaglio.module"  # metadata key: path of the PyTorch module a node was traced from
 FOLDED = "intaglio.folded"  # metadata key of initializers that are no parameters: folded constants
+PARTS = "intaglio.parts"  # of an initializer: those whose bytes it holds one after the other
+MADE_OF = "intaglio.made_of"  # of an initializer: the parameters that it was computed from
 
 END = 2**31 - 1  # how exporters write the end of an axis in a Slice, or more
 
@@ -197,6 +201,67 @@ class Emitter:
         value = self("Constant", [], tensor.dtype, list(tensor.shape.numpy()), value=tensor)
         value.const_value = tensor
         return value
+
+
+def add_initializer(
+    graph: ir.Graph,
+    name: str,
+    array: npt.NDArray[Any],
+    *,
+    of: Sequence[str] = (),
+    parts: Sequence[str] = (),
+) -> ir.Value:
+    """Register `array` as `name`, or return what is registered so with the same content.
+
+    Args:
+        graph: that gets it.
+        name: of its own; what is made of a parameter is named after it, as `conv.weight.scaled`.
+        array: its content.
+        of: names of the initializers that it was computed from, so that whoever finds a fault in it
+            can name the parameters behind it.
+        parts: names of the initializers whose bytes it holds one after the other, which are then
+            stored once; it is made of them as well.
+
+    Raises:
+        PassError: if an initializer of that name holds something else.
+    """
+    array = np.ascontiguousarray(array)
+    known = graph.initializers.get(name)
+    if known is not None:
+        if not _holds(known, array):
+            raise PassError(
+                f"a weight {name!r} is to be made, and the model has another one of that name. "
+                "Rename it in the source."
+            )
+        return known
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(
+        name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor
+    )
+    sources = [graph.initializers.get(each, each) for each in (*of, *parts)]
+    if sources:
+        value.metadata_props[MADE_OF] = json.dumps(
+            list(dict.fromkeys(root for source in sources for root in made_of(source)))
+        )
+    if len(parts) > 1:
+        value.metadata_props[PARTS] = json.dumps(list(parts))
+    graph.register_initializer(value)
+    return value
+
+
+def made_of(value: ir.Value | str) -> list[str]:
+    """Names of the parameters that an initializer was computed from; a parameter is its own."""
+    if isinstance(value, str):
+        return [value]
+    return list(json.loads(value.metadata_props.get(MADE_OF, json.dumps([value.name]))))
+
+
+def _holds(value: ir.Value, array: npt.NDArray[Any]) -> bool:
+    """Whether an initializer holds the bytes of `array` in its shape and dtype."""
+    known = constant(value)
+    if known is None or known.shape != array.shape or known.dtype != array.dtype:
+        return False
+    return known.tobytes() == array.tobytes()
 
 
 def replace_uses(old: ir.Value, new: ir.Value) -> None:

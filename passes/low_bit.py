@@ -5,24 +5,19 @@ and NAME.offset (NAME.T.codes and so on where the parameter stands as [K, N]), s
 verification against the dequantized weights, find them again.
 """
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from intaglio.ops import Codes, Floats, Packed, dequantize_codes, pack_codes
 from intaglio.signature import DOMAIN
 
-from .graph import Emitter, attributes_of, constant, dims, input_of
+from .graph import Emitter, add_initializer, attributes_of, constant, dims, input_of
 
 MATMUL, GATHER = "AffineLowBitMatMul", "AffineLowBitGather"
 CODES, SCALE, OFFSET = ".codes", ".scale", ".offset"
 TURNED = ".T"  # behind the name of a parameter that stands as [K, N]
-PARTS = "intaglio.parts"  # metadata key of an initializer: the initializers that it is made of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,33 +64,12 @@ def add_weight(
 
     `turned` says that the parameter stands as [K, N], the transpose of `weight`.
     """
-    name = f"{name}{TURNED}" if turned else name
+    own = f"{name}{TURNED}" if turned else name
     arrays = {CODES: weight.packed, SCALE: weight.scale, OFFSET: weight.offset}
     return [
-        None if array is None else add_initializer(graph, f"{name}{suffix}", array)
+        None if array is None else add_initializer(graph, f"{own}{suffix}", array, of=[name])
         for suffix, array in arrays.items()
     ]
-
-
-def add_initializer(
-    graph: ir.Graph, name: str, array: npt.NDArray[Any], parts: Sequence[str] = ()
-) -> ir.Value:
-    """Register `array` as `name`, or return what is registered so.
-
-    `parts` names initializers whose bytes it holds one after the other: they are stored once.
-    """
-    if name not in graph.initializers:
-        tensor = ir.tensor(np.ascontiguousarray(array), name=name)
-        value = ir.Value(
-            name=name,
-            type=ir.TensorType(tensor.dtype),
-            shape=ir.Shape(array.shape),
-            const_value=tensor,
-        )
-        if len(parts) > 1:
-            value.metadata_props[PARTS] = json.dumps(list(parts))
-        graph.register_initializer(value)
-    return graph.initializers[name]
 
 
 def product(

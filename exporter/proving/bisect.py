@@ -7,8 +7,9 @@ began at the shared values that still agree.  The tokens are given at once, and 
 which tells a state that is carried wrongly from a node that computes wrongly.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from intaglio.blocks import last_end
 from intaglio.exporter.sources.source import Source
 from intaglio.exporter.tracing.trace import trace
 from intaglio.passes import evaluate, stepping
-from intaglio.passes.graph import dims, load_graph, module_of
+from intaglio.passes.graph import MADE_OF, PARTS, dims, load_graph, made_of, module_of
 from intaglio.runtime.graph_entry import MAIN, GraphEntry
 from intaglio.runtime.manifest import FILE_NAME, Manifest
 from intaglio.state import BATCH, PAST_LENGTH, TIME, Layout, time_of
@@ -41,8 +42,9 @@ class Divergence:
     """The first place where a bundle differs from its source.
 
     `module`, `op` and `node` name the node at fault, `others` what else lies between it and the
-    last values that agree, `parameters` its weights that are not the source's, and `value` the
-    first value that differs, by `error`.  `carried` tells that all tokens at once agree, so that
+    last values that agree, `parameters` its weights that are not the source's, `derived` the
+    parameters behind each of its weights that a pass computed, and `value` the first value that
+    differs, by `error`.  `carried` tells that all tokens at once agree, so that
     the state it reads was left wrong by the step before.
     """
 
@@ -54,15 +56,19 @@ class Divergence:
     carried: bool
     parameters: tuple[str, ...]
     others: tuple[str, ...]
+    derived: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def summary(self) -> str:
         """One sentence for people."""
         where = f"{self.module or 'the model itself'}: {self.op} {self.node!r}"
         why = "; its parameter " + ", ".join(self.parameters) + " differs from the source's"
+        made = "".join(
+            f"; its weight {name} is made of {', '.join(of)}" for name, of in self.derived.items()
+        )
         carried = "; all tokens at once agree, so its state is carried wrongly"
         return (
             f"The first difference ({self.error:.2e}) is at {where}"
-            f"{why if self.parameters else ''}{carried if self.carried else ''}."
+            f"{why if self.parameters else made}{carried if self.carried else ''}."
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -72,6 +78,7 @@ class Divergence:
             "carried": self.carried,
             "parameters": list(self.parameters),
             "others": list(self.others),
+            "derived": {name: list(of) for name, of in self.derived.items()},
         }
 
 
@@ -253,21 +260,32 @@ def _describe(
         carried=carried,
         parameters=changed,
         others=tuple(str(other.name) for other in region if other is not node),
+        derived={
+            str(weight.name): made_of(weight)
+            for weight in _weights(node)
+            if MADE_OF in weight.metadata_props and PARTS not in weight.metadata_props
+        },
     )
 
 
 def _reads(node: ir.Node, names: Sequence[str]) -> bool:
     """Whether `node` takes one of the parameters `names`, transposed or cast perhaps."""
-    values = [value for value in node.inputs if value is not None]
-    if any(part in names for value in values for part in _parts(value)):
-        return True
-    moved = [value.producer() for value in values]
-    return any(_reads(n, names) for n in moved if n is not None and n.op_type in MOVES)
+    return any(part in names for weight in _weights(node) for part in _parts(weight))
+
+
+def _weights(node: ir.Node) -> Iterator[ir.Value]:
+    """The initializers that `node` takes, transposed or cast perhaps."""
+    for value in node.inputs:
+        maker = None if value is None else value.producer()
+        if value is not None and value.is_initializer():
+            yield value
+        elif maker is not None and maker.op_type in MOVES:
+            yield from _weights(maker)
 
 
 def _parts(value: ir.Value) -> list[str]:
     """The parameters that an initializer is: itself, or those that lowering stacked by rows."""
-    return str(value.name).split("|")
+    return list(json.loads(value.metadata_props.get(PARTS, json.dumps([value.name]))))
 
 
 def _region(value: ir.Value, agreed: set[str]) -> Iterator[ir.Node]:
@@ -296,7 +314,8 @@ def _changed(
                 continue
             tensors = [source[name].const_value for name in names]
             theirs = [tensor.numpy() for tensor in tensors if tensor is not None]
-            stack = bundle["|".join(names)].const_value
+            assert value is not None
+            stack = bundle[str(value.name)].const_value
             assert stack is not None
             ours, ends = stack.numpy(), np.cumsum([len(array) for array in theirs[:-1]])
             pieces = np.split(ours, ends) if len(names) > 1 else [ours]

@@ -8,7 +8,7 @@ outputs and states, whatever the parts in which it takes the tokens.
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -30,7 +30,7 @@ from .follow import STATE_STEPS, splits_of, time_axes, words_of
 from .parity import OUTPUT, STATE, ParityReport, Row
 from .rounding import EXACT
 from .trial import SEED
-from .widened import Widened
+from .widened import Widened, cause, precision_of
 
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
@@ -39,12 +39,16 @@ Call = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 
 @dataclass(frozen=True, kw_only=True)
 class OwnSteps:
-    """Inputs, outputs and states of every step; `precision` is what the source ran in."""
+    """Inputs, outputs and states of every step.
+
+    `precision` is what the source ran in, and `cause` says why where that is not float64.
+    """
 
     inputs: Sequence[dict[str, Array]]
     outputs: Sequence[Arrays]
     states: Sequence[Arrays]
     precision: str
+    cause: str
 
 
 def follow(source: Source, batch: int, steps: int) -> OwnSteps:
@@ -57,15 +61,16 @@ def follow(source: Source, batch: int, steps: int) -> OwnSteps:
             arrays = run_original(engine, {name: x.numpy() for name, x in given.items()})
             return {name: torch.from_numpy(x) for name, x in arrays.items()}
 
-        return _follow(source, batch, inputs, run, widen=False)
+        return replace(_follow(source, batch, inputs, run, widen=False), cause="as its file has it")
 
     def call(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return name_outputs(source.module, source.module(**given))
 
     try:
         return _follow(source, batch, inputs, call, widen=True, within=Widened(source.module))
-    except Exception:  # noqa: BLE001  a module that fixes its dtype inside runs as it is
-        return _follow(source, batch, inputs, call, widen=False)
+    except Exception as error:  # noqa: BLE001  a module that fixes its dtype inside runs as it is
+        found = _follow(source, batch, inputs, call, widen=False)
+        return replace(found, cause=cause(found.precision, error))
 
 
 def _timed(source: Source) -> dict[str, int]:
@@ -101,19 +106,21 @@ def _follow(
     states = {name: _wide(x, widen=widen) for name, x in _first(source, batch).items()}
     outputs: list[Arrays] = []
     kept: list[Arrays] = []
-    precisions: set[torch.dtype] = set()
+    floats: list[Tensor] = []
     with torch.no_grad(), within or contextlib.nullcontext():
         for given in inputs:
             results = call({n: _wide(x, widen=widen) for n, x in given.items()} | states)
             states = {name: results[output].clone() for output, name in following.items()}
             outputs.append({name: x.numpy().copy() for name, x in results.items()})
             kept.append({name: x.numpy() for name, x in states.items()})
-            precisions |= {x.dtype for x in results.values() if x.is_floating_point()}
+            floats = [*results.values()]
+    ran_in = precision_of(floats)
     return OwnSteps(
         inputs=[{name: x.numpy() for name, x in given.items()} for given in inputs],
         outputs=outputs,
         states=kept,
-        precision="float64" if precisions <= {torch.float64} else "float32",
+        precision=ran_in,
+        cause=cause(ran_in, None),
     )
 
 
@@ -157,6 +164,7 @@ def verify_own(
     return ParityReport(
         against=source.name,
         precision=wanted.precision,
+        cause=wanted.cause,
         steps=steps,
         batch=batch,
         seed=SEED,

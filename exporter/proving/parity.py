@@ -67,7 +67,8 @@ class Row:
 class ParityReport:
     """A bundle against its source over `steps` tokens of `batch` rows, split in several ways.
 
-    `against` names the source and `precision` what it ran in; `seed` drew the inputs, or they are
+    `against` names the source, `precision` what it ran in, and `cause` why that is not float64
+    where it is not; `seed` drew the inputs, or they are
     from `data`, which is its SHA-256.  `unknown` lists states that do not follow from the source;
     they are compared between splits only.  `divergence` is the first node at fault, where it was
     asked for and found.  Where the bundle has weights of few bits, `against` is the source with its
@@ -84,6 +85,7 @@ class ParityReport:
     seed: int | None
     splits: Sequence[str]
     rows: Sequence[Row]
+    cause: str = ""
     data: str | None = None
     unknown: Sequence[str] = ()
     divergence: Divergence | None = None
@@ -115,13 +117,18 @@ class ParityReport:
         """The row nearest to its limit, or farthest beyond it."""
         return max(self.rows, key=_excess)
 
+    @property
+    def ran_in(self) -> str:
+        """The precision of the source, and why it is no higher."""
+        return f"{self.precision}: {self.cause}" if self.cause else self.precision
+
     def summary(self) -> str:
         """One or two sentences for people."""
         rows = "random rows" if self.data is None else "rows of the data"
         what = f"{self.steps} steps of {self.batch} {rows}"
         if self.whole:
             what = f"{self.steps} calls with {'random inputs' if self.data is None else 'the data'}"
-        scope = f"{what} against {self.against} ({self.precision})"
+        scope = f"{what} against {self.against} ({self.ran_in})"
         worst, found = self.worst, self.worst.found
         numbers = f"error {found.error:.1e}, limit {found.limit:.0e}"
         if self.passed:
@@ -169,6 +176,7 @@ class ParityReport:
             "passed": self.passed,
             "against": self.against,
             "precision": self.precision,
+            "cause": self.cause,
             "steps": self.steps,
             "batch": self.batch,
             "whole": self.whole,

@@ -31,7 +31,7 @@ from intaglio.ops import OPS
 from intaglio.ops.op import Op
 from intaglio.state import BATCH, TIME, Layout, StateSpec
 
-from .widened import Widened
+from .widened import Widened, cause, precision_of
 
 Array = npt.NDArray[Any]
 Key = tuple[str, str, int]  # module path, operator, which call of it within the module
@@ -48,7 +48,8 @@ class Call(Protocol):
 class Reference:
     """Outputs of a source on whole sequences, and the states on the way.
 
-    `outputs` has the time axis of the inputs; `precision` is float64 where the module ran so;
+    `outputs` has the time axis of the inputs; `precision` is float64 where the module ran so, and
+    `cause` says why where it did not;
     `rows` is how many rows the inputs have; of the caches in `caches`, by module and port, each
     head keeps some entries alone.
     """
@@ -56,6 +57,7 @@ class Reference:
     outputs: Mapping[str, Array]
     precision: str
     calls: Mapping[Key, Call]
+    cause: str = ""
     rows: int = 0
     caches: Mapping[tuple[str, str], Sequence[Sequence[int]]] = field(default_factory=dict)
 
@@ -125,14 +127,15 @@ def reference(source: Source, inputs: Mapping[str, Tensor], *, states: bool = Tr
     if isinstance(source.body, ir.Model):
         arrays = {name: value.numpy() for name, value in inputs.items()}
         outputs = run_original(open_original(source), arrays)
-        return Reference(outputs=outputs, precision="float32", calls={})
+        return Reference(outputs=outputs, precision="float32", cause="as its file has it", calls={})
     try:
         wide = {n: x.double() if x.is_floating_point() else x for n, x in inputs.items()}
         return _run(source, wide, Widened(source.module), states=states)
     except ParityError:
         raise
-    except Exception:  # noqa: BLE001  a module that fixes its dtype inside runs as it is
-        return _run(source, inputs, contextlib.nullcontext(), states=states)
+    except Exception as error:  # noqa: BLE001  a module that fixes its dtype inside runs as it is
+        found = _run(source, inputs, contextlib.nullcontext(), states=states)
+        return replace(found, cause=cause(found.precision, error))
 
 
 def _run(
@@ -150,7 +153,7 @@ def _run(
         else:  # with nothing that watches, which loops of PyTorch's own refuse
             with as_written():
                 outputs = name_outputs(module, module(**inputs), inputs)
-    dtypes = {value.dtype for value in outputs.values() if value.is_floating_point()}
+    ran_in = precision_of(outputs.values())
     if states:
         with exchanged(source, module) as found:
             if found:
@@ -158,7 +161,8 @@ def _run(
                     _, calls = _recorded(module, inputs, tokens)
     return Reference(
         outputs={name: value.numpy() for name, value in outputs.items()},
-        precision="float64" if dtypes <= {torch.float64} else "float32",
+        precision=ran_in,
+        cause=cause(ran_in, None),
         # The code of a program is in one piece: its calls do not say which module they are of.
         calls=calls if states and not isinstance(module, fx.GraphModule) else {},
         rows=_sized(source, inputs, BATCH) or 0,

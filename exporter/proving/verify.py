@@ -214,6 +214,7 @@ def verify(
     report = ParityReport(
         against=(held or source).name,
         precision=wanted.precision,
+        cause=wanted.cause,
         steps=steps,
         batch=batch,
         seed=trial.seed,

@@ -112,13 +112,13 @@ def verify_calls(
     """
     given = calls(source, session.entry, data, session.most_rows)
     rows: list[Row] = []
-    precision, moved = "", None
+    precision, cause, moved = "", "", None
     for call in given:
         wanted = reference(held or source, call.inputs, states=False)
         if held is not None and moved is None:
             plain = reference(source, call.inputs, states=False).outputs
             moved = quantization_error(wanted.outputs, plain)
-        precision = wanted.precision
+        precision, cause = wanted.precision, wanted.cause
         own = [spec.name for spec in session.entry.outputs]
         if set(own) != set(wanted.outputs):
             raise BundleError(
@@ -141,6 +141,7 @@ def verify_calls(
     return ParityReport(
         against=(held or source).name,
         precision=precision,
+        cause=cause,
         steps=len(given),
         batch=1,
         seed=None if given[0].data else SEED,

@@ -4,7 +4,7 @@
 widened when an operation takes it, and dropped after that operation.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any, Self
 
@@ -22,6 +22,20 @@ ABOUT = {
     Tensor.is_floating_point,
     Tensor.__len__,
 }
+
+
+def precision_of(values: Iterable[Tensor]) -> str:
+    """What floating-point results of a source that was run in float64 say that it ran in."""
+    dtypes = {value.dtype for value in values if value.is_floating_point()}
+    return "float64" if dtypes <= {torch.float64} else "float32"
+
+
+def cause(precision: str, raised: Exception | None) -> str:
+    """Why a source that was tried in float64 ran in `precision`; empty where that is float64."""
+    if raised is not None:
+        said = str(raised).strip().partition("\n")[0]
+        return f"in float64 it raised {type(raised).__name__}{': ' if said else ''}{said}"
+    return "" if precision == "float64" else "it casts to float32 itself"
 
 
 class Widened(TorchFunctionMode):

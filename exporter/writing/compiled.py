@@ -10,7 +10,7 @@ import onnx_ir as ir
 from intaglio.errors import IntaglioError
 from intaglio.passes import pipeline
 from intaglio.passes.base import Context
-from intaglio.passes.low_bit import PARTS
+from intaglio.passes.graph import PARTS
 from intaglio.runtime.graph_entry import MAIN
 
 

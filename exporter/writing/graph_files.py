@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 import onnx_ir as ir
 
 from intaglio.passes.collection import uncollected
-from intaglio.passes.low_bit import PARTS
+from intaglio.passes.graph import PARTS
 from intaglio.runtime.graph_entry import MAIN
 
 THRESHOLD = 1024  # bytes from which a tensor stands outside the graph

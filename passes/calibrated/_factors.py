@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from intaglio.passes.analysis.projections import Projection
-from intaglio.passes.graph import Emitter, constant, dims, replace_uses
+from intaglio.passes.graph import Emitter, add_initializer, constant, dims, made_of, replace_uses
 
 Array = npt.NDArray[Any]
 
@@ -50,15 +49,7 @@ def _initializer(graph: ir.Graph, layer: Projection, name: str, array: Array) ->
     old = constant(layer.weight)
     assert old is not None
     held = array if layer.by_output else array.T
-    tensor = ir.tensor(np.ascontiguousarray(held, old.dtype), name=name)
-    value = ir.Value(
-        name=name,
-        type=ir.TensorType(tensor.dtype),
-        shape=ir.Shape(list(held.shape)),
-        const_value=tensor,
-    )
-    graph.register_initializer(value)
-    return value
+    return add_initializer(graph, name, held.astype(old.dtype), of=made_of(layer.weight))
 
 
 def _times(

@@ -4,8 +4,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from intaglio.passes.graph import Emitter, dims, replace_uses
-from intaglio.passes.low_bit import LowBitWeight, add_initializer
+from intaglio.passes.graph import Emitter, add_initializer, dims, replace_uses
+from intaglio.passes.low_bit import LowBitWeight
 
 from ._block_format import to_blocks
 
@@ -22,8 +22,9 @@ def to_gather(node: ir.Node, weight: LowBitWeight) -> bool:
     names = [None if value is None else str(value.name) for value in node.inputs]
 
     def initializer(index: int, kind: str, array: Any) -> ir.Value | None:
-        name = f"{names[index]}.ort.rows.{kind}"
-        return None if array is None else add_initializer(graph, name, array)
+        of = str(names[index])
+        name = f"{of}.ort.rows.{kind}"
+        return None if array is None else add_initializer(graph, name, array, of=[of])
 
     outer = list((dims(old) or ())[:-1])
     y = emit.node(

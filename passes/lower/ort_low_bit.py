@@ -18,11 +18,10 @@ import numpy as np
 import onnx_ir as ir
 
 from intaglio.passes.base import Context, Lower, PassResult
-from intaglio.passes.graph import Emitter, dims, module_of, replace_uses
+from intaglio.passes.graph import Emitter, add_initializer, dims, module_of, replace_uses
 from intaglio.passes.low_bit import (
     MATMUL,
     LowBitWeight,
-    add_initializer,
     low_bit_nodes,
     weight_of,
 )
@@ -176,7 +175,7 @@ def _multiply(
             return None
         parts = [str(product.names[index]) for product in products]
         array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-        return add_initializer(graph, f"{'|'.join(parts)}.ort.{name}", array, parts)
+        return add_initializer(graph, f"{'|'.join(parts)}.ort.{name}", array, parts=parts)
 
     if first.source not in sources:
         source = _padded(first, emit)
@@ -258,7 +257,8 @@ def _bias(products: Sequence[LowBitMatMul], graph: ir.Graph) -> ir.Value | None:
         for product in products
     ]
     name = "|".join(str(product.names[0]) for product in products)
-    return add_initializer(graph, f"{name}.ort.bias", np.concatenate(arrays))
+    of = [str(product.bias.name) for product in products if product.bias is not None]
+    return add_initializer(graph, f"{name}.ort.bias", np.concatenate(arrays), of=of)
 
 
 def _padded(product: LowBitMatMul, emit: Emitter) -> ir.Value:

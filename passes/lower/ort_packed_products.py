@@ -17,6 +17,7 @@ import onnx_ir as ir
 from intaglio.passes.base import Lower, PassResult
 from intaglio.passes.graph import (
     MODULE,
+    PARTS,
     Emitter,
     attribute,
     dims,
@@ -24,7 +25,6 @@ from intaglio.passes.graph import (
     producer,
     replace_uses,
 )
-from intaglio.passes.low_bit import PARTS
 
 LEAST = 1024  # bytes below which a weight stands inside the graph and not beside others
 

@@ -10,8 +10,15 @@ import numpy as np
 import onnx_ir as ir
 
 from intaglio.passes.base import Lower, PassResult
-from intaglio.passes.graph import FOLDED, Emitter, describe, dims, factors, replace_uses
-from intaglio.passes.low_bit import add_initializer
+from intaglio.passes.graph import (
+    FOLDED,
+    Emitter,
+    add_initializer,
+    describe,
+    dims,
+    factors,
+    replace_uses,
+)
 from intaglio.passes.norms import inverse_norm
 
 

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from intaglio.errors import PassError
 from intaglio.passes.base import Context, Lower, PassResult
 from intaglio.passes.graph import (
+    add_initializer,
     attributes_of,
     constant,
     dims,
@@ -26,7 +27,6 @@ from intaglio.passes.graph import (
     signature_of,
     type_of,
 )
-from intaglio.passes.low_bit import add_initializer
 from intaglio.passes.own_ops import input_names
 from intaglio.signature import ACTIVATIONS, Signature
 
@@ -167,7 +167,9 @@ class _Casts:
                 f"{value.name} has an entry of {largest:.3g}, and fp16 holds none above "
                 f"{LARGEST:.5g}. Export with --dtype fp32."
             )
-        return add_initializer(self._graph, f"{value.name}.half", array.astype(np.float16))
+        return add_initializer(
+            self._graph, f"{value.name}.half", array.astype(np.float16), of=[str(value.name)]
+        )
 
     def _moved(self, mover: ir.Node, half: ir.Value) -> ir.Value:
         """The output of `mover` with `half` in place of what it moves."""

@@ -14,8 +14,15 @@ from onnx_ir.passes import common
 
 from intaglio.ops.low_bit_planes import Planes, body_of_planes, size_in_planes, to_planes
 from intaglio.passes.base import Lower, PassResult
-from intaglio.passes.graph import Emitter, dims, input_of, module_of, replace_uses
-from intaglio.passes.low_bit import MATMUL, LowBitWeight, add_initializer, low_bit_nodes, weight_of
+from intaglio.passes.graph import (
+    Emitter,
+    add_initializer,
+    dims,
+    input_of,
+    module_of,
+    replace_uses,
+)
+from intaglio.passes.low_bit import MATMUL, LowBitWeight, low_bit_nodes, weight_of
 from intaglio.signature import DOMAIN
 
 PLANES = "planes"  # how overloads that read planes begin
@@ -63,7 +70,7 @@ def _arrange(model: ir.Model, node: ir.Node, weight: LowBitWeight) -> None:
     bias = input_of(node, 4)
     for index, part in enumerate(("words", "scale", "offset"), start=1):
         array = getattr(planes, part)
-        value = add_initializer(model.graph, f"{name}.{PLANES}.{part}", array)
+        value = add_initializer(model.graph, f"{name}.{PLANES}.{part}", array, of=[name])
         node.resize_inputs(max(len(node.inputs), index + 1))
         node.replace_input_with(index, value)
     node.overload = _define(model, weight, planes, biased=bias is not None)
@@ -93,13 +100,13 @@ def _write_out(node: ir.Node, weight: LowBitWeight) -> None:
     name = str(node.inputs[1].name) if node.inputs[1] is not None else str(node.name)
     full = np.ascontiguousarray(weight.dequantize())
     if node.op_type == MATMUL:
-        table = add_initializer(graph, f"{name}.full", np.ascontiguousarray(full.T))
+        table = add_initializer(graph, f"{name}.full", full.T, of=[name])
         y = emit("MatMul", [node.inputs[0], table], old.dtype, dims(old))
         bias = input_of(node, 4)
         if bias is not None:
             y = emit("Add", [y, bias], old.dtype, dims(old))
     else:
-        table = add_initializer(graph, f"{name}.rows", full)
+        table = add_initializer(graph, f"{name}.rows", full, of=[name])
         y = emit("Gather", [table, node.inputs[0]], old.dtype, dims(old), axis=0)
     replace_uses(old, y)
     graph.remove(node, safe=True)

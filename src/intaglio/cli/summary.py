@@ -228,10 +228,11 @@ def _scope(parity: Mapping[str, Any]) -> str:
     if not parity:
         return "not compared with the source"
     told = {"steps": "?", "batch": "?", "against": "?", "precision": "?", "splits": (), **parity}
+    why = f" ({told['cause']})" if told.get("cause") else ""
     if parity.get("whole"):
         return (
             f"{'holds' if parity.get('passed') else 'fails'} over {told['steps']} calls, against "
-            f"{told['against']} in {told['precision']}, at {'; '.join(told['splits'])}"
+            f"{told['against']} in {told['precision']}{why}, at {'; '.join(told['splits'])}"
         )
     rows = "random rows" if parity.get("data") is None else "rows of the data"
     verdict = "holds" if parity.get("passed") else "fails"
@@ -239,7 +240,7 @@ def _scope(parity: Mapping[str, Any]) -> str:
     states = f"; {unknown} states against one call of all tokens alone" if unknown else ""
     return (
         f"{verdict} over {told['steps']} steps of {told['batch']} {rows}, against "
-        f"{told['against']} in {told['precision']}, in parts of {'; '.join(told['splits'])}"
+        f"{told['against']} in {told['precision']}{why}, in parts of {'; '.join(told['splits'])}"
         f"{states}"
     )
 

@@ -16,7 +16,7 @@ from intaglio.exporter.sources.source import Source
 from intaglio.exporter.tracing.trace import trace
 from intaglio.models import find, save
 from intaglio.models.gated_deltanet import Config
-from intaglio.passes.graph import load_graph
+from intaglio.passes.graph import add_initializer, load_graph
 
 GRAPH = "ort/model.onnx"
 Tampering = Callable[[ir.Graph], None]
@@ -73,6 +73,18 @@ def weight(graph: ir.Graph) -> None:
     value.const_value = ir.tensor(array, name=value.name)
 
 
+def derived(graph: ir.Graph) -> None:
+    """A weight that a pass made of a parameter, wrong in one entry."""
+    node = find_node(graph, "RMSNormalization", 1)
+    old = node.inputs[1]
+    assert old is not None
+    assert old.const_value is not None
+    array = old.const_value.numpy().copy()
+    array[3] += 0.1
+    made = add_initializer(graph, f"{old.name}.scaled", array, of=[str(old.name)])
+    node.replace_input_with(1, made)
+
+
 def attribute(graph: ir.Graph) -> None:
     find_node(graph, "LinearAttention", 1).attributes["scale"] = ir.AttrFloat32("scale", 0.3)
 
@@ -127,3 +139,15 @@ def test_the_node_at_fault_is_named(
         carried,
     )
     assert module in found.summary()
+
+
+def test_the_parameter_behind_a_weight_that_a_pass_made_is_named(
+    bundle: Path, traced: ir.Model, tmp_path: Path
+) -> None:
+    """The bundle's own weight is none of the source's; what it was made of is."""
+    found = first_divergence(tampered(bundle, tmp_path, derived), traced, limit=1e-4)
+
+    assert found is not None
+    [(made, of)] = found.derived.items()
+    assert of == [made.removesuffix(".scaled")]
+    assert f"its weight {made} is made of {of[0]}" in found.summary()

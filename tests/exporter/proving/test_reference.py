@@ -336,3 +336,18 @@ def test_a_module_that_fixes_its_dtype_runs_as_it_is() -> None:
 
     assert result.precision == "float32"
     np.testing.assert_array_equal(result.outputs["output"], origin.module(**inputs).numpy())
+    assert result.cause.startswith("in float64 it raised RuntimeError: ")
+
+
+def test_a_module_that_casts_to_single_precision_says_so() -> None:
+    """It runs in float64 without a word, and what it gives is of float32 all the same."""
+
+    class Casting(Model):
+        def forward(self, input_ids: Tensor) -> Any:
+            return super().forward(input_ids).float()
+
+    torch.manual_seed(0)
+    origin = source_of(Casting())
+    result = reference(origin, origin.random_inputs(BATCH_SIZE, 5, 0))
+
+    assert (result.precision, result.cause) == ("float32", "it casts to float32 itself")
