@@ -2,57 +2,22 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
 
 from intaglio.errors import InputError
+from intaglio.keywords import spelled_out
 from intaglio.runtime.arrays import Array
 from intaglio.runtime.graph_entry import TensorSpec
+from intaglio.runtime.sampling import Sampling, SamplingOptions, sampling
 from intaglio.runtime.session import Session
 
 PROMPT_STEP = 512  # tokens of a prompt consumed at once, which bounds the memory of its logits
 
 Tokens = Sequence[int] | npt.NDArray[np.integer[Any]]
 Stop = Sequence[int | Tokens]
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is drawn from logits.
-
-    The `top_k` most likely tokens remain, of those the fewest whose probabilities sum to at least
-    `top_p` (nucleus sampling, Holtzman et al. 2020, arXiv:1904.09751), and one of them is drawn.
-    A `temperature` of 0 takes the most likely token.
-    """
-
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse values that mean nothing."""
-        for name, value, holds, should in (
-            ("temperature", self.temperature, self.temperature >= 0, "at least 0"),
-            ("top_k", self.top_k, self.top_k is None or self.top_k >= 1, "at least 1"),
-            ("top_p", self.top_p, self.top_p is None or 0 < self.top_p <= 1, "in (0, 1]"),
-        ):
-            if not holds:
-                raise InputError(f"{name} is {value}, should be {should}.")
-
-    def draw(self, logits: Array, random: np.random.Generator) -> int:
-        """A token by its `logits` [vocabulary]."""
-        if self.temperature == 0:
-            return int(logits.argmax())
-        tokens = np.argsort(-logits, kind="stable")[: self.top_k]
-        scaled = logits[tokens].astype(np.float64) / self.temperature
-        weights = np.exp(scaled - scaled[0])
-        totals = np.cumsum(weights)
-        if self.top_p is not None:
-            totals = totals[: np.searchsorted(totals, self.top_p * totals[-1]) + 1]
-        chosen = np.searchsorted(totals, random.random() * totals[-1], side="right")
-        return int(tokens[min(chosen, len(totals) - 1)])
 
 
 @dataclass(frozen=True)
@@ -68,17 +33,16 @@ class GeneratedRows:
     finished: npt.NDArray[np.bool_]
 
 
+@spelled_out
 def generate(
     session: Session,
     prompt_ids: Tokens,
     *,
     max_new_tokens: int,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
     seed: int | None = None,
     stop: Stop = (),
     logits: str = "logits",
+    **options: Unpack[SamplingOptions],
 ) -> Iterator[int]:
     """Generate tokens for one row, as they come.
 
@@ -89,12 +53,10 @@ def generate(
         session: of a bundle whose only input is tokens, int64 [batch, time].
         prompt_ids: at least one token.
         max_new_tokens: where to end, if no stop comes before.
-        temperature: divisor of the logits; 0 always takes the most likely token.
-        top_k: how many of the most likely tokens to draw from.
-        top_p: the share of probability to draw from, in (0, 1].
         seed: of the draws; the same seed gives the same tokens.
         stop: tokens, or sequences of tokens, that end generation; they are generated themselves.
         logits: name of the output [batch, time, vocabulary].
+        **options: how tokens are drawn, see `intaglio.runtime.sampling`.
 
     Yields:
         Tokens.
@@ -107,32 +69,40 @@ def generate(
         session,
         [prompt_ids],
         max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
         seed=seed,
         stop=stop,
         logits=logits,
+        **options,
     )
     return (int(row.tokens[0]) for row in rows)
 
 
+@spelled_out
 def generate_rows(
     session: Session,
     prompts: Sequence[Tokens],
     *,
     max_new_tokens: int,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
+    samplings: Sequence[Sampling] | None = None,
     seed: int | None = None,
     stop: Stop = (),
     logits: str = "logits",
+    **options: Unpack[SamplingOptions],
 ) -> Iterator[GeneratedRows]:
     """Generate tokens for several rows at once, as `generate` does for one.
 
     Prompts may be of unequal length.  A row that has ended is left out of later steps; each row
     draws from a random stream of its own.
+
+    Args:
+        session: as `generate` takes it.
+        prompts: of each row.
+        max_new_tokens: of each row, if no stop comes before.
+        samplings: how each row draws, in place of the options, which hold for all rows.
+        seed: of the draws of all rows.
+        stop: ends a row, as `generate` takes it.
+        logits: name of the output [batch, time, vocabulary].
+        **options: how tokens are drawn, see `intaglio.runtime.sampling`.
     """
     name = _token_input(session, logits)
     if max_new_tokens < 0:
@@ -140,18 +110,30 @@ def generate_rows(
     endings = [tuple(s) if isinstance(s, Sequence | np.ndarray) else (s,) for s in stop]
     if not all(endings):
         raise InputError(f"stop is {stop!r}, but an empty sequence cannot end a row.")
-    sampling = Sampling(temperature, top_k, top_p)
+    chosen = sampling(options)
+    if samplings is not None and any(value is not None for value in options.values()):
+        raise InputError(f"samplings says how each row draws: leave out {', '.join(options)}.")
     ids, lengths = _padded(prompts)
+    each = [chosen] * len(ids) if samplings is None else list(samplings)
+    if len(each) != len(ids):
+        raise InputError(f"samplings has {len(each)} entries for {len(ids)} rows.")
     seeds = np.random.SeedSequence(seed).spawn(len(ids))
-    rows = [_Row(sampling, endings, np.random.default_rng(seed)) for seed in seeds]
+    rows = [
+        _Row(how, endings, np.random.default_rng(own), row[:length])
+        for how, own, row, length in zip(each, seeds, ids, lengths, strict=True)
+    ]
     return _stream(session, name, logits, ids, lengths, rows, max_new_tokens)
 
 
 class _Row:
-    """One row's random stream, and its tokens as far as a stop may need them."""
+    """One row's random stream, and its tokens as far as stops and penalties may need them."""
 
     def __init__(
-        self, sampling: Sampling, endings: Sequence[tuple[int, ...]], random: np.random.Generator
+        self,
+        sampling: Sampling,
+        endings: Sequence[tuple[int, ...]],
+        random: np.random.Generator,
+        prompt: npt.NDArray[np.int64],
     ) -> None:
         self.finished = False
         self._sampling = sampling
@@ -159,12 +141,14 @@ class _Row:
         self._random = random
         self._tail: list[int] = []
         self._kept = max(map(len, endings), default=1)
+        self._held = set(prompt.tolist())
 
     def draw(self, scores: Array) -> int:
         """The next token, -1 once the row has ended."""
         if self.finished:
             return -1
-        token = self._sampling.draw(scores, self._random)
+        token = self._sampling.draw(scores, self._random, self._held)
+        self._held.add(token)
         self._tail = [*self._tail, token][-self._kept :]
         self.finished = any(tuple(self._tail[-len(end) :]) == end for end in self._endings)
         return token

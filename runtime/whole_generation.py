@@ -19,7 +19,7 @@ from intaglio.graphs import AT, CODES, THEN, Generation
 from intaglio.runtime.arrays import Array
 from intaglio.runtime.bundle import Bundle
 from intaglio.runtime.engines import AUTO
-from intaglio.runtime.generation import Sampling
+from intaglio.runtime.sampling import Sampling
 from intaglio.runtime.session import Session
 from intaglio.state import BATCH, TIME
 
@@ -64,6 +64,7 @@ class WholeGenerator:
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
+        min_p: float | None = None,
         seed: int | None = None,
         progress: Progress | None = None,
     ) -> dict[str, Array]:
@@ -75,6 +76,7 @@ class WholeGenerator:
             temperature: divisor of the scores; 0 always takes the likeliest code.
             top_k: how many of the likeliest codes to draw from.
             top_p: the share of probability to draw from, in (0, 1].
+            min_p: the least probability to draw from, as a share of the greatest.
             seed: of the draws; each row draws from a stream of its own.
             progress: is told after each block how many there were, and are.
 
@@ -84,7 +86,7 @@ class WholeGenerator:
         Raises:
             InputError: if a condition does not fit, or guidance is asked of what has none.
         """
-        sampling = Sampling(temperature, top_k, top_p)
+        sampling = Sampling(temperature, top_k, top_p, min_p)
         given = {name: np.asarray(value) for name, value in conditions.items()}
         rows = self._rows(given)
         streams = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(rows)]

@@ -26,7 +26,7 @@ from intaglio.runtime.behaviour import (
     Question,
     compare,
 )
-from intaglio.runtime.generation import Sampling
+from intaglio.runtime.sampling import Sampling
 from intaglio.runtime.session import Session
 
 Array = npt.NDArray[Any]

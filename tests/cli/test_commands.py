@@ -266,6 +266,21 @@ def test_run_streams_the_text_and_tells_the_latency(bundle: Path) -> None:
     assert "prompt of 3 tokens" in run.stderr
 
 
+def test_run_prints_lines_of_json(bundle: Path) -> None:
+    """One for each token, as it comes, and then what --json prints; errors are such a line, too."""
+    options = ("--steps=6", "--top-k=9", "--min-p=0.01", "--repetition-penalty=1.2", "--seed=3")
+    *tokens, last = map(
+        json.loads, invoke("run", bundle, "--prompt=def", *options, "--jsonl").stdout.splitlines()
+    )
+    told = json.loads(invoke("run", bundle, "--prompt=def", *options, "--json").stdout)
+    refused = invoke("run", bundle, "--prompt=def", "--top-k=0", "--jsonl")
+
+    assert [line["token"] for line in tokens if line["token"] is not None] == last["tokens"]
+    assert "".join(line["text"] for line in tokens) == last["text"]
+    assert (last["tokens"], last["text"]) == (told["tokens"], told["text"])
+    assert json.loads(refused.stdout)["error"]["message"] == "top_k is 0, should be at least 1."
+
+
 def test_run_keeps_the_outputs_of_arrays(bundle: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "in.npz", input_ids=np.array([[1, 2, 3]]))
     result = invoke("run", bundle, "--inputs", tmp_path / "in.npz", "-o", tmp_path / "out.npz")
@@ -276,7 +291,13 @@ def test_run_keeps_the_outputs_of_arrays(bundle: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [[], ["--prompt", "x", "--inputs", "x.npz"], ["--prompt", "x", "--out", "y.npz"]],
+    [
+        [],
+        ["--prompt", "x", "--inputs", "x.npz"],
+        ["--prompt", "x", "--out", "y.npz"],
+        ["--inputs", "x.npz", "--jsonl"],
+        ["--inputs", "x.npz", "--repetition-penalty", "2"],
+    ],
 )
 def test_run_takes_a_prompt_or_arrays(bundle: Path, options: list[str]) -> None:
     assert invoke("run", bundle, *options).exit_code == 2

@@ -11,14 +11,14 @@ from intaglio.runtime import Session, generate
 
 
 def test_text_comes_in_pieces_as_it_is_generated(bundle: Path) -> None:
-    told: list[str] = []
+    told: list[tuple[str, int | None]] = []
     made, text, latency = stream.continue_text(
-        Session.load(bundle), "ab", [], told.append, max_new_tokens=6
+        Session.load(bundle), "ab", [], lambda *piece: told.append(piece), max_new_tokens=6
     )
 
     assert made == list(generate(Session.load(bundle), [97, 98], max_new_tokens=6))
-    assert len(told) == 6
-    assert "".join(told) == text
+    assert [token for _, token in told] == made
+    assert "".join(piece for piece, _ in told) == text
     assert len(latency.seconds) == 6
     assert latency.prompt == 2
 
@@ -29,7 +29,7 @@ def test_a_stop_ends_the_text(bundle: Path) -> None:
     def run(stop: list[str]) -> list[int]:
         session = Session.load(bundle)
         return stream.continue_text(
-            session, "ab", stop, lambda _: None, max_new_tokens=20, temperature=1.0, seed=3
+            session, "ab", stop, lambda *_: None, max_new_tokens=20, temperature=1.0, seed=3
         )[0]
 
     made = run([])

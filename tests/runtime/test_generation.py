@@ -9,7 +9,8 @@ import pytest
 
 from intaglio.errors import InputError
 from intaglio.runtime import generation
-from intaglio.runtime.generation import Sampling, Stop, generate, generate_rows
+from intaglio.runtime.generation import Stop, generate, generate_rows
+from intaglio.runtime.sampling import Sampling
 from intaglio.runtime.session import Session
 
 Array = npt.NDArray[Any]
@@ -130,39 +131,6 @@ def test_rows_draw_independently(session: Session) -> None:
     assert (tokens[:, 0] != tokens[:, 1]).any()
 
 
-def draws(sampling: Sampling, logits: Array, count: int = 4000) -> Array:
-    """How often each token is drawn, as a share."""
-    random = np.random.default_rng(0)
-    found = np.bincount([sampling.draw(logits, random) for _ in range(count)], minlength=4)
-    return found / count
-
-
-LOGITS = np.log(np.array([0.4, 0.1, 0.3, 0.2], np.float32))
-
-
-@pytest.mark.parametrize(
-    ("sampling", "shares"),
-    [
-        (Sampling(1.0), [0.4, 0.1, 0.3, 0.2]),
-        (Sampling(0.5), np.array([16, 1, 9, 4]) / 30),
-        (Sampling(1.0, top_k=2), [4 / 7, 0, 3 / 7, 0]),
-        (Sampling(1.0, top_k=9), [0.4, 0.1, 0.3, 0.2]),
-        (Sampling(1.0, top_p=0.71), [4 / 9, 0, 3 / 9, 2 / 9]),
-        (Sampling(1.0, top_p=0.69), [4 / 7, 0, 3 / 7, 0]),
-        (Sampling(1.0, top_p=1e-9), [1, 0, 0, 0]),
-        (Sampling(1.0, top_k=2, top_p=0.5), [1, 0, 0, 0]),
-        (Sampling(0.0), [1, 0, 0, 0]),
-        (Sampling(1e-6), [1, 0, 0, 0]),
-    ],
-)
-def test_draws_follow_the_distribution(sampling: Sampling, shares: list[float]) -> None:
-    """Within four standard deviations of 4000 draws; what is cut off is never drawn."""
-    found = draws(sampling, LOGITS)
-
-    np.testing.assert_allclose(found, shares, atol=4 * np.sqrt(0.25 / 4000))
-    assert not found[np.array(shares) == 0].any()
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -170,6 +138,8 @@ def test_draws_follow_the_distribution(sampling: Sampling, shares: list[float]) 
         ({"top_k": 0}, "top_k is 0"),
         ({"top_p": 0.0}, r"top_p is 0\.0"),
         ({"top_p": 1.5}, r"top_p is 1\.5"),
+        ({"min_p": 1.5}, r"min_p is 1\.5"),
+        ({"repetition_penalty": 0.0}, r"repetition_penalty is 0\.0"),
         ({"max_new_tokens": -1}, "max_new_tokens is -1"),
         ({"stop": [[]]}, "empty sequence"),
         ({"logits": "scores"}, r"no such output 'scores'.*gives logits .*, hidden "),
@@ -181,6 +151,44 @@ def test_options_that_mean_nothing_are_refused_at_once(
     """By the call itself, not by the first token."""
     with pytest.raises(InputError, match=message):
         generate(session, PROMPT, **{"max_new_tokens": 1, **options})
+
+
+def test_each_row_may_draw_in_its_own_way(session: Session) -> None:
+    """A greedy row beside one that draws has its tokens, and the other those of its options."""
+    prompts, count = [PROMPT, PROMPT], 8
+    drawn = Sampling(1.5, min_p=0.01)
+    greedy = [int(row.tokens[0]) for row in generate_rows(session, prompts, max_new_tokens=count)]
+    session.state.reset()
+    options: dict[str, Any] = {"temperature": 1.5, "min_p": 0.01, "seed": 4}
+    alike = [row.tokens for row in generate_rows(session, prompts, max_new_tokens=count, **options)]
+    session.state.reset()
+    mixed = [
+        row.tokens
+        for row in generate_rows(
+            session, prompts, max_new_tokens=count, samplings=[Sampling(), drawn], seed=4
+        )
+    ]
+
+    assert [int(tokens[0]) for tokens in mixed] == greedy
+    assert [int(tokens[1]) for tokens in mixed] == [int(tokens[1]) for tokens in alike]
+    with pytest.raises(InputError, match="1 entries for 2 rows"):
+        generate_rows(session, prompts, max_new_tokens=1, samplings=[drawn])
+    with pytest.raises(InputError, match="leave out top_k"):
+        generate_rows(session, prompts, max_new_tokens=1, samplings=[drawn] * 2, top_k=3)
+
+
+def test_a_repetition_penalty_holds_for_prompt_and_generated_tokens(session: Session) -> None:
+    """Each is the likeliest after the scores of those before it were lowered."""
+    free = list(generate(session, PROMPT, max_new_tokens=12))
+    session.state.reset()
+    found = list(generate(session, PROMPT, max_new_tokens=12, repetition_penalty=3.0))
+    session.state.reset()
+    logits = session.step({"input_ids": [PROMPT + found]})["logits"][0, len(PROMPT) - 1 : -1]
+    for index, scores in enumerate(logits):
+        held = [*{*PROMPT, *found[:index]}]
+        scores[held] = np.where(scores[held] < 0, scores[held] * 3, scores[held] / 3)
+
+    assert found == logits.argmax(-1).tolist() != free
 
 
 @pytest.mark.parametrize("prompt", [[], [[1]], [0.5]])

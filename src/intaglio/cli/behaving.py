@@ -65,7 +65,7 @@ def behaviour_of(
     from intaglio.exporter.sources.load import load
     from intaglio.runtime import Session
     from intaglio.runtime.behaviour import check_limits, read_suite
-    from intaglio.runtime.generation import Sampling
+    from intaglio.runtime.sampling import Sampling
 
     from .text import codec
 

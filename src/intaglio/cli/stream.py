@@ -56,7 +56,11 @@ class Latency:
 
 
 def continue_text(
-    session: Session, prompt: str, stop: Sequence[str], tell: Callable[[str], None], **options: Any
+    session: Session,
+    prompt: str,
+    stop: Sequence[str],
+    tell: Callable[[str, int | None], None],
+    **options: Any,
 ) -> tuple[list[int], str, Latency]:
     """Generate tokens after `prompt`, telling their text as it comes.
 
@@ -64,7 +68,7 @@ def continue_text(
         session: of a language model.
         prompt: what to continue, as the bundle's codec reads it.
         stop: texts that end generation.
-        tell: is given each piece of text.
+        tell: is given each piece of text and the token that completed it, None where none did.
         options: of `intaglio.runtime.generate`.
 
     Returns:
@@ -90,12 +94,12 @@ def continue_text(
         made.append(token)
         seconds.append(spent)
         pieces.append(words.decode(token))
-        tell(pieces[-1])
+        tell(pieces[-1], token)
         if place is not None and _ends(pieces, stop):
             break
     if rest := words.finish():
         pieces.append(rest)
-        tell(rest)
+        tell(rest, None)
     return made, "".join(pieces), Latency(seconds, len(ids))
 
 

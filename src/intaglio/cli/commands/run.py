@@ -1,11 +1,12 @@
 """`intaglio run`: continue a text, or step through arrays."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from intaglio.cli.console import Console
+from intaglio.cli.console import Console, Flags
 from intaglio.cli.frame import command
 
 from .options import BundlePath, require_consent
@@ -44,10 +45,17 @@ def run_(
         int | None, typer.Option(min=1, metavar="N", help="At most; 100 tokens, or all arrays.")
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(help="0 takes the likeliest token; 1 for wholes, else 0.")
+        float | None,
+        typer.Option(help="0 takes the likeliest token; 1 with the next three and for wholes."),
     ] = None,
     top_k: Annotated[int | None, typer.Option(help="Draw from so many tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Draw from this share.")] = None,
+    min_p: Annotated[
+        float | None, typer.Option(help="Draw from tokens at least so likely, to the likeliest.")
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(help="Above 1, tokens that came before are less likely.")
+    ] = None,
     guidance: Annotated[
         float, typer.Option(min=0.0, help="Strength of the conditions of a whole.")
     ] = 0.0,
@@ -65,12 +73,20 @@ def run_(
     stop: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="End after this text; repeatable.")
     ] = None,
+    jsonl: Annotated[
+        bool, typer.Option("--jsonl", help="Print a JSON object a token as it comes, one at last.")
+    ] = False,
 ) -> None:
     """Run a bundle: continue a text, step through arrays, or generate a picture."""
     if prompt is not None and inputs is not None:
         raise typer.BadParameter("give --prompt or --inputs")
     if out is not None and prompt is not None:
         raise typer.BadParameter("--out keeps the outputs of --inputs, or a picture")
+    if prompt is None and (jsonl or repetition_penalty is not None):
+        option = "--jsonl" if jsonl else "--repetition-penalty"
+        raise typer.BadParameter(f"{option} is for the tokens of --prompt")
+    if jsonl:
+        console.flags |= Flags(json=True)  # for errors, too
     from intaglio.cli import stream
     from intaglio.cli.condition_values import read_conditions
     from intaglio.cli.wholes import generate_whole
@@ -90,6 +106,7 @@ def run_(
             temperature=1.0 if temperature is None else temperature,
             top_k=top_k,
             top_p=top_p,
+            min_p=min_p,
             seed=seed,
         )
         return
@@ -113,14 +130,24 @@ def run_(
                 session,
                 prompt,
                 stop or [],
-                console.stream,
+                lambda text, token: _tell(console, text, token, jsonl=jsonl),
                 max_new_tokens=steps or TOKENS,
-                temperature=temperature or 0.0,
+                temperature=temperature,
                 top_k=top_k,
                 top_p=top_p,
+                min_p=min_p,
+                repetition_penalty=repetition_penalty,
                 seed=seed,
             )
         finally:
             console.stream("\n")
         console.result({"tokens": made, "text": text, "latency": latency.to_json()})
         console.message(str(latency))
+
+
+def _tell(console: Console, text: str, token: int | None, *, jsonl: bool) -> None:
+    """Print what a token adds to the text: a piece of it, or a line of JSON."""
+    if jsonl:
+        console.write(json.dumps({"token": token, "text": text}) + "\n")
+    else:
+        console.stream(text)
