@@ -1,11 +1,12 @@
 """Mutated checkpoints, configs, bundles, graphs and arrays, given to the command line.
 
-    python benchmarks/fuzz.py [--quick] [--seed N] [--case N] [--json]
+    python benchmarks/fuzz.py [--quick] [--seed N] [--case N] [--log FILE] [--json]
 
 Each case runs `intaglio` in a child of its own, forked from one process that has imported
 everything, with the limits below on time and memory.  A case fails if it prints a traceback, dies,
 ends in an internal error, outlives the limits, leaves something half-written, or runs
 code that was planted in its input.  `--seed N --case K` runs one case again and shows all of it.
+`--log` keeps what became of each case; a run that is stopped goes on from there.
 """
 
 import argparse
@@ -24,7 +25,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing import Process
 from pathlib import Path
 from random import Random
@@ -50,9 +51,8 @@ import intaglio.runtime
 
 CASES, QUICK = 10_000, 240
 SECONDS = 20  # of processor time
-PATIENCE = 90.0  # seconds on the clock, for what waits without working
+PATIENCE = 60.0  # seconds on the clock, for what waits without working
 MEMORY = 2 << 30  # bytes of address space beyond what the imports take
-WORKERS = 2
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class Verdict:
     code: int
     fault: str
     said: str
+    seconds: float  # of processor time, of the command and its children
 
 
 def main() -> None:
@@ -74,33 +75,38 @@ def main() -> None:
     parser.add_argument("--only", help="cases of these kinds, with / between them")
     parser.add_argument("--cases", type=int)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin none after")
+    parser.add_argument("--log", type=Path)
+    parser.add_argument("--workers", type=int, default=2)
     options, sys.argv[1:] = parser.parse_known_args()
     if options.only:
         wanted = options.only.split("/")
         KINDS[:] = [kind for kind in KINDS if kind.name in wanted]
     if options.case is None:
         count = options.cases or CASES
-        run(
-            __doc__, lambda quick: measure(QUICK if quick else count, options.seed, options.minutes)
-        )
+        run(__doc__, lambda quick: measure(QUICK if quick else count, options))
         return
     with _inputs() as inputs:
-        for verdict in _verdicts(range(options.case, options.case + 1), options.seed, inputs):
+        for verdict in _verdicts([options.case], options.seed, inputs, workers=1):
             print(f"{verdict.kind}: {verdict.change}\n{verdict.said}\nexit code {verdict.code}")
             print(f"fault: {verdict.fault or 'none'}")
 
 
-def measure(cases: int, seed: int, minutes: float) -> list[Row]:
+def measure(cases: int, options: argparse.Namespace) -> list[Row]:
     """A row for each kind of input: how many cases failed."""
-    start = time.monotonic()
+    start, seed = time.monotonic(), options.seed
     print(f"seed {seed}, {cases} cases", file=sys.stderr)
-    verdicts = []
+    verdicts = _kept(options.log, cases)
+    known = {verdict.number for verdict in verdicts}
     with _inputs() as inputs:
         numbers = itertools.takewhile(
-            lambda _: time.monotonic() < start + 60 * minutes, range(cases)
+            lambda _: time.monotonic() < start + 60 * options.minutes,
+            (number for number in range(cases) if number not in known),
         )
-        for verdict in _verdicts(numbers, seed, inputs):
+        for verdict in _verdicts(numbers, seed, inputs, options.workers):
             verdicts.append(verdict)
+            if options.log is not None:
+                with options.log.open("a") as log:
+                    log.write(json.dumps(asdict(verdict)) + "\n")
             if verdict.fault:
                 print(
                     f"--seed {seed} --case {verdict.number} ({verdict.kind}: {verdict.change}): "
@@ -110,8 +116,16 @@ def measure(cases: int, seed: int, minutes: float) -> list[Row]:
                 )
     rows = [_row(kind.name, [v for v in verdicts if v.kind == kind.name]) for kind in KINDS]
     rows.append(_row(f"all, seed {seed}", verdicts))
-    minutes = (time.monotonic() - start) / 60
-    return [*rows, Row(name="duration", value=minutes, unit="minutes")]
+    spent = sum(verdict.seconds for verdict in verdicts) / 60
+    return [*rows, Row(name="processor time", value=spent, unit="minutes")]
+
+
+def _kept(log: Path | None, cases: int) -> list[Verdict]:
+    """What an earlier run wrote of cases of the same seed."""
+    if log is None or not log.exists():
+        return []
+    found = [Verdict(**json.loads(line)) for line in log.read_text().splitlines()]
+    return [verdict for verdict in found if verdict.number < cases]
 
 
 def _row(name: str, verdicts: list[Verdict]) -> Row:
@@ -145,14 +159,14 @@ def _inputs() -> Iterator[Path]:
         yield Path(folder)
 
 
-def _verdicts(numbers: Iterable[int], seed: int, inputs: Path) -> Iterator[Verdict]:
-    """Run cases, `WORKERS` at a time; yield what became of each as it ends."""
+def _verdicts(numbers: Iterable[int], seed: int, inputs: Path, workers: int) -> Iterator[Verdict]:
+    """Run cases, `workers` at a time; yield what became of each as it ends."""
     torch.set_num_threads(1)
     drawn = [kind for kind in KINDS for _ in range(WEIGHTS.get(kind.name, 1))]
     waiting = iter(numbers)
     running: dict[int, tuple[int, int, Kind, Path, float]] = {}
     while True:
-        while len(running) < WORKERS and (number := next(waiting, None)) is not None:
+        while len(running) < workers and (number := next(waiting, None)) is not None:
             kind = drawn[number % len(drawn)]
             folder = Path(tempfile.mkdtemp(prefix="case-", dir=inputs))
             child = _fork(kind, inputs, folder, Random(f"{seed}:{number}"))
@@ -163,14 +177,18 @@ def _verdicts(numbers: Iterable[int], seed: int, inputs: Path) -> Iterator[Verdi
         soonest = min(entry[-1] for entry in running.values()) - time.monotonic()
         ended, _, _ = select.select(list(running), [], [], max(0.0, soonest))
         late = [fd for fd, entry in running.items() if entry[-1] <= time.monotonic()]
+        for pidfd in [fd for fd in late if fd not in ended and _works(running[fd][0])]:
+            late.remove(pidfd)
+            running[pidfd] = (*running[pidfd][:-1], time.monotonic() + 5)
         for pidfd in {*ended, *late}:
             child, number, kind, folder, _ = running.pop(pidfd)
             if pidfd not in ended:
                 os.kill(child, signal.SIGKILL)
             os.close(pidfd)
-            _, status = os.waitpid(child, 0)
+            _, status, used = os.wait4(child, 0)
             hung = pidfd not in ended or -os.waitstatus_to_exitcode(status) == signal.SIGXCPU
-            yield _judge(number, kind, folder, status, hung=hung)
+            seconds = used.ru_utime + used.ru_stime
+            yield _judge(number, kind, folder, status, seconds, hung=hung)
             shutil.rmtree(folder)
 
 
@@ -215,7 +233,19 @@ def _run(kind: Kind, folder: Path) -> int:
     return 0
 
 
-def _judge(number: int, kind: Kind, folder: Path, status: int, *, hung: bool) -> Verdict:
+def _works(child: int) -> bool:
+    """Whether a process, or one that it waits for, could run: a busy machine is no hang."""
+    try:
+        state = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0]
+        below = Path(f"/proc/{child}/task/{child}/children").read_text().split()
+    except OSError:
+        return False
+    return state in "RD" or any(_works(int(each)) for each in below)
+
+
+def _judge(
+    number: int, kind: Kind, folder: Path, status: int, seconds: float, *, hung: bool
+) -> Verdict:
     code = os.waitstatus_to_exitcode(status)
     said = _text(folder / "said") + "".join(map(_text, sorted(folder.glob("intaglio-*.log"))))
     faults = {
@@ -228,7 +258,8 @@ def _judge(number: int, kind: Kind, folder: Path, status: int, *, hung: bool) ->
         "left something behind": code != 0 and any(folder.glob(f"*{OUT}*")),
     }
     fault = next((name for name, found in faults.items() if found), "")
-    return Verdict(number, kind.name, _text(folder / "change"), code, fault, said)
+    said = said if fault else said[-300:]
+    return Verdict(number, kind.name, _text(folder / "change"), code, fault, said, seconds)
 
 
 def _text(path: Path) -> str:

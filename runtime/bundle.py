@@ -15,34 +15,55 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Self
 
 from intaglio.errors import BundleError
 from intaglio.runtime.external_files import external_files
 from intaglio.runtime.graph_entry import MAIN, GraphEntry, TargetEntry
 from intaglio.runtime.manifest import FILE_NAME, FileRecord, Manifest
 from intaglio.runtime.protobuf import DamagedError
+from intaglio.runtime.signing import FILE_NAME as SIGNATURE
+from intaglio.runtime.signing import require, sign
 
+REPORT = "report.json"  # what was measured, which nothing that runs a bundle reads
 AGAIN = "Copy the bundle again from where it is whole, or export it again."
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """The folder `root` with its manifest; open one with `Bundle.open`."""
+    """The folder `root` with its manifest; open one with `Bundle.open`.
+
+    `signer` is the fingerprint of the key whose signature was required; None where none was.
+    """
 
     root: Path
     manifest: Manifest
+    signer: str | None = None
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Self:
+    def open(
+        cls,
+        path: "str | os.PathLike[str] | Bundle",
+        *,
+        require_signature: str | os.PathLike[str] | None = None,
+    ) -> "Bundle":
         """Read the manifest of the bundle in the folder `path`.
+
+        With `require_signature`, the file of a public key, every file is hashed as well, here and
+        again when it is used.
 
         Raises:
             BundleError: if there is no bundle, or its manifest is broken, newer than this
-                intaglio, or names a path that leaves the bundle.
+                intaglio, or names a path that leaves the bundle; if a signature is required, also
+                if there is none by that key, or a file is missing, changed or not listed.
+            OptionError: if `require_signature` is no public key.
+            MissingExtraError: if it is given and the extra ``sign`` is not installed.
         """
+        if isinstance(path, Bundle):
+            if require_signature is None:
+                return path
+            path = path.root
         root = Path(path)
         if not root.is_dir():
             state = "is a file" if root.exists() else "does not exist"
@@ -53,14 +74,61 @@ class Bundle:
                 "Give the folder that intaglio export wrote."
             )
         root = root.resolve()
-        bundle = cls(root, Manifest.load(_inside(root, FILE_NAME)))
+        content, signer = Manifest.read(_inside(root, FILE_NAME)), None
+        if require_signature is not None:
+            signer = require(content, _inside(root, SIGNATURE), require_signature)
+        bundle = cls(root, Manifest.parse(content, str(root / FILE_NAME)), signer)
         for name in bundle.manifest.files:
             bundle.locate(name)
         for graph in bundle.manifest.graphs.values():
             for target in graph.targets.values():
                 for name in (target.path, *target.data):
                     bundle.locate(name)
+        if require_signature is not None:
+            bundle.check_all()
         return bundle
+
+    def check_all(self) -> None:
+        """Hash every file that the manifest lists, and find that there are no others.
+
+        Raises:
+            BundleError: if a file is missing, changed or not listed.
+        """
+        for name in self.manifest.files:
+            self.check(name)
+        listed = {*self.manifest.files, FILE_NAME, SIGNATURE, REPORT}
+        for folder, folders, files in os.walk(self.root):
+            links = [name for name in folders if Path(folder, name).is_symlink()]
+            for name in sorted((*files, *links)):
+                path = Path(folder, name).relative_to(self.root).as_posix()
+                if path not in listed:
+                    raise BundleError(
+                        f"{self.root} holds {path!r}, which its manifest does not list, so that no "
+                        "signature covers it. Remove it, or do not use this bundle."
+                    )
+
+    def sign(self, key: str | os.PathLike[str]) -> str:
+        """Write the signature of this bundle by a private key; return the key's fingerprint.
+
+        Raises:
+            BundleError: if a file is missing, changed or not listed, or nothing can be written.
+            OptionError: if the key cannot be read, or is no private Ed25519 key.
+            MissingExtraError: if the extra ``sign`` is not installed.
+        """
+        content = Manifest.read(_inside(self.root, FILE_NAME))
+        replace(self, manifest=Manifest.parse(content, str(self.root / FILE_NAME))).check_all()
+        signature, name = sign(content, key)
+        path = self.root / SIGNATURE
+        draft = path.with_name(f".{SIGNATURE}.{os.getpid()}")
+        try:
+            try:
+                draft.write_bytes(signature)
+                draft.replace(path)
+            finally:
+                draft.unlink(missing_ok=True)
+        except OSError as error:
+            raise BundleError(f"{path} cannot be written: {error.strerror}.") from error
+        return name
 
     @property
     def graphs(self) -> Mapping[str, "BundleGraph"]:

@@ -69,7 +69,7 @@ class Interpreter:
         Raises:
             BundleError: if the bundle has no such graphs, or no such output.
         """
-        opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        opened = Bundle.open(bundle)
         if not {RECORD, REPLAY} <= set(opened.graphs):
             raise BundleError(
                 f"{opened.root} holds no graphs that record and replay. Export it with "

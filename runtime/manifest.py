@@ -17,6 +17,7 @@ from intaglio.errors import BundleError
 from intaglio.runtime.contradictions import contradictions
 from intaglio.runtime.graph_entry import MAIN, GraphEntry
 from intaglio.runtime.manifest_versions import SCHEMA_VERSION, upgraded
+from intaglio.runtime.plain_files import require_ordinary
 from intaglio.runtime.schema import faults
 from intaglio.version import __version__
 
@@ -131,22 +132,41 @@ class Manifest:
         Raises:
             BundleError: if it is absent, no JSON, of a newer schema, or does not fit the schema.
         """
+        return cls.parse(cls.read(path), str(path))
+
+    @staticmethod
+    def read(path: str | Path) -> bytes:
+        """The bytes of the manifest at `path`.
+
+        Raises:
+            BundleError: if it is absent, or larger than any.
+        """
         path = Path(path)
         try:
-            if path.stat().st_size > LARGEST:
+            if require_ordinary(path) > LARGEST:
                 raise BundleError(f"{path} has more than {LARGEST} bytes, which no manifest needs.")
+            return path.read_bytes()
+        except OSError as error:
+            raise BundleError(f"{path} cannot be read: {error.strerror}.") from error
+
+    @classmethod
+    def parse(cls, content: bytes, name: str = FILE_NAME) -> Self:
+        """The manifest that `content` is; `name` is the file that errors speak of.
+
+        Raises:
+            BundleError: if it is no JSON, of a newer schema, or does not fit the schema.
+        """
+        try:
             entry = json.loads(
-                path.read_text(encoding="utf-8"),
+                content.decode("utf-8"),
                 object_pairs_hook=_unique,
                 parse_constant=_refuse_constant,
             )
-        except OSError as error:
-            raise BundleError(f"{path} cannot be read: {error.strerror}.") from error
         except RecursionError as error:
-            raise BundleError(f"{path} is nested too deeply for a manifest.") from error
+            raise BundleError(f"{name} is nested too deeply for a manifest.") from error
         except ValueError as error:
-            raise BundleError(f"{path} is not JSON: {error}. Export the bundle again.") from error
-        return cls.from_json(entry, str(path))
+            raise BundleError(f"{name} is not JSON: {error}. Export the bundle again.") from error
+        return cls.from_json(entry, name)
 
 
 def _main_first(graphs: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -11,11 +11,10 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from intaglio.runtime.bundle import Bundle
+from intaglio.runtime.bundle import REPORT, Bundle
 from intaglio.runtime.plain_files import read_json
 from intaglio.version import __version__
 
-FILE_NAME = "report.json"
 VERSION = 1
 
 
@@ -26,7 +25,7 @@ def read_report(bundle: Bundle) -> dict[str, Any]:
         BundleError: if the file leads out of the bundle.
     """
     try:
-        content = read_json(bundle.locate(FILE_NAME))
+        content = read_json(bundle.locate(REPORT))
     except (OSError, ValueError):
         return {}
     known = isinstance(content, dict) and content.get("report_version") == VERSION
@@ -48,8 +47,8 @@ def keep(bundle: Bundle, section: str, found: Mapping[str, Any]) -> str | None:
         "report_version": VERSION,
         section: {"intaglio": __version__, "taken": now, **found},
     }
-    path = bundle.root / FILE_NAME
-    draft = path.with_name(f".{FILE_NAME}.{os.getpid()}")
+    path = bundle.root / REPORT
+    draft = path.with_name(f".{REPORT}.{os.getpid()}")
     try:
         try:
             draft.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")

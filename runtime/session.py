@@ -74,6 +74,7 @@ class Session:
         threads: int | None = None,
         capacity: int | None = None,
         grow: bool = True,
+        require_signature: str | os.PathLike[str] | None = None,
     ) -> Self:
         """Open a bundle for stepping.
 
@@ -86,14 +87,16 @@ class Session:
             capacity: tokens that KV caches have room for at the start: 256, or the model's
                 max_context if that is less; an engine of TensorRT has its own.
             grow: whether caches double when they are full; if not, a step beyond is refused.
+            require_signature: file of the public key that must have signed the bundle.
 
         Raises:
-            BundleError: if the bundle is absent, incomplete, changed or not for this target.
+            BundleError: if the bundle is absent, incomplete, changed, not for this target, or not
+                signed by the key that is required.
             DeviceError: if its engine is for another GPU or another library, or there is no GPU.
             MissingExtraError: if the library of its engine is not installed.
             InputError: if `capacity` is below 1.
         """
-        opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        opened = Bundle.open(bundle, require_signature=require_signature)
         chosen = opened.graph(graph)
         target = choose_target(chosen, target)
         backend = open_backend(chosen, target, threads)

@@ -77,7 +77,7 @@ from .whole_calls import verify_calls
 
 @spelled_out
 def verify(
-    bundle: str | Path,
+    bundle: str | Path | Bundle,
     source: Unloaded | Source,
     *,
     data: str | Path | Arrays | Calibration | None = None,
@@ -99,7 +99,7 @@ def verify(
     intaglio's.
 
     Args:
-        bundle: the folder that `intaglio export` wrote.
+        bundle: the folder that `intaglio export` wrote, or what was opened of it.
         source: what `load_source` takes, or what it returned.
         data: what to run, as for calibration: a file ``.npz`` or ``.txt``, a folder of these, or
             arrays by the names of inputs, or what was read of them; random inputs otherwise.

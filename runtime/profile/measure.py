@@ -60,7 +60,7 @@ def profile(
     """
     settings = settings or ProfileSettings()
     tell = progress or (lambda what, done: None)  # noqa: ARG005
-    opened = [b if isinstance(b, Bundle) else Bundle.open(b) for b in bundles]
+    opened = [Bundle.open(bundle) for bundle in bundles]
     names = graphs_of(opened, settings)
     phases = [
         phase

@@ -1,10 +1,18 @@
 """`inspect` in depth and `inspect --diff`: weights, states at a context, changes, code."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 from typer.testing import CliRunner, Result
 
 import intaglio
@@ -138,6 +146,50 @@ def test_an_engine_runs_with_consent_alone(bundle: Path, tmp_path: Path) -> None
     allowed = CliRunner().invoke(app, ["run", str(tmp_path), "--prompt", "1", "--allow-code"])
     assert allowed.exit_code == 1
     assert "--allow-code" not in allowed.stderr
+
+
+def test_a_signature_is_told_required_and_as_good_as_consent(bundle: Path, tmp_path: Path) -> None:
+    """By the commands: what was signed runs, shows who signed it, and may load its engine."""
+    copy, key = tmp_path / "copy", tmp_path / "maker"
+    shutil.copytree(bundle, copy, ignore=shutil.ignore_patterns("report.json"))
+    for name in ("maker", "other"):
+        made = Ed25519PrivateKey.generate()
+        (tmp_path / f"{name}.pub").write_bytes(
+            made.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+        )
+        (tmp_path / name).write_bytes(
+            made.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+        )
+    required = ["--require-signature", str(tmp_path / "maker.pub")]
+    assert "signed   none" in invoke(copy).stdout
+    signed = CliRunner().invoke(app, ["sign", str(copy), "--key", str(key), "--json"])
+    name = json.loads(signed.stdout)["key"]
+
+    assert f"signed   says to be by {name}; not checked" in invoke(copy).stdout
+    assert f"signed   by {name}, checked" in invoke(copy, *required).stdout
+    run = ["run", str(copy), "--prompt", "1", "--steps", "1"]
+    assert CliRunner().invoke(app, [*run, *required]).exit_code == 0
+    for command in (
+        [*run, "--require-signature", str(tmp_path / "other.pub")],
+        ["inspect", str(copy), "--require-signature", str(tmp_path / "other.pub")],
+        ["verify", str(copy), "--against", "x", "--require-signature", str(tmp_path / "other.pub")],
+    ):
+        refused = CliRunner().invoke(app, command)
+        assert refused.exit_code == 1
+        assert f"is signed by {name}, not by the key" in refused.stderr
+
+    manifest = Bundle.open(copy).manifest
+    targets = {"trt": replace(manifest.main.targets["ort"], path="ort/model.onnx")}
+    manifest.with_graph("main", replace(manifest.main, targets=targets)).save(
+        copy / "manifest.json"
+    )
+    unsigned = CliRunner().invoke(app, [*run, *required])
+    assert "does not hold what was signed" in unsigned.stderr
+    Bundle.open(copy).sign(key)
+    trusted = CliRunner().invoke(app, [*run, *required])
+    assert trusted.exit_code == 1
+    assert "--allow-code" not in trusted.stderr
+    assert "--allow-code" in CliRunner().invoke(app, run).stderr
 
 
 def test_channels_that_belong_together_are_told(bundle: Path) -> None:

@@ -9,6 +9,7 @@ from intaglio.errors import OptionError
 from .console import Console
 
 if TYPE_CHECKING:
+    from intaglio.runtime import Bundle
     from intaglio.runtime.behaviour import BehaviourReport, Judge
 
 
@@ -41,7 +42,7 @@ def judge_from(text: str, *, allow_code: bool) -> "Judge":
 
 def behaviour_of(
     console: Console,
-    bundle: Path,
+    bundle: "Bundle",
     against: Path,
     suite: Path,
     limits: dict[str, float],
@@ -52,7 +53,7 @@ def behaviour_of(
 
     Args:
         console: is told how far it is.
-        bundle: the folder.
+        bundle: what was opened of it.
         against: the source.
         suite: the file of questions.
         limits: how far figures may lie apart.

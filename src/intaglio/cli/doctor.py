@@ -30,6 +30,7 @@ ABILITIES: dict[str, tuple[str, ...]] = {
     "export_graphsurgeon_passes": ("export", "graphsurgeon"),
     "export_tensorrt": ("export", "trt"),
     "profile_page": ("report",),
+    "sign": ("sign",),
     "bench": ("export", "text", "hf", "report", "bench"),
 }
 EXTRAS = frozenset(extra for extras in ABILITIES.values() for extra in extras)

@@ -12,6 +12,7 @@ from intaglio.runtime.bundle_diff import BundleDiff, Entry, compare_bundles
 from intaglio.runtime.engines import AUTO, choose_target
 from intaglio.runtime.graph_entry import GraphEntry
 from intaglio.runtime.onnx_graph import read_graph
+from intaglio.runtime.signing import claimed_signer
 from intaglio.runtime.trt.engine_build import ENGINE
 from intaglio.runtime.trt.engine_build import TARGET as TRT
 from intaglio.runtime.trt.kernels import code_of
@@ -136,6 +137,23 @@ def show_code(console: Console, bundle: Bundle) -> None:
     console.text(
         f"\ncode     {', '.join(code) or 'none: the bundle holds graphs and weights alone'}"
     )
+
+
+def show_signature(console: Console, bundle: Bundle) -> dict[str, Any]:
+    """Print who signed the bundle, and whether that was checked; the same as JSON values."""
+    claimed, fault = None, None
+    try:
+        claimed = bundle.signer or claimed_signer(bundle.root)
+    except BundleError as error:
+        fault = str(error)
+    if bundle.signer is not None:
+        said = f"by {bundle.signer}, checked"
+    elif claimed is not None:
+        said = f"says to be by {claimed}; not checked: give the key with --require-signature"
+    else:
+        said = fault or "none: nothing ties the bundle to who made it"
+    console.text(f"signed   {said}")
+    return {"key": claimed, "checked": bundle.signer is not None}
 
 
 def code_files(bundle: Bundle) -> list[str]:

@@ -21,7 +21,7 @@ PICTURE = ".png"
 
 def generate_whole(
     console: Console,
-    path: Path,
+    bundle: Bundle,
     target: str,
     conditions: Sequence[str],
     out: Path | None,
@@ -31,7 +31,7 @@ def generate_whole(
 
     Args:
         console: where it is told.
-        path: of the bundle.
+        bundle: what was opened of it.
         target: what runs.
         conditions: as they were typed.
         out: a picture, or arrays; none keeps nothing.
@@ -40,7 +40,6 @@ def generate_whole(
     Raises:
         InputError: if the bundle generates none, or a value does not fit.
     """
-    bundle = Bundle.open(path)
     main = bundle.manifest.main
     if main.generates is None:
         raise typer.BadParameter("give --prompt or --inputs")

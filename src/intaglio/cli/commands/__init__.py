@@ -6,4 +6,4 @@ them, in the order in which `--help` lists them.
 """
 
 from . import export, build, run, verify, interpret, profile, inspect  # noqa: F401, I001
-from . import adapter, assemble, merge, subnet, doctor, list_  # noqa: F401
+from . import adapter, assemble, merge, subnet, sign, doctor, list_  # noqa: F401

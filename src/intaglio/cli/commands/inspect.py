@@ -8,7 +8,7 @@ import typer
 from intaglio.cli.console import Console
 from intaglio.cli.frame import command
 
-from .options import BundlePath, Graph, by_graph, whole_numbers
+from .options import BundlePath, Graph, Signature, by_graph, open_bundle, whole_numbers
 
 
 @command
@@ -27,6 +27,7 @@ def inspect_(
         typer.Option("--context", metavar="N,...", help="Tell the states' bytes after N tokens."),
     ] = "",
     batch: Annotated[int, typer.Option(min=1, metavar="N", help="Rows, for --context.")] = 1,
+    require_signature: Signature = None,
     couplings: Annotated[
         bool, typer.Option("--couplings", help="Tell which channels of weights belong together.")
     ] = False,
@@ -37,7 +38,7 @@ def inspect_(
 
     if diff != (other is not None):
         raise typer.BadParameter("two bundles are compared with --diff: inspect --diff A B")
-    opened = Bundle.open(bundle)
+    opened = open_bundle(bundle, require_signature)
     names = list(opened.graphs) if graph is None else [opened.graph(graph).name]
     if other is not None:
         pair = (opened, Bundle.open(other))
@@ -54,12 +55,14 @@ def inspect_(
         if couplings:
             looks[name]["couplings"] = inside.show_couplings(console, opened.graph(name))
     inside.show_code(console, opened)
+    signature = inside.show_signature(console, opened)
     console.result(
         {
             "manifest": opened.manifest.to_json(),
             "damage": damage,
             **by_graph(looks),
             "code": inside.code_files(opened),
+            "signature": signature,
         }
     )
     return 1 if damage else 0

@@ -3,11 +3,14 @@
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from intaglio.errors import BundleError
+
+if TYPE_CHECKING:
+    from intaglio.runtime import Bundle
 
 Steps = Annotated[int, typer.Option(min=1, metavar="N", help="Steps to compare.")]
 Data = Annotated[
@@ -17,6 +20,14 @@ Data = Annotated[
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder of a bundle.")]
 Graph = Annotated[
     str | None, typer.Option(metavar="NAME", help="One graph of the bundle; all otherwise.")
+]
+Signature = Annotated[
+    Path | None,
+    typer.Option(
+        "--require-signature",
+        metavar="KEY",
+        help="The public key that must have signed the bundle; it then may run its engine.",
+    ),
 ]
 Tolerance = Annotated[
     list[str] | None,
@@ -39,25 +50,40 @@ class Target(StrEnum):
     TRT = "trt"
 
 
-def require_consent(bundle: Path, graph: str | None, target: str, *, allowed: bool | None) -> None:
+def open_bundle(path: Path, key: Path | None) -> "Bundle":
+    """Open a bundle, signed by the public key in the file `key` if one is given.
+
+    Raises:
+        BundleError: if it cannot be opened, or is not signed by that key.
+        OptionError: if the key cannot be read.
+    """
+    from intaglio.runtime import Bundle
+
+    return Bundle.open(path, require_signature=key)
+
+
+def require_consent(
+    bundle: "Bundle", graph: str | None, target: str, *, allowed: bool | None
+) -> None:
     """Refuse to load an engine and its kernels, which are code of whoever made the bundle.
+
+    A bundle that is signed by a key that the user requires is as good as their word.
 
     Raises:
         BundleError: if that is what would run, and `allowed` is false.
     """
-    from intaglio.runtime import Bundle
-
-    if allowed or target == Target.ORT:
+    if allowed or bundle.signer is not None or target == Target.ORT:
         return
-    for name, each in Bundle.open(bundle).graphs.items():
+    for name, each in bundle.graphs.items():
         chosen = Target.TRT in each.entry.targets and (
             target == Target.TRT or Target.ORT not in each.entry.targets
         )
         if chosen and graph in (None, name):
             raise BundleError(
-                f"{bundle} runs an engine and kernels that whoever made it compiled: code that "
-                "nothing here can check. Where that is trusted, allow it with --allow-code, or run "
-                "the bundle with --target ort."
+                f"{bundle.root} runs an engine and kernels that whoever made it compiled: code "
+                "that nothing here can check. Where that is trusted, allow it with --allow-code, "
+                "or name the key that has to have signed it with --require-signature; or run the "
+                "bundle with --target ort."
             )
 
 

@@ -13,6 +13,7 @@ from .options import (
     BundlePath,
     Graph,
     numbers,
+    open_bundle,
     require_consent,
     whole_numbers,
 )
@@ -86,7 +87,7 @@ def profile_(
         ops=not no_ops,
     )
     for each in (bundle, *(others or [])):
-        require_consent(each, graph, target, allowed=load.get("allow_code"))
+        require_consent(open_bundle(each, None), graph, target, allowed=load.get("allow_code"))
     with console.progress() as progress:
         found = profile(
             bundle,

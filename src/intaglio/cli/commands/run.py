@@ -9,7 +9,7 @@ import typer
 from intaglio.cli.console import Console, Flags
 from intaglio.cli.frame import command
 
-from .options import BundlePath, require_consent
+from .options import BundlePath, Signature, open_bundle, require_consent
 
 TOKENS = 100  # generated unless --steps says otherwise
 
@@ -70,6 +70,7 @@ def run_(
         bool,
         typer.Option("--allow-code", help="Run engine and kernels, code of the bundle's maker."),
     ] = False,
+    require_signature: Signature = None,
     stop: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="End after this text; repeatable.")
     ] = None,
@@ -94,11 +95,12 @@ def run_(
     from intaglio.runtime.adapters import chosen, is_of_adapter
     from intaglio.runtime.arrays import read_npz
 
-    require_consent(bundle, graph, target, allowed=allow_code)
+    opened = open_bundle(bundle, require_signature)
+    require_consent(opened, graph, target, allowed=allow_code)
     if prompt is None and inputs is None:
         generate_whole(
             console,
-            bundle,
+            opened,
             target,
             condition or [],
             out,
@@ -110,7 +112,7 @@ def run_(
             seed=seed,
         )
         return
-    session = Session.load(bundle, target, graph=graph)
+    session = Session.load(opened, target, graph=graph)
     adapted = chosen(session.graph, adapter)
     if session.entry.conditions or condition:
         others = [spec for spec in session.entry.conditions if not is_of_adapter(spec)]

@@ -13,11 +13,13 @@ from .options import (
     BundlePath,
     Data,
     Graph,
+    Signature,
     Steps,
     Target,
     Tolerance,
     by_graph,
     limits,
+    open_bundle,
     require_consent,
 )
 
@@ -34,6 +36,7 @@ def verify_(
         Target, typer.Option(help="What runs: ONNX Runtime, or TensorRT on a GPU.")
     ] = Target.ORT,
     graph: Graph = None,
+    require_signature: Signature = None,
     lowered: Annotated[
         bool,
         typer.Option("--lowered", help="Run the graph for TensorRT in ONNX Runtime: needs no GPU."),
@@ -69,12 +72,12 @@ def verify_(
     """Compare a bundle with its source, step by step: outputs and carried states."""
     from intaglio import verify
     from intaglio.cli import behaving, summary
-    from intaglio.runtime import Bundle
 
     allowed, options = limits(tolerance), loading(load)  # what is typed wrongly is told first
+    opened = open_bundle(bundle, require_signature)
     if behaviour is not None:
         if target is Target.TRT:
-            require_consent(bundle, graph, target.value, allowed=load.get("allow_code"))
+            require_consent(opened, graph, target.value, allowed=load.get("allow_code"))
         asked = {
             "target": target.value,
             "graph": graph,
@@ -86,13 +89,12 @@ def verify_(
             "temperature": temperature,
             "top_p": top_p,
         }
-        found = behaving.behaviour_of(console, bundle, against, behaviour, allowed, asked, options)
+        found = behaving.behaviour_of(console, opened, against, behaviour, allowed, asked, options)
         behaving.show(console, found)
         console.result(found.to_json())
         return 0 if found.passed else 3
     if target is Target.TRT and not lowered:
-        require_consent(bundle, graph, target.value, allowed=load.get("allow_code"))
-    opened = Bundle.open(bundle)
+        require_consent(opened, graph, target.value, allowed=load.get("allow_code"))
     made = {each.prepare for each in opened.manifest.graphs.values()}
     made |= {name for name, each in opened.manifest.graphs.items() if each.derived}
     names = [graph] if graph is not None else [name for name in opened.graphs if name not in made]
@@ -100,7 +102,7 @@ def verify_(
     for name in names:
         with console.progress() as progress:
             reports[name] = verify(
-                bundle,
+                opened,
                 against,
                 graph=name,
                 data=data,
