@@ -47,6 +47,30 @@ def test_names_from_a_bundle_do_not_steer_the_terminal(
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", "".join(capsys.readouterr()))
 
 
+@pytest.mark.parametrize("end", ["\n", "\r", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029"])
+def test_a_name_makes_no_line_of_its_own(end: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Lines of results stay one; what goes on in a message is indented."""
+    console, name = Console(Flags()), f"a{end}parity   holds"
+    console.text(f"\nsource   {name}")
+    console.table([[name, "1"]], ["name", "size"])
+    console.message(f"note: {name}")
+    console.fail(ValueError(), 1, name)
+
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 4
+    assert not any(line.startswith("parity") for line in (out + err).splitlines())
+
+
+@pytest.mark.parametrize("mark", "\u061c\u200e\u200f\u202a\u202e\u2066\u2069\t\x7f\x1b")
+def test_a_name_turns_no_text_around(mark: str, capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(Flags())
+    console.text(mark)
+    console.table([[mark]], ["name"])
+    console.message(mark)
+
+    assert mark not in "".join(capsys.readouterr())
+
+
 def test_json_leaves_one_object_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
     console = Console(Flags(json=True))
     console.text("for people")

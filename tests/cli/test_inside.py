@@ -1,9 +1,12 @@
 """`inspect` in depth and `inspect --diff`: weights, states at a context, changes, code."""
 
 import json
+import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -20,7 +23,9 @@ from intaglio.cli import commands, inside
 from intaglio.cli.console import Console, Flags
 from intaglio.cli.frame import app
 from intaglio.runtime.bundle import Bundle
-from intaglio.runtime.manifest import FileRecord
+from intaglio.runtime.contradictions import contradictions
+from intaglio.runtime.manifest import FileRecord, schema
+from intaglio.runtime.schema import faults
 
 
 def invoke(*arguments: str | Path) -> Result:
@@ -190,6 +195,58 @@ def test_a_signature_is_told_required_and_as_good_as_consent(bundle: Path, tmp_p
     assert trusted.exit_code == 1
     assert "--allow-code" not in trusted.stderr
     assert "--allow-code" in CliRunner().invoke(app, run).stderr
+
+
+FORGED = "x\nFORGED \r\x1b[2J\x9b\u202e\u2028FORGED\u2029\u200f\u061c\u2066\x85FORGED\x0b"
+UNSEEN = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def forged(entry: Any, whole: Any) -> Iterator[str]:
+    """Put the text into each value and key that the schema leaves free; yield where."""
+    items = list(entry.items() if isinstance(entry, dict) else enumerate(entry))
+    for key, value in items:
+        if isinstance(value, dict | list):
+            yield from forged(value, whole)
+        elif isinstance(value, str):
+            entry[key] = value + FORGED
+            if any(faults(whole, schema(), schema())) or any(contradictions(whole)):
+                entry[key] = value
+            else:
+                yield str(key)
+        if isinstance(key, str) and entry is not whole:
+            entry[key + FORGED] = entry.pop(key)
+            if any(faults(whole, schema(), schema())) or any(contradictions(whole)):
+                entry[key] = entry.pop(key + FORGED)
+            else:
+                yield key
+
+
+@pytest.mark.parametrize("target", ["ort", "other"])
+def test_no_text_of_a_manifest_forges_a_line(bundle: Path, tmp_path: Path, target: str) -> None:
+    """In every field at once that may hold any text, told by every command that tells it."""
+    copy = tmp_path / "copy"
+    shutil.copytree(bundle, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    targets = json.dumps(manifest["graphs"]["main"]["targets"])
+    places = list(forged(manifest, manifest))
+    if target == "ort":  # so that more of the bundle is reached
+        manifest["graphs"]["main"]["targets"] = json.loads(targets)
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    assert len(places) > 100
+
+    for command in (
+        ["inspect", str(copy), "-v", "--context", "3"],
+        ["inspect", str(copy), str(bundle), "--diff", "-v"],
+        ["doctor", str(copy)],
+        ["run", str(copy), "--prompt", "1"],
+        ["verify", str(copy), "--against", str(copy / "nothing.pt")],
+        ["profile", str(copy)],
+        ["build", str(copy)],
+    ):
+        told = CliRunner().invoke(app, command)
+        assert told.exit_code in (0, 1, 2), told.output
+        assert "FORGED" not in [line[:6] for line in told.output.splitlines()], command
+        assert not UNSEEN.search(told.output), command
 
 
 def test_channels_that_belong_together_are_told(bundle: Path) -> None:

@@ -23,7 +23,7 @@ def test_children_that_are_markup_stay() -> None:
 def test_what_cannot_be_seen_is_replaced() -> None:
     """Control characters, half of a surrogate pair, and marks that turn the writing around."""
     assert text("a\x00b\u202ec\ud800") == "a\ufffdb\ufffdc\ufffd"
-    assert text("a\nb\té") == "a\nb\té"
+    assert text("a\nb\té\u061c\u2028") == "a\ufffdb\ufffdé\ufffd\ufffd"
 
 
 def test_the_first_cell_of_a_row_is_its_head() -> None:

@@ -100,6 +100,16 @@ def add_a_listed_file(path: Path) -> None:
     (path / FILE_NAME).write_text(json.dumps(manifest))
 
 
+def add_deeper(path: Path) -> None:
+    (path / "ort/x").mkdir(parents=True)
+    (path / "ort/x/y").write_bytes(b"")
+
+
+def link_a_device(path: Path) -> None:
+    (path / SIGNATURE).unlink()
+    (path / SIGNATURE).symlink_to("/dev/zero")
+
+
 def write_signature(path: Path, **changes: object) -> None:
     entry = json.loads((path / SIGNATURE).read_text())
     (path / SIGNATURE).write_text(json.dumps({**entry, **changes}))
@@ -114,10 +124,7 @@ ATTACKS: dict[str, tuple[Callable[[Path], object], str]] = {
         "does not hold what was signed",
     ),
     "a file more": (lambda path: (path / "more.so").write_bytes(b""), "does not list"),
-    "a file more, deeper": (
-        lambda path: ((path / "ort/x").mkdir(parents=True), (path / "ort/x/y").write_bytes(b"")),
-        "does not list",
-    ),
+    "a file more, deeper": (add_deeper, "does not list"),
     "a pipe more": (lambda path: os.mkfifo(path / "pipe"), "does not list"),
     "a link to a folder more": (lambda path: (path / "link").symlink_to("."), "does not list"),
     "a file more, listed": (add_a_listed_file, "does not hold what was signed"),
@@ -134,10 +141,7 @@ ATTACKS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: (path / SIGNATURE).write_bytes(b"\xff"),
         "cannot be read",
     ),
-    "a signature that is a device": (
-        lambda path: ((path / SIGNATURE).unlink(), (path / SIGNATURE).symlink_to("/dev/zero")),
-        "leaves the bundle",
-    ),
+    "a signature that is a device": (link_a_device, "leaves the bundle"),
 }
 
 

@@ -5,7 +5,6 @@ holds exactly one JSON object, whatever happens.
 """
 
 import json
-import re
 import sys
 import tempfile
 import time
@@ -18,10 +17,8 @@ from typing import Any, TextIO
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from intaglio.runtime.plain_text import indented, one_line
 from intaglio.version import __version__
-
-# All but newline and tab; what turns the direction of text; halves of a character.
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 Report = Callable[[str, float | None], None]  # what is being done, and the part of it done
 
@@ -59,9 +56,13 @@ class Console:
             self.write(json.dumps(value) + "\n")  # in ASCII, which every terminal can print
 
     def text(self, line: str = "") -> None:
-        """Print a line of the result for people; nothing under `--json`."""
+        """Print a line of the result for people; nothing under `--json`.
+
+        Newlines before it are empty lines; within it, it has none.
+        """
         if not self.flags.json:
-            _print(self._out, line)
+            words = line.lstrip("\n")
+            _print(self._out, "\n" * (len(line) - len(words)) + one_line(words))
 
     def stream(self, text: str) -> None:
         """Print a piece of a result as it comes; nothing under `--json`."""
@@ -77,8 +78,9 @@ class Console:
         """Print rows in columns, indented under the line before; nothing under `--json`."""
         if self.flags.json or not rows:
             return
-        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-        for number, row in enumerate([head, *rows]):
+        rows = [head, *([one_line(cell) for cell in row] for row in rows)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for number, row in enumerate(rows):
             cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
             line = f"  {'  '.join(cells)}".rstrip()
             _print(self._out, line, style=None if number else "dim")
@@ -86,7 +88,7 @@ class Console:
     def message(self, text: str) -> None:
         """Tell people on stderr, unless they asked for quiet."""
         if not self.flags.quiet:
-            _print(self._err, text)
+            _print(self._err, indented(text))
 
     def detail(self, text: str) -> None:
         """Tell people who asked for more."""
@@ -108,7 +110,7 @@ class Console:
         """Say what went wrong, under `--json` to machines as well; return the exit code."""
         if self.flags.debug:
             traceback.print_exception(error)
-        _print(self._err, f"intaglio: {said}")
+        _print(self._err, indented(f"intaglio: {said}"))
         fault = {"type": type(error).__name__, "message": said, "exit_code": code}
         self.result({"error": fault})
         return code
@@ -135,17 +137,17 @@ def _rich(stream: TextIO) -> RichConsole:
     )
 
 
-def plain(text: str) -> str:
-    """Text with U+FFFD for control characters: neither a model nor a bundle steers a terminal."""
-    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
-
-
 def _print(console: RichConsole, text: str, style: str | None = None) -> None:
-    console.print(plain(text), soft_wrap=True, style=style)
+    console.print(text, soft_wrap=True, style=style)
 
 
 def _bars(console: RichConsole) -> Progress:
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TimeElapsedColumn(),
+    )
     return Progress(*columns, console=console, transient=True)
 
 
@@ -154,7 +156,7 @@ def _bar(bars: Progress) -> Report:
     (task,) = bars.tasks
 
     def report(what: str, done: float | None) -> None:
-        task.description = what
+        task.description = one_line(what)
         task.total = None if done is None else 1.0
         task.completed = done or 0.0
 

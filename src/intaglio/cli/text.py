@@ -9,10 +9,9 @@ from typing import Any, Protocol
 
 from intaglio.errors import InputError
 from intaglio.runtime.graph_entry import GraphEntry
+from intaglio.runtime.plain_text import plain
 from intaglio.runtime.tokenizer_process import Tokenizer
 from intaglio.state import BATCH, TIME
-
-from .console import plain
 
 BYTES = 256
 

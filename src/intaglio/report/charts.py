@@ -13,9 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
+from intaglio.runtime.plain_text import one_line
 from intaglio.runtime.profile.report import Phase, ProfileReport, Ratio
 
-from .html import Html, text, visible
+from .html import Html, text
 
 # Colours that stand for the page's own; the page's styles define the names.
 _INK, _MUTED, _GRID = "#010101", "#020202", "#030303"
@@ -143,7 +144,7 @@ def multiple(value: float) -> str:
 
 
 def _short(name: str) -> str:
-    name = visible(name)
+    name = one_line(name)
     return name if len(name) <= 28 else f"{name[:27]}…"
 
 

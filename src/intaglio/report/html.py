@@ -1,12 +1,8 @@
 """HTML that cannot be broken out of: whatever is not made here is text, and is escaped."""
 
 import html
-import re
 
-# Control characters are no text in HTML; those that turn the direction of writing mislead.
-_UNSEEN = re.compile(
-    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
-)
+from intaglio.runtime.plain_text import one_line
 
 
 class Html(str):
@@ -15,16 +11,11 @@ class Html(str):
     __slots__ = ()
 
 
-def visible(value: str) -> str:
-    """The text with U+FFFD for what cannot be seen."""
-    return _UNSEEN.sub("\N{REPLACEMENT CHARACTER}", value)
-
-
 def text(value: object) -> Html:
     """Anything as text, escaped unless it is markup already."""
     if isinstance(value, Html):
         return value
-    return Html(html.escape(visible(str(value))))
+    return Html(html.escape(one_line(str(value))))
 
 
 def element(tag: str, *children: object, **attributes: object) -> Html:
