@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import intaglio
 from intaglio.runtime.trt.flavour import has_device
 
 if TYPE_CHECKING:
@@ -26,6 +28,33 @@ int getNvOnnxParserVersion(void) { return 0; }
 void *getBuilderPluginRegistry(int a) { return getPluginRegistry(); }
 _Bool initLibNvInferPlugins(void *a, const char *b) { return 1; }
 """
+
+ROOT = Path(__file__).parents[1]
+
+
+def pytest_configure() -> None:
+    """Whoever added a file and did not install it again is told so, not that an import failed."""
+    unseen = files_that_the_install_does_not_see()
+    if unseen:
+        raise pytest.UsageError(
+            f"the environment was made before {', '.join(unseen)} came or went: run `make env`."
+        )
+
+
+def files_that_the_install_does_not_see() -> list[str]:
+    """Python files of ours that a strict editable install, a tree of links, lacks or still has."""
+    place = Path(intaglio.__file__).parent
+    if "__editable__" not in str(place):
+        return []  # a wheel
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    here = {
+        (Path(*package.split(".")) / path.relative_to(ROOT / folder)).as_posix(): path
+        for package, folder in project["tool"]["setuptools"]["package-dir"].items()
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    there = {path.relative_to(place.parent).as_posix() for path in place.rglob("*.py")}
+    return sorted(here.keys() ^ there)
+
 
 if not has_device():  # before PyTorch imports Triton, which asks when it is imported
     os.environ["TRITON_INTERPRET"] = "1"

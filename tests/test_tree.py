@@ -80,6 +80,46 @@ def test_each_file_is_a_registry_entry_with_a_test_file(
     assert set(files) <= tested
 
 
+def test_every_pass_is_run_by_something() -> None:
+    """By the exporter, or by a user, whom a page tells how: else it rots unseen."""
+    from intaglio.passes import PASSES
+
+    files = [ROOT / "passes/pipeline.py", *(ROOT / "exporter").rglob("*.py")]
+    named = {
+        node.id
+        for path in files
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Name)
+    }
+    pages = "".join(path.read_text() for path in (ROOT / "docs").rglob("*.md"))
+    idle = [each.name for each in PASSES if each.__name__ not in named]
+
+    assert [name for name in idle if f"`{name}`" not in pages and f" {name}" not in pages] == []
+
+
+def test_every_model_is_exported_by_a_test() -> None:
+    """A system is nothing before a test has taken it from its training form to a bundle."""
+    texts = [path.read_text() for path in (ROOT / "tests").rglob("test_*.py")]
+    exporting = [text for text in texts if "export(" in text]
+    left_out = {
+        file
+        for file in (name.replace("-", "_") for name in models())
+        if not any(f"intaglio.models.{file} " in text or f'"{file}"' in text for text in exporting)
+    }
+
+    assert left_out == set()
+
+
+def test_every_checkpoint_is_used_by_a_test() -> None:
+    """What is shipped as trained loads with the code beside it."""
+    texts = "".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
+    shipped = {path.stem for path in (ROOT / "models/checkpoints").glob("*.pt")}
+
+    assert {name for name in shipped if f'"{name}"' not in texts and f"{name}.pt" not in texts} == (
+        set()
+    )
+
+
 def test_tests_mirror_the_tree() -> None:
     """A folder of tests is for the folder of that name, and the test of a pass lies in its own."""
     helpers = {"support"}
