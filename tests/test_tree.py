@@ -120,6 +120,22 @@ def test_every_checkpoint_is_used_by_a_test() -> None:
     )
 
 
+def test_the_page_of_names_lists_what_graphs_say_of_themselves() -> None:
+    """Keys of metadata are read by others than those who write them."""
+    from intaglio.passes import graph
+
+    page = (ROOT / "docs/names.md").read_text()
+    own = (graph.__name__, graph.__package__)
+    keys = [
+        value
+        for value in vars(graph).values()
+        if isinstance(value, str) and value.startswith("intaglio.") and value not in own
+    ]
+
+    assert graph.MODULE in keys
+    assert [key for key in keys if f"`{key}`" not in page] == []
+
+
 def test_tests_mirror_the_tree() -> None:
     """A folder of tests is for the folder of that name, and the test of a pass lies in its own."""
     helpers = {"support"}
