@@ -49,7 +49,7 @@ $(VENV)/installed: pyproject.toml constraints.txt $(VENV)/files
 	@touch $@
 
 $(VENV)/files: FORCE $(BIN)/pip
-	@find $(ROOMS) -name '*.py' -o -name '*.json' -o -name '*.css' -o -name py.typed | sort > $@.new
+	@find $(ROOMS) -name '*.py' -o -name '*.json' -o -name '*.css' -o -name '*.hpp' -o -name py.typed | sort > $@.new
 	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
 
 $(BIN)/pip:

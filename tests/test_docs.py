@@ -40,7 +40,7 @@ def blocks(document: str) -> list[tuple[str, str]]:
     return [
         (language, here(text))
         for language, text in found
-        if language != "cpp"  # tests/test_cpp.py compiles it
+        if language != "cpp"  # tests/runtime/test_headers.py compiles it
     ]
 
 

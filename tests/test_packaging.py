@@ -52,7 +52,7 @@ def package_files() -> set[str]:
         "/".join((*package.split("."), *path.relative_to(ROOT / folder).parts))
         for package, folder in ROOMS.items()
         for path in (ROOT / folder).rglob("*")
-        if path.suffix in (".py", ".json", ".css") or path.name == "py.typed"
+        if path.suffix in (".py", ".json", ".css", ".hpp") or path.name == "py.typed"
         if path.parent.name != "checkpoints"
     }
 

@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from intaglio.exporter.proving.verify import verify as verify
     from intaglio.graphs import Graph as Graph
     from intaglio.profiling import profile as profile
+    from intaglio.runtime.headers import get_include as get_include
 
 _FACADE = {
     "Graph": "intaglio.graphs",
     "export": "intaglio.exporter.export",
+    "get_include": "intaglio.runtime.headers",
     "profile": "intaglio.profiling",
     "verify": "intaglio.exporter.proving.verify",
 }
