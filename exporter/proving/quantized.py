@@ -46,7 +46,13 @@ Array = npt.NDArray[Any]
 def accuracy_of(entry: GraphEntry) -> str | None:
     """What the graph for ONNX Runtime makes of weights of few bits, None where it has none."""
     lowered = [r for r in entry.passes if r["name"] == LOWERING and r["changed"]]
-    return next((r["details"].get("accuracy") for r in lowered), None)
+    return next((details_of(record).get("accuracy") for record in lowered), None)
+
+
+def details_of(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a pass told beyond what all tell; the schema knows the keys that are read here."""
+    found: Mapping[str, Any] = record.get("details", {})
+    return found
 
 
 def portable_path(graph: BundleGraph) -> str:
@@ -67,10 +73,16 @@ def dequantized(source: Source, graph: BundleGraph) -> Source | None:
     bundle, records = graph.bundle, graph.entry.passes
     names = [graph.name, *([] if graph.entry.prepare is None else [graph.entry.prepare])]
     paths = [portable_path(bundle.graph(name)) for name in names]
-    tuned = {name for record in records for name in record["details"].get("tuned", ())}
-    quantized = any("bits" in record["options"] for record in records)
-    placed = {n: at for record in records for n, at in record["details"].get("placed", {}).items()}
-    pairs = {n: p for record in records for n, p in record["details"].get("factored", {}).items()}
+    tuned = {name for record in records for name in details_of(record).get("tuned", ())}
+    quantized = any("bits" in record.get("options", {}) for record in records)
+    placed, pairs = (
+        {
+            name: value
+            for record in records
+            for name, value in details_of(record).get(key, {}).items()
+        }
+        for key in ("placed", "factored")
+    )
     absent = any(path not in bundle.manifest.files for path in paths)
     if absent and (tuned or quantized or placed or pairs):
         raise BundleError(
@@ -153,7 +165,7 @@ def _caches(records: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], Seque
     return {
         (path, port): kept
         for record in records
-        for path, ports in record["details"].get("kept_in_caches", {}).items()
+        for path, ports in details_of(record).get("kept_in_caches", {}).items()
         for port, kept in ports.items()
     }
 
@@ -196,7 +208,7 @@ def _with_weights(source: Source, weights: Mapping[str, Array], how: str) -> Sou
         for key, array in own.items():
             _require_shape(key, array, _shape(initializers[key]))
             body.graph.initializers[key].const_value = ir.tensor(np.ascontiguousarray(array))
-        return replace(source, body=body, name=name) if own else None
+        return replace(source, body=body, name=name, reweighted=True) if own else None
     module: nn.Module = copy.deepcopy(source.module)
     parameters = dict(module.named_parameters(remove_duplicate=False))
     own = {key: array for key, array in weights.items() if key in parameters}

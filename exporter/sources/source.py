@@ -46,6 +46,7 @@ class Source:
     the module and the port of the state: those of the source have zeros elsewhere.
     `generates` says how main and others make a whole together, where they do.
     `pace` is how many entries along time make one token: sizes of time count tokens.
+    `reweighted` says that `body` has other weights than the file at `path`.
     """
 
     path: Path
@@ -72,6 +73,7 @@ class Source:
     beside: frozenset[str] | None = None
     generates: Generation | None = None
     pace: int = 1
+    reweighted: bool = False
     caches: Mapping[tuple[str, str], Sequence[Sequence[int]]] = field(default_factory=dict)
 
     @cached_property

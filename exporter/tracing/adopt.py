@@ -51,7 +51,18 @@ def adopt_graph(source: Source, opset: int) -> tuple[ir.Model, dict[str, Span]]:
     """
     assert isinstance(source.body, ir.Model)
     with limited(RunLimits.of(source.body)):
-        return _adopted(source, source.body.clone(), opset)
+        return _adopted(source, _copied(source), opset)
+
+
+def _copied(source: Source) -> ir.Model:
+    assert isinstance(source.body, ir.Model)
+    try:
+        return source.body.clone()
+    except RuntimeError as error:  # a branch, for example, that gives a name which it reads
+        raise TraceError(
+            f"{source.path}: a graph in it reads a value before anything gives it, or gives one "
+            "under the name of another. Export it again; onnx.checker tells where."
+        ) from error
 
 
 def _adopted(source: Source, model: ir.Model, opset: int) -> tuple[ir.Model, dict[str, Span]]:
@@ -102,9 +113,13 @@ def _arrays(inputs: Mapping[str, Tensor]) -> Arrays:
 def open_original(source: Source) -> onnxruntime.InferenceSession:
     """The file of `source` as ONNX Runtime runs it, with the axes free that the source has free.
 
+    Where the source has other weights than its file, its graph runs in the place of the file.
+
     Raises:
         TraceError: if it does not.
     """
+    if source.reweighted and isinstance(source.body, ir.Model):
+        return evaluate.session(source.body)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 4

@@ -241,11 +241,13 @@ def _rewrite(model: ir.Model, chosen: Chosen, found: Outcome, *, tables: bool) -
             bits=solved.bits,
             group=solved.group,
         )
-        rows = look_ups(projection.weight) if tables and layer.tied else []
+        tied = tables and layer.tied and projection.by_output
+        rows = look_ups(projection.weight) if tied else []
         alone = uses(projection.weight) == 1 + len(rows)  # nothing is left that is float
         name = projection.weight.name or "" if alone else f"{layer.path}.weight"
         emit = Emitter(projection.node)
-        values = add_weight(graph, name, weight)
+        turned = alone and not projection.by_output
+        values = add_weight(graph, name, weight, turned=turned)
         x = projection.node.inputs[0]  # of another node than before, where that was a projection
         assert x is not None
         for node in rows if alone else []:

@@ -99,9 +99,10 @@ def test_the_graph_computes_what_the_module_does_with_the_dequantized_weights(
     net = Net()
     tensors = dict(net.named_parameters())
     for node in low_bit_nodes(model):
-        name = str(node.inputs[1].name).removesuffix(".codes")  # type: ignore[union-attr]
+        name, by_input = parameter_of(node)
         weight = torch.from_numpy(weight_of(node).dequantize())
-        tensors[name].data = weight.T if name == "mix" else weight
+        tensors[name].data = weight.T if by_input else weight
+        assert by_input is (name == "mix")
     ids = torch.randint(31, (2, 5), generator=torch.Generator().manual_seed(1))
     got = evaluate.run(model, {"input_ids": ids.numpy()})["logits"]
 

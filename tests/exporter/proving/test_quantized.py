@@ -1,0 +1,127 @@
+"""What a bundle with changed weights is held to, where the source is a graph in a file."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import intaglio
+from intaglio.errors import BundleError, ParityError
+from intaglio.runtime.bundle import Bundle
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two products in a row whose weights stand as [inputs, outputs], as most files have them."""
+    random = np.random.default_rng(0)
+
+    def weight(name: str, *shape: int) -> onnx.TensorProto:
+        return numpy_helper.from_array(random.normal(0, 0.3, shape).astype(np.float32), name)
+
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["x"]),
+        helper.make_node("MatMul", ["x", "up"], ["h"]),
+        helper.make_node("Relu", ["h"], ["a"]),
+        helper.make_node("MatMul", ["a", "down"], ["y"]),
+        helper.make_node("Add", ["x", "y"], ["z"]),
+        helper.make_node("MatMul", ["z", "head"], ["logits"]),
+    ]
+    made = helper.make_graph(
+        nodes,
+        "network",
+        [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "time"])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "time", 16])],
+        [
+            weight("table", 16, 32),
+            weight("up", 32, 64),
+            weight("down", 64, 32),
+            weight("head", 32, 16),
+        ],
+    )
+    path = tmp_path_factory.mktemp("graph") / "model.onnx"
+    opset = [helper.make_opsetid("", 18)]
+    onnx.save(helper.make_model(made, opset_imports=opset, ir_version=9), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("passed", "whole"),
+    [("rtn:bits=8,group=16", False), ("low-rank:by='svd',ratio=0.2", True)],
+)
+def test_weights_that_a_pass_changed_run_in_the_place_of_the_file(
+    graph: Path, tmp_path: Path, passed: str, *, whole: bool
+) -> None:
+    """The bundle equals the changed weights, which are far from the file's own."""
+    report = intaglio.export(graph, tmp_path / "bundle", passes=[passed], whole=whole, steps=8)
+
+    assert report.parity is not None
+    assert report.parity.passed
+    assert report.parity.quantization is not None
+    assert report.parity.quantization["logits"] > 1e-3
+    if whole:
+        return
+    manifest = tmp_path / "bundle/manifest.json"
+    entry = json.loads(manifest.read_text())
+    for record in entry["graphs"]["main"]["passes"]:
+        record.pop("details", None)
+        record.pop("options", None)
+    manifest.write_text(json.dumps(entry))
+    assert intaglio.verify(tmp_path / "bundle", graph, steps=8).passed, "details are for people"
+
+
+def test_other_weights_than_the_changed_ones_are_found(graph: Path, tmp_path: Path) -> None:
+    """The file with one weight turned around is no source of the bundle."""
+    passed = ["rtn:bits=8,group=16"]
+    intaglio.export(graph, tmp_path / "bundle", passes=passed, verify=False)
+    other = onnx.load(graph)
+    (table,) = (each for each in other.graph.initializer if each.name == "table")
+    table.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(table), "table"))
+    onnx.save(other, tmp_path / "other.onnx")
+
+    assert not intaglio.verify(tmp_path / "bundle", tmp_path / "other.onnx", steps=8).passed
+
+
+@pytest.mark.parametrize(
+    "details",
+    [
+        {"factored": {"up": 3}},
+        {"factored": [1]},
+        {"placed": {"up": 1}},
+        {"placed": {"up": {"shape": 1}}},
+        {"kept_in_caches": {"a": 1}},
+        {"kept_in_caches": {"a": {"b": [["x"]]}}},
+        {"tuned": 3},
+        7,
+    ],
+)
+def test_what_a_pass_told_of_weights_has_the_form_that_is_read(
+    bundle_of_a_pass: Path, tmp_path: Path, details: object
+) -> None:
+    entry = json.loads((bundle_of_a_pass / "manifest.json").read_text())
+    entry["graphs"]["main"]["passes"][0]["details"] = details
+    (tmp_path / "manifest.json").write_text(json.dumps(entry))
+
+    with pytest.raises(BundleError, match="not a valid manifest"):
+        Bundle.open(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def bundle_of_a_pass(graph: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("plain") / "bundle"
+    intaglio.export(graph, path, verify=False)
+    return path
+
+
+def test_a_file_that_is_compressed_beyond_what_passes_is_told(graph: Path, tmp_path: Path) -> None:
+    """The limit is the usual one: `NAME.quantization`, of what the change itself moved."""
+    with pytest.raises(ParityError, match=r"logits\.quantization"):
+        intaglio.export(
+            graph,
+            tmp_path / "bundle",
+            passes=["low-rank:by='svd',rank=1"],
+            steps=8,
+            tolerance={"logits.quantization": 0.1},
+        )
