@@ -11,6 +11,9 @@ code that was planted in its input.  `--seed N --case K` runs one case again and
 
 import argparse
 import contextlib
+import copy
+import functools
+import gc
 import importlib
 import itertools
 import json
@@ -31,6 +34,7 @@ from pathlib import Path
 from random import Random
 
 import torch
+import typer
 from evidence import Row, run
 from fuzz_cases import (
     ARGUMENTS,
@@ -44,10 +48,15 @@ from fuzz_cases import (
     write_inputs,
 )
 from fuzz_mutations import CANARY
+from torch.onnx._internal.exporter._constants import TORCHLIB_OPSET
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
+import intaglio
 import intaglio.cli
 import intaglio.exporter.export
 import intaglio.runtime
+from intaglio.cli.frame import app
+from intaglio.quiet import quiet
 
 CASES, QUICK = 10_000, 240
 SECONDS = 20  # of processor time
@@ -156,12 +165,34 @@ def _inputs() -> Iterator[Path]:
         for name in (*(Path(folder) / MODULES).read_text().split(), *commands):
             with contextlib.suppress(ImportError):
                 importlib.import_module(name)
+        torch.set_num_threads(1)
+        _warm_up(Path(folder))
         yield Path(folder)
+
+
+def _warm_up(inputs: Path) -> None:
+    """Do once what each case would do again: tables of PyTorch and of the command line.
+
+    A conversion writes its own entries into the table of ONNX functions, so each is given a copy.
+    """
+    tables = functools.cache(ONNXRegistry.from_torchlib)
+
+    def from_torchlib(opset_version: int = TORCHLIB_OPSET) -> ONNXRegistry:
+        table = copy.copy(tables(opset_version))
+        table.functions = {name: [*known] for name, known in table.functions.items()}
+        return table
+
+    ONNXRegistry.from_torchlib = staticmethod(from_torchlib)  # type: ignore[method-assign]
+    typer.main.get_command = functools.cache(typer.main.get_command)
+    typer.main.get_command(app)
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        intaglio.export(inputs / "llama.pt", Path(folder) / "out", verify=False, portable=False)
+    gc.collect()
+    gc.freeze()  # a collection in a child would copy all that it looks at
 
 
 def _verdicts(numbers: Iterable[int], seed: int, inputs: Path, workers: int) -> Iterator[Verdict]:
     """Run cases, `workers` at a time; yield what became of each as it ends."""
-    torch.set_num_threads(1)
     drawn = [kind for kind in KINDS for _ in range(WEIGHTS.get(kind.name, 1))]
     waiting = iter(numbers)
     running: dict[int, tuple[int, int, Kind, Path, float]] = {}
@@ -237,6 +268,8 @@ def _works(child: int) -> bool:
     """Whether a process, or one that it waits for, could run: a busy machine is no hang."""
     try:
         state = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0]
+        if state == "Z":  # it has ended
+            return True
         below = Path(f"/proc/{child}/task/{child}/children").read_text().split()
     except OSError:
         return False
