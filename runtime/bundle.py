@@ -74,6 +74,12 @@ class Bundle:
                 "Give the folder that intaglio export wrote."
             )
         root = root.resolve()
+        try:
+            str(root).encode()
+        except UnicodeEncodeError as error:
+            raise BundleError(
+                f"{root} is called by bytes that are no UTF-8, which no library opens. Rename it."
+            ) from error
         content, signer = Manifest.read(_inside(root, FILE_NAME)), None
         if require_signature is not None:
             signer = require(content, _inside(root, SIGNATURE), require_signature)

@@ -1,10 +1,12 @@
 """The command line: exit codes, and what goes to stdout and to stderr."""
 
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from shutil import copytree
 
@@ -66,6 +68,36 @@ def test_wrong_usage_exits_2_and_leaves_stdout_empty(arguments: list[str]) -> No
 
     assert (result.exit_code, result.stdout) == (2, "")
     assert "Usage: intaglio" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["run", "verify", "profile", "doctor", "prompt"])
+def test_what_is_no_utf_8_is_told(bundle: Path, tmp_path: Path, command: str) -> None:
+    """Names of files may be any bytes; the libraries that read them take text."""
+    odd = tmp_path / os.fsdecode(b"n\xff")
+    copytree(bundle, odd)
+    arguments: dict[str, list[str | Path]] = {
+        "run": ["run", odd, "--prompt", "a"],
+        "verify": ["verify", odd, "--against", odd],
+        "profile": ["profile", odd, "--duration", "0"],
+        "doctor": ["doctor", odd],
+        "prompt": ["run", bundle, "--prompt", "\udcff"],
+    }
+    result = invoke(*arguments[command])
+
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1].startswith("intaglio: ")
+
+
+def test_a_fault_of_ours_is_logged_whatever_was_typed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["intaglio", "\udcff"])
+    failing(monkeypatch, AssertionError("\udcff"))
+
+    assert invoke("doctor").exit_code == 4
+    (log,) = tmp_path.glob("intaglio-*.log")
+    assert "AssertionError" in log.read_text(encoding="utf-8")
 
 
 def test_a_fault_of_the_users_exits_1_with_one_message(tmp_path: Path) -> None:

@@ -118,7 +118,12 @@ class Console:
     def fail_as_bug(self, error: Exception) -> int:
         """Keep the traceback of our own mistake in a file, and say where it is."""
         with tempfile.NamedTemporaryFile(
-            "w", prefix="intaglio-", suffix=".log", delete=False, encoding="utf-8"
+            "w",
+            prefix="intaglio-",
+            suffix=".log",
+            delete=False,
+            encoding="utf-8",
+            errors="backslashreplace",
         ) as log:
             log.write(f"intaglio {__version__}, Python {sys.version}, {sys.platform}\n")
             log.write(f"{sys.argv}\n\n")

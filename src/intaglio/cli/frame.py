@@ -81,6 +81,10 @@ def _guarded(console: Console, name: str, call: Callable[[], int | None]) -> int
         raise
     except OSError as error:
         return console.fail(error, 1, f"{error.filename or name}: {error.strerror or error}.")
+    except UnicodeEncodeError as error:  # half of a character: a name of bytes, or JSON's \ud800
+        around = error.object[max(0, error.start - 40) : error.end + 40]
+        said = f"{around!r} is no text in UTF-8. Rename the file, or mend the text."
+        return console.fail(error, 1, f"{name}: {said}")
     except KeyboardInterrupt as error:
         return console.fail(error, 130, "interrupted")
     except Exception as error:  # noqa: BLE001 - the last resort of a program
