@@ -47,6 +47,7 @@ from .metadata import strip
 from .modules import named, path_of
 from .mutations import idle_buffers
 from .norm_calls import settle_norm_calls
+from .reversed_differences import settle_reversed_differences
 from .squeezes import settle_squeezes
 from .stepped_axes import name_steps
 from .trace_check import check_trace, check_whole
@@ -110,6 +111,7 @@ def _trace(source: Source) -> Traced:
     settle_squeezes(program)
     settle_masked_writes(program)
     settle_clamps(program)
+    settle_reversed_differences(program)
     inputs = source.inputs
     names = list(name_outputs(source.module, run_examples(source.module, inputs), inputs))
     model = _convert(source, program)

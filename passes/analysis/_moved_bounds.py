@@ -38,7 +38,21 @@ def _moved(function: Callable[[Term, Array], Array]) -> Rule:
 
 
 def _to_shape(term: Term, array: Array) -> Array:
-    return array.reshape(flat_shape(term))
+    return _in_full(term, array).reshape(flat_shape(term))
+
+
+def _in_full(term: Term, array: Array) -> Array:
+    """Bounds of what `term` reshapes, along the axes as well that they are alike along."""
+    source = next((one for one in term.inputs if one is not None), None)
+    whole = () if source is None else flat_shape(source)
+    return np.broadcast_to(array, np.broadcast_shapes(array.shape, whole))
+
+
+def _reshaped(term: Term, given: Given, region: Region) -> Bounds | None:
+    try:
+        return _moved(_to_shape)(term, given, region)
+    except ValueError:  # a table is longer than one entry along time, or time is taken apart
+        return None
 
 
 def _expanded(term: Term, array: Array) -> Array:
@@ -275,11 +289,11 @@ MOVES: dict[str, Rule] = {
     "Identity": _moved(lambda _, array: array),
     "IsNaN": _is_nan,
     "MatMul": _matmul,
-    "Reshape": _moved(_to_shape),
+    "Reshape": _reshaped,
     "Slice": _slice,
-    "Squeeze": _moved(_to_shape),
+    "Squeeze": _reshaped,
     "Tile": _moved(lambda term, array: np.tile(array, integers(term.node.inputs[1]) or 1)),
     "Transpose": _moved(_transposed),
     "Trilu": _trilu,
-    "Unsqueeze": _moved(_to_shape),
+    "Unsqueeze": _reshaped,
 }

@@ -208,15 +208,18 @@ def pad(node: ir.Node, timing: Timing) -> Sequence[Fact]:
         return [fact]
     at = where.index(fact.axis)
     lead, trail = pads[at], pads[at + len(where)]
-    fill = constant(input_of(node, 2))
-    zero = fill is None or not fill.any()
-    if attribute(node, "mode", "constant") not in ("constant", b"constant") or not zero:
-        raise refuse(node, "pads the sequence in time with something else than zeros.")
+    given = input_of(node, 2)
+    fill = constant(given)
+    if attribute(node, "mode", "constant") not in ("constant", b"constant") or (
+        given is not None and fill is None
+    ):
+        raise refuse(node, "pads the sequence in time with something else than a constant.")
+    blank = fact.blank and (lead <= 0 or fill is None or not fill.any())
     if fact.lead + lead < 0 or fact.trail + trail < 0:
         raise refuse(node, "cuts tokens off the sequence.")
-    if lead > 0 and fact.lead and not fact.blank:
-        raise refuse(node, "puts zeros in front of what padding became.")
-    return [replace(fact, lead=fact.lead + lead, trail=fact.trail + trail)]
+    if lead > 0 and fact.lead and not (fact.blank and blank):
+        raise refuse(node, "pads in front of what padding became.")
+    return [replace(fact, lead=fact.lead + lead, trail=fact.trail + trail, blank=blank)]
 
 
 def gather(node: ir.Node, timing: Timing) -> Sequence[Fact]:

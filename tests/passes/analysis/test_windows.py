@@ -87,6 +87,13 @@ CAUSAL = {
         "z = Pad (x, p) t = Conv (z, v, b) u = Tanh (t) y = Conv <dilations = [2]> (u, w, b)",
         [1, 2],
     ),
+    "padding with a number": (
+        "batch, 2, time",
+        "batch, 2, time",
+        [floats("w", 2, 2, 3), "float f = {1.5}", integers("p", 0, 0, 2, 0, 0, 0)],
+        "z = Pad (x, p, f) y = Conv (z, w)",
+        [2],
+    ),
     "a residual stack that is padded once": (
         "batch, 2, time",
         "batch, 2, time",
