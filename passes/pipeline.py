@@ -250,7 +250,7 @@ def _run(
     now, made = _size(model), makers(model)
     for index, step in enumerate(passes):
         if progress is not None:
-            progress(step.name, index / len(passes))
+            progress(f"{step.name}, {index + 1} of {len(passes)}", index / len(passes))
         checked = check and isinstance(step, Exact | Lower)
         before = model.clone() if checked else None
         states = list(context.states)

@@ -1,6 +1,6 @@
 """Shapes that a bundle has to serve, as trtexec's users type them.
 
-``--minShapes input_ids:1x1 --optShapes input_ids:1x16 --maxShapes input_ids:1x512``, several
+``--min-shapes input_ids:1x1 --opt-shapes input_ids:1x16 --max-shapes input_ids:1x512``, several
 inputs separated by commas, or all three in one: ``--shapes input_ids:1x1:1x16:1x512``.
 """
 
@@ -44,9 +44,9 @@ class Shapes:
             OptionError: if one is malformed, names an input twice, or min <= opt <= max fails.
         """
         columns = [
-            _column("--minShapes", minimum),
-            _column("--optShapes", optimum),
-            _column("--maxShapes", maximum),
+            _column("--min-shapes", minimum),
+            _column("--opt-shapes", optimum),
+            _column("--max-shapes", maximum),
         ]
         for text in shapes:
             name, low, mid, high = _row(text)

@@ -166,8 +166,9 @@ def behave(
         made = []
         for number, question in enumerate(questions):
             if progress is not None:
-                part = (place + number / len(questions)) / 2
-                progress("answers of the engine" if place else "answers of the source", part)
+                who = "engine" if place else "source"
+                said = f"answers of the {who}, {number + 1} of {len(questions)}"
+                progress(said, (place + number / len(questions)) / 2)
             made.append(asking.answers(question, number, words, ask))
         found.append(made)
     source_answers, engine_answers = found

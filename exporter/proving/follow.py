@@ -140,7 +140,8 @@ class Follower:
         ends = [sum(split[:i]) for i in range(len(split) + 1)]
         for begin, end in pairwise(ends):
             if self.progress is not None:
-                self.progress(f"tokens in parts of {words_of(split)}", begin / ends[-1])
+                said = f"tokens in parts of {words_of(split)}, {begin} of {ends[-1]}"
+                self.progress(said, begin / ends[-1])
             part = {
                 name: tokens_of(value, self.axes.get(name), begin, end)
                 for name, value in inputs.items()

@@ -63,7 +63,8 @@ def tune(
     }
     for index, (path, layers) in enumerate(blocks.items()):
         if context.progress is not None:
-            context.progress(f"{path} as a block", index / len(blocks))
+            said = f"{path} as a block, {index + 1} of {len(blocks)}"
+            context.progress(said, index / len(blocks))
         stage = _Stage(module, path, layers, found, set(model.graph.initializers))
         record = stage.tune(parameters, data, epochs, rate)
         found.blocks.append({"path": path, **record})

@@ -62,7 +62,8 @@ def moments(
         kept = work.load()
         if kept is None:
             if context.progress is not None:
-                context.progress(f"{who} {each.key}", index / len(ordered))
+                said = f"{who} {each.key}, {index + 1} of {len(ordered)}"
+                context.progress(said, index / len(ordered))
             run = calibrating.replay(model, context, data.fitted) if run is None else run
             run.run_to(each.node)
             kept = {"moment": _moment(run, each, data)}
@@ -94,7 +95,8 @@ def junction_moments(
         kept = work.load()
         if kept is None:
             if context.progress is not None:
-                context.progress(f"{who} {path}", index / len(needed))
+                said = f"{who} {path}, {index + 1} of {len(needed)}"
+                context.progress(said, index / len(needed))
             run = calibrating.replay(model, context, data.fitted) if run is None else run
             run.run_to(junction.readers[0].node)
             kept = _of_junction(run, junction, data)

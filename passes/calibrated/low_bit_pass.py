@@ -125,8 +125,9 @@ class LowBit(Calibrated, abc.ABC):
         try:
             for index, together in enumerate(chosen.by_input):
                 if context.progress is not None:
-                    at = index / len(chosen.by_input)
-                    context.progress(f"{self.name} {together[0].path}", at)
+                    count = len(chosen.by_input)
+                    said = f"{self.name} {together[0].path}, {index + 1} of {count}"
+                    context.progress(said, index / count)
                 self._quantize(run, together, context, found, work)
             found.stages.append(_stage("layers", run, model, context))
         finally:

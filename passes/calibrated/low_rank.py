@@ -145,7 +145,8 @@ class LowRank(Calibrated):
         try:
             for index, each in enumerate(chosen):
                 if context.progress is not None:
-                    context.progress(f"{self.name} {each.path}", index / len(chosen))
+                    said = f"{self.name} {each.path}, {index + 1} of {len(chosen)}"
+                    context.progress(said, index / len(chosen))
                 run.run_to(each.node)
                 seen = calibrating.statistics(run, each.x, data, each.path)
                 found[each] = self._one(each, seen.fitted.numpy())

@@ -1,16 +1,11 @@
 """Results on stdout, everything else on stderr, and nothing but one JSON object under --json."""
 
-import io
 import json
 import re
-import sys
-import time
 
 import pytest
 
 from intaglio.cli.console import Console, Flags
-
-CLEAR_LINE = "\x1b[1A\x1b[2K"
 
 
 def test_flags_before_and_after_the_command_count_alike() -> None:
@@ -20,7 +15,7 @@ def test_flags_before_and_after_the_command_count_alike() -> None:
 def test_text_and_tables_go_to_stdout_messages_to_stderr(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Markup characters stand as they are, and no line is folded."""
+    """Markup characters stand as they are, and off a terminal no line of text is folded."""
     console = Console(Flags())
     console.text("shape [batch, time] " + "x" * 300)
     console.table([["[red]", "1"]], ["name", "size"])
@@ -79,37 +74,6 @@ def test_json_leaves_one_object_on_stdout(capsys: pytest.CaptureFixture[str]) ->
     console.result({"answer": "é"})
 
     assert json.loads(capsys.readouterr().out) == {"answer": "é"}
-
-
-def test_progress_off_a_terminal_is_a_line_for_each_stage(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What is done within a stage is told once a second at most, and nothing is told twice."""
-    clock = iter([0.0, 0.1, 0.2, 1.2, 1.3, 9.0])
-    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    with Console(Flags()).progress() as report:
-        for what in ("trace", "passes", "passes: a", "passes: b", "passes: c", "passes: b"):
-            report(what, None)
-
-    assert capsys.readouterr() == ("", "trace ...\npasses ...\npasses: b ...\n")
-
-
-def test_progress_on_a_terminal_is_a_bar_that_goes_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It names what is being done, and clears its line in the end."""
-
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
-    with Console(Flags()).progress() as report:
-        report("verify", None)
-        report("verify: tokens", 0.5)
-
-    shown = terminal.getvalue()
-    assert "verify: tokens" in shown
-    assert shown.endswith(CLEAR_LINE)
 
 
 def test_quiet_silences_progress_and_messages(capsys: pytest.CaptureFixture[str]) -> None:

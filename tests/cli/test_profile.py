@@ -12,7 +12,7 @@ from intaglio.cli.frame import app
 from intaglio.runtime.bundle import Bundle
 from intaglio.runtime.report_file import read_report
 
-QUICK = ["--context=9,3", "--prompt-length=5", "--threads=1", "--warmUp=0", "--duration=0"]
+QUICK = ["--context=9,3", "--prompt-length=5", "--threads=1", "--warm-up=0", "--duration=0"]
 
 
 def invoke(*arguments: str | Path) -> Result:
@@ -40,6 +40,8 @@ def test_tables_tell_latency_memory_and_where_the_time_goes(ran: tuple[Result, P
         *("GB/s", "Gop/s"),
     ):
         assert words in result.stdout, words
+    tables = [line for line in result.stdout.splitlines() if line.startswith("  ")]
+    assert max(map(len, tables)) <= 100
     assert f"the page is {out}" in result.stderr
 
 

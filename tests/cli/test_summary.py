@@ -1,5 +1,6 @@
 """The page about a bundle tells its states' sizes, its passes, and files that are damaged."""
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -101,8 +102,10 @@ def test_states_that_a_target_stores_otherwise_are_told(
 
     assert "states 2, for each row 1.02 kB and 128 B for each token of context".split() in lines
     assert "on trt 1.02 kB and 64 B for each token of context".split() in lines
-    told = [" ".join(line[5:-1]) for line in lines if line[:1] == ["past.0.static"]]
-    assert told == ["float32, trt float16 static 128 B a token"]
+    (place,) = (i for i, line in enumerate(lines) if line[:1] == ["past.0.static"])
+    told = " ".join(word for line in lines[place : place + 2] for word in line)
+    assert "float32, trt" in told
+    assert "float16" in told
     recurrent = next(line for line in lines if line[:1] == ["past.0.recurrent"])
     assert "trt" not in recurrent
 
@@ -111,7 +114,32 @@ def test_passes_tell_nodes_before_and_after(capsys: pytest.CaptureFixture[str]) 
     lines = page(capsys, {})
 
     assert "statefulize 120 -> 110 1.5e-07".split() in lines
+    assert "passes 2 ran, 1 changed the graph".split() in lines
+    assert not [line for line in lines if line[:1] == ["remove-dead"]]
+
+
+def test_those_who_ask_for_everything_see_unchanged_passes_and_notes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    summary.show(Console(Flags(verbose=True)), MANIFEST, "bundle", {})
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+
     assert "remove-dead 110, unchanged -".split() in lines
+    assert "statefulize: 2 states".split() in lines
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_states_of_one_kind_are_one_line_unless_all_were_asked_for(
+    verbose: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alike = state(Layout.RECURRENT, ("batch", 4, 8, 8))
+    states = (*(replace(alike, input=f"past.{i}") for i in range(12)), MAIN_GRAPH.states[0])
+    manifest = MANIFEST.with_graph(MAIN, replace(MAIN_GRAPH, states=states))
+    summary.show(Console(Flags(verbose=verbose)), manifest, "bundle", {})
+    out = capsys.readouterr().out
+
+    assert ("past.11" in out) is verbose
+    assert bool(re.search(r"^ +12  past\.0 ", out, re.MULTILINE)) is not verbose
 
 
 def test_limits_targets_and_damage_are_told(capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,6 +167,21 @@ def test_parity_shows_each_stream_where_it_is_farthest(
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
 
     assert lines[1:] == [["logits", "3.0e-07", "1e-04", "1"], ["state", "nan", "1e-04", "1"]]
+
+
+def test_of_many_streams_those_beyond_their_limits_are_never_hidden(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The first output, ten that fail, and none of the twenty that are far from their limits."""
+    streams: dict[str, list[float | str]] = {"logits": [1e-12]}
+    streams.update({f"good{i}": [1e-9] for i in range(20)})
+    streams.update({f"bad{i}": [1.0 + i] for i in range(10)})
+    summary.show_parity(Console(Flags()), parity(**streams))
+    out = capsys.readouterr().out
+    shown = [line.split()[0] for line in out.splitlines()[1:-1]]
+
+    assert shown == ["logits", *(f"bad{i}" for i in range(10))]
+    assert "20 more, all farther from their limit" in out
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from dataclasses import MISSING, Field, fields
 from typing import Any
 
+from .names import TARGETS
+
 
 def ops() -> list[dict[str, Any]]:
     """Every operator that carries state or that ONNX lacks."""
@@ -54,10 +56,7 @@ def models() -> list[dict[str, Any]]:
 
 def targets() -> list[dict[str, Any]]:
     """Every target that ``--target`` can name."""
-    return [
-        {"name": "ort", "engine": "ONNX Runtime on the CPU"},
-        {"name": "trt", "engine": "TensorRT, or TensorRT-RTX where it is not there"},
-    ]
+    return [{"name": name, "engine": engine} for name, engine in TARGETS.items()]
 
 
 def kernels() -> list[dict[str, Any]]:

@@ -1,26 +1,31 @@
 """What the command line prints and where: results to stdout, everything else to stderr.
 
-Off a terminal nothing carries control characters, and no line is folded.  With `--json` stdout
-holds exactly one JSON object, whatever happens.
+Tables fold to the terminal, and are nowhere wider than 100 letters.  Off a terminal nothing
+carries control characters, and no other line is folded.  With `--json` stdout holds exactly one
+JSON object, whatever happens.
 """
 
 import json
+import os
+import re
 import sys
 import tempfile
-import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
 
 from rich.console import Console as RichConsole
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from intaglio.runtime.plain_text import indented, one_line
 from intaglio.version import __version__
 
-Report = Callable[[str, float | None], None]  # what is being done, and the part of it done
+from .progress import Report, lines, redrawn
+from .tables import fold, lines_of
+
+WIDEST, NARROWEST = 100, 40  # letters of a line
+_LABEL = re.compile(r"\S+ {2,}|\s*")  # before a line's text, which goes on under itself
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +61,22 @@ class Console:
             self.write(json.dumps(value) + "\n")  # in ASCII, which every terminal can print
 
     def text(self, line: str = "") -> None:
-        """Print a line of the result for people; nothing under `--json`.
+        """Print a line of the result for people, folded on a terminal; nothing under `--json`.
 
         Newlines before it are empty lines; within it, it has none.
         """
+        if self.flags.json:
+            return
+        words = line.lstrip("\n")
+        shown = one_line(words)
+        if self._out.is_terminal:
+            shown = _folded(shown, self.width)
+        _print(self._out, "\n" * (len(line) - len(words)) + shown)
+
+    def paragraph(self, label: str, text: str) -> None:
+        """Print a label and what stands after it, folded everywhere; nothing under `--json`."""
         if not self.flags.json:
-            words = line.lstrip("\n")
-            _print(self._out, "\n" * (len(line) - len(words)) + one_line(words))
+            _print(self._out, _folded(one_line(f"{label:<7}  {text}"), self.width))
 
     def stream(self, text: str) -> None:
         """Print a piece of a result as it comes; nothing under `--json`."""
@@ -78,12 +92,14 @@ class Console:
         """Print rows in columns, indented under the line before; nothing under `--json`."""
         if self.flags.json or not rows:
             return
-        rows = [head, *([one_line(cell) for cell in row] for row in rows)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        for number, row in enumerate(rows):
-            cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-            line = f"  {'  '.join(cells)}".rstrip()
-            _print(self._out, line, style=None if number else "dim")
+        cells = [[one_line(cell) for cell in row] for row in (head, *rows)]
+        for line in lines_of(cells[0], cells[1:], self.width):
+            _print(self._out, line.text, style="dim" if line.head else None)
+
+    @property
+    def width(self) -> int:
+        """Letters of the longest line: those of the terminal, as far as people read them."""
+        return width_of(self._out.file)
 
     def message(self, text: str) -> None:
         """Tell people on stderr, unless they asked for quiet."""
@@ -97,14 +113,14 @@ class Console:
 
     @contextmanager
     def progress(self) -> Iterator[Report]:
-        """Show what is being done: a bar on a terminal, else a line for each stage."""
+        """Show what is being done and how far: one line that is redrawn, or one now and then."""
         if self.flags.quiet:
             yield lambda what, done: None  # noqa: ARG005
         elif self._err.is_terminal:
-            with _bars(self._err) as bars:
-                yield _bar(bars)
+            with redrawn(self._err, width_of(self._err.file)) as report:
+                yield report
         else:
-            yield _lines(self.message)
+            yield lines(self.message)
 
     def fail(self, error: BaseException, code: int, said: str) -> int:
         """Say what went wrong, under `--json` to machines as well; return the exit code."""
@@ -142,42 +158,22 @@ def _rich(stream: TextIO) -> RichConsole:
     )
 
 
+def width_of(stream: IO[str]) -> int:
+    """Letters of the longest line for a stream: those of its terminal, but not too many."""
+    try:
+        columns = os.get_terminal_size(stream.fileno()).columns
+    except (OSError, ValueError):  # no terminal
+        columns = 0
+    return max(NARROWEST, min(columns, WIDEST)) if columns else WIDEST
+
+
 def _print(console: RichConsole, text: str, style: str | None = None) -> None:
     console.print(text, soft_wrap=True, style=style)
 
 
-def _bars(console: RichConsole) -> Progress:
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TimeElapsedColumn(),
-    )
-    return Progress(*columns, console=console, transient=True)
-
-
-def _bar(bars: Progress) -> Report:
-    bars.add_task("")
-    (task,) = bars.tasks
-
-    def report(what: str, done: float | None) -> None:
-        task.description = one_line(what)
-        task.total = None if done is None else 1.0
-        task.completed = done or 0.0
-
-    return report
-
-
-def _lines(say: Callable[[str], None]) -> Report:
-    """Tell each stage, and what is done within one (``stage: detail``) once a second at most."""
-    spoken, latest = 0.0, ""
-
-    def report(what: str, _done: float | None) -> None:
-        nonlocal spoken, latest
-        now = time.monotonic()
-        begins = what.partition(":")[0] != latest.partition(":")[0]
-        if begins or (what != latest and now - spoken >= 1):
-            spoken, latest = now, what
-            say(f"{what} ...")
-
-    return report
+def _folded(line: str, width: int) -> str:
+    """A line in several where it is longer than the terminal is wide, each under its text."""
+    before = _LABEL.match(line)
+    indent = before.end() if before else 0
+    parts = fold(line[indent:], max(width - indent, NARROWEST // 2))
+    return line[:indent] + ("\n" + " " * indent).join(parts)

@@ -4,33 +4,39 @@ Exit codes: 0 done; 1 the user's input or environment; 2 usage; 3 parity failed;
 intaglio; 130 interrupted.
 """
 
+import contextlib
 import functools
 import inspect
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import typer
 
 from intaglio.errors import IntaglioError, MissingExtraError
 from intaglio.keywords import parameters
+from intaglio.quiet import heard
 from intaglio.version import __version__
 
 from . import doctor
-from .console import Console, Flags
+from .console import WIDEST, Console, Flags
+from .help import Command, Group, split_examples
 
 app = typer.Typer(
+    cls=Group,
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,  # plain help: the same on a terminal, in a pipe, in a log
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDEST},
 )
 
 FLAGS = {
     "json": typer.Option("--json", help="Print one JSON object instead of text."),
-    "verbose": typer.Option("--verbose", "-v", help="Show warnings and timings on stderr."),
+    "verbose": typer.Option(
+        "--verbose", "-v", help="Show everything: unchanged passes too, warnings, timings."
+    ),
     "quiet": typer.Option("--quiet", "-q", help="Say nothing on stderr but errors."),
-    "debug": typer.Option("--debug", help="Show the traceback of an error."),
+    "debug": typer.Option("--debug", help="Show tracebacks, and what the tracer says."),
 }
 
 
@@ -54,15 +60,28 @@ def command(function: Callable[..., int | None]) -> Callable[..., int | None]:
         flags = Flags(**{name: values.pop(name) for name in FLAGS})
         console = Console(context.obj | flags)
         call = functools.partial(function, console, **values)
-        with warnings.catch_warnings():
-            if not console.flags.verbose:
-                warnings.simplefilter("ignore")
+        with _voices(console.flags):
             code = _guarded(console, f"intaglio {context.info_name}", call)
         raise typer.Exit(code)
 
     _takes(run, parameters(function)[1:])
-    app.command(name=function.__name__.rstrip("_"))(run)
+    said, examples = split_examples(inspect.getdoc(function) or "")
+    name = function.__name__.rstrip("_")
+    app.command(name=name, cls=Command, help=said, epilog=examples)(run)
     return function
+
+
+@contextlib.contextmanager
+def _voices(flags: Flags) -> Iterator[None]:
+    """Send to stderr what others print, and let libraries be heard as far as was asked for."""
+    with (
+        contextlib.redirect_stdout(sys.stderr),
+        heard() if flags.debug else contextlib.nullcontext(),
+        warnings.catch_warnings(),
+    ):
+        if not (flags.verbose or flags.debug):
+            warnings.simplefilter("ignore")
+        yield
 
 
 def _guarded(console: Console, name: str, call: Callable[[], int | None]) -> int:
@@ -113,9 +132,16 @@ VERSION = typer.Option(
 def _start(
     context: typer.Context, *, _version: Annotated[bool, VERSION] = False, **flags: bool
 ) -> None:
-    """Engrave a trained PyTorch model onto an edge engine."""
+    """Engrave a trained PyTorch model onto an edge engine.
+
+    Examples:
+        intaglio export model.pt -o bundle
+        intaglio run bundle --prompt "Once upon a time"
+        intaglio export --help
+    """
     context.obj = Flags(**flags)
 
 
 _takes(_start, [inspect.signature(_start).parameters["_version"]])
-app.callback()(_start)
+_said, _examples = split_examples(inspect.getdoc(_start) or "")
+app.callback(help=_said, epilog=_examples)(_start)

@@ -40,7 +40,7 @@ def _contestant(console: Console, entry: Contender, percentiles: Sequence[float]
     names = ["median", *(f"p{rank:g}" for rank in percentiles)]
     head = ["ms", *names, "calls", "tokens/s", "states", "capacity", "process"]
     console.table([_timing(timing, percentiles) for timing in entry.timings], head)
-    console.text(f"  memory: {_memory(entry)}")
+    console.paragraph("memory", _memory(entry))
     for ops in {
         (profile.graph, profile.kind): profile for profile in entry.ops
     }.values():  # the longest context
@@ -76,11 +76,11 @@ def _memory(entry: Contender) -> str:
 def _ops(console: Console, ops: OpProfile) -> None:
     phase = Phase(ops.kind, ops.tokens, ops.graph)
     console.text(
-        f"\n  where the time goes, {phase}: {ops.engine:.3f} ms in the engine while "
+        f"\nwhere the time goes, {phase}: {ops.engine:.3f} ms in the engine while "
         f"traced, {ops.overhead:.3f} ms of it between operators"
     )
     if ops.ceilings is not None:
-        console.text(f"  roofline: {ops.ceilings}")
+        console.text(f"roofline: {ops.ceilings}")
     modules = [(module_name(name), time) for name, time in ops.by_module()]
     console.table(
         [[name, *_share(time, ops)] for name, time in _shortened(modules)],

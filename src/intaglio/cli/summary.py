@@ -12,6 +12,8 @@ from intaglio.state import StateSpec
 
 from .console import Console
 
+FEW = 6  # streams that are told one by one
+
 
 def damage(bundle: Bundle) -> dict[str, str]:
     """What is wrong with files of a bundle, by their names; empty if it is whole."""
@@ -90,15 +92,18 @@ def _show_graph(console: Console, entry: GraphEntry) -> None:
     for name, states in stored.items():
         if states != entry.states:
             console.text(f"         on {name} {_carried(states)}")
-    console.table(
-        [
-            _state(spec, {name: states[index].dtype for name, states in stored.items()})
-            for index, spec in enumerate(entry.states)
-        ],
-        ["input", "shape", "dtype", "layout", "bytes per row", "module"],
-    )
-    console.text("\npasses")
-    console.table([_pass(record) for record in entry.passes], ["name", "nodes", "checked"])
+    rows = [
+        _state(spec, {name: states[index].dtype for name, states in stored.items()})
+        for index, spec in enumerate(entry.states)
+    ]
+    head = ["input", "shape", "dtype", "layout", "bytes per row", "module"]
+    if not console.flags.verbose and len(kinds := _kinds(rows)) < len(rows):
+        head, rows = ["number", "first", *head[1:-1]], kinds
+    console.table(rows, head)
+    changed = [record for record in entry.passes if record["changed"]]
+    console.text(f"\npasses   {len(entry.passes)} ran, {len(changed)} changed the graph")
+    shown = entry.passes if console.flags.verbose else changed
+    console.table([_pass(record) for record in shown], ["name", "nodes", "checked"])
     if console.flags.verbose:
         _notes(console, entry.passes)
     console.text(f"\nparity   {_scope(entry.parity)}")
@@ -106,17 +111,24 @@ def _show_graph(console: Console, entry: GraphEntry) -> None:
 
 
 def show_parity(console: Console, parity: Mapping[str, Any]) -> None:
-    """Print each output and state where it is farthest from the source, whatever the split."""
+    """Print each output and state where it is farthest from the source, whatever the split.
+
+    Where there are many, those that are beyond their limit and the nearest to it, unless all were
+    asked for.
+    """
     rows = parity.get("rows", ())
     names = dict.fromkeys(row["name"] for row in rows)
     worst = [max((r for r in rows if r["name"] == name), key=_severity) for name in names]
+    shown = worst if console.flags.verbose else _worst(worst)
     console.table(
         [
             [row["name"], f"{float(row['error']):.1e}", f"{row['limit']:.0e}", _token(row)]
-            for row in worst
+            for row in shown
         ],
         ["stream", "largest error", "limit", "after token"],
     )
+    if hidden := len(worst) - len(shown):
+        console.text(f"  {hidden} more, all farther from their limit")
     if parity.get("quantization"):
         moved = (f"{name} {error:.1e}" for name, error in parity["quantization"].items())
         console.text(f"quantization moved the source's own outputs: {', '.join(moved)}")
@@ -204,6 +216,28 @@ def _state(spec: StateSpec, dtypes: Mapping[str, str]) -> list[str]:
 
 def _shape(shape: Sequence[int | str]) -> str:
     return f"[{', '.join(map(str, shape))}]"
+
+
+def _kinds(rows: Sequence[list[str]]) -> list[list[str]]:
+    """The first line of those that differ in names alone, after their number."""
+    kinds: dict[tuple[str, ...], list[list[str]]] = {}
+    for row in rows:
+        kinds.setdefault(tuple(row[1:-1]), []).append(row)
+    return [[str(len(alike)), *alike[0][:-1]] for alike in kinds.values()]
+
+
+def _worst(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Of many lines the first, those beyond their limit, and the nearest to it, in their order."""
+    if len(rows) <= FEW:
+        return list(rows)
+    nearest = sorted(rows[1:], key=_nearness, reverse=True)[: FEW - 1]
+    return [row for row in rows if row is rows[0] or row in nearest or _nearness(row) > 1]
+
+
+def _nearness(row: Mapping[str, Any]) -> float:
+    """The error by its limit."""
+    error = _severity(row)
+    return error / row["limit"] if row["limit"] else error and math.inf
 
 
 def _pass(record: Mapping[str, Any]) -> list[str]:

@@ -25,7 +25,11 @@ def adapter_(
     ],
     **load: Unpack[LoadFlags],
 ) -> None:
-    """Write what a tuned model adds to its base as an adapter."""
+    """Write what a tuned model adds to its base as an adapter.
+
+    Examples:
+        intaglio adapter base.pt tuned.pt -o french.npz
+    """
     from intaglio.exporter.adapter import make_adapter
 
     made, notes = make_adapter(base, tuned, **loading(load))

@@ -33,7 +33,11 @@ def assemble_(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
 ) -> None:
-    """Put stages that were trained apart in a row, as one checkpoint."""
+    """Put stages that were trained apart in a row, as one checkpoint.
+
+    Examples:
+        intaglio assemble stage0.pt stage1.pt stage2.pt -o whole.pt
+    """
     from intaglio.exporter.assemble import assemble
     from intaglio.exporter.options.config import read_config
 

@@ -18,10 +18,15 @@ def build_(
     bundle: BundlePath,
     graph: Graph = None,
     flavour: Annotated[
-        Flavour | None, typer.Option(help="Which TensorRT builds; as the export asked.")
+        Flavour | None,
+        typer.Option(help="Which TensorRT builds.", show_default="as the export asked"),
     ] = None,
 ) -> None:
-    """Build the TensorRT engines of a bundle, or build them again for this machine."""
+    """Build the TensorRT engines of a bundle, or build them again for this machine.
+
+    Examples:
+        intaglio build bundle
+    """
     from intaglio.runtime.bundle import Bundle
     from intaglio.runtime.trt.engine_build import ENGINE, TARGET, build
 

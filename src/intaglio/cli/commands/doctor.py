@@ -19,7 +19,12 @@ def doctor_(
         list[Path] | None, typer.Argument(metavar="[BUNDLE]...", help="Can these run here?")
     ] = None,
 ) -> None:
-    """Show what can be built and run here, and what is missing."""
+    """Show what can be built and run here, and what is missing.
+
+    Examples:
+        intaglio doctor
+        intaglio doctor bundle
+    """
     diagnosis = doctor.diagnose()
     report = diagnosis.to_json()
     console.text(f"intaglio {__version__}, Python {report['python']}, {report['platform']}")

@@ -8,6 +8,7 @@ import typer
 
 from intaglio.cli.console import Console
 from intaglio.cli.frame import command
+from intaglio.cli.names import passes_like
 
 from .loading import LoadFlags, loading
 from .options import (
@@ -52,7 +53,8 @@ def export_(
         Path | None, typer.Option(metavar="FILE.toml", help="Options, as a bundle's recipe.toml.")
     ] = None,
     target: Annotated[
-        str | None, typer.Option(metavar="LIST", help="Engines, with commas; ort, trt.")
+        str | None,
+        typer.Option(metavar="LIST", help="Engines with commas, as ort,trt.", show_default="ort"),
     ] = None,
     graph: Annotated[
         list[str] | None,
@@ -62,7 +64,12 @@ def export_(
     ] = None,
     pass_: Annotated[
         list[str] | None,
-        typer.Option("--pass", metavar="NAME[:TOML]", help="A pass to run; repeatable."),
+        typer.Option(
+            "--pass",
+            metavar="NAME[:TOML]",
+            help="A pass to run; repeatable.",
+            autocompletion=passes_like,
+        ),
     ] = None,
     calib: Annotated[
         Path | None,
@@ -73,7 +80,9 @@ def export_(
         Path | None,
         typer.Option(metavar="DIR", help="Where finished layers are kept, to resume."),
     ] = None,
-    kv: Annotated[Cache | None, typer.Option(help="Layout of key-value caches; static.")] = None,
+    kv: Annotated[
+        Cache | None, typer.Option(help="Layout of key-value caches.", show_default="static")
+    ] = None,
     last: Annotated[
         bool, typer.Option("--last", help="Heads on the last token return it alone, once a step.")
     ] = False,
@@ -81,34 +90,48 @@ def export_(
         Accuracy | None,
         typer.Option(
             help="Activations for weights of few bits: in 8 bits, in two parts of 8 bits, or "
-            "in full precision, to verify with; auto tries."
+            "in full precision, to verify with; auto tries.",
+            show_default="auto",
         ),
     ] = None,
     min_shapes: Annotated[
-        str, typer.Option("--minShapes", metavar="NAME:1x1,...", help="Least shapes to serve.")
+        str,
+        typer.Option(
+            "--min-shapes", "--minShapes", metavar="NAME:1x1,...", help="Least shapes to serve."
+        ),
     ] = "",
     opt_shapes: Annotated[
-        str, typer.Option("--optShapes", metavar="NAME:1x16,...", help="Usual shapes.")
+        str,
+        typer.Option("--opt-shapes", "--optShapes", metavar="NAME:1x16,...", help="Usual shapes."),
     ] = "",
     max_shapes: Annotated[
-        str, typer.Option("--maxShapes", metavar="NAME:1x512,...", help="Largest shapes.")
+        str,
+        typer.Option(
+            "--max-shapes", "--maxShapes", metavar="NAME:1x512,...", help="Largest shapes."
+        ),
     ] = "",
     shapes: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME:MIN:OPT:MAX", help="All three of an input; repeatable."),
     ] = None,
-    flavour: Annotated[Flavour | None, typer.Option(help="Which TensorRT builds; auto.")] = None,
+    flavour: Annotated[
+        Flavour | None, typer.Option(help="Which TensorRT builds.", show_default="auto")
+    ] = None,
     sm: Annotated[
         str | None,
         typer.Option(metavar="LIST", help="Compute capabilities of TensorRT's kernels, as 87,90."),
     ] = None,
     dtype: Annotated[
         str | None,
-        typer.Option(metavar="fp32|fp16", help="What TensorRT multiplies in; ort is in fp32."),
+        typer.Option(
+            metavar="fp32|fp16",
+            help="What TensorRT multiplies in; ort is in fp32.",
+            show_default="fp32",
+        ),
     ] = None,
     tolerance: Tolerance = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Steps to compare; 512.")
+        int | None, typer.Option(min=1, metavar="N", help="Steps to compare.", show_default="512")
     ] = None,
     check_passes: Annotated[
         bool, typer.Option("--check-passes", help="Hold each exact pass to its promise.")
@@ -121,13 +144,18 @@ def export_(
     ] = False,
     require_target: Annotated[
         str | None,
-        typer.Option(metavar="LIST", help="Targets without which there is to be no bundle; trt."),
+        typer.Option(
+            metavar="LIST", help="Targets without which there is to be no bundle, as trt."
+        ),
     ] = None,
     no_portable: Annotated[
         bool, typer.Option("--no-portable", help="Leave the portable graph out.")
     ] = False,
     layout: Annotated[
-        Layout | None, typer.Option(help="A bundle alone, or a folder of onnxruntime-genai too.")
+        Layout | None,
+        typer.Option(
+            help="A bundle alone, or a folder of onnxruntime-genai too.", show_default="bundle"
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what an export would do; write nothing.")
@@ -135,7 +163,14 @@ def export_(
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
     **load: Unpack[LoadFlags],
 ) -> None:
-    """Export a trained checkpoint to a verified bundle."""
+    """Export a trained checkpoint to a verified bundle.
+
+    Examples:
+        intaglio export model.pt -o bundle
+        intaglio export net.safetensors --model shop.net:build -o bundle
+        intaglio export hf-folder -o bundle --pass 'gptq:bits=4' --calib text.txt
+        intaglio export model.pt -o bundle --target ort,trt --max-shapes ids:4x512
+    """
     from intaglio import export
     from intaglio.cli import summary
     from intaglio.exporter.options.served_shapes import Shapes

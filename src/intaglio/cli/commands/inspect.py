@@ -32,7 +32,13 @@ def inspect_(
         bool, typer.Option("--couplings", help="Tell which channels of weights belong together.")
     ] = False,
 ) -> int:
-    """Show what a bundle holds: inputs, states, weights, passes, parity, files."""
+    """Show what a bundle holds: inputs, states, weights, passes, parity, files.
+
+    Examples:
+        intaglio inspect bundle
+        intaglio inspect bundle -v --context 1024,4096 --batch 8
+        intaglio inspect --diff bundle quantized
+    """
     from intaglio.cli import inside, summary
     from intaglio.runtime import Bundle
 

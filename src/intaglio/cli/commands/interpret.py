@@ -24,7 +24,8 @@ def interpret_(
         Path, typer.Option("--out", "-o", metavar="DIR", help="Where arrays and pictures go.")
     ],
     output: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Which output's map; the first one's.")
+        str | None,
+        typer.Option(metavar="NAME", help="Which output's map.", show_default="the first one's"),
     ] = None,
     row: Annotated[
         list[int] | None,
@@ -38,7 +39,11 @@ def interpret_(
         int | None, typer.Option(min=0, metavar="K", help="How many singular vectors.")
     ] = None,
 ) -> None:
-    """Take a network apart at one input: rows, columns, bias and singular vectors of its map."""
+    """Take a network apart at one input: rows, columns, bias and singular vectors of its map.
+
+    Examples:
+        intaglio interpret bundle picture.png -o map --row 3 --singular 8
+    """
     import numpy as np
 
     from intaglio.cli.stream import write_arrays

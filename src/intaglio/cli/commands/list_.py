@@ -8,6 +8,7 @@ import typer
 from intaglio.cli import catalogue
 from intaglio.cli.console import Console
 from intaglio.cli.frame import command
+from intaglio.cli.names import known
 
 
 class Kind(StrEnum):
@@ -24,14 +25,39 @@ class Kind(StrEnum):
 def list_(
     console: Console,
     kind: Annotated[
-        Kind, typer.Argument(metavar="KIND", help="ops, passes, models, targets or kernels.")
-    ],
+        Kind | None,
+        typer.Argument(metavar="KIND", help="ops, passes, models, targets or kernels."),
+    ] = None,
 ) -> None:
-    """List the operators, passes, models, targets or kernels that intaglio knows."""
+    """List the operators, passes, models, targets and kernels that intaglio knows.
+
+    Examples:
+        intaglio list
+        intaglio list models
+        intaglio list passes --json
+    """
+    if kind is None:
+        _in_short(console)
+        return
     entries: list[dict[str, Any]] = getattr(catalogue, kind)()
     head = list(entries[0])
     console.table([[_cell(entry[key]) for key in head] for entry in entries], head)
     console.result({kind: entries})
+
+
+def _in_short(console: Console) -> None:
+    """Every name, by kind."""
+    found = known()
+    for kind, entries in found.items():
+        if console.flags.verbose:
+            console.text(f"{kind}")
+            console.table([[e["name"], e["summary"]] for e in entries], ["name", ""])
+            continue
+        names = ", ".join(entry["name"] for entry in entries)
+        console.paragraph(kind, names)
+    if not console.flags.verbose:
+        console.text("\nMore of one kind: intaglio list models")
+    console.result(found)
 
 
 def _cell(value: object) -> str:

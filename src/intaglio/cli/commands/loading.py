@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
+from intaglio.cli.names import models_like
+
 if TYPE_CHECKING:
     from intaglio.exporter.options.loading import LoadKeywords
 
@@ -30,7 +32,12 @@ class LoadFlags(TypedDict):
     """A command takes them as ``**load: Unpack[LoadFlags]``, and hands on what `loading` reads."""
 
     model: Annotated[
-        str | None, typer.Option(metavar="NAME|PKG.MOD:FACTORY", help="What the weights are of.")
+        str | None,
+        typer.Option(
+            metavar="NAME|PKG.MOD:FACTORY",
+            help="What the weights are of.",
+            autocompletion=models_like,
+        ),
     ]
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="What the model is built with.")
@@ -56,7 +63,8 @@ class LoadFlags(TypedDict):
         bool | None,
         typer.Option(
             "--whole/--no-whole",
-            help="Each call takes whole inputs, as of pictures and encoders; else it is found.",
+            help="Each call takes whole inputs, as of pictures and encoders.",
+            show_default="found out",
         ),
     ]
     states: Annotated[
@@ -79,7 +87,8 @@ class LoadFlags(TypedDict):
     adapters: Annotated[
         Adapters | None,
         typer.Option(
-            help="Adapters added to the weights, given to a session, or one for each row; fused."
+            help="Adapters added to the weights, given to a session, or one for each row.",
+            show_default="fused",
         ),
     ]
     allow_code: Annotated[

@@ -37,7 +37,11 @@ def merge_(
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
     **load: Unpack[LoadFlags],
 ) -> None:
-    """Merge models of one kind into one, their units matched."""
+    """Merge models of one kind into one, their units matched.
+
+    Examples:
+        intaglio merge a.pt b.pt -o merged.pt --data samples.npz --report merge.html
+    """
     from intaglio.exporter.merge import merge
 
     if report is not None and data is None:

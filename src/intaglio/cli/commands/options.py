@@ -19,7 +19,7 @@ Data = Annotated[
 ]
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder of a bundle.")]
 Graph = Annotated[
-    str | None, typer.Option(metavar="NAME", help="One graph of the bundle; all otherwise.")
+    str | None, typer.Option(metavar="NAME", help="One graph of the bundle.", show_default="all")
 ]
 Signature = Annotated[
     Path | None,

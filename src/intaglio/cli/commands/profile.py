@@ -32,15 +32,19 @@ def profile_(
     ] = None,
     contexts: Annotated[
         str | None,
-        typer.Option("--context", metavar="N,...", help="Tokens before a step; 128,1024,4096."),
+        typer.Option(
+            "--context", metavar="N,...", help="Tokens before a step.", show_default="128,1024,4096"
+        ),
     ] = None,
     prompts: Annotated[
         str | None,
-        typer.Option("--prompt-length", metavar="N,...", help="Tokens of a prefill; 512."),
+        typer.Option(
+            "--prompt-length", metavar="N,...", help="Tokens of a prefill.", show_default="512"
+        ),
     ] = None,
     batch: Annotated[int, typer.Option(metavar="N", help="Rows.")] = 1,
     threads: Annotated[
-        int | None, typer.Option(metavar="N", help="Threads; the engine chooses otherwise.")
+        int | None, typer.Option(metavar="N", help="Threads.", show_default="as the engine chooses")
     ] = None,
     capacity: Annotated[
         int | None, typer.Option(metavar="N", help="Tokens that caches have room for at first.")
@@ -48,7 +52,8 @@ def profile_(
     target: Annotated[str, typer.Option(metavar="NAME", help="Engine of the bundles.")] = "auto",
     graph: Graph = None,
     warmup: Annotated[
-        float, typer.Option("--warmUp", metavar="MS", help="Uncounted calls before each.")
+        float,
+        typer.Option("--warm-up", "--warmUp", metavar="MS", help="Uncounted calls before each."),
     ] = 200,
     duration: Annotated[
         float, typer.Option(metavar="S", help="Seconds of each measurement, at least.")
@@ -67,7 +72,13 @@ def profile_(
     ] = None,
     **load: Unpack[LoadFlags],
 ) -> None:
-    """Measure bundles side by side: latencies, memory, and where the time goes."""
+    """Measure bundles side by side: latencies, memory, and where the time goes.
+
+    Examples:
+        intaglio profile bundle
+        intaglio profile bundle --against model.pt --report report.html
+        intaglio profile small large --context 128,4096 --duration 10 --threads 1
+    """
     from intaglio import profile
     from intaglio.cli import profile_tables
     from intaglio.runtime import ProfileSettings

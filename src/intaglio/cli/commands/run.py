@@ -42,11 +42,15 @@ def run_(
         ),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="At most; 100 tokens, or all arrays.")
+        int | None,
+        typer.Option(min=1, metavar="N", help="At most.", show_default="100 tokens, or all arrays"),
     ] = None,
     temperature: Annotated[
         float | None,
-        typer.Option(help="0 takes the likeliest token; 1 with the next three and for wholes."),
+        typer.Option(
+            help="0 takes the likeliest token.",
+            show_default="0; 1 with the next three, and of a picture",
+        ),
     ] = None,
     top_k: Annotated[int | None, typer.Option(help="Draw from so many tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Draw from this share.")] = None,
@@ -78,7 +82,13 @@ def run_(
         bool, typer.Option("--jsonl", help="Print a JSON object a token as it comes, one at last.")
     ] = False,
 ) -> None:
-    """Run a bundle: continue a text, step through arrays, or generate a picture."""
+    """Run a bundle: continue a text, step through arrays, or generate a picture.
+
+    Examples:
+        intaglio run bundle --prompt "def main(" --temperature 0.7 --seed 1
+        intaglio run bundle --inputs arrays.npz -o outputs.npz
+        intaglio run bundle --condition label=3 -o picture.png
+    """
     if prompt is not None and inputs is not None:
         raise typer.BadParameter("give --prompt or --inputs")
     if out is not None and prompt is not None:

@@ -19,7 +19,11 @@ def sign_(
         Path, typer.Option(metavar="KEY", help="File of a private Ed25519 key, of OpenSSH or PEM.")
     ],
 ) -> None:
-    """Sign a bundle: its manifest, and with it the hash of every file."""
+    """Sign a bundle: its manifest, and with it the hash of every file.
+
+    Examples:
+        intaglio sign bundle --key ~/.ssh/id_ed25519
+    """
     from intaglio.runtime import Bundle
     from intaglio.runtime.signing import FILE_NAME
 

@@ -27,7 +27,11 @@ def subnet_(
     ] = "100,50",
     seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
 ) -> None:
-    """Search a supernet for the best subnet of a budget, and write it as a checkpoint."""
+    """Search a supernet for the best subnet of a budget, and write it as a checkpoint.
+
+    Examples:
+        intaglio subnet supernet.pt -o small.pt --budget 3.1bits --data text.txt
+    """
     from intaglio.exporter.subnet import make_subnet
 
     counts = evaluations.split(",")

@@ -69,7 +69,13 @@ def verify_(
     ] = None,
     **load: Unpack[LoadFlags],
 ) -> int:
-    """Compare a bundle with its source, step by step: outputs and carried states."""
+    """Compare a bundle with its source, step by step: outputs and carried states.
+
+    Examples:
+        intaglio verify bundle --against model.pt
+        intaglio verify bundle --against model.pt --thorough --data text.txt
+        intaglio verify bundle --against model.pt --bisect
+    """
     from intaglio import verify
     from intaglio.cli import behaving, summary
 
