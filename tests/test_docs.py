@@ -27,6 +27,10 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOT_RUN: dict[str, str] = {
     "make demo": "builds an environment of its own; what it does with intaglio is run by itself",
     "make test": "runs this test",
+    "pip install build": "this test runs in an environment that has it",
+    "python -m build --wheel": "tests/test_packaging.py builds it",
+    "pip install dist/intaglio-*.whl": "tests/test_packaging.py runs what it holds",
+    'pip install "$(echo dist/intaglio-*.whl)[export]"': "downloads PyTorch",
     "make env": "builds an environment of its own; this test runs in it",
     "pip install intaglio tensorrt-rtx cuda-bindings": "makes the environment of a device",
 }

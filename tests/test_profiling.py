@@ -47,6 +47,7 @@ def test_the_source_is_measured_beside_its_bundle(report: ProfileReport) -> None
 
     assert (ours.kind, eager.kind) == ("bundle", "eager")
     assert torch.__version__.partition("+")[0] in eager.name
+    assert eager.name.endswith(", no cache")
     assert [timing.phase for timing in eager.timings] == [Phase("prefill", 5), Phase("step", 3)]
     assert [ratio.name for ratio in report.ratios] == [eager.name] * 2
     assert eager.timings[0].states is None

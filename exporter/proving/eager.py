@@ -52,12 +52,16 @@ def contestant(
     """
     given = as_named(LoadOptions.of(options), bundle.manifest).given()
     return Contestant(
-        name=f"PyTorch {torch.__version__.partition('+')[0]}, eager",
+        name=_name(),
         kind=EAGER,
         child="intaglio.exporter.proving.eager",
         load={"path": str(source), "threads": threads, "options": _plain(given)},
         about={"source": source.name},
     )
+
+
+def _name() -> str:
+    return f"PyTorch {torch.__version__.partition('+')[0]}, eager"
 
 
 def _plain(value: Any) -> Any:
@@ -90,7 +94,9 @@ class Runner:
             "weights": sum(p.nbytes for p in self._source.module.parameters()),
         }
         self._steps = _steps_with_cache(self._source)
-        return {**found, "about": {"step": OWN_CACHE if self._steps else RECOMPUTED}}
+        kept = "with its cache" if self._steps else "no cache"
+        about = {"step": OWN_CACHE if self._steps else RECOMPUTED}
+        return {**found, "name": f"{_name()}, {kept}", "about": about}
 
     def ready(self, kind: str, tokens: int, batch: int, graph: str = MAIN) -> None:  # noqa: ARG002
         """Get ready to measure forward passes over a prompt, or steps after a context."""

@@ -216,7 +216,7 @@ def _measure(
                 timings[place].append(timing)
     return [
         Contender(
-            name=contestant.name,
+            name=facts.get("name", contestant.name),
             kind=contestant.kind,
             about={**contestant.about, **facts.get("about", {})},
             load_seconds=facts["seconds"],

@@ -14,6 +14,7 @@ from .ops import OpProfile
 
 BUNDLE, EAGER = "bundle", "eager"
 NOISY = 2.0  # p99 : median from which a measurement is called noisy
+SLOWED = 2.0  # traced : not traced from which shares are doubtful
 BUSY = 0.5  # load average per core from which the machine is called busy
 
 
@@ -233,7 +234,12 @@ class ProfileReport:
     @property
     def warnings(self) -> list[str]:
         """What makes the figures doubtful."""
-        return [*_busy(self.machine), *(note for entry in self.measured for note in _noisy(entry))]
+        entries = self.measured
+        return [
+            *_busy(self.machine),
+            *(note for entry in entries for note in _noisy(entry)),
+            *(note for entry in entries for note in _slowed(entry)),
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -266,6 +272,24 @@ def _busy(machine: Mapping[str, Any]) -> list[str]:
     said = (
         f"The machine was busy before anything was measured: load average {load[0]:.1f} on "
         f"{cores} cores. Close other programs and profile again."
+    )
+    return [said]
+
+
+def _slowed(entry: Contender) -> list[str]:
+    """Name the phases that tracing slows so much that shares say little."""
+    found = [
+        f"{phase} ({ops.engine:.3f} ms against {1e3 * timing.median:.3f} ms)"
+        for ops in entry.ops
+        for phase in [Phase(ops.kind, ops.tokens, ops.graph)]
+        if (timing := entry.timing(phase)) and ops.engine > SLOWED * 1e3 * timing.median
+    ]
+    if not found:
+        return []
+    said = (
+        f"{entry.name} takes more than {SLOWED:g} times as long while its operators are traced, in "
+        f"{', '.join(found)}: what each share costs the tracer is in it, and small operators look "
+        "slower than they are."
     )
     return [said]
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -141,12 +142,111 @@ def test_the_page_tells_what_was_found(both: str) -> None:
     shown = Reader(both)
 
     for words in (
-        *("llama, gla", "step at 64", "tokens/s", "1.00 to 1.00", "load average 9.0 on 2 cores"),
+        *("llama against gla", "step at 64", "tokens/s", "1.00 to 1.00", "load average 9.0 on 2"),
         *("Side by side", "times the latency of the first: llama", "tokens of context"),
         *("layers", "attn", "0.250 ms", "between operators", "0.500 ms", "Oplayers.0.mlp"),
         *("static", "[batch, 2, capacity, 4]", "4.1 kB", "arena of the engine", "2 MB", "123 kB"),
     ):
         assert words in shown.text, words
+
+
+class Table(HTMLParser):
+    """The rows of the first table: its groups by name, each with its cells."""
+
+    def __init__(self, content: str) -> None:
+        super().__init__()
+        self.groups: dict[str, list[list[str]]] = {}
+        self._cell: list[str] | None = None
+        self._scope = ""
+        self._row: list[str] = []
+        self.feed(content[content.index("<table>") : content.index("</table>")])
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "tr":
+            self._row = []
+        if tag in ("th", "td"):
+            self._cell, self._scope = [], dict(attrs).get("scope") or ""
+
+    def handle_data(self, data: str) -> None:
+        if self._cell is not None:
+            self._cell.append(data)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("th", "td") and self._cell is not None:
+            self._row.append("".join(self._cell))
+            self._cell = None
+            if self._scope == "rowgroup":
+                self.groups[self._row[0]] = []
+        if tag == "tr" and self.groups and self._scope != "rowgroup":
+            self.groups[next(reversed(self.groups))].append(self._row)
+
+
+def test_rows_are_grouped_by_contestant_with_their_points_below_each_other(both: str) -> None:
+    groups = Table(both).groups
+
+    assert list(groups) == ["llama", "gla"]
+    for rows in groups.values():
+        assert [row[0] for row in rows] == ["prefill 8", "step at 16", "step at 64"]
+        figures = [figure for row in rows for figure in row[1:6]]
+        assert {len(figure.partition(".")[2]) for figure in figures} == {2}
+
+
+def test_tiles_compare_and_of_one_tell_its_rate() -> None:
+    """With several a tile has a ratio to the first for each other one; no table repeats it."""
+    tile = re.compile(r'<div class="tile">(.*?)</div>')
+    two = page(report(*llama_and_gla()))
+    one = page(report(llama_and_gla()[0]))
+
+    assert [Reader(found).text for found in tile.findall(two)] == [
+        f"1.00\N{MULTIPLICATION SIGN}gla1.00 to 1.00{phase}, times the latency of llama"
+        for phase in ("prefill 8", "step at 16", "step at 64")
+    ]
+    assert [Reader(found).text for found in tile.findall(one)][1:] == [
+        "1,333tokens/s, step at 16",
+        "1,333tokens/s, step at 64",
+    ]
+    assert two.count("1.00 to 1.00") == 3
+    assert one.count("1,333") == 2
+
+
+def test_warnings_are_one_line_that_opens(both: str) -> None:
+    """Of one warning its first sentence, of several their number; each is told once."""
+    line = re.compile(r'<details class="warning"><summary>(.*?)</summary>(.*?)</details>')
+    [(head, rest)] = line.findall(both)
+    assert "load average 9.0" in head
+    assert Reader(rest).text == "Close other programs and profile again."
+
+    noisy = [replace(t, rounds=[[1e-3] * 9 + [1.0]] * 4) for t in llama_and_gla()[0].timings]
+    busy = replace(report(replace(llama_and_gla()[0], timings=noisy)), percentiles=(50,))
+    [(head, rest)] = line.findall(page(busy))
+    assert "for 3 reasons" in head
+    assert rest.count("<p>") == 3
+    calm = measured("a", ["m"], 4)
+    quiet_ = replace(report(calm), machine={"cores": 2, "load_before": None})
+    assert 'class="warning"' not in page(quiet_)
+
+
+def test_bars_of_all_depths_are_on_one_scale() -> None:
+    """What is nested is set in by its name alone; a bar is as long as its share of the whole."""
+    modules = ["a.b.c", "a.b.d", "a"]
+    shown = page(report(measured("x", modules, 4)))
+    row = re.compile(r'--depth:(\d)">([^<]*)</span><span class="bar"><i style="width:([\d.]+)%')
+    found = {name: (int(depth), float(share)) for depth, name, share in row.findall(shown)}
+
+    assert found["a"] == (0, 75.0)
+    assert found["b"] == (1, 37.5)
+    assert [found[name][0] for name in ("c", "d", "(itself)")] == [2, 2, 1]
+    assert found["c"][1] + found["d"][1] == pytest.approx(found["b"][1], abs=0.02)
+    style = shown[shown.index("<style>") : shown.index("</style>")]
+    assert not re.search(r"\.tree[^{]*\{[^}]*margin-left", style)
+
+
+def test_it_is_for_narrow_screens_and_dark_ones(both: str) -> None:
+    """Wide tables scroll by themselves; colours are the page's, which knows both schemes."""
+    assert 'name="viewport" content="width=device-width' in both
+    assert "prefers-color-scheme: dark" in both
+    assert both.count("<table") == both.count('<div class="wide" tabindex="0"><table')
+    assert not re.search(r"#[0-9a-f]{6}", both[both.index("</style>") :])
 
 
 def test_one_bundle_at_one_context_is_a_page_too() -> None:

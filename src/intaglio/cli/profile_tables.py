@@ -44,7 +44,7 @@ def _contestant(console: Console, entry: Contender, percentiles: Sequence[float]
     for ops in {
         (profile.graph, profile.kind): profile for profile in entry.ops
     }.values():  # the longest context
-        _ops(console, ops)
+        _ops(console, ops, entry)
 
 
 def _timing(timing: Latencies, percentiles: Sequence[float]) -> list[str]:
@@ -73,11 +73,13 @@ def _memory(entry: Contender) -> str:
     return ", ".join(words)
 
 
-def _ops(console: Console, ops: OpProfile) -> None:
+def _ops(console: Console, ops: OpProfile, entry: Contender) -> None:
     phase = Phase(ops.kind, ops.tokens, ops.graph)
+    timing = entry.timing(phase)
+    without = "" if timing is None else f", {timing.median * 1e3:.3f} ms a call without"
     console.text(
-        f"\nwhere the time goes, {phase}: {ops.engine:.3f} ms in the engine while "
-        f"traced, {ops.overhead:.3f} ms of it between operators"
+        f"\nwhere the time goes, {phase}: {ops.engine:.3f} ms in the engine while traced{without}; "
+        f"{ops.overhead:.3f} ms between operators"
     )
     if ops.ceilings is not None:
         console.text(f"roofline: {ops.ceilings}")

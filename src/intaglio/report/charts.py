@@ -112,26 +112,18 @@ def path_curve(series: Mapping[str, tuple[Sequence[float], Sequence[float]]]) ->
 def comparison(ratios: Sequence[Ratio], names: Sequence[str]) -> Html:
     """Ratios to the first contestant, median and quartiles of pairs."""
     height = 0.9 + 0.34 * len(ratios)
-    with _figure("Latency against the first", (4.6, height)) as (axes, svg):
+    with _figure("Latency against the first", (7.2, height)) as (axes, svg):
         for row, ratio in enumerate(ratios):
             colour = _SERIES[names.index(ratio.name) % SERIES]
             axes.plot([ratio.low, ratio.high], [row, row], color=colour, linewidth=3, alpha=0.45)
             axes.plot([ratio.ratio], [row], color=colour, marker="o", markersize=7)
-            axes.annotate(
-                multiple(ratio.ratio),
-                (ratio.high, row),
-                xytext=(7, 0),
-                textcoords="offset points",
-                va="center",
-                color=_INK,
-            )
         axes.axvline(1, color=_MUTED, linewidth=1)
         axes.set_xscale("log")
         _plain_ticks(axes, "x")
-        axes.margins(x=0.22)
+        axes.margins(x=0.12)
         phases = [str(ratio.phase) for ratio in ratios]
-        firsts = [row for row, name in enumerate(phases) if name not in phases[:row]]
-        axes.set_yticks(firsts, [phases[row] for row in firsts])
+        rows = {name: [i for i, each in enumerate(phases) if each == name] for name in phases}
+        axes.set_yticks([sum(places) / len(places) for places in rows.values()], list(rows))
         axes.set_ylim(len(ratios) - 0.4, -0.6)
         axes.set_xlabel(f"times the latency of the first: {_short(names[0])}")
         axes.grid(visible=False, axis="y")

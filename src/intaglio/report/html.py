@@ -1,6 +1,7 @@
 """HTML that cannot be broken out of: whatever is not made here is text, and is escaped."""
 
 import html
+from collections.abc import Mapping
 
 from intaglio.runtime.plain_text import one_line
 
@@ -33,20 +34,38 @@ def join(*children: object) -> Html:
     return Html("".join(text(child) for child in children))
 
 
+def grouped(
+    head: list[object], groups: list[tuple[object, list[list[object]]]], **attributes: object
+) -> Html:
+    """A table whose rows stand in groups, each under its name; under none where that is None."""
+    bodies = [
+        element(
+            "tbody",
+            *(
+                [element("tr", element("th", name, colspan=len(head), scope="rowgroup"))]
+                if name is not None
+                else []
+            ),
+            *map(_row, rows),
+        )
+        for name, rows in groups
+    ]
+    return _scrolled(head, bodies, attributes)
+
+
 def table(head: list[object], rows: list[list[object]], **attributes: object) -> Html:
     """A table that scrolls sideways where it is too wide; columns but the first hold numbers."""
-    cells = [element("th", cell, scope="col") for cell in head]
-    body = [
-        element(
-            "tr",
-            *(
-                element("th", cell, scope="row") if place == 0 else element("td", cell)
-                for place, cell in enumerate(row)
-            ),
-        )
-        for row in rows
-    ]
-    whole = element(
-        "table", element("thead", element("tr", *cells)), element("tbody", *body), **attributes
+    return _scrolled(head, [element("tbody", *map(_row, rows))], attributes)
+
+
+def _row(row: list[object]) -> Html:
+    first, *others = row
+    return element(
+        "tr", element("th", first, scope="row"), *(element("td", cell) for cell in others)
     )
+
+
+def _scrolled(head: list[object], bodies: list[Html], attributes: Mapping[str, object]) -> Html:
+    cells = [element("th", cell, scope="col") for cell in head]
+    whole = element("table", element("thead", element("tr", *cells)), *bodies, **attributes)
     return element("div", whole, class_="wide", tabindex="0")

@@ -6,10 +6,12 @@ from pathlib import Path
 
 from intaglio.runtime.graph_entry import MAIN
 from intaglio.runtime.profile.ops import OpProfile
-from intaglio.runtime.profile.report import Contender, Latencies, Phase, ProfileReport
+from intaglio.runtime.profile.report import Contender, Latencies, Phase, ProfileReport, Ratio
+from intaglio.state import StateSpec
 
 from . import charts
-from .html import Html, element, join, table
+from .figures import decimals, fixed
+from .html import Html, element, grouped, join, table
 from .tree import Branch, tree
 
 # Even if a name got through unescaped, a browser would run and load nothing.
@@ -36,8 +38,9 @@ _TERMS = {
     "between operators": "What the engine does between them; on a GPU, the gaps between launches.",
     "GB/s, Gop/s": "What an operator has to read, write and compute, from the shapes in the graph, "
     "by its time. A weight that is still in a cache comes faster than the memory is.",
-    "of roofline": "The least time that the GPU would need for these bytes or these operations, "
-    "whichever is longer, by the time that it took.",
+    "of roofline": "The least time that the device would need for these bytes or these operations, "
+    "whichever is longer, by the time that it took. What lies in a processor's caches can be above "
+    "100 %.",
 }
 
 
@@ -48,7 +51,8 @@ def write_page(report: ProfileReport, path: Path) -> None:
 
 def page(report: ProfileReport) -> str:
     """The page of `report`."""
-    title = ", ".join(entry.name for entry in report.measured)
+    first, *others = (entry.name for entry in report.measured)
+    title = f"{first} against {' and '.join(others)}" if others else first
     style = resources.files(__package__).joinpath("style.css").read_text(encoding="utf-8")
     head = join(
         Html('<meta charset="utf-8">'),
@@ -82,12 +86,6 @@ def amount(size: float | None) -> str:
     return f"{size / scale:.3g} {unit}"
 
 
-def milliseconds(seconds: float) -> str:
-    """Three digits of milliseconds, and all of whole ones."""
-    value = seconds * 1e3
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
-
-
 def _opening(report: ProfileReport, title: str) -> Html:
     machine, options = report.machine, report.options
     load = machine.get("load_before")
@@ -103,34 +101,54 @@ def _opening(report: ProfileReport, title: str) -> Html:
         element("div", "intaglio profile", class_="eyebrow"),
         element("h1", title),
         element("p", " · ".join(facts), class_="facts"),
-        *(element("p", warning, class_="warning") for warning in report.warnings),
-        element("h3", report.measured[0].name) if len(report.measured) > 1 else "",
-        _tiles(report.measured[0]),
+        _doubts(report.warnings),
+        _tiles(report),
     )
 
 
-def _tiles(entry: Contender) -> Html:
-    """The first contestant in a few numbers."""
-    tiles: list[tuple[str, str]] = []
-    prefills = [timing for timing in entry.timings if timing.phase.kind == "prefill"]
-    steps = [timing for timing in entry.timings if timing.phase.kind == "step"]
-    ends = steps if len(steps) < 2 else [steps[0], steps[-1]]
-    tiles += [(f"{milliseconds(t.median)} ms", f"{t.phase}, median") for t in ends]
-    if steps:
-        tiles.append((f"{steps[0].tokens_per_second:,.0f}", f"tokens/s, {steps[0].phase}"))
-    if prefills:
-        rate = prefills[-1].tokens_per_second
-        tiles.append((f"{rate:,.0f}", f"tokens/s, {prefills[-1].phase}"))
-    tiles.append((amount(entry.weights), _bits(entry)))
-    if steps and steps[-1].states is not None:
-        tiles.append((amount(steps[-1].states), f"states, {steps[-1].phase}"))
-    tiles.append((amount(entry.peak), "process at its peak"))
-    shown = [element("div", element("b", a), element("span", b), class_="tile") for a, b in tiles]
-    return element("div", *shown, class_="tiles")
+def _doubts(warnings: Sequence[str]) -> Html:
+    """What makes the figures doubtful: one line, which opens."""
+    if not warnings:
+        return Html("")
+    first, _, rest = warnings[0].partition(". ")
+    line, said = (
+        (first, [rest]) if len(warnings) == 1 else (f"for {len(warnings)} reasons", warnings)
+    )
+    head = element("summary", element("b", "These figures are doubtful"), f": {line}.")
+    return element("details", head, *(element("p", each) for each in said), class_="warning")
 
 
-def _bits(entry: Contender) -> str:
-    return "of weights" if entry.bits is None else f"of weights, {entry.bits:.3g} bits each"
+def _tiles(report: ProfileReport) -> Html:
+    """Of one contestant how many tokens a second, of several how much longer than the first."""
+    first = report.measured[0]
+    tiles: list[list[Html]] = []
+    for phase in _ends(report.phases):
+        timing = first.timing(phase)
+        ratios = [ratio for ratio in report.ratios if ratio.phase == phase]
+        if len(report.measured) == 1 and timing is not None:
+            rate = element("b", f"{timing.tokens_per_second:,.0f}")
+            tiles.append([rate, element("span", f"tokens/s, {phase}")])
+        elif ratios:
+            title = element("span", f"{phase}, times the latency of {first.name}")
+            tiles.append([*(_ratio(ratio, report) for ratio in ratios), title])
+    return element("div", *(element("div", *tile, class_="tile") for tile in tiles), class_="tiles")
+
+
+def _ends(phases: Sequence[Phase]) -> list[Phase]:
+    """The longest prefill, and the steps at the shortest and the longest context."""
+    prefills = [phase for phase in phases if phase.kind != "step"]
+    steps = [phase for phase in phases if phase.kind == "step"]
+    return [*prefills[-1:], *dict.fromkeys([*steps[:1], *steps[-1:]])]
+
+
+def _ratio(ratio: Ratio, report: ProfileReport) -> Html:
+    names = [entry.name for entry in report.measured]
+    spread = f"{charts.multiple(ratio.low)} to {charts.multiple(ratio.high)}"
+    return element(
+        "p",
+        element("b", f"{charts.multiple(ratio.ratio)}\N{MULTIPLICATION SIGN}"),
+        element("span", _swatch(names.index(ratio.name)), ratio.name, element("i", spread)),
+    )
 
 
 def _legend(report: ProfileReport) -> Html:
@@ -152,14 +170,16 @@ def _section(title: str, said: str, *content: object) -> Html:
 
 def _latency(report: ProfileReport) -> Html:
     ranks = report.percentiles
-    head = ["ms", "median", *(f"p{rank:g}" for rank in ranks), "min", "max", "calls", "tokens/s"]
     several = len(report.measured) > 1
-    rows = [
-        _row(join(_swatch(index), label) if several else label, timing, ranks)
-        for phase in report.phases
+    rates = ["tokens/s"] * several
+    head = ["ms", "median", *(f"p{rank:g}" for rank in ranks), "min", "max", "calls", *rates]
+    digits = decimals([1e3 * min(t.seconds) for e in report.measured for t in e.timings])
+    groups: list[tuple[object, list[list[object]]]] = [
+        (
+            join(_swatch(index), entry.name) if several else None,
+            [_row(timing, ranks, digits, rated=several) for timing in entry.timings],
+        )
         for index, entry in enumerate(report.measured)
-        if (timing := entry.timing(phase))
-        for label in [f"{phase}, {entry.name}" if several else str(phase)]
     ]
     said = "Time of one call in milliseconds, all rows of the batch together."
     steps = [
@@ -167,16 +187,18 @@ def _latency(report: ProfileReport) -> Html:
         for entry in report.measured
         if (step := entry.about.get("step"))
     ]
-    return _section("Latency", said, table([*head], rows), *steps)
+    return _section("Latency", said, grouped([*head], groups), *steps)
 
 
-def _row(label: object, timing: Latencies, ranks: Sequence[float]) -> list[object]:
+def _row(timing: Latencies, ranks: Sequence[float], digits: int, *, rated: bool) -> list[object]:
+    times = [timing.median, *(timing.percentile(rank) for rank in (*ranks, 0, 100))]
+    median, *others = (fixed(1e3 * time, digits) for time in times)
     return [
-        label,
-        element("b", milliseconds(timing.median)),
-        *(milliseconds(timing.percentile(rank)) for rank in (*ranks, 0, 100)),
+        str(timing.phase),
+        element("b", median),
+        *others,
         f"{len(timing.seconds):,}",
-        f"{timing.tokens_per_second:,.0f}",
+        *[f"{timing.tokens_per_second:,.0f}"] * rated,
     ]
 
 
@@ -187,20 +209,10 @@ def _comparison(report: ProfileReport) -> Html | None:
     names = [entry.name for entry in report.measured]
     said = (
         f"Latency as a multiple of {names[0]}: the median of {ratios[0].pairs} pairs of rounds "
-        "that took turns, with the range from the lower to the upper quartile. Below 1 is faster."
+        "that took turns, and the range from the lower to the upper quartile. Below 1 is faster."
     )
     figure = _figure("Ratios of latency, lower is faster", charts.comparison(ratios, names))
-    rows: list[list[object]] = [
-        [
-            join(_swatch(names.index(r.name)), f"{r.phase}, {r.name}"),
-            element("b", charts.multiple(r.ratio)),
-            f"{charts.multiple(r.low)} to {charts.multiple(r.high)}",
-        ]
-        for r in ratios
-    ]
-    head: list[object] = ["", "ratio", "quartiles"]
-    content = element("div", figure, table(head, rows), class_="charts")
-    return _section("Side by side", said, _legend(report), content)
+    return _section("Side by side", said, _legend(report), element("div", figure, class_="alone"))
 
 
 def _figure(caption: str, svg: Html) -> Html:
@@ -234,23 +246,22 @@ def _contexts(report: ProfileReport) -> Html | None:
 
 
 def _operators(entry: Contender) -> Html:
-    latest = {
-        (ops.graph, ops.kind): ops for ops in entry.ops
-    }  # of the steps the one at the longest context
+    # Of the steps the one at the longest context.
+    latest = {(ops.graph, ops.kind): ops for ops in entry.ops}
     said = (
         "Time of the operators by the module of the source that they came from, in a traced run. "
         "Open a module to see what is within it."
     )
-    parts = [part for ops in latest.values() for part in _traced(ops)]
+    parts = [part for ops in latest.values() for part in _traced(ops, entry)]
     return _section(f"Where the time goes: {entry.name}", said, *parts)
 
 
-def _traced(ops: OpProfile) -> list[Html]:
+def _traced(ops: OpProfile, entry: Contender) -> list[Html]:
     phase = Phase(ops.kind, ops.tokens, ops.graph)
     whole = ops.kernels + max(ops.overhead, 0)
     overhead = _leaf("between operators", ops.overhead, whole, quiet=True)
     root = tree(ops.by_module())
-    rows = [_branch(child, whole, depth=0) for child in root.ordered()]
+    rows = [_branch(child, whole, 0) for child in root.ordered()]
     if root.own:
         rows.append(_leaf("(no module)", root.own, whole))
     operators = ops.by_op()
@@ -264,11 +275,18 @@ def _traced(ops: OpProfile) -> list[Html]:
         blank = ["" for _ in ops.columns]
         shown.append([f"{len(rest)} more", nodes, *_share(time, whole), *blank])
     return [
-        element("h3", f"{phase}: {ops.engine:.3g} ms in the engine, traced"),
+        element("h3", str(phase)),
+        element("p", traced_cost(ops, entry.timing(phase))),
         element("p", f"Roofline: {ops.ceilings}.") if ops.ceilings is not None else Html(""),
         element("div", *rows, overhead, class_="tree"),
         table(head, shown),
     ]
+
+
+def traced_cost(ops: OpProfile, timing: Latencies | None) -> str:
+    """How long a call is in the engine while traced, and how long one is that is not."""
+    said = f"{ops.engine:.3f} ms in the engine while traced"
+    return said + ("." if timing is None else f", {timing.median * 1e3:.3f} ms a call without.")
 
 
 def _share(time: float, whole: float) -> list[str]:
@@ -277,24 +295,25 @@ def _share(time: float, whole: float) -> list[str]:
 
 def _branch(branch: Branch, whole: float, depth: int) -> Html:
     if not branch.children:
-        return _leaf(branch.name, branch.own, whole)
+        return _leaf(branch.name, branch.own, whole, depth)
     inner = [_branch(child, whole, depth + 1) for child in branch.ordered()]
     if branch.own:
-        inner.append(_leaf("(itself)", branch.own, whole))
-    summary = element("summary", _bar(branch.name, branch.total, whole))
+        inner.append(_leaf("(itself)", branch.own, whole, depth + 1))
+    summary = element("summary", _bar(branch.name, branch.total, whole, depth))
     return element("details", summary, *inner, open="" if depth == 0 else None)
 
 
-def _leaf(name: str, time: float, whole: float, *, quiet: bool = False) -> Html:
-    return element("div", _bar(name, time, whole), class_="leaf quiet" if quiet else "leaf")
+def _leaf(name: str, time: float, whole: float, depth: int = 0, *, quiet: bool = False) -> Html:
+    return element("div", _bar(name, time, whole, depth), class_="leaf quiet" if quiet else "leaf")
 
 
-def _bar(name: str, time: float, whole: float) -> Html:
+def _bar(name: str, time: float, whole: float, depth: int) -> Html:
+    """A line of the tree; whatever its depth, its bar is on the scale of all others."""
     share = max(time, 0) / whole if whole else 0
     bar = element("i", style=f"width:{share:.2%}")
     return element(
         "div",
-        element("span", name, class_="label", title=name),
+        element("span", name, class_="label", title=name, style=f"--depth:{depth}"),
         element("span", bar, class_="bar"),
         element("span", f"{time:.3f} ms"),
         element("span", f"{share:.0%}"),
@@ -331,22 +350,28 @@ def _states(report: ProfileReport) -> Html | None:
         contexts = [t.phase.tokens for t in entry.timings if t.phase.kind == "step"]
         batch = entry.timings[0].batch
         columns = [f"at {tokens:,}" for tokens in contexts]
-        head: list[object] = ["state", "module", "layout", "shape", "dtype", *columns]
+        head: list[object] = ["state", "number", "layout", "shape", "dtype", *columns]
+        kinds: dict[object, list[StateSpec]] = {}
+        for spec in entry.states:
+            kinds.setdefault((spec.layout, spec.shape, spec.dtype), []).append(spec)
         rows: list[list[object]] = [
             [
-                element("code", spec.input),
-                element("code", spec.module),
-                str(spec.layout),
-                f"[{', '.join(map(str, spec.shape))}]",
-                spec.dtype,
-                *(amount(spec.nbytes(batch, tokens)) for tokens in contexts),
+                element("code", alike[0].input, title=", ".join(spec.input for spec in alike)),
+                len(alike),
+                str(alike[0].layout),
+                f"[{', '.join(map(str, alike[0].shape))}]",
+                alike[0].dtype,
+                *(amount(sum(s.nbytes(batch, n) for s in alike)) for n in contexts),
             ]
-            for spec in entry.states
+            for alike in kinds.values()
         ]
         parts += [element("h3", entry.name), table(head, rows, class_="text")]
     if not parts:
         return None
-    said = "What a session carries from step to step, with its bytes at each context, all rows."
+    said = (
+        "What a session carries from step to step: the first state of each kind, how many there "
+        "are, and the bytes of all of them at each context, all rows."
+    )
     return _section("States", said, *parts)
 
 

@@ -1,10 +1,12 @@
 """Figures of a profile: percentiles as numpy has them, ratios of pairs, warnings."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from intaglio.runtime.profile.ops import OpProfile
 from intaglio.runtime.profile.report import Contender, Latencies, Phase, ProfileReport
 
 STEP = Phase("step", 128)
@@ -62,6 +64,26 @@ def test_ratios_are_medians_of_pairs_of_rounds() -> None:
     assert (ratio.name, ratio.ratio, ratio.pairs) == ("b", 2.0, 4)
     assert ratio.low == 2.0
     assert ratio.high == np.percentile([2, 2, 2, 3], 75)
+
+
+@pytest.mark.parametrize(("engine", "warned"), [(1999.0, False), (2100.0, True)])
+def test_tracing_that_takes_more_than_the_call_is_warned_of(engine: float, *, warned: bool) -> None:
+    """A call of a second; twice as long while traced is still told without a warning."""
+    plain = measured("one", timing([1.0] * 100))
+    phase = plain.timings[0].phase
+    traced = OpProfile(
+        kind=phase.kind,
+        tokens=phase.tokens,
+        calls=1,
+        ops=[],
+        overhead=engine,
+        arena_held=None,
+        arena_used=None,
+    )
+    warnings = report(replace(plain, ops=[traced])).warnings
+
+    assert bool(warnings) is warned
+    assert all("2100.000 ms against 1000.000 ms" in warning for warning in warnings)
 
 
 def test_a_noisy_phase_and_a_busy_machine_are_warned_of() -> None:
