@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from intaglio.operators import SIGNATURES
-from intaglio.trt_plugins import NAMES
 
 TARGETS = {
     "ort": "ONNX Runtime on the CPU",
@@ -20,6 +19,8 @@ TARGETS = {
 
 def known() -> dict[str, list[dict[str, str]]]:
     """Name and summary of each operator, pass, model, target and kernel."""
+    from intaglio.trt_plugins import NAMES
+
     states = {
         each.name: ", ".join(each.carried(state) for state in each.states) for each in SIGNATURES
     }
