@@ -1,6 +1,5 @@
 """What tests of several rooms share."""
 
-import copy
 import os
 import shutil
 import subprocess
@@ -62,28 +61,13 @@ if not has_device():  # before PyTorch imports Triton, which asks when it is imp
 
 @pytest.fixture(scope="session", autouse=True)
 def onnx_functions_once() -> Iterator[None]:
-    """PyTorch's table of ONNX functions is made once, not for each conversion: a third of its time.
-
-    A conversion writes its own entries into the table, so each is given a copy.
-    """
+    """PyTorch's table of ONNX functions is made once, not for each conversion."""
     if "torch" not in sys.modules:
         yield
         return
-    from torch.onnx._internal.exporter._constants import TORCHLIB_OPSET
-    from torch.onnx._internal.exporter._registration import ONNXRegistry
+    from onnx_functions import made_once
 
-    made = ONNXRegistry.from_torchlib
-    tables: dict[int, ONNXRegistry] = {}
-
-    def from_torchlib(opset_version: int = TORCHLIB_OPSET) -> ONNXRegistry:
-        if opset_version not in tables:
-            tables[opset_version] = made(opset_version)
-        table = copy.copy(tables[opset_version])
-        table.functions = {name: [*known] for name, known in table.functions.items()}
-        return table
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(from_torchlib))
+    with made_once():
         yield
 
 

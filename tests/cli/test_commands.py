@@ -194,9 +194,10 @@ def test_export_prints_one_page_and_leaves_a_verified_bundle(
 ) -> None:
     """States, passes, parity and files are on stdout; what is going on, on stderr."""
     out = tmp_path / "out"
-    run = intaglio("export", checkpoint, "-o", out, "--steps", "5", "--check-passes", "-v")
+    run = invoke("export", checkpoint, "-o", out, "--steps", "5", "--check-passes", "-v")
 
-    assert run.returncode == 0
+    assert run.exit_code == 0
+    assert not TERMINAL_CODES.search(run.stdout + run.stderr)
     for word in ("past_key_values.0.key", "statefulize", "parity   holds over 5 steps"):
         assert word in run.stdout
     assert "trace ..." in run.stderr
@@ -205,6 +206,7 @@ def test_export_prints_one_page_and_leaves_a_verified_bundle(
 
 
 def test_quiet_export_says_nothing_on_stderr(checkpoint: Path, tmp_path: Path) -> None:
+    """In a process of its own: what libraries say as they are imported is caught too."""
     run = intaglio("export", checkpoint, "-o", tmp_path / "out", "--no-verify", "--quiet")
 
     assert (run.returncode, run.stderr) == (0, "")

@@ -1,10 +1,12 @@
 """Commands and Python blocks in children of a process that has the libraries imported.
 
-Importing PyTorch and its exporter takes longer than most of what the documents do with them.  A
-server imports once and forks for each command; `Warm.bin` holds an `intaglio` that asks it.
+Importing PyTorch and its exporter takes longer than most of what the documents do with them, and
+so do the tables that its first conversion makes.  A server does both once and forks for each
+command; the folder of `warm` holds an `intaglio` that asks it.
 """
 
 import contextlib
+import gc
 import json
 import os
 import socket
@@ -52,11 +54,34 @@ def serve(address: str) -> None:
     """Fork for each command that comes in."""
     import onnxruntime  # noqa: F401
     import transformers  # noqa: F401
+    from onnx_functions import made_once
 
     import intaglio.cli
     import intaglio.exporter.export
     import intaglio.exporter.sources.load  # noqa: F401
 
+    with made_once():
+        _convert_once()
+        gc.freeze()  # no child walks, and so copies, what all of them share
+        _listen(address)
+
+
+def _convert_once() -> None:
+    """Fill PyTorch's tables; on one thread, since a pool of threads does not outlive a fork."""
+    import torch
+
+    from intaglio.quiet import quiet
+
+    torch.set_num_threads(1)
+    rows = {0: torch.export.Dim.DYNAMIC}
+    with quiet():
+        program = torch.export.export(
+            torch.nn.Linear(2, 2), (torch.zeros(3, 2),), dynamic_shapes=(rows,), strict=False
+        )
+        torch.onnx.export(program, dynamo=True, opset_version=23, optimize=False, verbose=False)
+
+
+def _listen(address: str) -> None:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address + ".new")
     listener.listen()
