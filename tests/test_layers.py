@@ -1,6 +1,7 @@
 """No folder imports what docs/architecture.md says it must not, function-level imports included."""
 
 import ast
+import functools
 import subprocess
 import sys
 import tomllib
@@ -78,10 +79,16 @@ def for_types_alone(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
-def imports(module: str, *, lazy: bool) -> set[str]:
+@functools.cache
+def parsed(module: str) -> ast.Module:
+    return ast.parse(FILES[module].read_text())
+
+
+@functools.cache
+def imports(module: str, *, lazy: bool) -> frozenset[str]:
     """Absolute names of what a module imports; without `lazy`, when it is itself imported."""
     found: set[str] = set()
-    pending: list[ast.AST] = [ast.parse(FILES[module].read_text())]
+    pending: list[ast.AST] = [parsed(module)]
     while pending:
         node = pending.pop()
         if not lazy and (isinstance(node, ast.FunctionDef) or for_types_alone(node)):
@@ -92,14 +99,15 @@ def imports(module: str, *, lazy: bool) -> set[str]:
             base = base_of(module, node)
             names = {f"{base}.{alias.name}" for alias in node.names}
             found |= {name if name in FILES else base for name in names}
-        pending.extend(ast.iter_child_nodes(node))
-    return found
+        if not isinstance(node, ast.expr):  # nothing is imported within one
+            pending.extend(ast.iter_child_nodes(node))
+    return frozenset(found)
 
 
 def names_from(module: str) -> set[tuple[str, str]]:
     """The names that a module imports from ours, each with what it imports them from."""
     found: set[tuple[str, str]] = set()
-    for node in ast.walk(ast.parse(FILES[module].read_text())):
+    for node in ast.walk(parsed(module)):
         if isinstance(node, ast.ImportFrom) and ours({base_of(module, node)}):
             found |= {(base_of(module, node), alias.name) for alias in node.names}
     return found
@@ -114,31 +122,52 @@ def base_of(module: str, node: ast.ImportFrom) -> str:
     return ".".join((*above, *filter(None, [node.module])))
 
 
-def ours(names: set[str]) -> set[str]:
+def ours(names: Iterable[str]) -> set[str]:
     return {name for name in names if name.split(".")[0] == "intaglio"}
 
 
-@pytest.mark.parametrize("module", FILES)
-def test_a_room_imports_only_what_it_may_know(module: str) -> None:
+def of_rooms(*rooms: str) -> list[str]:
+    found = [module for module in FILES if room(module) in rooms]
+    assert found
+    return found
+
+
+def extras(module: str, *, lazy: bool) -> list[str]:
+    """What an extra brings, of what a module imports."""
+    found = {name.split(".")[0] for name in imports(module, lazy=lazy)} & EXTRAS
+    return [f"{module} imports {name}" for name in sorted(found)]
+
+
+def test_a_room_imports_only_what_it_may_know() -> None:
     """Imports of ours stay within the room, the core, and the rooms allowed to it."""
-    here = room(module)
-    shared = OPS_KNOW if here == "intaglio.ops" else CORE
-    for name in ours(imports(module, lazy=here not in LAZY)):
-        known = name in shared or name in ALLOWED[here] or room(name) in ALLOWED[here]
+    wrong = []
+    for module in FILES:
+        here = room(module)
+        shared = OPS_KNOW if here == "intaglio.ops" else CORE
+        known = shared | ALLOWED[here]
+        wrong += [
+            f"{module} imports {name}"
+            for name in ours(imports(module, lazy=here not in LAZY))
+            if name not in known and room(name) not in ALLOWED[here]
+        ]
 
-        assert known, f"{module} imports {name}"
+    assert wrong == []
 
 
-@pytest.mark.parametrize("module", FILES)
-def test_what_is_private_stays_in_its_folder(module: str) -> None:
+def test_what_is_private_stays_in_its_folder() -> None:
     """No file imports a `_private` name of any other, or a `_private` file of another folder."""
-    own = module if FILES[module].stem == "__init__" else module.rpartition(".")[0]
-    for name in ours(imports(module, lazy=True)):
-        folder, _, last = name.rpartition(".")
-        hidden = is_private(last) and folder != own
-        assert not hidden, f"{module} imports {name} of another folder"
-    for file, name in ((f, n) for f, n in names_from(module) if f"{f}.{n}" not in FILES):
-        assert not is_private(name), f"{module} imports the private name {name} of {file}"
+    wrong = []
+    for module, path in FILES.items():
+        own = module if path.stem == "__init__" else module.rpartition(".")[0]
+        for name in ours(imports(module, lazy=True)):
+            folder, _, last = name.rpartition(".")
+            if is_private(last) and folder != own:
+                wrong.append(f"{module} imports {name} of another folder")
+        for file, name in names_from(module):
+            if f"{file}.{name}" not in FILES and is_private(name):
+                wrong.append(f"{module} imports the private name {name} of {file}")
+
+    assert wrong == []
 
 
 def is_private(part: str) -> bool:
@@ -172,15 +201,20 @@ STAGES = {
 }
 
 
-@pytest.mark.parametrize("module", [m for m in FILES if room(m) == "intaglio.exporter"])
-def test_a_stage_of_the_exporter_imports_only_those_before_it(module: str) -> None:
+def test_a_stage_of_the_exporter_imports_only_those_before_it() -> None:
     """Data flows from sources through tracing to what is proven and written, never back."""
-    stage = module.split(".")[2] if module.count(".") > 2 else ""
-    if stage not in STAGES:
-        return  # the story on top
-    for name in imports(module, lazy=True):
-        if name.startswith("intaglio.exporter."):
-            assert name.split(".")[2] in STAGES[stage], f"{module} imports {name}"
+    wrong = []
+    for module in of_rooms("intaglio.exporter"):
+        stage = module.split(".")[2] if module.count(".") > 2 else ""
+        if stage not in STAGES:
+            continue  # the story on top
+        wrong += [
+            f"{module} imports {name}"
+            for name in imports(module, lazy=True)
+            if name.startswith("intaglio.exporter.") and name.split(".")[2] not in STAGES[stage]
+        ]
+
+    assert wrong == []
 
 
 def circles(arrows: Mapping[str, Iterable[str]]) -> Iterator[set[str]]:
@@ -217,25 +251,32 @@ def test_no_module_is_in_a_circle_of_imports() -> None:
     assert not found
 
 
-@pytest.mark.parametrize("module", [m for m in FILES if room(m) == "intaglio.runtime"])
-def test_the_runtime_never_imports_an_extra(module: str) -> None:
+def test_the_runtime_never_imports_an_extra() -> None:
     """No file of the runtime names a package that only an extra brings, not even in a function."""
-    assert {name.split(".")[0] for name in imports(module, lazy=True)}.isdisjoint(EXTRAS)
+    runtime = of_rooms("intaglio.runtime")
+
+    assert [wrong for module in runtime for wrong in extras(module, lazy=True)] == []
 
 
-@pytest.mark.parametrize("module", [m for m in FILES if room(m) == "intaglio.runtime"])
-def test_only_a_backend_knows_its_library(module: str) -> None:
+def test_only_a_backend_knows_its_library() -> None:
     """ONNX Runtime in `runtime/ort`; the libraries of TensorRT are looked up by name."""
-    found = {name.split(".")[0] for name in imports(module, lazy=True)}
+    wrong = []
+    for module in of_rooms("intaglio.runtime"):
+        found = {name.split(".")[0] for name in imports(module, lazy=True)}
+        if "onnxruntime" in found and not module.startswith("intaglio.runtime.ort."):
+            wrong.append(f"{module} imports onnxruntime")
+        wrong += [
+            f"{module} imports {x}" for x in ("tensorrt", "tensorrt_rtx", "cuda") if x in found
+        ]
 
-    assert "onnxruntime" not in found or module.startswith("intaglio.runtime.ort.")
-    assert found.isdisjoint(("tensorrt", "tensorrt_rtx", "cuda"))
+    assert wrong == []
 
 
-@pytest.mark.parametrize("module", [m for m in FILES if room(m) in LAZY])
-def test_core_and_command_line_import_extras_only_when_needed(module: str) -> None:
+def test_core_and_command_line_import_extras_only_when_needed() -> None:
     """The façade and the commands load without any extra."""
-    assert {name.split(".")[0] for name in imports(module, lazy=False)}.isdisjoint(EXTRAS)
+    lazy = of_rooms(*LAZY)
+
+    assert [wrong for module in lazy for wrong in extras(module, lazy=False)] == []
 
 
 def test_command_line_and_runtime_load_nothing_of_an_extra() -> None:
