@@ -7,7 +7,7 @@ ROOMS := src exporter models passes runtime trt_plugins
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help env test lint types pytest gpu demo clean FORCE
+.PHONY: help env test quick lint types pytest gpu demo clean FORCE
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,6 +15,9 @@ help: ## Show the targets
 env: $(VENV)/installed ## Create or refresh the environment in .venv
 
 test: lint types pytest ## Run every check: ruff, mypy --strict, pytest
+
+quick: lint ## Run what answers soon: ruff, and the tests that export nothing
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m 'not slow'
 
 lint: env
 	$(BIN)/ruff check

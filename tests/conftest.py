@@ -59,6 +59,16 @@ if not has_device():  # before PyTorch imports Triton, which asks when it is imp
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    """Mark what `make quick` leaves out."""
+    from slow import Slow
+
+    is_slow = Slow()
+    for item in items:
+        if is_slow(item):
+            item.add_marker("slow")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def onnx_functions_once() -> Iterator[None]:
     """PyTorch's table of ONNX functions is made once, not for each conversion."""
