@@ -20,15 +20,11 @@ from intaglio.passes import pipeline
 from intaglio.passes.analysis.coupling import Coupling, Member
 from intaglio.passes.analysis.coupling import couplings as couplings_of_graph
 from intaglio.passes.base import Context
-from intaglio.passes.exact.peel_first_token import PeelFirstToken
-from intaglio.passes.exact.recognise_recurrences import RecogniseRecurrences
 from intaglio.passes.graph import load_graph
 from intaglio.runtime.arrays import Array
 from intaglio.runtime.bundle import BundleGraph
 
 from .proving.quantized import portable_path
-
-STEPPED_ALONE = (PeelFirstToken, RecogniseRecurrences)
 
 
 @spelled_out
@@ -48,8 +44,8 @@ def couplings(source: Unloaded | Source, **options: Unpack[LoadKeywords]) -> lis
     """
     loaded = load(source, LoadOptions.of(options))
     traced = trace(loaded)
-    left_out = STEPPED_ALONE if loaded.whole or loaded.states else ()
-    steps = [step for step in pipeline.tidy() if not isinstance(step, left_out)]
+    stepped = not (loaded.whole or loaded.states)
+    steps = [step for step in pipeline.tidy() if stepped or not step.for_tokens]
     pipeline.run(traced.model, steps, Context(max_context=traced.max_context))
     names = set(_held(loaded))
     found = couplings_of_graph(traced.model, weights=names)

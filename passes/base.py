@@ -103,6 +103,8 @@ class Pass:
 
     name: ClassVar[str]
     summary: ClassVar[str]
+    for_tokens: ClassVar[bool] = False
+    """Whether it prepares a graph for steps: no use to whole graphs or those that step already."""
 
     def __init_subclass__(cls) -> None:
         """Make each pass a frozen dataclass, named after its class."""

@@ -141,28 +141,15 @@ def after_hoist() -> list[Pass]:
 
 def whole(extra: Sequence[Pass] = ()) -> list[Pass]:
     """From a traced graph to a portable one that takes whole sequences and carries nothing."""
-    left_out = (
-        RecogniseLinearAttention,
-        FoldRepeatedHeads,
-        PeelFirstToken,
-        RecogniseRecurrences,
-        Statefulize,
-        Hoist,
-    )
-    return [step for step in standard(extra=extra) if not isinstance(step, left_out)]
+    return [step for step in standard(extra=extra) if not step.for_tokens]
 
 
 def own_states(extra: Sequence[Pass] = ()) -> list[Pass]:
     """From a traced graph that carries states of its own to the portable step graph."""
-    left_out = (
-        RecogniseLinearAttention,
-        FoldRepeatedHeads,
-        PeelFirstToken,
-        RecogniseRecurrences,
-        Hoist,
+    steps = (
+        CarryStates() if isinstance(step, Statefulize) else step for step in standard(extra=extra)
     )
-    steps = [step for step in standard(extra=extra) if not isinstance(step, left_out)]
-    return [CarryStates() if isinstance(step, Statefulize) else step for step in steps]
+    return [step for step in steps if not step.for_tokens]
 
 
 def lowering(target: str, accuracy: Accuracy = "auto", dtype: str = FP32) -> list[Pass]:

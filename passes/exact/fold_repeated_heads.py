@@ -19,6 +19,8 @@ MOVERS = ("Cast", "Expand", "Gather", "Identity", "Reshape", "Tile", "Transpose"
 class FoldRepeatedHeads(Exact):
     """Let attention share key-value heads instead of repeating them."""
 
+    for_tokens = True
+
     def rewrite(self, model: ir.Model) -> PassResult:
         """Fold each repetition whose key and value come from equally many fewer heads."""
         notes = []

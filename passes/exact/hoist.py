@@ -37,6 +37,8 @@ Places = Mapping[Dim, tuple[ir.Value, int]]
 class Hoist(Exact):
     """Compute what depends on conditions alone once, in a graph of its own."""
 
+    for_tokens = True
+
     def run(self, model: ir.Model, context: Context) -> PassResult:
         """Cut `model`; what comes before the steps goes to `context.prepare`.
 

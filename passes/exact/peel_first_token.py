@@ -38,6 +38,8 @@ LATER = f"{TIME} - 1"  # the length of what the first token is missing from
 class PeelFirstToken(Exact):
     """Write sequences whose first token is computed otherwise as one choice by position."""
 
+    for_tokens = True
+
     def run(self, model: ir.Model, context: Context) -> PassResult:  # noqa: ARG002
         """Rewrite every join of a first token and later ones."""
         notes = []

@@ -46,6 +46,8 @@ PAIRS = 2  # axes of time
 class RecogniseLinearAttention(Exact):
     """Write sums over earlier tokens with weights that decay as linear attention."""
 
+    for_tokens = True
+
     def rewrite(self, model: ir.Model) -> PassResult:
         """Rewrite every group of sums that share scores, where all of them are of this form."""
         notes = [describe(node) for node in expand_segment_sums(model.graph)]

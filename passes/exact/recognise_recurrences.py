@@ -29,6 +29,8 @@ from ._loop_parts import Kept, Parts
 class RecogniseRecurrences(Exact):
     """Write loops over tokens as the recurrent operators that compute the same."""
 
+    for_tokens = True
+
     def rewrite(self, model: ir.Model) -> PassResult:
         """Take apart every Scan of the graph."""
         notes = []

@@ -47,6 +47,8 @@ from ._windows import attributes_to_masks
 class Statefulize(Exact):
     """Carry the past in states, so that tokens can be given one by one or many at once."""
 
+    for_tokens = True
+
     kv: Literal["static", "grow"] = "static"
     last: bool = False
 
