@@ -45,7 +45,7 @@ AT_ZERO = {"Sigmoid": 0.5, "Softplus": log(2)}
 
 
 @dataclass
-class Streams:
+class TwoStreams:
     """Two copies of a graph that are rewritten side by side, and the values between them."""
 
     record: ir.Model
@@ -68,7 +68,7 @@ class Streams:
         return given
 
 
-def replay(streams: Streams, own: ir.Node, node: ir.Node) -> None:
+def replay(streams: TwoStreams, own: ir.Node, node: ir.Node) -> None:
     """Let `node` of the second stream do what `own` did in the first."""
     build = FORMS.get(node.op_type) if not node.domain else None
     if build is None and node.op_type in SLOPES and not node.domain:
@@ -88,14 +88,14 @@ def _first(node: ir.Node) -> ir.Value:
     return value
 
 
-def _scaled(streams: Streams, own: ir.Node, node: ir.Node, gate: ir.Value) -> ir.Value:
+def _scaled(streams: TwoStreams, own: ir.Node, node: ir.Node, gate: ir.Value) -> ir.Value:
     """The second stream times what the first recorded."""
     a = _first(node)
     given = streams.decide(f"{own.outputs[0].name}.gate", gate)
     return Emitter(node)("Mul", [a, given], a.dtype, dims(a))
 
 
-def _rectifier(streams: Streams, own: ir.Node, node: ir.Node) -> ir.Value:
+def _rectifier(streams: TwoStreams, own: ir.Node, node: ir.Node) -> ir.Value:
     """One above zero, a slope below it."""
     emit, a = Emitter(streams.tail, str(own.name)), _first(own)
     positive = emit("Greater", [a, emit.constant(0, np.float32)], ir.DataType.BOOL, dims(a))
@@ -109,7 +109,7 @@ def _rectifier(streams: Streams, own: ir.Node, node: ir.Node) -> ir.Value:
     return _scaled(streams, own, node, gate)
 
 
-def _smooth(streams: Streams, own: ir.Node, node: ir.Node) -> ir.Value:
+def _smooth(streams: TwoStreams, own: ir.Node, node: ir.Node) -> ir.Value:
     """(phi(a) - phi(0)) / a times the second stream, and phi(0)."""
     emit, a, shape = Emitter(streams.tail, str(own.name)), _first(own), dims(_first(own))
     zero = AT_ZERO.get(own.op_type, 0.0)
@@ -126,7 +126,7 @@ def _smooth(streams: Streams, own: ir.Node, node: ir.Node) -> ir.Value:
     return back("Add", [scaled, back.constant(zero, np.float32)], a.dtype, shape)
 
 
-def _clip(streams: Streams, own: ir.Node, node: ir.Node) -> ir.Value:
+def _clip(streams: TwoStreams, own: ir.Node, node: ir.Node) -> ir.Value:
     """The second stream where the first was between the bounds, else the bound."""
     emit, a, shape = Emitter(streams.tail, str(own.name)), _first(own), dims(_first(own))
     same = emit("Equal", [a, own.outputs[0]], ir.DataType.BOOL, shape)
@@ -137,7 +137,7 @@ def _clip(streams: Streams, own: ir.Node, node: ir.Node) -> ir.Value:
     return Emitter(node)("Add", [scaled, bound], a.dtype, shape)
 
 
-def _max_pool(streams: Streams, own: ir.Node, node: ir.Node) -> ir.Value:
+def _max_pool(streams: TwoStreams, own: ir.Node, node: ir.Node) -> ir.Value:
     """What stands at the places that the first stream took."""
     taken, shape = _first(own), dims(own.outputs[0])
     assert shape is not None
@@ -159,7 +159,7 @@ def _max_pool(streams: Streams, own: ir.Node, node: ir.Node) -> ir.Value:
     return emit("Gather", [rows, index], a.dtype, [inner[0], *shape[1:]], axis=1)
 
 
-def _maximum(streams: Streams, own: ir.Node, node: ir.Node) -> ir.Value:
+def _maximum(streams: TwoStreams, own: ir.Node, node: ir.Node) -> ir.Value:
     """The mean of what stands where the first stream had its largest entries."""
     emit, a = Emitter(streams.tail, str(own.name)), _first(own)
     shape = dims(a)
@@ -181,7 +181,7 @@ def _maximum(streams: Streams, own: ir.Node, node: ir.Node) -> ir.Value:
     return back("ReduceSum", [scaled, back.constant(axes)], a.dtype, out, keepdims=keep)
 
 
-def _norm(streams: Streams, own: ir.Node, node: ir.Node) -> ir.Value:
+def _norm(streams: TwoStreams, own: ir.Node, node: ir.Node) -> ir.Value:
     """(a - mean) / spread of the first stream, scaled and shifted as the norm does."""
     emit, a = Emitter(streams.tail, str(own.name)), _first(own)
     shape = dims(a)
@@ -206,7 +206,7 @@ def _norm(streams: Streams, own: ir.Node, node: ir.Node) -> ir.Value:
     return _weighted(back, node, found, across=instance)
 
 
-def _group_norm(streams: Streams, own: ir.Node, node: ir.Node) -> ir.Value:
+def _group_norm(streams: TwoStreams, own: ir.Node, node: ir.Node) -> ir.Value:
     """The same where channels share mean and spread in groups."""
     emit, a = Emitter(streams.tail, str(own.name)), _first(own)
     shape, groups, kind = dims(a), int(attribute(own, "num_groups")), _first(own).dtype
@@ -252,7 +252,7 @@ def _weighted(back: Emitter, node: ir.Node, found: ir.Value, *, across: bool) ->
     return found
 
 
-Form = Callable[[Streams, ir.Node, ir.Node], ir.Value]
+Form = Callable[[TwoStreams, ir.Node, ir.Node], ir.Value]
 FORMS: dict[str, Form] = {
     "Clip": _clip,
     "GlobalMaxPool": _maximum,

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from intaglio.errors import PassError
 from intaglio.passes.graph import Emitter, describe, dims, set_dims
 
-from ._linear_forms import Streams, replay
+from ._linear_forms import TwoStreams, replay
 
 COLUMNS = "batch"  # rows of the second stream, for each of which the first one has one
 GATES = frozenset(("HardSigmoid", "Sigmoid", "Softmax", "Softplus", "Tanh"))
@@ -46,7 +46,7 @@ def split(model: ir.Model) -> tuple[ir.Model, ir.Model]:
     _require_rows(model.graph, moving, batch)
     kept = _kept(model.graph, moving)
     needed = _needed(model.graph, moving, kept)
-    streams = Streams(model.clone(), model.clone())
+    streams = TwoStreams(model.clone(), model.clone())
     first = {node.name: node for node in streams.record.graph}
     for node in list(streams.replay.graph):
         moved = [value for value in node.inputs if value is not None and value.name in moving]

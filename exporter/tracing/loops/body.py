@@ -15,7 +15,7 @@ from torch import SymInt, fx
 
 from .described import Counted, Edge, Fixed, Flow, Held, PartedError, Stream
 from .lifted import Inner, aligned, apply, batch_axis, own_shape
-from .streams import is_read, named
+from .pairing import is_read, named
 from .terms import ALWAYS, Term, aten
 
 Terms = tuple[Term, ...]  # one of each program

@@ -15,7 +15,7 @@ from itertools import chain
 from torch import Tensor
 
 from .lifted import batch_axis, is_batched
-from .streams import alike
+from .pairing import alike
 from .terms import ALWAYS, Term, Terms
 from .tidy import SELECT, STACK
 

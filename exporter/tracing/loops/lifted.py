@@ -14,7 +14,7 @@ from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 
 from .described import PartedError
-from .streams import named
+from .pairing import named
 from .terms import Term, aten
 
 _ROWS = (aten.linear.default, aten._to_copy.default)  # noqa: SLF001

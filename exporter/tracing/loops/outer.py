@@ -20,7 +20,7 @@ from .body import Body, Edges, Read, Register, Terms
 from .described import Flow, PartedError, Stream
 from .last import lasts
 from .lifted import batch_axis, is_batched
-from .streams import Streams, named
+from .pairing import Pairing, named
 from .terms import ALWAYS, INPUT, WEIGHT, Term, ancestors, aten, is_size
 from .terms import Terms as Program
 from .tidy import SELECT, STACK, same
@@ -63,7 +63,7 @@ class Outer:
         """
         described, ends = [], []
         for program in self._programs:
-            streams = Streams(program.time)
+            streams = Pairing(program.time)
             stacked = list(_stacked(program))
             last = lasts(program, stacked)
             ends.append(list(last.items()))

@@ -28,7 +28,7 @@ PEELED = 2  # iterations at the start that may be code of their own
 LEAST = 3  # iterations that must agree for a loop to be one
 
 
-class Streams:
+class Pairing:
     """The streams of one program of `time` tokens, from its stacked lists."""
 
     def __init__(self, time: int) -> None:
