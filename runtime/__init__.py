@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from intaglio.runtime.profile.settings import ProfileSettings
     from intaglio.runtime.session import Session
     from intaglio.runtime.session_state import Snapshot
+    from intaglio.runtime.streaming.streams import Streams
 
 __all__ = [
     "Bundle",
@@ -24,6 +25,7 @@ __all__ = [
     "ProfileSettings",
     "Session",
     "Snapshot",
+    "Streams",
     "generate",
     "generate_rows",
 ]
@@ -36,6 +38,7 @@ _HOMES = {
     "ProfileSettings": "profile.settings",
     "Session": "session",
     "Snapshot": "session_state",
+    "Streams": "streaming.streams",
     "generate": "generation",
     "generate_rows": "generation",
 }

@@ -5,6 +5,7 @@ Internal to the runtime: users meet it as `Session.state`.
 
 import sys
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,6 +137,25 @@ class CarriedStates:
         self.longest = int(past_length.max(initial=0))
         for buffer in self.buffers:
             buffer.put(self.side, self.longest, ..., values[buffer.spec.input])
+
+    def window(self, rows: slice) -> "CarriedStates | None":
+        """Neighbouring rows in the same memory, with bound steps of their own.
+
+        Which side is current each keeps for itself, so whoever steps both has to set `now`; only
+        the whole may `reserve`, and windows that were taken before then are void.
+
+        Returns:
+            None where some state does not hold these rows together.
+        """
+        buffers = [buffer.window(rows) for buffer in self.buffers]
+        part = copy(self)
+        part.buffers = [buffer for buffer in buffers if buffer is not None]
+        if len(part.buffers) < len(buffers):
+            return None
+        first, second = self.past_lengths
+        part.past_lengths = first[rows], second[rows]
+        part.batch, part.steps = len(part.past_lengths[0]), {}
+        return part
 
     def gather(self, rows: Rows) -> "CarriedStates":
         """A copy of some rows, in the order given."""

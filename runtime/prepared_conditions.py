@@ -244,6 +244,22 @@ class Preparer:
         return self._conditions(arrays, dict(states))
 
 
+def joined(parts: Sequence[Conditions], first: Conditions) -> Conditions:
+    """What steps read of rows that were conditioned apart, with the same sizes: their states.
+
+    What holds for all rows is that of `first`, one of them.
+    """
+    if first.batch is None or len(parts) == 1:
+        return first
+    states = {
+        name: np.concatenate([part.states[name] for part in parts], first.axes[name])
+        if name in first.axes
+        else array
+        for name, array in first.states.items()
+    }
+    return replace(first, given={}, states=states, sizes={**first.sizes, BATCH: len(parts)})
+
+
 def hides(spec: TensorSpec, dim: str) -> bool:
     """Whether a condition is a mask over the axis `dim`: 0 hides an entry, 1 is what it is else."""
     return spec.default == 1 and spec.shape == (BATCH, dim)

@@ -65,10 +65,10 @@ def step_parts(
         rows = np.flatnonzero(counts >= stop)
         part = carried if len(rows) == len(counts) else carried.gather(rows)
         window = slice(start, stop)
-        cut = {s.name: arrays[s.name][_index(s, rows, window)] for s in entry.inputs}
+        cut = {s.name: arrays[s.name][index_of(s, rows, window)] for s in entry.inputs}
         outputs = stepper.step(part, cut, {**sizes, BATCH: len(rows), TIME: stop - start})
         for spec in entry.outputs:
-            results[spec.name][_index(spec, rows, window)] = outputs[spec.name]
+            results[spec.name][index_of(spec, rows, window)] = outputs[spec.name]
         if part is not carried:
             carried.scatter(rows, part)
         start = stop
@@ -88,11 +88,11 @@ def _run_alike(
     """Run whole sequences of each length together: a later token may change an earlier one."""
     for length in np.unique(counts[counts > 0]):
         rows, window = np.flatnonzero(counts == length), slice(0, int(length))
-        cut = {s.name: arrays[s.name][_index(s, rows, window)] for s in entry.inputs}
+        cut = {s.name: arrays[s.name][index_of(s, rows, window)] for s in entry.inputs}
         alike = {**sizes, BATCH: len(rows), TIME: int(length)}
         outputs = stepper.step(state.start_over(len(rows)), cut, alike)
         for spec in entry.outputs:
-            results[spec.name][_index(spec, rows, window)] = outputs[spec.name]
+            results[spec.name][index_of(spec, rows, window)] = outputs[spec.name]
 
 
 def _by_length(
@@ -109,10 +109,10 @@ def _by_length(
     for length in np.unique(counts[counts > 0]):
         rows, window = np.flatnonzero(counts == length), slice(0, int(length))
         part = whole.gather(rows)
-        cut = {s.name: arrays[s.name][_index(s, rows, window)] for s in entry.inputs}
+        cut = {s.name: arrays[s.name][index_of(s, rows, window)] for s in entry.inputs}
         outputs = stepper.step(part, cut, {**sizes, BATCH: len(rows), TIME: int(length)})
         for spec in entry.outputs:
-            results[spec.name][_index(spec, rows, window)] = outputs[spec.name]
+            results[spec.name][index_of(spec, rows, window)] = outputs[spec.name]
         whole.scatter(rows, part)
     return whole
 
@@ -151,7 +151,7 @@ def _zeros(
     return results
 
 
-def _index(spec: TensorSpec, rows: Rows, window: slice) -> Any:
+def index_of(spec: TensorSpec, rows: Rows | slice, window: slice) -> Any:
     """Index of some rows and a window of time in an array shaped like `spec`."""
     found: list[Any] = []
     for dim in spec.shape:

@@ -53,6 +53,7 @@ class Session:
         entry: what the manifest says of it: inputs, outputs, states.
         target: name of the target that runs.
         state: the carried state.
+        stepper: what takes its steps.
     """
 
     def __init__(self, graph: BundleGraph, target: str, backend: Backend, state: State) -> None:
@@ -61,7 +62,7 @@ class Session:
         self.target = target
         self.state = state
         self._backend = backend
-        self._stepper = Stepper(backend, self.entry)
+        self.stepper = Stepper(backend, self.entry)
         self._turn = Turn()
 
     @classmethod
@@ -230,12 +231,12 @@ class Session:
     ) -> dict[str, Array]:
         if lengths is None:
             carried = self.state.carried
-            step = self._stepper.known(carried, inputs)
+            step = self.stepper.known(carried, inputs)
             if step is not None:
                 if self.entry.whole:  # which has no states: nothing else to start over
                     carried.past_length.fill(0)
                     carried.longest = 0
-                return self._stepper.run(carried, step, inputs, out)
+                return self.stepper.run(carried, step, inputs, out)
         entry = self.entry
         for spec in entry.conditions:
             if spec.name in inputs:
@@ -248,12 +249,12 @@ class Session:
         counts = (
             np.full(sizes[BATCH], sizes[TIME]) if lengths is None else lengths_of(lengths, sizes)
         )
-        most = self._stepper.most_tokens
+        most = self.stepper.most_tokens
         if counts.min() < sizes[TIME] or (most is not None and sizes[TIME] > most):
-            return step_parts(self._stepper, self.state, entry, arrays, sizes, counts, out)
+            return step_parts(self.stepper, self.state, entry, arrays, sizes, counts, out)
         begin = self.state.start_over if entry.whole else self.state.begin
         carried = begin(sizes[BATCH])
-        results = self._stepper.step(carried, arrays, sizes, out)
+        results = self.stepper.step(carried, arrays, sizes, out)
         self.state.carried = carried
         return results
 

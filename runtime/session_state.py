@@ -120,7 +120,14 @@ def _taken_out(arrays: dict[str, Array], start: str) -> dict[str, Array]:
 
 
 class State:
-    """The states that a session carries from step to step, row by row."""
+    """The states that a session carries from step to step, row by row.
+
+    Attributes:
+        settings: what holds for the states, whatever the rows.
+        fingerprint: of what runs them.
+        preparer: makes states of conditions, None where there are none.
+        carried: the states of the rows that there are.
+    """
 
     def __init__(
         self,
@@ -137,10 +144,10 @@ class State:
             batch: a fixed number of rows.
             preparer: makes states of conditions, None where there are none.
         """
-        self._settings = settings
-        self._fingerprint = fingerprint
+        self.settings = settings
+        self.fingerprint = fingerprint
         self._batch = batch
-        self._preparer = preparer
+        self.preparer = preparer
         self.carried = CarriedStates(settings, 0)
 
     @property
@@ -156,7 +163,7 @@ class State:
     @property
     def capacity(self) -> int | None:
         """Tokens that growing states have room for, None where no state grows."""
-        return self.carried.capacity if self._settings.has_growing else None
+        return self.carried.capacity if self.settings.has_growing else None
 
     @property
     def own_sizes(self) -> dict[str, int]:
@@ -167,7 +174,7 @@ class State:
     @property
     def most_tokens(self) -> int | None:
         """Tokens that a row may ever hold, None where nothing bounds them."""
-        settings = self._settings
+        settings = self.settings
         bound = settings.ceiling if settings.has_growing else settings.max_context
         return None if bound in (None, sys.maxsize) else bound
 
@@ -195,7 +202,7 @@ class State:
     def _snapshot(self, carried: CarriedStates) -> Snapshot:
         """A copy of states, a torn one if another thread steps them meanwhile."""
         return Snapshot(
-            fingerprint=self._fingerprint,
+            fingerprint=self.fingerprint,
             past_length=carried.past_length.copy(),
             capacity=carried.capacity,
             arrays={name: value.copy() for name, value in carried.values().items()},
@@ -211,7 +218,7 @@ class State:
         """
         if not isinstance(snapshot, Snapshot):
             snapshot = Snapshot.load(snapshot)
-        if snapshot.fingerprint != self._fingerprint:
+        if snapshot.fingerprint != self.fingerprint:
             raise StateError(
                 "The snapshot belongs to another bundle: its graph or weights are not those of "
                 "this session. Restore it in a session of the bundle that it was taken from."
@@ -220,17 +227,17 @@ class State:
             raise StateError("The snapshot is damaged: it counts no tokens that a state can hold.")
         batch, longest = len(snapshot.past_length), int(snapshot.past_length.max(initial=0))
         sizes = [max(array.shape, default=0) for array in snapshot.arrays.values()]
-        if longest > max(sizes, default=0) and any(s.grows for s in self._settings.specs):
+        if longest > max(sizes, default=0) and any(s.grows for s in self.settings.specs):
             raise StateError(
                 f"The snapshot is damaged: it counts {longest} tokens, and no array of it holds "
                 "so many."
             )
         conditions = None
-        if self._preparer is not None and (snapshot.conditions or snapshot.prepared):
+        if self.preparer is not None and (snapshot.conditions or snapshot.prepared):
             made = snapshot.conditions, snapshot.prepared
-            conditions = self._preparer.restore(*made, batch)
+            conditions = self.preparer.restore(*made, batch)
         try:
-            carried = CarriedStates(self._settings, batch, snapshot.capacity, conditions)
+            carried = CarriedStates(self.settings, batch, snapshot.capacity, conditions)
             if batch:
                 carried.reserve(longest)
         except (MemoryError, ValueError, OverflowError) as error:
@@ -275,7 +282,7 @@ class State:
         if rows is None:
             kept = self.carried.conditions
             batch = 0 if kept is None else kept.batch or 0
-            self.carried = CarriedStates(self._settings, batch, conditions=kept)
+            self.carried = CarriedStates(self.settings, batch, conditions=kept)
         else:
             self.carried.clear(self._indices(rows))
 
@@ -283,7 +290,7 @@ class State:
         self, given: Mapping[str, Any], rows: Sequence[int] | npt.NDArray[Any] | None
     ) -> None:
         """Take conditions, see `Session.condition`."""
-        carried, preparer = self.carried, self._preparer
+        carried, preparer = self.carried, self.preparer
         if preparer is None:
             raise InputError("This bundle takes no conditions: give all inputs to each step.")
         if rows is None:
@@ -293,7 +300,7 @@ class State:
             if batch != carried.batch:
                 self._require_start(slice(None), f"{batch} rows", f"{carried.batch}")
                 self.carried = CarriedStates(
-                    self._settings, batch, conditions=preparer.prepare(arrays)
+                    self.settings, batch, conditions=preparer.prepare(arrays)
                 )
                 return
             self._require_same(slice(None), sizes)
@@ -327,13 +334,13 @@ class State:
         Raises:
             StateError: if the carried states have another number of rows.
         """
-        if self._preparer is not None and self.carried.conditions is None:
+        if self.preparer is not None and self.carried.conditions is None:
             raise StateError(
                 "The session lacks its conditions, which are given once, before the first step: "
-                f"session.condition({{...}}) with {list_of(self._preparer.names)}."
+                f"session.condition({{...}}) with {list_of(self.preparer.names)}."
             )
         if self.carried.batch == 0:
-            return CarriedStates(self._settings, batch, conditions=self.carried.conditions)
+            return CarriedStates(self.settings, batch, conditions=self.carried.conditions)
         if self.carried.batch != batch:
             raise StateError(
                 f"The step has {batch} rows, the carried state {self.carried.batch}. "
@@ -349,12 +356,12 @@ class State:
         if self.carried.batch == batch:
             self.carried.clear(slice(None))
         else:
-            self.carried = CarriedStates(self._settings, batch)
+            self.carried = CarriedStates(self.settings, batch)
         return self.carried
 
     def copy(self) -> "State":
         """The same state in memory of its own."""
-        twin = State(self._settings, self._fingerprint, self._batch, self._preparer)
+        twin = State(self.settings, self.fingerprint, self._batch, self.preparer)
         twin.carried = self.carried.gather(slice(None))
         return twin
 

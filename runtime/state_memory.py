@@ -25,6 +25,9 @@ class StateBuffer(Protocol):
     def put(self, side: int, tokens: int, rows: Any, value: Any) -> None:
         """Set `rows` of what `value` returns."""
 
+    def window(self, rows: slice) -> "StateBuffer | None":
+        """The same memory of neighbouring rows alone; None where they do not lie together."""
+
 
 class StateMemory(Protocol):
     """What gives memory for states."""

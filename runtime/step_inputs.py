@@ -216,6 +216,20 @@ def limit_of(spec: TensorSpec, sizes: Sizes) -> int | Array:
     return spec.below if isinstance(spec.below, int) else np.array(spec.below, np.uint64)
 
 
+def require_within(arrays: Mapping[str, Array], specs: Sequence[TensorSpec], sizes: Sizes) -> None:
+    """Refuse values that their table does not have.
+
+    Raises:
+        InputError: if there are any.
+    """
+    for spec in specs:
+        array = arrays[spec.name]
+        if spec.below is not None and array.dtype.kind in "iu" and array.size:
+            limit = limit_of(spec, sizes)
+            if np.any(array < 0) or np.any(array >= limit):
+                raise InputError(stray(spec, limit, array))
+
+
 def stray(spec: TensorSpec, limit: int | Array, ids: Array, what: str = "input") -> str:
     """Say which of `ids` is not below `limit`, and where it stands in the `what`."""
     limits = np.broadcast_to(np.asarray(limit, np.int64), ids.shape)

@@ -5,7 +5,8 @@ and writes it in place and Python can gather rows of it.
 """
 
 import math
-from typing import Any
+from copy import copy
+from typing import Any, Self
 
 import numpy as np
 from onnxruntime import OrtValue
@@ -46,6 +47,18 @@ class HostBuffer:
     def put(self, side: int, tokens: int, rows: Any, value: Any) -> None:
         """Set `rows` of what `value` returns."""
         self.value(side, tokens)[rows] = value
+
+    def window(self, rows: slice) -> Self | None:
+        """The same memory of neighbouring rows alone; None where they do not lie together."""
+        axis = self.spec.rows
+        if axis is None or math.prod(self.memory[0].shape[:axis]) != 1:
+            return None
+        twin, place = copy(self), self.spec.place_of(rows)
+        first = self.memory[0][place]
+        second = first if self.memory[1] is self.memory[0] else self.memory[1][place]
+        twin.batch, twin.memory = first.shape[axis], (first, second)
+        twin._wrap()  # noqa: SLF001
+        return twin
 
     def _allocate(self, tokens: int) -> None:
         shape = self._shape(tokens)
@@ -93,6 +106,10 @@ class HostAppended(HostBuffer):
 
     def bind(self, binding: Any, side: int) -> None:
         """Bind nothing: shapes change with each step, see `bind_step`."""
+
+    def window(self, rows: slice) -> Self | None:  # noqa: ARG002
+        """None: the rows lie further apart with each token."""
+        return None
 
     def bind_step(self, binding: Any, side: int, past: int, time: int) -> None:
         """Bind for one step of `time` tokens after `past`."""

@@ -67,6 +67,10 @@ class StateError(IntaglioError):
     """A carried state does not fit the session, or a step does not fit the state."""
 
 
+class FullError(IntaglioError):
+    """A queue, or the number of streams, is at its limit: what is offered is not taken."""
+
+
 class InputError(IntaglioError):
     """An array given to a step has the wrong name, dtype or shape."""
 

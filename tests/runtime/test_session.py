@@ -313,14 +313,14 @@ def test_a_second_thread_in_one_session_is_refused(
 ) -> None:
     """While a step runs; the step itself, the state and later steps are not disturbed."""
     session, alone, ids = make_session("conv"), make_session("conv"), make_ids(1, 4)
-    run, within, go_on = session._stepper.run, threading.Event(), threading.Event()
+    run, within, go_on = session.stepper.run, threading.Event(), threading.Event()
 
     def slow(*given: Any) -> Any:
         within.set()
         assert go_on.wait(60)
         return run(*given)
 
-    monkeypatch.setattr(session._stepper, "run", slow)
+    monkeypatch.setattr(session.stepper, "run", slow)
     results = []
     first = threading.Thread(
         target=lambda: results.append(session.step({"input_ids": ids})["logits"])

@@ -1,0 +1,390 @@
+"""Who steps next: one thread owns the engine and the rows, all others leave it work.
+
+Every call of the engine takes tokens of as many streams as have the same number to take.  The
+stream that has waited longest is always among them, so a single token waits for one call of each
+other number at most, however long a prompt somebody else was fed: prompts are taken in parts of a
+power of two of tokens, and join the end of the queue after each.  How a feed is parted follows from
+its own length alone, so the shapes that a stream is stepped in do not depend on who else is there.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from intaglio.errors import IntaglioError, StateError
+from intaglio.runtime.session_state import Snapshot
+
+from .bank import Bank
+from .feeds import Outputs, Portion, Record
+from .queues import Queues
+from .residents import Residents
+
+TOKENS = 256  # of all streams that one call of longer parts takes, so that others wait for less
+PATIENCE, LONGEST = 0.1, 0.005  # how long to wait for the streams of the last call: a part of it, s
+CLOSED = "The streams are closed."
+
+Done = tuple[Portion, Outputs | BaseException]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stats:
+    """What has been done so far.
+
+    Attributes:
+        calls: of the engine.
+        tokens: that streams have consumed.
+        saved: how often a stream was saved.
+        restored: how often one was brought back.
+        open: streams that are open now.
+        waiting: of these, how many have input that has not been taken.
+        rows: of these, how many have a row.
+    """
+
+    calls: int
+    tokens: int
+    saved: int
+    restored: int
+    open: int
+    waiting: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A call of the engine: whose tokens, and who gives a row to whom before it."""
+
+    bank: Bank
+    length: int
+    group: list[Record]
+    victims: list[Record]
+
+
+class Scheduler:
+    """The thread that steps the streams of `queues` in the rows of `residents`."""
+
+    def __init__(self, queues: Queues, residents: Residents) -> None:
+        """Start it."""
+        self._queues, self._residents = queues, residents
+        self._wake: SimpleQueue[None] = SimpleQueue()
+        self._left: SimpleQueue[Record] = SimpleQueue()
+        self._tasks: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._hot, self._patience, self._ended_at = 0, 0.0, 0.0
+        self._calls = self._tokens = 0
+        self._unsaved: deque[str] = deque(maxlen=100)
+        self._thread = threading.Thread(target=self._work, name="intaglio-streams", daemon=True)
+        self._thread.start()
+
+    # What other threads call.
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the caller is on the engine's thread, which must not wait for itself."""
+        return threading.current_thread() is self._thread
+
+    @property
+    def stats(self) -> Stats:
+        """What has been done so far, and who is there."""
+        return Stats(
+            calls=self._calls,
+            tokens=self._tokens,
+            saved=self._residents.saved,
+            restored=self._residents.restored,
+            open=len(self._queues.records),
+            waiting=len(self._queues.waiting),
+            rows=len(self._residents),
+        )
+
+    def feed(self, record: Record, feed: Portion, timeout: float | None) -> None:
+        """Put a feed into the queue of its stream; see `Queues.put`."""
+        self._queues.put(record, feed, 0 if self.is_here else timeout)
+        self._wake.put(None)
+
+    def save(self, record: Record) -> Snapshot:
+        """A copy of the state of a stream, between two steps."""
+        snapshot: Snapshot = self._ask(lambda: self._residents.snapshot(record))
+        return snapshot
+
+    def end(self, record: Record, *, keep: bool) -> None:
+        """Close a stream, saved if `keep`; what it was fed and has not taken fails.
+
+        Raises:
+            StateError: if it cannot be saved; it is not closed then.
+        """
+        if self._queues.closed is None:
+            self._ask(lambda: self._end(record, keep=keep))
+
+    def leave(self, record: Record) -> None:
+        """Note that nobody holds a stream any more; may be called at any place in any thread."""
+        self._left.put(record)
+        self._wake.put(None)
+
+    def close(self) -> None:
+        """End the thread; streams of a folder are saved, what was not taken fails.
+
+        Raises:
+            StateError: if a stream could not be saved.
+        """
+        self._queues.close(CLOSED)
+        self._wake.put(None)
+        if not self.is_here:
+            self._thread.join()
+        if self._unsaved:
+            raise StateError(" ".join(self._unsaved))
+
+    def _ask(self, task: Callable[[], Any]) -> Any:
+        """What `task` returns, run by the thread between two calls of the engine."""
+        if self.is_here:
+            return task()
+        answer: Future[Any] = Future()
+        with self._queues.lock:
+            self._queues.require_open()
+            self._tasks.append((task, answer))
+        self._wake.put(None)
+        return answer.result()
+
+    # What the thread does.
+
+    def _work(self) -> None:
+        try:
+            while True:
+                self._do_tasks()
+                if self._queues.closed is not None:
+                    break
+                self._await_others()
+                with self._queues.lock:
+                    plan = self._plan()
+                if plan is None:
+                    self._wake.get()
+                else:
+                    self._take(plan)
+        except BaseException as error:  # noqa: BLE001  whoever waits has to hear of it
+            self._queues.close(f"The streams have ended, by an error of intaglio: {error!r}.")
+        self._finish()
+
+    def _do_tasks(self) -> None:
+        while not self._wake.empty():
+            self._wake.get()
+        while self._tasks:
+            task, answer = self._tasks.popleft()
+            try:
+                answer.set_result(task())
+            except BaseException as error:
+                answer.set_exception(error)
+                if not isinstance(error, IntaglioError):
+                    raise
+        while not self._left.empty():
+            record = self._left.get()
+            record.ended = True
+            if not record.feeds:  # otherwise what it was fed is taken before it goes
+                self._go(record)
+
+    def _await_others(self) -> None:
+        """Give the streams of the last call a moment to come with their next tokens."""
+        until = self._ended_at + self._patience
+        while 0 < len(self._queues.waiting) < self._hot:
+            left = until - time.monotonic()
+            if left <= 0:
+                break
+            try:
+                self._wake.get(timeout=left)
+            except Empty:
+                break
+
+    def _plan(self) -> Plan | None:
+        for first in self._queues.waiting:
+            bank, victims = self._residents.row_for(first)
+            if bank is None:
+                continue
+            length = self._length(first)
+            group, most = [first], bank.width
+            if length > 1:
+                most = max(1, min(most, TOKENS // length))
+            free = bank.free + len(victims) - (first.bank is None)
+            idle = self._residents.idle(bank, victims)
+            for other in self._queues.waiting:
+                if len(group) >= most:
+                    break
+                if other is first or other in victims or other.kind != first.kind:
+                    continue
+                if self._length(other) != length:
+                    continue
+                if other.bank is None and not free and idle:
+                    victims.append(idle.pop(0))
+                    free = 1
+                if other.bank is None and free:
+                    free -= 1
+                elif other.bank is not bank:
+                    continue
+                group.append(other)
+            return Plan(bank, length, group, victims)
+        return None
+
+    def _length(self, record: Record) -> int:
+        """How many tokens of a stream the next call takes."""
+        left, chunk = record.feeds[0].left, self._queues.limits.chunk
+        return left if chunk is None else 1 << (min(left, chunk).bit_length() - 1)
+
+    def _take(self, plan: Plan) -> None:
+        began = time.monotonic()
+        try:
+            for victim in plan.victims:
+                self._residents.park(victim)
+        except IntaglioError as error:
+            self._tell(self._failed(plan.group[0], error))
+            return
+        group, done = [], []
+        for record in plan.group:
+            if record.bank is None:
+                done += self._admit(record, plan.bank)
+            if record.bank is not None and self._begin(record, plan.length):
+                group.append(record)
+        if group:
+            done += self._run(plan.bank, plan.length, group)
+        self._ended_at = time.monotonic()
+        if plan.length == 1:
+            self._hot = len(group)
+            self._patience = min(PATIENCE * (self._ended_at - began), LONGEST)
+        self._tell(done)
+        self._save_some(group)
+
+    def _admit(self, record: Record, bank: Bank) -> list[Done]:
+        """Give a stream a row; if it cannot be brought back, what it was fed fails."""
+        try:
+            self._residents.admit(record, bank)
+        except (IntaglioError, MemoryError) as error:
+            record.fault = f"The stream {record.name!r} cannot be brought back: {error}"
+            fault = StateError(record.fault)
+            return self._failed(record, fault, fault)
+        return []
+
+    def _begin(self, record: Record, length: int) -> bool:
+        """Whether the next feed of a stream is still wanted."""
+        feed = record.feeds[0]
+        if feed.future.running():
+            return True
+        if not feed.future.set_running_or_notify_cancel():
+            with self._queues.lock:
+                self._queues.pop(record)
+            self._check_left(record)
+            return False
+        if length < feed.tokens:
+            assert record.bank is not None
+            feed.mark = record.bank.mark(record)
+        return True
+
+    def _run(self, bank: Bank, length: int, group: list[Record]) -> list[Done]:
+        """Step a group; where the engine refuses that, each stream of it alone."""
+        inputs = {record: record.feeds[0].part(length) for record in group}
+        try:
+            outputs = bank.step(inputs, length, [record.conditions for record in group])
+        except (IntaglioError, MemoryError) as error:
+            if len(group) > 1:
+                return [each for record in group for each in self._run(bank, length, [record])]
+            return self._failed(group[0], error)
+        self._calls += 1
+        self._tokens += length * len(group)
+        done: list[Done] = []
+        for record in group:
+            feed = record.feeds[0]
+            results = feed.add(length, outputs[record])
+            self._residents.served(record)
+            with self._queues.lock:
+                self._queues.moved(record, length)
+                if results is not None:
+                    self._queues.pop(record)
+            if results is not None:
+                done.append((feed, results))
+                self._check_left(record)
+        return done
+
+    def _failed(
+        self, record: Record, error: BaseException, rest: BaseException | None = None
+    ) -> list[Done]:
+        """Take what a stream was fed out of its queue, and bring it back to before the first.
+
+        Args:
+            record: of the stream.
+            error: of the first.
+            rest: of the others, None for the news that the first has failed.
+        """
+        if isinstance(error, MemoryError):
+            error = StateError("There is no memory for the step; no stream has moved.")
+        rest = rest or StateError("What the stream was fed before has failed.")
+        feeds = self._queues.pop_all(record)
+        for feed in feeds[:1]:
+            if feed.mark is not None and record.bank is not None:
+                record.bank.rewind(record, feed.mark)
+                record.past -= feed.done
+        self._check_left(record)
+        return [(feed, rest if index else error) for index, feed in enumerate(feeds)]
+
+    def _tell(self, done: Sequence[Done]) -> None:
+        """Give the futures their results; what they call may call anything of streams."""
+        for feed, result in done:
+            if not feed.future.running() and not feed.future.set_running_or_notify_cancel():
+                continue
+            if isinstance(result, BaseException):
+                feed.future.set_exception(result)
+            else:
+                feed.future.set_result(result)
+        if done:
+            self._queues.tell_room()
+
+    def _save_some(self, group: Sequence[Record]) -> None:
+        every = self._queues.limits.save_every
+        for record in group if every is not None else ():
+            between = not record.feeds or not record.feeds[0].done
+            there = record.bank is not None
+            if there and between and record.past - (record.saved or 0) >= (every or 0):
+                try:
+                    self._residents.save(record)
+                except IntaglioError as error:
+                    self._unsaved.append(str(error))  # told at the end; its tokens are not lost yet
+
+    def _check_left(self, record: Record) -> None:
+        """Let a stream go, soon, that nobody holds and that has taken all it was fed."""
+        if record.ended and not record.feeds:
+            self.leave(record)
+
+    def _go(self, record: Record) -> None:
+        """Let a stream go that nobody holds."""
+        store = self._residents.store
+        try:
+            self._end(record, keep=store.folder is not None and record.fault is None)
+        except IntaglioError as error:
+            self._unsaved.append(str(error))
+            self._residents.release(record)
+            self._queues.remove(record)
+
+    def _end(self, record: Record, *, keep: bool) -> None:
+        if self._queues.records.get(record.name) is not record:
+            return
+        closed = StateError(f"The stream {record.name!r} is closed.")
+        if keep:
+            self._tell(self._failed(record, closed, closed))
+            self._residents.save(record)
+        with self._queues.lock:
+            record.ended = True
+        self._tell(self._failed(record, closed, closed))
+        if not keep and record.fault is None:
+            self._residents.store.drop(record.name)
+        self._residents.release(record)
+        self._queues.remove(record)
+
+    def _finish(self) -> None:
+        """Answer everybody, and save what can be continued."""
+        closed = StateError(self._queues.closed)
+        while self._tasks:
+            self._tasks.popleft()[1].set_exception(closed)
+        for record in [*self._queues.records.values()]:
+            try:
+                self._tell(self._failed(record, closed, closed))
+                self._go(record)
+            except Exception as error:  # noqa: BLE001  of a bank that is broken: the others go on
+                self._unsaved.append(f"The stream {record.name!r} is lost: {error!r}.")
+        self._queues.tell_room()

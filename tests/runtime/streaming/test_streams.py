@@ -1,0 +1,471 @@
+"""Streams: whoever shares their engine, each gives what a session of its own gives."""
+
+import asyncio
+import gc
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from conditioned_bundle import write
+
+from intaglio.errors import BundleError, FullError, InputError, StateError
+from intaglio.runtime.graph_entry import Limits
+from intaglio.runtime.session import Session
+from intaglio.runtime.streaming.streams import Streams
+
+Array = npt.NDArray[Any]
+OpenStreams = Callable[..., Streams]
+MIXED = ("recurrent", "conv", "window", "static")
+WAIT = 60  # seconds until a test that hangs fails
+
+
+def fed_at_random(
+    streams: Streams, count: int, feeds: int
+) -> tuple[list[list[Array]], list[Array]]:
+    """What each of `count` streams was fed, one after the other at random, and what it gave."""
+    random = np.random.default_rng(3)
+    opened = [streams.open() for _ in range(count)]
+    fed: list[list[Array]] = [[np.array([[index]])] for index in range(count)]
+    futures = [
+        [stream.feed({"input_ids": ids[0]})] for stream, ids in zip(opened, fed, strict=True)
+    ]
+    for _ in range(feeds):
+        index, tokens = int(random.integers(count)), int(random.choice([1, 1, 1, 2, 5, 7]))
+        fed[index].append(random.integers(0, 23, (1, tokens)))
+        futures[index].append(opened[index].feed({"input_ids": fed[index][-1]}))
+    given = [[future.result(WAIT)["logits"] for future in each] for each in futures]
+    joined = [np.concatenate(each, 1) for each in given]
+    assert [stream.past_length for stream in opened] == [ids.shape[1] for ids in joined]
+    return fed, joined
+
+
+@pytest.mark.parametrize(
+    "layouts", [("recurrent",), ("conv",), ("window",), ("static",), ("grow",), MIXED], ids="+".join
+)
+@pytest.mark.parametrize(("rows", "count", "options"), [
+    (6, 6, {}), (4, 7, {}), (4, 6, {"reproducible": True}), (1, 2, {}),
+])  # fmt: skip
+def test_each_stream_gives_what_a_session_gives(
+    open_streams: OpenStreams,
+    bundle_of: Callable[..., Path],
+    alone: Callable[..., Array],
+    layouts: tuple[str, ...],
+    rows: int,
+    count: int,
+    options: dict[str, Any],
+) -> None:
+    """In every layout, with more streams than rows, while caches grow and prompts are cut."""
+    streams = open_streams(rows, bundle_of(*layouts), chunk=4, **options)
+    fed, given = fed_at_random(streams, count, 25)
+    for ids, logits in zip(fed, given, strict=True):
+        whole = alone(np.concatenate(ids, 1), *layouts)
+        np.testing.assert_allclose(logits, whole, atol=2e-5)
+    assert (streams.stats.restored > 0) == (count > rows)
+
+
+def test_streams_with_input_share_a_call(open_streams: OpenStreams, calls: Any, ids: Any) -> None:
+    """Whatever waits when the engine is free is one call of it."""
+    streams, gate = open_streams(4), threading.Event()
+    calls.go_on = lambda: gate.wait(WAIT)
+    opened = [streams.open() for _ in range(4)]
+    futures = [stream.feed(ids(index)) for index, stream in enumerate(opened)]
+    gate.set()
+    for future in futures:
+        future.result(WAIT)
+    assert sorted(calls.seen) in ([(1, 1), (1, 3)], [(1, 4)])
+
+
+def test_a_stream_without_input_does_not_move(open_streams: OpenStreams, ids: Any) -> None:
+    """Bit for bit, in every layout, whoever steps beside it."""
+    streams = open_streams(4, reproducible=True)
+    still, *others = [streams.open() for _ in range(4)]
+    still.step(ids(1, 2, 3))
+    before = still.save()
+    for token in range(9):
+        for future in [other.feed(ids(token, 5)) for other in others]:
+            future.result(WAIT)
+    after = still.save()
+    assert (after.past_length, still.past_length) == (before.past_length, 3)
+    for name, array in before.arrays.items():
+        np.testing.assert_array_equal(after.arrays[name], array)
+
+
+def test_a_full_stream_keeps_its_cache(
+    open_streams: OpenStreams, bundle_of: Callable[..., Path], alone: Callable[..., Array], ids: Any
+) -> None:
+    """What runs along in its row has no room, and must not write over its last tokens."""
+    streams = open_streams(2, bundle_of(*MIXED), reproducible=True, context=8, capacity=8)
+    full, other = streams.open(), streams.open()
+    tokens = (4, 3, 2, 1, 4, 3, 2)
+    full.step(ids(*tokens))
+    other.step(ids(1))
+    other.step(ids(2, 3, 4, 5))
+    last = full.step(ids(9))["logits"]
+    np.testing.assert_allclose(last, alone([[*tokens, 9]])[:, -1:], atol=2e-5)
+    with pytest.raises(StateError, match=r"holds 8 tokens.*1 more are beyond its limit of 8"):
+        full.feed(ids(1))
+
+
+def test_reproducible_streams_give_the_same_bits(open_streams: OpenStreams) -> None:
+    """Alone or among others, in whichever row: each call has the same shape."""
+    streams = open_streams(5, reproducible=True, chunk=4)
+    fed, given = fed_at_random(streams, 8, 40)
+    for feeds, logits in zip(fed, given, strict=True):
+        single = streams.open()
+        steps = [single.step({"input_ids": ids})["logits"] for ids in feeds]
+        np.testing.assert_array_equal(np.concatenate(steps, 1), logits)
+
+
+def test_a_prompt_does_not_keep_single_tokens_waiting(
+    open_streams: OpenStreams, calls: Any, ids: Any
+) -> None:
+    """Between two parts of a prompt whoever waits has a turn."""
+    streams, gate = open_streams(4, chunk=4), threading.Event()
+    calls.go_on = lambda: gate.wait(WAIT)
+    prompt, *others = [streams.open() for _ in range(4)]
+    futures = [prompt.feed(ids(*[1] * 23))]
+    futures += [other.feed(ids(2)) for _ in range(4) for other in others]
+    gate.set()
+    for future in futures:
+        future.result(WAIT)
+    lengths = [length for length, _ in calls.seen]
+    assert [length for length in lengths if length > 1] == [4] * 5 + [2]
+    assert "44" not in "".join(map(str, lengths))[:-4]
+
+
+def test_who_waits_for_a_row_gets_one_from_those_that_never_pause(
+    open_streams: OpenStreams, calls: Any, ids: Any
+) -> None:
+    """After its share of calls a stream gives way, though it has more to take."""
+    streams, gate = open_streams(1, queue=100, backlog=1000), threading.Event()
+    calls.go_on = lambda: gate.wait(WAIT)
+    first, second = streams.open(), streams.open()
+    order: list[str] = []
+    futures = [first.feed(ids(1)) for _ in range(60)] + [second.feed(ids(2))]
+    futures[-1].add_done_callback(lambda _: order.append("second"))
+    futures[59].add_done_callback(lambda _: order.append("first"))
+    gate.set()
+    for future in futures:
+        future.result(WAIT)
+    assert order == ["second", "first"]
+
+
+def test_queues_are_bounded(open_streams: OpenStreams, calls: Any, ids: Any) -> None:
+    """Each stream's, that of all, and the number of streams; who waits long enough is taken."""
+    streams, gate = open_streams(2, streams=3, queue=2, backlog=3), threading.Event()
+    calls.go_on = lambda: gate.wait(WAIT)
+    one, two, _ = (streams.open() for _ in range(3))
+    with pytest.raises(FullError, match="3 streams are open, which is the limit"):
+        streams.open()
+    futures = [one.feed(ids(1), timeout=0), one.feed(ids(2), timeout=0)]
+    with pytest.raises(FullError, match=r"2 feeds of the stream .* wait, which is the limit"):
+        one.feed(ids(3), timeout=0.01)
+    futures.append(two.feed(ids(1), timeout=0))
+    with pytest.raises(FullError, match="3 feeds wait, which is the limit of all"):
+        two.feed(ids(1), timeout=0)
+    waiting: list[Future[Any]] = []
+    thread = threading.Thread(target=lambda: waiting.append(one.feed(ids(3))))
+    thread.start()
+    gate.set()
+    thread.join(WAIT)
+    assert [f.result(WAIT)["logits"].shape for f in (*futures, *waiting)] == [(1, 1, 23)] * 4
+
+
+def test_what_one_stream_is_refused_the_others_get(
+    open_streams: OpenStreams, calls: Any, alone: Callable[..., Array], ids: Any
+) -> None:
+    """It is as it was before the feed, of which a part was taken, and goes on from there."""
+    streams, gate = open_streams(4, chunk=2), threading.Event()
+    good, bad = streams.open(), streams.open()
+    bad.step(ids(5, 6, 7))
+    calls.go_on = lambda: gate.wait(WAIT)
+    calls.refuse = lambda given: InputError("not 13") if any(13 in each for each in given) else None
+    futures = [bad.feed(ids(1, 2, 13)), bad.feed(ids(8)), good.feed(ids(1, 2, 3))]
+    gate.set()
+    np.testing.assert_allclose(futures[2].result(WAIT)["logits"], alone([[1, 2, 3]]), atol=2e-5)
+    with pytest.raises(InputError, match="not 13"):
+        futures[0].result(WAIT)
+    with pytest.raises(StateError, match="What the stream was fed before has failed"):
+        futures[1].result(WAIT)
+    assert bad.past_length == 3
+    np.testing.assert_allclose(bad.step(ids(8))["logits"], alone([[5, 6, 7, 8]])[:, -1:], atol=2e-5)
+
+
+def test_a_broken_engine_is_told_to_everybody(
+    open_streams: OpenStreams, calls: Any, ids: Any
+) -> None:
+    """An error that is nobody's fault ends the streams, and no one waits for ever."""
+    streams = open_streams(2)
+    stream = streams.open()
+    calls.refuse = lambda _: ZeroDivisionError("broken")
+    with pytest.raises(StateError, match=r"ended, by an error of intaglio: ZeroDivisionError"):
+        stream.step(ids(1))
+    for again in (lambda: stream.step(ids(1)), streams.open, stream.save):
+        with pytest.raises(StateError, match="ended, by an error"):
+            again()
+
+
+def test_bad_input_is_refused_where_it_is_fed(open_streams: OpenStreams, ids: Any) -> None:
+    """Nothing of it reaches the engine."""
+    streams = open_streams()
+    stream = streams.open("one")
+    for inputs, message in [
+        ({}, "'input_ids' is missing"),
+        (ids(1) | {"x": [1]}, "no input 'x'"),
+        ({"input_ids": [[1], [2]]}, "A stream has one row, and its feed has 2"),
+        ({"input_ids": [[1.0]]}, "is float64"),
+        ({"input_ids": [[]]}, "is float64"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            stream.feed(inputs)
+    with pytest.raises(StateError, match="is one of other streams"):
+        open_streams().feed(stream, ids(1))
+    with pytest.raises(StateError, match="'one' is open already"):
+        streams.open("one")
+    with pytest.raises(InputError, match="takes no conditions"):
+        streams.open(conditions={"a": 1})
+    with pytest.raises(InputError, match="rows is 0, should be"):
+        open_streams(0)
+    with pytest.raises(InputError, match="save_every needs a folder"):
+        open_streams(save_every=3)
+    assert stream.past_length == 0
+
+
+def test_what_cannot_be_streams_is_refused(
+    bundle_of: Callable[..., Path], tmp_path: Path, open_streams: OpenStreams, ids: Any
+) -> None:
+    """A fixed batch whose caches need rows of equal length; one that needs none has them."""
+    bundle = bundle_of("grow", limits=Limits(batch=3))
+    with pytest.raises(BundleError, match="exactly 3, whose rows cannot be at different tokens"):
+        open_streams(3, bundle)
+    streams = open_streams(4, bundle_of(*MIXED, limits=Limits(batch=3)))
+    assert (streams.rows, streams.width) == (6, 3)
+    assert streams.open().step(ids(1))["logits"].shape == (1, 1, 23)
+    with pytest.raises(BundleError, match="does not exist"):
+        open_streams(3, tmp_path / "nowhere")
+
+
+def test_threads_may_share_streams(open_streams: OpenStreams, alone: Callable[..., Array]) -> None:
+    """Each feeds its own and opens and closes more, while all step."""
+    streams = open_streams(3, streams=100)
+    found: dict[int, Array] = {}
+    tokens = np.random.default_rng(0).integers(0, 23, (6, 15))
+
+    def work(index: int) -> None:
+        with streams.open() as stream:
+            found[index] = np.concatenate(
+                [stream.step({"input_ids": [[token]]})["logits"] for token in tokens[index]], 1
+            )
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WAIT)
+    np.testing.assert_allclose(
+        np.concatenate([found[index] for index in range(6)]), alone(tokens), atol=2e-5
+    )
+    assert (streams.stats.open, streams.stats.rows) == (0, 0)
+
+
+def test_sources_of_different_lengths_are_stepped_apart(tmp_path: Path) -> None:
+    """Conditions are each stream's own: those of one size share calls, and what holds for all."""
+    bundle = write(tmp_path / "bundle")
+    random = np.random.default_rng(1)
+    x = random.standard_normal((1, 6, 2)).astype(np.float32)
+    given: list[dict[str, Array]] = [
+        {
+            "memory": random.standard_normal((1, size, 2)).astype(np.float32),
+            "bias": np.array([bias, 0], np.float32),
+        }
+        for size, bias in [(3, 1), (3, 1), (3, 2), (5, 1)]
+    ]
+    session = Session.load(bundle, threads=1)
+    with Streams(bundle, 3, threads=1, store=tmp_path / "saved") as streams:
+        opened = [streams.open(str(i), conditions=each) for i, each in enumerate(given)]
+        for time in range(5):
+            futures = [stream.feed({"x": x[:, time : time + 1]}) for stream in opened]
+            for future in futures:
+                future.result(WAIT)
+        with pytest.raises(InputError, match="'bias' is a condition, which holds for the whole"):
+            opened[0].feed({"x": x, "bias": [1, 2]})
+        with pytest.raises(InputError, match="'memory' is missing"):
+            streams.open()
+        with pytest.raises(InputError, match="one row, and its conditions have 2"):
+            streams.open(conditions={"memory": np.zeros((2, 3, 2), np.float32)})
+        assert streams.stats.restored
+    with Streams(bundle, 3, threads=1, store=tmp_path / "saved") as streams:
+        for index, each in enumerate(given):
+            session.state.reset()
+            session.condition(each)
+            expected = session.step({"x": x})["y"][:, -1:]
+            got = streams.resume(str(index)).step({"x": x[:, -1:]})["y"]
+            np.testing.assert_allclose(got, expected, atol=1e-5)
+            session = Session.load(bundle, threads=1)
+
+
+def test_ids_of_a_table_of_its_conditions_are_checked(tmp_path: Path) -> None:
+    """Where the feed is given, against the size that the stream's own conditions have."""
+    memory = np.ones((1, 4, 2), np.float32)
+    with Streams(write(tmp_path / "bundle", own_axis=True), 2, threads=1) as streams:
+        stream = streams.open(conditions={"memory": memory})
+        x = np.ones((1, 1, 2), np.float32)
+        assert stream.step({"x": x, "at": [[3]]})["w"].shape == (1, 1, 4)
+        with pytest.raises(InputError, match=r"'at' has 4 at .* should be from 0 to 3"):
+            stream.feed({"x": x, "at": [[4]]})
+
+
+def test_streams_outlive_their_process(
+    open_streams: OpenStreams, tmp_path: Path, alone: Callable[..., Array], ids: Any
+) -> None:
+    """What is in the folder is resumed bit for bit; what is damaged is refused, others go on."""
+    first = open_streams(1, store=tmp_path)
+    one, two, gone = (first.open(name) for name in ("user/1", "..", "gone"))
+    for stream in (one, two, gone):
+        stream.step(ids(1, 2, 3))
+    kept = one.save()
+    gone.close()
+    two.park()
+    first.close()
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "stream-...npz", "stream-user%2F1.npz"
+    ]  # fmt: skip
+    second = open_streams(1, store=tmp_path)
+    assert second.saved() == ["..", "user/1"]
+    again = second.resume("user/1")
+    assert again.past_length == 3
+    for name, array in again.save().arrays.items():
+        np.testing.assert_array_equal(array, kept.arrays[name])
+    with pytest.raises(StateError, match=r"no saved stream 'gone'.*open\('gone'\)"):
+        second.resume("gone")
+    with pytest.raises(StateError, match=r"There is a saved stream '..'"):
+        second.open("..")
+    (tmp_path / "stream-...npz").write_bytes(b"not a snapshot")
+    with pytest.raises(StateError, match="is not a snapshot, or it is damaged"):
+        second.resume("..")
+    second.forget("..")
+    second.open("..").step(ids(4))
+    np.testing.assert_allclose(
+        again.step(ids(5))["logits"], alone([[1, 2, 3, 5]])[:, -1:], atol=2e-5
+    )
+
+
+def test_a_saved_stream_that_is_damaged_meanwhile_fails_alone(
+    open_streams: OpenStreams, tmp_path: Path, ids: Any
+) -> None:
+    """Its own answer; the others go on, and so does the row that it would have had."""
+    streams = open_streams(1, store=tmp_path)
+    one, two = streams.open("one"), streams.open("two")
+    one.step(ids(1))
+    two.step(ids(1))
+    (tmp_path / "stream-one.npz").write_bytes(b"")
+    for _ in range(2):
+        with pytest.raises(StateError, match="'one' cannot be brought back"):
+            one.step(ids(2))
+    assert two.step(ids(2))["logits"].shape == (1, 1, 23)
+    one.close()
+
+
+def test_a_stream_is_saved_every_so_many_tokens(
+    open_streams: OpenStreams, tmp_path: Path, ids: Any
+) -> None:
+    """So that what dies has lost no more than these."""
+    streams = open_streams(2, store=tmp_path, save_every=4)
+    stream = streams.open("one")
+    for token in range(7):
+        stream.step(ids(token))
+    assert (stream.saved_length, stream.past_length) == (4, 7)
+    assert open_streams(2, store=tmp_path).resume("one").past_length == 4
+
+
+def test_a_stream_that_nobody_holds_is_closed(open_streams: OpenStreams, ids: Any) -> None:
+    """What it was fed is taken first; one whose future is cancelled leaves nothing behind."""
+    streams = open_streams(2)
+    future = streams.open().feed(ids(1, 2, 3))
+    gc.collect()
+    assert future.result(WAIT)["logits"].shape == (1, 3, 23)
+    for _ in range(200):
+        if not streams.stats.open:
+            break
+        threading.Event().wait(0.01)
+    assert streams.stats.open == 0
+
+
+def test_a_cancelled_feed_is_left_out(open_streams: OpenStreams, calls: Any, ids: Any) -> None:
+    """What was fed before and after is taken as if it had not been."""
+    streams, gate = open_streams(2), threading.Event()
+    calls.go_on = lambda: gate.wait(WAIT)
+    stream = streams.open()
+    futures = [stream.feed(ids(token)) for token in (1, 2, 3)]
+    assert futures[1].cancel()
+    gate.set()
+    futures[2].result(WAIT)
+    assert stream.past_length == 2
+
+
+def test_callbacks_cannot_wait_for_their_own_thread(open_streams: OpenStreams, ids: Any) -> None:
+    """They may feed; waiting for a step there would last for ever."""
+    streams = open_streams(2)
+    stream = streams.open()
+    found: Future[Any] = Future()
+
+    def done(_: Future[Any]) -> None:
+        try:
+            stream.step(ids(2))
+        except StateError as error:
+            found.set_result((error, stream.feed(ids(3))))
+
+    stream.feed(ids(1)).add_done_callback(done)
+    error, following = found.result(WAIT)
+    assert "must not wait for a step" in str(error)
+    assert following.result(WAIT)["logits"].shape == (1, 1, 23)
+
+
+def test_coroutines_step_streams(open_streams: OpenStreams, alone: Callable[..., Array]) -> None:
+    """Many of them in one event loop, with queues that are full most of the time."""
+    streams = open_streams(3, queue=2, backlog=4)
+    tokens = np.random.default_rng(0).integers(0, 23, (5, 9))
+
+    async def one(row: Array) -> Array:
+        stream = streams.open()
+        first = (await stream.astep({"input_ids": row[None, :3]}))["logits"]
+        feeds = [{"input_ids": row[None, i : i + 1]} for i in range(3, 9)]
+        rest = [outputs["logits"] async for outputs in stream.amap(feeds)]
+        return np.concatenate([first, *rest], 1)
+
+    async def all_of_them() -> list[Array]:
+        return await asyncio.gather(*map(one, tokens))
+
+    found = asyncio.run(all_of_them())
+    np.testing.assert_allclose(np.concatenate(found), alone(tokens), atol=2e-5)
+
+
+def test_map_keeps_the_queue_full_and_the_order(
+    open_streams: OpenStreams, alone: Callable[..., Array], ids: Any
+) -> None:
+    streams = open_streams(2, queue=2)
+    outputs = [each["logits"] for each in streams.open().map(ids(token) for token in range(9))]
+    np.testing.assert_allclose(np.concatenate(outputs, 1), alone([range(9)]), atol=2e-5)
+
+
+def test_closing_answers_whoever_waits(open_streams: OpenStreams, calls: Any, ids: Any) -> None:
+    """What was not taken fails, and nothing can be fed any more."""
+    streams, gate = open_streams(1), threading.Event()
+    calls.go_on = lambda: gate.wait(WAIT)
+    stream = streams.open()
+    futures = [stream.feed(ids(token)) for token in range(3)]
+    thread = threading.Thread(target=streams.close)
+    thread.start()
+    gate.set()
+    thread.join(WAIT)
+    with pytest.raises(StateError, match="The streams are closed"):
+        futures[2].result(WAIT)
+    with pytest.raises(StateError, match="The streams are closed"):
+        stream.feed(ids(1))
+    stream.close()
+    streams.close()
