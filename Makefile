@@ -49,6 +49,9 @@ clean: ## Remove the environment and everything built
 # files that come or go, hence the list of them as a prerequisite.
 $(VENV)/installed: pyproject.toml constraints.txt $(VENV)/files
 	$(BIN)/pip install -c constraints.txt --no-build-isolation -C editable_mode=strict -e '.[dev]'
+# Triton's server for the tests.  Its own Python, which they do not use, asks for an older numpy.
+	@if [ "$$(uname -sm)" = "Linux x86_64" ]; then \
+	$(BIN)/pip install -c constraints.txt --no-deps nvidia-pytriton; fi
 	@touch $@
 
 $(VENV)/files: FORCE $(BIN)/pip

@@ -41,7 +41,7 @@ FURTHER: dict[str, set[str]] = {
 }
 COMMANDS = {
     "Bundles": "export build sign verify inspect",
-    "Running": "run profile interpret",
+    "Running": "run profile interpret triton",
     "Models": "adapter assemble merge subnet",
     "This installation": "doctor list",
 }

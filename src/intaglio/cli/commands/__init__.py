@@ -5,5 +5,5 @@ that `--help` and the runtime's commands work without any extra.  Importing this
 them, in the order in which `--help` lists them.
 """
 
-from . import export, build, run, verify, interpret, profile, inspect  # noqa: F401, I001
+from . import export, build, run, verify, interpret, triton, profile, inspect  # noqa: F401, I001
 from . import adapter, assemble, merge, subnet, sign, doctor, list_  # noqa: F401
