@@ -99,7 +99,8 @@ def test_a_full_stream_keeps_its_cache(
     open_streams: OpenStreams, bundle_of: Callable[..., Path], alone: Callable[..., Array], ids: Any
 ) -> None:
     """What runs along in its row has no room, and must not write over its last tokens."""
-    streams = open_streams(2, bundle_of(*MIXED), reproducible=True, context=8, capacity=8)
+    bundle = bundle_of(*MIXED, limits=Limits(max_context=8))
+    streams = open_streams(2, bundle, reproducible=True)
     full, other = streams.open(), streams.open()
     tokens = (4, 3, 2, 1, 4, 3, 2)
     full.step(ids(*tokens))
@@ -107,6 +108,10 @@ def test_a_full_stream_keeps_its_cache(
     other.step(ids(2, 3, 4, 5))
     last = full.step(ids(9))["logits"]
     np.testing.assert_allclose(last, alone([[*tokens, 9]])[:, -1:], atol=2e-5)
+    kept = full.save()
+    other.step(ids(6, 7))
+    for name, array in full.save().arrays.items():
+        np.testing.assert_array_equal(array, kept.arrays[name])
     with pytest.raises(StateError, match=r"holds 8 tokens.*1 more are beyond its limit of 8"):
         full.feed(ids(1))
 
