@@ -5,4 +5,4 @@ from pathlib import Path
 
 def get_include() -> str:
     """The folder of ``intaglio.hpp``, for a compiler's ``-I``."""
-    return str(Path(__file__).resolve().parent / "include")
+    return str(Path(__file__).resolve().parent / "c++")

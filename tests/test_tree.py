@@ -4,6 +4,7 @@ import ast
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterable
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,27 @@ def test_the_page_of_names_lists_what_graphs_say_of_themselves() -> None:
 
     assert graph.MODULE in keys
     assert [key for key in keys if f"`{key}`" not in page] == []
+
+
+def test_every_module_has_a_test_file_or_says_which_stands_for_it() -> None:
+    """Whoever adds a module writes its test, or says through which one it is tested."""
+    through: dict[str, list[str]] = tomllib.loads(
+        (ROOT / "tests/tested_through.toml").read_text(encoding="utf-8")
+    )
+    patterns = [pattern for each in through.values() for pattern in each]
+    alone = []
+    for folder in SETUPTOOLS["package-dir"].values():
+        room = ROOT / "tests" / folder.removeprefix("src/intaglio")
+        for path in (ROOT / folder).rglob("*.py"):
+            place = path.relative_to(ROOT / folder)
+            if path.stem.startswith("_"):
+                continue
+            if not (room / place.parent / f"test_{path.name}").is_file():
+                alone.append(f"{folder}/{place.with_suffix('').as_posix()}")
+
+    assert [name for name in through if not (ROOT / "tests" / name).is_file()] == []
+    assert [name for name in alone if not any(fnmatch(name, each) for each in patterns)] == []
+    assert [each for each in patterns if not any(fnmatch(name, each) for name in alone)] == []
 
 
 def test_tests_mirror_the_tree() -> None:
