@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from intaglio.runtime.profile.settings import ProfileSettings
     from intaglio.runtime.session import Session
     from intaglio.runtime.session_state import Snapshot
+    from intaglio.runtime.speculative import Draft
     from intaglio.runtime.streaming.streams import Streams
 
 __all__ = [
     "Bundle",
     "Chain",
     "Comparison",
+    "Draft",
     "Manifest",
     "ProfileSettings",
     "Session",
@@ -34,6 +36,7 @@ _HOMES = {
     "Bundle": "bundle",
     "Chain": "chain",
     "Comparison": "compare",
+    "Draft": "speculative",
     "Manifest": "manifest",
     "ProfileSettings": "profile.settings",
     "Session": "session",

@@ -195,6 +195,30 @@ class CarriedStates:
         self.past_length[:] = past_length
         self.longest = int(past_length.max(initial=0))
 
+    @property
+    def only_caches(self) -> bool:
+        """Whether every state grows, so that its last tokens can be taken back."""
+        return all(spec.grows for spec in self.settings.changing)
+
+    def truncate(self, past_length: npt.NDArray[np.int64]) -> None:
+        """Let caches forget the tokens beyond `past_length`; states of fixed shape stay.
+
+        Raises:
+            StateError: as `require_equal_rows`.
+        """
+        self.require_equal_rows(past_length, "Taking tokens back")
+        longest = int(past_length.max(initial=0))
+        for buffer in self.buffers:
+            if buffer.spec.layout is Layout.GROW:
+                axis = buffer.spec.axis
+                assert axis is not None
+                kept = buffer.value(self.side, self.longest)[
+                    (*[slice(None)] * axis, slice(longest))
+                ]
+                buffer.put(self.side, longest, ..., kept.copy())
+        self.past_length[:] = past_length
+        self.longest = longest
+
     def require_equal_rows(self, past_length: Array, what: str) -> None:
         """Refuse rows of unequal length where a state holds the same tokens for all.
 

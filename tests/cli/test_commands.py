@@ -300,6 +300,23 @@ def test_run_streams_the_text_and_tells_the_latency(bundle: Path) -> None:
     assert "prompt of 3 tokens" in run.stderr
 
 
+def test_run_drafts_with_another_bundle(bundle: Path) -> None:
+    """The same text, and how much of what was proposed fitted; a bundle proposes all that fits."""
+    options = ("run", bundle, "--prompt=def", "--steps=12", "--json")
+    told = json.loads(invoke(*options, "--draft", bundle, "--draft-tokens=3").stdout)
+    shown = invoke(*options[:-1], "--draft", bundle)
+
+    assert told["tokens"] == json.loads(invoke(*options).stdout)["tokens"]
+    assert told["draft"] == {
+        "tokens": 3,
+        "proposed": 8,
+        "accepted": 8,
+        "acceptance": 1.0,
+        "calls": 3,
+    }
+    assert "tokens accepted (100%)" in shown.stderr
+
+
 def test_run_prints_lines_of_json(bundle: Path) -> None:
     """One for each token, as it comes, and then what --json prints; errors are such a line, too."""
     options = ("--steps=6", "--top-k=9", "--min-p=0.01", "--repetition-penalty=1.2", "--seed=3")
@@ -330,6 +347,7 @@ def test_run_keeps_the_outputs_of_arrays(bundle: Path, tmp_path: Path) -> None:
         ["--prompt", "x", "--inputs", "x.npz"],
         ["--prompt", "x", "--out", "y.npz"],
         ["--inputs", "x.npz", "--jsonl"],
+        ["--inputs", "x.npz", "--draft", "x"],
         ["--inputs", "x.npz", "--repetition-penalty", "2"],
     ],
 )

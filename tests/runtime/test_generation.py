@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pytest
 
 from intaglio.errors import InputError
-from intaglio.runtime import generation
+from intaglio.runtime import token_reader
 from intaglio.runtime.generation import Stop, generate, generate_rows
 from intaglio.runtime.sampling import Sampling
 from intaglio.runtime.session import Session
@@ -51,7 +51,7 @@ def test_a_long_prompt_is_consumed_in_parts(
     prompts = [PROMPT, PROMPT[:2], PROMPT * 3]
     whole = [row.tokens.tolist() for row in generate_rows(session, prompts, max_new_tokens=6)]
     session.state.reset()
-    monkeypatch.setattr(generation, "PROMPT_STEP", 4)
+    monkeypatch.setattr(token_reader, "PROMPT_STEP", 4)
     parts = [row.tokens.tolist() for row in generate_rows(session, prompts, max_new_tokens=6)]
 
     assert parts == whole

@@ -78,6 +78,13 @@ def run_(
     stop: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="End after this text; repeatable.")
     ] = None,
+    draft: Annotated[
+        Path | None,
+        typer.Option(metavar="BUNDLE", help="A small model that proposes tokens to this one."),
+    ] = None,
+    draft_tokens: Annotated[
+        int, typer.Option(min=1, max=64, metavar="N", help="How many it proposes at once.")
+    ] = 4,
     jsonl: Annotated[
         bool, typer.Option("--jsonl", help="Print a JSON object a token as it comes, one at last.")
     ] = False,
@@ -93,17 +100,28 @@ def run_(
         raise typer.BadParameter("give --prompt or --inputs")
     if out is not None and prompt is not None:
         raise typer.BadParameter("--out keeps the outputs of --inputs, or a picture")
-    if prompt is None and (jsonl or repetition_penalty is not None):
-        option = "--jsonl" if jsonl else "--repetition-penalty"
-        raise typer.BadParameter(f"{option} is for the tokens of --prompt")
+    of_tokens = {"jsonl": jsonl, "draft": draft, "repetition-penalty": repetition_penalty}
+    stray = next((name for name, value in of_tokens.items() if value not in (None, False)), None)
+    if prompt is None and stray is not None:
+        raise typer.BadParameter(f"--{stray} is for the tokens of --prompt")
     if jsonl:
         console.flags |= Flags(json=True)  # for errors, too
     from intaglio.cli import stream
     from intaglio.cli.condition_values import read_conditions
     from intaglio.cli.wholes import generate_whole
-    from intaglio.runtime import Session
+    from intaglio.runtime import Bundle, Draft, Session
     from intaglio.runtime.adapters import chosen, is_of_adapter
     from intaglio.runtime.arrays import read_npz
+    from intaglio.runtime.graph_entry import MAIN
+
+    def load(found: Bundle, graph: str, adapter: str | None) -> Session:
+        """A session under the conditions that were given."""
+        session = Session.load(found, target, graph=graph)
+        adapted = chosen(session.graph, adapter)
+        if session.entry.conditions or (condition and found is opened):
+            others = [spec for spec in session.entry.conditions if not is_of_adapter(spec)]
+            session.condition({**adapted, **read_conditions(condition or [], others)})
+        return session
 
     opened = open_bundle(bundle, require_signature)
     require_consent(opened, graph, target, allowed=allow_code)
@@ -122,11 +140,7 @@ def run_(
             seed=seed,
         )
         return
-    session = Session.load(opened, target, graph=graph)
-    adapted = chosen(session.graph, adapter)
-    if session.entry.conditions or condition:
-        others = [spec for spec in session.entry.conditions if not is_of_adapter(spec)]
-        session.condition({**adapted, **read_conditions(condition or [], others)})
+    session = load(opened, graph, adapter)
     if inputs is not None:
         outputs, latency = stream.step_arrays(session, read_npz(inputs), steps)
         if out is not None:
@@ -136,6 +150,11 @@ def run_(
         console.result({"outputs": shapes, "latency": latency.to_json()})
         console.message(str(latency))
     elif prompt is not None:
+        small = None
+        if draft is not None:
+            drafting = open_bundle(draft, require_signature)
+            require_consent(drafting, MAIN, target, allowed=allow_code)
+            small = Draft(load(drafting, MAIN, None), draft_tokens)
         console.stream(prompt)
         try:
             made, text, latency = stream.continue_text(
@@ -144,6 +163,7 @@ def run_(
                 stop or [],
                 lambda text, token: _tell(console, text, token, jsonl=jsonl),
                 max_new_tokens=steps or TOKENS,
+                draft=small,
                 temperature=temperature,
                 top_k=top_k,
                 top_p=top_p,
@@ -153,8 +173,11 @@ def run_(
             )
         finally:
             console.stream("\n")
-        console.result({"tokens": made, "text": text, "latency": latency.to_json()})
+        told = {} if small is None else {"draft": small.to_json()}
+        console.result({"tokens": made, "text": text, "latency": latency.to_json(), **told})
         console.message(str(latency))
+        if small is not None:
+            console.message(str(small))
 
 
 def _tell(console: Console, text: str, token: int | None, *, jsonl: bool) -> None:
