@@ -5,7 +5,7 @@
 Graphs of distinct layers in a row, their weights together at least four times the last-level cache,
 lowered as any export is, offsets included.  One thread; seconds are those of the thread, a layer,
 each kind once a round; ratios are medians over rounds.  Activations are rounded to 8 bits, or taken
-in two parts of 8 bits, which is exact but for 1e-4.
+in two parts of 8 bits, which is exact but for 1e-4, or looked up in tables of 8 bits.
 """
 
 import tempfile
@@ -27,6 +27,7 @@ from intaglio.passes.graph import add_initializer
 from intaglio.passes.low_bit import LowBitWeight, add_weight
 from intaglio.passes.lower.ort_low_bit import Accuracy, OrtLowBit
 from intaglio.passes.own_ops import define
+from intaglio.runtime.ort.lookup_tables import OPTION
 
 SIZE = 4096
 FEWEST, TIMES_CACHE, LARGEST_CACHE = 16, 4, 32 << 20  # where the system does not tell its cache
@@ -37,12 +38,16 @@ KINDS: dict[str, tuple[int, int, Accuracy]] = {  # bits, group and how activatio
     "4 bits, groups of 128": (4, 128, "fast"),
     "2 bits": (2, 64, "fast"),
     "2 bits, groups of 128": (2, 128, "fast"),
+    "2 bits, groups of 32": (2, 32, "fast"),
+    "2 bits, looked up": (2, 64, "fast"),
+    "2 bits, groups of 128, looked up": (2, 128, "fast"),
+    "2 bits, groups of 32, looked up": (2, 32, "fast"),
     "8 bits, in two parts": (8, 64, "fine"),
     "4 bits, in two parts": (4, 64, "fine"),
     "2 bits, in two parts": (2, 64, "fine"),
     "2 bits, groups of 128, in two parts": (2, 128, "fine"),
 }
-PARTS = ", in two parts"
+PARTS, TABLES = ", in two parts", ", looked up"
 # Name of the row, ours, theirs, and how many times faster ours should be.
 TARGETS = (
     ("2 bits, groups of 128, to fp32", "2 bits, groups of 128", "fp32", 7.0),
@@ -63,7 +68,10 @@ def measure(quick: bool) -> list[Row]:
     """Time of a layer of each kind, and the ratios that have targets."""
     cache = last_level_cache()
     with tempfile.TemporaryDirectory() as folder:
-        made = {name: _graph(Path(folder) / name, *kind, cache) for name, kind in KINDS.items()}
+        made = {
+            name: _graph(Path(folder) / name, *kind, cache, tables=name.endswith(TABLES))
+            for name, kind in KINDS.items()
+        }
     sizes = {name: size for name, (_, _, size) in made.items()}
     calls = {name: (call, layers) for name, (call, layers, _) in made.items()}
     times = _rounds(calls, 5 if quick else 20)
@@ -89,6 +97,12 @@ def measure(quick: bool) -> list[Row]:
         value = ratio(times[name], times[one])
         found.append(Row(name=f"4096 x 4096, one row: {name}, to one part", value=value,
                          unit="times the time", against=one))  # fmt: skip
+    for name in (name for name in KINDS if name.endswith(TABLES)):
+        plain = name.removesuffix(TABLES)
+        for other in dict.fromkeys((plain, "2 bits, groups of 128", "4 bits")):
+            value = ratio(times[other], times[name])
+            found.append(Row(name=f"4096 x 4096, one row: {name}, to {other}", value=value,
+                             unit="times as fast", against=other))  # fmt: skip
     return found
 
 
@@ -116,7 +130,7 @@ def _rounds(
 
 
 def _graph(
-    path: Path, bits: int, group: int, accuracy: Accuracy, cache: int
+    path: Path, bits: int, group: int, accuracy: Accuracy, cache: int, *, tables: bool
 ) -> tuple[Callable[[], object], int, int]:
     """A call of layers in a row, how many they are, and the bytes of their weights."""
     random = np.random.default_rng(0)
@@ -141,6 +155,8 @@ def _graph(
     ir.save(model, path / "model.onnx", external_data="model.data")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
+    if tables:
+        options.add_session_config_entry(OPTION, "1")
     session = onnxruntime.InferenceSession(str(path / "model.onnx"), options)
     feed = {"x": random.standard_normal((1, 1, SIZE)).astype(np.float32)}
     for file in path.iterdir():

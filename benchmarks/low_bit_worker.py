@@ -1,4 +1,4 @@
-"""A decoder in a process of its own: ``low_bit_worker.py intaglio|genai FOLDER THREADS``.
+"""A decoder in a process of its own: ``low_bit_worker.py intaglio|tables|genai FOLDER THREADS``.
 
 It prints what loading took, then for each line ``PREFILL STEPS`` on its input one object: seconds
 of a fresh prefill of so many tokens, of so many greedy steps after it, and its peak memory so far.
@@ -9,6 +9,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +45,11 @@ def peak() -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
-def intaglio(path: str, threads: int) -> tuple[Prefill, Step]:
+def intaglio(path: str, threads: int, *, tables: bool = False) -> tuple[Prefill, Step]:
     """A bundle, through `Session.step`."""
     from intaglio.runtime import Session
 
-    session = Session.load(path, threads=threads, capacity=CAPACITY, grow=False)
+    session = Session.load(path, threads=threads, capacity=CAPACITY, grow=False, tables=tables)
 
     def step(tokens: list[int]) -> int:
         logits = session.step({"input_ids": np.array([tokens], np.int64)})["logits"]
@@ -91,5 +92,9 @@ def genai(path: str, threads: int) -> tuple[Prefill, Step]:
 
 if __name__ == "__main__":
     kind, folder, count = sys.argv[1:]
-    kinds = {"intaglio": intaglio, "genai": genai}
+    kinds: dict[str, Callable[[str, int], tuple[Prefill, Step]]] = {
+        "intaglio": intaglio,
+        "tables": partial(intaglio, tables=True),
+        "genai": genai,
+    }
     serve(lambda: kinds[kind](folder, int(count)), int(count))

@@ -3,7 +3,7 @@
 Each library is imported where it is used: neither needs the other to be installed.
 """
 
-from intaglio.errors import BundleError
+from intaglio.errors import BundleError, InputError
 from intaglio.runtime.backend import Backend
 from intaglio.runtime.bundle import BundleGraph
 from intaglio.runtime.op_trace import Tracer
@@ -29,15 +29,19 @@ def choose_target(graph: BundleGraph, target: str) -> str:
     return target
 
 
-def open_backend(graph: BundleGraph, target: str, threads: int | None) -> Backend:
+def open_backend(
+    graph: BundleGraph, target: str, threads: int | None, *, tables: bool = False
+) -> Backend:
     """What runs `target` of a graph.
 
     Args:
         graph: of a bundle; files that are opened are checked against its manifest.
         target: as `choose_target` returns it.
         threads: threads for the work inside one operator, on a processor.
+        tables: whether one token's products with weights of 2 bits are looked up, on a processor.
 
     Raises:
+        InputError: if there is nothing that tables could serve.
         BundleError: if a file is absent or changed, or the engine refuses it.
         DeviceError: if the engine is for another GPU or another library.
         MissingExtraError: if the engine's library is not installed.
@@ -45,7 +49,9 @@ def open_backend(graph: BundleGraph, target: str, threads: int | None) -> Backen
     if target == "ort":
         from intaglio.runtime.ort.ort_backend import open_ort
 
-        return open_ort(graph, target, threads)
+        return open_ort(graph, target, threads, tables=tables)
+    if tables:
+        raise InputError(f"Look-up tables are of ONNX Runtime, and {target!r} was to run.")
     from intaglio.runtime.trt.trt_backend import open_trt
 
     return open_trt(graph)

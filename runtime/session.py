@@ -76,6 +76,7 @@ class Session:
         capacity: int | None = None,
         grow: bool = True,
         require_signature: str | os.PathLike[str] | None = None,
+        tables: bool = False,
     ) -> Self:
         """Open a bundle for stepping.
 
@@ -89,18 +90,20 @@ class Session:
                 max_context if that is less; an engine of TensorRT has its own.
             grow: whether caches double when they are full; if not, a step beyond is refused.
             require_signature: file of the public key that must have signed the bundle.
+            tables: whether steps of one token of one row look products with weights of 2 bits up
+                in tables, on ONNX Runtime: faster, for the memory of these weights once more.
 
         Raises:
             BundleError: if the bundle is absent, incomplete, changed, not for this target, or not
                 signed by the key that is required.
             DeviceError: if its engine is for another GPU or another library, or there is no GPU.
             MissingExtraError: if the library of its engine is not installed.
-            InputError: if `capacity` is below 1.
+            InputError: if `capacity` is below 1, or nothing is there that tables could serve.
         """
         opened = Bundle.open(bundle, require_signature=require_signature)
         chosen = opened.graph(graph)
         target = choose_target(chosen, target)
-        backend = open_backend(chosen, target, threads)
+        backend = open_backend(chosen, target, threads, tables=tables)
         return cls.over(chosen, target, backend, capacity=capacity, grow=grow, threads=threads)
 
     @classmethod

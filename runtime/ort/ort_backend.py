@@ -10,9 +10,10 @@ from intaglio.runtime.bundle import BundleGraph
 from intaglio.runtime.carried_states import CarriedStates
 from intaglio.runtime.graph_entry import GraphEntry
 from intaglio.runtime.step_inputs import Sizes
-from intaglio.state import Layout, StateSpec
+from intaglio.state import BATCH, TIME, Layout, StateSpec
 
 from .host_buffers import KINDS, HostBuffer, HostGiven
+from .lookup_tables import require_tables
 from .ort_engine import open_engine
 from .ort_step import OrtStep
 
@@ -23,9 +24,13 @@ class OrtBackend:
     most_tokens: int | None = None
     most_rows: int | None = None
 
-    def __init__(self, engine: Any, entry: GraphEntry) -> None:
-        """Serve a session of `engine`, an `onnxruntime.InferenceSession`."""
+    def __init__(self, engine: Any, entry: GraphEntry, single: Any = None) -> None:
+        """Serve a session of `engine`, an `onnxruntime.InferenceSession`.
+
+        Steps of one token of one row run on `single`, if that is given.
+        """
         self.engine = engine
+        self._single = single
         self._entry = entry
         self.capacity = _fixed_capacity(engine, entry)
 
@@ -53,7 +58,8 @@ class OrtBackend:
 
     def bind(self, sizes: Sizes, carried: CarriedStates) -> BoundStep:
         """A step of inputs of these sizes, bound to the memory of `carried`."""
-        return OrtStep(self.engine, self._entry, sizes, carried)
+        single = self._single is not None and sizes.get(BATCH, 1) * sizes.get(TIME, 0) == 1
+        return OrtStep(self._single if single else self.engine, self._entry, sizes, carried)
 
     def fork(self) -> Self:
         """Itself: a session of ONNX Runtime serves any thread."""
@@ -71,6 +77,17 @@ def _fixed_capacity(engine: Any, entry: GraphEntry) -> int | None:
     return min(fixed, default=None)
 
 
-def open_ort(graph: BundleGraph, target: str, threads: int | None) -> OrtBackend:
-    """What runs `target` of a graph; arguments and errors are those of `open_engine`."""
-    return OrtBackend(open_engine(graph, target, threads), graph.entry)
+def open_ort(
+    graph: BundleGraph, target: str, threads: int | None, *, tables: bool = False
+) -> OrtBackend:
+    """What runs `target` of a graph; arguments and errors are those of `open_engine`.
+
+    With `tables`, an engine that looks products up takes the steps of one token of one row.
+
+    Raises:
+        InputError: if there are tables to use and the graph has nothing for them.
+    """
+    if tables:
+        require_tables(graph.entry)
+    single = open_engine(graph, target, threads, tables=True) if tables else None
+    return OrtBackend(open_engine(graph, target, threads), graph.entry, single)

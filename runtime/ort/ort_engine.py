@@ -12,6 +12,8 @@ from intaglio.runtime.backend import check_names
 from intaglio.runtime.bundle import BundleGraph
 from intaglio.state import BATCH
 
+from .lookup_tables import OPTION
+
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 # Threads that wait sleep.  Spinning, they take a core from whatever runs meanwhile, be it another
 # graph, another bundle or another program, and a step then takes several times as long: each of its
@@ -38,12 +40,17 @@ _DTYPES = {
     },
 }
 
-_opened: WeakValueDictionary[tuple[str, int | None], Any] = WeakValueDictionary()
+_opened: WeakValueDictionary[tuple[str, int | None, bool], Any] = WeakValueDictionary()
 _lock = threading.Lock()
 
 
 def open_engine(
-    graph: BundleGraph, target: str, threads: int | None, trace: str | None = None
+    graph: BundleGraph,
+    target: str,
+    threads: int | None,
+    trace: str | None = None,
+    *,
+    tables: bool = False,
 ) -> Any:
     """An `onnxruntime.InferenceSession` of `target`, the same one while any holder is alive.
 
@@ -56,16 +63,19 @@ def open_engine(
         trace: how the names of files start to which a new engine writes the time of each node,
             once its `end_profiling` is called, and at once the graph that it made of the bundle's,
             with its weights in `WEIGHTS` beside it; None for no such files.
+        tables: whether products of 2 bits are looked up, see `lookup_tables`.
 
     Raises:
         BundleError: if a file is absent or changed, or ONNX Runtime refuses the graph.
     """
     content = graph.read(target)
-    key = (content.fingerprint, threads)
+    key = (content.fingerprint, threads, tables)
     with _lock:
         engine = _opened.get(key)
         if engine is None:
-            engine = _opened[key] = _open(graph, target, content.graph, threads, trace)
+            engine = _opened[key] = _open(
+                graph, target, content.graph, threads, trace, tables=tables
+            )
     path = graph.target(target).path
     check_names(graph, path, _names(engine.get_inputs()), _names(engine.get_outputs()))
     _check_values(graph, target, engine)
@@ -73,13 +83,21 @@ def open_engine(
 
 
 def _open(
-    graph: BundleGraph, target: str, content: bytes, threads: int | None, trace: str | None
+    graph: BundleGraph,
+    target: str,
+    content: bytes,
+    threads: int | None,
+    trace: str | None,
+    *,
+    tables: bool,
 ) -> Any:
     bundle, entry = graph.bundle, graph.target(target)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _SILENT
     options.add_session_config_entry(_EXTERNAL_FOLDER, str(bundle.root))
     options.add_session_config_entry(_SPINNING, "0")
+    if tables:
+        options.add_session_config_entry(OPTION, "1")
     if threads is not None:
         options.intra_op_num_threads = threads
     if trace is not None:

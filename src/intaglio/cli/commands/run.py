@@ -78,6 +78,9 @@ def run_(
     stop: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="End after this text; repeatable.")
     ] = None,
+    tables: Annotated[
+        bool, typer.Option("--tables", help="Look products of 2 bits up: faster, more memory.")
+    ] = False,
     draft: Annotated[
         Path | None,
         typer.Option(metavar="BUNDLE", help="A small model that proposes tokens to this one."),
@@ -116,7 +119,7 @@ def run_(
 
     def load(found: Bundle, graph: str, adapter: str | None) -> Session:
         """A session under the conditions that were given."""
-        session = Session.load(found, target, graph=graph)
+        session = Session.load(found, target, graph=graph, tables=tables and found is opened)
         adapted = chosen(session.graph, adapter)
         if session.entry.conditions or (condition and found is opened):
             others = [spec for spec in session.entry.conditions if not is_of_adapter(spec)]
