@@ -5,8 +5,8 @@
 Targets are three trained checkpoints of 4 layers: keys and values alone (llama), states that are
 read again after a refusal (gla), and both (gated-deltanet).  Each stands in two sizes: as it is,
 and with 28 further layers that add nothing to what it computes, so that a step takes what one of
-32 layers does.  Drafts are the 4 layers in fp32 and in 2 bits (rtn, groups of 32).  One row continues
-Python source on one thread; seconds are those of the thread, plain and drafted in turns.
+32 layers does.  Drafts are the 4 layers in fp32 and in 2 bits (rtn, groups of 32).  One row goes on
+with Python source on one thread; seconds are those of the thread, plain and drafted in turns.
 """
 
 import argparse

@@ -130,8 +130,8 @@ def _advice(weight: LowBitWeight) -> Iterator[str]:
     group = min(weight.group, weight.K)
     if weight.bits == 2 and group % 64 and group < weight.K:
         yield (
-            f"2 bits with groups of {group} run slower on ONNX Runtime than 4 bits do; groups of "
-            "64 or 128 gain."
+            f"2 bits with groups of {group} take longer on ONNX Runtime than with groups of 64 or "
+            "128."
         )
     if weight.bits == 3:
         yield "3 bits are computed as 4 on ONNX Runtime; the portable graph keeps 3."

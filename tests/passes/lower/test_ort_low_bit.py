@@ -308,7 +308,13 @@ def test_without_data_auto_is_fast() -> None:
 
 @pytest.mark.parametrize(
     ("bits", "group", "words"),
-    [(2, 32, "slower"), (3, 64, "computed as 4"), (4, 16, "padded"), (2, 64, None), (2, 128, None)],
+    [
+        (2, 32, "take longer"),
+        (3, 64, "computed as 4"),
+        (4, 16, "padded"),
+        (2, 64, None),
+        (2, 128, None),
+    ],
 )
 def test_pointless_choices_are_told(bits: int, group: int, words: str | None) -> None:
     """What another choice beats on this engine."""
