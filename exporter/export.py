@@ -1,17 +1,17 @@
 """The whole way from a checkpoint to a bundle: load, trace, run the passes, write, verify."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack, get_args
 
 from intaglio.errors import BuildError, OptionError, UnsupportedError
 from intaglio.exporter.options.clock import Clock, Progress
 from intaglio.exporter.options.loading import LoadOptions
-from intaglio.exporter.options.recipe import ExportKeywords, Recipe, decide
+from intaglio.exporter.options.recipe import ExportKeywords, Recipe, completed, decide
 from intaglio.exporter.options.tolerance import check_tolerance
 from intaglio.exporter.proving.parity import ParityReport
-from intaglio.exporter.sources.calibration_data import Arrays
+from intaglio.exporter.sources.calibration_data import Arrays, data_hash
 from intaglio.exporter.sources.load import Unloaded, load
 from intaglio.exporter.sources.source import Source
 from intaglio.exporter.tracing.whole import require_stepped, settled
@@ -115,16 +115,19 @@ def export(
     passes = how.build_passes(allow_code=loading.allow_code)
     if calib is not None and not any(isinstance(step, Calibrated) for step in passes):
         raise OptionError("Calibration data is given, and no pass that learns from it.")
+    how, said = _with_hashes(how, {"calib": calib, "data": data})
     clock = Clock(progress)
     if dry_run:
         check_place(Path(out), force=force)
         loaded = _loaded(source, loading, how, clock)
+        how = completed(how, loaded.asked)
         compiled = compile_all(loaded, passes, how, clock, Teacher.of(calib, None))
         if compiled.lacks is not None and required:
             raise compiled.lacks
-        return _rehearsed(out, loaded, compiled, how, clock)
+        return _rehearsed(out, loaded, compiled, how, clock, said)
     with BundleWriter(out, force=force) as writer:
         loaded = _loaded(source, loading, how, clock)
+        how = completed(how, loaded.asked)
         teacher = Teacher.of(calib, Path(work or f"{writer.destination}.work"))
         compiled = compile_all(loaded, passes, how, clock, teacher)
         if compiled.lacks is not None and required:
@@ -150,8 +153,33 @@ def export(
         manifest=manifest,
         parity=made.parity,
         seconds=clock.seconds,
-        notes=(*loaded.notes, *made.notes),
+        notes=(*said, *loaded.notes, *made.notes),
     )
+
+
+def _with_hashes(
+    how: Recipe, given: Mapping[str, str | Path | Arrays | None]
+) -> tuple[Recipe, list[str]]:
+    """The recipe with the hash of each of the data `given`, and how it differs from what it had.
+
+    Raises:
+        InputError: if data is not there.
+        OptionError: if a pass learned from data by the recipe, and none is given.
+    """
+    found = {name: data_hash(data) for name, data in given.items() if data is not None}
+    wanted = how.hashes.get("calib")
+    if wanted is not None and "calib" not in found:
+        raise OptionError(
+            f"The recipe's passes learned from data of the SHA-256 {wanted}. Give it with --calib."
+        )
+    notes = [
+        f"--{name} is other data than the recipe was made with, whose SHA-256 is {hash_}."
+        if name in found
+        else f"The recipe was made with --{name} of the SHA-256 {hash_}, which is not given."
+        for name, hash_ in how.hashes.items()
+        if found.get(name) != hash_
+    ]
+    return replace(how, hashes=found), notes
 
 
 def _loaded(source: Unloaded | Source, loading: LoadOptions, how: Recipe, clock: Clock) -> Source:
@@ -163,7 +191,12 @@ def _loaded(source: Unloaded | Source, loading: LoadOptions, how: Recipe, clock:
 
 
 def _rehearsed(
-    out: str | Path, source: Source, compiled: Compiled, how: Recipe, clock: Clock
+    out: str | Path,
+    source: Source,
+    compiled: Compiled,
+    how: Recipe,
+    clock: Clock,
+    said: Sequence[str],
 ) -> ExportReport:
     """What an export would do that has got as far as `compiled`."""
     return ExportReport(
@@ -171,7 +204,7 @@ def _rehearsed(
         manifest=describe(source, compiled, how, {}, {}),
         parity=None,
         seconds=clock.seconds,
-        notes=(*source.notes, *compiled.notes),
+        notes=(*said, *source.notes, *compiled.notes),
         estimate=weigh(compiled),
     )
 

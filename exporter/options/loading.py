@@ -43,6 +43,11 @@ def _plain(entry: Mapping[str, Any]) -> Graph:
     return Graph(**{**entry, "generates": None if plan is None else Generation(**plan)})
 
 
+def _says(value: Any) -> bool:
+    """Whether an option says anything; arrays do."""
+    return value is not None if hasattr(value, "shape") else bool(value)
+
+
 def names_code(model: str | None) -> bool:
     """Whether a model is ``package.module:factory``: code to import, and none of intaglio's."""
     return model is not None and ":" in model
@@ -62,6 +67,7 @@ class SourceOptions:
     whole: bool | None = None
     adapter: Mapping[str, str] = field(default_factory=dict)
     adapters: str | None = None
+    inputs: Inputs | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "axes", read_layouts(self.axes))
@@ -69,12 +75,17 @@ class SourceOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadOptions(SourceOptions):
-    """How to load a source; beyond `SourceOptions`, what is the user's to say each time."""
+    """How to load a source; beyond `SourceOptions`, what is the user's to say each time.
+
+    `implied` names what no user said, but a bundle that was made of such a source, and `offered` is
+    the code that it would have built the model by, where that was not allowed.
+    """
 
     import_from: Sequence[str | Path] = ()
-    inputs: Inputs | None = None
     allow_code: bool = False
     allow_pickle: bool = False
+    implied: Sequence[str] = ()
+    offered: str | None = None
 
     @classmethod
     def of(cls, *given: Mapping[str, Any]) -> Self:
@@ -85,8 +96,8 @@ class LoadOptions(SourceOptions):
 
     def given(self) -> dict[str, Any]:
         """The options that say anything, by name."""
-        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        return {name: value for name, value in values.items() if value}
+        values = {n: getattr(self, n) for n in LoadKeywords.__annotations__}
+        return {name: value for name, value in values.items() if _says(value)}
 
     def take(self, what: str, *names: str) -> None:
         """Refuse what was given beside `names` and consent: it means nothing for `what`.
@@ -95,7 +106,11 @@ class LoadOptions(SourceOptions):
             OptionError: if something was.
         """
         for name in self.given():
-            if name not in names and name != "whole" and not name.startswith("allow_"):
+            if (
+                name not in (*names, *self.implied)
+                and name != "whole"
+                and not name.startswith("allow_")
+            ):
                 option = "graph" if name == "graphs" else name.replace("_", "-")
                 raise OptionError(f"--{option} says nothing about {what}; leave it out.")
 
@@ -153,14 +168,14 @@ class LoadKeywords(TypedDict, total=False):
         "session is given; ``parallel``, all held, and each row has the number of its own.  Fused "
         "where it is not said.",
     ]
-    import_from: Annotated[
-        Sequence[str | Path] | None,
-        "folders in which the factory's module is looked for first.",
-    ]
     inputs: Annotated[
         Inputs | None,
         "example inputs by name, or in the order of forward: tensors, arrays, or an ``.npz`` "
         "file.  Needed where the inputs are not token ids alone.  Values are drawn like theirs.",
+    ]
+    import_from: Annotated[
+        Sequence[str | Path] | None,
+        "folders in which the factory's module is looked for first.",
     ]
     allow_code: Annotated[
         bool,

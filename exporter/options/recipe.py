@@ -21,6 +21,7 @@ from intaglio.passes.lower.ort_low_bit import Accuracy
 from intaglio.runtime.plain_files import read_text
 
 from .config import read_config
+from .described import holds_words
 from .loading import (
     LoadKeywords,
     LoadOptions,
@@ -46,7 +47,11 @@ PLAIN: Mapping[str, Callable[[Any], Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(SourceOptions):
-    """The options of `export` that decide what is in a bundle, with their defaults."""
+    """The options of `export` that decide what is in a bundle, with their defaults.
+
+    `hashes` are those of the data that it was made with, `calib` and `data`: where data lies is the
+    user's own.
+    """
 
     targets: Sequence[str] = ("ort",)
     passes: Sequence[Any] = ()
@@ -63,6 +68,7 @@ class Recipe(SourceOptions):
     verify: bool = True
     steps: int = 512
     tolerance: Mapping[str, Any] = field(default_factory=dict)
+    hashes: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
@@ -79,15 +85,24 @@ class Recipe(SourceOptions):
             raise OptionError(f"The recipe {path} cannot be read: {error.strerror}.") from error
         except ValueError as error:
             raise OptionError(f"The recipe {path} is not TOML: {error}.") from error
+        return cls.of(values, f"The recipe {path}", text)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], where: str, text: str | None = None) -> Self:
+        """The recipe that holds `values`, which messages call `where`, and whose file says `text`.
+
+        Raises:
+            OptionError: if it has an unknown key or a wrong value.
+            SourceError: if a config that it names cannot be read.
+        """
         kinds = get_type_hints(cls)
         for name, value in values.items():
-            _check_key(name, tuple(kinds), path, text)
+            _check_key(name, tuple(kinds), where, text)
             if not pipeline.fits(value, kinds[name]):
-                where = _line(name, text)
-                raise OptionError(f"The recipe {path}, {where}: {name} should not be {value!r}.")
+                raise OptionError(f"{where}{_line(name, text)}: {name} should not be {value!r}.")
         for entry in values.get("passes", ()):
             for name in entry if isinstance(entry, Mapping) else ():
-                _check_key(name, PASS_KEYS, path, text)
+                _check_key(name, PASS_KEYS, where, text)
         return cls().override(values)
 
     def override(self, given: Mapping[str, Any]) -> Self:
@@ -100,6 +115,10 @@ class Recipe(SourceOptions):
         known = [entry.name for entry in fields(self)]
         values = {n: v for n, v in given.items() if n in known and v is not None}
         return replace(self, **{n: PLAIN[n](v) if n in PLAIN else v for n, v in values.items()})
+
+    def of_loading(self) -> dict[str, Any]:
+        """The options that say how to load the source."""
+        return {entry.name: getattr(self, entry.name) for entry in fields(SourceOptions)}
 
     def to_json(self) -> dict[str, Any]:
         """As plain values, for the manifest: what says nothing is left out."""
@@ -202,17 +221,30 @@ def decide(recipe: Recipe | str | Path | None, given: ExportKeywords) -> tuple[R
         PassError: if a pass is not known, or has wrong options.
     """
     read = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
-    how = read.override(given)
-    said = {entry.name: getattr(how, entry.name) for entry in fields(SourceOptions)}
-    said["graphs"] = given.get("graphs") or how.graphs  # with example inputs, which no file holds
+    how = read.override({n: v for n, v in given.items() if n != "inputs"})
+    said = how.of_loading()
+    said["graphs"] = given.get("graphs") or how.graphs  # with example inputs as they were given
+    if given.get("inputs") is not None:
+        del said["inputs"]
     loading = LoadOptions.of(given, said)
     if not given.get("model"):
-        _require_consent(how.model, loading)
+        require_consent(how.model, loading)
     return how, loading
 
 
-def _require_consent(model: str | None, loading: LoadOptions) -> None:
-    """Refuse a factory that a recipe names: it comes with a bundle, and no user typed it."""
+def completed(how: Recipe, asked: SourceOptions | None) -> Recipe:
+    """The recipe that tells, too, what to trace a source with that was loaded as `asked`."""
+    if asked is None:
+        return how
+    return how.override({entry.name: getattr(asked, entry.name) for entry in fields(SourceOptions)})
+
+
+def require_consent(model: str | None, loading: LoadOptions) -> None:
+    """Refuse a factory that a recipe names: it comes with a bundle, and no user typed it.
+
+    Raises:
+        OptionError: if it names one, and code is not allowed.
+    """
     if names_code(model) and not loading.allow_code:
         raise OptionError(
             f"The recipe has the model built by the code {model!r}. Where that is trusted, name "
@@ -221,9 +253,11 @@ def _require_consent(model: str | None, loading: LoadOptions) -> None:
 
 
 def _told(graph: Graph) -> dict[str, Any]:
-    """A graph as a recipe holds it: example inputs are the user's to give each time."""
+    """A graph as a recipe holds it: example inputs once they are in words."""
     plan = {} if graph.generates is None else {"generates": asdict(graph.generates)}
-    return {"method": graph.method, **({"axes": graph.axes} if graph.axes else {}), **plan}
+    inputs = {} if not holds_words(graph.inputs) else {"inputs": graph.inputs}
+    axes = {"axes": graph.axes} if graph.axes else {}
+    return {"method": graph.method, **axes, **inputs, **plan}
 
 
 def read_recipe(recipe: str | Path | None) -> Recipe:
@@ -231,19 +265,21 @@ def read_recipe(recipe: str | Path | None) -> Recipe:
     return Recipe() if recipe is None else Recipe.read(recipe)
 
 
-def _check_key(name: str, known: Sequence[str], path: str | Path, text: str) -> None:
+def _check_key(name: str, known: Sequence[str], where: str, text: str | None) -> None:
     if name in known:
         return
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"perhaps {near[0]!r}" if near else f"the keys are: {', '.join(known)}"
-    raise OptionError(f"The recipe {path}, {_line(name, text)}: unknown key {name!r}; {hint}.")
+    raise OptionError(f"{where}{_line(name, text)}: unknown key {name!r}; {hint}.")
 
 
-def _line(key: str, text: str) -> str:
-    """Where `key` stands in a file, in words."""
+def _line(key: str, text: str | None) -> str:
+    """Where `key` stands in a file, in words behind its name; nothing where there is no file."""
+    if text is None:
+        return ""
     start = re.compile(rf"\s*\[*\s*[\"']?{re.escape(key)}\b")
     numbers = (n for n, line in enumerate(text.splitlines(), 1) if start.match(line))
-    return f"line {next(numbers, '?')}"
+    return f", line {next(numbers, '?')}"
 
 
 def _plain(value: Any) -> Any:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from intaglio.exporter.options.loading import LoadKeywords, LoadOptions
-from intaglio.exporter.sources.load import load_source
+from intaglio.exporter.sources.load import load
 from intaglio.exporter.sources.source import Source
 from intaglio.runtime import machine
 from intaglio.runtime.bundle import Bundle
@@ -27,7 +27,7 @@ from intaglio.runtime.profile.report import EAGER
 from intaglio.runtime.profile.settings import Contestant
 from intaglio.state import TIME
 
-from .verify import as_named
+from .as_made import as_made, plainly
 
 SEED = 0
 CLOSE = 1e-3  # of the largest output: two ways to compute it in float32
@@ -40,17 +40,22 @@ _clock = time.perf_counter
 
 
 def contestant(
-    source: Path, bundle: Bundle, threads: int | None, options: LoadKeywords
+    source: Path,
+    bundle: Bundle,
+    threads: int | None,
+    options: LoadKeywords,
+    recipe: str | Path | None = None,
 ) -> Contestant:
     """The source as a contestant.
 
     Args:
         source: a path as for `load_source`.
-        bundle: what was exported from it; model and config are its own where `options` name none.
+        bundle: what was exported from it, which says how it is loaded where nothing else does.
         threads: threads that PyTorch may use; None leaves it to PyTorch.
         options: how to load it; what is in files as paths.
+        recipe: what says the rest, in place of the bundle.
     """
-    given = as_named(LoadOptions.of(options), bundle.manifest).given()
+    given = plainly(as_made(options, bundle.manifest, recipe, ranges=True))
     return Contestant(
         name=_name(),
         kind=EAGER,
@@ -86,7 +91,7 @@ class Runner:
         if threads is not None:
             torch.set_num_threads(threads)
         before, start = machine.resident(), _clock()
-        self._source = load_source(path, **options)
+        self._source = load(Path(path), LoadOptions.of(options))
         found = {
             "seconds": _clock() - start,
             "before": before,

@@ -12,22 +12,22 @@ source and the command: what the manifest claims is held to them, see `claims.py
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Unpack
+from typing import Literal, Unpack
 
 import onnx_ir as ir
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from intaglio.blocks import last_end
 from intaglio.errors import BundleError, OptionError
-from intaglio.exporter.options.loading import LoadKeywords, LoadOptions, names_code
+from intaglio.exporter.options.loading import LoadKeywords, LoadOptions
+from intaglio.exporter.options.recipe import Recipe
 from intaglio.exporter.options.tolerance import check_tolerance
-from intaglio.exporter.sources.huggingface.directory import FORMAT as HUGGINGFACE
 from intaglio.exporter.sources.load import Unloaded, load
 from intaglio.exporter.sources.source import Source
 from intaglio.exporter.tracing.pace import at_pace
 from intaglio.keywords import spelled_out
-from intaglio.models import FORMAT
 from intaglio.passes.calibration import Calibration
 from intaglio.passes.graph import load_graph
 from intaglio.runtime import report_file
@@ -35,10 +35,10 @@ from intaglio.runtime.bundle import Bundle, BundleGraph
 from intaglio.runtime.compare import Deviation
 from intaglio.runtime.engines import ORT, preparing_target
 from intaglio.runtime.graph_entry import MAIN, GraphEntry
-from intaglio.runtime.manifest import Manifest
 from intaglio.runtime.session import Session
 from intaglio.state import time_of
 
+from .as_made import as_made
 from .bisect import bisect as find_divergence
 from .claims import SOUGHT, check_claims, owned, same_names, tokens_to_run
 from .follow import (
@@ -91,12 +91,13 @@ def verify(
     bisect: bool = False,
     keep: bool = True,
     progress: Progress | None = None,
+    recipe: Recipe | str | Path | None = None,
     **options: Unpack[LoadKeywords],
 ) -> ParityReport:
     """Compare a bundle with the source that it was exported from.
 
-    Model and config are those that the bundle names, if they are not given and it names one of
-    intaglio's.
+    How to load the source is as `recipe` says, or the bundle's own, where it is not given.  Of the
+    bundle's own neither code is run without `allow_code`, nor are ranges of floats read.
 
     Args:
         bundle: the folder that `intaglio export` wrote, or what was opened of it.
@@ -118,6 +119,7 @@ def verify(
         bisect: name the first node that diverges, where parity fails.
         keep: write what was found into the bundle's `report.json`, where that can be written.
         progress: is told what runs and, where known, the fraction of it that is done.
+        recipe: one whose words on the source are taken, and no others.
         **options: how to load the source, those of `LoadKeywords`.
 
     Raises:
@@ -135,11 +137,11 @@ def verify(
     check_tolerance(tolerance or {}, names_of(entry))
     if steps < 1 or batch < 1:
         raise OptionError(f"{steps} steps of {batch} rows cannot be compared; at least 1 of 1 can.")
-    loading = LoadOptions.of(options)
     if isinstance(source, Source):
-        loading.take("a source that is loaded already")
+        LoadOptions.of(options).take("a source that is loaded already")
     else:
-        source = load(source, as_named(loading, opened.manifest))
+        loaded = isinstance(source, nn.Module | ExportedProgram)
+        source = load(source, as_made(options, opened.manifest, recipe, in_memory=loaded))
     source = at_pace(_of_graph(source, chosen), pace_of(entry))
     check_claims(entry, source)
     source = replace(source, whole=entry.whole)
@@ -359,32 +361,3 @@ def _limits(
     if LOGITS in found and rounding:
         limits[KL] = KL_LIMIT
     return {name: tolerance.get(name, limit) for name, limit in limits.items()}
-
-
-def as_named(options: LoadOptions, manifest: Manifest) -> LoadOptions:
-    """`options` with graphs, states, model and config that the bundle names, if they name none."""
-    options = replace(
-        options,
-        graphs=options.graphs or manifest.recipe.get("graphs", {}),
-        states=options.states or manifest.recipe.get("states", {}),
-        adapter=options.adapter or manifest.recipe.get("adapter", {}),
-        adapters=options.adapters or manifest.recipe.get("adapters"),
-    )
-    if options.model is not None or options.config is not None:
-        return options
-    model, config = named_by(manifest)
-    return replace(options, model=model, config=config)
-
-
-def named_by(manifest: Manifest) -> tuple[str | None, Mapping[str, Any] | None]:
-    """Model and config that the bundle names, for a file of weights alone.
-
-    Only a model of intaglio's own: to build another would run code of the bundle's choice.
-    """
-    model, kind = manifest.source.get("model"), manifest.source["format"]
-    if kind.startswith(HUGGINGFACE):  # its config.json says all but which of two layouts it is in
-        named = manifest.recipe.get("model")
-        return (None if names_code(named) else named), None
-    if not model or names_code(model) or kind == FORMAT:
-        return None, None
-    return model, manifest.source.get("config")

@@ -8,6 +8,7 @@ rows are asked for, and once before, to refuse what is wrong with them.
 """
 
 import hashlib
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,18 +52,35 @@ def read_calibration(
     reader = _Reader(source, max_context)
     if isinstance(data, Mapping):
         arrays = reader.check({n: np.asarray(x) for n, x in data.items()}, "the calibration data")
-        digest = hashlib.sha256()
-        for name, array in sorted(arrays.items()):
+        parts = _batches(None, reader.size(arrays))
+        return Calibration(batches=_Rows(parts, reader, arrays), sha256=data_hash(arrays))
+    parts = []
+    for path in _files(Path(data)):
+        parts += _batches(path, reader.size(reader.read(path)))
+    return Calibration(batches=_Rows(parts, reader, None), sha256=data_hash(data))
+
+
+def data_hash(data: str | Path | Arrays) -> str:
+    """SHA-256 of data, without a look at what it is data of.
+
+    Raises:
+        InputError: if there is none at a path, or a file of it is no ``.npz`` or cannot be read.
+    """
+    digest = hashlib.sha256()
+    if isinstance(data, Mapping):
+        for name, array in sorted((n, np.asarray(x)) for n, x in data.items()):
             digest.update(f"{name} {array.dtype} {array.shape}".encode())
             digest.update(np.ascontiguousarray(array).data)
-        parts = _batches(None, reader.size(arrays))
-        return Calibration(batches=_Rows(parts, reader, arrays), sha256=digest.hexdigest())
-    paths = _files(Path(data))
-    digest, parts = hashlib.sha256(), []
-    for path in paths:
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-        parts += _batches(path, reader.size(reader.read(path)))
-    return Calibration(batches=_Rows(parts, reader, None), sha256=digest.hexdigest())
+        return digest.hexdigest()
+    for path in _files(Path(data)):
+        if path.suffix == ".npz" and not zipfile.is_zipfile(path):
+            raise InputError(
+                f"The calibration data {path} cannot be read as arrays by name: it is no file of "
+                "numpy.savez."
+            )
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

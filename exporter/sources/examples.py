@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from intaglio.errors import InputError, OptionError, SourceError
+from intaglio.exporter.options.described import made_again
 from intaglio.exporter.options.layout_text import Axes
 from intaglio.exporter.options.loading import Inputs
 from intaglio.quiet import quiet, summary
@@ -108,13 +109,15 @@ def read_inputs(inputs: Inputs, module: nn.Module) -> dict[str, Any]:
     Raises:
         SourceError: if the file is missing or no ``.npz`` of plain arrays.
     """
+    given: Any = inputs
     if isinstance(inputs, str | Path):
         try:
-            inputs = read_npz(inputs)
+            given = read_npz(inputs)
         except InputError as error:
             raise SourceError(f"The example inputs: {error}") from error
-    if not isinstance(inputs, Mapping):
-        values = [inputs] if isinstance(inputs, Tensor | np.ndarray) else list(inputs)
+    given = made_again(given)
+    if not isinstance(given, Mapping):
+        values = [given] if isinstance(given, Tensor | np.ndarray) else list(given)
         takes = inspect.signature(module.forward).parameters
         names = [n for n, p in takes.items() if p.kind is not p.VAR_POSITIONAL]
         many = next((n for n, p in takes.items() if p.kind is p.VAR_POSITIONAL), None)
@@ -125,8 +128,8 @@ def read_inputs(inputs: Inputs, module: nn.Module) -> dict[str, Any]:
             raise SourceError(
                 f"{len(values)} example inputs were given; forward takes {', '.join(names)}."
             )
-        inputs = dict(zip(names, values, strict=False))
-    return {name: _tensor(name, value) for name, value in inputs.items() if value is not None}
+        given = dict(zip(names, values, strict=False))
+    return {name: _tensor(name, value) for name, value in given.items() if value is not None}
 
 
 def _tensor(name: str, value: Any) -> Any:

@@ -1,17 +1,21 @@
 """Load a source: what a path holds decides which kind it is, and each kind has its file."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Unpack
 
-from torch import nn
+import numpy as np
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from intaglio.exporter.options.loading import LoadKeywords, LoadOptions
+from intaglio.exporter.options.described import in_words
+from intaglio.exporter.options.loading import LoadKeywords, LoadOptions, SourceOptions, as_graphs
 from intaglio.keywords import spelled_out
+from intaglio.runtime.arrays import read_npz
 
 from .adapted import with_adapters
+from .examples import read_inputs
 from .kinds import (
     exported_program as program,
 )
@@ -77,4 +81,25 @@ def load(source: Unloaded | Source, options: LoadOptions) -> Source:
         fitting = (load for fits, load in KINDS if fits(Path(source)))
         loaded = next(fitting, weights.load)(Path(source), options)
     loaded = with_adapters(loaded, options)
+    loaded = replace(loaded, asked=_asked(options, loaded))
     return loaded if options.whole is None else replace(loaded, whole=options.whole)
+
+
+def _asked(options: LoadOptions, source: Source) -> SourceOptions:
+    """The options as a recipe repeats them: examples in words, by the axes that are free."""
+    free = {
+        n: axes for each in (source, *source.others.values()) for n, axes in each.dynamic.items()
+    }
+    inputs = options.inputs
+    if isinstance(inputs, str | Path):
+        inputs = read_npz(inputs)
+    elif isinstance(inputs, list | tuple | Tensor | np.ndarray):  # in the order of forward
+        inputs = read_inputs(inputs, source.module)
+    graphs = {
+        name: replace(graph, inputs=None if graph.inputs is None else in_words(graph.inputs, free))
+        for name, graph in as_graphs(options.graphs).items()
+    }
+    said = {entry.name: getattr(options, entry.name) for entry in fields(SourceOptions)}
+    return SourceOptions(
+        **{**said, "graphs": graphs, "inputs": None if inputs is None else in_words(inputs, free)}
+    )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from intaglio.errors import SourceError
+from intaglio.exporter.options.loading import SourceOptions
 from intaglio.graphs import Generation
 from intaglio.passes.base import OwnState
 from intaglio.state import BATCH, TIME
@@ -45,6 +46,7 @@ class Source:
     `caches` are the entries of each head that a compressed bundle keeps of a cache, by the path of
     the module and the port of the state: those of the source have zeros elsewhere.
     `generates` says how main and others make a whole together, where they do.
+    `asked` is how it was loaded, with example inputs in words: what a recipe repeats of it.
     `pace` is how many entries along time make one token: sizes of time count tokens.
     `reweighted` says that `body` has other weights than the file at `path`.
     """
@@ -75,6 +77,7 @@ class Source:
     pace: int = 1
     reweighted: bool = False
     caches: Mapping[tuple[str, str], Sequence[Sequence[int]]] = field(default_factory=dict)
+    asked: SourceOptions | None = None
 
     @cached_property
     def module(self) -> nn.Module:

@@ -25,6 +25,7 @@ def profile(
     against: PathLike | None = None,
     report: PathLike | None = None,
     progress: Callable[[str, float | None], None] | None = None,
+    recipe: PathLike | None = None,
     **options: "Unpack[LoadKeywords]",
 ) -> "ProfileReport":
     """Measure bundles side by side: latencies, memory, operators; each in a fresh process.
@@ -38,6 +39,7 @@ def profile(
         against: the source, to be measured in PyTorch; a path as for `intaglio.verify`.
         report: where to write a page for people; needs the extra ``report``.
         progress: is told what runs and the fraction of it that is done.
+        recipe: what says how to load the source, in place of the bundle's own recipe.
         **options: how to load the source, as `intaglio.verify` takes them: model, config, key and
             the like; arrays in files.
 
@@ -54,7 +56,7 @@ def profile(
     page = None if report is None else _page()
     peers: list[Contestant] = []
     if against is not None:
-        peers.append(_eager(Path(against), opened[0], settings, options))
+        peers.append(_eager(Path(against), opened[0], settings, options, recipe))
     found = measure(opened, settings, peers=peers, progress=progress)
     notes = [
         keep(entry, "profile", replace(found, measured=[measured]).to_json())
@@ -78,10 +80,15 @@ def _page() -> "Callable[[ProfileReport, Path], None]":
 
 
 def _eager(
-    source: Path, bundle: "Bundle", settings: "ProfileSettings", options: "LoadKeywords"
+    source: Path,
+    bundle: "Bundle",
+    settings: "ProfileSettings",
+    options: "LoadKeywords",
+    recipe: PathLike | None,
 ) -> "Contestant":
     try:
         from intaglio.exporter.proving.eager import contestant
     except ModuleNotFoundError as error:
         raise MissingExtraError("Measuring a source in PyTorch", "export") from error
-    return contestant(source, bundle, settings.threads, options)
+    words = None if recipe is None else Path(recipe)
+    return contestant(source, bundle, settings.threads, options, words)

@@ -54,6 +54,12 @@ def of_checkpoint(checkpoint: Checkpoint, options: LoadOptions) -> Source:
     wanted = options.model or checkpoint.model
     if fitting is not None:
         wanted = fitting.model.name
+    if wanted is None and options.offered:
+        raise SourceError(
+            f"{path} holds weights, and the bundle was made of them by the code "
+            f"{options.offered!r}. Where that is trusted, allow it with --allow-code, or name it "
+            f"with --model {options.offered}"
+        )
     if wanted is None:
         raise SourceError(
             f"{path} holds weights and does not say which model they belong to, and no layout that "

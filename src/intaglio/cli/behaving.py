@@ -57,12 +57,11 @@ def behaviour_of(
         against: the source.
         suite: the file of questions.
         limits: how far figures may lie apart.
-        asked: target, graph, judge, stop, tokens, samples, temperature, top_p and seed.
+        asked: target, graph, judge, stop, tokens, samples, temperature, top_p, seed and recipe.
         options: how to load the source.
     """
-    from intaglio.exporter.options.loading import LoadOptions
     from intaglio.exporter.proving.answers import Asking, behave
-    from intaglio.exporter.proving.verify import as_named
+    from intaglio.exporter.proving.as_made import as_made
     from intaglio.exporter.sources.load import load
     from intaglio.runtime import Session
     from intaglio.runtime.behaviour import check_limits, read_suite
@@ -86,7 +85,7 @@ def behaviour_of(
         stop=tuple(ends),
     )
     with console.progress() as progress:
-        source = load(against, as_named(LoadOptions.of(options), session.manifest))
+        source = load(against, as_made(options, session.manifest, asked["recipe"]))
         return behave(session, source, questions, words, asking, limits, judge, progress)
 
 

@@ -1,6 +1,6 @@
 """An option of loading has one name, in Python, on the command line and in a recipe."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +9,8 @@ from intaglio.cli.commands.loading import LoadFlags
 from intaglio.errors import OptionError
 from intaglio.exporter.options.loading import LoadKeywords, LoadOptions, SourceOptions
 from intaglio.exporter.options.recipe import Recipe, RecipeKeywords, decide
+
+OF_A_BUNDLE = {"implied", "offered"}  # what no user says
 
 
 def names(record: type) -> set[str]:
@@ -21,9 +23,10 @@ def test_every_option_is_a_keyword_and_a_flag() -> None:
     Graphs are made by the export alone, one for each `--graph NAME=METHOD`: other commands name one
     with `--graph`, and find in the bundle what it was made of.
     """
-    assert set(LoadKeywords.__annotations__) == names(LoadOptions)
-    assert set(LoadFlags.__annotations__) == names(LoadOptions) - {"graphs"}
-    assert set(RecipeKeywords.__annotations__) == names(Recipe) - names(SourceOptions)
+    assert set(LoadKeywords.__annotations__) == names(LoadOptions) - OF_A_BUNDLE
+    assert set(LoadFlags.__annotations__) == names(LoadOptions) - OF_A_BUNDLE - {"graphs"}
+    own = names(Recipe) - names(SourceOptions) - {"hashes"}  # of what is given beside a recipe
+    assert set(RecipeKeywords.__annotations__) == own
 
 
 def test_what_is_given_last_decides_and_none_gives_nothing() -> None:
@@ -34,7 +37,7 @@ def test_what_is_given_last_decides_and_none_gives_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", sorted(names(LoadOptions) - {"allow_code", "allow_pickle", "whole"})
+    "name", sorted(names(LoadOptions) - OF_A_BUNDLE - {"allow_code", "allow_pickle", "whole"})
 )
 def test_a_kind_of_source_refuses_whatever_it_does_not_take(name: str) -> None:
     """Consent is none of these, nor is what every kind of source takes."""
@@ -42,6 +45,7 @@ def test_a_kind_of_source_refuses_whatever_it_does_not_take(name: str) -> None:
 
     given.take("a stone", name)
     flag = "graph" if name == "graphs" else name.replace("_", "-")
+    replace(given, implied=[name]).take("a stone")  # nobody typed it
     with pytest.raises(OptionError, match=f"--{flag} says nothing about a stone"):
         given.take("a stone", *(names(LoadOptions) - {name}))
 

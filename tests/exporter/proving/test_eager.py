@@ -43,6 +43,7 @@ def test_a_contestant_is_told_in_plain_values(checkpoint: Path, bundle: Bundle) 
             "model": "llama",
             "config": dict(bundle.manifest.source["config"]),
             "import_from": ["code"],
+            "implied": ["model", "config"],
         },
     }
 

@@ -17,6 +17,14 @@ Data = Annotated[
     Path | None,
     typer.Option(metavar="PATH", help="What to verify with: .npz, .txt, or a folder."),
 ]
+LoadRecipe = Annotated[
+    Path | None,
+    typer.Option(
+        "--recipe",
+        metavar="FILE.toml",
+        help="What says how to load the source, with its ranges; the bundle's own otherwise.",
+    ),
+]
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder of a bundle.")]
 Graph = Annotated[
     str | None, typer.Option(metavar="NAME", help="One graph of the bundle.", show_default="all")

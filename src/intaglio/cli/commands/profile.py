@@ -12,6 +12,7 @@ from .loading import LoadFlags, loading
 from .options import (
     BundlePath,
     Graph,
+    LoadRecipe,
     numbers,
     open_bundle,
     require_consent,
@@ -30,6 +31,7 @@ def profile_(
         Path | None,
         typer.Option(metavar="SOURCE", help="Measure the source in PyTorch, too."),
     ] = None,
+    recipe: LoadRecipe = None,
     contexts: Annotated[
         str | None,
         typer.Option(
@@ -107,6 +109,7 @@ def profile_(
             against=against,
             report=report,
             progress=progress,
+            recipe=recipe,
             **loading(load),
         )
     profile_tables.show(console, found)

@@ -13,6 +13,7 @@ from .options import (
     BundlePath,
     Data,
     Graph,
+    LoadRecipe,
     Signature,
     Steps,
     Target,
@@ -29,6 +30,7 @@ def verify_(
     console: Console,
     bundle: BundlePath,
     against: Annotated[Path, typer.Option(metavar="SOURCE", help="The checkpoint it came from.")],
+    recipe: LoadRecipe = None,
     data: Data = None,
     steps: Steps = 512,
     tolerance: Tolerance = None,
@@ -94,6 +96,7 @@ def verify_(
             "seed": seed,
             "temperature": temperature,
             "top_p": top_p,
+            "recipe": recipe,
         }
         found = behaving.behaviour_of(console, opened, against, behaviour, allowed, asked, options)
         behaving.show(console, found)
@@ -119,6 +122,7 @@ def verify_(
                 thorough=thorough,
                 bisect=bisect,
                 progress=progress,
+                recipe=recipe,
                 **options,
             )
         if len(names) > 1:
