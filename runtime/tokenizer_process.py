@@ -8,7 +8,7 @@ each request, on processor time.
 import contextlib
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from intaglio.errors import InputError, IntaglioError
@@ -47,13 +47,24 @@ class Tokenizer:
         """The file as the library writes it."""
         return str(self._call("text"))
 
-    def encode(self, text: str) -> list[int]:
-        """Tokens of a text, with those that the tokenizer puts before and behind.
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Tokens of a text, with those that the tokenizer puts before and behind if `special`.
 
         Raises:
             InputError: if it takes more time or memory than it may, or the text is none.
         """
-        return list(self._call("encode", text=_text(text, "The text")))
+        return list(self._call("encode", text=_text(text, "The text"), special=special))
+
+    def chat(self, template: str, values: Mapping[str, Any]) -> str:
+        """What a chat template makes of `values`: of messages, and texts of special tokens.
+
+        A template is a program of whoever wrote it, so it runs in a sandbox, within the limits.
+
+        Raises:
+            InputError: if it takes more time or memory than it may, or refuses the messages.
+            MissingExtraError: if the library of templates is not installed.
+        """
+        return str(self._call("chat", template=_text(template, "The template"), values=values))
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text that tokens stand for.

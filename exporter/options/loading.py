@@ -20,6 +20,8 @@ from .config import Config
 from .layout_text import Axes, read_layouts
 
 States = Mapping[str, str]
+OF_ALL = ("whole", "text")  # options that no kind of source has to name
+FLAGS = {"graphs": "graph", "states": "state", "text": "tokenizer"}  # called otherwise where typed
 Inputs = Mapping[str, Any] | Sequence[Any] | Tensor | npt.NDArray[Any] | str | Path
 
 
@@ -68,6 +70,7 @@ class SourceOptions:
     adapter: Mapping[str, str] = field(default_factory=dict)
     adapters: str | None = None
     inputs: Inputs | None = None
+    text: str | Path | Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "axes", read_layouts(self.axes))
@@ -108,10 +111,10 @@ class LoadOptions(SourceOptions):
         for name in self.given():
             if (
                 name not in (*names, *self.implied)
-                and name != "whole"
+                and name not in OF_ALL
                 and not name.startswith("allow_")
             ):
-                option = "graph" if name == "graphs" else name.replace("_", "-")
+                option = FLAGS.get(name, name.replace("_", "-"))
                 raise OptionError(f"--{option} says nothing about {what}; leave it out.")
 
 
@@ -172,6 +175,11 @@ class LoadKeywords(TypedDict, total=False):
         Inputs | None,
         "example inputs by name, or in the order of forward: tensors, arrays, or an ``.npz`` "
         "file.  Needed where the inputs are not token ids alone.  Values are drawn like theirs.",
+    ]
+    text: Annotated[
+        str | Path | Mapping[str, Any] | None,
+        "the tokenizer of a language model: a file ``tokenizer.json``, a model of sentencepiece, "
+        "or a folder with either and the settings beside it.  The bundle carries it along.",
     ]
     import_from: Annotated[
         Sequence[str | Path] | None,

@@ -6,6 +6,7 @@ where files lie) is not part of it.
 """
 
 import difflib
+import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,7 @@ from intaglio.graphs import Graph
 from intaglio.passes import pipeline
 from intaglio.passes.base import Pass
 from intaglio.passes.lower.ort_low_bit import Accuracy
-from intaglio.runtime.plain_files import read_text
+from intaglio.runtime.plain_files import read_text, require_ordinary
 
 from .config import read_config
 from .described import holds_words
@@ -34,6 +35,7 @@ from .toml_text import parse_toml
 from .user_passes import PASS_KEYS, as_entry, build_entry, describe_pass
 
 FILE_NAME = "recipe.toml"
+TEXT_FOLDER, TOKENIZER = "tokenizer", "tokenizer.json"  # of a bundle
 BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 PLAIN: Mapping[str, Callable[[Any], Any]] = {
@@ -223,6 +225,8 @@ def decide(recipe: Recipe | str | Path | None, given: ExportKeywords) -> tuple[R
     read = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
     how = read.override({n: v for n, v in given.items() if n != "inputs"})
     said = how.of_loading()
+    if isinstance(how.text, Mapping) and not given.get("text"):
+        said["text"] = _text_beside(recipe, how.text)
     said["graphs"] = given.get("graphs") or how.graphs  # with example inputs as they were given
     if given.get("inputs") is not None:
         del said["inputs"]
@@ -230,6 +234,19 @@ def decide(recipe: Recipe | str | Path | None, given: ExportKeywords) -> tuple[R
     if not given.get("model"):
         require_consent(how.model, loading)
     return how, loading
+
+
+def _text_beside(recipe: Recipe | str | Path | None, words: Mapping[str, Any]) -> Path | Any:
+    """The tokenizer of the bundle that a recipe is of, if it is the one that the recipe means."""
+    if isinstance(recipe, Recipe | None):
+        return words
+    folder = Path(recipe).parent / TEXT_FOLDER
+    try:
+        require_ordinary(folder / TOKENIZER)
+        same = hashlib.sha256((folder / TOKENIZER).read_bytes()).hexdigest() == words.get("sha256")
+    except OSError:
+        same = False
+    return {**words, "folder": folder} if same else words
 
 
 def completed(how: Recipe, asked: SourceOptions | None) -> Recipe:

@@ -43,12 +43,13 @@ def as_made(
     """
     if recipe is not None:
         read = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
-        options = LoadOptions.of(read.of_loading(), given)
+        said = {n: x for n, x in read.of_loading().items() if n != "text"}  # which verifies nothing
+        options = LoadOptions.of(said, given)
         if not given.get("model"):
             require_consent(read.model, options)
         return options
     own = Recipe.of(_without_files(manifest.recipe), "The recipe in the bundle's manifest")
-    said = {n: x for n, x in own.of_loading().items() if n != "whole" and x}
+    said = {n: x for n, x in own.of_loading().items() if n not in ("whole", "text") and x}
     typed = LoadOptions.of(given)
     offered = None
     if in_memory or typed.model is not None or typed.config is not None:

@@ -34,6 +34,7 @@ from .kinds import (
 from .kinds import (
     weights_file as weights,
 )
+from .own_text import text_in_words, with_text
 from .source import Source
 
 Kind = tuple[Callable[[Path], bool], Callable[[Path, LoadOptions], Source]]
@@ -80,7 +81,7 @@ def load(source: Unloaded | Source, options: LoadOptions) -> Source:
     else:
         fitting = (load for fits, load in KINDS if fits(Path(source)))
         loaded = next(fitting, weights.load)(Path(source), options)
-    loaded = with_adapters(loaded, options)
+    loaded = with_text(with_adapters(loaded, options), options)
     loaded = replace(loaded, asked=_asked(options, loaded))
     return loaded if options.whole is None else replace(loaded, whole=options.whole)
 
@@ -100,6 +101,7 @@ def _asked(options: LoadOptions, source: Source) -> SourceOptions:
         for name, graph in as_graphs(options.graphs).items()
     }
     said = {entry.name: getattr(options, entry.name) for entry in fields(SourceOptions)}
-    return SourceOptions(
-        **{**said, "graphs": graphs, "inputs": None if inputs is None else in_words(inputs, free)}
-    )
+    own = {"inputs": None if inputs is None else in_words(inputs, free), "graphs": graphs}
+    if options.text is not None and source.text is not None:
+        own["text"] = text_in_words(source.text)
+    return SourceOptions(**{**said, **own})

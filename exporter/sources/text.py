@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-FOLDER = "tokenizer"
-TOKENIZER = "tokenizer.json"
+from intaglio.exporter.options import recipe
+
+FOLDER, TOKENIZER = recipe.TEXT_FOLDER, recipe.TOKENIZER
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,9 @@
 It runs as a program of its own, and is the only one of ours that imports the library.
 """
 
+import json
 import resource
+from datetime import UTC, datetime
 from typing import Any
 
 from intaglio.errors import InputError, MissingExtraError
@@ -36,13 +38,30 @@ class _Child:
         _limit_time(SECONDS)
         return str(self._tokenizer.to_str())
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, special: bool) -> list[int]:
         _limit_memory(MEMORY + 128 * len(text))
         _limit_time(SECONDS + len(text) // 100_000)
         try:
-            return list(self._tokenizer.encode(text).ids)
+            return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
         except Exception as error:
             raise InputError(f"The tokenizer fails on the text: {error}.") from error
+
+    def chat(self, template: str, values: dict[str, Any]) -> str:
+        try:
+            from jinja2.sandbox import ImmutableSandboxedEnvironment
+        except ModuleNotFoundError as error:
+            raise MissingExtraError("A chat template", "text") from error
+        _limit_memory(MEMORY + 128 * (len(template) + len(str(values))))
+        _limit_time(SECONDS)
+        sandbox = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        sandbox.filters["tojson"] = _to_json
+        sandbox.globals.update(raise_exception=_refuse, strftime_now=_now)
+        try:
+            return str(sandbox.from_string(template).render(**values))
+        except Exception as error:
+            raise InputError(f"The chat template fails: {error}.") from error
 
     def decode(self, tokens: list[int]) -> str:
         _limit_time(SECONDS)
@@ -50,6 +69,20 @@ class _Child:
             return str(self._tokenizer.decode(tokens))
         except Exception as error:
             raise InputError(f"The tokenizer fails on the tokens: {error}.") from error
+
+
+def _to_json(value: Any, **options: Any) -> str:
+    """As templates are written for: letters as they are, nothing escaped for HTML."""
+    return json.dumps(value, ensure_ascii=False, **options)
+
+
+def _refuse(message: str) -> None:
+    """What a template calls where a conversation does not fit it."""
+    raise ValueError(message)
+
+
+def _now(form: str) -> str:
+    return datetime.now(tz=UTC).strftime(form)
 
 
 def _limit_time(seconds: int) -> None:
@@ -74,7 +107,8 @@ def main() -> None:
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     child = _Child()
-    serve({"load": child.load, "text": child.text, "encode": child.encode, "decode": child.decode})
+    methods = ("load", "text", "encode", "decode", "chat")
+    serve({name: getattr(child, name) for name in methods})
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 vocabulary and merges, or a model of sentencepiece, which the library converts.
 """
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,27 +27,31 @@ OLDER = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.js
 def read_text(
     directory: Directory, vocabulary: int, *, allow_code: bool
 ) -> tuple[Text | None, tuple[str, ...]]:
-    """Return the tokenizer of a directory, None where there is none, and notes for people.
+    """Return the tokenizer of a directory; see `text_of_folder`."""
+    return text_of_folder(directory.path, directory.config, vocabulary, allow_code=allow_code)
+
+
+def text_of_folder(
+    path: Path, config: Mapping[str, Any], vocabulary: int, *, allow_code: bool
+) -> tuple[Text | None, tuple[str, ...]]:
+    """Return the tokenizer of a folder, None where there is none, and notes for people.
 
     Args:
-        directory: where its files lie.
+        path: where its files lie.
+        config: of the model, which may say what ends a text.
         vocabulary: tokens that the model knows.
         allow_code: let the library run code of the directory to convert an older form.
 
     Raises:
         SourceError: if tokenizer.json cannot be read.
     """
-    tokenizer, notes = _tokenizer(directory.path, allow_code=allow_code)
+    tokenizer, notes = _tokenizer(path, allow_code=allow_code)
     if tokenizer is None:
         return None, notes
-    files = {
-        name: (directory.path / name).read_bytes()
-        for name in COPIED
-        if (directory.path / name).is_file()
-    }
+    files = {name: (path / name).read_bytes() for name in COPIED if (path / name).is_file()}
     text = Text(
         files={**files, TOKENIZER: tokenizer.text().encode()},
-        eos=tuple(token for token in _eos(directory) if token < vocabulary),
+        eos=tuple(token for token in _eos(path, config) if token < vocabulary),
         template=_template(files),
     )
     if tokenizer.highest >= vocabulary:
@@ -94,9 +99,9 @@ def _read(path: Path) -> Tokenizer:
         ) from error
 
 
-def _eos(directory: Directory) -> list[int]:
+def _eos(path: Path, config: Mapping[str, Any]) -> list[int]:
     """Tokens that end a text, as the settings of generation say, else the config."""
-    for values in (_json(directory.path / GENERATION), directory.config):
+    for values in (_json(path / GENERATION), config):
         found = values.get("eos_token_id")
         if found is not None:
             tokens = found if isinstance(found, list) else [found]

@@ -67,15 +67,13 @@ def behaviour_of(
     from intaglio.runtime.behaviour import check_limits, read_suite
     from intaglio.runtime.sampling import Sampling
 
-    from .text import codec
+    from .chat import Texts
 
     check_limits(limits)
     judge = asked["judge"] and judge_from(asked["judge"], allow_code=bool(options["allow_code"]))
     questions = read_suite(suite)
     session = Session.load(bundle, asked["target"], graph=asked["graph"] or "main")
-    text = session.manifest.text
-    place = text.get("tokenizer")
-    words = codec(session.entry, text, None if place is None else session.bundle.read(place))
+    words = Texts.of(session).codec(session.entry)
     ends = [ids[0] for ids in words.endings(asked["stop"] or []) if len(ids) == 1]
     asking = Asking(
         tokens=asked["tokens"],

@@ -17,7 +17,8 @@ from intaglio.runtime.graph_entry import GraphEntry, TensorSpec
 from intaglio.runtime.session import Session
 from intaglio.state import BATCH, time_of
 
-from .text import codec
+from .chat import Texts
+from .text import Codec, TokenizerCodec
 
 Array = npt.NDArray[Any]
 
@@ -57,18 +58,20 @@ class Latency:
 
 def continue_text(
     session: Session,
-    prompt: str,
+    prompt: str | Sequence[int],
     stop: Sequence[str],
     tell: Callable[[str, int | None], None],
+    words: Codec | None = None,
     **options: Any,
 ) -> tuple[list[int], str, Latency]:
     """Generate tokens after `prompt`, telling their text as it comes.
 
     Args:
         session: of a language model.
-        prompt: what to continue, as the bundle's codec reads it.
+        prompt: what to continue, as the codec reads it, or tokens that it has read.
         stop: texts that end generation.
         tell: is given each piece of text and the token that completed it, None where none did.
+        words: the codec; the bundle's own without one.
         options: of `intaglio.runtime.generate`.
 
     Returns:
@@ -77,11 +80,8 @@ def continue_text(
     Raises:
         InputError: if the bundle is no language model, or an option does not fit it.
     """
-    text = session.manifest.text
-    place = text.get("tokenizer")
-    content = None if place is None else session.bundle.read(place)
-    words = codec(session.entry, text, content)
-    ids = words.encode(prompt)
+    words = words or Texts.of(session).codec(session.entry)
+    ids = words.encode(prompt) if isinstance(prompt, str) else prompt
     tokens = generate(
         session,
         ids,
@@ -95,7 +95,7 @@ def continue_text(
         seconds.append(spent)
         pieces.append(words.decode(token))
         tell(pieces[-1], token)
-        if place is not None and _ends(pieces, stop):
+        if isinstance(words, TokenizerCodec) and _ends(pieces, stop):
             break
     if rest := words.finish():
         pieces.append(rest)

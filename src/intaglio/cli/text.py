@@ -71,7 +71,7 @@ class IdCodec:
         if not all(word.isdecimal() and int(word) < self._vocabulary for word in words):
             raise InputError(
                 f"{text!r} should be token ids below {self._vocabulary} with spaces between them: "
-                "the bundle holds no tokenizer."
+                "the bundle holds no tokenizer. Give one with --tokenizer FILE."
             )
         return [int(word) for word in words]
 
@@ -95,8 +95,10 @@ class TokenizerCodec:
     is decoded behind those before it, and held back until its last character is whole.
     """
 
-    def __init__(self, content: bytes, vocabulary: int, eos: Sequence[int] = ()) -> None:
-        """Read `content`, a tokenizer.json.
+    def __init__(
+        self, content: bytes, vocabulary: int, eos: Sequence[int] = (), end: str = ""
+    ) -> None:
+        """Read `content`, a tokenizer.json; without `eos` the token of the text `end` ends a text.
 
         Raises:
             InputError: if it is none.
@@ -104,23 +106,30 @@ class TokenizerCodec:
         self._tokenizer = Tokenizer(content, "The tokenizer of the bundle")
         self._vocabulary = vocabulary
         self._eos = list(eos)
+        if end and not eos and len(token := self._tokenizer.encode(end, special=False)) == 1:
+            self._eos = token
         self._ids: list[int] = []
         self._shown = 0  # how many of the ids have been shown whole
         self._before = 0  # from which on they are decoded together with the next
 
-    def encode(self, text: str) -> list[int]:
-        """Tokens of a text, with those that the tokenizer puts before and behind.
+    def chat(self, template: str, values: Mapping[str, Any]) -> list[int]:
+        """Tokens of a conversation as `template` writes it, with its special tokens alone."""
+        return self.encode(self._tokenizer.chat(template, values), special=False)
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Tokens of a text, with those that the tokenizer puts before and behind if `special`.
 
         Raises:
             InputError: if there are none, or the model does not know one.
         """
-        self._ids = self._tokenizer.encode(text)
+        self._ids = self._tokenizer.encode(text, special=special)
         self._shown, self._before = len(self._ids), max(len(self._ids) - 4, 0)
         beyond = next((token for token in self._ids if token >= self._vocabulary), None)
         if beyond is not None:
             raise InputError(
                 f"The tokenizer gives the token {beyond}, the model knows those below "
-                f"{self._vocabulary}: it is not the tokenizer of this model."
+                f"{self._vocabulary}: it is not the tokenizer of this model. Give its own with "
+                "--tokenizer FILE."
             )
         if not self._ids:
             raise InputError("The prompt holds no token. Give a text to continue.")
@@ -170,5 +179,5 @@ def codec(entry: GraphEntry, text: Mapping[str, Any], tokenizer: bytes | None = 
             "Give arrays with --inputs FILE.npz."
         )
     if tokenizer is not None:
-        return TokenizerCodec(tokenizer, vocabulary, text.get("eos", ()))
+        return TokenizerCodec(tokenizer, vocabulary, text.get("eos", ()), text.get("end", ""))
     return ByteCodec() if vocabulary == BYTES else IdCodec(vocabulary)

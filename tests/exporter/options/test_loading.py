@@ -7,7 +7,13 @@ import pytest
 
 from intaglio.cli.commands.loading import LoadFlags
 from intaglio.errors import OptionError
-from intaglio.exporter.options.loading import LoadKeywords, LoadOptions, SourceOptions
+from intaglio.exporter.options.loading import (
+    FLAGS,
+    OF_ALL,
+    LoadKeywords,
+    LoadOptions,
+    SourceOptions,
+)
 from intaglio.exporter.options.recipe import Recipe, RecipeKeywords, decide
 
 OF_A_BUNDLE = {"implied", "offered"}  # what no user says
@@ -37,14 +43,14 @@ def test_what_is_given_last_decides_and_none_gives_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", sorted(names(LoadOptions) - OF_A_BUNDLE - {"allow_code", "allow_pickle", "whole"})
+    "name", sorted(names(LoadOptions) - OF_A_BUNDLE - {"allow_code", "allow_pickle", *OF_ALL})
 )
 def test_a_kind_of_source_refuses_whatever_it_does_not_take(name: str) -> None:
     """Consent is none of these, nor is what every kind of source takes."""
     given = LoadOptions.of({name: {"x": ["batch"]}, "allow_code": True, "allow_pickle": True})
 
     given.take("a stone", name)
-    flag = "graph" if name == "graphs" else name.replace("_", "-")
+    flag = FLAGS.get(name, name.replace("_", "-"))
     replace(given, implied=[name]).take("a stone")  # nobody typed it
     with pytest.raises(OptionError, match=f"--{flag} says nothing about a stone"):
         given.take("a stone", *(names(LoadOptions) - {name}))

@@ -51,6 +51,14 @@ class LoadFlags(TypedDict):
     inputs: Annotated[
         Path | None, typer.Option(metavar="FILE.npz", help="Example inputs, where not token ids.")
     ]
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            "--tokenizer",
+            metavar="FILE|DIR",
+            help="Of a language model: tokenizer.json, a .model of sentencepiece, or a folder.",
+        ),
+    ]
     axes: Annotated[
         list[str] | None,
         typer.Option(

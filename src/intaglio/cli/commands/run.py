@@ -1,6 +1,7 @@
 """`intaglio run`: continue a text, or step through arrays."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -35,6 +36,20 @@ def run_(
         str | None,
         typer.Option(metavar="NAME|FILE.npz", help="An adapter to switch to; else the base."),
     ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE|DIR", help="A tokenizer.json to use, or the folder of one."),
+    ] = None,
+    chat: Annotated[
+        bool,
+        typer.Option("--chat", help="Talk by the chat template: one --prompt, or lines of stdin."),
+    ] = False,
+    system: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="What a chat begins with.")
+    ] = None,
+    echo: Annotated[
+        bool, typer.Option("--echo", help="Print the prompt before what continues it.")
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -103,13 +118,18 @@ def run_(
         raise typer.BadParameter("give --prompt or --inputs")
     if out is not None and prompt is not None:
         raise typer.BadParameter("--out keeps the outputs of --inputs, or a picture")
+    if system is not None and not chat:
+        raise typer.BadParameter("--system is for --chat")
+    if chat and (inputs is not None or out is not None):
+        raise typer.BadParameter("--chat takes a --prompt, or lines of stdin")
     of_tokens = {"jsonl": jsonl, "draft": draft, "repetition-penalty": repetition_penalty}
     stray = next((name for name, value in of_tokens.items() if value not in (None, False)), None)
-    if prompt is None and stray is not None:
+    if prompt is None and not chat and stray is not None:
         raise typer.BadParameter(f"--{stray} is for the tokens of --prompt")
     if jsonl:
         console.flags |= Flags(json=True)  # for errors, too
     from intaglio.cli import stream
+    from intaglio.cli.chat import Texts
     from intaglio.cli.condition_values import read_conditions
     from intaglio.cli.wholes import generate_whole
     from intaglio.runtime import Bundle, Draft, Session
@@ -128,7 +148,7 @@ def run_(
 
     opened = open_bundle(bundle, require_signature)
     require_consent(opened, graph, target, allowed=allow_code)
-    if prompt is None and inputs is None:
+    if prompt is None and inputs is None and not chat:
         generate_whole(
             console,
             opened,
@@ -152,19 +172,34 @@ def run_(
         console.table([[name, str(shape)] for name, shape in shapes.items()], ["output", "shape"])
         console.result({"outputs": shapes, "latency": latency.to_json()})
         console.message(str(latency))
-    elif prompt is not None:
-        small = None
-        if draft is not None:
-            drafting = open_bundle(draft, require_signature)
-            require_consent(drafting, MAIN, target, allowed=allow_code)
-            small = Draft(load(drafting, MAIN, None), draft_tokens)
-        console.stream(prompt)
+        return
+    texts = Texts.of(session) if tokenizer is None else Texts.at(tokenizer)
+    words = texts.codec(session.entry)
+    small = None
+    if draft is not None:
+        drafting = open_bundle(draft, require_signature)
+        require_consent(drafting, MAIN, target, allowed=allow_code)
+        small = Draft(load(drafting, MAIN, None), draft_tokens)
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    if chat and prompt is None:
+        texts.conversation([*messages, {"role": "user", "content": ""}], words)  # refused at once
+    given = [prompt] if prompt is not None else iter(_asked, None)
+    for asked in given:
+        messages = [*messages, {"role": "user", "content": asked}]
+        ids = texts.conversation(messages, words) if chat else words.encode(asked)
+        if echo:
+            console.stream(asked)
+        if chat:
+            session.state.reset()
+            if small is not None:
+                small.session.state.reset()
         try:
             made, text, latency = stream.continue_text(
                 session,
-                prompt,
+                ids,
                 stop or [],
                 lambda text, token: _tell(console, text, token, jsonl=jsonl),
+                words,
                 max_new_tokens=steps or TOKENS,
                 draft=small,
                 temperature=temperature,
@@ -176,11 +211,21 @@ def run_(
             )
         finally:
             console.stream("\n")
+        messages = [*messages, {"role": "assistant", "content": text}]
         told = {} if small is None else {"draft": small.to_json()}
         console.result({"tokens": made, "text": text, "latency": latency.to_json(), **told})
         console.message(str(latency))
         if small is not None:
             console.message(str(small))
+
+
+def _asked() -> str | None:
+    """What the user says next, None at the end of stdin."""
+    if sys.stdin.isatty():
+        sys.stderr.write("> ")
+        sys.stderr.flush()
+    line = sys.stdin.readline()
+    return line.rstrip("\n") if line else None
 
 
 def _tell(console: Console, text: str, token: int | None, *, jsonl: bool) -> None:
