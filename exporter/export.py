@@ -10,6 +10,7 @@ from intaglio.exporter.options.clock import Clock, Progress
 from intaglio.exporter.options.loading import LoadOptions
 from intaglio.exporter.options.recipe import ExportKeywords, Recipe, completed, decide
 from intaglio.exporter.options.tolerance import check_tolerance
+from intaglio.exporter.options.turns import one_at_a_time
 from intaglio.exporter.proving.parity import ParityReport
 from intaglio.exporter.sources.calibration_data import Arrays, data_hash
 from intaglio.exporter.sources.load import Unloaded, load
@@ -25,6 +26,7 @@ from intaglio.passes.lower.ort_low_bit import Accuracy
 from intaglio.passes.pipeline import FP16, FP32
 from intaglio.runtime.manifest import Manifest
 from intaglio.runtime.trt import flavour as flavours
+from intaglio.spelling import perhaps
 
 from .attempt import attempt
 from .compile import Teacher, compile_all
@@ -47,6 +49,11 @@ class ExportReport:
     notes: tuple[str, ...]
     estimate: int | None = None
 
+    def __repr__(self) -> str:
+        """In short: ``ExportReport('kws', 29800 bytes, parity holds)``."""
+        parity = "not compared" if self.parity is None else "parity holds"
+        return f"ExportReport({str(self.out)!r}, {self.bytes} bytes, {parity})"
+
     @property
     def bytes(self) -> int:
         """Size of the bundle's files together, without the manifest."""
@@ -67,6 +74,7 @@ class ExportReport:
 
 
 @spelled_out
+@one_at_a_time
 def export(
     source: Unloaded | Source,
     out: str | Path,
@@ -84,7 +92,9 @@ def export(
 ) -> ExportReport:
     """Export a checkpoint to a bundle at `out`, verified against its source.
 
-    Options that are None are as the recipe says, or as `Recipe` has them.
+    Options that are None are as the recipe says, or as `Recipe` has them.  Of several threads one
+    exports or verifies at a time, and the others wait: tracing changes classes of PyTorch
+    meanwhile, so no other thread should run the module, or trace one by other means.
 
     Args:
         source: what `load_source` takes, or what it returned.
@@ -219,7 +229,10 @@ def _check(how: Recipe, *, require_parity: bool, require_target: Sequence[str]) 
             )
     for target in how.targets:
         if target not in TARGETS:
-            raise OptionError(f"There is no target {target!r}; there are: {', '.join(TARGETS)}.")
+            raise OptionError(
+                f"There is no target {target!r}{perhaps(target, TARGETS)}; there are: "
+                f"{', '.join(TARGETS)}."
+            )
     if "trt" in how.targets and how.flavour != flavours.AUTO:
         flavours.choose(how.flavour)
     if how.kv not in ("static", "grow"):

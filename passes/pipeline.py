@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import onnx_ir as ir
 
 from intaglio.errors import PassError
+from intaglio.spelling import perhaps
 
 from . import PASSES
 from .base import Context, Exact, Lower, Pass, PassResult, Progress
@@ -296,7 +297,10 @@ def known(name: str) -> type[Pass]:
     """
     found = {entry.name: entry for entry in PASSES}
     if name not in found:
-        raise PassError(f"there is no pass {name!r}; the passes are: {', '.join(sorted(found))}.")
+        raise PassError(
+            f"there is no pass {name!r}{perhaps(name, found)}; the passes are: "
+            f"{', '.join(sorted(found))}."
+        )
     return found[name]
 
 
@@ -312,7 +316,7 @@ def build(name: str, options: Mapping[str, Any]) -> Pass:
     for option, value in options.items():
         if option not in allowed:
             raise PassError(
-                f"the pass {name!r} has no option {option!r}; "
+                f"the pass {name!r} has no option {option!r}{perhaps(option, allowed)}; "
                 f"it has: {', '.join(allowed) or 'none'}."
             )
         if not fits(value, kinds[option]):

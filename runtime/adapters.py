@@ -24,6 +24,7 @@ from intaglio.errors import InputError
 from intaglio.runtime.arrays import Array, read_npz
 from intaglio.runtime.bundle import BundleGraph
 from intaglio.runtime.graph_entry import TensorSpec
+from intaglio.spelling import perhaps
 
 BASE = "base"
 NUMBER = "adapter"  # the condition that says which adapter a row has, where many are held
@@ -205,7 +206,10 @@ def chosen(graph: BundleGraph, name: str | None) -> dict[str, Array]:
     names = list(bundle.manifest.recipe.get("adapter", {}))
     if any(is_number(spec) for spec in specs):
         if name is not None and name not in names:
-            raise InputError(f"The bundle holds no adapter {name!r}; it has: {', '.join(names)}.")
+            raise InputError(
+                f"The bundle holds no adapter {name!r}{perhaps(name, names)}; it has: "
+                f"{', '.join(names)}."
+            )
         return {NUMBER: np.array([0 if name is None else 1 + names.index(name)])}
     if not any(spec.name.startswith(PREFIX) for spec in specs):
         if name is None:

@@ -25,6 +25,7 @@ from intaglio.runtime.manifest import FILE_NAME, FileRecord, Manifest
 from intaglio.runtime.protobuf import DamagedError
 from intaglio.runtime.signing import FILE_NAME as SIGNATURE
 from intaglio.runtime.signing import require, sign
+from intaglio.spelling import perhaps
 
 REPORT = "report.json"  # what was measured, which nothing that runs a bundle reads
 AGAIN = "Copy the bundle again from where it is whole, or export it again."
@@ -136,6 +137,10 @@ class Bundle:
             raise BundleError(f"{path} cannot be written: {error.strerror}.") from error
         return name
 
+    def __repr__(self) -> str:
+        """In short: ``Bundle('kws', main, encode)``."""
+        return f"Bundle({self.root.name!r}, {', '.join(self.manifest.graphs)})"
+
     @property
     def graphs(self) -> Mapping[str, "BundleGraph"]:
         """The graphs of the bundle by name, `MAIN` among them."""
@@ -149,7 +154,8 @@ class Bundle:
         """
         if name not in self.manifest.graphs:
             raise BundleError(
-                f"{self.root} has no graph {name!r}; it has: {', '.join(self.manifest.graphs)}."
+                f"{self.root} has no graph {name!r}{perhaps(name, self.manifest.graphs)}; it has: "
+                f"{', '.join(self.manifest.graphs)}."
             )
         return BundleGraph(self, name)
 
@@ -234,6 +240,10 @@ class BundleGraph:
     bundle: Bundle
     name: str
 
+    def __repr__(self) -> str:
+        """In short: ``BundleGraph('kws', main)``."""
+        return f"BundleGraph({self.root.name!r}, {self.name})"
+
     def __str__(self) -> str:
         """As messages and reports call it: the folder, and the name unless that is `MAIN`."""
         return str(self.bundle.root) + ("" if self.name == MAIN else f", graph {self.name!r},")
@@ -258,7 +268,7 @@ class BundleGraph:
         if name not in targets:
             present = ", ".join(sorted(targets)) or "none"
             raise BundleError(
-                f"{self} has no target {name!r}; it has: {present}. Export it with --target {name}."
+                f"{self} has no target {name!r}; it has: {present}. Export it with --target {name}"
             )
         return targets[name]
 

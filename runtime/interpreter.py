@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from intaglio.errors import BundleError, InputError
+from intaglio.spelling import perhaps
 
 from .bundle import Bundle
 from .session import Session
@@ -77,7 +78,10 @@ class Interpreter:
             )
         names = [spec.name for spec in opened.graph(REPLAY).entry.outputs]
         if output is not None and output not in names:
-            raise BundleError(f"There is no output {output!r}; there are: {', '.join(names)}.")
+            raise BundleError(
+                f"There is no output {output!r}{perhaps(output, names)}; there are: "
+                f"{', '.join(names)}."
+            )
         record, replay = (Session.load(opened, graph=name, **how) for name in (RECORD, REPLAY))
         has = TRANSPOSE in opened.graphs
         back = Session.load(opened, graph=TRANSPOSE, **how) if has else None

@@ -135,6 +135,12 @@ class Session:
         state = State(settings, _fingerprint(graph, target), limits.batch, preparer)
         return cls(graph, target, backend, state)
 
+    def __repr__(self) -> str:
+        """In short: ``Session('kws', ort, rows=2)``."""
+        name = "" if self.graph.name == MAIN else f", graph={self.graph.name!r}"
+        rows = f", rows={self.state.batch}" if self.state.batch else ""
+        return f"{type(self).__name__}({self.bundle.root.name!r}, {self.target}{name}{rows})"
+
     @property
     def bundle(self) -> Bundle:
         """The bundle that the graph is of."""

@@ -150,6 +150,10 @@ class State:
         self.preparer = preparer
         self.carried = CarriedStates(settings, 0)
 
+    def __repr__(self) -> str:
+        """In short: ``State(rows=2)``."""
+        return f"State(rows={self.batch})" if self.batch else "State()"
+
     @property
     def batch(self) -> int | None:
         """Rows, None before the first step."""

@@ -10,6 +10,7 @@ from intaglio.errors import InputError
 from intaglio.runtime.arrays import Array
 from intaglio.runtime.dims import size_of, symbols_of
 from intaglio.runtime.graph_entry import Limits, SizeRange, TensorSpec
+from intaglio.spelling import perhaps
 from intaglio.state import BATCH, TIME, entries_of
 
 Sizes = Mapping[str, int]
@@ -28,8 +29,8 @@ def as_arrays(inputs: Mapping[str, Any], specs: Sequence[TensorSpec]) -> dict[st
     for name in inputs:
         if name not in names:
             raise InputError(
-                f"There is no input {name!r}. A step takes: {list_of(names)}; the session itself "
-                "carries states and positions."
+                f"There is no input {name!r}{perhaps(name, names)}. A step takes: "
+                f"{list_of(names)}; the session itself carries states and positions."
             )
     arrays = {s.name: as_array(inputs[s.name], s) for s in specs if s.name in inputs}
     sizes = {
@@ -76,7 +77,7 @@ def sizes_of(arrays: Mapping[str, Array], specs: Sequence[TensorSpec], limits: L
     sizes: dict[str, int] = {}
     for spec in specs:
         shape = arrays[spec.name].shape
-        for size, wanted in zip(shape, spec.shape, strict=True):
+        for axis, (size, wanted) in enumerate(zip(shape, spec.shape, strict=True)):
             each = entries_of(wanted)
             if each is not None and each > 1:
                 sizes.setdefault(TIME, _tokens(spec, shape, size, each))
@@ -84,9 +85,10 @@ def sizes_of(arrays: Mapping[str, Array], specs: Sequence[TensorSpec], limits: L
             else:
                 expected = wanted if isinstance(wanted, int) else sizes.setdefault(wanted, size)
             if size != expected:
+                free = f" with {wanted} = {expected}" if isinstance(wanted, str) else ""
                 raise InputError(
                     f"The input {spec.name!r} has the shape {shape}, should be "
-                    f"{_words(spec.shape)} with {wanted} = {expected}."
+                    f"{_words(spec.shape)}{free}: its axis {axis} is {size}, not {expected}."
                 )
     if sizes.setdefault(TIME, 1) == 0:
         raise InputError("The step has 0 tokens (time = 0), needs at least 1. Leave it out.")

@@ -42,7 +42,7 @@ PLAIN: Mapping[str, Callable[[Any], Any]] = {
     "config": read_config,
     "graphs": lambda given: {n: _told(graph) for n, graph in as_graphs(given).items()},
     "passes": lambda given: [as_entry(entry) for entry in given],
-    "shapes": lambda given: given.to_json() if isinstance(given, Shapes) else given,
+    "shapes": lambda given: Shapes.of(given).to_json(),
 }
 """How an option becomes what a recipe holds, where it is given in another form."""
 
@@ -179,8 +179,10 @@ class RecipeKeywords(TypedDict, total=False):
         "precision, slowly, for verification only.",
     ]
     shapes: Annotated[
-        Shapes | None,
-        "what the bundle has to serve; a batch fixed to 1 allows faster attention.",
+        Shapes | Mapping[str, Any] | None,
+        "what the bundle has to serve, by input one shape or least, usual and largest: "
+        '``{"input_ids": [(1, 1), (1, 16), (1, 512)]}``; a batch fixed to 1 allows faster '
+        "attention.",
     ]
     dtype: Annotated[
         str | None,

@@ -59,6 +59,22 @@ class Shapes:
             {name: _range(name, *(column.get(name) for column in columns)) for name in names}
         )
 
+    @classmethod
+    def of(cls, given: Any) -> Self:
+        """Shapes as a program gives them: by name, one shape or least, usual and largest.
+
+        ``{"input_ids": (1, 16)}``, ``{"input_ids": [(1, 1), (1, 16), (1, 512)]}``, or
+        ``{"input_ids": "1x1:1x16:1x512"}``; records, and what a recipe holds, are taken as well.
+
+        Raises:
+            OptionError: if it is of another form.
+        """
+        if isinstance(given, Shapes):
+            return cls(given.ranges)
+        if not isinstance(given, Mapping):
+            raise OptionError(f"The shapes are {given!r}; give sizes by the names of inputs.")
+        return cls({name: _of(name, entry) for name, entry in given.items()})
+
     def fixed_batch(self, inputs: Mapping[str, Sequence[int | str]]) -> int | None:
         """Return the batch if the shapes leave no choice of it, else None.
 
@@ -99,6 +115,31 @@ class Shapes:
             name: {key: list(dims) for key, dims in asdict(given).items()}
             for name, given in self.ranges.items()
         }
+
+
+def _of(name: str, entry: Any) -> Range:
+    """The range of one input, from a text, from one shape or from three."""
+    if isinstance(entry, Range):
+        return entry
+    if isinstance(entry, Mapping):
+        return Shapes.from_json({name: entry}).ranges[name]
+    if isinstance(entry, str):
+        parts = entry.split(":")
+        dims: list[Any] = [_dims(f"The shapes of {name!r}", part) for part in parts]
+    else:
+        dims = list(entry) if isinstance(entry, Sequence) else [entry]
+        dims = [dims] if all(isinstance(each, int) for each in dims) else dims
+    fine = len(dims) in (1, 3) and all(
+        isinstance(shape, Sequence) and all(type(n) is int and n > 0 for n in shape)
+        for shape in dims
+    )
+    if not fine:
+        raise OptionError(
+            f"The shapes of {name!r} are {entry!r}; give one shape, or least, usual and largest, "
+            "as [(1, 1), (1, 16), (1, 512)]."
+        )
+    low, mid, high = (tuple(shape) for shape in (dims * 3)[:3])
+    return _range(name, low, mid, high)
 
 
 def _column(option: str, text: str) -> dict[str, Dims]:

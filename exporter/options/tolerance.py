@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from intaglio.errors import OptionError
+from intaglio.spelling import perhaps
 
 
 def check_tolerance(tolerance: Mapping[str, Any], names: Iterable[str] | None = None) -> None:
@@ -20,6 +21,6 @@ def check_tolerance(tolerance: Mapping[str, Any], names: Iterable[str] | None = 
             raise OptionError(f"The tolerance of {name!r} is {limit!r}; give a number from 0.")
         if known is not None and name not in known:
             raise OptionError(
-                f"There is no output or state {name!r} to give a tolerance; there are: "
-                f"{', '.join(known)}."
+                f"There is no output or state {name!r} to give a tolerance{perhaps(name, known)}; "
+                f"there are: {', '.join(known)}."
             )

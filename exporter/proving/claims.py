@@ -76,7 +76,7 @@ def tokens_to_run(entry: GraphEntry, source: Source, steps: int) -> int:
         raise BundleError(
             f"The manifest says that the bundle takes at most {claimed} tokens, and the source "
             f"takes more: of {steps} steps only {claimed} can be compared. Where that is what you "
-            f"want, ask for --steps {claimed}."
+            f"want, ask for --steps {claimed}"
         )
     return claimed
 

@@ -122,6 +122,10 @@ class ParityReport:
         """The precision of the source, and why it is no higher."""
         return f"{self.precision}: {self.cause}" if self.cause else self.precision
 
+    def __repr__(self) -> str:
+        """In short: ``ParityReport('Parity holds over ...')``."""
+        return f"ParityReport({self.summary()!r})"
+
     def summary(self) -> str:
         """One or two sentences for people."""
         rows = "random rows" if self.data is None else "rows of the data"

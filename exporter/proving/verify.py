@@ -24,6 +24,7 @@ from intaglio.errors import BundleError, OptionError
 from intaglio.exporter.options.loading import LoadKeywords, LoadOptions
 from intaglio.exporter.options.recipe import Recipe
 from intaglio.exporter.options.tolerance import check_tolerance
+from intaglio.exporter.options.turns import one_at_a_time
 from intaglio.exporter.sources.load import Unloaded, load
 from intaglio.exporter.sources.source import Source
 from intaglio.exporter.tracing.pace import at_pace
@@ -76,6 +77,7 @@ from .whole_calls import verify_calls
 
 
 @spelled_out
+@one_at_a_time
 def verify(
     bundle: str | Path | Bundle,
     source: Unloaded | Source,

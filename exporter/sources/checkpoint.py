@@ -134,6 +134,9 @@ def _find_state(path: Path, content: object) -> tuple[str, Mapping[str, Any]]:
     found = next(_states(content), None)
     if found is not None:
         return found
+    alone = _only_state(content)
+    if alone is not None:
+        return alone
     if content == {} and isinstance(content, Mapping):  # of a module without parameters
         return "", {}
     if not isinstance(content, Mapping):
@@ -148,6 +151,23 @@ def _find_state(path: Path, content: object) -> tuple[str, Mapping[str, Any]]:
         f"{path} has no state dict at its top or under {', '.join(STATE_KEYS)} "
         f"(it has {', '.join(map(str, list(content)[:8]))}). {advice}"
     )
+
+
+def _only_state(content: object) -> tuple[str, Mapping[str, Any]] | None:
+    """The state dict that a file holds under a name of its own, if there is one alone."""
+    found = list(_all_states(content))
+    return found[0] if len(found) == 1 else None
+
+
+def _all_states(
+    content: object, where: tuple[str, ...] = ()
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the state dicts under any keys, at most two levels deep."""
+    for key, value in content.items() if isinstance(content, Mapping) and len(where) < 2 else ():
+        if _is_state(value):
+            yield ".".join((*where, str(key))), value
+        else:
+            yield from _all_states(value, (*where, str(key)))
 
 
 def _state_at(path: Path, content: object, key: str) -> tuple[str, Mapping[str, Any]]:
@@ -166,5 +186,8 @@ def _note_alternatives(path: Path, content: object, where: str) -> tuple[str, ..
     """Say which state dict was taken where the file holds several."""
     others = [other for other, _ in _states(content) if other != where]
     if not others:
-        return ()
+        taken = where and where.partition(".")[0] not in STATE_KEYS
+        return (
+            (f"{path.name}: weights taken from {where!r}, the only ones in it.",) if taken else ()
+        )
     return (f"{path.name}: weights taken from {where!r}, not from {', '.join(map(repr, others))}.",)

@@ -6,9 +6,11 @@ weights: what ``torch.save`` writes, read with ``weights_only=True``, and safete
 
 import argparse
 import collections
+import contextlib
 import pathlib
 import pickle
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from torch import Tensor
 
 from intaglio.errors import SourceError
 
+from . import foreign
 from .untrusted import archive_names, read_head
 
 # Plain data that training scripts store beside the weights; building them runs none of their code.
@@ -64,6 +67,8 @@ def read_container(path: Path, *, allow_pickle: bool = False) -> tuple[str, obje
     if kind == "pickle" and allow_pickle:
         with path.open("rb") as file:
             return kind, _unpickle(path, lambda: pickle.load(file))  # noqa: S301  it was allowed
+    if kind == "pickle" and (said := foreign.pickled(path)):
+        raise SourceError(f"{path} {said}")
     if kind == "pickle":
         raise SourceError(
             f"{path} is a plain pickle, which can run any code when it is loaded. It was not "
@@ -75,8 +80,12 @@ def read_container(path: Path, *, allow_pickle: bool = False) -> tuple[str, obje
 def _kind(path: Path) -> str:
     """Name the container by its first bytes: safetensors, torch or torch-legacy."""
     if path.is_dir():
+        if said := foreign.folder(path):
+            raise SourceError(f"{path} {said}")
         raise SourceError(f"{path} is a directory. {_directory_advice(path)}")
     head = read_head(path)
+    if said := foreign.named(path, head):
+        raise SourceError(f"{path} {said}")
     if head.startswith(b"PK\x03\x04"):
         _check_archive(path)
         return "torch"
@@ -103,6 +112,9 @@ def _directory_advice(path: Path) -> str:
 
 def _check_archive(path: Path) -> None:
     """Refuse zip archives that do not hold a pickled state dict."""
+    with contextlib.suppress(zipfile.BadZipFile, ValueError, OSError, NotImplementedError):
+        if said := foreign.archive(zipfile.ZipFile(path).namelist()):
+            raise SourceError(f"{path} {said}")
     names = [name.partition("/")[2] for name in archive_names(path)]
     if "constants.pkl" in names or any(name.startswith("code/") for name in names):
         raise SourceError(

@@ -20,6 +20,7 @@ from intaglio.exporter.options.layout_text import Axes
 from intaglio.exporter.options.loading import Inputs
 from intaglio.quiet import quiet, summary
 from intaglio.runtime.arrays import read_npz
+from intaglio.spelling import perhaps
 from intaglio.state import BATCH, TIME
 
 from .axes import Layouts, as_option, in_words
@@ -81,7 +82,9 @@ def _check_conditions(specs: Sequence[InputSpec], conditions: Sequence[str]) -> 
     for name in conditions:
         if name not in shapes:
             names = ", ".join(shapes)
-            raise OptionError(f"--condition names {name!r}; the inputs are: {names}.")
+            raise OptionError(
+                f"--condition names {name!r}{perhaps(name, shapes)}; the inputs are: {names}."
+            )
         if TIME in shapes[name]:
             raise OptionError(
                 f"{name!r} is a condition, which holds for a whole sequence, and --axes gives it "
@@ -153,7 +156,9 @@ def name_axes(specs: Sequence[InputSpec], layouts: Layouts) -> tuple[InputSpec, 
     known = {spec.name: spec for spec in specs}
     for name, layout in layouts.inputs.items():
         if name not in known:
-            raise OptionError(f"--axes names {name!r}; the inputs are: {', '.join(known)}.")
+            raise OptionError(
+                f"--axes names {name!r}{perhaps(name, known)}; the inputs are: {', '.join(known)}."
+            )
         where, spec = f"--axes {in_words(name, layout.shape)}", known[name]
         if len(layout.shape) != len(spec.shape):
             commas = " Write commas between names that hold an x." if "x" in name else ""
@@ -188,8 +193,9 @@ def specs_from_examples(
     unknown = [name for name in inputs if name not in parameters and not free]
     if unknown or not inputs:
         raise SourceError(
-            f"{owner} gave the example inputs {', '.join(map(repr, inputs)) or '(none)'}; "
-            f"forward takes {', '.join(map(repr, parameters))}."
+            f"The example inputs are {', '.join(map(repr, inputs)) or '(none)'}; forward takes "
+            f"{', '.join(map(repr, parameters))}. Name them like its arguments, in a file with "
+            "numpy.savez(FILE, NAME=array)."
         )
     specs = tuple(spec_of(name, value, owner) for name, value in inputs.items())
     rich = any(spec.dtype.is_floating_point and len(spec.shape) > 1 for spec in specs)

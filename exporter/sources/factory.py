@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import importlib
 import inspect
+import shlex
 import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from intaglio.errors import SourceError
+from intaglio.spelling import perhaps
 
 
 def build_from_factory(
@@ -71,7 +73,7 @@ def _import(spec: str) -> Callable[..., Any]:
     if name.endswith(".py") or "/" in name:
         raise SourceError(
             f"--model {spec!r} names a file; name its module: --model "
-            f"{Path(name).stem}:{attribute}, with --import-from {Path(name).parent}."
+            f"{Path(name).stem}:{attribute} --import-from {shlex.quote(str(Path(name).parent))}"
         )
     try:
         module = importlib.import_module(name)
@@ -90,7 +92,8 @@ def _import(spec: str) -> Callable[..., Any]:
     if not callable(factory):
         has = [k for k, v in vars(module).items() if getattr(v, "__module__", None) == name]
         raise SourceError(
-            f"--model {spec!r}: {name} has no callable {attribute!r} (it has {', '.join(has[:8])})."
+            f"--model {spec!r}: {name} has no callable {attribute!r}{perhaps(attribute, has)} "
+            f"(it has {', '.join(has[:8])})."
         )
     return typing.cast(Callable[..., Any], factory)
 

@@ -17,6 +17,7 @@ from intaglio.errors import OptionError, SourceError
 from intaglio.exporter.options.loading import Inputs, LoadOptions, as_graphs
 from intaglio.graphs import AT, CODES, THEN, Generation, Graph
 from intaglio.runtime.graph_entry import MAIN
+from intaglio.spelling import perhaps
 
 from .examples import describe_inputs, read_inputs
 from .source import Source
@@ -134,7 +135,8 @@ def _of_submodule(module: nn.Module, path: str) -> Callable[..., Any]:
         own = [name for name in vars(type(module)) if not name.startswith("_")]
         within = [name for name, _ in module.named_children()]
         raise SourceError(
-            f"{type(module).__name__} has no method {path!r}, nor a module of that name; it has: "
+            f"{type(module).__name__} has no method {path!r}, nor a module of that name"
+            f"{perhaps(path, [*own, *within])}; it has: "
             f"{', '.join(dict.fromkeys([*own, *within]))}."
         )
 

@@ -119,7 +119,7 @@ def phases_of(graphs: Sequence[BundleGraph], settings: ProfileSettings) -> list[
         if graph.entry.limits.batch not in (None, settings.batch):
             raise OptionError(
                 f"{graph} was exported for a batch of {graph.entry.limits.batch}, not of "
-                f"{settings.batch}. Give --batch {graph.entry.limits.batch}."
+                f"{settings.batch}. Give --batch {graph.entry.limits.batch}"
             )
     ends = [end for graph in graphs if (end := _end(graph, settings)) is not None]
     end = min(ends, default=None)

@@ -207,7 +207,7 @@ def _here(graph: BundleGraph, capabilities: Sequence[int]) -> int:
         known = ", ".join(map(str, capabilities))
         raise NotHereError(
             f"The kernels of {graph.root} are for compute capability {known}; {device.name} has "
-            f"{device.capability}. Export again with --sm {device.capability}."
+            f"{device.capability}. Export again with --sm {device.capability}"
         )
     return device.capability
 

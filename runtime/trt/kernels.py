@@ -53,7 +53,7 @@ class NodeKernels:
             known = ", ".join(map(str, sorted(self.plans)))
             raise BundleError(
                 f"The kernels of {self.op} are for compute capability {known}; this GPU has "
-                f"{capability}. Export again with --sm {capability}."
+                f"{capability}. Export again with --sm {capability}"
             )
         return self.plans[capability]
 

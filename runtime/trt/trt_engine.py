@@ -126,14 +126,14 @@ def faults(graph: BundleGraph, built: Built) -> Iterator[IntaglioError]:
     if here not in built.capabilities:
         yield DeviceError(
             f"The engine of {graph.root} is for compute capability {_list(built.capabilities)}; "
-            f"{device.name} has {here}. Export again with --sm {here}."
+            f"{device.name} has {here}. Export again with --sm {here}"
         )
     # A plugin that finds no kernels once it runs could only end the process.
     for op, capabilities in kernel_files.operators(graph).items():
         if here in built.capabilities and here not in capabilities:
             yield DeviceError(
                 f"The kernels of {op} in {graph.root} are for compute capability "
-                f"{_list(capabilities)}; {device.name} has {here}. Export again with --sm {here}."
+                f"{_list(capabilities)}; {device.name} has {here}. Export again with --sm {here}"
             )
 
 

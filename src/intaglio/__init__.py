@@ -40,5 +40,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """List what `__getattr__` provides, too."""
-    return sorted({*globals(), *_FACADE})
+    """The names that are meant for others."""
+    return ["__version__", *sorted(_FACADE)]

@@ -11,6 +11,8 @@ import textwrap
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, get_args, get_type_hints
 
+from intaglio.spelling import perhaps
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -51,7 +53,9 @@ def spelled_out(function: Callable[P, R]) -> Callable[P, R]:
         unknown = next((name for name in given if name not in names), None)
         if unknown is not None:
             name = getattr(function, "__name__", "the function")
-            raise TypeError(f"{name}() got an unexpected keyword argument {unknown!r}")
+            raise TypeError(
+                f"{name}() got an unexpected keyword argument {unknown!r}{perhaps(unknown, names)}"
+            )
         return function(*args, **given)
 
     told = [p for p in takes if p.name in shared]

@@ -29,6 +29,7 @@ from intaglio.exporter.sources.input_spec import InputSpec, Takes, sampler
 from intaglio.exporter.sources.named_forward import named_forward
 from intaglio.exporter.sources.outputs import leaves, name_outputs
 from intaglio.passes.base import OwnState
+from intaglio.spelling import perhaps
 from intaglio.state import BATCH, TIME
 
 from .axes import Shape, Sizing, changes_per_call, settle
@@ -249,14 +250,16 @@ def _asked(
     who = _inside(owner)
     if name not in inputs:
         raise OptionError(
-            f"--state {name}={text}: {who} has no input {name!r}; it has: {', '.join(inputs)}."
+            f"--state {name}={text}: {who} has no input {name!r}{perhaps(name, inputs)}; it has: "
+            f"{', '.join(inputs)}."
         )
     wanted = split_initial(text, [n for o, more in aliases.items() for n in (o, *more)])[0]
     for output, more in aliases.items():
         if wanted == output or wanted in more:
             return output
     raise OptionError(
-        f"--state {name}={text}: {who} has no output {wanted!r}; it has: {', '.join(aliases)}."
+        f"--state {name}={text}: {who} has no output {wanted!r}{perhaps(wanted, aliases)}; it "
+        f"has: {', '.join(aliases)}."
     )
 
 

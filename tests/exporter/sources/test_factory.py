@@ -99,8 +99,11 @@ def test_import_from_goes_before_the_working_directory(folder: Path) -> None:
     [
         ("user_cod.nets:Net", "no module 'user_cod' in .* Say where it is with --import-from"),
         ("user_code.net:Net", r"no module 'user_code\.net'"),
-        ("user_code.nets:Nett", "has no callable 'Nett' .it has Config, by_keywords"),
-        ("user_code/nets.py:Net", "--model nets:Net, with --import-from user_code"),
+        (
+            "user_code.nets:Nett",
+            "has no callable 'Nett', perhaps 'Net' .it has Config, by_keywords",
+        ),
+        ("user_code/nets.py:Net", "--model nets:Net --import-from user_code$"),
         ("user_code.faulty:Net", "Importing 'user_code.faulty' failed with ZeroDivisionError"),
         ("user_code.needy:Net", "Importing 'user_code.needy' failed: .*not_installed_anywhere"),
         ("user_code.nets:broken", "'user_code.nets:broken' raised NameError: .*'undefined'"),
