@@ -26,9 +26,12 @@ def test_export_and_verify_are_those_of_the_exporter() -> None:
 
     assert intaglio.export is export
     assert intaglio.verify is verify
-    assert dir(intaglio) == ["Graph", "__version__", "export", "profile", "verify"]
+    assert dir(intaglio) == ["Graph", "__version__", *sorted(FACADE)]
     with pytest.raises(AttributeError, match="has no attribute 'exprot'"):
         intaglio.exprot  # noqa: B018
+
+
+FACADE = {"export", "get_include", "profile", "verify"}
 
 
 @pytest.mark.parametrize("name", ["export", "verify"])

@@ -19,6 +19,7 @@ CORE = {
     "intaglio.errors",
     "intaglio.graphs",
     "intaglio.keywords",
+    "intaglio.spelling",
     "intaglio.operators",
     "intaglio.quiet",
     "intaglio.signature",

@@ -144,7 +144,16 @@ def test_the_wheels_commands_work_without_torch(
 ) -> None:
     """inspect, run, doctor and --help need no extra."""
     inspected = run(installed / "intaglio", "inspect", bundle, "--json", cwd=tmp_path)
-    ran = run(installed / "intaglio", "run", bundle, "--prompt", "def", "--steps=5", cwd=tmp_path)
+    ran = run(
+        installed / "intaglio",
+        "run",
+        bundle,
+        "--prompt",
+        "def",
+        "--echo",
+        "--steps=5",
+        cwd=tmp_path,
+    )
     examined = run(installed / "intaglio", "doctor", "--json", cwd=tmp_path)
     helped = run(installed / "intaglio", "export", "--help", cwd=tmp_path)
 

@@ -41,4 +41,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """The names that are meant for others."""
-    return ["__version__", *sorted(_FACADE)]
+    return sorted(["__version__", *_FACADE])

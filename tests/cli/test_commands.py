@@ -366,7 +366,7 @@ main()
 
 def test_an_interrupted_run_exits_130(bundle: Path) -> None:
     """What was generated stands; no traceback follows."""
-    arguments = ["run", str(bundle), "--prompt=a", "--steps=10000000"]
+    arguments = ["run", str(bundle), "--prompt=a", "--echo", "--steps=10000000"]
     with subprocess.Popen(
         [sys.executable, "-P", "-c", INTERRUPTIBLE, *arguments],
         stdout=subprocess.PIPE,
@@ -387,7 +387,9 @@ def test_an_interrupted_run_exits_130(bundle: Path) -> None:
 
 def test_a_closed_pipe_ends_quietly(bundle: Path) -> None:
     """As in `intaglio run ... | head -c 2`."""
-    script = f"{sys.executable} -P -m intaglio run {bundle} --prompt=abc --steps=100000 | head -c 2"
+    script = (
+        f"{sys.executable} -P -m intaglio run {bundle} --prompt=abc --echo --steps=9999 | head -c 2"
+    )
     run = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
 
     assert (run.stdout, run.stderr) == ("ab", "")

@@ -32,7 +32,7 @@ def content(kind: str, path: Path) -> Any:
             archive.writestr("model.weights.h5", "x")
         return None
     if kind == "script.pt":
-        return torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), path)  # type: ignore[no-untyped-call]
+        return torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), path)
     path.mkdir()
     name = "saved_model.pb" if kind == "saved" else "model.safetensors"
     return (path / name).write_bytes(b"x")

@@ -89,10 +89,14 @@ def test_what_graphs_share_is_stored_once(exported: ExportReport) -> None:
 
 
 def test_the_recipe_repeats_the_methods(exported: ExportReport, module: Captioner) -> None:
-    """But for example inputs, which are the user's to give each time."""
+    """And what each is traced with, where it has example inputs of its own."""
     recipe = Recipe.read(exported.out / "recipe.toml")
 
-    assert recipe.graphs == {"encode": {"method": "encoder"}, "main": {"method": "decode"}}
+    assert {n: x["method"] for n, x in recipe.graphs.items()} == {
+        "encode": "encoder",
+        "main": "decode",
+    }
+    assert recipe.graphs["encode"]["inputs"]["input"]["shape"] == [3, 7, 8]
     report = verify(exported.out, load_source(module, graphs=GRAPHS), graph="encode", steps=9)
     assert report.passed
     with pytest.raises(BundleError, match="'encode', was not made from a method of the source"):
@@ -123,7 +127,10 @@ def test_examples_of_all_graphs_go_to_those_that_name_them(tmp_path: Path) -> No
         ({"graphs": {"main": "decoder"}}, r"no method 'decoder'.*it has: encode, decode, embed"),
         ({"graphs": {"main": "zero_grad"}}, "no method 'zero_grad'"),
         ({"graphs": {"main": "encode"}}, "'encode' of the graph 'main'"),
-        ({"graphs": GRAPHS, "shapes": {"ids": {}}}, "name 'ids'; the inputs .* input_ids, input"),
+        (
+            {"graphs": GRAPHS, "shapes": {"ids": (1, 2)}},
+            "name 'ids'; the inputs .* input_ids, input",
+        ),
         (
             {"graphs": GRAPHS, "passes": ["rtn:layers=['mix']"]},
             "'mix' fits none of the projections",
