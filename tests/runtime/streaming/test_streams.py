@@ -39,6 +39,9 @@ def fed_at_random(
         fed[index].append(random.integers(0, 23, (1, tokens)))
         futures[index].append(opened[index].feed({"input_ids": fed[index][-1]}))
     given = [[future.result(WAIT)["logits"] for future in each] for each in futures]
+    for stream, ids, logits in zip(opened, fed, given, strict=True):  # also those without a row
+        ids.append(np.array([[1]]))
+        logits.append(stream.step({"input_ids": ids[-1]})["logits"])
     joined = [np.concatenate(each, 1) for each in given]
     assert [stream.past_length for stream in opened] == [ids.shape[1] for ids in joined]
     return fed, joined
