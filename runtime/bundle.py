@@ -13,9 +13,12 @@ readers: what is hashed when a graph is opened follows from the graph (`external
 import contextlib
 import hashlib
 import os
+import shutil
 import stat
+import tempfile
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from intaglio.errors import BundleError
@@ -31,16 +34,26 @@ REPORT = "report.json"  # what was measured, which nothing that runs a bundle re
 AGAIN = "Copy the bundle again from where it is whole, or export it again."
 
 
+class _OwnFolder:
+    """A folder of temporary files, which goes with the last object that holds this."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="intaglio-")).resolve()
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+
 @dataclass(frozen=True)
 class Bundle:
     """The folder `root` with its manifest; open one with `Bundle.open`.
 
     `signer` is the fingerprint of the key whose signature was required; None where none was.
+    `copy` holds the folder of a private copy, which goes with the last that holds it.
     """
 
     root: Path
     manifest: Manifest
     signer: str | None = None
+    copy: "_OwnFolder | None" = field(default=None, repr=False, compare=False)
 
     @classmethod
     def open(
@@ -94,6 +107,28 @@ class Bundle:
         if require_signature is not None:
             bundle.check_all()
         return bundle
+
+    def private(self) -> "Bundle":
+        """A copy of it that nobody else writes, in the folder of temporary files.
+
+        Weights are mapped from their files, so that whoever cuts a file short ends the process
+        that runs it, and whoever writes into one changes what it computes.
+
+        Raises:
+            BundleError: if a file is absent or changed, or there is no room.
+        """
+        folder = _OwnFolder()
+        copy = replace(self, root=folder.path, copy=folder)
+        try:
+            for name in (*self.manifest.files, FILE_NAME):
+                place = copy.root / name
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(self.locate(name), place)
+        except OSError as error:
+            raise BundleError(f"{self.root} cannot be copied: {error.strerror}.") from error
+        for name in self.manifest.files:
+            copy.check(name)
+        return copy
 
     def check_all(self) -> None:
         """Hash every file that the manifest lists, and find that there are no others.

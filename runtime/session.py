@@ -77,6 +77,7 @@ class Session:
         grow: bool = True,
         require_signature: str | os.PathLike[str] | None = None,
         tables: bool = False,
+        private: bool = False,
     ) -> Self:
         """Open a bundle for stepping.
 
@@ -92,6 +93,8 @@ class Session:
             require_signature: file of the public key that must have signed the bundle.
             tables: whether steps of one token of one row look products with weights of 2 bits up
                 in tables, on ONNX Runtime: faster, for the memory of these weights once more.
+            private: whether to run a copy of the bundle, which is made now and which no other
+                program writes; weights are mapped from the bundle's own files otherwise.
 
         Raises:
             BundleError: if the bundle is absent, incomplete, changed, not for this target, or not
@@ -101,6 +104,7 @@ class Session:
             InputError: if `capacity` is below 1, or nothing is there that tables could serve.
         """
         opened = Bundle.open(bundle, require_signature=require_signature)
+        opened = opened.private() if private else opened
         chosen = opened.graph(graph)
         target = choose_target(chosen, target)
         backend = open_backend(chosen, target, threads, tables=tables)

@@ -40,7 +40,7 @@ _DTYPES = {
     },
 }
 
-_opened: WeakValueDictionary[tuple[str, int | None, bool], Any] = WeakValueDictionary()
+_opened: WeakValueDictionary[tuple[str, int | None, bool, str], Any] = WeakValueDictionary()
 _lock = threading.Lock()
 
 
@@ -69,7 +69,8 @@ def open_engine(
         BundleError: if a file is absent or changed, or ONNX Runtime refuses the graph.
     """
     content = graph.read(target)
-    key = (content.fingerprint, threads, tables)
+    own = "" if graph.bundle.copy is None else str(graph.bundle.root)
+    key = (content.fingerprint, threads, tables, own)
     with _lock:
         engine = _opened.get(key)
         if engine is None:

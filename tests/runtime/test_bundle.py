@@ -1,5 +1,6 @@
 """A bundle opens only whole, unchanged and within its folder."""
 
+import gc
 import json
 import shutil
 from collections.abc import Callable
@@ -177,3 +178,36 @@ def test_the_fingerprint_tells_what_runs_not_what_is_said_of_it(make_bundle: Mak
 
     assert prints[0] == prints[1] != prints[2]
     assert Manifest.load(same / "manifest.json").main.parity == {"passed": True}
+
+
+def test_a_private_session_goes_on_whatever_becomes_of_the_files(
+    make_bundle: MakeBundle, make_ids: Callable[..., Any]
+) -> None:
+    """It runs a copy, also beside a session that runs the files themselves, and leaves none."""
+    bundle = make_bundle(external=True)
+    open_one = Session.load(bundle)
+    private = Session.load(bundle, private=True)
+    root = private.bundle.root
+    wanted = open_one.step({"input_ids": make_ids(1, 3)})["logits"]
+    del open_one
+    for name in ("ort/model.onnx", "model.onnx.data"):
+        with (bundle / name).open("r+b") as file:
+            file.truncate(0)
+
+    np.testing.assert_array_equal(private.step({"input_ids": make_ids(1, 3)})["logits"], wanted)
+    twin = private.fork()
+    del private
+    assert twin.step({"input_ids": make_ids(1, 2)})["logits"].shape[1] == 2
+    assert root.is_dir()
+    del twin
+    gc.collect()
+    assert not root.exists()
+
+
+def test_a_private_copy_is_of_files_as_they_were_exported(make_bundle: MakeBundle) -> None:
+    bundle = make_bundle()
+    with (bundle / "ort/model.onnx").open("ab") as file:
+        file.write(b"more")
+
+    with pytest.raises(BundleError, match="bytes"):
+        Session.load(bundle, private=True)
