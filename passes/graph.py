@@ -16,6 +16,7 @@ from intaglio.signature import Signature
 MODULE = "intaglio.module"  # metadata key: path of the PyTorch module a node was traced from
 FOLDED = "intaglio.folded"  # metadata key of initializers that are no parameters: folded constants
 PARTS = "intaglio.parts"  # of an initializer: those whose bytes it holds one after the other
+ROWS = "intaglio.rows"  # of an initializer with parts: how many of its rows are each one's
 MADE_OF = "intaglio.made_of"  # of an initializer: the parameters that it was computed from
 
 END = 2**31 - 1  # how exporters write the end of an axis in a Slice, or more
@@ -244,9 +245,16 @@ def add_initializer(
             list(dict.fromkeys(root for source in sources for root in made_of(source)))
         )
     if len(parts) > 1:
-        value.metadata_props[PARTS] = json.dumps(list(parts))
+        note_parts(value, {part: dims(graph.initializers.get(part)) for part in parts})
     graph.register_initializer(value)
     return value
+
+
+def note_parts(value: ir.Value, parts: Mapping[str, Shape | None]) -> None:
+    """Note in metadata that `value` holds the bytes of `parts`, one after the other, by shape."""
+    value.metadata_props[PARTS] = json.dumps(list(parts))
+    if all(parts.values()):
+        value.metadata_props[ROWS] = json.dumps([shape[0] for shape in parts.values() if shape])
 
 
 def made_of(value: ir.Value | str) -> list[str]:

@@ -5,7 +5,8 @@ and NAME.offset (NAME.T.codes and so on where the parameter stands as [K, N]), s
 verification against the dequantized weights, find them again.
 """
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -18,6 +19,7 @@ from .graph import Emitter, add_initializer, attributes_of, constant, dims, inpu
 MATMUL, GATHER = "AffineLowBitMatMul", "AffineLowBitGather"
 CODES, SCALE, OFFSET = ".codes", ".scale", ".offset"
 TURNED = ".T"  # behind the name of a parameter that stands as [K, N]
+LOW_BIT = "intaglio.low_bit"  # metadata key of codes: which parameters they stand for, as JSON
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,18 +60,56 @@ class LowBitWeight:
 
 
 def add_weight(
-    graph: ir.Graph, name: str, weight: LowBitWeight, *, turned: bool = False
+    graph: ir.Graph,
+    name: str,
+    weight: LowBitWeight,
+    *,
+    turned: bool = False,
+    stands_for: tuple[str, bool] | None = None,
 ) -> list[ir.Value | None]:
     """Register the initializers of `weight` for the parameter `name`; return them in order.
 
-    `turned` says that the parameter stands as [K, N], the transpose of `weight`.
+    `turned` says that the parameter stands as [K, N], the transpose of `weight`.  A parameter that
+    others read as well keeps its name: it and whether it is turned are then `stands_for`.
     """
     own = f"{name}{TURNED}" if turned else name
+    parameter, transposed = (name, turned) if stands_for is None else stands_for
     arrays = {CODES: weight.packed, SCALE: weight.scale, OFFSET: weight.offset}
-    return [
-        None if array is None else add_initializer(graph, f"{own}{suffix}", array, of=[name])
+    values = [
+        None if array is None else add_initializer(graph, f"{own}{suffix}", array, of=[parameter])
         for suffix, array in arrays.items()
     ]
+    assert values[0] is not None
+    values[0].metadata_props[LOW_BIT] = json.dumps({"of": [parameter], "turned": [transposed]})
+    return values
+
+
+def note_blocks(value: ir.Value, nodes: Sequence[ir.Node], offset: str | None) -> None:
+    """Note in metadata of `value` which parameters of few bits it holds in other blocks.
+
+    They are those of `nodes`, which are alike but for rows and bits; `offset` is the initializer of
+    their offsets, where these are added apart from it.
+    """
+    sources = [_stands_for(node) for node in nodes]
+    sizes = [attributes_of(node) for node in nodes]
+    told = {
+        "of": [name for name, _ in sources],
+        "turned": [turned for _, turned in sources],
+        "bits": [each["bits"] for each in sizes],
+        "K": sizes[0]["K"],
+        "group": sizes[0]["group"],
+        "offset": offset,
+    }
+    value.metadata_props[LOW_BIT] = json.dumps(told)
+
+
+def _stands_for(node: ir.Node) -> tuple[str, bool]:
+    codes = node.inputs[1]
+    told = None if codes is None else codes.metadata_props.get(LOW_BIT)
+    if told is None:  # codes of a source
+        return parameter_of(node)
+    noted = json.loads(told)
+    return noted["of"][0], noted["turned"][0]
 
 
 def product(

@@ -1,11 +1,12 @@
 """What differs between two bundles: interface, passes, nodes of each module, and weights.
 
 Weights are compared by name, one at a time, mapped from their files.  The distance of two weights
-is max|a-b| / max|a|, a being the first bundle's.
+is max|a-b| / max|a|, a being the first bundle's.  What has another form in one of them, of few bits
+or in factors, is written out and compared (`weight_pairs`).
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any
@@ -16,6 +17,7 @@ from intaglio.runtime.bundle import Bundle, BundleGraph
 from intaglio.runtime.engines import AUTO, choose_target
 from intaglio.runtime.graph_entry import MAIN, GraphEntry
 from intaglio.runtime.onnx_graph import OnnxGraph, Tensor, read_graph
+from intaglio.runtime.weight_pairs import WeightPair, pair_weights
 from intaglio.runtime.weights import Total, total, weights_of
 
 
@@ -54,13 +56,15 @@ class BundleDiff:
     """What differs between two bundles, and the sizes of both.
 
     `entries` hold inputs, outputs, states, limits and facts; `passes` those that only one bundle
-    ran or that ran with other options, in order; `equal_weights` counts the weights that are the
-    same bit for bit.
+    ran or that ran with other options, in order; `pairs` the parameters that both hold in other
+    forms, the worst first, and `weights` the initializers that differ and that no pair tells of;
+    `equal_weights` counts the weights that are the same bit for bit.
     """
 
     entries: Sequence[Entry]
     passes: Sequence[Entry]
     nodes: Sequence[NodeChange]
+    pairs: Sequence[WeightPair]
     weights: Sequence[WeightChange]
     equal_weights: int
     counts: tuple[int, int]
@@ -69,7 +73,7 @@ class BundleDiff:
     @property
     def same(self) -> bool:
         """Whether nothing that runs differs."""
-        return not (self.entries or self.nodes or self.weights)
+        return not (self.entries or self.nodes or self.pairs or self.weights)
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -78,6 +82,7 @@ class BundleDiff:
             "entries": [vars(entry) for entry in self.entries],
             "passes": [vars(entry) for entry in self.passes],
             "nodes": [vars(change) for change in self.nodes],
+            "pairs": [pair.to_json() for pair in self.pairs],
             "weights": [vars(change) for change in self.weights],
             "equal_weights": self.equal_weights,
             "node_counts": list(self.counts),
@@ -92,13 +97,15 @@ def compare_bundles(a: Bundle, b: Bundle, target: str = AUTO, *, graph: str = MA
         BundleError: if one has no such graph or target, or its files cannot be read.
     """
     pair = [bundle.graph(graph) for bundle in (a, b)]
-    graphs = [read_graph(each, choose_target(each, target)) for each in pair]
-    equal, weights = _weights(a, b, *graphs)
+    left, right = graphs = [read_graph(each, choose_target(each, target)) for each in pair]
+    pairs, told = pair_weights(a, b, left, right)
+    equal, weights = _weights(a, b, left, right, told)
     first, second = (total(weights_of(graph)) for graph in graphs)
     return BundleDiff(
         entries=list(_entries(*pair)),
         passes=list(_passes(*pair)),
         nodes=_nodes(*graphs),
+        pairs=pairs,
         weights=weights,
         equal_weights=equal,
         counts=(len(graphs[0].nodes), len(graphs[1].nodes)),
@@ -177,8 +184,9 @@ def _nodes(a: OnnxGraph, b: OnnxGraph) -> list[NodeChange]:
 
 
 def _weights(
-    a: Bundle, b: Bundle, left: OnnxGraph, right: OnnxGraph
+    a: Bundle, b: Bundle, left: OnnxGraph, right: OnnxGraph, told: Collection[str]
 ) -> tuple[int, list[WeightChange]]:
+    """How many are equal, and those that differ but for what pairs have `told`."""
     equal, changes = 0, []
     for name in dict.fromkeys([*left.tensors, *right.tensors]):
         one, other = left.tensors.get(name), right.tensors.get(name)
@@ -188,7 +196,8 @@ def _weights(
                 equal += 1
                 continue
             distance = _distance(one.values(a), other.values(b))
-        changes.append(WeightChange(name, _kind(one), _kind(other), distance))
+        if name not in told:
+            changes.append(WeightChange(name, _kind(one), _kind(other), distance))
     return equal, changes
 
 

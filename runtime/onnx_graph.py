@@ -120,12 +120,14 @@ class OnnxGraph:
         tensors: initializers, by name.
         values: inputs, outputs, and other values whose type the graph tells, by name.
         outputs: names of its outputs.
+        metadata: what is noted of values, by their names: keys and texts.
     """
 
     nodes: tuple[Node, ...]
     tensors: Mapping[str, Tensor]
     values: Mapping[str, Value] = field(default_factory=dict)
     outputs: frozenset[str] = frozenset()
+    metadata: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 def read_graph(graph: BundleGraph, target: str) -> OnnxGraph:
@@ -153,14 +155,18 @@ def parse_graph(content: bytes) -> OnnxGraph:
     tensors: dict[str, Tensor] = {}
     values: dict[str, Value] = {}
     outputs: list[str] = []
+    metadata: dict[str, Mapping[str, str]] = {}
     for number, message in fields(memoryview(content)):
         if number == 7 and not isinstance(message, int):
             _read(message, nodes, tensors)
             for place, value in fields(message):
                 if place in (11, 12, 13) and not isinstance(value, int):
                     name, values[name] = _value(value)
+                    noted = dict(_notes(value))
+                    if noted:
+                        metadata[name] = noted
                     outputs += [name] * (place == 12)
-    return OnnxGraph(tuple(nodes), tensors, values, frozenset(outputs))
+    return OnnxGraph(tuple(nodes), tensors, values, frozenset(outputs), metadata)
 
 
 def _read(graph: memoryview, nodes: list[Node], tensors: dict[str, Tensor]) -> None:
@@ -259,6 +265,13 @@ def _value(message: memoryview) -> tuple[str, Value]:
                 shape += [_dim(each) for each in _within(found, 1)] if place == 2 else []
     bits = _TYPES.get(kind, ":0").partition(":")[2]
     return name, Value(int(bits), tuple(shape))
+
+
+def _notes(message: memoryview) -> Iterator[tuple[str, str]]:
+    """Metadata of a ValueInfoProto."""
+    for entry in _within(message, 4):
+        texts = {number: text(value) for number, value in fields(entry)}
+        yield texts.get(1, ""), texts.get(2, "")
 
 
 def _dim(message: memoryview) -> Dim:

@@ -26,13 +26,15 @@ def put_factors(
     first = layers[0]
     name = f"{_stem(first)}.first.weight"
     emit = Emitter(first.node)
-    shared = _initializer(graph, first, name, right)
+    sources = [source for layer in layers for source in made_of(layer.weight)]
+    shared = _initializer(graph, first, name, right, sources)
     x = _times(emit, first, first.x, shared, right)
     found = {}
     for layer, left in zip(layers, lefts, strict=True):
         own = f"{_stem(layer)}.second.weight"
         emit = Emitter(layer.node)
-        y = _times(emit, layer, x, _initializer(graph, layer, own, left), left)
+        second = _initializer(graph, layer, own, left, made_of(layer.weight))
+        y = _times(emit, layer, x, second, left)
         if layer.bias is not None:
             y = emit("Add", [y, layer.bias], y.dtype, dims(y))
         replace_uses(layer.node.outputs[0], y)
@@ -45,11 +47,13 @@ def _stem(layer: Projection) -> str:
     return (layer.weight.name or layer.path).removesuffix(".weight")
 
 
-def _initializer(graph: ir.Graph, layer: Projection, name: str, array: Array) -> ir.Value:
+def _initializer(
+    graph: ir.Graph, layer: Projection, name: str, array: Array, of: Sequence[str]
+) -> ir.Value:
     old = constant(layer.weight)
     assert old is not None
     held = array if layer.by_output else array.T
-    return add_initializer(graph, name, held.astype(old.dtype), of=made_of(layer.weight))
+    return add_initializer(graph, name, held.astype(old.dtype), of=of)
 
 
 def _times(

@@ -248,7 +248,8 @@ def _rewrite(model: ir.Model, chosen: Chosen, found: Outcome, *, tables: bool) -
         name = projection.weight.name or "" if alone else f"{layer.path}.weight"
         emit = Emitter(projection.node)
         turned = alone and not projection.by_output
-        values = add_weight(graph, name, weight, turned=turned)
+        stands_for = (projection.weight.name or name, not projection.by_output)
+        values = add_weight(graph, name, weight, turned=turned, stands_for=stands_for)
         x = projection.node.inputs[0]  # of another node than before, where that was a projection
         assert x is not None
         for node in rows if alone else []:

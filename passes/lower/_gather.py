@@ -5,7 +5,7 @@ from typing import Any
 import onnx_ir as ir
 
 from intaglio.passes.graph import Emitter, add_initializer, dims, replace_uses
-from intaglio.passes.low_bit import LowBitWeight
+from intaglio.passes.low_bit import LowBitWeight, note_blocks
 
 from ._block_format import to_blocks
 
@@ -27,10 +27,16 @@ def to_gather(node: ir.Node, weight: LowBitWeight) -> bool:
         return None if array is None else add_initializer(graph, name, array, of=[of])
 
     outer = list((dims(old) or ())[:-1])
+    data = initializer(1, "data", blocks.data.reshape(weight.rows, -1))
+    offsets = None
+    if blocks.offset is not None:
+        offsets = initializer(3, "offset", blocks.offset[..., None])
+    assert data is not None
+    note_blocks(data, [node], None if offsets is None else offsets.name)
     y = emit.node(
         "GatherBlockQuantized",
         [
-            initializer(1, "data", blocks.data.reshape(weight.rows, -1)),
+            data,
             indices,
             initializer(2, "scales", blocks.scales),
             initializer(2, "zeros", blocks.zeros),
@@ -48,7 +54,6 @@ def to_gather(node: ir.Node, weight: LowBitWeight) -> bool:
         count, group = blocks.offset.shape[1], min(weight.group, weight.K)
         shape = emit.constant([*[0] * len(outer), count, group])
         apart = emit("Reshape", [y, shape], y.dtype, [*outer, count, group])
-        offsets = initializer(3, "offset", blocks.offset[..., None])
         rows = emit("Gather", [offsets, indices], y.dtype, [*outer, count, 1], axis=0)
         moved = emit("Add", [apart, rows], y.dtype, [*outer, count, group])
         flat = emit.constant([*[0] * len(outer), weight.K])

@@ -23,6 +23,7 @@ from intaglio.passes.low_bit import (
     MATMUL,
     LowBitWeight,
     low_bit_nodes,
+    note_blocks,
     weight_of,
 )
 from intaglio.passes.own_ops import define
@@ -182,12 +183,15 @@ def _multiply(
         sources[first.source] = split(source, blocks.block, emit) if first.two_parts else source
     source, bias = sources[first.source], _bias(products, graph)
     weight = [stacked(0, "data"), stacked(1, "scales"), stacked(2, "zeros")]
+    offsets = stacked(2, "offset")
+    assert weight[0] is not None
+    nodes = [product.node for product in products]
+    note_blocks(weight[0], nodes, None if offsets is None else offsets.name)
     y = _product(emit, first, source, weight, rows, level, bias)
     shape = list(dims(y) or ())
     if blocks.offset is not None:
         if first.source not in sums:
             sums[first.source] = _group_sums(first, source, level, emit)
-        offsets = stacked(2, "offset")
         turned = emit("Transpose", [offsets], FLOAT, None, perm=[1, 0])
         y = emit(
             "Add", [y, emit("MatMul", [sums[first.source], turned], FLOAT, shape)], FLOAT, shape
@@ -200,7 +204,7 @@ def _multiply(
         cut = emit.node("Split", [y, sizes], parts, {"axis": len(shape) - 1})
         for product, value in zip(products, cut, strict=True):
             replace_uses(product.node.outputs[0], value)
-    graph.remove([product.node for product in products], safe=True)
+    graph.remove(nodes, safe=True)
 
 
 def _product(

@@ -8,7 +8,6 @@ product a call and a wait of all threads.  Weights are stacked by rows, as PyTor
 that in a bundle the stack is the same bytes as its parts, one after the other.
 """
 
-import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,11 +16,11 @@ import onnx_ir as ir
 from intaglio.passes.base import Lower, PassResult
 from intaglio.passes.graph import (
     MODULE,
-    PARTS,
     Emitter,
     attribute,
     dims,
     module_of,
+    note_parts,
     producer,
     replace_uses,
 )
@@ -98,7 +97,7 @@ def _stack(weights: Sequence[ir.Value], graph: ir.Graph) -> ir.Value:
     assert dtype is not None
     tensor = ir.LazyTensor(stacked, dtype, shape, name=name)
     value = ir.Value(name=name, type=ir.TensorType(dtype), shape=shape, const_value=tensor)
-    value.metadata_props[PARTS] = json.dumps([weight.name for weight in weights])
+    note_parts(value, {str(weight.name): dims(weight) for weight in weights})
     graph.register_initializer(value)
     return value
 

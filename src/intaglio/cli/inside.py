@@ -203,6 +203,11 @@ def show_diff(console: Console, diff: BundleDiff, names: tuple[str, str]) -> Non
         f"{_bits(left)} against {_bits(right)}; {diff.equal_weights} of them equal"
     )
     rows = [
+        [pair.name, pair.a, pair.b, _distance(pair.error), _distance(pair.largest)]
+        for pair in diff.pairs
+    ]
+    console.table(_limited(console, rows), ["parameter", one, other, "|a-b| / |a|", "max|a-b|"])
+    rows = [
         [change.name, change.a or NONE, change.b or NONE, _distance(change.distance)]
         for change in sorted(diff.weights, key=lambda change: -(change.distance or 0))
     ]
