@@ -1,14 +1,18 @@
 """A first token of its own, later ones beside the one before -> all tokens, chosen by position.
 
     concat(f(x[:, :1]), g(x[:, 1:], x[:, :-1]))  ->  Where(position == 0, f(x), g(x, shift(x)))
-    pad(g(x[:, 1:], x[:, :-1]), 1 zero in front) ->  Where(position == 0, 0, g(x, shift(x)))
+    pad(g(x[:, 1:], x[:, :-1]), 1 c in front)    ->  Where(position == 0, c, g(x, shift(x)))
+    concat(f(x[:, :1]), x)[:, :-1]               ->  Where(position == 0, f(x), shift(x))
+    concat(f(x[:, :1]), x)[:, 1:]                ->  x
 
 with ``shift(x)`` the token before, as `fuse_token_shift` writes it.  So pre-emphasis of speech is
-written, ``cat(x[:, :1], x[:, 1:] - 0.97 x[:, :-1])``.  Holds where f and g take each token alone:
-elementwise operators, and products with constant matrices, of what has no time axis beside.
+written, ``cat(x[:, :1], x[:, 1:] - 0.97 x[:, :-1])``, and what `torch.diff` gives.  Holds where f
+and g take each token alone: elementwise operators, and products with constant matrices, of what has
+no time axis beside.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -33,6 +37,7 @@ from .fuse_token_shift import convolved, time_axis
 
 INT64, BOOL = ir.DataType.INT64, ir.DataType.BOOL
 LATER = f"{TIME} - 1"  # the length of what the first token is missing from
+LONGER = f"{TIME} + 1"  # and of what has one more in front
 
 
 class PeelFirstToken(Exact):
@@ -44,55 +49,90 @@ class PeelFirstToken(Exact):
         """Rewrite every join of a first token and later ones."""
         notes = []
         for node in list(model.graph):
-            parts = _parts(node)
-            if parts is None:
-                continue
-            first, later, axis = parts
-            emit = Emitter(node)
             try:
-                replace_uses(node.outputs[0], _chosen(emit, node, first, later, axis))
+                chosen = _by_position(node)
             except _UnfitError:
                 continue
+            if chosen is None:
+                continue
+            replace_uses(node.outputs[0], chosen)
             model.graph.remove(node, safe=True)
             notes.append(f"{describe(node)} is chosen by position")
         return PassResult(changed=bool(notes), notes=notes)
+
+
+def _by_position(node: ir.Node) -> ir.Value | None:
+    """What `node` gives as a choice by position; None where it neither joins nor cuts."""
+    join = _joined(node)
+    if join is not None:
+        emit, cone = Emitter(node), _cone(join.later, join.axis, LATER)
+        return _chosen(emit, node, join, _rebuilt(emit, join.later, cone, join.axis, {}))
+    cut = _cut(node)
+    if cut is None:
+        return None
+    emit, (join, start) = Emitter(node), cut
+    if start:
+        return emit("Identity", [join.later], join.later.dtype, dims(join.later))
+    return _chosen(emit, node, join, _shifted(emit, join.later))
 
 
 class _UnfitError(Exception):
     """A value does not hold one entry for each token, computed from that and the one before."""
 
 
-def _parts(node: ir.Node) -> tuple[ir.Value | None, ir.Value, int] | None:
-    """(first token or None for zeros, later tokens, axis of time) where `node` joins these."""
+@dataclass(frozen=True)
+class _Join:
+    """A first token, or the number that it is filled with, before `later` along `axis`."""
+
+    first: ir.Value | float
+    later: ir.Value
+    axis: int
+
+
+def _joined(node: ir.Node, length: str = TIME, later: str = LATER) -> _Join | None:
+    """What `node` joins to `length` tokens: a first one, and `later` ones; None if it does not."""
     shape = dims(node.outputs[0]) or ()
-    if node.domain or [dim for dim in shape if TIME in str(dim)] != [TIME] or BATCH not in shape:
+    if node.domain or [dim for dim in shape if TIME in str(dim)] != [length] or BATCH not in shape:
         return None
-    axis = shape.index(TIME)
+    axis = shape.index(length)
     if node.op_type == "Concat" and len(node.inputs) == 2:
-        first, later = node.inputs
-        sizes = [(dims(value) or ("?",) * len(shape))[axis] for value in (first, later)]
+        first, rest = node.inputs
+        sizes = [(dims(value) or ("?",) * len(shape))[axis] for value in (first, rest)]
         joined = attribute(node, "axis") % len(shape) == axis
-        if joined and sizes == [1, LATER] and later is not None:
-            return first, later, axis
+        if joined and sizes == [1, later] and first is not None and rest is not None:
+            return _Join(first, rest, axis)
     if node.op_type == "Pad" and attribute(node, "mode", "constant") == "constant":
-        later, pads, fill = node.inputs[0], integers(input_of(node, 1)), constant(input_of(node, 2))
+        rest, pads, given = node.inputs[0], integers(input_of(node, 1)), input_of(node, 2)
+        fill = np.zeros(1) if given is None else constant(given)
         axes = [a % len(shape) for a in integers(input_of(node, 3)) or range(len(shape))]
         wanted = [int(a == axis) for a in axes] + [0] * len(axes)
-        zero = fill is None or not fill.any()
-        given = dims(later) or ()
-        if pads == wanted and axis in axes and zero and later is not None and given[axis] == LATER:
-            return None, later, axis
+        fits = pads == wanted and axis in axes and fill is not None and rest is not None
+        if fits and (dims(rest) or ("?",) * len(shape))[axis] == later:
+            return _Join(float(fill.item()), rest, axis)
     return None
 
 
-def _chosen(
-    emit: Emitter, node: ir.Node, first: ir.Value | None, later: ir.Value, axis: int
-) -> ir.Value:
-    old = node.outputs[0]
+def _cut(node: ir.Node) -> tuple[_Join, int] | None:
+    """What `node` cuts back to `TIME` tokens after one more was put in front, and where from."""
+    given = node.inputs[0] if node.inputs else None
+    maker = None if given is None else given.producer()
+    join = None if maker is None else _joined(maker, LONGER, TIME)
+    if node.op_type != "Slice" or node.domain or join is None:
+        return None
+    shape, rank = dims(node.outputs[0]) or (), len(dims(given) or ())
+    starts, axes, steps = (integers(input_of(node, i)) for i in (1, 3, 4))
+    along = [a % rank for a in axes or [0]] == [join.axis] and steps in (None, [1])
+    if along and starts in ([0], [1]) and shape[join.axis] == TIME:
+        return join, starts[0]
+    return None
+
+
+def _chosen(emit: Emitter, node: ir.Node, join: _Join, rest: ir.Value) -> ir.Value:
+    """The first token of `join` at position 0, and `rest`, of all tokens, behind it."""
+    old, axis, first = node.outputs[0], join.axis, join.first
     shape = dims(old) or ()
-    rest = _rebuilt(emit, later, _cone(later, axis, LATER), axis, {})
-    if first is None:
-        fill = np.zeros([1] * len(shape))
+    if not isinstance(first, ir.Value):
+        fill = np.full([1] * len(shape), first)
         start = emit.constant(fill, (old.dtype or ir.DataType.FLOAT).numpy())
     elif _holds_no_token(first):
         start = first
@@ -175,13 +215,12 @@ def _offset(node: ir.Node, axis: int, length: int | str) -> int | None:
     starts, ends, axes, steps = (integers(input_of(node, i)) for i in range(1, 5))
     if [a % len(shape) for a in axes or [0]] != [axis] or steps not in (None, [1]):
         return None
-    if starts is None or ends is None:
-        return None
     if length == 1:
         return 0 if starts == [0] and ends == [1] else None
-    if starts == [1] and ends[0] >= END:
+    fits = (dims(node.outputs[0]) or ("?",) * len(shape))[axis] == LATER  # if ends are computed
+    if starts == [1] and (fits if ends is None else ends[0] >= END):
         return 0
-    return 1 if starts == [0] and ends == [-1] else None
+    return 1 if starts == [0] and (fits if ends is None else ends == [-1]) else None
 
 
 def _rebuilt(

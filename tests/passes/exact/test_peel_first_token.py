@@ -65,6 +65,41 @@ def test_what_combines_later_tokens_stays(later: str) -> None:
     peeled(later + " y = Concat <axis = 1> (first, later)", changed=False)
 
 
+@pytest.mark.parametrize(
+    "body",
+    ["longer = Concat <axis = 1> (first, x) y = Slice (longer, zero, less, one)",
+     "longer = Concat <axis = 1> (first, x) y = Slice (longer, one, end, one)",
+     "longer = Pad (x, front, k) y = Slice (longer, zero, less, one)"],
+    ids=["all but the last", "all but the first", "a constant in front"],
+)  # fmt: skip
+def test_what_is_cut_after_a_token_was_put_in_front(body: str) -> None:
+    """As torch.diff does with `prepend`."""
+    pads = "front = Constant <value_ints = [0, 1, 0, 0, 0, 0]> () "
+    model = ir.from_onnx_text(f"{HEAD}{pads}{body}}}")
+    shapes = {"longer": "time + 1", "first": 1, "y": "time"}
+    for node in model.graph:
+        for value in node.outputs:
+            if value.name != "front":
+                length = shapes.get(str(value.name), "time - 1")
+                value.shape = ir.Shape(["batch", length, 3])
+                value.type = ir.TensorType(ir.DataType.FLOAT)
+    x = np.random.default_rng(0).standard_normal((2, 6, 3)).astype(np.float32)
+    wanted = evaluate.run(model, {"x": x})["y"]
+    (record,) = pipeline.run(model, [PeelFirstToken()], Context(), check=True)
+
+    assert record.result.changed
+    assert all("time + 1" not in map(str, node.outputs[0].shape or ()) for node in model.graph
+               if node.outputs[0].uses())  # fmt: skip
+    np.testing.assert_array_equal(evaluate.run(model, {"x": x})["y"], wanted)
+
+
+@pytest.mark.parametrize("fill", ["k", ""], ids=["a number", "zeros"])
+def test_a_constant_before_later_tokens(fill: str) -> None:
+    pads = "front = Constant <value_ints = [0, 1, 0, 0, 0, 0]> () "
+    body = f"{pads}later = Sub (now, before) y = Pad (later, front{', ' if fill else ''}{fill})"
+    peeled(body, changed=True)
+
+
 def test_another_token_in_front_stays() -> None:
     body = "head = Slice (x, one, two, one) " + PRE_EMPHASIS + "(head, later)"
     peeled(body, changed=False)
