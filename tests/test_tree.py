@@ -76,9 +76,12 @@ def test_each_file_is_a_registry_entry_with_a_test_file(
         if path.stem not in HELPERS and not path.stem.startswith("_")
     )
     tested = {path.stem.removeprefix("test_") for path in (ROOT / tests).rglob("test_*.py")}
+    entries = sorted(name.replace("-", "_") for name in registry())
 
-    assert files == sorted(name.replace("-", "_") for name in registry())
-    assert set(files) <= tested
+    assert [file for file in files if file not in entries] == [], "files that no __init__.py lists"
+    assert [name for name in entries if name not in files] == [], "entries that have no file"
+    assert [name for name, count in Counter(entries).items() if count > 1] == [], "entries, twice"
+    assert [file for file in files if file not in tested] == [], f"without a file in {tests}"
 
 
 def test_every_pass_is_run_by_something() -> None:
@@ -95,7 +98,9 @@ def test_every_pass_is_run_by_something() -> None:
     pages = "".join(path.read_text() for path in (ROOT / "docs").rglob("*.md"))
     idle = [each.name for each in PASSES if each.__name__ not in named]
 
-    assert [name for name in idle if f"`{name}`" not in pages and f" {name}" not in pages] == []
+    unseen = [name for name in idle if f"`{name}`" not in pages and f" {name}" not in pages]
+
+    assert unseen == [], "neither in a list of passes/pipeline.py nor on a page of docs/"
 
 
 def test_every_model_is_exported_by_a_test() -> None:

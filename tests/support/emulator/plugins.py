@@ -124,10 +124,20 @@ def poisoned(plan: LaunchPlan, shapes: Sequence[tuple[int, ...] | None]) -> list
 
 
 def compared(plugin: Plugin, sample: Sample, outputs: Sequence[Tensor]) -> list[float]:
-    """The error of each output."""
+    """The error of each output.
+
+    Raises:
+        OverflowError: where the operator itself leaves the range of an output.
+    """
     exact = {
         name: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
         for name, x in sample.items()
     }
     wanted = plugin.op.reference(**exact)
+    for formal, a, b in zip(plugin.op.signature.outputs, outputs, wanted, strict=True):
+        if (b.abs() > torch.finfo(a.dtype).max).any():
+            raise OverflowError(
+                f"{formal.name} of the operator {plugin.name!r} itself is beyond {a.dtype}: draw "
+                "arguments of a kind that models have, by their names, in `draw`."
+            )
     return [error_of(a, b) for a, b in zip(outputs, wanted, strict=True)]

@@ -39,6 +39,8 @@ def wide(name: str, sm: int) -> Request:
     """A request in fp16 for an operator, of the sizes above, batch and time free."""
     if name == "affine_low_bit_mat_mul":
         return replace(PLANES, sm=sm)
+    if name not in WIDE:
+        raise LookupError(f"the plugin {name!r} has no sizes in WIDE, tests/support/emulator")
     signature, (sizes, attributes, absent) = BY_NAME[name], WIDE[name]
     inputs = {}
     for formal in signature.inputs:
