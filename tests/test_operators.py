@@ -1,6 +1,7 @@
 """Every operator is what its signature declares: in the standard, in PyTorch, in a step graph."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from intaglio.errors import PassError
 from intaglio.operators import BY_TYPE, SIGNATURES
 from intaglio.ops import OPS
-from intaglio.ops.op import Op, Sample
+from intaglio.ops.op import Op, Sample, own_function
 from intaglio.passes import stepping
 from intaglio.passes.base import Context
 from intaglio.passes.exact.statefulize import Statefulize
@@ -376,3 +377,11 @@ def test_plans_of_kernels_give_what_is_declared(name: str) -> None:
             assert output.dtype == kind
             if not (formal.dims or "").startswith("*"):
                 assert found == list(signature.shape(formal.name, sizes, attributes))
+
+
+def test_a_body_may_have_no_attributes() -> None:
+    """An operator of our own that takes inputs alone: ONNX's text has no empty list of names."""
+    op = next(each for each in OPS if each.name == "diagonal_ssm")
+    bare = replace(op, body=lambda *_: "output = Identity (input)")
+
+    assert list(own_function(bare, ("input",), {}, 27).attribute) == []

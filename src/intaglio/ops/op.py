@@ -166,7 +166,8 @@ def own_function(
     outputs = ", ".join(formal.name for formal in op.schema.outputs)
     variant = overload(present, attributes)
     head = f'<domain: "{DOMAIN}", opset_import: ["": {opset}], overload: "{variant}">'
-    signature = f"{op.onnx_type} <{', '.join(attributes)}> ({inputs}) => ({outputs})"
+    named = f" <{', '.join(attributes)}>" if attributes else ""
+    signature = f"{op.onnx_type}{named} ({inputs}) => ({outputs})"
     return onnx.parser.parse_function(f"{head} {signature} {{\n{op.body(present, attributes)}\n}}")
 
 
