@@ -126,6 +126,8 @@ def export(
     if calib is not None and not any(isinstance(step, Calibrated) for step in passes):
         raise OptionError("Calibration data is given, and no pass that learns from it.")
     how, said = _with_hashes(how, {"calib": calib, "data": data})
+    for step in passes:
+        step.check_options(data=calib is not None)
     clock = Clock(progress)
     if dry_run:
         check_place(Path(out), force=force)
@@ -250,5 +252,7 @@ def _check(how: Recipe, *, require_parity: bool, require_target: Sequence[str]) 
             "--target ort,trt, or leave --dtype out."
         )
     check_tolerance(how.tolerance)
+    if how.steps < 1:
+        raise OptionError(f"steps is {how.steps}; compare at least one.")
     if require_parity and not how.verify:
         raise OptionError("Parity cannot be required of an export that is not verified.")

@@ -113,6 +113,15 @@ class Pass:
         cls.name = "".join("-" + c.lower() if c.isupper() else c for c in cls.__name__)[1:]
         cls.summary = (cls.__doc__ or "").strip().partition("\n")[0]
 
+    def check_options(self, *, data: bool) -> None:
+        """Refuse what no graph can be given; `data` says whether there is some to learn from.
+
+        An export asks before it loads anything, and so does whoever runs the pass by itself.
+
+        Raises:
+            PassError: naming the option.
+        """
+
     def run(self, model: ir.Model, context: Context) -> PassResult:  # noqa: ARG002
         """Rewrite `model`; raise `PassError` where it cannot, leaving nothing half-done to use."""
         return self.rewrite(model)

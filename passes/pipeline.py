@@ -3,6 +3,7 @@
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from inspect import formatannotation
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -320,7 +321,8 @@ def build(name: str, options: Mapping[str, Any]) -> Pass:
                 f"it has: {', '.join(allowed) or 'none'}."
             )
         if not fits(value, kinds[option]):
-            raise PassError(f"{name}: {option} = {value!r} should be of type {kinds[option]}.")
+            words = formatannotation(kinds[option])
+            raise PassError(f"{name}: {option} = {value!r} should be of type {words}.")
     return kind(**options)
 
 

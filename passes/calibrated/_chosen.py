@@ -81,7 +81,7 @@ def plan(
         for glob, values in overrides.items():
             if fnmatchcase(path, glob):
                 options |= values
-        _check_options(who, options)
+        check_layer_options(who, options)
         chosen.append(Layer(projection=projection, **options))
     if not chosen and not elsewhere:
         reasons = "; ".join(f"{path}: {reason}" for path, reason in list(skipped.items())[:4])
@@ -117,14 +117,19 @@ def is_head(projection: Projection) -> bool:
     return any(v.name == LOGITS and v.is_graph_output() for v in (value, *adds))
 
 
-def _check_options(who: str, options: Mapping[str, Any]) -> None:
+def check_layer_options(who: str, options: Mapping[str, Any]) -> None:
+    """Refuse bits and groups that there are not.
+
+    Raises:
+        PassError: naming the option.
+    """
     unknown = sorted(options.keys() - {"bits", "group"})
     if unknown:
         raise PassError(f"{who}: an override has {unknown[0]!r}; it may have bits and group.")
     if options["bits"] not in BITS:
         raise PassError(f"{who}: bits = {options['bits']!r} should be one of {BITS}.")
     group = options["group"]
-    if not isinstance(group, int) or group < -1:
+    if not isinstance(group, int) or group < -1 or group == 0:
         raise PassError(f"{who}: group = {group!r} should be a positive number, or -1 for rows.")
 
 

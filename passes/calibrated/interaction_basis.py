@@ -59,13 +59,9 @@ class InteractionBasis(Calibrated):
 
     def run(self, model: ir.Model, context: Context) -> PassResult:
         """Find every basis on the dense graph, then put them where they make it smaller."""
-        self._check()
         data = context.calibration
-        if data is None:
-            raise PassError(
-                "interaction-basis needs data to learn from: give rows of the model's inputs with "
-                "--calib FILE.npz, or text with --calib FILE.txt."
-            )
+        self.check_options(data=data is not None)
+        assert data is not None
         left: dict[str, str] = {}
         found = junctions(model.graph)
         chosen = {j: [p for p in j.readers if self._takes(p, left)] for j in found}
@@ -114,7 +110,8 @@ class InteractionBasis(Calibrated):
             },
         )
 
-    def _check(self) -> None:
+    def check_options(self, *, data: bool) -> None:
+        """Refuse parts and ranks that there are not, and to learn from nothing."""
         if not 0 < self.ratio < 1:
             raise PassError(
                 f"interaction-basis: ratio = {self.ratio} should be above 0 and below 1."
@@ -128,6 +125,11 @@ class InteractionBasis(Calibrated):
         if not 0 < self.threshold < 1:
             raise PassError(
                 f"interaction-basis: threshold = {self.threshold} should be above 0 and below 1."
+            )
+        if not data:
+            raise PassError(
+                "interaction-basis needs data to learn from: give rows of the model's inputs with "
+                "--calib FILE.npz, or text with --calib FILE.txt."
             )
 
     def _takes(self, layer: Projection, left: dict[str, str]) -> bool:

@@ -28,7 +28,7 @@ from intaglio.passes.own_ops import define
 from intaglio.passes.replay import Replay
 
 from ._affine import Quantized, groups_of, relative_error
-from ._chosen import Chosen, Layer, plan
+from ._chosen import Chosen, Layer, check_layer_options, plan
 from ._work import Work
 
 Array = npt.NDArray[Any]
@@ -76,8 +76,20 @@ class LowBit(Calibrated, abc.ABC):
         """Improve on `found` once all layers are quantized; tell whether anything changed."""
         return False
 
+    def check_options(self, *, data: bool) -> None:
+        """Refuse bits and groups that there are not, and to learn from nothing."""
+        for override in ({}, *self.overrides.values()):
+            options = {"bits": self.bits, "group": self.group, **override}
+            check_layer_options(self.name, options)
+        if self.needs_data and not data:
+            raise PassError(
+                f"{self.name} needs data to learn from: give rows of the model's inputs with "
+                "--calib FILE.npz, text with --calib FILE.txt, or use rtn, which needs none."
+            )
+
     def run(self, model: ir.Model, context: Context) -> PassResult:
         """Quantize every chosen projection and put the low-bit operator in its place."""
+        self.check_options(data=context.calibration is not None)
         chosen = plan(
             model.graph,
             bits=self.bits,
@@ -94,11 +106,6 @@ class LowBit(Calibrated, abc.ABC):
         found = Outcome()
         if context.calibration is not None:
             self._calibrate(model, context, chosen, found)
-        elif self.needs_data:
-            raise PassError(
-                f"{self.name} needs data to learn from: give rows of the model's inputs with "
-                "--calib FILE.npz, text with --calib FILE.txt, or use rtn, which needs none."
-            )
         else:
             for layer in chosen.layers:
                 weight = _weight(layer)

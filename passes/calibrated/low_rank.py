@@ -58,12 +58,7 @@ class LowRank(Calibrated):
 
     def run(self, model: ir.Model, context: Context) -> PassResult:
         """Factor every chosen projection that gets smaller by it."""
-        self._check()
-        if self.by == "data" and context.calibration is None:
-            raise PassError(
-                "low-rank by data needs some to learn from: give rows of the model's inputs with "
-                "--calib FILE.npz, text with --calib FILE.txt, or use by='svd', which needs none."
-            )
+        self.check_options(data=context.calibration is not None)
         left: dict[str, str] = {}
         chosen = [each for each in projections(model.graph) if self._takes(each, left)]
         if not chosen:
@@ -94,11 +89,17 @@ class LowRank(Calibrated):
             },
         )
 
-    def _check(self) -> None:
+    def check_options(self, *, data: bool) -> None:
+        """Refuse parts and ranks that there are not, and to learn from nothing."""
         if not 0 < self.ratio < 1:
             raise PassError(f"low-rank: ratio = {self.ratio} should be above 0 and below 1.")
         if self.rank < 0 or any(rank < 1 for rank in self.ranks.values()):
             raise PassError("low-rank: a rank should be at least 1.")
+        if self.by == "data" and not data:
+            raise PassError(
+                "low-rank by data needs some to learn from: give rows of the model's inputs with "
+                "--calib FILE.npz, text with --calib FILE.txt, or use by='svd', which needs none."
+            )
 
     def _takes(self, layer: Projection, left: dict[str, str]) -> bool:
         path, rank = layer.path, self._rank(layer)

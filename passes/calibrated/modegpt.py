@@ -62,12 +62,7 @@ class Modegpt(Calibrated):
 
     def run(self, model: ir.Model, context: Context) -> PassResult:
         """Compress every module that is found."""
-        self._check()
-        if context.calibration is None and self.by == "data":
-            raise PassError(
-                "modegpt needs data to learn from: give rows of the model's inputs with "
-                "--calib FILE.npz, or text with --calib FILE.txt."
-            )
+        self.check_options(data=context.calibration is not None)
         if context.calibration is not None:
             calibrating.check(model, context)
         FoldRepeatedHeads().rewrite(model)
@@ -120,7 +115,8 @@ class Modegpt(Calibrated):
             },
         )
 
-    def _check(self) -> None:
+    def check_options(self, *, data: bool) -> None:
+        """Refuse parts and modules that there are not, and to learn from nothing."""
         if not 0 <= self.ratio < 1:
             raise PassError(f"modegpt: ratio = {self.ratio} should be at least 0 and below 1.")
         unknown = set(self.modules) - {MLP, SCORES, VALUES}
@@ -128,6 +124,11 @@ class Modegpt(Calibrated):
             raise PassError(f"modegpt: modules may be mlp, qk and vo, not {sorted(unknown)}.")
         if self.multiple < 1 or self.eps <= 0 or self.ridge <= 0:
             raise PassError("modegpt: multiple, eps and ridge should be above 0.")
+        if self.by == "data" and not data:
+            raise PassError(
+                "modegpt needs data to learn from: give rows of the model's inputs with "
+                "--calib FILE.npz, or text with --calib FILE.txt."
+            )
 
     def _chosen(self, part: Part) -> bool:
         fits = any(fnmatchcase(part.path, glob) for glob in self.layers)

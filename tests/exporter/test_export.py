@@ -346,3 +346,35 @@ def test_an_existing_bundle_is_refused_before_the_source_is_read(
     """Nobody waits for a trace to be told this."""
     with pytest.raises(BundleError, match="--force"):
         export("absent.pt", exported.out)
+
+
+@pytest.mark.parametrize(
+    ("passes", "message"),
+    [
+        (["rtn:bits=5"], "rtn: bits = 5 should be one of"),
+        (["rtn:group=0"], "rtn: group = 0 should be a positive number"),
+        (['rtn:overrides={"*"={bits=5}}'], "rtn: bits = 5"),
+        (['rtn:overrides={"*"={bitz=4}}'], "an override has 'bitz'"),
+        (["rtn:bits='x'"], "bits = 'x' should be of type int."),
+        (["low-rank:by='svdd'"], "should be of type Literal"),
+        (["gptq"], "gptq needs data to learn from"),
+        (["decoupleq"], "decoupleq needs data to learn from"),
+        (["low-rank"], "low-rank by data needs some to learn from"),
+        (["modegpt"], "modegpt needs data to learn from"),
+        (["interaction-basis"], "interaction-basis needs data to learn from"),
+        (["low-rank:by='svd',ratio=1.5"], "low-rank: ratio = 1.5"),
+        (["rtn", "modegpt:by='magnitude',ratio=-1"], "modegpt: ratio"),
+    ],
+)
+def test_passes_that_cannot_run_are_refused_before_a_checkpoint_is_read(
+    passes: list[str], message: str, tmp_path: Path
+) -> None:
+    """There is none here: whoever looked for it would say that."""
+    with pytest.raises(PassError, match=message):
+        export(tmp_path / "absent.pt", tmp_path / "out", passes=passes)
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_steps_are_refused_before_a_checkpoint_is_read(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="steps is 0"):
+        export(tmp_path / "absent.pt", tmp_path / "out", steps=0)

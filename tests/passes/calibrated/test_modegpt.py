@@ -254,7 +254,7 @@ def test_a_ratio_that_leaves_no_channel_is_refused(graph: Graph) -> None:
 def test_options_without_sense_are_refused() -> None:
     for options in ({"ratio": 1.0}, {"ratio": -0.1}, {"modules": ["heads"]}, {"eps": 0.0}):
         with pytest.raises(PassError, match="modegpt"):
-            Modegpt(**options)._check()
+            Modegpt(**options).check_options(data=True)
 
 
 def test_data_is_needed(graph: Graph) -> None:
