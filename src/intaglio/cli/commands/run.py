@@ -1,7 +1,5 @@
 """`intaglio run`: continue a text, or step through arrays."""
 
-import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -131,6 +129,7 @@ def run_(
     from intaglio.cli import stream
     from intaglio.cli.chat import Texts
     from intaglio.cli.condition_values import read_conditions
+    from intaglio.cli.talk import talk
     from intaglio.cli.wholes import generate_whole
     from intaglio.runtime import Bundle, Draft, Session
     from intaglio.runtime.adapters import chosen, is_of_adapter
@@ -180,57 +179,23 @@ def run_(
         drafting = open_bundle(draft, require_signature)
         require_consent(drafting, MAIN, target, allowed=allow_code)
         small = Draft(load(drafting, MAIN, None), draft_tokens)
-    messages = [] if system is None else [{"role": "system", "content": system}]
-    if chat and prompt is None:
-        texts.conversation([*messages, {"role": "user", "content": ""}], words)  # refused at once
-    given = [prompt] if prompt is not None else iter(_asked, None)
-    for asked in given:
-        messages = [*messages, {"role": "user", "content": asked}]
-        ids = texts.conversation(messages, words) if chat else words.encode(asked)
-        if echo:
-            console.stream(asked)
-        if chat:
-            session.state.reset()
-            if small is not None:
-                small.session.state.reset()
-        try:
-            made, text, latency = stream.continue_text(
-                session,
-                ids,
-                stop or [],
-                lambda text, token: _tell(console, text, token, jsonl=jsonl),
-                words,
-                max_new_tokens=steps or TOKENS,
-                draft=small,
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                min_p=min_p,
-                repetition_penalty=repetition_penalty,
-                seed=seed,
-            )
-        finally:
-            console.stream("\n")
-        messages = [*messages, {"role": "assistant", "content": text}]
-        told = {} if small is None else {"draft": small.to_json()}
-        console.result({"tokens": made, "text": text, "latency": latency.to_json(), **told})
-        console.message(str(latency))
-        if small is not None:
-            console.message(str(small))
-
-
-def _asked() -> str | None:
-    """What the user says next, None at the end of stdin."""
-    if sys.stdin.isatty():
-        sys.stderr.write("> ")
-        sys.stderr.flush()
-    line = sys.stdin.readline()
-    return line.rstrip("\n") if line else None
-
-
-def _tell(console: Console, text: str, token: int | None, *, jsonl: bool) -> None:
-    """Print what a token adds to the text: a piece of it, or a line of JSON."""
-    if jsonl:
-        console.write(json.dumps({"token": token, "text": text}) + "\n")
-    else:
-        console.stream(text)
+    talk(
+        console,
+        session,
+        texts,
+        words,
+        prompt,
+        chat=chat,
+        system=system,
+        echo=echo,
+        jsonl=jsonl,
+        stop=stop or [],
+        draft=small,
+        max_new_tokens=steps or TOKENS,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
