@@ -1,5 +1,6 @@
 """`intaglio triton`: a bundle becomes a model of Triton Inference Server."""
 
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -71,7 +72,12 @@ def triton_(
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace models of that name.")] = False,
 ) -> None:
-    """Write a bundle as a model of Triton Inference Server: sequences over streams."""
+    """Write a bundle as a model of Triton Inference Server: sequences over streams.
+
+    Examples:
+        intaglio triton bundle -o repository/
+        intaglio triton bundle -o repository/ --rows 32 --store sequences/ --save-every 16
+    """
     from intaglio.runtime.serving.model_config import Serving
     from intaglio.runtime.serving.repository import write_repository
 
@@ -97,5 +103,5 @@ def triton_(
     )
     for model in models:
         console.text(f"model    {model}")
-    console.text(f"serve    tritonserver --model-repository {out}")
+    console.text(f"serve    tritonserver --model-repository {shlex.quote(str(out))}")
     console.result({"models": [str(model) for model in models]})
