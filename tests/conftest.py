@@ -108,6 +108,15 @@ def tensorrt_libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where the command lies that runs in a child of a process with the libraries imported."""
+    from warm import warm
+
+    with warm(tmp_path_factory.mktemp("warm")) as place:
+        yield place
+
+
+@pytest.fixture(scope="session")
 def hybrid_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint of `tests/support/hybrid.py`."""
     import hybrid

@@ -10,11 +10,9 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from warm import warm
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted(
@@ -52,13 +50,6 @@ def here(block: str) -> str:
     """A block as it runs here."""
     lines = [line for line in block.splitlines() if line.strip() not in NOT_RUN]
     return "\n".join(INSTEAD.get(line, line) for line in lines)
-
-
-@pytest.fixture(scope="module")
-def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where the command lies that runs in a process with the libraries imported."""
-    with warm(tmp_path_factory.mktemp("warm")) as place:
-        yield place
 
 
 def run(language: str, text: str, folder: Path, commands: Path) -> None:

@@ -23,13 +23,18 @@ from intaglio.errors import BundleError, ParityError
 TERMINAL_CODES = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
+COMMAND = [sys.executable, "-P", "-m", "intaglio"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quickly(commands: Path) -> None:
+    """Let commands run where the libraries are imported: that is most of what they take."""
+    COMMAND[:] = [str(commands / "intaglio")]
+
+
 def intaglio(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run the command as people do, off a terminal; its streams carry no control characters."""
-    run = subprocess.run(
-        [sys.executable, "-P", "-m", "intaglio", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-    )
+    run = subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True)
     assert not TERMINAL_CODES.search(run.stdout + run.stderr)
     return run
 

@@ -19,7 +19,7 @@ from intaglio.version import __version__
 if TYPE_CHECKING:
     from intaglio.runtime.bundle import BundleGraph
 
-_REQUIREMENT = re.compile(r"""([\w.-]+)(?:>=([\w.]+))?(?:.*extra == ["'](\w+)["'])?""")
+_REQUIREMENT = re.compile(r"""([\w.-]+)(?:>=([\w.]+))?(?:.*extra == ["']([\w-]+)["'])?""")
 
 # What intaglio does without any extra, and with which.
 ABILITIES: dict[str, tuple[str, ...]] = {
@@ -31,6 +31,7 @@ ABILITIES: dict[str, tuple[str, ...]] = {
     "export_tensorrt": ("export", "trt"),
     "profile_page": ("report",),
     "sign": ("sign",),
+    "ask_triton_server": ("triton-server",),
     "bench": ("export", "text", "hf", "report", "bench"),
 }
 EXTRAS = frozenset(extra for extras in ABILITIES.values() for extra in extras)

@@ -60,7 +60,7 @@ def test_a_step_that_computes_something_else_is_not_measured(
     runner.load(str(original), 1, {})
     kind = type(runner._source.module)
     step = kind.step_with_cache  # type: ignore[attr-defined]
-    monkeypatch.setattr("intaglio.exporter.proving.eager.load_source", lambda _: runner._source)
+    monkeypatch.setattr("intaglio.exporter.proving.eager.load", lambda *_: runner._source)
 
     def wrong(self: Any, past: Any, **given: torch.Tensor) -> Any:
         found, past = step(self, past, **given)
