@@ -106,8 +106,9 @@ def _joined(node: ir.Node, length: str = TIME, later: str = LATER) -> _Join | No
         fill = np.zeros(1) if given is None else constant(given)
         axes = [a % len(shape) for a in integers(input_of(node, 3)) or range(len(shape))]
         wanted = [int(a == axis) for a in axes] + [0] * len(axes)
-        fits = pads == wanted and axis in axes and fill is not None and rest is not None
-        if fits and (dims(rest) or ("?",) * len(shape))[axis] == later:
+        if rest is None or fill is None or pads != wanted or axis not in axes:
+            return None
+        if (dims(rest) or ("?",) * len(shape))[axis] == later:
             return _Join(float(fill.item()), rest, axis)
     return None
 

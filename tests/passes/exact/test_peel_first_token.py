@@ -76,7 +76,7 @@ def test_what_is_cut_after_a_token_was_put_in_front(body: str) -> None:
     """As torch.diff does with `prepend`."""
     pads = "front = Constant <value_ints = [0, 1, 0, 0, 0, 0]> () "
     model = ir.from_onnx_text(f"{HEAD}{pads}{body}}}")
-    shapes = {"longer": "time + 1", "first": 1, "y": "time"}
+    shapes: dict[str, int | str] = {"longer": "time + 1", "first": 1, "y": "time"}
     for node in model.graph:
         for value in node.outputs:
             if value.name != "front":

@@ -76,7 +76,7 @@ def triton_(
 
     Examples:
         intaglio triton bundle -o repository/
-        intaglio triton bundle -o repository/ --rows 32 --store sequences/ --save-every 16
+        intaglio triton bundle -o repository/ --store kept/ --save-every 16
     """
     from intaglio.runtime.serving.model_config import Serving
     from intaglio.runtime.serving.repository import write_repository
