@@ -10,8 +10,8 @@ import onnx.version_converter
 import onnx_ir as ir
 
 from intaglio.errors import PassError
+from intaglio.graph_keys import MODULE
 
-from .graph import MODULE
 from .relabel import STANDARD, relabel
 
 LARGE = 1024  # bytes from which a weight does not go through the converter

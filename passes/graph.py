@@ -10,14 +10,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from intaglio.errors import PassError
+from intaglio.graph_keys import MADE_OF, MODULE, PARTS, ROWS
 from intaglio.operators import BY_TYPE
 from intaglio.signature import Signature
-
-MODULE = "intaglio.module"  # metadata key: path of the PyTorch module a node was traced from
-FOLDED = "intaglio.folded"  # metadata key of initializers that are no parameters: folded constants
-PARTS = "intaglio.parts"  # of an initializer: those whose bytes it holds one after the other
-ROWS = "intaglio.rows"  # of an initializer with parts: how many of its rows are each one's
-MADE_OF = "intaglio.made_of"  # of an initializer: the parameters that it was computed from
 
 END = 2**31 - 1  # how exporters write the end of an axis in a Slice, or more
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from intaglio.graph_keys import LOW_BIT
 from intaglio.ops import Codes, Floats, Packed, dequantize_codes, pack_codes
 from intaglio.signature import DOMAIN
 
@@ -19,7 +20,6 @@ from .graph import Emitter, add_initializer, attributes_of, constant, dims, inpu
 MATMUL, GATHER = "AffineLowBitMatMul", "AffineLowBitGather"
 CODES, SCALE, OFFSET = ".codes", ".scale", ".offset"
 TURNED = ".T"  # behind the name of a parameter that stands as [K, N]
-LOW_BIT = "intaglio.low_bit"  # metadata key of codes: which parameters they stand for, as JSON
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,9 +18,9 @@ import onnx
 import onnx_ir as ir
 
 from intaglio.errors import IntaglioError, MissingExtraError, PassError
+from intaglio.graph_keys import FOLDED
 
 from .base import Exact, Pass, PassResult
-from .graph import FOLDED
 from .shapes import infer_shapes
 
 GRAPH = "onnx_graphsurgeon"

@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from intaglio.errors import BundleError
+from intaglio.graph_keys import MODULE
 from intaglio.runtime.bundle import Bundle, BundleGraph
 
 from .protobuf import DamagedError, fields, text, varints
 
 Dim = int | str
 
-MODULE = "intaglio.module"  # metadata of nodes: the path of the PyTorch module they came from
 
 # TensorProto.DataType: name and bits of an element, by its number.
 _TYPES = dict(

@@ -28,7 +28,7 @@ from intaglio.runtime.manifest import Manifest
 from intaglio.runtime.prepared_conditions import Preparer
 from intaglio.runtime.ragged import step_parts
 from intaglio.runtime.session_state import State
-from intaglio.runtime.step_inputs import as_arrays, lengths_of, sizes_of
+from intaglio.runtime.step_inputs import as_arrays, lengths_of, require_no_conditions, sizes_of
 from intaglio.runtime.stepper import Stepper
 from intaglio.runtime.turn import Turn
 from intaglio.state import BATCH, TIME
@@ -251,12 +251,7 @@ class Session:
                     carried.longest = 0
                 return self.stepper.run(carried, step, inputs, out)
         entry = self.entry
-        for spec in entry.conditions:
-            if spec.name in inputs:
-                raise InputError(
-                    f"{spec.name!r} is a condition, which holds for the whole sequence: give it "
-                    f"once, session.condition({{{spec.name!r}: ...}}), and not to each step."
-                )
+        require_no_conditions(inputs, entry.conditions, "session.condition({})")
         arrays = as_arrays(inputs, entry.inputs)
         sizes = {**self.state.own_sizes, **sizes_of(arrays, entry.inputs, entry.limits)}
         counts = (

@@ -43,6 +43,27 @@ def as_arrays(inputs: Mapping[str, Any], specs: Sequence[TensorSpec]) -> dict[st
     return {s.name: arrays[s.name] if s.name in arrays else _filled(s, sizes) for s in specs}
 
 
+def require_no_conditions(
+    inputs: Mapping[str, Any], conditions: Sequence[TensorSpec], once: str
+) -> None:
+    """Refuse conditions among the inputs of a step.
+
+    Args:
+        inputs: of the step, by name.
+        conditions: that the graph takes.
+        once: the call that takes them, with a gap for what it is given, as ``condition({})``.
+
+    Raises:
+        InputError: if one is there.
+    """
+    for spec in conditions:
+        if spec.name in inputs:
+            raise InputError(
+                f"{spec.name!r} is a condition, which holds for the whole sequence: give it once, "
+                f"{once.format(f'{{{spec.name!r}: ...}}')}, and not to each step."
+            )
+
+
 def _filled(spec: TensorSpec, sizes: Sizes) -> Array:
     if not all(isinstance(dim, int) or dim in sizes for dim in spec.shape):
         raise InputError(f"The input {spec.name!r} is missing: its size follows from no other.")

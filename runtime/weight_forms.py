@@ -15,14 +15,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from intaglio.graph_keys import LOW_BIT, MADE_OF, PARTS, ROWS
 from intaglio.runtime.bundle import Bundle
 from intaglio.runtime.low_bit_codes import CodeSizes, values_of, write_blocks, write_codes
 from intaglio.runtime.onnx_graph import Node, OnnxGraph, Tensor
 
 Array = npt.NDArray[Any]
-
-LOW_BIT = "intaglio.low_bit"  # of codes in blocks: what they were before, see `CodeSizes`
-MADE_OF, PARTS, ROWS = "intaglio.made_of", "intaglio.parts", "intaglio.rows"
 
 _CODES = re.compile(r"(.+?)(\.T)?\.codes$")
 _SECOND = re.compile(r"(.+)\.second\.weight$")

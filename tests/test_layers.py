@@ -17,6 +17,7 @@ ROOMS: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["to
 CORE = {
     "intaglio.blocks",
     "intaglio.errors",
+    "intaglio.graph_keys",
     "intaglio.graphs",
     "intaglio.keywords",
     "intaglio.spelling",

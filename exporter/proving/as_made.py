@@ -11,7 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from intaglio.exporter.options.described import is_in_words, made_again
+from intaglio.exporter.options.described import made_again
 from intaglio.exporter.options.loading import LoadKeywords, LoadOptions, names_code
 from intaglio.exporter.options.recipe import Recipe, read_recipe, require_consent
 from intaglio.exporter.sources.huggingface.directory import FORMAT as HUGGINGFACE
@@ -85,8 +85,7 @@ def _examples(inputs: Any, *, ranges: bool) -> Any:
         return None
     if ranges:
         return inputs
-    made = made_again(inputs, ranges=False)
-    return None if is_in_words(inputs) and not inputs else made
+    return made_again(inputs, ranges=False)
 
 
 def _graph(entry: Mapping[str, Any], *, ranges: bool) -> dict[str, Any]:

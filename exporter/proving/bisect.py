@@ -20,8 +20,9 @@ import onnx_ir as ir
 from intaglio.blocks import last_end
 from intaglio.exporter.sources.source import Source
 from intaglio.exporter.tracing.trace import trace
+from intaglio.graph_keys import MADE_OF, PARTS
 from intaglio.passes import evaluate, stepping
-from intaglio.passes.graph import MADE_OF, PARTS, dims, load_graph, made_of, module_of
+from intaglio.passes.graph import dims, load_graph, made_of, module_of
 from intaglio.runtime.graph_entry import MAIN, GraphEntry
 from intaglio.runtime.manifest import FILE_NAME, Manifest
 from intaglio.state import BATCH, PAST_LENGTH, TIME, Layout, time_of

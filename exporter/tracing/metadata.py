@@ -5,7 +5,7 @@ import re
 
 import onnx_ir as ir
 
-from intaglio.passes.graph import MODULE
+from intaglio.graph_keys import MODULE
 from intaglio.version import __version__
 
 _SCOPES = "pkg.torch.onnx.name_scopes"

@@ -19,12 +19,13 @@ from intaglio.exporter.sources.axes import Span
 from intaglio.exporter.sources.outputs import name_outputs
 from intaglio.exporter.sources.source import Source
 from intaglio.exporter.sources.state_dict import tied_names
+from intaglio.graph_keys import FOLDED
 from intaglio.ops import OPS
 from intaglio.passes.base import Context
 from intaglio.passes.collection import uncollected
 from intaglio.passes.exact.stabilize_log_sigmoid import StabilizeLogSigmoid
 from intaglio.passes.exact.widen_kinds import WidenKinds
-from intaglio.passes.graph import FOLDED, constant, describe, dims, input_of, set_dims
+from intaglio.passes.graph import constant, describe, dims, input_of, set_dims
 from intaglio.passes.own_ops import define
 from intaglio.passes.relabel import relabel
 from intaglio.passes.shapes import SEQUENCES, SIZES, infer_shapes, shape_bodies

@@ -8,9 +8,9 @@ from typing import Self
 import onnx_ir as ir
 
 from intaglio.errors import IntaglioError
+from intaglio.graph_keys import PARTS
 from intaglio.passes import pipeline
 from intaglio.passes.base import Context
-from intaglio.passes.graph import PARTS
 from intaglio.runtime.graph_entry import MAIN
 
 

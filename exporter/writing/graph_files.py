@@ -11,8 +11,8 @@ from pathlib import Path, PurePosixPath
 
 import onnx_ir as ir
 
+from intaglio.graph_keys import PARTS
 from intaglio.passes.collection import uncollected
-from intaglio.passes.graph import PARTS
 from intaglio.runtime.graph_entry import MAIN
 
 THRESHOLD = 1024  # bytes from which a tensor stands outside the graph

@@ -19,15 +19,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from intaglio.passes.graph import (
-    FOLDED,
-    attribute,
-    captured,
-    constant,
-    dims,
-    subgraphs,
-    taken,
-)
+from intaglio.graph_keys import FOLDED
+from intaglio.passes.graph import attribute, captured, constant, dims, subgraphs, taken
 
 from .channels import Channels, Index, fix, fixed, leaves, places, unify
 from .coupling_rules import rule_of

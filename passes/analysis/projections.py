@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from intaglio.passes.graph import FOLDED, attribute, input_of, module_of, producer
+from intaglio.graph_keys import FOLDED
+from intaglio.passes.graph import attribute, input_of, module_of, producer
 
 
 @dataclass(frozen=True, kw_only=True)

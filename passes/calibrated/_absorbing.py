@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from intaglio.graph_keys import FOLDED
 from intaglio.passes.analysis.projections import Projection, uses
-from intaglio.passes.graph import FOLDED, producer
+from intaglio.passes.graph import producer
 
 from ._interaction import Basis
 from ._junctions import Junction

@@ -6,7 +6,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from intaglio.errors import PassError
-from intaglio.passes.graph import FOLDED, Emitter, constant, dims
+from intaglio.graph_keys import FOLDED
+from intaglio.passes.graph import Emitter, constant, dims
 from intaglio.state import BATCH, StateSpec
 
 from ._step_values import past_length_of

@@ -7,8 +7,8 @@ that touches an initializer of the source stays.  Numbers, shapes and casts of c
 import onnx_ir as ir
 import onnxscript.optimizer
 
+from intaglio.graph_keys import FOLDED
 from intaglio.passes.base import Exact, PassResult
-from intaglio.passes.graph import FOLDED
 
 SEQUENCES = frozenset(
     (

@@ -7,8 +7,8 @@ two parameters, and a pass that edits one must not edit the other.  Folded const
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from intaglio.graph_keys import FOLDED
 from intaglio.passes.base import Exact, PassResult
-from intaglio.passes.graph import FOLDED
 
 
 class MergeDuplicates(Exact):

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from intaglio.graph_keys import MODULE
 from intaglio.passes.base import Lower, PassResult
 from intaglio.passes.graph import (
-    MODULE,
     Emitter,
     attribute,
     dims,

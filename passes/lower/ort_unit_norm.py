@@ -9,16 +9,9 @@ Runtime has a kernel for the right side and six for the left.
 import numpy as np
 import onnx_ir as ir
 
+from intaglio.graph_keys import FOLDED
 from intaglio.passes.base import Lower, PassResult
-from intaglio.passes.graph import (
-    FOLDED,
-    Emitter,
-    add_initializer,
-    describe,
-    dims,
-    factors,
-    replace_uses,
-)
+from intaglio.passes.graph import Emitter, add_initializer, describe, dims, factors, replace_uses
 from intaglio.passes.norms import inverse_norm
 
 

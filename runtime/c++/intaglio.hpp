@@ -3,8 +3,9 @@
 //   intaglio::Session session("bundle");
 //   const intaglio::Tensors outputs = session.step({{"input_ids", {{1, 3}, tokens}}});
 //
-// It needs the header and the library of ONNX Runtime 1.13 or newer, and nothing else.  A session
-// serves one thread; sessions side by side are independent.  Hashes are not checked here:
+// It needs the C header and the library of ONNX Runtime, and nothing else; the library has to have
+// the operators of the bundle, as 1.32 does.  A session serves one thread; sessions side by side are
+// independent.  Hashes are not checked here:
 // `intaglio inspect` does that where a bundle arrives.
 #pragma once
 
@@ -73,8 +74,7 @@ class Session {
     for (size_t i = 0; i < outputs.size(); ++i) prepared[outputs[i].first] = std::move(made[i]);
     conditions_ = std::move(given);
     prepared_ = std::move(prepared);
-    const auto rows = sizes.find("batch");
-    conditioned_rows_ = rows == sizes.end() ? 0 : rows->second;
+    conditioned_rows_ = rows_of(sizes);
     reset();
   }
 
@@ -149,7 +149,7 @@ class Session {
         longest > graph_.max_context.value_or(longest))
       throw Error(path.string() + " counts tokens that no state can hold");
     const int64_t capacity = std::max(limited(options_.capacity), longest);
-    Tensors states, conditions, prepared;
+    Tensors states, conditions, prepared, given;
     const auto named = [&](const std::string& name) -> const Tensor& {
       const auto found = content.arrays.find(name);
       if (found == content.arrays.end()) throw Error(path.string() + " lacks " + name);
@@ -171,14 +171,20 @@ class Session {
                                     ? resized(tensor, spec.axis, capacity)
                                     : tensor;
     }
-    if (!graph_.conditions.empty() && !conditions.empty()) {
+    Sizes sizes;
+    if (!conditions.empty()) {
+      take(graph_.conditions, conditions, "condition", given, sizes);
       for (const StateSpec& spec : graph_.states)
         if (spec.layout == Layout::prepared && !prepared.count(spec.value.name))
           throw Error(path.string() + " lacks " + spec.value.name);
-      conditions_ = std::move(conditions);
-      prepared_ = std::move(prepared);
-      conditioned_rows_ = rows;
     }
+    const int64_t conditioned = rows_of(sizes);
+    if (conditioned && rows && conditioned != rows)
+      throw Error(path.string() + " has conditions of " + std::to_string(conditioned) +
+                  " rows and a state of " + std::to_string(rows));
+    conditions_ = std::move(given);
+    prepared_ = std::move(prepared);
+    conditioned_rows_ = conditioned;
     capacity_ = capacity;
     past_ = lengths;
     now_ = std::move(states);
@@ -201,6 +207,12 @@ class Session {
   int64_t conditioned_rows_ = 0;
   Tensors now_, next_;  // states by input; those of fixed shape that a step replaces have two
   Tensors conditions_, prepared_;
+
+  // Rows that the sizes tell, 0 where none has any.
+  static int64_t rows_of(const Sizes& sizes) {
+    const auto rows = sizes.find("batch");
+    return rows == sizes.end() ? 0 : rows->second;
+  }
 
   static bool swapped(const StateSpec& spec) {
     return !spec.grows() && spec.layout != Layout::prepared;
@@ -357,11 +369,11 @@ class Session {
     int64_t capacity = capacity_;
     while (capacity < tokens) capacity *= 2;
     capacity = limited(capacity);
+    Tensors larger;  // all of them, before any takes its place: there may be no memory for one
     for (const StateSpec& spec : graph_.states)
-      if (spec.layout == Layout::fixed_capacity) {
-        Tensor& tensor = now_.at(spec.value.name);
-        tensor = resized(tensor, spec.axis, capacity);
-      }
+      if (spec.layout == Layout::fixed_capacity)
+        larger[spec.value.name] = resized(now_.at(spec.value.name), spec.axis, capacity);
+    for (auto& [name, tensor] : larger) now_.at(name) = std::move(tensor);
     capacity_ = capacity;
   }
 

@@ -24,7 +24,12 @@ from intaglio.runtime.graph_entry import MAIN
 from intaglio.runtime.prepared_conditions import Conditions
 from intaglio.runtime.session import Session
 from intaglio.runtime.session_state import Snapshot
-from intaglio.runtime.step_inputs import as_arrays, require_within, sizes_of
+from intaglio.runtime.step_inputs import (
+    as_arrays,
+    require_no_conditions,
+    require_within,
+    sizes_of,
+)
 from intaglio.runtime.stepper import Stepper
 from intaglio.state import BATCH
 
@@ -114,12 +119,8 @@ class Streams:
             )
         self.session = bundle.fork()
         self.session.state.reset()
-        entry, state, fixed = (
-            self.session.entry,
-            self.session.state,
-            self.session.entry.limits.batch,
-        )
-        specs = state.settings.changing
+        entry, state = self.session.entry, self.session.state
+        fixed, specs = entry.limits.batch, state.settings.changing
         self.width = width_of(entry, specs, rows, self.session.most_rows)
         if entry.whole:
             raise BundleError(
@@ -261,12 +262,7 @@ class Streams:
         if stream.streams is not self:
             raise StateError(f"The stream {stream.name!r} is one of other streams.")
         entry, held = self._entry, record.conditions
-        for spec in entry.conditions:
-            if spec.name in inputs:
-                raise InputError(
-                    f"{spec.name!r} is a condition, which holds for the whole sequence: give it "
-                    f"once, open(conditions={{{spec.name!r}: ...}}), and not to each step."
-                )
+        require_no_conditions(inputs, entry.conditions, "open(conditions={})")
         arrays = as_arrays(inputs, entry.inputs)
         own = {} if held is None else held.own_sizes
         sizes = {**own, **sizes_of(arrays, entry.inputs, self._free)}

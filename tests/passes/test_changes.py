@@ -2,10 +2,10 @@
 
 import onnx_ir as ir
 
+from intaglio.graph_keys import MODULE
 from intaglio.passes import pipeline
 from intaglio.passes.base import Context, Exact, PassResult
 from intaglio.passes.changes import changes, makers
-from intaglio.passes.graph import MODULE
 
 BEFORE = """
     <ir_version: 10, opset_import: ["" : 24, "other" : 1]>

@@ -5,9 +5,9 @@ import onnx_ir as ir
 import pytest
 
 from intaglio.errors import PassError
+from intaglio.graph_keys import MODULE
 from intaglio.passes import evaluate
 from intaglio.passes.convert_opset import convert_opset
-from intaglio.passes.graph import MODULE
 
 TEXT = """
     <ir_version: 10, opset_import: ["" : 13]>

@@ -7,7 +7,8 @@ import onnx_ir as ir
 import pytest
 
 from intaglio.errors import PassError
-from intaglio.passes.graph import PARTS, add_initializer, made_of
+from intaglio.graph_keys import PARTS
+from intaglio.passes.graph import add_initializer, made_of
 
 HEAD = '<ir_version: 10, opset_import: ["": 21]>'
 TEXT = f"{HEAD} g (float[2] x) => (float[2] y) {{ y = Identity (x) }}"

@@ -4,7 +4,7 @@ import onnx_ir as ir
 import pytest
 
 from intaglio.errors import PassError
-from intaglio.passes.graph import MODULE
+from intaglio.graph_keys import MODULE
 from intaglio.passes.relabel import relabel
 
 

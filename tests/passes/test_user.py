@@ -7,9 +7,10 @@ import onnx_ir as ir
 import pytest
 
 from intaglio.errors import CheckError, PassError
+from intaglio.graph_keys import MODULE
 from intaglio.passes import pipeline
 from intaglio.passes.base import Context
-from intaglio.passes.graph import MODULE, dims
+from intaglio.passes.graph import dims
 from intaglio.passes.user import pass_of
 
 TEXT = """

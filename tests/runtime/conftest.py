@@ -12,9 +12,9 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from intaglio.graph_keys import MODULE
 from intaglio.runtime.graph_entry import MAIN, GraphEntry, Limits, TargetEntry, TensorSpec
 from intaglio.runtime.manifest import FILE_NAME, FileRecord, Manifest
-from intaglio.runtime.onnx_graph import MODULE
 from intaglio.runtime.session import Session
 from intaglio.state import BATCH, CAPACITY, PAST, PAST_LENGTH, TIME, Layout, StateSpec
 

@@ -162,3 +162,24 @@ def test_the_program_of_the_page_prints_what_a_session_generates(
     command = [str(program), str(bundle), prompt.decode(), "12"]
 
     assert subprocess.run(command, capture_output=True, check=True).stdout == bytes(new) + b"\n"
+
+
+def test_conditions_of_a_snapshot_replace_those_that_were_given(
+    steps: Steps, tmp_path: Path
+) -> None:
+    """Also where it has none: it was taken before any were given."""
+    bundle = conditioned_bundle.write(tmp_path / "bundle")
+    session = Session.load(bundle, threads=1)
+    session.state.save(tmp_path / "none.npz")
+    x, memory = np.ones((2, 1, 2), np.float32), np.ones((2, 3, 2), np.float32)
+    session.condition({"memory": memory})
+    session.state.save(tmp_path / "before.npz")
+    wanted = session.step({"x": x})["y"]
+
+    restored = steps.run(bundle, {"x": x}, [1], "--restore", tmp_path / "before.npz")
+    assert_same(restored, {"y.0": wanted})
+    told = steps.run(bundle, {"x": x[:1]}, [1], "--restore", tmp_path / "before.npz")
+    assert told == "the step has 1 rows, the state 2"
+    assert "lacks its conditions" in str(
+        steps.run(bundle, {"x": x}, [1], "--restore", tmp_path / "none.npz")
+    )

@@ -10,6 +10,7 @@ import onnx_ir as ir
 import pytest
 from low_bit_graphs import FLOAT, draw, graph_of, lowered
 
+from intaglio.graph_keys import LOW_BIT
 from intaglio.passes.base import Context
 from intaglio.passes.exact.remove_dead import RemoveDead
 from intaglio.passes.graph import add_initializer
@@ -17,7 +18,7 @@ from intaglio.passes.low_bit import add_weight
 from intaglio.passes.lower.ort_packed_products import OrtPackedProducts
 from intaglio.runtime.bundle import Bundle
 from intaglio.runtime.onnx_graph import parse_graph
-from intaglio.runtime.weight_forms import LOW_BIT, Form, forms_of
+from intaglio.runtime.weight_forms import Form, forms_of
 
 Array = npt.NDArray[Any]
 MakeBundle = Callable[..., Path]

@@ -4,7 +4,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from intaglio.runtime.onnx_graph import MODULE, OnnxGraph, parse_graph
+from intaglio.graph_keys import MODULE
+from intaglio.runtime.onnx_graph import OnnxGraph, parse_graph
 from intaglio.runtime.weights import by_kind, by_module, total, weights_of
 
 K, N, BLOCK = 64, 8, 32

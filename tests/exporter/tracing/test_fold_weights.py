@@ -12,7 +12,8 @@ from intaglio.errors import TraceError
 from intaglio.exporter.export import export
 from intaglio.exporter.sources.load import load_source
 from intaglio.exporter.tracing.trace import Traced, trace
-from intaglio.passes.graph import FOLDED, constant
+from intaglio.graph_keys import FOLDED
+from intaglio.passes.graph import constant
 
 SIZE = 4
 Compute = Callable[..., Tensor]

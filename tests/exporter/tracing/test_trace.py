@@ -17,9 +17,10 @@ from intaglio.exporter.sources.examples import guess_specs
 from intaglio.exporter.sources.input_spec import sampler
 from intaglio.exporter.sources.source import Source
 from intaglio.exporter.tracing.trace import trace
+from intaglio.graph_keys import MODULE
 from intaglio.ops.linear_attention import linear_attention
 from intaglio.passes import evaluate
-from intaglio.passes.graph import MODULE, module_of
+from intaglio.passes.graph import module_of
 
 VOCABULARY, WIDTH = 50, 16
 Forward = Callable[["Mixer", Tensor], Tensor]

@@ -8,11 +8,12 @@ import numpy.typing as npt
 import onnx_ir as ir
 import pytest
 
+from intaglio.graph_keys import MODULE
 from intaglio.passes import evaluate
 from intaglio.passes.base import Context, PassResult
 from intaglio.passes.calibration import Batch, Calibration
 from intaglio.passes.exact.remove_dead import RemoveDead
-from intaglio.passes.graph import MODULE, Emitter, attributes_of, constant, dims
+from intaglio.passes.graph import Emitter, attributes_of, constant, dims
 from intaglio.passes.low_bit import LowBitWeight, add_weight, low_bit_nodes, product
 from intaglio.passes.lower.ort_low_bit import OrtLowBit
 from intaglio.passes.own_ops import define

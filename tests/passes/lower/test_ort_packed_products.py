@@ -8,10 +8,11 @@ import onnx_ir as ir
 import pytest
 
 from intaglio.exporter.writing.graph_files import save_graphs
+from intaglio.graph_keys import MODULE
 from intaglio.passes import pipeline
 from intaglio.passes.base import Context
 from intaglio.passes.exact.remove_dead import RemoveDead
-from intaglio.passes.graph import MODULE, load_graph
+from intaglio.passes.graph import load_graph
 from intaglio.passes.lower.ort_packed_products import OrtPackedProducts
 
 TEXT = """

@@ -3,9 +3,10 @@
 import numpy as np
 import onnx_ir as ir
 
+from intaglio.graph_keys import MODULE
 from intaglio.passes import evaluate
 from intaglio.passes.base import Context
-from intaglio.passes.graph import MODULE, module_of
+from intaglio.passes.graph import module_of
 from intaglio.passes.lower.trt_loops import TrtLoops
 from intaglio.passes.own_ops import define
 
