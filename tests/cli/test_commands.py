@@ -320,6 +320,7 @@ def test_run_drafts_with_another_bundle(bundle: Path) -> None:
         "calls": 3,
     }
     assert "tokens accepted (100%)" in shown.stderr
+    assert re.search(r"11 tokens, each [0-9.]+ ms \(mean\)", shown.stderr)
 
 
 def test_run_prints_lines_of_json(bundle: Path) -> None:

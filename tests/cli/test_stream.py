@@ -76,6 +76,7 @@ def test_latency_leaves_the_prompt_out_of_the_steps() -> None:
         "prompt_tokens": 7,
         "prompt_ms": 500.0,
         "steps": 3,
+        "mean_ms": pytest.approx(2.0),
         "median_ms": 2.0,
         "p90_ms": pytest.approx(2.8),
     }
@@ -83,3 +84,5 @@ def test_latency_leaves_the_prompt_out_of_the_steps() -> None:
         "prompt of 7 tokens in 500.00 ms, 3 steps, each 2.00 ms (median), 2.80 ms (p90)"
     )
     assert stream.Latency([], prompt=1).to_json()["median_ms"] is None
+    together = stream.Latency([0.5, 0.0, 0.0, 0.006], prompt=7, drafted=True)
+    assert str(together) == "prompt of 7 tokens in 500.00 ms, 3 tokens, each 2.00 ms (mean)"

@@ -19,7 +19,9 @@ from intaglio.version import __version__
 if TYPE_CHECKING:
     from intaglio.runtime.bundle import BundleGraph
 
-_REQUIREMENT = re.compile(r"""([\w.-]+)(?:>=([\w.]+))?(?:.*extra == ["']([\w-]+)["'])?""")
+_REQUIREMENT = re.compile(  # name, extras of its own, least version, extra of ours
+    r"""([\w.-]+)(?:\[[\w,-]+\])?(?:>=([\w.]+))?(?:.*extra == ["']([\w-]+)["'])?"""
+)
 
 # What intaglio does without any extra, and with which.
 ABILITIES: dict[str, tuple[str, ...]] = {

@@ -25,19 +25,24 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Latency:
-    """Seconds of each step; the first one consumed the prompt if there was one."""
+    """Seconds of each step; the first one consumed the prompt if there was one.
+
+    Of tokens that a draft proposed several come at once: `drafted` has the mean of all told.
+    """
 
     seconds: Sequence[float]
     prompt: int
+    drafted: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """Milliseconds of the prompt, and median and 90th percentile of the steps after it."""
+        """Milliseconds of the prompt, and mean, median and 90th percentile of the steps after."""
         first, rest = self.seconds[:1], self.seconds[1:] if self.prompt else self.seconds
         median, p90 = (float(np.percentile(rest, q)) * 1e3 if rest else None for q in (50, 90))
         return {
             "prompt_tokens": self.prompt,
             "prompt_ms": first[0] * 1e3 if self.prompt and first else None,
             "steps": len(rest),
+            "mean_ms": float(np.mean(rest)) * 1e3 if rest else None,
             "median_ms": median,
             "p90_ms": p90,
         }
@@ -48,7 +53,9 @@ class Latency:
         parts = []
         if values["prompt_ms"] is not None:
             parts.append(f"prompt of {self.prompt} tokens in {values['prompt_ms']:.2f} ms")
-        if values["steps"]:
+        if values["steps"] and self.drafted:
+            parts.append(f"{values['steps']} tokens, each {values['mean_ms']:.2f} ms (mean)")
+        elif values["steps"]:
             parts.append(
                 f"{values['steps']} steps, each {values['median_ms']:.2f} ms (median), "
                 f"{values['p90_ms']:.2f} ms (p90)"
@@ -100,7 +107,7 @@ def continue_text(
     if rest := words.finish():
         pieces.append(rest)
         tell(rest, None)
-    return made, "".join(pieces), Latency(seconds, len(ids))
+    return made, "".join(pieces), Latency(seconds, len(ids), options.get("draft") is not None)
 
 
 def _ends(pieces: Sequence[str], stop: Sequence[str]) -> bool:
