@@ -1,10 +1,7 @@
 """Streams: whoever shares their engine, each gives what a session of its own gives."""
 
-import asyncio
-import gc
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +10,7 @@ import numpy.typing as npt
 import pytest
 from conditioned_bundle import write
 
-from intaglio.errors import BundleError, FullError, InputError, StateError
+from intaglio.errors import BundleError, InputError, StateError
 from intaglio.runtime.graph_entry import Limits
 from intaglio.runtime.session import Session
 from intaglio.runtime.streaming.streams import Streams
@@ -163,27 +160,6 @@ def test_who_waits_for_a_row_gets_one_from_those_that_never_pause(
     assert order == ["second", "first"]
 
 
-def test_queues_are_bounded(open_streams: OpenStreams, calls: Any, ids: Any) -> None:
-    """Each stream's, that of all, and the number of streams; who waits long enough is taken."""
-    streams, gate = open_streams(2, streams=3, queue=2, backlog=3), threading.Event()
-    calls.go_on = lambda: gate.wait(WAIT)
-    one, two, _ = (streams.open() for _ in range(3))
-    with pytest.raises(FullError, match="3 streams are open, which is the limit"):
-        streams.open()
-    futures = [one.feed(ids(1), timeout=0), one.feed(ids(2), timeout=0)]
-    with pytest.raises(FullError, match=r"2 feeds of the stream .* wait, which is the limit"):
-        one.feed(ids(3), timeout=0.01)
-    futures.append(two.feed(ids(1), timeout=0))
-    with pytest.raises(FullError, match="3 feeds wait, which is the limit of all"):
-        two.feed(ids(1), timeout=0)
-    waiting: list[Future[Any]] = []
-    thread = threading.Thread(target=lambda: waiting.append(one.feed(ids(3))))
-    thread.start()
-    gate.set()
-    thread.join(WAIT)
-    assert [f.result(WAIT)["logits"].shape for f in (*futures, *waiting)] == [(1, 1, 23)] * 4
-
-
 def test_what_one_stream_is_refused_the_others_get(
     open_streams: OpenStreams, calls: Any, alone: Callable[..., Array], ids: Any
 ) -> None:
@@ -258,29 +234,6 @@ def test_what_cannot_be_streams_is_refused(
         open_streams(3, tmp_path / "nowhere")
 
 
-def test_threads_may_share_streams(open_streams: OpenStreams, alone: Callable[..., Array]) -> None:
-    """Each feeds its own and opens and closes more, while all step."""
-    streams = open_streams(3, streams=100)
-    found: dict[int, Array] = {}
-    tokens = np.random.default_rng(0).integers(0, 23, (6, 15))
-
-    def work(index: int) -> None:
-        with streams.open() as stream:
-            found[index] = np.concatenate(
-                [stream.step({"input_ids": [[token]]})["logits"] for token in tokens[index]], 1
-            )
-
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(WAIT)
-    np.testing.assert_allclose(
-        np.concatenate([found[index] for index in range(6)]), alone(tokens), atol=2e-5
-    )
-    assert (streams.stats.open, streams.stats.rows) == (0, 0)
-
-
 def test_sources_of_different_lengths_are_stepped_apart(tmp_path: Path) -> None:
     """Conditions are each stream's own: those of one size share calls, and what holds for all."""
     bundle = write(tmp_path / "bundle")
@@ -326,154 +279,3 @@ def test_ids_of_a_table_of_its_conditions_are_checked(tmp_path: Path) -> None:
         assert stream.step({"x": x, "at": [[3]]})["w"].shape == (1, 1, 4)
         with pytest.raises(InputError, match=r"'at' has 4 at .* should be from 0 to 3"):
             stream.feed({"x": x, "at": [[4]]})
-
-
-def test_streams_outlive_their_process(
-    open_streams: OpenStreams, tmp_path: Path, alone: Callable[..., Array], ids: Any
-) -> None:
-    """What is in the folder is resumed bit for bit; what is damaged is refused, others go on."""
-    first = open_streams(1, store=tmp_path)
-    one, two, gone = (first.open(name) for name in ("user/1", "..", "gone"))
-    for stream in (one, two, gone):
-        stream.step(ids(1, 2, 3))
-    kept = one.save()
-    gone.close()
-    two.park()
-    first.close()
-    assert sorted(file.name for file in tmp_path.iterdir()) == [
-        "stream-...npz", "stream-user%2F1.npz"
-    ]  # fmt: skip
-    second = open_streams(1, store=tmp_path)
-    assert second.saved() == ["..", "user/1"]
-    again = second.resume("user/1")
-    assert again.past_length == 3
-    for name, array in again.save().arrays.items():
-        np.testing.assert_array_equal(array, kept.arrays[name])
-    with pytest.raises(StateError, match=r"no saved stream 'gone'.*open\('gone'\)"):
-        second.resume("gone")
-    with pytest.raises(StateError, match=r"There is a saved stream '..'"):
-        second.open("..")
-    (tmp_path / "stream-...npz").write_bytes(b"not a snapshot")
-    with pytest.raises(StateError, match="is not a snapshot, or it is damaged"):
-        second.resume("..")
-    second.forget("..")
-    second.open("..").step(ids(4))
-    np.testing.assert_allclose(
-        again.step(ids(5))["logits"], alone([[1, 2, 3, 5]])[:, -1:], atol=2e-5
-    )
-
-
-def test_a_saved_stream_that_is_damaged_meanwhile_fails_alone(
-    open_streams: OpenStreams, tmp_path: Path, ids: Any
-) -> None:
-    """Its own answer; the others go on, and so does the row that it would have had."""
-    streams = open_streams(1, store=tmp_path)
-    one, two = streams.open("one"), streams.open("two")
-    one.step(ids(1))
-    two.step(ids(1))
-    (tmp_path / "stream-one.npz").write_bytes(b"")
-    for _ in range(2):
-        with pytest.raises(StateError, match="'one' cannot be brought back"):
-            one.step(ids(2))
-    assert two.step(ids(2))["logits"].shape == (1, 1, 23)
-    one.close()
-
-
-def test_a_stream_is_saved_every_so_many_tokens(
-    open_streams: OpenStreams, tmp_path: Path, ids: Any
-) -> None:
-    """So that what dies has lost no more than these."""
-    streams = open_streams(2, store=tmp_path, save_every=4)
-    stream = streams.open("one")
-    for token in range(7):
-        stream.step(ids(token))
-    assert (stream.saved_length, stream.past_length) == (4, 7)
-    assert open_streams(2, store=tmp_path).resume("one").past_length == 4
-
-
-def test_a_stream_that_nobody_holds_is_closed(open_streams: OpenStreams, ids: Any) -> None:
-    """What it was fed is taken first; one whose future is cancelled leaves nothing behind."""
-    streams = open_streams(2)
-    future = streams.open().feed(ids(1, 2, 3))
-    gc.collect()
-    assert future.result(WAIT)["logits"].shape == (1, 3, 23)
-    for _ in range(200):
-        if not streams.stats.open:
-            break
-        threading.Event().wait(0.01)
-    assert streams.stats.open == 0
-
-
-def test_a_cancelled_feed_is_left_out(open_streams: OpenStreams, calls: Any, ids: Any) -> None:
-    """What was fed before and after is taken as if it had not been."""
-    streams, gate = open_streams(2), threading.Event()
-    calls.go_on = lambda: gate.wait(WAIT)
-    stream = streams.open()
-    futures = [stream.feed(ids(token)) for token in (1, 2, 3)]
-    assert futures[1].cancel()
-    gate.set()
-    futures[2].result(WAIT)
-    assert stream.past_length == 2
-
-
-def test_callbacks_cannot_wait_for_their_own_thread(open_streams: OpenStreams, ids: Any) -> None:
-    """They may feed; waiting for a step there would last for ever."""
-    streams = open_streams(2)
-    stream = streams.open()
-    found: Future[Any] = Future()
-
-    def done(_: Future[Any]) -> None:
-        try:
-            stream.step(ids(2))
-        except StateError as error:
-            found.set_result((error, stream.feed(ids(3))))
-
-    stream.feed(ids(1)).add_done_callback(done)
-    error, following = found.result(WAIT)
-    assert "must not wait for a step" in str(error)
-    assert following.result(WAIT)["logits"].shape == (1, 1, 23)
-
-
-def test_coroutines_step_streams(open_streams: OpenStreams, alone: Callable[..., Array]) -> None:
-    """Many of them in one event loop, with queues that are full most of the time."""
-    streams = open_streams(3, queue=2, backlog=4)
-    tokens = np.random.default_rng(0).integers(0, 23, (5, 9))
-
-    async def one(row: Array) -> Array:
-        stream = streams.open()
-        first = (await stream.astep({"input_ids": row[None, :3]}))["logits"]
-        feeds = [{"input_ids": row[None, i : i + 1]} for i in range(3, 9)]
-        rest = [outputs["logits"] async for outputs in stream.amap(feeds)]
-        return np.concatenate([first, *rest], 1)
-
-    async def all_of_them() -> list[Array]:
-        return await asyncio.gather(*map(one, tokens))
-
-    found = asyncio.run(all_of_them())
-    np.testing.assert_allclose(np.concatenate(found), alone(tokens), atol=2e-5)
-
-
-def test_map_keeps_the_queue_full_and_the_order(
-    open_streams: OpenStreams, alone: Callable[..., Array], ids: Any
-) -> None:
-    streams = open_streams(2, queue=2)
-    outputs = [each["logits"] for each in streams.open().map(ids(token) for token in range(9))]
-    np.testing.assert_allclose(np.concatenate(outputs, 1), alone([range(9)]), atol=2e-5)
-
-
-def test_closing_answers_whoever_waits(open_streams: OpenStreams, calls: Any, ids: Any) -> None:
-    """What was not taken fails, and nothing can be fed any more."""
-    streams, gate = open_streams(1), threading.Event()
-    calls.go_on = lambda: gate.wait(WAIT)
-    stream = streams.open()
-    futures = [stream.feed(ids(token)) for token in range(3)]
-    thread = threading.Thread(target=streams.close)
-    thread.start()
-    gate.set()
-    thread.join(WAIT)
-    with pytest.raises(StateError, match="The streams are closed"):
-        futures[2].result(WAIT)
-    with pytest.raises(StateError, match="The streams are closed"):
-        stream.feed(ids(1))
-    stream.close()
-    streams.close()
