@@ -105,9 +105,7 @@ def _read(path: Path) -> Mapping[str, str]:
     try:
         entry = parse_json(read_text(path, LARGEST))
     except (OSError, ValueError) as error:
-        raise BundleError(
-            f"{path} cannot be read: {error}. Have the bundle signed again."
-        ) from error
+        raise BundleError(f"{path} cannot be read: {error}. {AGAIN}") from error
     keys = ("algorithm", "key", "signature")
     if not isinstance(entry, dict) or not all(isinstance(entry.get(k), str) for k in keys):
         raise BundleError(f"{path} is no signature of a bundle. {AGAIN}")
