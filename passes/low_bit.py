@@ -47,12 +47,6 @@ class LowBitWeight:
         """Rows of the weight."""
         return int(self.packed.shape[0])
 
-    @property
-    def bits_per_weight(self) -> float:
-        """Bits that the weight takes for each of its entries, scales and offsets included."""
-        arrays = (self.packed, self.scale, *(() if self.offset is None else (self.offset,)))
-        return 8 * sum(int(array.nbytes) for array in arrays) / (self.rows * self.K)
-
     def dequantize(self) -> Floats:
         """The float weight [N, K] that it stands for."""
         sizes = {"K": self.K, "bits": self.bits, "group": self.group}

@@ -41,11 +41,6 @@ class _Model:
     strips: bool = True
 
 
-def looks_like(content: bytes) -> bool:
-    """Whether bytes begin as such a file does: with a piece that begins with its text."""
-    return len(content) > 3 and content[0] == 0x0A and content[2] == 0x0A
-
-
 def convert(content: bytes, name: str) -> tuple[str, tuple[int, ...]]:
     """A tokenizer.json that cuts texts as the model does, and the tokens that end a text.
 
