@@ -32,6 +32,7 @@ from intaglio.passes.low_bit import low_bit_nodes, weight_of
 from intaglio.passes.lower.ort_low_bit import OrtLowBit, cost
 from intaglio.runtime.graph_entry import FAILED, MAIN, PASSED
 from intaglio.runtime.manifest import Manifest
+from intaglio.runtime.serving.repository import add_model
 from intaglio.runtime.trt.engine_build import GRAPH
 
 from .compile import lower
@@ -90,6 +91,8 @@ def _once(
         manifest = _write(writer, source, compiled, how)
         if how.layout == "genai":
             manifest = add_genai(writer.path, manifest)
+        elif how.layout == "triton":
+            add_model(writer.path, manifest.main, writer.destination.resolve().name)
     if not how.verify:
         return Attempt(compiled=compiled, manifest=manifest, parity=None, notes=compiled.notes)
     found: dict[str, ParityReport] = {}

@@ -8,7 +8,7 @@ from typing import Any, Unpack, get_args
 from intaglio.errors import BuildError, OptionError, UnsupportedError
 from intaglio.exporter.options.clock import Clock, Progress
 from intaglio.exporter.options.loading import LoadOptions
-from intaglio.exporter.options.recipe import ExportKeywords, Recipe, completed, decide
+from intaglio.exporter.options.recipe import ExportKeywords, FolderLayout, Recipe, completed, decide
 from intaglio.exporter.options.tolerance import check_tolerance
 from intaglio.exporter.options.turns import one_at_a_time
 from intaglio.exporter.proving.parity import ParityReport
@@ -242,8 +242,9 @@ def _check(how: Recipe, *, require_parity: bool, require_target: Sequence[str]) 
     if how.ort_accuracy not in get_args(Accuracy):
         words = ", ".join(get_args(Accuracy))
         raise OptionError(f"ort_accuracy is {how.ort_accuracy!r}; it should be one of: {words}.")
-    if how.layout not in ("bundle", "genai"):
-        raise OptionError(f"layout is {how.layout!r}; it should be bundle or genai.")
+    if how.layout not in get_args(FolderLayout):
+        words = ", ".join(get_args(FolderLayout))
+        raise OptionError(f"layout is {how.layout!r}; it should be one of: {words}.")
     if how.dtype not in (FP32, FP16):
         raise OptionError(f"The dtype {how.dtype} is not supported yet; fp32 and fp16 are.")
     if how.dtype == FP16 and "trt" not in how.targets:

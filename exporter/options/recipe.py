@@ -37,6 +37,7 @@ from .user_passes import PASS_KEYS, as_entry, build_entry, describe_pass
 FILE_NAME = "recipe.toml"
 TEXT_FOLDER, TOKENIZER = "tokenizer", "tokenizer.json"  # of a bundle
 BARE = re.compile(r"[A-Za-z0-9_-]+")
+FolderLayout = Literal["bundle", "genai", "triton"]
 
 PLAIN: Mapping[str, Callable[[Any], Any]] = {
     "config": read_config,
@@ -65,7 +66,7 @@ class Recipe(SourceOptions):
     flavour: Literal["auto", "tensorrt", "rtx"] = "auto"
     sm: Sequence[int] = ()
     portable: bool = True
-    layout: Literal["bundle", "genai"] = "bundle"
+    layout: FolderLayout = "bundle"
     check_passes: bool = False
     verify: bool = True
     steps: int = 512
@@ -201,8 +202,9 @@ class RecipeKeywords(TypedDict, total=False):
     ]
     portable: Annotated[bool | None, "keep `model.onnx`, the graph for any runtime."]
     layout: Annotated[
-        Literal["bundle", "genai"] | None,
-        "whether the folder is a bundle alone, or one that onnxruntime-genai opens as well.",
+        FolderLayout | None,
+        "whether the folder is a bundle alone, one that onnxruntime-genai opens as well, or a "
+        "model of Triton as well, for the repository that it lies in.",
     ]
     check_passes: Annotated[bool | None, "hold every exact pass to its promise on random inputs."]
     verify: Annotated[bool | None, "compare the written bundle with the source."]

@@ -5,6 +5,8 @@
     repository/NAME/1/bundle/              a copy of the bundle
     repository/NAME-onnxruntime/           on request: the graph alone, its states carried by Triton
 
+A bundle may be such a model itself, with config.pbtxt and 1/model.py in its own folder.
+
 Source: triton-inference-server/server, docs/user_guide/model_repository.md.
 """
 
@@ -18,6 +20,7 @@ from pathlib import Path
 from intaglio.errors import BundleError, OptionError
 from intaglio.runtime.bundle import Bundle
 from intaglio.runtime.engines import ORT
+from intaglio.runtime.graph_entry import GraphEntry
 from intaglio.runtime.streaming.bank import width_of
 
 from . import model_config
@@ -25,11 +28,15 @@ from .model_config import Serving
 from .triton_model import BUNDLE
 
 VERSION = "1"
+CONFIG = "config.pbtxt"
 PLAIN = "-onnxruntime"  # after the name of the model, where Triton carries the states
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 MODEL = '''\
-"""The bundle beside this file, for Triton's Python backend, whose Python has intaglio installed."""
+"""The bundle beside this file or around it, for Triton's Python backend.
+
+That backend's Python has intaglio installed.
+"""
 
 from intaglio.runtime.serving.triton_model import TritonPythonModel
 
@@ -65,26 +72,17 @@ def write_repository(
     """
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     name = opened.root.name if name is None else name
-    if not _NAME.fullmatch(name):
-        raise OptionError(
-            f"{name!r} is no name for a model: it should be letters, digits, '_', '-' and '.'. "
-            "Give one with --name."
-        )
+    _check_name(name, "Give one with --name.")
     out = Path(out)
     if out.resolve().is_relative_to(opened.root):
         raise OptionError(f"The repository {out} lies within the bundle. Give another folder.")
     graph = opened.graph()
     entry = graph.entry
-    if entry.whole:
-        raise BundleError(
-            "Each call of this bundle takes whole inputs, so it has no sequences to batch."
-        )
+    config = _of_streams(name, entry, serving)
     for file in opened.manifest.files:
         opened.check(file)
-    if entry.limits.batch is not None:
-        serving = replace(serving, rows=width_of(entry, entry.states, serving.rows, None))
     content: dict[str, tuple[str, Callable[[Path], None]]] = {
-        name: (model_config.of_streams(name, entry, serving), lambda to: _streams(opened, to))
+        name: (config, lambda to: _streams(opened, to))
     }
     if implicit_state:
         plain = f"{name}{PLAIN}"
@@ -96,13 +94,51 @@ def write_repository(
     return [_write(out / each, config, fill) for each, (config, fill) in content.items()]
 
 
+def add_model(folder: Path, entry: GraphEntry, name: str) -> None:
+    """Make the bundle that is being written in `folder` a model, as `Serving` has it.
+
+    Args:
+        folder: of the bundle; as `name`, it goes into a model repository.
+        entry: of the graph that is served.
+        name: the last part of the folder's path once it is in its place.
+
+    Raises:
+        BundleError: if the graph has no sequences, or has what Triton cannot carry.
+        OptionError: if the name is none of a model.
+    """
+    _check_name(name, "Name the bundle's folder so.")
+    config = _of_streams(name, entry, Serving())
+    (folder / VERSION).mkdir()
+    (folder / VERSION / "model.py").write_text(MODEL, encoding="utf-8")
+    (folder / CONFIG).write_text(config, encoding="utf-8")
+
+
+def _check_name(name: str, advice: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise OptionError(
+            f"{name!r} is no name for a model: it should be letters, digits, '_', '-' and '.'. "
+            f"{advice}"
+        )
+
+
+def _of_streams(name: str, entry: GraphEntry, serving: Serving) -> str:
+    """The config of a model over streams, of as many rows as the graph takes."""
+    if entry.whole:
+        raise BundleError(
+            "Each call of this bundle takes whole inputs, so it has no sequences to batch."
+        )
+    if entry.limits.batch is not None:
+        serving = replace(serving, rows=width_of(entry, entry.states, serving.rows, None))
+    return model_config.of_streams(name, entry, serving)
+
+
 def _write(place: Path, config: str, fill: Callable[[Path], None]) -> Path:
     """A model's folder, which is there whole or not at all."""
     draft = place.with_name(f".{place.name}.{os.getpid()}")
     try:
         (draft / VERSION).mkdir(parents=True)
         fill(draft / VERSION)
-        (draft / "config.pbtxt").write_text(config, encoding="utf-8")
+        (draft / CONFIG).write_text(config, encoding="utf-8")
         if place.exists():
             shutil.rmtree(place)
         draft.replace(place)

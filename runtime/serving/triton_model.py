@@ -21,7 +21,7 @@ from intaglio.state import BATCH
 
 from .sequences import PAST, SAVED, SequenceCall, Sequences
 
-BUNDLE = "bundle"  # beside model.py
+BUNDLE = "bundle"  # beside model.py, where the model is not the bundle itself
 START, END, READY, CORRID = "START", "END", "READY", "CORRID"
 CONTROLS = (START, END, READY, CORRID)
 RESUME, AT = "resume", "past_length"  # parameters of a request
@@ -45,7 +45,8 @@ class TritonPythonModel:
         if given.get("store"):
             options["store"] = given["store"]
         try:
-            streams = Streams(version / BUNDLE, **options)
+            beside = version / BUNDLE
+            streams = Streams(beside if beside.is_dir() else version.parent, **options)
         except IntaglioError as error:
             raise self._utils.TritonModelException(str(error)) from error
         entry = streams.session.entry

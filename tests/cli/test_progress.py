@@ -51,6 +51,17 @@ def test_off_a_terminal_a_stage_is_a_line_and_what_is_within_it_ever_fewer(
     assert lines[-1] == "write ..."
 
 
+def test_a_command_of_one_stage_says_it_once(
+    capsys: pytest.CaptureFixture[str],
+    seconds: Clock,  # noqa: ARG001  which stands still
+) -> None:
+    with Console(Flags()).progress("verify") as report:
+        report("source", None)
+        for token in range(512):
+            report(f"tokens in parts of 512 x 1, {token} of 512", token / 512)
+    assert capsys.readouterr().err.splitlines() == ["verify: source ..."]
+
+
 def test_what_is_left_is_that_of_the_stage_and_of_what_it_has_done(seconds: Clock) -> None:
     """Nothing where nothing is done yet, and what went before in another stage does not count."""
     stage = Stage()

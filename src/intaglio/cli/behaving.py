@@ -82,7 +82,7 @@ def behaviour_of(
         seed=asked["seed"],
         stop=tuple(ends),
     )
-    with console.progress() as progress:
+    with console.progress("verify") as progress:
         source = load(against, as_made(options, session.manifest, asked["recipe"]))
         return behave(session, source, questions, words, asking, limits, judge, progress)
 

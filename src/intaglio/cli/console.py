@@ -21,7 +21,7 @@ from rich.console import Console as RichConsole
 from intaglio.runtime.plain_text import indented, one_line
 from intaglio.version import __version__
 
-from .progress import Report, lines, redrawn
+from .progress import Report, lines, redrawn, within
 from .tables import fold, lines_of
 
 WIDEST, NARROWEST = 100, 40  # letters of a line
@@ -112,15 +112,18 @@ class Console:
             self.message(text)
 
     @contextmanager
-    def progress(self) -> Iterator[Report]:
-        """Show what is being done and how far: one line that is redrawn, or one now and then."""
+    def progress(self, stage: str = "") -> Iterator[Report]:
+        """Show what is being done and how far: one line that is redrawn, or one now and then.
+
+        `stage` is that of all that is told, where the command has but one.
+        """
         if self.flags.quiet:
             yield lambda what, done: None  # noqa: ARG005
         elif self._err.is_terminal:
             with redrawn(self._err, width_of(self._err.file)) as report:
-                yield report
+                yield within(stage, report)
         else:
-            yield lines(self.message)
+            yield within(stage, lines(self.message))
 
     def fail(self, error: BaseException, code: int, said: str) -> int:
         """Say what went wrong, under `--json` to machines as well; return the exit code."""

@@ -99,6 +99,11 @@ def _bar(done: float) -> str:
     return f"[{'#' * full}{'.' * (_BAR - full)}]  "
 
 
+def within(stage: str, report: Report) -> Report:
+    """Tell `report` what is done as parts of one stage; none where `stage` is empty."""
+    return (lambda what, done: report(f"{stage}: {what}", done)) if stage else report
+
+
 def lines(say: Callable[[str], None]) -> Report:
     """Tell each stage, and what is done within one ever less often."""
     stage = Stage()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -17,8 +18,10 @@ import pytest
 from conditioned_bundle import write
 from loopback_triton import serve, wheel
 
+from intaglio.errors import OptionError
+from intaglio.runtime.bundle import Bundle
 from intaglio.runtime.serving.model_config import Serving
-from intaglio.runtime.serving.repository import write_repository
+from intaglio.runtime.serving.repository import add_model, write_repository
 from intaglio.runtime.serving.triton_model import TritonPythonModel
 from intaglio.runtime.session import Session
 
@@ -210,6 +213,30 @@ def model_of(backend: None, tmp_path: Path) -> Iterator[Callable[..., TritonPyth
     yield make
     for model in opened:
         model.finalize()
+
+
+def test_a_bundle_may_be_the_model_itself(
+    backend: None,  # noqa: ARG001
+    served_bundle: Path,
+    tmp_path: Path,
+) -> None:
+    """`export --layout triton`: config.pbtxt and 1/model.py lie in the bundle's own folder."""
+    folder = tmp_path / "lm"
+    shutil.copytree(served_bundle, folder)
+    add_model(folder, Bundle.open(folder).graph().entry, "lm")
+    assert 'name: "lm"' in (folder / "config.pbtxt").read_text()
+    assert "TritonPythonModel" in (folder / "1" / "model.py").read_text()
+    model = TritonPythonModel()
+    model.initialize({
+        "model_repository": str(folder), "model_version": "1",
+        "model_config": json.dumps({"parameters": {"threads": {"string_value": "1"}}}),
+    })  # fmt: skip
+    (answer,) = answered(model, asked(1, start=1, end=1, input_ids=np.array([[3, 1]])))
+    model.finalize()
+    wanted = Session.load(served_bundle, threads=1).step({"input_ids": [[3, 1]]})["logits"]
+    np.testing.assert_array_equal(answer.outputs["logits"], wanted)
+    with pytest.raises(OptionError, match="no name for a model"):
+        add_model(folder, Bundle.open(folder).graph().entry, "l m")
 
 
 def answered(model: TritonPythonModel, *requests: Request) -> list[Any]:

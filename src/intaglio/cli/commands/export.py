@@ -33,6 +33,7 @@ class Layout(StrEnum):
 
     BUNDLE = "bundle"
     GENAI = "genai"
+    TRITON = "triton"
 
 
 class Accuracy(StrEnum):
@@ -154,7 +155,8 @@ def export_(
     layout: Annotated[
         Layout | None,
         typer.Option(
-            help="A bundle alone, or a folder of onnxruntime-genai too.", show_default="bundle"
+            help="A bundle alone, or a folder of onnxruntime-genai or a model of Triton too.",
+            show_default="bundle",
         ),
     ] = None,
     dry_run: Annotated[

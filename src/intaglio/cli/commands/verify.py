@@ -109,7 +109,7 @@ def verify_(
     names = [graph] if graph is not None else [name for name in opened.graphs if name not in made]
     reports = {}
     for name in names:
-        with console.progress() as progress:
+        with console.progress("verify") as progress:
             reports[name] = verify(
                 opened,
                 against,
