@@ -38,7 +38,10 @@ _NUMPY = {
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """One node; `op` has its domain unless that is ONNX's own, `integers` its int attributes."""
+    """One node; `op` has its domain unless that is ONNX's own.
+
+    Its attributes are in `integers`, `lists` of integers and `texts`, as far as they are any.
+    """
 
     name: str
     op: str
@@ -46,6 +49,8 @@ class Node:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     integers: Mapping[str, int]
+    lists: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +126,7 @@ class OnnxGraph:
         values: inputs, outputs, and other values whose type the graph tells, by name.
         outputs: names of its outputs.
         metadata: what is noted of values, by their names: keys and texts.
+        inner: names of nodes of subgraphs, which run as often as what holds them says.
     """
 
     nodes: tuple[Node, ...]
@@ -128,6 +134,7 @@ class OnnxGraph:
     values: Mapping[str, Value] = field(default_factory=dict)
     outputs: frozenset[str] = frozenset()
     metadata: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    inner: frozenset[str] = frozenset()
 
 
 def read_graph(graph: BundleGraph, target: str) -> OnnxGraph:
@@ -155,10 +162,11 @@ def parse_graph(content: bytes) -> OnnxGraph:
     tensors: dict[str, Tensor] = {}
     values: dict[str, Value] = {}
     outputs: list[str] = []
+    inner: set[str] = set()
     metadata: dict[str, Mapping[str, str]] = {}
     for number, message in fields(memoryview(content)):
         if number == 7 and not isinstance(message, int):
-            _read(message, nodes, tensors)
+            _read(message, nodes, tensors, inner)
             for place, value in fields(message):
                 if place in (11, 12, 13) and not isinstance(value, int):
                     name, values[name] = _value(value)
@@ -166,18 +174,23 @@ def parse_graph(content: bytes) -> OnnxGraph:
                     if noted:
                         metadata[name] = noted
                     outputs += [name] * (place == 12)
-    return OnnxGraph(tuple(nodes), tensors, values, frozenset(outputs), metadata)
+    ends, within = frozenset(outputs), frozenset(inner)
+    return OnnxGraph(tuple(nodes), tensors, values, ends, metadata, within)
 
 
-def _read(graph: memoryview, nodes: list[Node], tensors: dict[str, Tensor]) -> None:
+def _read(
+    graph: memoryview, nodes: list[Node], tensors: dict[str, Tensor], inner: set[str]
+) -> None:
     for number, value in fields(graph):
         if isinstance(value, int):
             continue
         if number == 1:
-            inner: list[memoryview] = []
-            nodes.append(_node(value, inner))
-            for subgraph in inner:
-                _read(subgraph, nodes, tensors)
+            subgraphs: list[memoryview] = []
+            nodes.append(_node(value, subgraphs))
+            first = len(nodes)
+            for subgraph in subgraphs:
+                _read(subgraph, nodes, tensors, inner)
+            inner.update(node.name for node in nodes[first:])
         elif number == 5:
             tensor = _tensor(value)
             tensors[tensor.name] = tensor
@@ -187,13 +200,21 @@ def _node(message: memoryview, subgraphs: list[memoryview]) -> Node:
     names: dict[int, list[str]] = {1: [], 2: [], 3: [], 4: [], 7: []}
     module = ""
     integers: dict[str, int] = {}
+    lists: dict[str, tuple[int, ...]] = {}
+    texts: dict[str, str] = {}
     for number, value in fields(message):
         if isinstance(value, int):
             continue
         if number in names:
             names[number].append(text(value))
         elif number == 5:
-            integers.update(_attribute(value, subgraphs))
+            called, found = _attribute(value, subgraphs)
+            if isinstance(found, int):
+                integers[called] = found
+            elif isinstance(found, str):
+                texts[called] = found
+            elif found:
+                lists[called] = found
         elif number == 9:
             entry = {n: text(v) for n, v in fields(value)}
             module = entry.get(2, "") if entry.get(1) == MODULE else module
@@ -205,20 +226,30 @@ def _node(message: memoryview, subgraphs: list[memoryview]) -> Node:
         inputs=tuple(names[1]),
         outputs=tuple(names[2]),
         integers=integers,
+        lists=lists,
+        texts=texts,
     )
 
 
-def _attribute(message: memoryview, subgraphs: list[memoryview]) -> Iterator[tuple[str, int]]:
-    name, integer = "", None
+def _attribute(
+    message: memoryview, subgraphs: list[memoryview]
+) -> tuple[str, int | str | tuple[int, ...]]:
+    """Its name, and what it is if that is an integer, several, or a text; `()` otherwise."""
+    name = ""
+    single: int | str | None = None
+    several: list[int] = []
     for number, value in fields(message):
         if number == 1:
             name = text(value)
         elif number == 3 and isinstance(value, int):
-            integer = value
+            single = value
+        elif number == 4 and not isinstance(value, int):
+            single = text(value)
+        elif number == 8:
+            several += varints(value)
         elif number in (6, 11) and not isinstance(value, int):
             subgraphs.append(value)
-    if integer is not None:
-        yield name, integer
+    return name, tuple(several) if single is None else single
 
 
 def _tensor(message: memoryview) -> Tensor:

@@ -1,11 +1,11 @@
 """Where the time of a call goes, as the profiler of an engine tells it, whatever the engine."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, field
 from typing import Any, Protocol, Self
 
 from intaglio.runtime.backend import Backend
-from intaglio.runtime.work import Ceilings
+from intaglio.runtime.work import Ceilings, NodeWork
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +34,14 @@ class EngineCall:
     Attributes:
         times: milliseconds of what ran, by its place in `Trace.ops`.
         total: milliseconds within the engine, what lies between them included.
+        works: what each had to do, by the same places, where the engine tells of it.
         arena_held: most bytes that the engine's arena held, None where it does not tell.
         arena_used: most bytes of them in use at one time.
     """
 
     times: Mapping[int, float]
     total: float
+    works: Mapping[int, NodeWork] = field(default_factory=dict)
     arena_held: int | None = None
     arena_used: int | None = None
 
@@ -55,7 +57,14 @@ class Trace:
         """As plain JSON values."""
         return {
             "ops": [vars(op) for op in self.ops],
-            "calls": [{**vars(call), "times": list(call.times.items())} for call in self.calls],
+            "calls": [
+                {
+                    **vars(call),
+                    "times": list(call.times.items()),
+                    "works": [(place, astuple(work)) for place, work in call.works.items()],
+                }
+                for call in self.calls
+            ],
         }
 
     @classmethod
@@ -64,7 +73,14 @@ class Trace:
         return cls(
             ops=[TracedOp(**{**op, "nodes": tuple(op["nodes"])}) for op in values["ops"]],
             calls=[
-                EngineCall(**{**call, "times": dict(call["times"])}) for call in values["calls"]
+                EngineCall(
+                    **{
+                        **call,
+                        "times": dict(call["times"]),
+                        "works": {place: NodeWork(*work) for place, work in call["works"]},
+                    }
+                )
+                for call in values["calls"]
             ],
         )
 

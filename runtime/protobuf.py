@@ -1,4 +1,4 @@
-"""Protocol buffers on the wire, as far as reading ONNX files takes.
+"""Protocol buffers on the wire, as far as ONNX files take.
 
 https://protobuf.dev/programming-guides/encoding/
 """
@@ -81,3 +81,20 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
             return value, at
         shift += 7
     raise DamagedError("a number ends beyond its message")
+
+
+def field(number: int, value: int | bytes | str) -> bytes:
+    """One field of a message: a number that is not negative, a text, or bytes of any kind."""
+    if isinstance(value, int):
+        return _written(number << 3 | VARINT) + _written(value)
+    content = value.encode() if isinstance(value, str) else value
+    return _written(number << 3 | LENGTH) + _written(len(content)) + content
+
+
+def _written(value: int) -> bytes:
+    """A varint: 7 bits a byte, the lowest first."""
+    found = bytearray()
+    while value > 0x7F:
+        found.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*found, value])

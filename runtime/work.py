@@ -8,29 +8,44 @@ an engine runs them as one.  A product of two numbers that is added counts as tw
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from intaglio.operators import BY_TYPE
 from intaglio.signature import Signature, UnknownSizeError, evaluate
 from intaglio.state import CAPACITY, PAST, TIME
 
 from .onnx_graph import Node, OnnxGraph
+from .operation_counts import FREE, HOLDERS, LOOKUPS, PICKS, VIEWS, Shape, Sizes, operations
 
-Sizes = Mapping[str, int]
-Shape = tuple[int, ...]
+INT8 = 4  # accuracy_level of MatMulNBits: activations are rounded to 8 bits
 
 
 @dataclass(frozen=True)
 class NodeWork:
-    """Bytes that are read and written, and arithmetic operations."""
+    """Bytes that are read and written, and arithmetic operations.
+
+    `dtype` is what most of these are done in, "" where that is not told.
+    """
 
     bytes: int
     operations: int
+    dtype: str = field(default="", compare=False)
 
     def __add__(self, other: "NodeWork") -> "NodeWork":
         """Both, one after the other."""
-        return NodeWork(self.bytes + other.bytes, self.operations + other.operations)
+        most = max(self, other, key=lambda each: each.operations)
+        both = self.bytes + other.bytes, self.operations + other.operations
+        return NodeWork(*both, most.dtype)
+
+
+NOTHING = NodeWork(0, 0)
+
+
+def added(*works: NodeWork | None) -> NodeWork | None:
+    """All of it; None where one part is not known."""
+    known = [work for work in works if work is not None]
+    return sum(known, NOTHING) if len(known) == len(works) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,26 +54,32 @@ class Ceilings:
 
     Attributes:
         bytes: of its memory, read and written, a second.
-        operations: of its largest matrix products, a second.
-        dtype: of those products.
+        operations: of its largest matrix products, a second, by their dtype.
         device: what it is called.
     """
 
     bytes: float
-    operations: float
-    dtype: str
+    operations: Mapping[str, float]
     device: str
 
     def __str__(self) -> str:
         """As reports tell them."""
-        return (
-            f"{self.device}, {self.bytes / 1e9:.0f} GB/s copied, "
-            f"{self.operations / 1e12:.3g} Top/s in products of {self.dtype}"
-        )
+        rates = (f"{_rate(rate)} in products of {name}" for name, rate in self.operations.items())
+        return f"{self.device}, {self.bytes / 1e9:.3g} GB/s of memory, {', '.join(rates)}"
 
     def least(self, work: NodeWork) -> float:
-        """Milliseconds below which no kernel does `work`, caches aside."""
-        return 1e3 * max(work.bytes / self.bytes, work.operations / self.operations)
+        """Milliseconds below which no kernel does `work`, caches aside.
+
+        Operations of a dtype that was not measured are held to the fastest that was.
+        """
+        most = self.operations.get(work.dtype) or max(self.operations.values())
+        return 1e3 * max(work.bytes / self.bytes, work.operations / most)
+
+
+def _rate(operations: float) -> str:
+    if operations < 1e12:
+        return f"{operations / 1e9:.3g} Gop/s"
+    return f"{operations / 1e12:.3g} Top/s"
 
 
 class Works:
@@ -67,7 +88,11 @@ class Works:
     def __init__(self, graph: OnnxGraph, sizes: Sizes) -> None:
         self._graph = graph
         self._sizes = sizes
-        self._nodes = {node.name: node for node in graph.nodes if node.name}
+        self._nodes = {
+            node.name: node
+            for node in graph.nodes
+            if node.name and node.name not in graph.inner  # those run as often as data say
+        }
         self._users: dict[str, set[str]] = defaultdict(set)
         for node in graph.nodes:
             for name in node.inputs:
@@ -80,16 +105,16 @@ class Works:
             return None
         reads: dict[str, int] = {}
         writes: dict[str, int] = {}
-        operations = 0
+        computed = NodeWork(0, 0)
         try:
             for node in nodes:
                 reads |= {n: max(reads.get(n, 0), size) for n, size in self._reads(node).items()}
                 writes |= self._writes(node)
-                operations += self._operations(node)
+                computed += NodeWork(0, self._operations(node), _arithmetic(node, self._graph))
         except UnknownSizeError:
             return None
         inner = {node.name for node in nodes}
-        seen = {n.outputs[0]: n.inputs[0] for n in nodes if _name(n) in _VIEWS}  # views of what
+        seen = {n.outputs[0]: n.inputs[0] for n in nodes if _name(n) in VIEWS}  # views of what
         leaving = {
             _source(value, seen)
             for value in (*writes, *seen)
@@ -97,18 +122,20 @@ class Works:
         }
         read = sum(size for name, size in reads.items() if _source(name, seen) not in writes)
         written = sum(size for name, size in writes.items() if name in leaving)
-        return NodeWork(read + written, operations)
+        return computed + NodeWork(read + written, 0)
 
     def _reads(self, node: Node) -> dict[str, int]:
         op = _name(node)
-        if op in _VIEWS:
+        if op in VIEWS or op in HOLDERS:
             return {}
         names = [name for name in node.inputs if name]
         signature = BY_TYPE.get(node.op)
         if signature is not None and signature.tabled:
             return self._rows(node, signature)
-        if op in _LOOKUPS:  # of the table, the rows that are given
+        if op in LOOKUPS:  # of the table, the rows that are given
             return {names[1]: self._bytes(names[1]), names[0]: self._lookup(node)}
+        if op in PICKS:  # as many entries as it gives
+            return {names[1]: self._bytes(names[1]), names[0]: self._bytes(node.outputs[0])}
         sizes = self._sizes
         if op in _IN_PLACE:  # tokens beyond those consumed are neither read nor written
             sizes = {**sizes, CAPACITY: sizes[PAST]}
@@ -127,7 +154,7 @@ class Works:
         }
 
     def _writes(self, node: Node) -> dict[str, int]:
-        if _name(node) in _VIEWS:
+        if _name(node) in VIEWS or _name(node) in HOLDERS:
             return {}
         sizes = self._sizes
         if _name(node) in _IN_PLACE:
@@ -144,19 +171,17 @@ class Works:
         return math.ceil(self._bytes(node.inputs[0]) * min(share, 1.0))
 
     def _operations(self, node: Node) -> int:
-        op = _name(node)
-        if op in _VIEWS or op in _MOVES or op in _LOOKUPS:
+        if _name(node) in FREE:
             return 0
         signature = BY_TYPE.get(node.op)
         if signature is not None and signature.operations:
             shapes = self._declared(node, signature)
-            return signature.work(signature.bind(shapes, node.integers), list(shapes))
+            return signature.work(
+                signature.bind(shapes, {**node.integers, **node.texts}), list(shapes)
+            )
         takes = [self._shape(name) if name else () for name in node.inputs]
         gives = [self._shape(name) if name else () for name in node.outputs]
-        rule = _OPERATIONS.get(op)
-        if rule is not None:
-            return rule(node, takes, gives, self._sizes)
-        return _NORMS.get(op, 1) * max(map(math.prod, gives), default=0)
+        return operations(node, takes, gives, self._sizes)
 
     def _declared(self, node: Node, signature: Signature) -> dict[str, Shape]:
         """Shapes of the inputs that a node has, by their names in its signature."""
@@ -192,59 +217,15 @@ def _name(node: Node) -> str:
     return node.op.rpartition("::")[2]
 
 
-_VIEWS = {"Flatten", "Identity", "Reshape", "Shape", "Size", "Squeeze", "Unsqueeze"}
 _WRITES_BEHIND = {"TensorScatter"}  # into its first input: rows are bound in place
-_MOVES = {
-    *("Cast", "Concat", "Expand", "Pad", "Slice", "Split", "Tile", "Transpose", "Where"),
-    *_WRITES_BEHIND,
-}
-_LOOKUPS = {"Gather", "GatherBlockQuantized"}
 _IN_PLACE = {"GroupQueryAttention"}  # caches that a session binds as input and as output
-# Operations for each element of the output, where it is more than one.
-_NORMS = {
-    "GroupNormalization": 6,
-    "LayerNormalization": 6,
-    "RMSNormalization": 4,
-    "SimplifiedLayerNormalization": 4,
-    "SkipLayerNormalization": 7,
-    "SkipSimplifiedLayerNormalization": 5,
-    "Softmax": 4,
-}
-
-Shapes = Sequence[Shape]
-_Rule = Callable[[Node, Shapes, Shapes, Sizes], int]
+_INTEGERS = {"DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat", "QLinearMatMul"}
 
 
-def _product(node: Node, takes: Shapes, gives: Shapes, sizes: Sizes) -> int:  # noqa: ARG001
-    inner = -2 if node.integers.get("transA") else -1
-    return 2 * math.prod(gives[0]) * takes[0][inner]
-
-
-def _convolution(node: Node, takes: Shapes, gives: Shapes, sizes: Sizes) -> int:  # noqa: ARG001
-    return 2 * math.prod(gives[0]) * math.prod(takes[1][1:])
-
-
-def _attention(node: Node, takes: Shapes, gives: Shapes, sizes: Sizes) -> int:  # noqa: ARG001
-    """Scores, and values weighted by them: a query meets every key there is."""
-    keys = gives[1] if len(gives) > 1 and gives[1] else takes[1]
-    length = keys[-2]  # [batch, heads, tokens, width], or [batch, tokens, width of all heads]
-    return 2 * length * (math.prod(takes[0]) + math.prod(gives[0]))
-
-
-def _cached_attention(node: Node, takes: Shapes, gives: Shapes, sizes: Sizes) -> int:  # noqa: ARG001
-    return 4 * (sizes[PAST] + sizes[TIME]) * math.prod(gives[0])
-
-
-def _recurrent_layer(node: Node, takes: Shapes, gives: Shapes, sizes: Sizes) -> int:  # noqa: ARG001
-    """Of the standard: each token and each state times the weights of every gate."""
-    _, gates, inputs = takes[1]
-    return 2 * math.prod(takes[0][:2]) * gates * (inputs + takes[2][-1])
-
-
-_OPERATIONS: dict[str, _Rule] = {
-    **dict.fromkeys(("FusedMatMul", "Gemm", "MatMul", "MatMulInteger", "MatMulNBits"), _product),
-    "Conv": _convolution,
-    "Attention": _attention,
-    "GroupQueryAttention": _cached_attention,
-    **dict.fromkeys(("GRU", "LSTM", "RNN"), _recurrent_layer),
-}
+def _arithmetic(node: Node, graph: OnnxGraph) -> str:
+    """What the operations of a node are done in."""
+    op = _name(node)
+    if op in _INTEGERS or (op == "MatMulNBits" and node.integers.get("accuracy_level") == INT8):
+        return "int8"
+    value = graph.values.get(node.outputs[0]) if node.outputs else None
+    return f"float{value.bits}" if value is not None and value.bits > 8 else ""

@@ -8,9 +8,9 @@ from typing import Any
 
 from intaglio.runtime.graph_entry import MAIN
 from intaglio.runtime.op_trace import EngineCall, TracedOp
-from intaglio.runtime.work import Ceilings, NodeWork, Works
+from intaglio.runtime.work import Ceilings, NodeWork, Works, added
 
-UNKNOWN = "-"
+UNKNOWN, NONE = "?", "-"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +131,7 @@ class OpProfile:
                 op=name,
                 nodes=len(ops),
                 milliseconds=sum(op.milliseconds for op in ops),
-                work=_sum([op.work for op in ops]),
+                work=added(*(op.work for op in ops)),
             )
             for name, ops in alike.items()
         ]
@@ -149,13 +149,13 @@ class OpProfile:
         return ["GB/s", "Gop/s", *["of roofline"] * (self.ceilings is not None)]
 
     def cells(self, each: OpSum) -> list[str]:
-        """The figures of an operator under `columns`."""
+        """The figures of an operator under `columns`: NONE where it only moves or only shows."""
         rates = (each.bandwidth, each.throughput)
         reached = self.reached(each.milliseconds, each.work)
-        share = UNKNOWN if reached is None else f"{reached:.0%}"
+        without = UNKNOWN if each.work is None else NONE
         return [
-            *(UNKNOWN if rate is None else f"{rate / 1e9:.3g}" for rate in rates),
-            *[share] * (self.ceilings is not None),
+            *(without if rate is None else f"{rate / 1e9:.3g}" for rate in rates),
+            *[f"{reached:.0%}" if reached else without] * (self.ceilings is not None),
         ]
 
     def _figures(self, milliseconds: float, work: NodeWork | None) -> dict[str, Any]:
@@ -185,6 +185,7 @@ def op_profile(
     for call in calls:
         for place, time in call.times.items():
             times[place].append(time)
+    seen = {place: work for call in calls for place, work in call.works.items()}
     held, used = (
         max((size for size in sizes if size is not None), default=None)
         for sizes in ([c.arena_held for c in calls], [c.arena_used for c in calls])
@@ -195,7 +196,11 @@ def op_profile(
         tokens=tokens,
         calls=len(calls),
         ops=[
-            OpTime(**vars(ops[place]), milliseconds=midmean(found), work=works.of(ops[place].nodes))
+            OpTime(
+                **vars(ops[place]),
+                milliseconds=midmean(found),
+                work=works.of(ops[place].nodes) or seen.get(place),
+            )
             for place, found in times.items()
         ],
         overhead=midmean([call.total - sum(call.times.values()) for call in calls]),
@@ -212,17 +217,11 @@ def midmean(values: Sequence[float]) -> float:
     return statistics.fmean(ordered[cut : len(ordered) - cut])
 
 
-def _sum(works: Sequence[NodeWork | None]) -> NodeWork | None:
-    known = [work for work in works if work is not None]
-    return sum(known, NodeWork(0, 0)) if len(known) == len(works) else None
-
-
 def _ceilings(found: Ceilings | None) -> dict[str, Any] | None:
     if found is None:
         return None
     return {
         "device": found.device,
         "bytes_per_second": found.bytes,
-        "operations_per_second": found.operations,
-        "dtype": found.dtype,
+        "operations_per_second": dict(found.operations),
     }

@@ -4,17 +4,13 @@ The product is an engine of TensorRT itself, of the dtype that a bundle computes
 measured once for a GPU, driver and library, and kept in the user's cache.
 """
 
-import hashlib
-import json
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from intaglio.errors import DeviceError
-from intaglio.runtime import user_cache
+from intaglio.runtime.kept_ceilings import kept
 from intaglio.runtime.work import Ceilings
 
 from . import flavour as flavours
@@ -35,15 +31,7 @@ def of(engine: TrtEngine, dtype: str) -> Ceilings:
     """
     device, built = engine.device, engine.built
     key = [device.name, device.capability, device.cuda, built.flavour, built.version, dtype]
-    name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
-    kept = user_cache.folder("ceilings") / f"{name}.json"
-    try:
-        return Ceilings(**json.loads(kept.read_bytes()))
-    except (OSError, ValueError, TypeError):  # not there, or not whole
-        found = _measure(engine, dtype)
-    with suppress(OSError):
-        user_cache.put(kept, json.dumps(asdict(found)).encode())
-    return found
+    return kept(key, lambda: _measure(engine, dtype))
 
 
 def _measure(engine: TrtEngine, dtype: str) -> Ceilings:
@@ -54,8 +42,7 @@ def _measure(engine: TrtEngine, dtype: str) -> Ceilings:
     multiplied = _best(device, stream, _MatrixProduct(engine, dtype))
     return Ceilings(
         bytes=2 * COPIED / copied * 1e3,
-        operations=2 * SIZE**3 / multiplied * 1e3,
-        dtype=dtype,
+        operations={dtype: 2 * SIZE**3 / multiplied * 1e3},
         device=device.name,
     )
 

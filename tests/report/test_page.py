@@ -300,12 +300,12 @@ def test_the_same_figures_make_the_same_page(both: str) -> None:
 
 def test_operators_are_told_with_their_rates_and_where_there_is_one_the_roofline() -> None:
     """1 MB and 0.5 Mop in 0.25 ms are 4 GB/s and 2 Gop/s: half of what copies at 8 GB/s."""
-    ceilings = Ceilings(bytes=8e9, operations=1e12, dtype="float16", device="A <GPU>")
+    ceilings = Ceilings(bytes=8e9, operations={"float16": 1e12}, device="A <GPU>")
     without = Reader(page(report(measured("a", ["m"], 4)))).text
     within = Reader(page(report(measured("a", ["m"], 4, ceilings=ceilings)))).text
 
     for text in (without, within):
         assert "33%42" in text.replace(" ", "")
-    assert "Roofline: A <GPU>, 8 GB/s copied, 1 Top/s in products of float16." in within
+    assert "Roofline: A <GPU>, 8 GB/s of memory, 1 Top/s in products of float16." in within
     assert "33%4250%" in within.replace(" ", "")
     assert "Roofline:" not in without

@@ -184,6 +184,22 @@ def test_a_recurrence_goes_over_its_state_once_a_token(given: str, each: int) ->
     assert found.operations == 3 * (2 * 2 * 8 * 16) * each
 
 
+def test_a_node_of_a_body_has_no_work_here() -> None:
+    """How often it runs is not in the graph; what holds it does nothing itself."""
+    shape = (FLOAT, [4])
+    body = helper.make_graph(
+        [node("Mul", "x x", "inner")], "b", [], [helper.make_tensor_value_info("inner", FLOAT, [4])]
+    )
+    made = graph(
+        [node("If", "c", "y", then_branch=body, else_branch=body)],
+        {"c": (TensorProto.BOOL, []), "x": shape},
+        {"y": shape},
+    )
+
+    assert work(made, "node_inner") is None
+    assert work(made, "node_y") == NodeWork(0, 0)
+
+
 def test_nodes_that_nobody_knows_have_no_work() -> None:
     shape = (FLOAT, [4])
     made = graph([node("Mul", "x z")], {"x": shape}, {"y": shape})

@@ -71,6 +71,20 @@ def test_a_fused_node_belongs_to_the_module_whose_value_it_gives() -> None:
     assert (found.module, found.fused) == ("ln", True)
 
 
+def test_a_node_named_after_nothing_works_for_the_nearest_that_reads_it() -> None:
+    """Through others of its kind; the last one, which nobody reads, for what it reads from."""
+
+    def made(name: str, takes: str, gives: str) -> Node:
+        return Node(name=name, op="X", module="", inputs=(takes,), outputs=(gives,), integers={})
+
+    graph = OnnxGraph((node("add", "Add", "mlp", "sum"), node("neg", "Neg", "head", "y")), {})
+    chain = (made("a", "x", "1"), made("b", "1", "2"), made("neg", "2", "y"), made("c", "y", "3"))
+    names = Names(graph, OnnxGraph((*chain, made("alone", "u", "v")), {}))
+
+    assert [names.traced(name, "X").module for name in ("a", "b", "c")] == ["head"] * 3
+    assert names.traced("alone", "X").module == ENGINE
+
+
 def event(name: str, start: int, duration: int, op: str = "Mul", **memory: int) -> dict[str, Any]:
     arguments = {"op_name": op, **{key: str(value) for key, value in memory.items()}}
     return {

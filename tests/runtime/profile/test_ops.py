@@ -1,5 +1,7 @@
 """Calls of one kind summarized: times of operators and modules, and what their work bounds."""
 
+from dataclasses import replace
+
 import pytest
 
 from intaglio.runtime.onnx_graph import Node, OnnxGraph, Value
@@ -59,17 +61,29 @@ def test_rates_are_work_by_time_where_all_of_it_is_known() -> None:
     assert (elementwise.work, elementwise.bandwidth) == (None, None)
 
 
+def test_what_the_engine_tells_of_its_own_nodes_is_their_work() -> None:
+    """Of the graph's nodes, the graph tells it; one that moves nothing is told from an unknown."""
+    told = {0: NodeWork(1, 1), 1: NodeWork(100, 0)}
+    found = profiled([replace(CALL, works=told)])
+    product, elementwise = found.by_op()
+
+    assert elementwise.work == NodeWork(100, 100)  # `a` reads what it writes
+    assert product.work == profiled([CALL]).by_op()[0].work
+    free = replace(elementwise, work=NodeWork(0, 0))
+    assert found.cells(free) == ["-", "-"]
+
+
 def test_the_roofline_is_the_longer_of_moving_and_computing() -> None:
     """21,200 bytes and 20,000 operations: by the memory, or by the products, whichever is slow."""
     for memory, products, least in ((21.2e6, 1e9, 1.0), (1e9, 10e6, 2.0)):
-        ceilings = Ceilings(bytes=memory, operations=products, dtype="float16", device="a GPU")
+        ceilings = Ceilings(bytes=memory, operations={"float16": products}, device="a GPU")
         found = profiled([CALL], ceilings)
         product, elementwise = found.by_op()
 
         assert found.reached(product.milliseconds, product.work) == pytest.approx(least / 4)
         assert found.columns == ["GB/s", "Gop/s", "of roofline"]
         assert found.cells(product)[2] == f"{least / 4:.0%}"
-        assert found.cells(elementwise) == ["-", "-", "-"]
+        assert found.cells(elementwise) == ["?", "?", "?"]
         assert found.to_json()["by_op"][0]["of_roofline"] == pytest.approx(least / 4)
     assert profiled([CALL]).columns == ["GB/s", "Gop/s"]
 
@@ -80,6 +94,6 @@ def test_the_middle_mean_leaves_both_ends_out() -> None:
 
 
 def test_a_trace_survives_its_way_between_processes() -> None:
-    trace = Trace(ops=OPS, calls=[CALL])
+    trace = Trace(ops=OPS, calls=[replace(CALL, works={1: NodeWork(3, 4, "int8")})])
 
     assert Trace.from_json(trace.to_json()) == trace
