@@ -26,6 +26,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -62,6 +63,7 @@ CASES, QUICK = 10_000, 240
 SECONDS = 20  # of processor time
 PATIENCE = 60.0  # seconds on the clock, for what waits without working
 MEMORY = 2 << 30  # bytes of address space beyond what the imports take
+RESIDENT = 1024  # MiB beyond what the imports take
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Verdict:
     fault: str
     said: str
     seconds: float  # of processor time, of the command and its children
+    memory: float = 0.0  # MiB at most, beyond what the imports take
 
 
 def main() -> None:
@@ -126,7 +129,12 @@ def measure(cases: int, options: argparse.Namespace) -> list[Row]:
     rows = [_row(kind.name, [v for v in verdicts if v.kind == kind.name]) for kind in KINDS]
     rows.append(_row(f"all, seed {seed}", verdicts))
     spent = sum(verdict.seconds for verdict in verdicts) / 60
-    return [*rows, Row(name="processor time", value=spent, unit="minutes")]
+    most = max(verdict.memory for verdict in verdicts)
+    return [
+        *rows,
+        Row(name="processor time", value=spent, unit="minutes"),
+        Row(name="memory of a case, at most", value=most, unit="MiB"),
+    ]
 
 
 def _kept(log: Path | None, cases: int) -> list[Verdict]:
@@ -219,7 +227,8 @@ def _verdicts(numbers: Iterable[int], seed: int, inputs: Path, workers: int) -> 
             _, status, used = os.wait4(child, 0)
             hung = pidfd not in ended or -os.waitstatus_to_exitcode(status) == signal.SIGXCPU
             seconds = used.ru_utime + used.ru_stime
-            yield _judge(number, kind, folder, status, seconds, hung=hung)
+            memory = used.ru_maxrss / 1024 - _idle()
+            yield _judge(number, kind, folder, status, seconds, memory, hung=hung)
             shutil.rmtree(folder)
 
 
@@ -234,6 +243,8 @@ def _fork(kind: Kind, inputs: Path, folder: Path, random: Random) -> int:
             prepare(kind, inputs, folder, random), errors="backslashreplace"
         )
         code = _run(kind, folder)
+    except BaseException:  # noqa: BLE001  shown as what the case said
+        (folder / "said").open("a").write(traceback.format_exc())
     finally:
         os._exit(code)
 
@@ -276,8 +287,24 @@ def _works(child: int) -> bool:
     return state in "RD" or any(_works(int(each)) for each in below)
 
 
+@functools.cache
+def _idle() -> float:
+    """MiB that a child has which does nothing."""
+    child = os.fork()
+    if not child:
+        os._exit(0)
+    return os.wait4(child, 0)[2].ru_maxrss / 1024
+
+
 def _judge(
-    number: int, kind: Kind, folder: Path, status: int, seconds: float, *, hung: bool
+    number: int,
+    kind: Kind,
+    folder: Path,
+    status: int,
+    seconds: float,
+    memory: float,
+    *,
+    hung: bool,
 ) -> Verdict:
     code = os.waitstatus_to_exitcode(status)
     said = _text(folder / "said") + "".join(map(_text, sorted(folder.glob("intaglio-*.log"))))
@@ -287,12 +314,14 @@ def _judge(
         f"died of signal {-code}": code < 0 and not hung,
         f"exit code {code}": code not in (0, 1, 2, 3),
         "printed a traceback": "Traceback (most recent call last)" in said and code in (0, 1),
+        f"took {memory:.0f} MiB": memory > RESIDENT,
         "said nothing": code == 1 and not said.strip(),
         "left something behind": code != 0 and any(folder.glob(f"*{OUT}*")),
     }
     fault = next((name for name, found in faults.items() if found), "")
     said = said if fault else said[-300:]
-    return Verdict(number, kind.name, _text(folder / "change"), code, fault, said, seconds)
+    change = _text(folder / "change")
+    return Verdict(number, kind.name, change, code, fault, said, seconds, memory)
 
 
 def _text(path: Path) -> str:

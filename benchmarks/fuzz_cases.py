@@ -27,8 +27,11 @@ from fuzz_settings import (
     change_folder,
     change_state,
     draw_arguments,
+    draw_joining,
+    draw_reading,
     draw_recipe,
     draw_tokenizer,
+    plain_tokenizer,
 )
 
 import intaglio
@@ -56,6 +59,7 @@ OUT = "out"
 GRAPHS = "graphs"
 ARGUMENTS = "arguments"  # of a case that draws its own, in JSON
 MODULES = "modules"  # where the names of all modules are kept that an export imports
+DATA = Path(__file__).parents[1] / "tests" / "data"
 EXPORT = ("-o", OUT, "--no-verify", "--no-portable")
 
 Mutate = Callable[[Path, Random], str]  # changes what lies in a folder; says what it changed
@@ -93,7 +97,22 @@ def write_inputs(folder: Path) -> None:
     session.state.save(folder / "state.npz")
     _write_directory(folder / "directory")
     write_graphs(folder / GRAPHS)
+    shutil.copyfile(folder / "llama.pt", folder / "other.pt")
+    shutil.copytree(folder / "bundle", folder / "honest")
+    shutil.copyfile(DATA / "pairs.model", folder / "pairs.model")
+    (folder / "text.txt").write_text("some text to measure with " * 20)
+    _write_key(folder / "key")
     (folder / MODULES).write_text("\n".join(sys.modules))
+
+
+def _write_key(path: Path) -> None:
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    form = serialization.PrivateFormat.OpenSSH
+    key = Ed25519PrivateKey.from_private_bytes(bytes(32))
+    plain = serialization.NoEncryption()
+    path.write_bytes(key.private_bytes(serialization.Encoding.PEM, form, plain))
 
 
 def _write_directory(folder: Path) -> None:
@@ -110,7 +129,7 @@ def _write_directory(folder: Path) -> None:
         max_position_embeddings=32,
     )
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
-    (folder / "tokenizer.json").write_bytes(draw_tokenizer(Random(3))[0])
+    (folder / "tokenizer.json").write_text(json.dumps(plain_tokenizer()))
 
 
 def restore_state(_folder: Path) -> int:
@@ -207,6 +226,17 @@ def _arguments(folder: Path, random: Random) -> str:
     return " ".join(arguments).encode("utf-8", "backslashreplace").decode()
 
 
+def _drawn(arguments: Callable[[Random], list[str]], *changes: Mutate) -> Mutate:
+    """One of `changes`, given to a command that is drawn."""
+
+    def mutate(folder: Path, random: Random) -> str:
+        drawn = arguments(random)
+        (folder / ARGUMENTS).write_text(json.dumps(drawn))
+        return f"{' '.join(drawn[:2])}: {random.choice(changes)(folder, random)}"
+
+    return mutate
+
+
 def _directory(folder: Path, random: Random) -> str:
     return change_folder(folder / "directory", random)
 
@@ -249,6 +279,8 @@ def _valid_manifest(folder: Path, random: Random) -> str:
 
 _NET = ("--model", "fuzzed_net:Net", *EXPORT)
 _RUN = ("run", "bundle", "--prompt", "ab", "--steps", "3")
+_OTHER = _bytes("other.pt", change_zip, flip_bytes)
+_MANIFEST = _bytes("bundle/manifest.json", change_json)
 
 KINDS = [
     Kind("zip checkpoint", ("net.pt", "fuzzed_net.py"),
@@ -271,7 +303,15 @@ KINDS = [
          ("run", "bundle", "--inputs", "arrays.npz", "-o", "outputs.npz")),
     Kind("recipe", ("llama.pt",), _recipe,
          ("export", "llama.pt", "--recipe", "recipe.toml", *EXPORT)),
-    Kind("options", ("llama.pt", "bundle"), _arguments, ()),
+    Kind("options", ("llama.pt", "other.pt", "bundle", "key", "text.txt", "arrays.npz"),
+         _arguments, ()),
+    Kind("checkpoints, joined", ("llama.pt", "other.pt", "text.txt"),
+         _drawn(draw_joining, _OTHER, _config), ()),
+    Kind("bundle, other commands", ("bundle", "honest", "key", "arrays.npz"),
+         _drawn(draw_reading, _MANIFEST, _valid_manifest, _bundle_file,
+                _signed("ort/model.onnx", change_graph)), ()),
+    Kind("sentencepiece", ("llama.pt", "pairs.model"), _bytes("pairs.model", flip_bytes),
+         ("export", "llama.pt", "--tokenizer", "pairs.model", *EXPORT)),
     Kind("directory", ("directory",), _directory, ("export", "directory", *EXPORT)),
     Kind("tokenizer", ("bundle",), _tokenizer,
          ("run", "bundle", "--prompt", "a" * 40 + "!b", "--steps", "2")),
@@ -290,6 +330,8 @@ WEIGHTS: Mapping[str, int] = {
     "onnx": 2,
     "recipe": 3,
     "options": 3,
+    "checkpoints, joined": 2,
+    "bundle, other commands": 4,
     "valid manifest, run": 4,
     "valid manifest, verify": 2,
     "saved state": 4,

@@ -103,14 +103,42 @@ COMMANDS: Mapping[str, Sequence[str]] = {
     "verify": ("--against", "--data", "--steps", "--tolerance", "--target", "--graph", "--axes"),
     "inspect": ("--diff", "--graph", "--context", "--batch", "--verbose", "--json"),
     "build": ("--graph", "--flavour"),
+    "profile": (
+        *("--against", "--recipe", "--target", "--graph", "--report", "--context", "--batch"),
+        *("--prompt-length", "--threads", "--capacity", "--percentile"),
+    ),
+    "sign": ("--key", "--json", "--verbose"),
+    "triton": (
+        *("--name", "--strategy", "--ids", "--rows", "--sequences", "--idle", "--store"),
+        *("--save-every", "--context", "--threads", "--implicit-state"),
+    ),
+    "merge": ("--t", "--data", "--seed", "--report", "--model", "--config", "--axes", "--match"),
+    "adapter": ("--model", "--config", "--key", "--adapter", "--adapters"),
+    "assemble": ("--separate", "--image-size", "--model", "--config"),
+    "subnet": ("--budget", "--data", "--evaluations", "--seed"),
+    "interpret": ("--output", "--row", "--column", "--singular"),
 }
-FLAGS = ("--whole", "--dry-run", "--last", "--diff", "--verbose", "--json")
+FLAGS = ("--whole", "--dry-run", "--last", "--diff", "--verbose", "--json", "--implicit-state",
+         "--match", "--separate")  # fmt: skip
+BRIEF = ("--no-ops", "--duration", "0.01", "--iterations", "1", "--warm-up", "0")
+TO_FILE = ("-o", "out.pt")
+GIVEN: Mapping[str, Sequence[str]] = {
+    "export": ("llama.pt", "-o", "out", "--no-verify"),
+    "profile": ("bundle", "--context", "4", "--prompt-length", "4", *BRIEF),
+    "sign": ("bundle", "--key", "key"),
+    "triton": ("bundle", "-o", "out"),
+    "merge": ("llama.pt", "other.pt", *TO_FILE),
+    "adapter": ("llama.pt", "other.pt", "-o", "out.npz"),
+    "assemble": ("llama.pt", "other.pt", *TO_FILE),
+    "subnet": ("llama.pt", "--budget", "3bits", "--data", "text.txt", *TO_FILE),
+    "interpret": ("bundle", "arrays.npz", "-o", "out"),
+}
 
 
 def draw_arguments(random: Random) -> list[str]:
     """A command line of one of the commands, with options of any value."""
     command = random.choice(list(COMMANDS))
-    given = ["llama.pt", "-o", "out", "--no-verify"] if command == "export" else ["bundle"]
+    given = [*GIVEN.get(command, ("bundle",))]
     if command == "verify" and random.random() < 0.8:
         given += ["--against", "llama.pt", "--steps", "2"]
     if command == "run" and random.random() < 0.8:
@@ -120,6 +148,22 @@ def draw_arguments(random: Random) -> list[str]:
         if option not in FLAGS:
             given.append(str(random.choice((*WORDS, *map(str, INTEGERS)))).replace("\0", ""))
     return [command, *given]
+
+
+def draw_joining(random: Random) -> list[str]:
+    """A command that makes a checkpoint of others."""
+    command = random.choice(("merge", "merge", "adapter", "assemble", "subnet"))
+    return [command, *GIVEN[command]]
+
+
+def draw_reading(random: Random) -> list[str]:
+    """A command that reads a bundle, and is neither `run` nor `verify`."""
+    command = random.choice(("profile", "sign", "triton", "build", "diff", "draft", "interpret"))
+    if command == "draft":
+        return ["run", "bundle", "--prompt", "ab", "--steps", "4", "--draft", "bundle"]
+    if command == "diff":
+        return ["inspect", "--diff", "bundle", "honest"]
+    return [command, *GIVEN.get(command, ("bundle",))]
 
 
 def change_folder(folder: Path, random: Random) -> str:
@@ -155,9 +199,9 @@ def change_folder(folder: Path, random: Random) -> str:
     return f"{way} {path.name}"
 
 
-def draw_tokenizer(random: Random) -> tuple[bytes, str]:
-    """A tokenizer.json with one part of another kind: paddings, patterns and replacements."""
-    content: dict[str, Any] = {
+def plain_tokenizer() -> dict[str, Any]:
+    """A tokenizer.json of letters."""
+    return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
@@ -169,6 +213,11 @@ def draw_tokenizer(random: Random) -> tuple[bytes, str]:
         "model": {"type": "WordLevel", "vocab": {chr(97 + i): i for i in range(26)},
                   "unk_token": "a"},
     }  # fmt: skip
+
+
+def draw_tokenizer(random: Random) -> tuple[bytes, str]:
+    """A tokenizer.json with one part of another kind: paddings, patterns and replacements."""
+    content = plain_tokenizer()
     size = random.choice((0, 1, 2**20, 2**40, 2**63 - 1))
     pattern = random.choice(("(a+)+$", "(a|a)*b", "(.*)*x", "(?=(a+))\\1+b", "[", "a{1000000}", ""))
     parts: dict[str, Any] = {

@@ -27,7 +27,7 @@ from intaglio.runtime import Session
 
 STEPS, QUICK = 1_000_000, 20_000
 EACH = 64  # steps after which both sessions begin anew
-SECONDS = 0.004  # at most, until the next signal
+SECONDS = 0.001  # at most, until the next signal
 GROWN = 32  # MiB that memory may grow by, after a tenth of the steps
 
 

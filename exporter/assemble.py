@@ -1,6 +1,5 @@
 """From stages that were trained apart to one checkpoint: `intaglio assemble`."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from intaglio.exporter.sources.staged import Held, read_stages
 from intaglio.exporter.sources.state_dict import check_finite
 from intaglio.models import FORMAT, MODELS, Model, find
 from intaglio.models.model import Staged
+from intaglio.whole_files import output
 
 Shape = tuple[int, ...]
 
@@ -264,9 +264,5 @@ def _resized(staged: Staged, file: Held, name: str, tensor: Tensor, shape: Shape
 def _write(content: Mapping[str, Any], out: Path) -> None:
     """Write beside `out` first, so that nothing is left half-written."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    beside = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        torch.save(content, beside)
-        beside.replace(out)
-    finally:
-        beside.unlink(missing_ok=True)
+    with output(out) as draft:
+        torch.save(content, draft)

@@ -1,7 +1,6 @@
 """From several models of one kind to one: `intaglio merge`."""
 
 import copy
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,8 @@ from intaglio.exporter.sources.source import Source
 from intaglio.keywords import spelled_out
 from intaglio.models import FORMAT
 from intaglio.runtime.arrays import Array
+from intaglio.runtime.plain_files import copy_folder
+from intaglio.whole_files import output, replacing_folder
 
 from .coupled import couplings, require_alike
 from .merging.alignment import alignment, distance
@@ -27,6 +28,7 @@ from .merging.losses import Data, Loss, has_statistics, loss, read_data, recalib
 from .merging.matching import Matched, match_many, mean
 
 POINTS = 11  # of the path between two models
+WEIGHTS = (".safetensors", ".bin", ".index.json")  # endings in a folder of Hugging Face
 NEAR = 1e-4  # of the largest output: what sums in another order make
 Tensors = dict[str, Array]
 
@@ -184,6 +186,11 @@ def _check(models: Sequence[str | Path], t: float, out: Path, *, force: bool) ->
         raise OptionError(f"{out} exists. Replace it with --force, or choose another place.")
     if out.exists() and out.resolve() in [Path(path).resolve() for path in models]:
         raise OptionError(f"{out} is one of the models. Choose another place.")
+    first = Path(models[0])
+    if first.is_dir() and out.resolve().is_relative_to(first.resolve()):
+        raise OptionError(f"{out} lies within {first}, which is copied. Choose another place.")
+    if out.is_dir() and not (first.is_dir() and (out / "config.json").is_file()):
+        raise OptionError(f"{out} is a folder, and no model's. Choose another place.")
 
 
 def _weights(source: Source) -> Tensors:
@@ -283,28 +290,26 @@ def _loss(module: nn.Module, weights: Tensors, data: Data, *, anew: bool) -> Los
 
 def _write(path: Path, source: Source, module: nn.Module, out: Path) -> None:
     """Write the module in the form of the first model: its format, with its names."""
+    out.parent.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
     if source.format.startswith(HUGGINGFACE):
         from safetensors.torch import save_file
 
-        def weights_of(_: str, names: list[str]) -> list[str]:
-            endings = (".safetensors", ".bin", ".index.json")
-            return [name for name in names if name.endswith(endings)]
-
-        shutil.copytree(path, out, ignore=weights_of, dirs_exist_ok=True)
-        kept = {n: x.contiguous() for n, x in state.items() if n not in source.aliases}
-        save_file(kept, out / "model.safetensors", {"format": "pt"})
+        with replacing_folder(out) as draft:
+            copy_folder(path, draft, without=WEIGHTS)
+            kept = {n: x.contiguous() for n, x in state.items() if n not in source.aliases}
+            save_file(kept, draft / "model.safetensors", {"format": "pt"})
         return
     for alias, name in source.aliases.items():
         if alias in state and name in state:
             state[alias] = state[name]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if source.format == "safetensors":
-        from safetensors.torch import save_file
+    with output(out) as draft:
+        if source.format == "safetensors":
+            from safetensors.torch import save_file
 
-        save_file({n: x for n, x in state.items() if n not in source.aliases}, out)
-    elif source.format == FORMAT:
-        named = {"format": FORMAT, "model": source.model, "config": source.config}
-        torch.save({**named, "state_dict": state}, out)
-    else:
-        torch.save(state, out)
+            save_file({n: x for n, x in state.items() if n not in source.aliases}, draft)
+        elif source.format == FORMAT:
+            named = {"format": FORMAT, "model": source.model, "config": source.config}
+            torch.save({**named, "state_dict": state}, draft)
+        else:
+            torch.save(state, draft)

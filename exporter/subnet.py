@@ -23,6 +23,7 @@ from intaglio.exporter.sources.container import read_container
 from intaglio.exporter.sources.kinds.module import in_memory
 from intaglio.models import FORMAT, find
 from intaglio.models.supernet import BITS, SuperLinear, restore, set_bits, super_layers
+from intaglio.whole_files import output
 
 from .merging.losses import Data, loss, read_data
 
@@ -219,7 +220,8 @@ def _write(held: Mapping[str, Any], module: nn.Module, bits: Bits, out: Path) ->
         state[f"{path}.weight"] = codes
         state[f"{path}.weight_qscale"], state[f"{path}.weight_qzero"] = scale, offset
     named = {"format": FORMAT, "model": held["model"], "config": dict(held["config"])}
-    torch.save({**named, "state_dict": state}, out)
+    with output(out) as draft:
+        torch.save({**named, "state_dict": state}, draft)
 
 
 def _row(tried: Tried) -> dict[str, Any]:

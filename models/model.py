@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from intaglio.errors import SourceError
 from intaglio.graphs import Graph
+from intaglio.whole_files import output
 
 from ._values import fits, words
 from .layout import Layout, Shapes, Values
@@ -140,4 +141,5 @@ def save(path: str | Path, model: str, config: Any, module: nn.Module) -> None:
     """
     values = dict(config) if isinstance(config, Mapping) else asdict(config)
     state = {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
-    torch.save({"format": FORMAT, "model": model, "config": values, "state_dict": state}, path)
+    with output(path) as draft:
+        torch.save({"format": FORMAT, "model": model, "config": values, "state_dict": state}, draft)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from intaglio.errors import SourceError
+from intaglio.whole_files import output
 
 from .llama import Config, build
 from .model import Model, token_ids
@@ -60,7 +61,8 @@ def suite() -> Iterator[dict[str, str]]:
 
 def write_suite(path: Path) -> None:
     """Write the suite as JSON lines."""
-    path.write_text("".join(json.dumps(line) + "\n" for line in suite()), "utf-8")
+    with output(path) as draft:
+        draft.write_text("".join(json.dumps(line) + "\n" for line in suite()), "utf-8")
 
 
 def _rows(scenes: tuple[str, ...], *, refuse: bool) -> tuple[Tensor, Tensor]:

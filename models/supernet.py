@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from intaglio.errors import SourceError
+from intaglio.whole_files import output
 
 from . import find
 from .training import Report
@@ -186,7 +187,8 @@ def save(path: str | Path, model: str, config: Any, module: nn.Module) -> None:
     }
     state = {name: tensor.detach() for name, tensor in module.state_dict().items()}
     held = {"format": FORMAT, "model": model, "config": values, "layers": layers}
-    torch.save({**held, "state_dict": state}, path)
+    with output(path) as draft:
+        torch.save({**held, "state_dict": state}, draft)
 
 
 def restore(held: Mapping[str, Any]) -> nn.Module:

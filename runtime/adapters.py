@@ -25,6 +25,7 @@ from intaglio.runtime.arrays import Array, read_npz
 from intaglio.runtime.bundle import BundleGraph
 from intaglio.runtime.graph_entry import TensorSpec
 from intaglio.spelling import perhaps
+from intaglio.whole_files import output
 
 BASE = "base"
 NUMBER = "adapter"  # the condition that says which adapter a row has, where many are held
@@ -76,7 +77,7 @@ class Adapter:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a file that `read` takes."""
         arrays = {f"{n}/{part}": x for n, found in self.parts.items() for part, x in found.items()}
-        with Path(path).open("wb") as file:  # numpy would add its ending to another name
+        with output(path) as draft, draft.open("wb") as file:  # numpy would add an ending to a name
             np.savez(file, allow_pickle=False, **{BASE: np.array(self.base)}, **arrays)
 
     @property

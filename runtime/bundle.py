@@ -25,12 +25,15 @@ from intaglio.errors import BundleError
 from intaglio.runtime.external_files import external_files
 from intaglio.runtime.graph_entry import MAIN, GraphEntry, TargetEntry
 from intaglio.runtime.manifest import FILE_NAME, FileRecord, Manifest
+from intaglio.runtime.plain_files import require_ordinary
 from intaglio.runtime.protobuf import DamagedError
 from intaglio.runtime.signing import FILE_NAME as SIGNATURE
 from intaglio.runtime.signing import require, sign
 from intaglio.spelling import perhaps
+from intaglio.whole_files import is_draft, replacing
 
 REPORT = "report.json"  # what was measured, which nothing that runs a bundle reads
+UNHASHED = frozenset((FILE_NAME, REPORT, SIGNATURE))  # files that the manifest does not list
 AGAIN = "Copy the bundle again from where it is whole, or export it again."
 
 
@@ -120,30 +123,44 @@ class Bundle:
         folder = _OwnFolder()
         copy = replace(self, root=folder.path, copy=folder)
         try:
-            for name in (*self.manifest.files, FILE_NAME):
-                place = copy.root / name
-                place.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(self.locate(name), place)
+            self.copy_to(folder.path)
         except OSError as error:
             raise BundleError(f"{self.root} cannot be copied: {error.strerror}.") from error
         for name in self.manifest.files:
             copy.check(name)
         return copy
 
+    def copy_to(self, folder: Path) -> None:
+        """Copy the manifest and what it lists, and a signature: nothing else that lies there.
+
+        Raises:
+            BundleError: if the manifest lists what lies outside the bundle.
+            OSError: if a file cannot be read or written.
+        """
+        signature = (SIGNATURE,) if (self.root / SIGNATURE).exists() else ()
+        for name in (*self.manifest.files, FILE_NAME, *signature):
+            place = folder / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            require_ordinary(self.locate(name))
+            shutil.copyfile(self.locate(name), place)
+
     def check_all(self) -> None:
         """Hash every file that the manifest lists, and find that there are no others.
+
+        Drafts of files that no hash covers are let be: a command that was killed leaves them, and
+        nothing reads them.
 
         Raises:
             BundleError: if a file is missing, changed or not listed.
         """
         for name in self.manifest.files:
             self.check(name)
-        listed = {*self.manifest.files, FILE_NAME, SIGNATURE, REPORT}
+        listed = {*self.manifest.files, *UNHASHED}
         for folder, folders, files in os.walk(self.root):
             links = [name for name in folders if Path(folder, name).is_symlink()]
             for name in sorted((*files, *links)):
                 path = Path(folder, name).relative_to(self.root).as_posix()
-                if path not in listed:
+                if path not in listed and not is_draft(self.root, path, UNHASHED):
                     raise BundleError(
                         f"{self.root} holds {path!r}, which its manifest does not list, so that no "
                         "signature covers it. Remove it, or do not use this bundle."
@@ -161,13 +178,9 @@ class Bundle:
         replace(self, manifest=Manifest.parse(content, str(self.root / FILE_NAME))).check_all()
         signature, name = sign(content, key)
         path = self.root / SIGNATURE
-        draft = path.with_name(f".{SIGNATURE}.{os.getpid()}")
         try:
-            try:
+            with replacing(path) as draft:
                 draft.write_bytes(signature)
-                draft.replace(path)
-            finally:
-                draft.unlink(missing_ok=True)
         except OSError as error:
             raise BundleError(f"{path} cannot be written: {error.strerror}.") from error
         return name

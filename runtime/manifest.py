@@ -20,6 +20,7 @@ from intaglio.runtime.manifest_versions import SCHEMA_VERSION, upgraded
 from intaglio.runtime.plain_files import require_ordinary
 from intaglio.runtime.schema import faults
 from intaglio.version import __version__
+from intaglio.whole_files import replacing
 
 FILE_NAME = "manifest.json"
 LARGEST = 64 << 20  # bytes
@@ -115,15 +116,10 @@ class Manifest:
         text = json.dumps(
             self.to_json(), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False
         )
-        draft = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with draft.open("w", encoding="utf-8", newline="\n") as file:
-                file.write(text + "\n")
-                file.flush()
-                os.fsync(file.fileno())  # so that a crash cannot put the name before the content
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
+        with replacing(path) as draft, draft.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # so that a crash cannot put the name before the content
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

@@ -7,6 +7,7 @@ parser that recurses.
 import errno
 import json
 import os
+import shutil
 import stat
 from pathlib import Path
 from typing import Any
@@ -63,3 +64,16 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def copy_folder(folder: Path, out: Path, without: tuple[str, ...] = ()) -> None:
+    """Copy the ordinary files of a folder and of those in it, save names that end so.
+
+    No pipe or device, and no folder that is a link, which may lead in a circle.
+    """
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            (out / entry.name).mkdir()
+            copy_folder(entry, out / entry.name, without)
+        elif entry.is_file() and not entry.name.endswith(without):
+            shutil.copyfile(entry, out / entry.name)

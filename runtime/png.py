@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from intaglio.errors import InputError
+from intaglio.whole_files import output
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 GREY, COLOUR = 0, 2  # kinds of pictures by their channels
@@ -40,7 +41,8 @@ def write(path: Path, images: npt.NDArray[np.floating]) -> None:
     pixels = np.round(np.clip(images, 0, 1) * 255).astype(np.uint8).transpose(0, 2, 3, 1)
     gap = np.full((pixels.shape[1], GAP, pixels.shape[3]), 255, np.uint8)
     row = [part for picture in pixels for part in (picture, gap)][:-1]
-    path.write_bytes(encode(np.concatenate(row, axis=1)))
+    with output(path) as draft:
+        draft.write_bytes(encode(np.concatenate(row, axis=1)))
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:

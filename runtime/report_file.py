@@ -7,13 +7,13 @@ nothing that runs a bundle reads it.
 
 import datetime as dt
 import json
-import os
 from collections.abc import Mapping
 from typing import Any
 
 from intaglio.runtime.bundle import REPORT, Bundle
 from intaglio.runtime.plain_files import read_json
 from intaglio.version import __version__
+from intaglio.whole_files import replacing
 
 VERSION = 1
 
@@ -48,13 +48,9 @@ def keep(bundle: Bundle, section: str, found: Mapping[str, Any]) -> str | None:
         section: {"intaglio": __version__, "taken": now, **found},
     }
     path = bundle.root / REPORT
-    draft = path.with_name(f".{REPORT}.{os.getpid()}")
     try:
-        try:
+        with replacing(path) as draft:
             draft.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
     except OSError as error:
         return f"{path} cannot be written: {error.strerror}."
     return None

@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -17,6 +16,7 @@ from intaglio.runtime.carried_states import CarriedStates, Rows, Settings
 from intaglio.runtime.prepared_conditions import Preparer
 from intaglio.runtime.step_inputs import list_of
 from intaglio.state import BATCH
+from intaglio.whole_files import output
 
 SNAPSHOT_VERSION = 1
 LARGEST = 2**40  # tokens
@@ -57,14 +57,8 @@ class Snapshot:
         content = {_HEADER: np.array(json.dumps(header)), _PAST_LENGTH: self.past_length}
         content |= {f"{_CONDITION}{name}": array for name, array in self.conditions.items()}
         content |= {f"{_PREPARED}{name}": array for name, array in self.prepared.items()}
-        path = Path(path)
-        draft = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with draft.open("wb") as file:
-                np.savez(file, allow_pickle=False, **content, **self.arrays)
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
+        with output(path) as draft, draft.open("wb") as file:
+            np.savez(file, allow_pickle=False, **content, **self.arrays)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:

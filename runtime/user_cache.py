@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from intaglio.whole_files import replacing
+
 
 def folder(kind: str) -> Path:
     """Where things of one kind are kept: of ``$XDG_CACHE_HOME``, or ``~/.cache``."""
@@ -17,9 +19,5 @@ def put(path: Path, content: bytes) -> None:
         OSError: if it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f"{path.name}.{os.getpid()}.new")
-    try:
-        new.write_bytes(content)
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
+    with replacing(path) as draft:
+        draft.write_bytes(content)

@@ -17,6 +17,7 @@ ROOMS: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["to
 CORE = {
     "intaglio.blocks",
     "intaglio.errors",
+    "intaglio.exchange",
     "intaglio.graph_keys",
     "intaglio.graphs",
     "intaglio.keywords",
@@ -26,6 +27,7 @@ CORE = {
     "intaglio.signature",
     "intaglio.state",
     "intaglio.version",
+    "intaglio.whole_files",
 }
 
 # What each room may import of ours; those in LAZY may import the rest inside functions.

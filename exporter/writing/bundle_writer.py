@@ -18,16 +18,13 @@ from types import TracebackType
 from typing import Self
 
 from intaglio.errors import BundleError
-from intaglio.runtime.bundle import REPORT
+from intaglio.exchange import exchange, replace_by_two_renames
+from intaglio.runtime.bundle import UNHASHED
 from intaglio.runtime.manifest import FILE_NAME, FileRecord, Manifest
 from intaglio.runtime.plain_files import read_json
-from intaglio.runtime.signing import FILE_NAME as SIGNATURE
-
-from .exchange import exchange, replace_by_two_renames
 
 PARTIAL = ".partial"  # a bundle in the making
 RETIRED = ".retired"  # an old bundle that is being replaced
-UNHASHED = {FILE_NAME, REPORT, SIGNATURE}
 
 
 class BundleWriter:

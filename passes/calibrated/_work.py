@@ -17,6 +17,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from intaglio.version import __version__
+from intaglio.whole_files import replacing
 
 Array = npt.NDArray[Any]
 
@@ -50,12 +51,10 @@ class Work:
         """Keep a result."""
         if self._folder is None:
             return
-        partial = self._path.with_suffix(f".{os.getpid()}.partial")
-        with partial.open("wb") as file:
+        with replacing(self._path) as draft, draft.open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
             file.flush()
             os.fsync(file.fileno())
-        partial.rename(self._path)
 
     @property
     def _path(self) -> Path:

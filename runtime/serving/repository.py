@@ -22,6 +22,7 @@ from intaglio.runtime.bundle import Bundle
 from intaglio.runtime.engines import ORT
 from intaglio.runtime.graph_entry import GraphEntry
 from intaglio.runtime.streaming.bank import width_of
+from intaglio.whole_files import replacing_folder
 
 from . import model_config
 from .model_config import Serving
@@ -134,23 +135,23 @@ def _of_streams(name: str, entry: GraphEntry, serving: Serving) -> str:
 
 def _write(place: Path, config: str, fill: Callable[[Path], None]) -> Path:
     """A model's folder, which is there whole or not at all."""
-    draft = place.with_name(f".{place.name}.{os.getpid()}")
+    if place.exists() and not (place / CONFIG).is_file():
+        raise OptionError(
+            f"{place} exists and is no model, so it is not replaced. Move it away, or give --name."
+        )
     try:
-        (draft / VERSION).mkdir(parents=True)
-        fill(draft / VERSION)
-        (draft / CONFIG).write_text(config, encoding="utf-8")
-        if place.exists():
-            shutil.rmtree(place)
-        draft.replace(place)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with replacing_folder(place) as draft:
+            (draft / VERSION).mkdir()
+            fill(draft / VERSION)
+            (draft / CONFIG).write_text(config, encoding="utf-8")
     except OSError as error:
         raise OptionError(f"{place} cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return place
 
 
 def _streams(bundle: Bundle, folder: Path) -> None:
-    shutil.copytree(bundle.root, folder / BUNDLE)
+    bundle.copy_to(folder / BUNDLE)
     (folder / "model.py").write_text(MODEL, encoding="utf-8")
 
 

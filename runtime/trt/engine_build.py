@@ -21,6 +21,7 @@ from intaglio.runtime.plain_files import parse_json
 from intaglio.runtime.trt import flavour as flavours
 from intaglio.runtime.trt.driver import open_device
 from intaglio.runtime.typed import misfit
+from intaglio.whole_files import replacing
 
 TARGET = "trt"
 # Files of the main graph; those of another one are called alike and lie in a folder of its name.
@@ -217,14 +218,11 @@ def _put(
 ) -> tuple[BundleGraph, Built]:
     bundle = graph.bundle
     engine, record = (graph.beside(TARGET, name) for name in (ENGINE, RECORD))
-    draft = bundle.root / f"{engine}.{os.getpid()}"
-    try:
+    with replacing(bundle.root / engine) as draft:
         built = _build(graph, request, draft, progress)
-        draft.replace(bundle.root / engine)
-    finally:
-        draft.unlink(missing_ok=True)
     text = json.dumps(built.to_json(), indent=1)
-    (bundle.root / record).write_text(text + "\n", encoding="utf-8")
+    with replacing(bundle.root / record) as draft:
+        draft.write_text(text + "\n", encoding="utf-8")
     made = {name: FileRecord.of(bundle.root / name) for name in (engine, record)}
     manifest = replace(bundle.manifest, files={**bundle.manifest.files, **made})
     manifest.save(bundle.root / FILE_NAME)

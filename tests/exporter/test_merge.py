@@ -107,3 +107,7 @@ def test_what_cannot_be_asked(models: list[Path], tmp_path: Path) -> None:
         merge(models[:2], models[0])
     with pytest.raises(OptionError, match="is one of the models"):
         merge(models[:2], models[0], force=True)
+    with pytest.raises(OptionError, match="is a folder, and no model's"):
+        merge(models[:2], tmp_path, force=True)
+    with pytest.raises(OptionError, match="which is copied"):
+        merge([tmp_path, models[0]], tmp_path / "in" / "it")

@@ -9,6 +9,7 @@ from typing import Any, get_type_hints
 import pytest
 import torch
 import torch.utils._device
+from killed import after_calls
 
 from intaglio.errors import SourceError
 from intaglio.models import FORMAT, MODELS, Model, find, save
@@ -158,3 +159,19 @@ def test_the_recorded_loss_of_a_checkpoint_holds(name: str) -> None:
     same_text = held_out_digest() == LOSSES["held_out_sha256"]
     recorded = LOSSES["checkpoints"][name]["held_out_loss"]
     assert math.isclose(validate(module.eval()), recorded, rel_tol=0.01 if same_text else 0.05)
+
+
+def test_a_checkpoint_is_the_old_or_the_new_one_when_its_writer_is_killed(tmp_path: Path) -> None:
+    """And nothing is left of the one that was killed, once another is written."""
+    path, module = tmp_path / "model.pt", torch.nn.Linear(2, 2)
+
+    def write(size: int) -> None:
+        save(path, "linear", {"size": size}, module)
+
+    seen = {
+        torch.load(path, weights_only=True)["config"]["size"]
+        for _ in after_calls(lambda: write(1), lambda: write(2), step=10)
+    }
+    assert seen == {1, 2}
+    write(3)
+    assert [*tmp_path.iterdir()] == [path]

@@ -5,7 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from intaglio.runtime.plain_files import parse_json, read_json, read_text, require_ordinary
+from intaglio.runtime.plain_files import (
+    copy_folder,
+    parse_json,
+    read_json,
+    read_text,
+    require_ordinary,
+)
 
 
 def test_a_pipe_a_device_and_a_folder_are_refused_at_once(tmp_path: Path) -> None:
@@ -29,3 +35,22 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
 def test_what_is_nested_without_end_is_no_json() -> None:
     with pytest.raises(ValueError, match="nested too deeply"):
         parse_json("[" * 100_000)
+
+
+def test_of_a_folder_the_ordinary_files_are_copied(tmp_path: Path) -> None:
+    """Links to files too, as Hugging Face's cache has them; no pipe, device or circle."""
+    folder, out = tmp_path / "folder", tmp_path / "out"
+    (folder / "below").mkdir(parents=True)
+    out.mkdir()
+    for name in ("a.json", "below/b.json", "c.bin", "below/d.bin"):
+        (folder / name).write_text(name)
+    (folder / "link.json").symlink_to("a.json")
+    (folder / "up").symlink_to("..")
+    (folder / "zero").symlink_to("/dev/zero")
+    (folder / "nowhere").symlink_to("absent")
+    os.mkfifo(folder / "pipe")
+
+    copy_folder(folder, out, without=(".bin",))
+
+    copied = [path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()]
+    assert sorted(copied) == ["a.json", "below/b.json", "link.json"]

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from killed import after_calls
 
 from intaglio import __version__
 from intaglio.errors import BundleError
@@ -54,3 +55,16 @@ def test_a_report_that_leads_out_of_the_bundle_is_refused(bundle: Bundle, tmp_pa
 
     with pytest.raises(BundleError, match="leaves the bundle"):
         keep(bundle, "verify", {})
+
+
+def test_a_report_is_the_old_or_the_new_one_when_its_writer_is_killed(bundle: Bundle) -> None:
+    def write(speed: int) -> None:
+        keep(bundle, "profile", {"speed": speed})
+
+    seen = {
+        read_report(bundle)["profile"]["speed"]
+        for _ in after_calls(lambda: write(1), lambda: write(2), step=10)
+    }
+    assert seen == {1, 2}
+    write(3)
+    assert not [*bundle.root.glob(".*")]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from killed import after_calls
 
 from intaglio.errors import StateError
 from intaglio.runtime.session import Session
@@ -317,3 +318,20 @@ def test_a_snapshot_of_nan_or_of_tokens_that_it_lacks_is_refused(
     with pytest.raises(StateError, match=f"holds NaN in '{name}'"):
         session.state.restore(tmp_path / "holed.npz")
     assert session.state.past_length.tolist() == [2]
+
+
+def test_a_snapshot_is_the_old_or_the_new_one_when_its_writer_is_killed(tmp_path: Path) -> None:
+    """After any call of the system that saving makes."""
+    path = tmp_path / "state.npz"
+
+    def save(name: str) -> None:
+        zero = np.zeros(1, np.int64)
+        Snapshot(fingerprint=name, past_length=zero, capacity=1, arrays={"h": zero}).save(path)
+
+    seen = [
+        Snapshot.load(path).fingerprint
+        for _ in after_calls(lambda: save("old"), lambda: save("new"), step=10)
+    ]
+    assert set(seen) == {"old", "new"}
+    save("next")
+    assert [*tmp_path.iterdir()] == [path]

@@ -10,6 +10,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization as forms
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from killed import after_calls
 
 from intaglio.errors import BundleError, MissingExtraError, OptionError
 from intaglio.runtime.bundle import Bundle
@@ -242,4 +243,22 @@ def test_what_checks_signatures_is_an_extra(
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "cryptography", None)
     with pytest.raises(MissingExtraError, match=r"intaglio\[sign\]"):
+        Bundle.open(signed, require_signature=keys / "maker.pub")
+
+
+def test_a_signer_that_is_killed_leaves_a_bundle_that_opens(signed: Path, keys: Path) -> None:
+    """After any call, with the draft that it left, which nothing reads; the next one clears it."""
+
+    def sign() -> None:
+        Bundle.open(signed).sign(keys / "maker")
+
+    for _ in after_calls(sign, sign, step=25):
+        assert Bundle.open(signed, require_signature=keys / "maker.pub").signer
+
+    (signed / f".{SIGNATURE}.01234567.draft").write_text("")
+    assert Bundle.open(signed, require_signature=keys / "maker.pub").signer
+    sign()
+    assert not [*signed.glob(".*")]
+    (signed / f".{SIGNATURE}.01234567.draft").symlink_to("/etc/passwd")
+    with pytest.raises(BundleError, match="does not list"):
         Bundle.open(signed, require_signature=keys / "maker.pub")

@@ -16,6 +16,7 @@ from intaglio.runtime.generation import generate
 from intaglio.runtime.graph_entry import GraphEntry, TensorSpec
 from intaglio.runtime.session import Session
 from intaglio.state import BATCH, time_of
+from intaglio.whole_files import output
 
 from .chat import Texts
 from .text import Codec, TokenizerCodec
@@ -125,7 +126,7 @@ def _timed(tokens: Iterator[int]) -> Iterator[tuple[int, float]]:
 
 def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
     """Write arrays as .npz, under the very name that was given."""
-    with path.open("wb") as file:
+    with output(path) as draft, draft.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
 
 

@@ -5,6 +5,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from intaglio.whole_files import output
+
 from . import charts
 from .html import Html, element, join, table
 
@@ -13,7 +15,8 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 def write_page(found: Mapping[str, Any], path: Path) -> None:
     """Write the page of a merge, as `MergeReport.to_json` tells it, to `path`."""
-    path.write_text(page(found), encoding="utf-8")
+    with output(path) as draft:
+        draft.write_text(page(found), encoding="utf-8")
 
 
 def page(found: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from intaglio.runtime.graph_entry import MAIN
 from intaglio.runtime.profile.ops import OpProfile
 from intaglio.runtime.profile.report import Contender, Latencies, Phase, ProfileReport, Ratio
 from intaglio.state import StateSpec
+from intaglio.whole_files import output
 
 from . import charts
 from .figures import decimals, fixed
@@ -46,7 +47,8 @@ _TERMS = {
 
 def write_page(report: ProfileReport, path: Path) -> None:
     """Write the page of `report` to `path`."""
-    path.write_text(page(report), encoding="utf-8")
+    with output(path) as draft:
+        draft.write_text(page(report), encoding="utf-8")
 
 
 def page(report: ProfileReport) -> str:

@@ -1,5 +1,7 @@
 """Model repositories: what Triton's own description of a config says of what is written."""
 
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,3 +100,20 @@ def test_what_cannot_be_served_is_refused(
     with pytest.raises(BundleError):
         write_repository(damaged, out, Serving(), name="damaged")
     assert sorted(each.name for each in out.iterdir()) == ["lm", "two"]
+
+
+def test_what_the_manifest_does_not_list_is_not_copied(served_bundle: Path, tmp_path: Path) -> None:
+    """Pipes and devices never end, and links lead to files of whoever serves; a folder stays."""
+    bundle = tmp_path / "bundle"
+    shutil.copytree(served_bundle, bundle)
+    os.mkfifo(bundle / "pipe")
+    (bundle / "link").symlink_to("/etc/passwd")
+    (bundle / "zero").symlink_to("/dev/zero")
+    (place,) = write_repository(bundle, tmp_path / "models", Serving())
+    held = {path.name for path in (place / "1" / "bundle").iterdir()}
+    assert held.isdisjoint({"pipe", "link", "zero"})
+    assert Session.load(place / "1" / "bundle").step({"input_ids": [[1]]})
+
+    (tmp_path / "models" / "mine").mkdir()
+    with pytest.raises(OptionError, match="is no model, so it is not replaced"):
+        write_repository(bundle, tmp_path / "models", Serving(), name="mine", force=True)

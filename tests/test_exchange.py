@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from intaglio.exporter.writing.exchange import exchange, replace_by_two_renames
+from intaglio.exchange import exchange, replace_by_two_renames
 
 
 @pytest.fixture
