@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,14 +23,46 @@ from intaglio.exporter.options.served_shapes import Shapes
 
 HERE = Path(__file__).parent
 FORMATS = ("Q4_0", "Q2_K", "TQ2_0")
-ONE_ROW = Shapes.parse(shapes=["input_ids:1x1:1x16:1x4096"])  # the peers decode one row too
-KINDS = {"32": "fp32", "2z": "2 bits, integer zero points"}
-WIDTHS: dict[str, str] = {
-    "32": "",
-    "8": "rtn:bits=8,group=128,head=true,embeddings=true",
-    "4": "rtn:bits=4,group=128,head=true,embeddings=true",
-    "2": "rtn:bits=2,group=128,head=true,embeddings=true",
-    "2z": "rtn:bits=2,group=128,head=true,embeddings=true,zero_points=true",
+OPTIONS = "head=true,embeddings=true"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Width:
+    """A form of our weights, and how many rows are decoded together by which kernel."""
+
+    name: str
+    pass_: str = ""
+    tables: bool = False
+    rows: int = 1
+
+    @property
+    def shapes(self) -> Shapes:
+        """For exactly so many rows: the peers decode one too."""
+        sizes = "x1:".join([str(self.rows)] * 2) + f"x16:{self.rows}x4096"
+        return Shapes.parse(shapes=[f"input_ids:{sizes}"])
+
+
+WIDTHS: dict[str, Width] = {
+    "32": Width(name="fp32"),
+    "8": Width(name="8 bits", pass_=f"rtn:bits=8,group=128,{OPTIONS}"),
+    "4": Width(name="4 bits", pass_=f"rtn:bits=4,group=128,{OPTIONS}"),
+    "2": Width(name="2 bits", pass_=f"rtn:bits=2,group=128,{OPTIONS}"),
+    "2z": Width(
+        name="2 bits, integer zero points",
+        pass_=f"rtn:bits=2,group=128,{OPTIONS},zero_points=true",
+    ),
+    "2t": Width(
+        name="2 bits, groups of 32, tables", pass_=f"rtn:bits=2,group=32,{OPTIONS}", tables=True
+    ),
+    "2zt": Width(
+        name="2 bits, integer zero points, groups of 32, tables",
+        pass_=f"rtn:bits=2,group=32,{OPTIONS},zero_points=true",
+        tables=True,
+    ),
+}
+WIDTHS |= {
+    f"2zx{rows}": replace(WIDTHS["2z"], name=f"{WIDTHS['2z'].name}, {rows} rows", rows=rows)
+    for rows in (4, 16)
 }
 
 
@@ -55,8 +87,9 @@ class Decoder:
     path: Path
     command: Sequence[str]
     head: str
+    rows: int = 1
     load: float = 0.0
-    prefill: list[float] = field(default_factory=list)
+    prefill: dict[int, list[float]] = field(default_factory=dict)
     decode: list[float] = field(default_factory=list)
     peak: int = 0
 
@@ -98,25 +131,29 @@ def make(
 
 
 def _ours(source: Path, folder: Path, threads: int, widths: Sequence[str]) -> list[Decoder]:
-    worker = [sys.executable, str(HERE / "low_bit_worker.py"), "intaglio"]
+    worker = [sys.executable, str(HERE / "low_bit_worker.py")]
     found = []
-    for width in widths:
-        pass_ = WIDTHS[width]
-        path = folder / f"ours-{width}"
+    for key in widths:
+        width = WIDTHS[key]
+        path = folder / f"ours-{key}"
         if not path.exists():
-            passes = [pass_] if pass_ else []
             intaglio.export(
                 source,
                 path,
-                passes=passes,
+                passes=[width.pass_] if width.pass_ else [],
                 ort_accuracy="fast",
-                shapes=ONE_ROW,
+                shapes=width.shapes,
                 verify=False,
                 portable=False,
             )
-        kind = KINDS.get(width, f"{width} bits")
-        command = [*worker, str(path), str(threads)]
-        found.append(Decoder(name=f"ours, {kind}", path=path / "ort", command=command, head=kind))
+        kind = "tables" if width.tables else "intaglio"
+        command = [*worker, kind, str(path), str(threads), str(width.rows)]
+        found.append(
+            Decoder(
+                name=f"ours, {width.name}", path=path / "ort", command=command, head=width.name,
+                rows=width.rows,
+            )
+        )  # fmt: skip
     return found
 
 
@@ -152,8 +189,13 @@ def _llama(shape: Shape, folder: Path, python: str | None, threads: int) -> list
     return found
 
 
-def race(decoders: Sequence[Decoder], length: int, steps: int, rounds: int) -> list[list[float]]:
-    """Let each decoder prefill and step in every round; returns the load averages of the rounds."""
+def race(
+    decoders: Sequence[Decoder], lengths: Sequence[int], steps: int, rounds: int
+) -> list[list[float]]:
+    """Let each decoder prefill and step in every round; returns the load averages of the rounds.
+
+    Steps follow the first of the prefills.  Speeds count the tokens of all rows.
+    """
     processes: list[Any] = []
     loads = []
     try:
@@ -164,13 +206,18 @@ def race(decoders: Sequence[Decoder], length: int, steps: int, rounds: int) -> l
             )  # fmt: skip
             processes.append(process)
             decoder.load = _answer(decoder, process)["load"]
-            _ask(decoder, process, length, 2)  # the first use of each graph is not counted
+            for length in lengths:
+                _ask(decoder, process, length, 2)  # the first use of each graph is not counted
         for _ in range(rounds):
             for decoder, process in zip(decoders, processes, strict=True):
-                said = _ask(decoder, process, length, steps)
-                decoder.prefill.append(length / said["prefill"])
-                decoder.decode.append(steps / said["decode"])
-                decoder.peak = int(said["peak"])
+                for length in lengths:
+                    after = steps if length == lengths[0] else 0
+                    said = _ask(decoder, process, length, after)
+                    found = decoder.prefill.setdefault(length, [])
+                    found.append(decoder.rows * length / said["prefill"])
+                    if after:
+                        decoder.decode.append(decoder.rows * after / said["decode"])
+                    decoder.peak = int(said["peak"])
                 print(f"{decoder.name}: {decoder.decode[-1]:.1f} tokens/s", file=sys.stderr)
             loads.append([round(x, 2) for x in os.getloadavg()])
     finally:

@@ -1,11 +1,13 @@
 """How fast a decoder of 2 bits runs on ONNX Runtime, beside other widths and other engines.
 
     python benchmarks/low_bit_speed.py [--llama-python PYTHON] [--models DIR] [--threads N]
-                                       [--widths 32,8,4,2,2z] [--quick] [--json]
+                                       [--widths 32,8,4,2,2z,2t,2zt,2zx4,2zx16] [--quick] [--json]
 
 The decoder has the shape of Qwen3-0.6B and random weights; ours is exported by the pass rtn, head
 and embedding included, in several widths, groups of 128; 2z is 2 bits with integer zero points,
-which the kernel takes, instead of offsets, which cost a product of their own.  Beside it stand ONNX
+which the kernel takes, instead of offsets, which cost a product of their own; 2t and 2zt are of
+groups of 32, looked up in tables; 2zx4 and 2zx16 decode 4 and 16 rows together, whose speeds count
+all of them.  Beside it stand ONNX
 Runtime's own generator (onnxruntime-genai, int4, made by its model builder from the same directory)
 and, where PYTHON is of an environment with llama-cpp-python and gguf, llama.cpp's formats.  DIR
 keeps the models for another run.  Every decoder is a process of N threads, two unless said
@@ -13,7 +15,7 @@ otherwise; in each round all of them work in turns.  With one thread speeds are 
 processor time, whose ratios hold on a machine that is busy with other things; with more, of the
 clock.
 
-Caches have room for 128 tokens on every side.  Ours is exported for one row (`--shapes`), as the
+Caches have room for 640 tokens on every side.  Ours is exported for one row (`--shapes`), as the
 peers decode: a bundle for any batch attends to the whole of a static cache, filled or not.
 """
 
@@ -28,9 +30,13 @@ from evidence import Row, run
 from low_bit_decoders import WIDTHS, Decoder, Shape, make, race, times_as_fast
 from low_bit_layer import last_level_cache
 
-PREFILL, STEPS, ROUNDS, THREADS = 64, 16, 9, 2
+PREFILLS = SHORT, LONG = 64, 512
+STEPS, ROUNDS, THREADS = 16, 7, 2
 SMALL = Shape(hidden=512, layers=4, heads=8, kv_heads=4, head_dim=64, ff=1536, vocabulary=8192)
-GENAI, LLAMA = 1.5, 1.0  # how many times as fast as these decode 2 bits should
+# How many times as fast as these 2 bits should decode, with offsets and with integer zero points,
+GENAI, GENAI_INTEGER, LLAMA = 1.9, 2.1, 1.3
+FORMATS = ("Q4_0", "Q2_K")  # and prefill, and how much more rows together should than one:
+PREFILL, ROWS = 1.15, {4: 2.5, 16: 5.0}
 MISSED = (
     "By `intaglio profile`, two thirds of our step are MatMulNBits and a tenth attention; float "
     "offsets take a fifth, which integer zero points (2z) spare."
@@ -48,7 +54,7 @@ def _decoders(quick: bool, own: argparse.Namespace, folder: Path) -> list[Row]:
     widths = own.widths.split(",")
     folder /= "small" if quick else "whole"
     decoders = make(shape, folder, own.llama_python, own.threads, widths)
-    loads = race(decoders, PREFILL, STEPS, rounds)
+    loads = race(decoders, PREFILLS, STEPS, rounds)
     two_bits = [x for x in decoders if x.name.startswith("ours, 2 bits")]
     size, cache = min(decoder.bytes for decoder in two_bits), last_level_cache()
     found = [
@@ -60,9 +66,13 @@ def _decoders(quick: bool, own: argparse.Namespace, folder: Path) -> list[Row]:
     ]  # fmt: skip
     for decoder in decoders:
         found += _facts(decoder)
-    for ours in two_bits:
-        for decoder in decoders:
-            found += _against(ours, decoder)
+    single = [decoder for decoder in decoders if decoder.rows == 1]
+    for ours in single:
+        if ours in two_bits:
+            for decoder in single:
+                found += [] if decoder is ours else _against(ours, decoder)
+            found += [_together(ours, x) for x in decoders if x.name.startswith(f"{ours.name}, ")
+                      and x.rows > 1]  # fmt: skip
     return found
 
 
@@ -70,30 +80,57 @@ def _facts(decoder: Decoder) -> list[Row]:
     name, head = f"decoder, {decoder.name}", f"head {decoder.head}"
     return [
         Row(name=f"{name}: decode", value=median(decoder.decode), unit="tokens/s", note=head),
-        Row(name=f"{name}: prefill of {PREFILL}", value=median(decoder.prefill), unit="tokens/s"),
+        *(
+            Row(name=f"{name}: prefill of {length}", value=median(speeds), unit="tokens/s")
+            for length, speeds in decoder.prefill.items()
+        ),
         Row(name=f"{name}: files", value=decoder.bytes / 1e6, unit="MB"),
         Row(name=f"{name}: load", value=decoder.load, unit="s"),
         Row(name=f"{name}: peak memory", value=decoder.peak / 1e6, unit="MB"),
     ]
 
 
-def _against(ours: Decoder, other: Decoder) -> Sequence[Row]:
-    if other is ours:
-        return ()
-    value = times_as_fast(ours.decode, other.decode)
-    peer = other.name.partition(",")[0]
-    least = {"onnxruntime-genai": GENAI, "llama.cpp": LLAMA}.get(peer)
-    missed = least is not None and value < least
+def _against(ours: Decoder, other: Decoder) -> list[Row]:
+    """What 2 bits of one row are to another decoder of one row."""
     name = f"decoder, {ours.name.removeprefix('ours, ')} to {other.name}"
-    return (
-        Row(name=f"{name}: decode", value=value, unit="times as fast",
-            target=None if least is None else f">= {least}",
-            holds=None if least is None else not missed,
-            against=other.name,
-            note=MISSED if missed else f"heads {ours.head} and {other.head}"),
-        Row(name=f"{name}: prefill",
-            value=times_as_fast(ours.prefill, other.prefill), unit="times as fast",
-            against=other.name),
+    heads = f"heads {ours.head} and {other.head}"
+    least = _least(ours, other)
+    return [
+        _ratio(f"{name}: decode", other, ours.decode, other.decode, least, heads),
+        *(
+            _ratio(
+                f"{name}: prefill of {length}", other, speeds, other.prefill[length],
+                PREFILL if length == LONG and other.name.endswith(FORMATS) else None, "",
+            )
+            for length, speeds in ours.prefill.items()
+        ),
+    ]  # fmt: skip
+
+
+def _least(ours: Decoder, other: Decoder) -> float | None:
+    """How many times as fast as `other` it should decode."""
+    if other.name.startswith("onnxruntime-genai"):
+        return GENAI_INTEGER if "integer" in ours.name else GENAI
+    return LLAMA if other.name.endswith("Q4_0") else None
+
+
+def _together(one: Decoder, many: Decoder) -> Row:
+    """What rows together are to one row of the same weights."""
+    name = f"decoder, {many.name.removeprefix('ours, ')} to one row: decode"
+    return _ratio(name, one, many.decode, one.decode, ROWS[many.rows], "tokens of all rows")
+
+
+def _ratio(
+    name: str, other: Decoder, ours: Sequence[float], theirs: Sequence[float],
+    least: float | None, note: str,
+) -> Row:  # fmt: skip
+    value = times_as_fast(ours, theirs)
+    missed = least is not None and value < least
+    return Row(
+        name=name, value=value, unit="times as fast", against=other.name,
+        target=None if least is None else f">= {least}",
+        holds=None if least is None else not missed,
+        note=MISSED if missed and not other.name.startswith("ours") else note,
     )  # fmt: skip
 
 
@@ -102,7 +139,7 @@ if __name__ == "__main__":
     parser.add_argument("--llama-python")
     parser.add_argument("--models")
     parser.add_argument("--threads", type=int, default=THREADS)
-    parser.add_argument("--widths", default="32,8,4,2,2z")
+    parser.add_argument("--widths", default="32,8,4,2,2z,2t,2zt,2zx4,2zx16")
     own, rest = parser.parse_known_args()
     given = set(own.widths.split(","))
     if not given <= set(WIDTHS) or not given & {"2", "2z"}:

@@ -1,4 +1,6 @@
-"""A decoder in a process of its own: ``low_bit_worker.py intaglio|tables|genai FOLDER THREADS``.
+"""A decoder in a process of its own: ``low_bit_worker.py KIND FOLDER THREADS [ROWS]``.
+
+KIND is intaglio, tables or genai; ROWS are decoded together, by ours alone.
 
 It prints what loading took, then for each line ``PREFILL STEPS`` on its input one object: seconds
 of a fresh prefill of so many tokens, of so many greedy steps after it, and its peak memory so far.
@@ -15,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-CAPACITY = 128  # tokens of context that there is room for
+CAPACITY = 640  # tokens of context that there is room for
 Prefill = Callable[[list[int]], int]  # consumes tokens from an empty context; returns the next one
 Step = Callable[[int], int]
 
@@ -45,14 +47,16 @@ def peak() -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
-def intaglio(path: str, threads: int, *, tables: bool = False) -> tuple[Prefill, Step]:
-    """A bundle, through `Session.step`."""
+def intaglio(
+    path: str, threads: int, *, tables: bool = False, rows: int = 1
+) -> tuple[Prefill, Step]:
+    """A bundle, through `Session.step`; rows take the same tokens."""
     from intaglio.runtime import Session
 
     session = Session.load(path, threads=threads, capacity=CAPACITY, grow=False, tables=tables)
 
     def step(tokens: list[int]) -> int:
-        logits = session.step({"input_ids": np.array([tokens], np.int64)})["logits"]
+        logits = session.step({"input_ids": np.array([tokens] * rows, np.int64)})["logits"]
         return int(logits[0, -1].argmax())
 
     def prefill(tokens: list[int]) -> int:
@@ -91,9 +95,9 @@ def genai(path: str, threads: int) -> tuple[Prefill, Step]:
 
 
 if __name__ == "__main__":
-    kind, folder, count = sys.argv[1:]
+    kind, folder, count, *rows = sys.argv[1:]
     kinds: dict[str, Callable[[str, int], tuple[Prefill, Step]]] = {
-        "intaglio": intaglio,
+        "intaglio": partial(intaglio, rows=int(rows[0]) if rows else 1),
         "tables": partial(intaglio, tables=True),
         "genai": genai,
     }
