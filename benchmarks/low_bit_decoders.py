@@ -78,6 +78,12 @@ class Shape:
     ff: int = 3072
     vocabulary: int = 151936
 
+    @property
+    def weights(self) -> int:
+        """Numbers that a token is multiplied by, the head's among them."""
+        attention = 2 * (self.heads + self.kv_heads) * self.head_dim
+        return self.hidden * (self.layers * (attention + 3 * self.ff) + self.vocabulary)
+
 
 @dataclass(kw_only=True)
 class Decoder:

@@ -30,6 +30,9 @@ from evidence import Row, run
 from low_bit_decoders import WIDTHS, Decoder, Shape, make, race, times_as_fast
 from low_bit_layer import last_level_cache
 
+from intaglio.runtime.ort import ort_ceilings
+from intaglio.runtime.work import Ceilings
+
 PREFILLS = SHORT, LONG = 64, 512
 STEPS, ROUNDS, THREADS = 16, 7, 2
 SMALL = Shape(hidden=512, layers=4, heads=8, kv_heads=4, head_dim=64, ff=1536, vocabulary=8192)
@@ -66,6 +69,9 @@ def _decoders(quick: bool, own: argparse.Namespace, folder: Path) -> list[Row]:
     ]  # fmt: skip
     for decoder in decoders:
         found += _facts(decoder)
+    ceilings = ort_ceilings.of(own.threads)
+    for decoder in decoders:
+        found += _shares(decoder, shape, ceilings) if decoder.name.startswith("ours") else []
     single = [decoder for decoder in decoders if decoder.rows == 1]
     for ours in single:
         if ours in two_bits:
@@ -88,6 +94,20 @@ def _facts(decoder: Decoder) -> list[Row]:
         Row(name=f"{name}: load", value=decoder.load, unit="s"),
         Row(name=f"{name}: peak memory", value=decoder.peak / 1e6, unit="MB"),
     ]
+
+
+def _shares(decoder: Decoder, shape: Shape, ceilings: Ceilings) -> list[Row]:
+    """How near each phase is to what the machine reaches at best, by its bytes and operations."""
+    read = decoder.bytes * median(decoder.decode) / decoder.rows
+    kind = "float32" if decoder.head == "fp32" else "int8"
+    done = 2 * shape.weights * median(decoder.prefill[LONG])
+    return [
+        Row(name=f"decoder, {decoder.name}: decode", value=read / ceilings.bytes,
+            unit="of the memory's rate", note=f"{ceilings.bytes / 1e9:.1f} GB/s at best"),
+        Row(name=f"decoder, {decoder.name}: prefill of {LONG}",
+            value=done / ceilings.operations[kind], unit=f"of the rate in {kind}",
+            note=f"{ceilings.operations[kind] / 1e9:.0f} billion operations a second at best"),
+    ]  # fmt: skip
 
 
 def _against(ours: Decoder, other: Decoder) -> list[Row]:
