@@ -23,6 +23,7 @@ from .exact.fuse_rms_norm import FuseRmsNorm
 from .exact.fuse_rotary import FuseRotary
 from .exact.fuse_token_shift import FuseTokenShift
 from .exact.hoist import Hoist
+from .exact.join_padding import JoinPadding
 from .exact.linear_interpreter import LinearInterpreter
 from .exact.merge_duplicates import MergeDuplicates
 from .exact.merge_factors import MergeFactors
@@ -73,6 +74,7 @@ PASSES: tuple[type[Pass], ...] = (
     FuseRotary,
     FuseTokenShift,
     Hoist,
+    JoinPadding,
     LinearInterpreter,
     MergeDuplicates,
     MergeFactors,

@@ -31,6 +31,7 @@ from .exact.fuse_rms_norm import FuseRmsNorm
 from .exact.fuse_rotary import FuseRotary
 from .exact.fuse_token_shift import FuseTokenShift
 from .exact.hoist import Hoist
+from .exact.join_padding import JoinPadding
 from .exact.merge_duplicates import MergeDuplicates
 from .exact.peel_first_token import PeelFirstToken
 from .exact.recognise_linear_attention import RecogniseLinearAttention
@@ -132,6 +133,7 @@ def tidy() -> list[Pass]:
         RecogniseLinearAttention(),
         FuseTokenShift(),
         PeelFirstToken(),
+        JoinPadding(),
         RecogniseRecurrences(),
     ]
 

@@ -31,8 +31,9 @@ from .cumulative import Scans
 from .gradients import FixedTimeError, carried_out, differentiates
 from .loops.described import PartedError
 from .loops.roll import roll
-from .modules import ModuleStack, named
+from .modules import ModuleStack, named, path_of
 from .scans import in_order
+from .spellings import Spellings
 
 UNBOUNDED = 2**31  # PyTorch's own infinities are above
 SPARE_ROWS = 4  # of a table of positions, for padding
@@ -86,7 +87,7 @@ def _captured(source: Source, module: nn.Module) -> tuple[ExportedProgram, dict[
     stack = ModuleStack(module, watch.look)
     try:
         scans = contextlib.nullcontext() if source.whole else Scans()
-        with torch.no_grad(), quiet(), scans, in_order():
+        with torch.no_grad(), quiet(), Spellings(), scans, in_order():
             try:
                 with stack:
                     program = _export(module, inputs, shapes)
@@ -98,7 +99,23 @@ def _captured(source: Source, module: nn.Module) -> tuple[ExportedProgram, dict[
         raise kind(_explain(error, stack, watch, source)) from error
     finally:
         root.remove()
+    if not source.whole and (path := _splits(program)) is not None:
+        raise _FrozenError(_fixed(TIME, source.sizes[TIME], path, source))
     return program, _spans(source, program, watch)
+
+
+def _splits(program: ExportedProgram) -> str | None:
+    """The module in which an axis of a free size is split into as many parts as the example has.
+
+    PyTorch fixes the number of these without a word.
+    """
+    for node in program.graph.nodes:
+        if node.target is not torch.ops.aten.split.Tensor:
+            continue
+        value, axis = node.args[0].meta["val"], node.args[2] if len(node.args) > 2 else 0
+        if isinstance(value.shape[axis], SymInt):
+            return path_of(node)
+    return None
 
 
 def _export(module: nn.Module, inputs: dict[str, Any], shapes: Any) -> ExportedProgram:

@@ -131,6 +131,14 @@ def _first_entries(inverse: Any, axis: int, length: Any) -> Iterator[fx.Node]:
     yield from found
 
 
+def name_outputs_anew(program: ExportedProgram) -> None:
+    """Let the signature name what the graph returns, after nodes of it were exchanged."""
+    returned = next(iter(reversed(program.graph.nodes))).args[0]
+    for spec, node in zip(program.graph_signature.output_specs, returned, strict=True):
+        if isinstance(node, fx.Node):
+            spec.arg.name = node.name
+
+
 def is_fixed(program: ExportedProgram, node: Any) -> bool:
     """Whether a value is the same in every call, whatever the sizes of the inputs."""
     if not isinstance(node, fx.Node) or not isinstance(node.meta.get("val"), Tensor):

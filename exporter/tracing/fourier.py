@@ -32,6 +32,7 @@ from .causal_convolution import (
     is_fixed,
     length_of,
     mutates,
+    name_outputs_anew,
     shape_of,
     term,
 )
@@ -67,6 +68,7 @@ def convolve_causally(program: ExportedProgram) -> None:
                 last.replace_all_uses_with(_Product(program, convolution, last).result())
         except _UnknownError:
             continue
+    name_outputs_anew(program)
     program.graph.eliminate_dead_code()
     program.graph_module.recompile()
 

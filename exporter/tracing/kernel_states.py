@@ -24,7 +24,15 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from intaglio.ops import DIAGONAL_SSM
 
-from .causal_convolution import ATEN, INVERSES, Convolution, is_fixed, mutates, shape_of
+from .causal_convolution import (
+    ATEN,
+    INVERSES,
+    Convolution,
+    is_fixed,
+    mutates,
+    name_outputs_anew,
+    shape_of,
+)
 from .exponentials import Reader
 from .fold_weights import hold, in_double, name_of_weight, weights_of, with_graph
 from .kernel_forms import Line, Table, UnreadError
@@ -90,6 +98,7 @@ class _Made:
         for node in list(graph.nodes):
             if node.target is ATEN._assert_tensor_metadata.default:  # noqa: SLF001  keeps its input
                 graph.erase_node(node)
+        name_outputs_anew(self._program)
         graph.eliminate_dead_code()
         made = with_graph(self._program, graph, self._values, self._holders)
         return KernelStates(made, self._weights, tuple(self._notes))

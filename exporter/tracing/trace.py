@@ -37,6 +37,7 @@ from .adopt import adopt_graph
 from .at_fault import run_examples
 from .attention_calls import settle_attention_calls
 from .capture import capture
+from .causal_convolution import name_outputs_anew
 from .clamp_bounds import settle_clamps
 from .complex_numbers import pair_complex_numbers
 from .exchanged import exchanged
@@ -179,6 +180,7 @@ def _refuse_chance(model: ir.Model) -> None:
 
 
 def _convert(source: Source, program: ExportedProgram) -> ir.Model:
+    name_outputs_anew(program)
     try:
         with torch.no_grad(), quiet():
             converted = torch.onnx.export(

@@ -106,7 +106,7 @@ def concat(node: ir.Node, timing: Timing) -> Sequence[Fact]:
     axis = normal(attribute(node, "axis"), rank)
     facts = [timing.of(value) for value in node.inputs]
     along = [fact for fact in facts if isinstance(fact, Along)]
-    places = {(f.axis, f.flat, f.each, f.lead, f.trail) for f in along}
+    places = {(f.axis, f.flat, f.each, f.lead, f.trail, f.edge) for f in along}
     if len(along) < len(facts) or len(places) > 1:
         raise refuse(node, "joins values that do not all lie along time in the same way.")
     if axis == along[0].axis:
@@ -182,7 +182,8 @@ def _cut_front(node: ir.Node, fact: Along) -> Along | None:
 def _without(fact: Along, before: int, after: int) -> Along:
     """`fact` without so many of the entries that padding put before and after the tokens."""
     lead = fact.lead - before
-    return replace(fact, lead=lead, trail=fact.trail - after, blank=fact.blank or not lead)
+    blank, edge = fact.blank or not lead, fact.edge and bool(lead)
+    return replace(fact, lead=lead, trail=fact.trail - after, blank=blank, edge=edge)
 
 
 def _plain(fact: Along) -> bool:
@@ -208,6 +209,8 @@ def pad(node: ir.Node, timing: Timing) -> Sequence[Fact]:
         return [fact]
     at = where.index(fact.axis)
     lead, trail = pads[at], pads[at + len(where)]
+    if attribute(node, "mode", "constant") in ("edge", b"edge"):
+        return [_repeating_first(node, fact, lead, trail)]
     given = input_of(node, 2)
     fill = constant(given)
     if attribute(node, "mode", "constant") not in ("constant", b"constant") or (
@@ -220,6 +223,20 @@ def pad(node: ir.Node, timing: Timing) -> Sequence[Fact]:
     if lead > 0 and fact.lead and not (fact.blank and blank):
         raise refuse(node, "pads in front of what padding became.")
     return [replace(fact, lead=fact.lead + lead, trail=fact.trail + trail, blank=blank)]
+
+
+def _repeating_first(node: ir.Node, fact: Along, lead: int, trail: int) -> Along:
+    """What a Pad gives that repeats the first entry in front."""
+    if trail:
+        raise refuse(node, "repeats the last token after the end, which no step knows to be last.")
+    if fact.padded and not fact.edge:
+        raise refuse(node, "pads in front of what padding became.")
+    if fact.lead + lead < 0:
+        raise refuse(node, "cuts tokens off the sequence.")
+    if fact.flat or fact.positional:
+        raise refuse(node, "repeats the first of what is no sequence of its own.")
+    edge = fact.lead + lead > 0
+    return replace(fact, lead=fact.lead + lead, blank=not edge, edge=edge)
 
 
 def gather(node: ir.Node, timing: Timing) -> Sequence[Fact]:

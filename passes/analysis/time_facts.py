@@ -50,7 +50,8 @@ class Along:
     `flat`: where batch and time are merged into one axis, and axes behind them perhaps, how many
     entries of it each token has; 0 where time is an axis of its own.  `lead` and `trail` count
     extra entries that padding put before and after the tokens, which convolutions and slices take
-    away again.  `blank`: those before the tokens are zeros still, not what became of zeros.
+    away again.  `blank`: those before the tokens are zeros still, not what became of zeros; `edge`:
+    each of them is what the first entry is.
     """
 
     axis: int
@@ -60,6 +61,7 @@ class Along:
     trail: int = 0
     each: int = 1
     blank: bool = True
+    edge: bool = False
 
     @property
     def padded(self) -> bool:

@@ -170,7 +170,7 @@ def _elementwise(node: ir.Node, timing: Timing) -> Fact:
                 continue
             raise refuse(node, "computes with the number of tokens, which a step does not know.")
         along.append(shifted(fact, rank - len(value.shape or ())))
-    places = {(fact.axis, fact.flat, fact.each, fact.lead, fact.trail) for fact in along}
+    places = {(f.axis, f.flat, f.each, f.lead, f.trail, f.edge) for f in along}
     if len(places) != 1:
         raise refuse(node, "combines entries of different tokens.")
     axis = along[0].axis

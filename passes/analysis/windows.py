@@ -116,8 +116,12 @@ def _moved(node: ir.Node, fact: Along, window: Window, timing: Timing) -> Along:
         raise refuse(node, "leaves out tokens at the end of the sequence.")
     if window.front(fact) or window.begin or window.end:
         timing.mixers.append(node)
+    if fact.edge and before and stride > 1:
+        raise refuse(node, "moves in strides over more of the first entry than it takes.")
     blank = not before  # what a window makes of zeros is no zero
-    return replace(fact, lead=before, trail=after, each=fact.each // stride, blank=blank)
+    edge = fact.edge and not blank  # of the first entry alone, both before it and at it
+    each = fact.each // stride
+    return replace(fact, lead=before, trail=after, each=each, blank=blank, edge=edge)
 
 
 def transposed(node: ir.Node, timing: Timing) -> Sequence[Fact]:

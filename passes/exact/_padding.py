@@ -25,11 +25,13 @@ TRIED = 4  # tokens of a run that tells what stands before the first
 class Sequence:
     """What a node that moves over time takes in training form: its fact, and what is in front.
 
-    `before` stands before the first token, as many entries as the lead; None for zeros.
+    `before` stands before the first token, as many entries as the lead; None for zeros.  With
+    `edge` it is the first entry, which a step takes from its own tokens.
     """
 
     fact: Along
     before: npt.NDArray[np.generic] | None
+    edge: bool = False
 
 
 def sequences(model: ir.Model, timing: Timing) -> dict[ir.Node, Sequence]:
@@ -42,7 +44,9 @@ def sequences(model: ir.Model, timing: Timing) -> dict[ir.Node, Sequence]:
     for node in timing.mixers:
         fact = timing.of(node.inputs[0]) if node.op_type in WINDOWS and not node.domain else None
         if isinstance(fact, Along):
-            found[node] = Sequence(fact, _standing_before(model, node, fact))
+            edge = fact.edge and bool(fact.lead)
+            before = None if edge else _standing_before(model, node, fact)
+            found[node] = Sequence(fact, before, edge)
     return found
 
 
@@ -79,19 +83,25 @@ def _size(dim: str) -> int:
 
 def without_padding(graph: ir.Graph, timing: Timing) -> None:
     """Drop what pads sequences in time, and what takes padding away again."""
-    for node in list(graph):
-        given = timing.of(node.inputs[0]) if node.inputs else None
-        made = timing.of(node.outputs[0]) if len(node.outputs) == 1 else None
-        if not isinstance(given, Along) or not isinstance(made, Along):
-            continue
-        if (given.lead, given.trail) == (made.lead, made.trail):
-            continue
-        if node.op_type in ("Pad", "Slice"):
-            (_unpad if node.op_type == "Pad" else _uncut)(node, given.axis)
+    # Found before any is dropped, which gives those behind it another sequence to take.
+    for node, axis in list(_changing(graph, timing)):
+        (_unpad if node.op_type == "Pad" else _uncut)(node, axis)
     for value, fact in _padded(graph, timing):
         shape = list(dims(value) or ())
         shape[fact.axis] = dim_of(fact.each)
         set_dims(value, shape)
+
+
+def _changing(graph: ir.Graph, timing: Timing) -> Iterator[tuple[ir.Node, int]]:
+    """What pads and cuts sequences, and the axis of time there."""
+    for node in graph:
+        given = timing.of(node.inputs[0]) if node.inputs else None
+        made = timing.of(node.outputs[0]) if len(node.outputs) == 1 else None
+        if not isinstance(given, Along) or not isinstance(made, Along):
+            continue
+        changes = (given.lead, given.trail) != (made.lead, made.trail)
+        if changes and node.op_type in ("Pad", "Slice"):
+            yield node, given.axis
 
 
 def _padded(graph: ir.Graph, timing: Timing) -> Iterator[tuple[ir.Value, Along]]:

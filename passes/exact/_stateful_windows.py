@@ -8,8 +8,6 @@
 Strides stay: each step has a multiple of them.
 """
 
-import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from intaglio.passes.analysis.time import Along, refuse
@@ -33,16 +31,17 @@ from ._stateful_ops import Carried, dtype_of, last_entries, past_value, shape_of
 
 def window(node: ir.Node, sequence: Sequence) -> list[Carried]:
     """Give a node that moves over `sequence` the entries that it needs from earlier steps."""
-    fact, before = sequence.fact, sequence.before
+    fact = sequence.fact
+    plain = sequence.before is None and not sequence.edge
     moves = Window.of(node, fact.axis)
     if node.op_type == "ConvTranspose":
         return _transposed(node, fact, moves)
     front = moves.front(fact)
     channels, per_channel = _channels(node)
-    if front and per_channel and before is None and (front, moves.stride) == (moves.reach, 1):
+    if front and per_channel and plain and (front, moves.stride) == (moves.reach, 1):
         return [_per_channel(node, channels)]
     emit, old = Emitter(node), node.outputs[0]
-    given, past = _sequence(node, fact, front, emit, before)
+    given, past = _sequence(node, sequence, front, emit)
     attributes = {**attributes_of(node), "pads": _pads(node, fact.axis)}
     whole = [*node.inputs]
     whole[0] = given
@@ -83,9 +82,10 @@ def _per_channel(node: ir.Node, channels: Dim) -> Carried:
 
 
 def _sequence(
-    node: ir.Node, fact: Along, front: int, emit: Emitter, before: npt.NDArray[np.generic] | None
+    node: ir.Node, sequence: Sequence, front: int, emit: Emitter
 ) -> tuple[ir.Value, ir.Value | None]:
     """The entries that a step takes, and its state: `front` of them; None for none."""
+    fact = sequence.fact
     source, axis = node.inputs[0], fact.axis
     assert source is not None
     if not front:
@@ -95,14 +95,27 @@ def _sequence(
         raise refuse(node, f"works on {shape}: axes beside rows and time must be of fixed sizes.")
     past = past_value("conv", dtype_of(source), [*shape[:axis], front, *shape[axis + 1 :]])
     start = past
-    if before is not None:
+    first = _first(node, sequence, front, emit)
+    if first is not None:
         assert isinstance(node.graph, ir.Graph)
         if shape[0] != BATCH:
             raise refuse(node, "starts each band of a row from what padding became.")
-        last = before.take(range(before.shape[axis] - front, before.shape[axis]), axis)
-        start = chosen(emit, node.graph, past, emit.constant(last, last.dtype))
+        start = chosen(emit, node.graph, past, first)
     whole = [*shape[:axis], f"{dim_of(fact.each)} + {front}", *shape[axis + 1 :]]
     return emit("Concat", [start, source], past.dtype, whole, axis=axis), past
+
+
+def _first(node: ir.Node, sequence: Sequence, front: int, emit: Emitter) -> ir.Value | None:
+    """What stands before the first token, as it is or one entry for all; None for zeros."""
+    axis, before, source = sequence.fact.axis, sequence.before, node.inputs[0]
+    if sequence.edge and source is not None:
+        shape = [1 if at == axis else dim for at, dim in enumerate(dims(source) or ())]
+        places = [emit.constant([0]), emit.constant([1]), emit.constant([axis])]
+        return emit("Slice", [source, *places], source.dtype, shape)
+    if before is None:
+        return None
+    last = before.take(range(before.shape[axis] - front, before.shape[axis]), axis)
+    return emit.constant(last, last.dtype)
 
 
 def _carried(
@@ -136,7 +149,7 @@ def _shape(value: ir.Value, fact: Along, each: int) -> list[Dim]:
 def _transposed(node: ir.Node, fact: Along, moves: Window) -> list[Carried]:
     emit, old, axis = Emitter(node), node.outputs[0], fact.axis
     front, stride = moves.history, moves.stride
-    given, past = _sequence(node, fact, front, emit, None)
+    given, past = _sequence(node, Sequence(fact, None), front, emit)
     attributes = {**attributes_of(node), "pads": _pads(node, axis)}
     inputs = [given, *node.inputs[1:]]
     shape, extra = _shape(old, fact, fact.each * stride), moves.reach + 1 - stride + moves.extra

@@ -1,0 +1,153 @@
+"""Functions that a tracer fixes or takes apart badly, in other words that mean the same.
+
+While a module is captured, a call of one of `FUNCTIONS` runs as what stands beside it here:
+
+* the largest of a window, in one dimension, as in two, where PyTorch's own looks at the length;
+* windows by `unfold` as a convolution that picks each of their entries, which has a state;
+* variances over several axes by the sizes of these, which the converter multiplies as tensors;
+* differences of a higher order, or with something put in front, one after the other.
+
+Each holds for all values.  A call in a form that is not known here runs as it is.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import SymInt, Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+Spelled = Callable[..., Any]
+
+
+class _AsItIsError(Exception):
+    """A call is of no form that is known here."""
+
+
+def _max_pool1d(
+    input: Tensor,  # noqa: A002  the names are PyTorch's
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor:
+    if return_indices:
+        raise _AsItIsError
+    size, by = _one(kernel_size), _one(stride or kernel_size)
+    pooled: Tensor = F.max_pool2d(
+        input.unsqueeze(-2), (1, size), (1, by), (0, _one(padding)), (1, _one(dilation)), ceil_mode
+    )
+    return pooled.squeeze(-2)
+
+
+def _one(number: Any) -> int:
+    return int(number[0] if isinstance(number, tuple | list) else number)
+
+
+def _unfold(x: Tensor, dimension: int, size: int, step: int) -> Tensor:
+    """Windows of `size` along an axis of a free size, as entries at the end."""
+    return _convolved(x, dimension, torch.eye(size, dtype=x.dtype), step)
+
+
+def _convolved(x: Tensor, dim: int, taps: Tensor, stride: int) -> Tensor:
+    """Each channel of `x` by each row of `taps`, over `dim`: one more axis at the end."""
+    axis = dim % x.dim()
+    if not x.is_floating_point() or axis == 0 or not isinstance(x.shape[axis], SymInt):
+        raise _AsItIsError
+    along = x.movedim(axis, -1)
+    beside = along.shape[1:-1]
+    if any(isinstance(each, SymInt) for each in beside):
+        raise _AsItIsError
+    channels, results = math.prod(beside), taps.shape[0]
+    rows = along.reshape(along.shape[0], channels, along.shape[-1])
+    weight = taps.repeat(channels, 1)[:, None]
+    made = F.conv1d(rows, weight, stride=stride, groups=channels)  # [B, channels * results, T]
+    return made.unflatten(1, (*beside, results)).movedim(-1, axis)
+
+
+def _moments(x: Tensor, dim: Any, *, correction: float, keepdim: bool) -> tuple[Tensor, Tensor]:
+    """Variance and mean over several axes of known sizes."""
+    if not isinstance(dim, tuple | list) or len(dim) < 2:
+        raise _AsItIsError
+    sizes = [x.shape[axis] for axis in dim]
+    if any(isinstance(size, SymInt) for size in sizes):
+        raise _AsItIsError
+    mean = x.mean(dim, keepdim=True)
+    count = math.prod(sizes) - correction
+    if count <= 0:
+        raise _AsItIsError
+    variance = (x - mean).square().sum(dim, keepdim=True) / count
+    return (variance, mean) if keepdim else (_without(variance, dim), _without(mean, dim))
+
+
+def _without(x: Tensor, dim: Any) -> Tensor:
+    return x.squeeze(tuple(dim))
+
+
+def _of_moments(give: Callable[[Tensor, Tensor], Any]) -> Spelled:
+    def spelled(
+        x: Tensor,
+        dim: Any = None,
+        unbiased: bool = True,
+        keepdim: bool = False,
+        *,
+        correction: float | None = None,
+    ) -> Any:
+        by = float(unbiased) if correction is None else correction
+        return give(*_moments(x, dim, correction=by, keepdim=keepdim))
+
+    return spelled
+
+
+def _diff(
+    x: Tensor,
+    n: int = 1,
+    dim: int = -1,
+    prepend: Tensor | None = None,
+    append: Tensor | None = None,
+) -> Tensor:
+    """Differences of a higher order of what something is put in front of, by their weights."""
+    if n < 2 or append is not None or prepend is None:
+        raise _AsItIsError
+    weights = [(-1.0) ** (n - k) * math.comb(n, k) for k in range(n + 1)]
+    whole = torch.cat([prepend, x], dim)
+    return _convolved(whole, dim, torch.tensor([weights], dtype=x.dtype), 1).squeeze(-1)
+
+
+_VARIANCE, _DEVIATION = _of_moments(lambda v, _: v), _of_moments(lambda v, _: v.sqrt())
+_BOTH = _of_moments(lambda v, m: (v, m))
+_DEVIATION_BOTH = _of_moments(lambda v, m: (v.sqrt(), m))
+
+FUNCTIONS: Mapping[Any, Spelled] = {
+    torch.max_pool1d: _max_pool1d,
+    F.max_pool1d: _max_pool1d,
+    Tensor.unfold: _unfold,
+    torch.diff: _diff,
+    Tensor.diff: _diff,
+    torch.var: _VARIANCE,
+    Tensor.var: _VARIANCE,
+    torch.std: _DEVIATION,
+    Tensor.std: _DEVIATION,
+    torch.var_mean: _BOTH,
+    torch.std_mean: _DEVIATION_BOTH,
+}
+
+
+class Spellings(TorchFunctionMode):
+    """Runs calls of `FUNCTIONS` as what means the same."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        del types  # part of the protocol
+        given = dict(kwargs or {})
+        if func in FUNCTIONS:
+            try:
+                return FUNCTIONS[func](*args, **given)
+            except (_AsItIsError, TypeError):  # another form of the call
+                pass
+        return func(*args, **given)

@@ -1,0 +1,67 @@
+"""Functions that a tracer fixes run as what means the same, and are stepped."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from intaglio.exporter.sources.load import load_source
+from intaglio.exporter.tracing.spellings import Spellings
+from intaglio.exporter.tracing.trace import trace
+from intaglio.passes import pipeline, stepping
+from intaglio.passes.base import Context
+
+SIZE = 4
+
+
+class Spelled(nn.Module):
+    """Windows, variances and differences as people write them."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        bands = x.unflatten(2, (2, 2))
+        front = F.pad(x, (0, 0, 2, 0))
+        both = torch.var_mean(bands, dim=(-1, -2), keepdim=True)
+        return {
+            "windows": front.unfold(1, 3, 1).flatten(2),
+            "largest": F.max_pool1d(front.mT, 3, stride=1).mT,
+            "largest of less than nothing": F.max_pool1d(
+                F.pad(x.mT - 9, (2, 0), value=-torch.inf), 3, 1
+            ).mT,
+            "normal": ((bands - both[1]) * (both[0] + 1e-5).rsqrt()).flatten(2),
+            "apart": bands.std((2, 3), unbiased=False, keepdim=True).flatten(2),
+            "of all": bands.std([2, 3])[..., None],
+            "second": torch.diff(x, n=2, dim=1, prepend=x.new_zeros(x.shape[0], 2, SIZE)),
+        }
+
+
+def test_what_is_spelled_otherwise_is_stepped() -> None:
+    torch.manual_seed(0)
+    source = load_source(Spelled(), inputs={"x": np.zeros((2, 5, SIZE), np.float32)})
+    traced, context = trace(source), Context()
+    pipeline.run(traced.model, pipeline.standard(), context)
+    inputs = source.random_inputs(3, 12, 1)
+    wanted = source.module(**inputs)
+    feeds = {name: value.numpy() for name, value in inputs.items()}
+    got = stepping.roll(traced.model, context.states, feeds, [1, 5, 2, 4])
+    assert wanted.keys() == got.keys()
+    for name, value in wanted.items():
+        np.testing.assert_allclose(got[name], value, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def test_forms_that_are_not_known_run_as_they_are() -> None:
+    x = torch.randn(2, 3, 8)
+    calls: list[Any] = [
+        lambda: F.max_pool1d(x, 2, return_indices=True)[1],
+        lambda: x.var(1),
+        x.std,
+        lambda: x.unfold(2, 3, 2),
+        lambda: x.diff(n=2),
+        lambda: torch.diff(x),
+        lambda: x.var((0, 1, 2), correction=0)[None],
+    ]
+    for call in calls:
+        wanted = call()
+        with Spellings():
+            torch.testing.assert_close(call(), wanted)
