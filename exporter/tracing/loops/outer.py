@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from intaglio.state import BATCH, TIME
 
 from .body import Body, Edges, Read, Register, Terms
+from .chunked import chunked, joined
 from .described import Flow, PartedError, Stream
 from .last import lasts
 from .lifted import batch_axis, is_batched
@@ -24,6 +25,7 @@ from .pairing import Pairing, named
 from .terms import ALWAYS, INPUT, WEIGHT, Term, ancestors, aten, is_size
 from .terms import Terms as Program
 from .tidy import SELECT, STACK, same
+from .tokens import PerToken, layout
 
 SCAN = torch.ops.higher_order.scan
 
@@ -37,7 +39,8 @@ class Outer:
         self.loops = 0
         self._programs = programs
         self._dynamic = dynamic
-        self._times = [program.time for program in programs]
+        self._times = [program.tokens for program in programs]
+        self._chunk = programs[0].chunk
         self._made: dict[Any, Any] = {}
         self._groups: dict[Terms, list[tuple[Terms, Edges]]] = {}
         self._inputs: dict[str, fx.Node] = {}
@@ -65,7 +68,7 @@ class Outer:
         for program in self._programs:
             streams = Pairing(program.time)
             stacked = list(_stacked(program))
-            last = lasts(program, stacked)
+            last = {} if self._chunk > 1 else lasts(program, stacked)
             ends.append(list(last.items()))
             lists = sorted({*stacked, *last.values()}, key=lambda term: term.order)
             for each in lists:
@@ -112,6 +115,9 @@ class Outer:
 
     def _node(self, terms: Terms) -> Any:
         term = terms[0]
+        if term.op in (chunked, joined):  # which are for what is carried from chunk to chunk
+            return self._made[tuple(t.leaves[0] for t in terms)]
+        self._refuse_chunks(terms)
         if (stacks := self._last.get(terms)) is not None:
             axis = int(stacks[0].leaves[-1])
             return self._call(SELECT, self._made[stacks], axis, -1, source=term)
@@ -120,8 +126,8 @@ class Outer:
             return self._call(SELECT, self._made[bases], term.leaves[1], -1, source=term)
         if any(t.op is not term.op or t.spec != term.spec for t in terms[1:]):
             if all(
-                t.op is STACK and len(t.leaves) - 1 == n
-                for t, n in zip(terms, self._times, strict=True)
+                t.op is STACK and len(t.leaves) - 1 == p.time
+                for t, p in zip(terms, self._programs, strict=True)
             ):
                 raise PartedError(
                     f"looks ahead: what it gives for every token depends on token {term.latest}"
@@ -140,6 +146,12 @@ class Outer:
         ]
         args, kwargs = pytree.tree_unflatten(leaves, term.spec)
         return self._call(term.op, *args, source=term, **kwargs)
+
+    def _refuse_chunks(self, terms: Terms) -> None:
+        """Refuse what takes chunks, or what a loop gives for them, other than by token."""
+        for each in _arguments(terms) if self._chunk > 1 else ():
+            if each[0].op is chunked or each in self._groups:
+                raise PartedError(f"computes with all chunks at once, in {named(terms[0])}")
 
     def _is_last(self, terms: Terms) -> bool:
         """Whether `terms` are the last token of a sequence."""
@@ -200,16 +212,23 @@ class Outer:
         name = f"rolled_up_loop_{self.loops}"
         self.loops += 1
         body.graph.eliminate_dead_code()
-        self.root[name] = fx.GraphModule(nn.Module(), body.graph)
+        graph = body.graph
+        if self._chunk > 1:
+            entries = [(stacks[0].leaves[0], int(stacks[0].leaves[-1])) for stacks, _ in group]
+            graph = PerToken(body, self._chunk, entries).graph
+        self.root[name] = fx.GraphModule(nn.Module(), graph)
         starts = [
             # One tensor given twice would be taken for one value by the tracer.
             self._call(aten.clone.default, self._start(r), memory_format=torch.contiguous_format)
             for r in body.registers.values()
         ]
         reads = [self._sequence(read) for read in body.reads]
-        if body.position is not None or not reads:
-            reads.append(self._positions())
         fixed = [self._made[terms] for terms in body.fixed]
+        if self._chunk > 1:
+            starts += [self._empty(read) for read in body.reads]
+            fixed.insert(0, self._call(aten.arange.default, self._chunk, dtype=torch.int64))
+        if body.position is not None or not reads or self._chunk > 1:
+            reads.append(self._positions())
         source = group[0][0][0]
         scan = self._call(
             SCAN, self.graph.get_attr(name), starts, reads, tuple(fixed), source=source
@@ -251,6 +270,11 @@ class Outer:
     def _sequence(self, read: Read) -> fx.Node:
         """What is read, time first; a table for each row, from its place on."""
         node, base = self._made[read.bases], read.bases[0]
+        if self._chunk > 1 and (read.offset or any(b.op is not chunked for b in read.bases)):
+            raise PartedError("reads more of a sequence than the chunks that it goes over")
+        if self._chunk > 1:
+            node = self._call(aten.movedim.int, node, read.axis, 0) if read.axis else node
+            return node if is_batched(base) else self._for_rows(node, len(base.shape) - 1)
         of_time = [b.shape[read.axis] for b in read.bases] == self._times
         if read.offset or not of_time:
             end = self._time()
@@ -260,6 +284,13 @@ class Outer:
         if read.axis:
             node = self._call(aten.movedim.int, node, read.axis, 0)
         return node if is_batched(base) else self._for_rows(node, len(base.shape))
+
+    def _empty(self, read: Read) -> fx.Node:
+        """Room for the tokens of a chunk: [batch, chunk, ...]."""
+        base = read.bases[0]
+        rest = layout(base, read.axis)[1]
+        sizes = [self._size(BATCH), self._chunk, *rest]
+        return self._call(aten.full.default, sizes, 0, dtype=base.value.dtype)
 
     def _positions(self) -> fx.Node:
         places = self._call(aten.arange.default, self._time(), dtype=torch.int64)

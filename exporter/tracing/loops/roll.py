@@ -10,8 +10,9 @@ import itertools
 import operator
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
+from torch.utils._pytree import tree_leaves
 
 from intaglio.exporter.sources.source import Source
 from intaglio.exporter.tracing.complex_numbers import as_pairs, pair_complex_numbers
@@ -19,6 +20,8 @@ from intaglio.exporter.tracing.gradients import carried_out, differentiates
 from intaglio.quiet import quiet, summary
 from intaglio.state import BATCH, TIME
 
+from .chunk_sizes import chunk_size
+from .chunked import CHUNK_RULES
 from .described import PartedError
 from .outer import Outer
 from .terms import Terms, UnreadableError
@@ -27,40 +30,164 @@ from .tidy import RULES
 ROWS = 29  # more than the small sizes inside a body, to which PyTorch compares the batch
 VIEWS = frozenset({"aten.view.default", "aten._unsafe_view.default"})
 SHORTEST = 6  # tokens; what starts in its own way and what ends so leave three iterations between
+TRIED = (1, 2, 13, 31, 64)  # tokens at which a program without a loop is held to its source
+NEAR = 1e-4
+LARGE = 100.0  # by how much later tokens are made larger
+PLACES = 16  # of a chunk that are looked at
 PROGRAMS = 2  # which give a line; the comparison with the source tells whether it is one
 
 
 def roll(source: Source) -> ExportedProgram | None:
-    """The program of `source` with its loops over tokens as scans; None where it has no loop.
+    """The program of `source` with its loops over tokens as scans.
+
+    Without a loop it is the program at any number of tokens, which grows with that in straight
+    lines, as where Python's `len` was asked; None where no such program gives what the source does.
 
     Raises:
         PartedError: there is a loop that cannot be rolled up; says why.
     """
+    parted = None
+    try:
+        outer = _outer(source, 1)
+        if outer.loops:
+            return _captured(source, outer)
+        if (program := _without_loops(source, outer)) is not None:
+            return program
+    except PartedError as error:
+        parted = error
+    batch = _free(source, ROWS, 1)[0]
+    chunk = chunk_size(lambda time: _unrolled(source, batch, time), _taken(source))
+    if chunk is not None:
+        return _rolled_chunks(source, chunk)
+    if parted is not None:
+        raise parted
+    return None
+
+
+def _without_loops(source: Source, outer: Outer) -> ExportedProgram | None:
+    """The program of a graph that has no loop, if it is the source at other lengths too."""
+    try:
+        program = _captured(source, outer)
+    except PartedError:
+        return None
+    return program if all(_agrees(source, program, time) for time in TRIED) else None
+
+
+def _outer(source: Source, chunk: int) -> Outer:
+    """The graph around the loops of `source`, each iteration of which takes `chunk` tokens."""
     programs = []
-    batch, *times = (*_free(source, ROWS, 1), *_free(source, SHORTEST, PROGRAMS))
-    for time in times:
-        program = _unrolled(source, batch, time)
+    batch = _free(source, ROWS, 1)[0]
+    taken = {n // chunk for n in _taken(source) if n % chunk == 0} | _taken(source) | {chunk}
+    for count in itertools.islice(
+        (n for n in itertools.count(SHORTEST) if n not in taken), PROGRAMS
+    ):
+        program = _unrolled(source, batch, count * chunk)
         sizes = {n: {a: s for a, s in x.items() if s != TIME} for n, x in source.dynamic.items()}
+        rules = RULES if chunk == 1 else CHUNK_RULES
         try:
             with quiet():
-                programs.append(Terms(program, time, sizes, RULES))
+                programs.append(Terms(program, count, sizes, rules, chunk))
         except UnreadableError as error:
             raise PartedError(f"holds {error}, which is not understood") from error
     outer = Outer(programs, source.dynamic)
     outer.build(list(source.inputs))
+    return outer
+
+
+def _rolled_chunks(source: Source, chunk: int) -> ExportedProgram:
+    """The program of loops over chunks, which goes over tokens.
+
+    A chunk is shown to let no token see a later one, and the last chunk, which the source may
+    handle in its own way, to give what a whole one gives, at each length that it can have.
+    """
+    where = f"goes over chunks of {chunk} tokens and"
+    if (seen := _seen_ahead(source, chunk)) is not None:
+        raise PartedError(f"{where} looks ahead: token {seen} sees later ones of its chunk")
+    try:
+        outer = _outer(source, chunk)
+        program = _captured(source, outer)
+    except PartedError as error:
+        raise PartedError(f"{where} {error}") from error
     if not outer.loops:
-        return None
-    return _captured(source, outer)
+        raise PartedError(f"{where} carries nothing that could be found from one to the next")
+    for length in (*range(1, chunk + 2), *range(2 * chunk + 1, 3 * chunk + 1)):
+        if not _agrees(source, program, length):
+            raise PartedError(f"{where} does something else where there are {length} tokens")
+    return program
+
+
+def _seen_ahead(source: Source, chunk: int) -> int | None:
+    """The first token of a few in a second chunk whose result later ones change; None for none.
+
+    The later ones are as large as makes a small weight of theirs seen.
+    """
+    time = 3 * chunk
+    inputs = source.random_inputs(2, time, 0)
+    with torch.no_grad(), quiet():
+        wanted = tree_leaves(source.module(**inputs))
+        for token in range(chunk, 2 * chunk, max(1, chunk // PLACES)):
+            changed = {name: _changed(source, name, x, token) for name, x in inputs.items()}
+            found = tree_leaves(source.module(**changed))
+            for a, b in zip(found, wanted, strict=True):
+                axis = next((i for i, n in enumerate(b.shape) if n == time), None)
+                if axis is None:
+                    continue
+                now, before = (x.narrow(axis, 0, token + 1) for x in (a, b))
+                if not torch.allclose(now, before, rtol=0, atol=float(NEAR * before.abs().max())):
+                    return token
+    return None
+
+
+def _changed(source: Source, name: str, x: Tensor, token: int) -> Tensor:
+    """`x` with other numbers after `token`."""
+    axes = source.dynamic.get(name, {})
+    axis = next((axis for axis, symbol in axes.items() if symbol == TIME), None)
+    if axis is None:
+        return x
+    x = x.clone()
+    later = x.narrow(axis, token + 1, x.shape[axis] - token - 1)
+    later.copy_(later.flip(0) * -LARGE if x.is_floating_point() else later.flip(0))
+    return x
+
+
+def _agrees(source: Source, program: ExportedProgram, time: int) -> bool:
+    """Whether `program` gives what `source` does, to rounding, at `time` tokens."""
+    inputs = source.random_inputs(ROWS, time, time)
+    try:
+        with torch.no_grad(), quiet():
+            wanted, found = source.module(**inputs), program.module()(**inputs)
+        torch.testing.assert_close(
+            tree_leaves(found), tree_leaves(wanted), rtol=NEAR, atol=NEAR, equal_nan=True
+        )
+    except Exception:  # noqa: BLE001  whatever it raises, the two are not one
+        return False
+    return True
+
+
+def _apart(source: Source) -> int:
+    """A number of tokens of which what is near it, or twice it, is no size of the source either.
+
+    PyTorch takes sizes that are equal by chance for equal ones.
+    """
+    taken = _taken(source)
+    return next(
+        n for n in itertools.count(SHORTEST + 1) if taken.isdisjoint((n - 1, n, n + 1, 2 * n))
+    )
 
 
 def _free(source: Source, least: int, count: int) -> list[int]:
     """Sizes from `least` on that no dimension of the source has, so that none is taken for it."""
+    taken = _taken(source)
+    return list(itertools.islice((n for n in itertools.count(least) if n not in taken), count))
+
+
+def _taken(source: Source) -> set[int]:
+    """The fixed sizes of the source's weights and inputs."""
     module = source.module
     tensors = [*module.parameters(), *module.buffers()]
     inputs = [(source.inputs[n], axes) for n, axes in source.dynamic.items()]
     taken = {size for tensor in tensors for size in tensor.shape}
-    taken |= {d for x, axes in inputs for axis, d in enumerate(x.shape) if axis not in axes}
-    return list(itertools.islice((n for n in itertools.count(least) if n not in taken), count))
+    return taken | {d for x, axes in inputs for axis, d in enumerate(x.shape) if axis not in axes}
 
 
 def _unrolled(source: Source, batch: int, time: int) -> ExportedProgram:
@@ -86,7 +213,8 @@ def _unrolled(source: Source, batch: int, time: int) -> ExportedProgram:
 def _captured(source: Source, outer: Outer) -> ExportedProgram:
     """The graph of `outer` as a program whose batch and time are free."""
     module = _module(source.module, outer)
-    inputs = source.inputs
+    batch, time = source.sizes.get(BATCH, ROWS), _apart(source)
+    inputs = source.random_inputs(batch, time, 0)
     shapes = {name: dict.fromkeys(source.dynamic.get(name, {}), Dim.DYNAMIC) for name in inputs}
     try:
         with torch.no_grad(), quiet():

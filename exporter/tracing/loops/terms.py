@@ -68,16 +68,19 @@ class Terms:
         time: int,
         sizes: Mapping[str, Mapping[int, str]],
         rules: Mapping[Any, Callable[..., Term | None]],
+        chunk: int = 1,
     ) -> None:
         """Read a program.
 
         Args:
             program: in functional form.
-            time: the number of tokens that it was captured at.
+            time: the number of tokens, or of chunks of tokens, that it was captured at.
             sizes: names of the free axes of its inputs.
             rules: what brings a term into its plainest form, by operator.
+            chunk: tokens that an iteration takes together.
         """
-        self.program, self.time = program, time
+        self.program, self.time, self.chunk = program, time, chunk
+        self.tokens = time * chunk
         self._rules = rules
         self._known: dict[Any, Term] = {}
         self._sizes: dict[Any, Term] = {}
@@ -188,7 +191,7 @@ class Terms:
             return value
         if spec.kind is InputKind.USER_INPUT:
             term = self.plain(INPUT, name, value=value)
-            axes = [axis for axis, dim in enumerate(value.shape) if is_size(dim, self.time)]
+            axes = [axis for axis, dim in enumerate(value.shape) if is_size(dim, self.tokens)]
             term.fed, term.latest = True, self.time - 1 if axes else ALWAYS
             for axis in self._dynamic.get(name, {}):
                 dim: Any = value.shape[axis]

@@ -107,6 +107,23 @@ def test_loops_of_several_kinds_are_stepped() -> None:
         np.testing.assert_allclose(found["output"], wanted, rtol=1e-5, atol=2e-5)
 
 
+def counted(net: Net, x: Tensor) -> Tensor:
+    """No loop, but sizes that Python was asked for; transforms as long as something else is."""
+    places = torch.arange(len(x[0]))
+    later = torch.ones(len(places), len(places)).triu(1).bool()
+    weights = (net.w(x) @ x.mT).masked_fill(later, -torch.inf).softmax(-1)
+    return weights @ net.u(x) + places[:, None]
+
+
+def test_sizes_that_python_was_asked_for_grow_with_the_tokens() -> None:
+    source = source_of(counted)
+    program = roll(source)
+    assert program is not None
+    inputs = source.random_inputs(3, 23, 0)
+    torch.testing.assert_close(program.module()(**inputs), (source.module(**inputs),))
+    assert roll(source_of(lambda net, x: net.w(x) * (len(x[0]) // 5))) is None
+
+
 def left(net: Net, x: Tensor) -> Any:
     """A head on what is carried, beside the state of a cell, the results and the last of them."""
     h, c = [torch.zeros(x.shape[0], SIZE)] * 2

@@ -133,7 +133,7 @@ def single_row_differs(_: Mixer, x: Tensor) -> Tensor:
 
 
 def as_integer(_: Mixer, x: Tensor) -> Tensor:
-    return x / int(x.shape[1])
+    return x / (1 + int(x.shape[1]) // 5)
 
 
 def branch_on_values(_: Mixer, x: Tensor) -> Tensor:
