@@ -277,10 +277,35 @@ def _record(graph: BundleGraph, file: str, kind: type[_Record]) -> _Record:
         raise BundleError(
             f"{bundle.root / name} is not what a build wrote: {said}. Export again."
         ) from error
-    wrong = misfit(found, kind)
+    wrong = misfit(found, kind) or _contradiction(found, graph.entry)
     if wrong is not None:
         raise BundleError(f"{bundle.root / name}: {wrong}, which no build wrote. Export again.")
     return found
+
+
+def _contradiction(found: Built | BuildRequest, entry: GraphEntry) -> str | None:
+    """What in a record that has the right types does not fit its graph; None if all does."""
+    if found.flavour not in (flavours.AUTO, *flavours.FLAVOURS):
+        return f"flavour is {found.flavour!r}"
+    states = {spec.input: spec.shape for spec in entry.states}
+    graph = {**{spec.name: spec.shape for spec in entry.inputs}, **states}
+    for profile in found.profiles:
+        for name, shapes in profile.shapes.items():
+            ranks = {len(shape) for shape in (*shapes, graph.get(name, shapes[0]))}
+            if len(ranks) > 1 or min((size for shape in shapes for size in shape), default=0) < 0:
+                return f"profiles has the shapes {shapes!r} of {name!r}"
+    if isinstance(found, BuildRequest):
+        return None
+    if not found.profiles or found.flavour == flavours.AUTO:
+        return f"profiles has {len(found.profiles)} entries, flavour is {found.flavour!r}"
+    bound = {tensor.name: tensor.shape for tensor in found.inputs}
+    shaped = {name for profile in found.profiles for name in profile.shapes}
+    for name, shape in graph.items():
+        if name in bound and len(bound[name]) != len(shape):
+            return f"inputs has the shape {bound[name]!r} of {name!r}"
+        if name in states and name not in bound.keys() | shaped:
+            return f"inputs lacks {name!r}"
+    return None
 
 
 def _environment(flavour: str, folder: Path) -> dict[str, str]:

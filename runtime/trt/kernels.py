@@ -5,6 +5,7 @@ as fields of its plugins: plans in each, and a piece of code, by its content, in
 launch it.
 """
 
+import contextlib
 import hashlib
 import json
 import zlib
@@ -152,10 +153,21 @@ def code_of(graph: BundleGraph) -> tuple[str, ...]:
     Raises:
         BundleError: if the index is absent or changed, or none.
     """
-    try:
+    with _told(graph):
         kernels = _index(graph)["kernels"].values()
         return tuple(str(path) for each in kernels for path in each["code"].values())
-    except (KeyError, TypeError, AttributeError) as error:
+
+
+@contextlib.contextmanager
+def _told(graph: BundleGraph) -> Iterator[None]:
+    """Turn what an index of another form brings about into an error of ours.
+
+    Raises:
+        BundleError: in place of it.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise BundleError(
             f"{graph.root / graph.beside(TARGET, INDEX)} is no index of kernels. Export again."
         ) from error
@@ -167,16 +179,18 @@ def read(graph: BundleGraph) -> dict[str, NodeKernels]:
     Raises:
         BundleError: if a file is absent or changed.
     """
-    bundle, entry = graph.bundle, _index(graph)
-    kernels = {
-        name: NodeKernels(
-            op=each["op"],
-            plans={int(sm): LaunchPlan.from_json(plan) for sm, plan in each["plans"].items()},
-            code={key: bundle.read(path) for key, path in each["code"].items()},
-        )
-        for name, each in entry["kernels"].items()
-    }
-    return {node: kernels[name] for node, name in entry["nodes"].items()}
+    with _told(graph):
+        entry = _index(graph)
+        kernels = {name: _kernels(graph, each) for name, each in entry["kernels"].items()}
+        return {node: kernels[name] for node, name in entry["nodes"].items()}
+
+
+def _kernels(graph: BundleGraph, entry: Any) -> NodeKernels:
+    return NodeKernels(
+        op=entry["op"],
+        plans={int(sm): LaunchPlan.from_json(plan) for sm, plan in entry["plans"].items()},
+        code={key: graph.bundle.read(path) for key, path in entry["code"].items()},
+    )
 
 
 def operators(graph: BundleGraph) -> dict[str, frozenset[int]]:
@@ -186,7 +200,8 @@ def operators(graph: BundleGraph) -> dict[str, frozenset[int]]:
         BundleError: if the index is absent or changed.
     """
     found: dict[str, frozenset[int]] = {}
-    for each in _index(graph)["kernels"].values():
-        capabilities = frozenset(map(int, each["plans"]))
-        found[each["op"]] = found.get(each["op"], capabilities) & capabilities
+    with _told(graph):
+        for each in _index(graph)["kernels"].values():
+            capabilities = frozenset(map(int, each["plans"]))
+            found[each["op"]] = found.get(each["op"], capabilities) & capabilities
     return found
