@@ -87,6 +87,26 @@ def test_compiled_code_is_named(bundle: Path, capsys: pytest.CaptureFixture[str]
     assert some == "code     trt/engine.plan"
 
 
+def test_code_is_what_is_loaded_whatever_it_is_called(bundle: Path, tmp_path: Path) -> None:
+    """Kernels that the index names, the engine beside the graph, and scripts that nobody lists."""
+    shutil.copytree(bundle, tmp_path, dirs_exist_ok=True)
+    ((tmp_path / "1").mkdir(), (tmp_path / "other").mkdir())
+    index = {"kernels": {"k": {"op": "x", "plans": {}, "code": {"80/k": "notes.txt"}}}, "nodes": {}}
+    files = {"notes.txt": "", "other/engine.plan": "", "other/plugins.json": json.dumps(index)}
+    for name, text in {**files, "1/model.PY": ""}.items():
+        (tmp_path / name).write_text(text)
+    manifest = Bundle.open(bundle).manifest
+    target = replace(manifest.main.targets["ort"], path="other/model.onnx", data=())
+    entry = replace(manifest.main, targets={**manifest.main.targets, "trt": target})
+    records = {name: FileRecord.of(tmp_path / name) for name in files}
+    changed = replace(manifest.with_graph("main", entry), files={**manifest.files, **records})
+    changed.save(tmp_path / "manifest.json")
+
+    assert json.loads(invoke(tmp_path, "--json").stdout)["code"] == [
+        "1/model.PY", "notes.txt", "other/engine.plan"
+    ]  # fmt: skip
+
+
 def test_a_damaged_graph_leaves_the_rest_of_the_page(bundle: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     copy.mkdir()

@@ -1,9 +1,11 @@
 """A deeper look into a bundle: weights and their bits, states at a context, what passes changed."""
 
 import contextlib
+import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from intaglio.errors import BundleError
@@ -157,8 +159,13 @@ def show_signature(console: Console, bundle: Bundle) -> dict[str, Any]:
 
 
 def code_files(bundle: Bundle) -> list[str]:
-    """Files of the bundle that are loaded as code, whatever they are called, or called so."""
-    found = {name for name in bundle.manifest.files if name.endswith(CODE)}
+    """Files of the bundle that are loaded as code, whatever they are called, or called so.
+
+    Those too that its manifest does not list: a server of Triton runs a model.py that lies there.
+    """
+    there = (Path(folder, name) for folder, _, names in os.walk(bundle.root) for name in names)
+    names = {path.relative_to(bundle.root).as_posix() for path in there}
+    found = {name for name in names | bundle.manifest.files.keys() if name.lower().endswith(CODE)}
     for graph in bundle.graphs.values():
         if TRT not in graph.entry.targets:
             continue
