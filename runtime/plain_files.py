@@ -38,10 +38,25 @@ def read_text(path: str | os.PathLike[str], most: int = LARGEST) -> str:
         OSError: if it cannot be read, is no ordinary file, or is larger.
         UnicodeDecodeError: if it is not UTF-8.
     """
+    _require_small(path, most)
+    return Path(path).read_text(encoding="utf-8")
+
+
+def read_bytes(path: str | os.PathLike[str], most: int = LARGEST) -> bytes:
+    """The content of an ordinary file of at most `most` bytes.
+
+    Raises:
+        OSError: if it cannot be read, is no ordinary file, or is larger: one with holes may say
+            any size.
+    """
+    _require_small(path, most)
+    return Path(path).read_bytes()
+
+
+def _require_small(path: str | os.PathLike[str], most: int) -> None:
     size = require_ordinary(path)
     if size > most:
         raise OSError(errno.EFBIG, f"it has {size} bytes, more than {most}", str(path))
-    return Path(path).read_text(encoding="utf-8")
 
 
 def read_json(path: str | os.PathLike[str], most: int = LARGEST) -> Any:
@@ -66,12 +81,25 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
+def leads_away(path: Path, folder: Path) -> bool:
+    """Whether a file of a folder is a link out of it: what is copied may be a secret of the user's.
+
+    The caches of Hugging Face link from ``snapshots/REVISION`` to ``blobs`` beside it.
+    """
+    place, home = path.resolve(), folder.resolve()
+    cache = home.parents[1] if home.parent.name == "snapshots" else home
+    return not any(place.is_relative_to(each) for each in (home, cache / "blobs"))
+
+
 def copy_folder(folder: Path, out: Path, without: tuple[str, ...] = ()) -> None:
     """Copy the ordinary files of a folder and of those in it, save names that end so.
 
-    No pipe or device, and no folder that is a link, which may lead in a circle.
+    No pipe or device, no folder that is a link, which may lead in a circle, and no file that lies
+    elsewhere.
     """
     for entry in folder.iterdir():
+        if leads_away(entry, folder):
+            continue
         if entry.is_dir() and not entry.is_symlink():
             (out / entry.name).mkdir()
             copy_folder(entry, out / entry.name, without)

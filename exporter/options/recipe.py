@@ -19,7 +19,7 @@ from intaglio.graphs import Graph
 from intaglio.passes import pipeline
 from intaglio.passes.base import Pass
 from intaglio.passes.lower.ort_low_bit import Accuracy
-from intaglio.runtime.plain_files import read_text, require_ordinary
+from intaglio.runtime.plain_files import read_bytes, read_text
 
 from .config import read_config
 from .described import holds_words
@@ -246,8 +246,7 @@ def _text_beside(recipe: Recipe | str | Path | None, words: Mapping[str, Any]) -
         return words
     folder = Path(recipe).parent / TEXT_FOLDER
     try:
-        require_ordinary(folder / TOKENIZER)
-        same = hashlib.sha256((folder / TOKENIZER).read_bytes()).hexdigest() == words.get("sha256")
+        same = hashlib.sha256(read_bytes(folder / TOKENIZER)).hexdigest() == words.get("sha256")
     except OSError:
         same = False
     return {**words, "folder": folder} if same else words

@@ -8,7 +8,7 @@ from typing import Any
 
 from intaglio.errors import InputError, OptionError, SourceError
 from intaglio.exporter.options.loading import LoadOptions
-from intaglio.runtime.plain_files import require_ordinary
+from intaglio.runtime.plain_files import read_bytes
 from intaglio.runtime.tokenizer_process import Tokenizer
 from intaglio.state import BATCH, TIME
 
@@ -81,10 +81,9 @@ def _of_file(path: Path, vocabulary: int, allow_code: bool) -> tuple[Text, tuple
     ends: tuple[int, ...] = ()
     notes = []
     try:
-        require_ordinary(path)
-        content: str | bytes = path.read_bytes()
+        content: str | bytes = (raw := read_bytes(path))
         if path.suffix == ".model":
-            content, ends = convert(path.read_bytes(), str(path))
+            content, ends = convert(raw, str(path))
             notes.append(f"The tokenizer was converted from {path.name}.")
         tokenizer = Tokenizer(content, str(path))
     except (InputError, OSError) as error:

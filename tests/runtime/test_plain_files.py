@@ -7,6 +7,7 @@ import pytest
 
 from intaglio.runtime.plain_files import (
     copy_folder,
+    leads_away,
     parse_json,
     read_json,
     read_text,
@@ -46,6 +47,8 @@ def test_of_a_folder_the_ordinary_files_are_copied(tmp_path: Path) -> None:
         (folder / name).write_text(name)
     (folder / "link.json").symlink_to("a.json")
     (folder / "up").symlink_to("..")
+    (tmp_path / "secret").write_text("")
+    (folder / "secret.json").symlink_to("../secret")
     (folder / "zero").symlink_to("/dev/zero")
     (folder / "nowhere").symlink_to("absent")
     os.mkfifo(folder / "pipe")
@@ -54,3 +57,17 @@ def test_of_a_folder_the_ordinary_files_are_copied(tmp_path: Path) -> None:
 
     copied = [path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()]
     assert sorted(copied) == ["a.json", "below/b.json", "link.json"]
+
+
+def test_a_cache_of_hugging_face_leads_to_its_blobs(tmp_path: Path) -> None:
+    """And nothing else leads out of a folder."""
+    snapshot = tmp_path / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    (tmp_path / "blobs").mkdir()
+    for name in ("blobs/aa", "secret"):
+        (tmp_path / name).write_text("")
+    (snapshot / "config.json").symlink_to("../../blobs/aa")
+    (snapshot / "other.json").symlink_to("../../secret")
+    (snapshot / "own.json").write_text("")
+    away = {path.name for path in snapshot.iterdir() if leads_away(path, snapshot)}
+    assert away == {"other.json"}

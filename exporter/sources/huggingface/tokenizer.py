@@ -12,7 +12,7 @@ from typing import Any
 from intaglio.errors import InputError, SourceError
 from intaglio.exporter.sources.text import TOKENIZER, Text
 from intaglio.quiet import quiet, summary
-from intaglio.runtime.plain_files import read_json
+from intaglio.runtime.plain_files import leads_away, read_bytes, read_json
 from intaglio.runtime.tokenizer_process import Tokenizer
 
 from .directory import Directory
@@ -48,7 +48,7 @@ def text_of_folder(
     tokenizer, notes = _tokenizer(path, allow_code=allow_code)
     if tokenizer is None:
         return None, notes
-    files = {name: (path / name).read_bytes() for name in COPIED if (path / name).is_file()}
+    files = {name: _copied(path / name) for name in COPIED if (path / name).is_file()}
     text = Text(
         files={**files, TOKENIZER: tokenizer.text().encode()},
         eos=tuple(token for token in _eos(path, config) if token < vocabulary),
@@ -62,6 +62,19 @@ def text_of_folder(
         )
         notes = (*notes, fault)
     return text, notes
+
+
+def _copied(path: Path) -> bytes:
+    """What is carried along into the bundle, which others may get to see."""
+    if leads_away(path, path.parent):
+        raise SourceError(
+            f"{path} is a link to {path.resolve()}, and would be copied into the bundle. Put the "
+            "file itself there."
+        )
+    try:
+        return read_bytes(path)
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def _tokenizer(path: Path, *, allow_code: bool) -> tuple[Tokenizer | None, tuple[str, ...]]:
@@ -91,7 +104,7 @@ def _tokenizer(path: Path, *, allow_code: bool) -> tuple[Tokenizer | None, tuple
 
 def _read(path: Path) -> Tokenizer:
     try:
-        return Tokenizer(path.read_bytes(), str(path))
+        return Tokenizer(_copied(path), str(path))
     except (InputError, OSError) as error:
         raise SourceError(
             f"{path} cannot be read ({error}). Copy it again, or leave it out to export without a "

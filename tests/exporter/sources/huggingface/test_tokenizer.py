@@ -45,3 +45,19 @@ def test_a_damaged_one_is_refused(directory: Path) -> None:
 
     with pytest.raises(SourceError, match="leave it out to export without"):
         read_text(read_directory(directory), TOKENS, allow_code=False)
+
+
+@pytest.mark.parametrize("name", ["special_tokens_map.json", "chat_template.jinja"])
+def test_a_file_that_lies_elsewhere_is_not_carried_along(directory: Path, name: str) -> None:
+    """A link may lead to a secret of the user's, and a file with holes be of any size."""
+    secret = directory.parent / "secret"
+    secret.write_text("secret")
+    (directory / name).unlink(missing_ok=True)
+    (directory / name).symlink_to(secret)
+    with pytest.raises(SourceError, match=r"is a link to .*secret, and would be copied"):
+        read_text(read_directory(directory), TOKENS, allow_code=False)
+    (directory / name).unlink()
+    with (directory / name).open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(SourceError, match="1099511627776 bytes, more than"):
+        read_text(read_directory(directory), TOKENS, allow_code=False)
