@@ -135,7 +135,20 @@ def one_key_head(layer: Layer, q: Tensor, k: Tensor, v: Tensor, at: Positions) -
     return F.scaled_dot_product_attention(q, k[:, :1], v[:, :1], is_causal=True)
 
 
-WRITTEN_OUT = (capped, sinks, merged, decayed, exponentials, forgetting, one_key_head)
+def time_mix(layer: Layer, q: Tensor, k: Tensor, v: Tensor, at: Positions) -> Tensor:
+    """RWKV-4's weights of all pairs: each channel decays by itself, a token has its own bonus."""
+    rates, bonus = layer.qkv.bias[:WIDTH].exp(), layer.qkv.bias[-WIDTH:]
+    t = torch.arange(q.shape[2])
+    distance = (t[:, None] - 1.0 - t[None]) * 0.1
+    far = torch.where((at[1] < at[0])[..., None], -distance[..., None] * rates, INF)
+    pairs = torch.where((at[1] == at[0])[..., None], bonus, far)
+    k, v = (x.transpose(1, 2).flatten(2)[:, None] for x in (k, v))
+    weights = torch.exp(pairs[None] + k)
+    sums = (weights * v).sum(2) / weights.sum(2)
+    return torch.unflatten(sums, -1, (HEADS, -1)).transpose(1, 2)
+
+
+WRITTEN_OUT = (capped, sinks, merged, decayed, exponentials, forgetting, one_key_head, time_mix)
 
 
 def weigh_first(layer: Layer, q: Tensor, k: Tensor, v: Tensor, at: Positions) -> Tensor:
