@@ -44,6 +44,7 @@ def generate(
     seed: int | None = None,
     stop: Stop = (),
     logits: str = "logits",
+    consumed: Tokens = (),
     **options: Unpack[SamplingOptions],
 ) -> Iterator[int]:
     """Generate tokens for one row, as they come.
@@ -61,6 +62,7 @@ def generate(
         seed: of the draws; the same seed gives the same tokens.
         stop: tokens, or sequences of tokens, that end generation; they are generated themselves.
         logits: name of the output [batch, time, vocabulary].
+        consumed: tokens that the session has consumed before, for a penalty to count.
         **options: how tokens are drawn, see `intaglio.runtime.sampling`.
 
     Yields:
@@ -78,6 +80,7 @@ def generate(
         seed=seed,
         stop=stop,
         logits=logits,
+        consumed=[consumed],
         **options,
     )
     return (int(row.tokens[0]) for row in rows)
@@ -94,6 +97,7 @@ def generate_rows(
     seed: int | None = None,
     stop: Stop = (),
     logits: str = "logits",
+    consumed: Sequence[Tokens] | None = None,
     **options: Unpack[SamplingOptions],
 ) -> Iterator[GeneratedRows]:
     """Generate tokens for several rows at once, as `generate` does for one.
@@ -110,6 +114,7 @@ def generate_rows(
         seed: of the draws of all rows.
         stop: ends a row, as `generate` takes it.
         logits: name of the output [batch, time, vocabulary].
+        consumed: of each row, tokens that the session has consumed before, for a penalty to count.
         **options: how tokens are drawn, see `intaglio.runtime.sampling`.
     """
     reader = TokenReader(session, logits)
@@ -130,6 +135,8 @@ def generate_rows(
         SampledRow(how, endings, np.random.default_rng(own), prompt, max_new_tokens)
         for how, own, prompt in zip(each, seeds, given, strict=True)
     ]
+    for row, before in zip(rows, consumed or [()] * len(rows), strict=True):
+        row.count(before)
     speculation = None if draft is None else Speculation(reader, draft, logits, rows)
     if not max_new_tokens:
         return iter(())

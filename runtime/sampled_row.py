@@ -1,6 +1,6 @@
 """One row of a generation: its tokens, how they are drawn, and where they end."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 
@@ -48,6 +48,10 @@ class SampledRow:
         """Its tokens, those of the prompt included, after the first `count`."""
         beyond = count - len(self._prompt)
         return self.made[beyond:] if beyond >= 0 else [*self._prompt[count:], *self.made]
+
+    def count(self, tokens: Iterable[int]) -> None:
+        """Let penalties count tokens that came before the prompt."""
+        self._held.update(map(int, tokens))
 
     def append(self, token: int) -> None:
         """Take `token` as the next one."""

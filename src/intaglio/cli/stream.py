@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy.typing as npt
 
 from intaglio.blocks import lengths
 from intaglio.errors import InputError
+from intaglio.runtime.consumed import Consumed
 from intaglio.runtime.generation import generate
 from intaglio.runtime.graph_entry import GraphEntry, TensorSpec
 from intaglio.runtime.session import Session
@@ -70,6 +72,7 @@ def continue_text(
     stop: Sequence[str],
     tell: Callable[[str, int | None], None],
     words: Codec | None = None,
+    held: Consumed | None = None,
     **options: Any,
 ) -> tuple[list[int], str, Latency]:
     """Generate tokens after `prompt`, telling their text as it comes.
@@ -80,6 +83,7 @@ def continue_text(
         stop: texts that end generation.
         tell: is given each piece of text and the token that completed it, None where none did.
         words: the codec; the bundle's own without one.
+        held: what the session has consumed, to go on from what `prompt` has in common with it.
         options: of `intaglio.runtime.generate`.
 
     Returns:
@@ -90,8 +94,8 @@ def continue_text(
     """
     words = words or Texts.of(session).codec(session.entry)
     ids = words.encode(prompt) if isinstance(prompt, str) else prompt
-    tokens = generate(
-        session,
+    make = partial(generate, session) if held is None else held.generate
+    tokens = make(
         ids,
         stop=words.endings(stop),
         logits=session.entry.outputs[0].name,
@@ -108,7 +112,8 @@ def continue_text(
     if rest := words.finish():
         pieces.append(rest)
         tell(rest, None)
-    return made, "".join(pieces), Latency(seconds, len(ids), options.get("draft") is not None)
+    given = len(ids) - (0 if held is None else held.kept)
+    return made, "".join(pieces), Latency(seconds, given, options.get("draft") is not None)
 
 
 def _ends(pieces: Sequence[str], stop: Sequence[str]) -> bool:

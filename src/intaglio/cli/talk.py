@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from intaglio.runtime.consumed import Consumed
 from intaglio.runtime.session import Session
 from intaglio.runtime.speculative import Draft
 
@@ -51,15 +52,15 @@ def talk(
     messages = [] if system is None else [{"role": "system", "content": system}]
     if chat and prompt is None:
         texts.conversation([*messages, {"role": "user", "content": ""}], words)  # refused at once
+    held = Consumed(session) if chat and draft is None else None
     for asked in [prompt] if prompt is not None else iter(_asked, None):
         messages = [*messages, {"role": "user", "content": asked}]
         ids = texts.conversation(messages, words) if chat else words.encode(asked)
         if echo:
             console.stream(asked)
-        if chat:
+        if chat and draft is not None:
             session.state.reset()
-            if draft is not None:
-                draft.session.state.reset()
+            draft.session.state.reset()
         try:
             made, text, latency = continue_text(
                 session,
@@ -67,6 +68,7 @@ def talk(
                 stop,
                 lambda text, token: _tell(console, text, token, jsonl=jsonl),
                 words,
+                held,
                 draft=draft,
                 **how,
             )
