@@ -26,6 +26,8 @@ from intaglio.runtime.step_inputs import Sizes, shape_of
 from intaglio.runtime.trt.engine_build import TARGET, read_built
 from intaglio.state import BATCH, TIME, Layout, entries_of
 
+from .stream_calls import StreamCalls
+
 CHUNK = 512  # tokens consumed at once on the way to a context
 OWN = 32  # entries along an axis of a condition, as of a source
 
@@ -43,6 +45,7 @@ class BundleRunner:
         self._batch = 1
         self._prepares = False
         self._call: Callable[[], float]
+        self._streams: StreamCalls | None = None
         self._tracer: Tracer | None = None
 
     def load(
@@ -76,30 +79,46 @@ class BundleRunner:
 
         Args:
             kind: "prefill", `tokens` at once in the initial state; "step", one token after
-                `tokens` others; or "prepare", a graph that makes states of conditions.
+                `tokens` others; "streams", a token of each of `batch` streams; or "prepare", a
+                graph that makes states of conditions.
             tokens: length of the prompt, or of the context.
-            batch: rows.
+            batch: rows, or streams of one row each.
             graph: what is called.
         """
-        self._batch, self._prepares = batch, kind == "prepare"
+        if self._streams is not None:
+            self._streams.close()
+            self._streams = None
+        self._batch, self._prepares = 1 if kind == "streams" else batch, kind == "prepare"
         self._session = self._sessions[graph]
-        self._condition(batch)
+        conditions = self._condition(self._batch)
         entry = self._session.entry
         if kind in ("prefill", "prepare"):
             self._take(inputs_for(entry, batch, tokens, tokens, self._own))
             self._call = self._prefill(tokens)
+        elif kind == "streams":
+            self._call = self._streams = StreamCalls(
+                self._session,
+                batch,
+                tokens,
+                lambda time: inputs_for(entry, 1, time, tokens, self._own),
+                conditions,
+            )
         else:
             self._advance(tokens)
             self._call = self._step(tokens)
 
-    def _condition(self, batch: int) -> None:
-        """Give the session conditions for so many rows, where it takes some."""
+    def _condition(self, batch: int) -> Mapping[str, Array] | None:
+        """Give the session conditions for so many rows, where it takes some; which ones."""
         session = self._session
-        if session.entry.prepare is not None and session.state.batch != batch:
-            prepare = session.bundle.graph(session.entry.prepare)
-            own = own_sizes(prepare, preparing_target(session.graph, session.target))
+        if session.entry.prepare is None:
+            return None
+        prepare = session.bundle.graph(session.entry.prepare)
+        own = own_sizes(prepare, preparing_target(session.graph, session.target))
+        conditions = inputs_for(prepare.entry, batch, 1, 0, own)
+        if session.state.batch != batch:
             session.state.reset()
-            session.condition(inputs_for(prepare.entry, batch, 1, 0, own))
+            session.condition(conditions)
+        return conditions
 
     @property
     def _own(self) -> Mapping[str, int]:
@@ -120,6 +139,9 @@ class BundleRunner:
     def footprint(self) -> dict[str, Any]:
         """Bytes that the process and the states take by now, and the caches' room in tokens."""
         state = self._session.state
+        if self._streams is not None:
+            held = {"states": self._streams.states, "states_held": None, "capacity": None}
+            return {"resident": machine.resident(), "peak": machine.peak(), **held}
         specs, carried = self._session.entry.states_of(self._session.target), state.carried
         return {
             "resident": machine.resident(),

@@ -25,6 +25,7 @@ from intaglio.runtime.weights import total, weights_of
 from intaglio.runtime.work import Ceilings, Works
 from intaglio.state import BATCH, CAPACITY, PAST, TIME, time_of
 
+from .advice import advice
 from .ops import OpProfile, op_profile
 from .report import BUNDLE, Contender, Latencies, Phase, ProfileReport
 from .settings import Contestant, ProfileSettings
@@ -67,6 +68,11 @@ def profile(
         for name in names
         for phase in phases_of([bundle.graph(name) for bundle in opened], settings)
     ]
+    if settings.streams and not any(phase.kind == "streams" for phase in phases):
+        raise OptionError(
+            f"{opened[0].root} has no streams: it carries nothing from one token to the next. "
+            "Leave --streams out."
+        )
     ours = [_contestant(bundle, settings, opened, names) for bundle in opened]
     load_before = machine.load_average()
     measured = _measure([*ours, *peers], phases, settings, tell)
@@ -91,6 +97,7 @@ def profile(
         options=asdict(settings),
         percentiles=settings.percentiles,
         measured=measured,
+        notes=advice(measured),
     )
 
 
@@ -135,6 +142,7 @@ def phases_of(graphs: Sequence[BundleGraph], settings: ProfileSettings) -> list[
     return [
         *(Phase("prefill", tokens, first.name) for tokens in prompts),
         *(Phase("step", tokens, first.name) for tokens in contexts),
+        *(Phase("streams", t, first.name, settings.streams) for t in contexts if settings.streams),
     ]
 
 
@@ -210,7 +218,7 @@ def _measure(
         timings: list[list[Latencies]] = [[] for _ in workers]
         for index, phase in enumerate(phases):
             tell(str(phase), index / len(phases))
-            turns = [place for place, each in enumerate(contestants) if phase.graph in each.graphs]
+            turns = [place for place, each in enumerate(contestants) if _takes(each, phase)]
             found = _turns([workers[place] for place in turns], phase, settings)
             for place, timing in zip(turns, found, strict=True):
                 timings[place].append(timing)
@@ -229,6 +237,12 @@ def _measure(
     ]
 
 
+def _takes(contestant: Contestant, phase: Phase) -> bool:
+    """Whether it takes part: what is no bundle has no streams."""
+    has = phase.kind != "streams" or contestant.kind == BUNDLE
+    return has and phase.graph in contestant.graphs
+
+
 def _turns(workers: Sequence[Worker], phase: Phase, settings: ProfileSettings) -> list[Latencies]:
     """One phase: everybody gets ready and warm, then they alternate."""
     for worker in workers:
@@ -244,7 +258,7 @@ def _turns(workers: Sequence[Worker], phase: Phase, settings: ProfileSettings) -
     return [
         Latencies(
             phase=phase,
-            batch=settings.batch,
+            batch=phase.streams or settings.batch,
             rounds=kept,
             states=found.get("states"),
             states_held=found.get("states_held"),
@@ -266,7 +280,7 @@ def _trace(
 
     It runs in another process, alone.
     """
-    phases = [phase for phase in phases if phase.graph == name]
+    phases = [phase for phase in phases if phase.graph == name and phase.kind != "streams"]
     calls = max(1, min(TRACED, EVENTS // (max(len(graph.nodes), 1) * len(phases))))
     parts = []
     with Worker(contestant.name, contestant.child) as worker:
@@ -299,7 +313,7 @@ def _ready(worker: Worker, phase: Phase, settings: ProfileSettings) -> None:
         "ready",
         kind=phase.kind,
         tokens=phase.tokens,
-        batch=settings.batch,
+        batch=phase.streams or settings.batch,
         graph=phase.graph,
     )
 

@@ -22,7 +22,8 @@ BUSY = 0.5  # load average per core from which the machine is called busy
 class Phase:
     """One kind of call: "prefill" of `tokens`, or "step" of one token after `tokens` others.
 
-    "prepare" is what conditions cost, once for a sequence.
+    "prepare" is what conditions cost, once for a sequence; "streams" a step of each of `streams`
+    sequences that one engine takes together.
 
     `graph` is the graph of the bundle that is called.
     """
@@ -30,12 +31,14 @@ class Phase:
     kind: str
     tokens: int
     graph: str = MAIN
+    streams: int = 0
 
     def __str__(self) -> str:
         """As a row of a table is called."""
         said = {
             "prefill": f"prefill {self.tokens}",
             "step": f"step at {self.tokens}",
+            "streams": f"{self.streams} streams at {self.tokens}",
             "prepare": "once for a sequence",
         }[self.kind]
         return said if self.graph == MAIN else f"{self.graph}: {said}"

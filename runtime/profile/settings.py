@@ -29,6 +29,8 @@ class ProfileSettings:
         iterations: calls that each measurement takes at least.
         percentiles: ranks of latency to report, above 0 and up to 100.
         ops: whether to trace operators, in another process.
+        streams: sequences to step together through `intaglio.runtime.Streams`, at each context;
+            None leaves that out.
     """
 
     contexts: Sequence[int] | None = None
@@ -43,6 +45,7 @@ class ProfileSettings:
     iterations: int = 10
     percentiles: Sequence[float] = (90, 95, 99)
     ops: bool = True
+    streams: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be measured.
@@ -51,7 +54,7 @@ class ProfileSettings:
             OptionError: if a number is out of its range.
         """
         least = {"batch": 1, "iterations": 1, "warmup": 0, "duration": 0, "threads": 1}
-        for name, limit in {**least, "capacity": 1}.items():
+        for name, limit in {**least, "capacity": 1, "streams": 1}.items():
             value = getattr(self, name)
             if value is not None and not value >= limit:
                 raise OptionError(f"{name} is {value}, should be at least {limit}.")

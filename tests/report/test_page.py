@@ -298,6 +298,14 @@ def test_the_same_figures_make_the_same_page(both: str) -> None:
     assert page(report(*llama_and_gla())) == both
 
 
+def test_advice_stands_before_the_figures_and_nowhere_without_any() -> None:
+    plain = report(measured("a", ["m"], 4))
+    text = Reader(page(replace(plain, notes=["a: give <more>."]))).text
+
+    assert text.index("a: give <more>.") < text.index("Latency")
+    assert "What would be faster" not in Reader(page(plain)).text
+
+
 def test_operators_are_told_with_their_rates_and_where_there_is_one_the_roofline() -> None:
     """1 MB and 0.5 Mop in 0.25 ms are 4 GB/s and 2 Gop/s: half of what copies at 8 GB/s."""
     ceilings = Ceilings(bytes=8e9, operations={"float16": 1e12}, device="A <GPU>")

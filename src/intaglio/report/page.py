@@ -23,6 +23,8 @@ _TOP = 12  # operators that are listed
 _TERMS = {
     "prefill n": "One call with n tokens at once, from the initial state.",
     "step at n": "One call with one token, after n tokens; repeated at exactly that context.",
+    "n streams at m": "A token of each of n sequences, which one engine steps together, after m "
+    "tokens and at most 64 more.",
     "latency": "Time of Session.step as its caller sees it, the copy of outputs included; for "
     "PyTorch a forward pass over the prompt; a step there is one over the context and the token, "
     "or the library's own with its cache, as is told below the latencies.",
@@ -65,6 +67,7 @@ def page(report: ProfileReport) -> str:
     )
     sections = [
         _opening(report, title),
+        _advice(report.notes),
         _latency(report),
         _comparison(report),
         _distributions(report),
@@ -120,6 +123,12 @@ def _doubts(warnings: Sequence[str]) -> Html:
     return element("details", head, *(element("p", each) for each in said), class_="warning")
 
 
+def _advice(notes: Sequence[str]) -> Html | None:
+    said = "Choices that are known to be slower where the time goes as it does here."
+    told = (element("p", each) for each in notes)
+    return _section("What would be faster", said, *told) if notes else None
+
+
 def _tiles(report: ProfileReport) -> Html:
     """Of one contestant how many tokens a second, of several how much longer than the first."""
     first = report.measured[0]
@@ -137,10 +146,11 @@ def _tiles(report: ProfileReport) -> Html:
 
 
 def _ends(phases: Sequence[Phase]) -> list[Phase]:
-    """The longest prefill, and the steps at the shortest and the longest context."""
-    prefills = [phase for phase in phases if phase.kind != "step"]
-    steps = [phase for phase in phases if phase.kind == "step"]
-    return [*prefills[-1:], *dict.fromkeys([*steps[:1], *steps[-1:]])]
+    """The longest prefill, and steps and streams at the shortest and the longest context."""
+    apart = [[p for p in phases if p.kind == kind] for kind in ("step", "streams")]
+    prefills = [phase for phase in phases if not any(phase in each for each in apart)]
+    ends = [phase for each in apart for phase in dict.fromkeys([*each[:1], *each[-1:]])]
+    return [*prefills[-1:], *ends]
 
 
 def _ratio(ratio: Ratio, report: ProfileReport) -> Html:

@@ -1,10 +1,12 @@
 """Bundles profiled side by side: what is measured, in what state, and what is refused."""
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conditioned_bundle import write
 from engines import ROOM, add_engine
@@ -13,10 +15,13 @@ from intaglio.errors import BundleError, OptionError, ProfileError
 from intaglio.runtime.bundle import Bundle, BundleGraph
 from intaglio.runtime.graph_entry import MAIN, GraphEntry, Limits, TensorSpec
 from intaglio.runtime.ort.ort_tracer import ENGINE
+from intaglio.runtime.profile import stream_calls
 from intaglio.runtime.profile.child import CHUNK, OWN, BundleRunner, inputs_for, own_sizes
 from intaglio.runtime.profile.measure import phases_of, profile
 from intaglio.runtime.profile.report import Phase, ProfileReport
 from intaglio.runtime.profile.settings import Contestant, ProfileSettings
+from intaglio.runtime.profile.stream_calls import StreamCalls
+from intaglio.runtime.session import Session
 from intaglio.state import BATCH, TIME
 
 MakeBundle = Callable[..., Path]
@@ -246,6 +251,38 @@ def test_without_states_there_is_no_step(bundle: Bundle) -> None:
     assert phases_of([fixed], QUICK) == [Phase("prefill", 1)]
 
 
+def test_streams_step_together_beside_steps_of_one(bundle: Bundle) -> None:
+    """In every context; what is no bundle takes no part, and whole graphs have none."""
+    options = replace(QUICK, contexts=[1, 3], streams=5, ops=False)
+    found = profile([bundle], options)
+    phase = Phase("streams", 3, streams=5)
+    timing = found.measured[0].timing(phase)
+
+    assert [str(each) for each in found.phases][-2:] == ["5 streams at 1", "5 streams at 3"]
+    assert timing is not None
+    assert (timing.batch, len(timing.seconds)) == (5, QUICK.iterations)
+    assert timing.tokens_per_second == pytest.approx(5 / timing.median)
+    alone = found.measured[0].timing(Phase("step", 3))
+    assert alone is not None
+    assert alone.states is not None
+    assert timing.states == 5 * (alone.states // QUICK.batch)
+    json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_streams_begin_anew_before_they_outgrow_their_context(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream_calls, "ON", 2)
+    session = Session.load(bundle)
+    token = {"input_ids": np.array([[1]])}
+    calls = StreamCalls(session, 2, 3, lambda time: {"input_ids": np.ones((1, time), int)}, None)
+    lengths = [(calls(), calls._open[0].past_length)[1] for _ in range(5)]
+    calls.close()
+
+    assert lengths == [4, 5, 4, 5, 4]
+    assert session.step(token)["logits"].shape[1] == 1  # whose own state nobody used
+
+
 def test_what_does_not_fit_is_refused_before_anything_runs(bundle: Bundle) -> None:
     other = with_main(bundle, with_inputs(bundle, spec("x", "float32", BATCH)))
     bounded = replace(bundle.manifest.main.inputs[0], below=7)
@@ -265,6 +302,7 @@ def test_what_does_not_fit_is_refused_before_anything_runs(bundle: Bundle) -> No
     ("options", "words"),
     [
         ({"batch": 0}, "batch is 0"),
+        ({"streams": 0}, "streams is 0"),
         ({"iterations": 0}, "iterations is 0"),
         ({"duration": -1}, "duration is -1"),
         ({"duration": float("nan")}, "duration is nan"),

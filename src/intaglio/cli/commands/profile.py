@@ -66,6 +66,10 @@ def profile_(
     percentile: Annotated[
         str, typer.Option(metavar="P,...", help="Percentiles of latency to report.")
     ] = "90,95,99",
+    streams: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Step N sequences together, too, as a server does."),
+    ] = None,
     no_ops: Annotated[
         bool, typer.Option("--no-ops", help="Do not trace operators in another process.")
     ] = False,
@@ -79,6 +83,7 @@ def profile_(
     Examples:
         intaglio profile bundle
         intaglio profile bundle --against model.pt --report report.html
+        intaglio profile bundle --streams 16 --context 128
         intaglio profile small large --context 128,4096 --duration 10 --threads 1
     """
     from intaglio import profile
@@ -98,6 +103,7 @@ def profile_(
         iterations=iterations,
         percentiles=numbers(percentile, "--percentile"),
         ops=not no_ops,
+        streams=streams,
     )
     for each in (bundle, *(others or [])):
         require_consent(open_bundle(each, None), graph, target, allowed=load.get("allow_code"))
