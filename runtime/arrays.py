@@ -14,6 +14,9 @@ from intaglio.errors import BundleError, InputError
 
 Array = npt.NDArray[Any]
 
+LARGEST_BLOWN = 1 << 28  # bytes that a file may hold compressed, however small it is
+MOST_BLOWN = 32  # times its size, beyond
+
 
 def dtype_of(name: str, what: str) -> np.dtype[Any]:
     """The numpy dtype called `name`, which `what` has.
@@ -40,7 +43,7 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, Array]:
         _require_ordinary(path)
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-            _require_memory(sum(member.file_size for member in members))
+            _require_memory(sum(member.file_size for member in members), path.stat().st_size)
             return {entry.filename.removesuffix(".npy"): _read(archive, entry) for entry in members}
     except OSError as error:
         said = error.strerror or error
@@ -75,7 +78,9 @@ def _require_ordinary(path: Path) -> None:
         raise ValueError("it is not an ordinary file")
 
 
-def _require_memory(claimed: int) -> None:
+def _require_memory(claimed: int, stored: int) -> None:
+    if claimed > max(LARGEST_BLOWN, MOST_BLOWN * stored):
+        raise ValueError(f"it has {stored} bytes, and says that it holds {claimed}")
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if claimed > memory:
         raise ValueError(f"it says that it holds {claimed} bytes, more than there is memory")

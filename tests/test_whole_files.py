@@ -13,7 +13,7 @@ import pytest
 from killed import after_calls
 
 from intaglio import whole_files
-from intaglio.whole_files import clear, output, replacing, replacing_folder
+from intaglio.whole_files import output, replacing, replacing_folder
 
 ROOT = Path(__file__).parents[1]
 
@@ -115,18 +115,42 @@ def test_the_draft_of_a_living_writer_is_let_be(tmp_path: Path) -> None:
     assert held(place) == "mine"
 
 
-def test_what_only_looks_like_a_draft_of_the_place_stays(tmp_path: Path) -> None:
-    """Of another name, links, and pipes, which nothing waits for."""
-    kept = [".other.01234567.draft", ".it.0123456.draft", ".it.draft", "it.01234567.draft"]
-    for name in kept:
-        (tmp_path / name).write_text("")
-    (tmp_path / ".it.00000000.draft").symlink_to(tmp_path / kept[0])
-    os.mkfifo(tmp_path / ".it.00000001.draft")
-    (tmp_path / ".it.00000002.draft").mkdir()
+def test_what_others_put_in_the_way_is_stepped_over(tmp_path: Path) -> None:
+    """Links, which nothing follows, pipes, which nothing waits for, folders, files linked twice."""
+    place, mine = tmp_path / "it", tmp_path / "mine"
+    mine.write_text("mine")
+    (tmp_path / ".it.0.draft").symlink_to(mine)
+    os.mkfifo(tmp_path / ".it.1.draft")
+    (tmp_path / ".it.2.draft").mkdir()
+    (tmp_path / ".it.3.draft").hardlink_to(mine)
+    kept = {*entries(tmp_path)}
 
-    clear(tmp_path / "it")
+    write_file(place, "new")
 
-    assert {*kept, ".it.00000000.draft"} <= {*entries(tmp_path)}
+    assert (held(place), held(mine)) == ("new", "mine")
+    assert {*entries(tmp_path)} == {*kept, "it"}
+
+
+def test_what_a_killed_writer_left_is_written_over(tmp_path: Path) -> None:
+    """Nothing is looked for, however many files there are; nor is one left behind a living one."""
+    place = tmp_path / "it"
+    for number in (0, 1):
+        (tmp_path / f".it.{number}.draft").write_text("a long draft of one that was killed")
+    (tmp_path / ".other.0.draft").write_text("")
+    write_file(place, "new")
+    assert held(place) == "new"
+    assert {*entries(tmp_path)} == {"it", ".other.0.draft"}
+
+
+def test_where_there_are_no_locks_no_draft_is_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(whole_files, "_lock", lambda _: None)
+    with replacing(tmp_path / "it") as draft:
+        draft.write_text("first")
+        write_file(tmp_path / "it", "second")
+        assert draft.read_text() == "first"
+    assert held(tmp_path / "it") == "first"
 
 
 def test_a_link_is_replaced_unless_the_user_named_it(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ a killed one left, and clears it.
 """
 
 import contextlib
+import fcntl
+import itertools
 import os
 import re
 import secrets
@@ -16,8 +18,7 @@ from pathlib import Path
 
 from intaglio.exchange import exchange, replace_by_two_renames
 
-NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-DRAFT = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.draft", re.DOTALL)
+DRAFT = re.compile(r"\.(?P<name>.+)\.[0-9a-f]+\.draft", re.DOTALL)
 
 
 @contextlib.contextmanager
@@ -31,8 +32,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         OSError: if the file cannot be put there.
     """
     path = Path(path)
-    clear(path)
-    draft, lock = _draft(path, folder=False)
+    draft, lock = _file(path)
     try:
         yield draft
         draft.replace(path)
@@ -71,8 +71,8 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         OSError: if the folder cannot be put there.
     """
     path = Path(path)
-    clear(path)
-    draft, lock = _draft(path, folder=True)
+    _clear_folders(path)
+    draft, lock = _folder(path)
     retired = _beside(path)
     try:
         yield draft
@@ -92,53 +92,100 @@ def is_draft(folder: Path, name: str, of: Collection[str]) -> bool:
     return bool(found and found["name"] in of and path.is_file() and not path.is_symlink())
 
 
-def clear(path: Path) -> None:
-    """Remove the drafts for `path` whose writers are dead."""
+def _clear_folders(path: Path) -> None:
+    """Remove the drafts of folders for `path` whose writers are dead."""
     with contextlib.suppress(OSError):
         for entry in list(path.parent.iterdir()):
             found = DRAFT.fullmatch(entry.name)
-            if found and found["name"] == path.name:
+            if found and found["name"] == path.name and entry.is_dir() and not entry.is_symlink():
                 _remove_unlocked(entry)
 
 
 def _remove_unlocked(draft: Path) -> None:
-    descriptor = os.open(draft, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    try:
-        if _lock(descriptor):
-            shutil.rmtree(draft) if draft.is_dir() else draft.unlink(missing_ok=True)
-    finally:
-        os.close(descriptor)
-
-
-def _draft(path: Path, *, folder: bool) -> tuple[Path, int]:
-    """A new file or folder that is locked, and its descriptor."""
-    while True:
-        draft = _beside(path)
+    with contextlib.suppress(OSError):
+        descriptor = os.open(draft, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
-            descriptor = _folder(draft) if folder else os.open(draft, NEW, 0o666)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        _lock(descriptor)
-        if os.fstat(descriptor).st_nlink:  # else it was cleared before it was locked
+            if _lock(descriptor):
+                shutil.rmtree(draft) if draft.is_dir() else draft.unlink(missing_ok=True)
+        finally:
+            os.close(descriptor)
+
+
+def _file(path: Path) -> tuple[Path, int]:
+    """A draft that is locked, and its descriptor: the first that no living writer has.
+
+    What a dead one left under that name is written over, so that nothing has to be looked for.
+    """
+    for number in itertools.count():
+        draft = path.with_name(f".{path.name}.{number}.draft")
+        with _told(path):
+            descriptor, new = _opened(draft)
+        if descriptor is None:
+            continue
+        locked = _lock(descriptor)
+        if (locked or (locked is None and new)) and _is_at(descriptor, draft):
+            following = path.with_name(f".{path.name}.{number + 1}.draft")
+            if os.path.lexists(following):
+                _remove_unlocked(following)
             return draft, descriptor
         os.close(descriptor)
+    raise AssertionError(path)
 
 
-def _folder(path: Path) -> int:
-    path.mkdir()
-    return os.open(path, os.O_RDONLY)
+def _opened(draft: Path) -> tuple[int | None, bool]:
+    """A descriptor of an ordinary file of this user's, None of anything else; whether it is new."""
+    with contextlib.suppress(FileExistsError):
+        return os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), True
+    try:
+        descriptor = os.open(draft, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None, False
+    status = os.fstat(descriptor)
+    if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and status.st_nlink == 1:
+        return descriptor, False
+    os.close(descriptor)
+    return None, False
+
+
+def _is_at(descriptor: int, draft: Path) -> bool:
+    """Whether a file is still where it was opened: its writer may just have put it in its place."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), draft.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def _folder(path: Path) -> tuple[Path, int]:
+    """A new folder that is locked, and its descriptor."""
+    draft = _beside(path)
+    with _told(path):
+        draft.mkdir()
+        descriptor = os.open(draft, os.O_RDONLY)
+    _lock(descriptor)
+    return draft, descriptor
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Name the place itself in an error, not its draft.
+
+    Raises:
+        OSError: in place of another.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.draft")
 
 
-def _lock(descriptor: int) -> bool:
-    """Lock a file while it is open; False if another has it, or there are no locks here."""
+def _lock(descriptor: int) -> bool | None:
+    """Lock a file while it is open; False if another has it, None where there are no locks."""
     try:
-        import fcntl
-
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (ImportError, OSError):
-        return False
+    except OSError as error:
+        return False if isinstance(error, BlockingIOError) else None
     return True

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from intaglio.errors import InputError
+from intaglio.runtime import arrays
 from intaglio.runtime.arrays import read_npz
 
 
@@ -102,3 +103,17 @@ def test_more_than_there_is_memory_is_refused_before_it_is_taken(
 
     with pytest.raises(InputError, match="more than there is memory"):
         read_npz(tmp_path / "x.npz")
+
+
+def test_a_small_file_that_holds_a_large_array_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compression makes a thousand bytes of one, and the memory would be taken."""
+    np.savez_compressed(tmp_path / "x.npz", zeros=np.zeros(10**6))
+    assert read_npz(tmp_path / "x.npz")["zeros"].shape == (10**6,)
+    monkeypatch.setattr(arrays, "LARGEST_BLOWN", 10**6)
+
+    with pytest.raises(InputError, match=r"it has \d+ bytes, and says that it holds 8000128"):
+        read_npz(tmp_path / "x.npz")
+    np.savez(tmp_path / "x.npz", zeros=np.zeros(10**6))
+    assert read_npz(tmp_path / "x.npz")["zeros"].shape == (10**6,)
