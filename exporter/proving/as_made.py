@@ -2,7 +2,8 @@
 
 What a bundle says of its source is the word of whoever made it.  It tells what the model takes, and
 never how strictly it is compared: no limit, no number of steps, and no values are read of it.
-Floats are drawn anew, so that a range of zeros proves nothing.  Code that it names runs where
+Floats are drawn anew, so that a range of zeros proves nothing.  A file that would change the
+source, as an adapter does, is for the user to name.  Code that it names runs where
 that is allowed.  A recipe that the user names is the user's word, but for code.
 """
 
@@ -11,6 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from intaglio.errors import OptionError
 from intaglio.exporter.options.described import made_again
 from intaglio.exporter.options.loading import LoadKeywords, LoadOptions, names_code
 from intaglio.exporter.options.recipe import Recipe, read_recipe, require_consent
@@ -39,7 +41,8 @@ def as_made(
         ranges: whether the ranges of the bundle's examples are taken, as for measuring alone.
 
     Raises:
-        OptionError: if a recipe cannot be read, or names code that is not allowed.
+        OptionError: if a recipe cannot be read, or names code that is not allowed, or the bundle's
+            own names a file that would change the source.
     """
     if recipe is not None:
         read = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
@@ -51,6 +54,8 @@ def as_made(
     own = Recipe.of(_without_files(manifest.recipe), "The recipe in the bundle's manifest")
     said = {n: x for n, x in own.of_loading().items() if n not in ("whole", "text") and x}
     typed = LoadOptions.of(given)
+    if not ranges:
+        _require_own_files(own, given)
     offered = None
     if in_memory or typed.model is not None or typed.config is not None:
         said = {n: x for n, x in said.items() if n not in ASKED_OF_FILES[:2]}
@@ -72,6 +77,25 @@ def _without_files(recipe: Mapping[str, Any]) -> dict[str, Any]:
     config = recipe.get("config")
     path = isinstance(config, str) and not config.startswith("{")
     return {n: x for n, x in recipe.items() if n != "config" or not path}
+
+
+def _require_own_files(own: Recipe, given: LoadKeywords) -> None:
+    """Refuse to compare with what a file of the bundle's choice would make of the source.
+
+    Raises:
+        OptionError: if an adapter or the start of a state is such a file, and the user named none.
+    """
+    said = {} if given.get("adapter") else own.adapter
+    adapters = [f"--adapter {name}={file}" for name, file in said.items()]
+    states = [] if given.get("states") else [own.states]
+    states += [] if given.get("graphs") else [g.get("states") or {} for g in own.graphs.values()]
+    starts = [f"--state {n}={x}" for g in states for n, x in g.items() if f"{x}".endswith(".npz")]
+    if found := [*adapters, *starts]:
+        raise OptionError(
+            f"The bundle's recipe says that its source was changed by a file ({found[0]}), and a "
+            f"bundle does not decide what it is compared with. Where the file is yours, type it: "
+            f"{' '.join(found)}."
+        )
 
 
 def _is_given(given: LoadKeywords, name: str) -> bool:

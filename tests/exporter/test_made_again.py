@@ -192,6 +192,27 @@ def test_no_range_and_no_path_of_a_bundle_decides_what_is_tried(
     assert said.inputs == {"frames": frames}
 
 
+@pytest.mark.parametrize(
+    ("own", "typed", "option"),
+    [
+        ({"adapter": {"a": "b/a.npz"}}, {"adapter": {"a": "mine.npz"}}, "--adapter a=b/a.npz"),
+        ({"states": {"h": "y:b/s.npz"}}, {"states": {"h": "y:mine.npz"}}, "--state h=y:b/s.npz"),
+    ],
+)
+def test_no_file_of_a_bundle_changes_what_it_is_compared_with(
+    own: dict[str, Any], typed: Any, option: str
+) -> None:
+    """An adapter beside the bundle could make the source what the bundle was made to be."""
+    from intaglio.exporter.proving.as_made import as_made
+
+    source = {"name": "w.pt", "sha256": "0" * 64, "format": "torch"}
+    manifest = Manifest(source=source, graphs={}, files={}, recipe=own)
+    with pytest.raises(OptionError, match=f"type it: {option}"):
+        as_made({}, manifest)
+    assert as_made(typed, manifest).given().items() >= typed.items()
+    assert as_made({}, manifest, Recipe.of(own, "mine")).given().items() >= own.items()
+
+
 def test_data_is_known_by_its_hash(tmp_path: Path) -> None:
     """A recipe says which data it was made with, wherever that lies, and never goes without it."""
     layer = nn.Linear(64, 32)
