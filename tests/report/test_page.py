@@ -198,7 +198,7 @@ def test_tiles_compare_and_of_one_tell_its_rate() -> None:
     one = page(report(llama_and_gla()[0]))
 
     assert [Reader(found).text for found in tile.findall(two)] == [
-        f"1.00\N{MULTIPLICATION SIGN}gla1.00 to 1.00{phase}, times the latency of llama"
+        f"1.00\N{MULTIPLICATION SIGN}gla 1.00 to 1.00{phase}, times the latency of llama"
         for phase in ("prefill 8", "step at 16", "step at 64")
     ]
     assert [Reader(found).text for found in tile.findall(one)][1:] == [

@@ -112,7 +112,7 @@ def path_curve(series: Mapping[str, tuple[Sequence[float], Sequence[float]]]) ->
 def comparison(ratios: Sequence[Ratio], names: Sequence[str]) -> Html:
     """Ratios to the first contestant, median and quartiles of pairs."""
     height = 0.9 + 0.34 * len(ratios)
-    with _figure("Latency against the first", (7.2, height)) as (axes, svg):
+    with _figure("Latency against the first", (4.6, height)) as (axes, svg):
         for row, ratio in enumerate(ratios):
             colour = _SERIES[names.index(ratio.name) % SERIES]
             axes.plot([ratio.low, ratio.high], [row, row], color=colour, linewidth=3, alpha=0.45)
@@ -160,7 +160,7 @@ def _plain_ticks(axes: Axes, which: str) -> None:
     axis.set_minor_formatter(NullFormatter())
     axis.set_minor_locator(NullLocator())
     if decades < 0.25:
-        axis.set_major_locator(LogLocator(10, [1 + 0.5 * i for i in range(18)], numticks=6))
+        axis.set_major_locator(LogLocator(10, [1 + 0.1 * i for i in range(90)], numticks=6))
 
 
 @contextmanager

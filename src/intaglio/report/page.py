@@ -159,7 +159,7 @@ def _ratio(ratio: Ratio, report: ProfileReport) -> Html:
     return element(
         "p",
         element("b", f"{charts.multiple(ratio.ratio)}\N{MULTIPLICATION SIGN}"),
-        element("span", _swatch(names.index(ratio.name)), ratio.name, element("i", spread)),
+        element("span", _swatch(names.index(ratio.name)), ratio.name, " ", element("i", spread)),
     )
 
 
