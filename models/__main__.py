@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from intaglio.spelling import perhaps
+
 from . import MODELS, find, save
 from .training import timed_report
 
@@ -17,12 +19,18 @@ def main() -> None:
     """Train, save, say what was reached."""
     parser = argparse.ArgumentParser(prog="intaglio.models", description=__doc__)
     trained = {model.name: model.recipe for model in MODELS if model.recipe is not None}
-    parser.add_argument("model", choices=list(trained))
+    parser.add_argument("model", metavar="NAME")
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--from", dest="start", type=Path)
     parser.add_argument("--out", required=True)
     options = parser.parse_args()
+    if options.model not in trained:
+        near = perhaps(options.model, trained)
+        parser.error(f"no model {options.model!r}{near}; there are: {', '.join(trained)}")
     model, recipe = find(options.model), trained[options.model]
+    if options.preset not in model.presets:
+        near = perhaps(options.preset, model.presets)
+        parser.error(f"no preset {options.preset!r}{near}; there are: {', '.join(model.presets)}")
     config = model.presets[options.preset]
     if options.start is not None and model.adopt is not None:
         config = model.adopt(config, options.start)

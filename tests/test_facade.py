@@ -2,11 +2,12 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import intaglio
-from intaglio.errors import MissingExtraError
+from intaglio.errors import MissingExtraError, reason
 
 
 def test_importing_intaglio_imports_no_extra() -> None:
@@ -29,6 +30,20 @@ def test_export_and_verify_are_those_of_the_exporter() -> None:
     assert dir(intaglio) == ["Graph", "__version__", *sorted(FACADE)]
     with pytest.raises(AttributeError, match="has no attribute 'exprot'"):
         intaglio.exprot  # noqa: B018
+
+
+def test_what_the_system_says_is_a_part_of_a_sentence(tmp_path: Path) -> None:
+    """No number of an error; a file where a folder should be is called that."""
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(NotADirectoryError) as there:
+        (file / "x").mkdir(parents=True, exist_ok=True)
+    with pytest.raises(FileNotFoundError) as absent:
+        (tmp_path / "absent").read_bytes()
+
+    assert reason(there.value).endswith("file is a file, not a folder")
+    assert reason(absent.value) == f"No such file or directory: {tmp_path / 'absent'}"
+    assert reason(OSError(28, "No space left on device")) == "No space left on device"
 
 
 FACADE = {"export", "get_include", "profile", "verify"}

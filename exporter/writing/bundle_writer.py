@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from intaglio.errors import BundleError
+from intaglio.errors import BundleError, reason
 from intaglio.exchange import exchange, replace_by_two_renames
 from intaglio.runtime.bundle import UNHASHED
 from intaglio.runtime.manifest import FILE_NAME, FileRecord, Manifest
@@ -136,7 +136,9 @@ class BundleWriter:
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
             advice = " Make room, or choose another place." if full else ""
-            raise BundleError(f"{self.destination} cannot be written: {error}.{advice}") from error
+            raise BundleError(
+                f"{self.destination} cannot be written: {reason(error)}.{advice}"
+            ) from error
 
     def _clear_stale(self) -> None:
         """Remove what killed runs left; give back an old bundle that was never replaced."""

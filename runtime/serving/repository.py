@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from intaglio.errors import BundleError, OptionError
+from intaglio.errors import BundleError, OptionError, reason
 from intaglio.runtime.bundle import Bundle
 from intaglio.runtime.engines import ORT
 from intaglio.runtime.graph_entry import GraphEntry
@@ -146,7 +146,7 @@ def _write(place: Path, config: str, fill: Callable[[Path], None]) -> Path:
             fill(draft / VERSION)
             (draft / CONFIG).write_text(config, encoding="utf-8")
     except OSError as error:
-        raise OptionError(f"{place} cannot be written: {error}") from error
+        raise OptionError(f"{place} cannot be written: {reason(error)}.") from error
     return place
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from intaglio.errors import InputError, StateError
+from intaglio.errors import InputError, StateError, reason
 from intaglio.runtime.session_state import Snapshot
 
 LONGEST = 200  # characters of a file's name, before what a draft of it adds
@@ -32,7 +32,7 @@ class Store:
                 self.folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise InputError(
-                    f"The folder {self.folder} for saved streams cannot be made: {error}. "
+                    f"The folder {self.folder} for saved streams cannot be made: {reason(error)}. "
                     "Give another one as store=."
                 ) from error
 
@@ -64,7 +64,9 @@ class Store:
         try:
             snapshot.save(path)
         except OSError as error:
-            raise StateError(f"The stream {name!r} cannot be saved to {path}: {error}") from error
+            raise StateError(
+                f"The stream {name!r} cannot be saved to {path}: {reason(error)}."
+            ) from error
 
     def take(self, name: str) -> Snapshot:
         """What was saved of a stream; a file stays where it is.

@@ -4,6 +4,7 @@ A message is one or more sentences that say what is wrong, where, and how to men
 user's own names: module paths of the PyTorch model, keys of the checkpoint, files as typed.
 """
 
+from pathlib import Path
 from typing import ClassVar
 
 
@@ -83,3 +84,18 @@ class ParityError(IntaglioError):
     """An engine does not compute what its source computes."""
 
     exit_code: ClassVar[int] = 3
+
+
+def reason(error: OSError) -> str:
+    """What the system says, as the end of a sentence, with the file that it speaks of if any.
+
+    ``No space left on device``, ``out/a is a file, not a folder``.
+    """
+    name = error.filename
+    if isinstance(error, FileExistsError | NotADirectoryError) and name:
+        path = Path(name)
+        for each in (path, *path.parents):
+            if each.is_file():
+                return f"{each} is a file, not a folder"
+    said = error.strerror or str(error)
+    return f"{said}: {name}" if name else said

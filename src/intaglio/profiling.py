@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
-from intaglio.errors import MissingExtraError
+from intaglio.errors import MissingExtraError, OptionError
 
 if TYPE_CHECKING:
     from intaglio.exporter.options.loading import LoadKeywords
@@ -53,7 +53,7 @@ def profile(
 
     settings = settings or ProfileSettings()
     opened = [Bundle.open(path) for path in (bundle, *others)]
-    page = None if report is None else _page()
+    page = None if report is None else _page(Path(report))
     peers: list[Contestant] = []
     if against is not None:
         peers.append(_eager(Path(against), opened[0], settings, options, recipe))
@@ -68,8 +68,12 @@ def profile(
     return found
 
 
-def _page() -> "Callable[[ProfileReport, Path], None]":
-    """What writes the page, found before anything is measured for it."""
+def _page(path: Path) -> "Callable[[ProfileReport, Path], None]":
+    """What writes the page, and whether it can, found before anything is measured for it."""
+    if path.is_dir():
+        raise OptionError(f"{path} is a folder. Give the name of a file for the page.")
+    if parent := next((each for each in path.parents if each.exists() and not each.is_dir()), None):
+        raise OptionError(f"{path} cannot be written: {parent} is a file, not a folder.")
     try:
         importlib.import_module("matplotlib")
     except ModuleNotFoundError as error:

@@ -95,6 +95,19 @@ def test_what_cannot_be_measured_exits_1(bundle: Path, options: list[str], words
     assert words in result.stderr
 
 
+def test_a_page_that_cannot_be_written_is_refused_before_anything_is_measured(
+    bundle: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    for place, words in (
+        (tmp_path, "is a folder. Give the name of a file"),
+        (tmp_path / "file/in/x.html", f"{tmp_path / 'file'} is a file, not a folder"),
+    ):
+        result = invoke(bundle, *QUICK, "--report", place)
+        assert (result.exit_code, result.stdout) == (1, ""), place
+        assert words in result.stderr
+
+
 def test_a_missing_bundle_is_named(tmp_path: Path) -> None:
     result = invoke(tmp_path / "absent")
 

@@ -118,6 +118,26 @@ def test_examples_are_commands_that_can_be_typed(name: str | None) -> None:
         assert set(given) <= {*options, "--help"}, example
 
 
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (("list", "modles"), "'kernels', perhaps 'models'."),
+        (("export", "a.pt", "-o", "b", "--kv", "statik"), "'grow', perhaps 'static'."),
+        (("list", "quux"), "'quux' is not one of 'ops', 'passes'"),
+        (("exprot",), "Did you mean 'export'"),
+        (("run", "a", "--promt", "b"), "--prompt"),
+    ],
+)
+def test_what_is_typed_wrong_is_told_with_what_was_perhaps_meant(
+    typed: tuple[str, ...], said: str
+) -> None:
+    result = invoke(*typed, width=200)
+
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert "Value error" not in result.stderr
+
+
 def test_every_group_holds_options_that_there_are() -> None:
     """A renamed option does not fall out of its group unseen."""
     known = {

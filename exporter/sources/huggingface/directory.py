@@ -16,7 +16,7 @@ from typing import Any
 import safetensors
 from torch import Tensor
 
-from intaglio.errors import SourceError
+from intaglio.errors import SourceError, reason
 from intaglio.exporter.sources.container import read_container
 from intaglio.exporter.sources.low_bit_formats import decoupleq
 from intaglio.runtime.plain_files import read_json
@@ -170,7 +170,8 @@ def _names(path: Path) -> list[str]:
 
 
 def _damaged(path: Path, error: Exception) -> SourceError:
-    return SourceError(f"{path} is not a whole safetensors file ({error}). Copy it again.")
+    said = reason(error) if isinstance(error, OSError) else error
+    return SourceError(f"{path} is not a whole safetensors file ({said}). Copy it again.")
 
 
 def stored_bytes(tensors: Mapping[str, Tensor]) -> dict[str, int]:

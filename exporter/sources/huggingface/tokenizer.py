@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from intaglio.errors import InputError, SourceError
+from intaglio.errors import InputError, SourceError, reason
 from intaglio.exporter.sources.text import TOKENIZER, Text
 from intaglio.quiet import quiet, summary
 from intaglio.runtime.plain_files import leads_away, read_bytes, read_json
@@ -106,8 +106,9 @@ def _read(path: Path) -> Tokenizer:
     try:
         return Tokenizer(_copied(path), str(path))
     except (InputError, OSError) as error:
+        said = reason(error) if isinstance(error, OSError) else str(error).rstrip(".")
         raise SourceError(
-            f"{path} cannot be read ({error}). Copy it again, or leave it out to export without a "
+            f"{path} cannot be read ({said}). Copy it again, or leave it out to export without a "
             "tokenizer."
         ) from error
 

@@ -7,7 +7,10 @@ that spelling too; it is understood everywhere, and told once below the group.
 import re
 from typing import Any, Protocol
 
+import typer
 from typer.core import TyperCommand, TyperGroup
+
+from intaglio.spelling import perhaps
 
 REST = "Options"  # the group of what stands in none
 EVERYWHERE = "Everywhere"
@@ -96,6 +99,14 @@ class Command(TyperCommand):
                 if aliases:
                     out.write(f"  As trtexec spells them: {aliases}\n")
 
+    def make_context(self, *args: Any, **more: Any) -> Any:
+        """As usual, but a choice that is none is told with the one that was perhaps meant."""
+        try:
+            return super().make_context(*args, **more)
+        except typer.BadParameter as error:
+            error.message = _chosen(error.message)
+            raise
+
     def format_epilog(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
         """Write the examples as they stand."""
         _examples(formatter, self.epilog)
@@ -130,6 +141,15 @@ def split_examples(text: str) -> tuple[str, str]:
     """What a docstring says, and its examples, a line each."""
     said, _, examples = text.partition("\nExamples:\n")
     return said.strip(), "\n".join(line.strip() for line in examples.strip().splitlines())
+
+
+def _chosen(message: str) -> str:
+    """``'statik' is not one of 'static', 'grow'``, with what was perhaps meant."""
+    found = re.fullmatch(r"(?:Value error, )?'(.*?)' is not one of (.*?)\.?", message, re.DOTALL)
+    if found is None:
+        return message
+    known = re.findall(r"'([^']*)'", found[2])
+    return f"{found[1]!r} is not one of {found[2]}{perhaps(found[1], known)}."
 
 
 def _examples(out: Formatter, text: str | None) -> None:

@@ -47,7 +47,7 @@ def interpret_(
     import numpy as np
 
     from intaglio.cli.stream import write_arrays
-    from intaglio.errors import InputError
+    from intaglio.errors import InputError, reason
     from intaglio.report.pictures import is_picture, read_picture, write_picture
     from intaglio.runtime.interpreter import Interpreter, arrays_of
 
@@ -68,7 +68,7 @@ def interpret_(
                     drawn.append(out / f"{name.rstrip('s')}_{place}.png")
                     write_picture(drawn[-1], array)
     except OSError as error:
-        raise InputError(f"{out} cannot be written: {error}.") from error
+        raise InputError(f"{out} cannot be written: {reason(error)}.") from error
     sizes = [float(np.linalg.norm(arrays[name])) for name in ("bias", "output")]
     share = sizes[0] / max(sizes[1], 1e-30)
     shapes = {name: list(array.shape) for name, array in arrays.items()}
