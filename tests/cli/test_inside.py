@@ -90,7 +90,8 @@ def test_compiled_code_is_named(bundle: Path, capsys: pytest.CaptureFixture[str]
 def test_code_is_what_is_loaded_whatever_it_is_called(bundle: Path, tmp_path: Path) -> None:
     """Kernels that the index names, the engine beside the graph, and scripts that nobody lists."""
     shutil.copytree(bundle, tmp_path, dirs_exist_ok=True)
-    ((tmp_path / "1").mkdir(), (tmp_path / "other").mkdir())
+    for folder in ("1", "other"):
+        (tmp_path / folder).mkdir()
     index = {"kernels": {"k": {"op": "x", "plans": {}, "code": {"80/k": "notes.txt"}}}, "nodes": {}}
     files = {"notes.txt": "", "other/engine.plan": "", "other/plugins.json": json.dumps(index)}
     for name, text in {**files, "1/model.PY": ""}.items():
