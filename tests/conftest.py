@@ -70,14 +70,15 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def onnx_functions_once() -> Iterator[None]:
-    """PyTorch's table of ONNX functions is made once, not for each conversion."""
+def made_and_traced_once() -> Iterator[None]:
+    """PyTorch's table of ONNX functions is made once, and a system of `models/` is traced once."""
     if "torch" not in sys.modules:
         yield
         return
     from onnx_functions import made_once
+    from traced_once import traced_once
 
-    with made_once():
+    with made_once(), traced_once():
         yield
 
 

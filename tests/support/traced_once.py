@@ -1,0 +1,67 @@
+"""Graphs of checkpoints that many tests export, each traced once for a process."""
+
+import contextlib
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from torch import nn
+
+from intaglio.exporter.sources.source import Source
+from intaglio.exporter.tracing.trace import Traced, trace
+
+DECIDING = (
+    "dynamic sizes spans bounds aliases whole states defaults others caches pace loosened".split()
+)
+
+
+@contextlib.contextmanager
+def traced_once() -> Iterator[None]:
+    """Trace no system of `models/` twice with the same weights, config and inputs.
+
+    What follows tracing changes graphs in place, so each gets a copy.  Other modules are traced
+    each time: their weights and classes do not tell what their `forward` computes.
+    """
+    known: dict[str, Traced] = {}
+    made = trace
+
+    def once(source: Source) -> Traced:
+        if not (source.model and source.config and isinstance(source.body, nn.Module)):
+            return made(source)
+        key = _key(source, source.body)
+        if key not in known:
+            known[key] = made(source)
+        found = known[key]
+        return replace(
+            found,
+            model=found.model.clone(deep_copy=True),
+            aliases=dict(found.aliases),
+            spans=dict(found.spans),
+        )
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, module in [*sys.modules.items()]:
+            own = name.startswith(("tests.exporter.tracing", "intaglio.exporter.tracing"))
+            if not own and vars(module).get("trace") is made:
+                patch.setattr(module, "trace", once)
+        yield
+
+
+def _key(source: Source, body: nn.Module) -> str:
+    """All that a graph of a system depends on."""
+    content = hashlib.sha256()
+    for name, weight in body.state_dict().items():
+        content.update(f"{name} {weight.dtype} {tuple(weight.shape)} ".encode())
+        content.update(weight.detach().contiguous().numpy().tobytes())
+    said = [
+        source.model,
+        type(body).__qualname__,
+        json.dumps(source.config, sort_keys=True, default=str),
+        {name: (x.dtype, x.shape, x.sum().item()) for name, x in source.inputs.items()},
+        *(getattr(source, name) for name in DECIDING),
+    ]
+    content.update(repr(said).encode())
+    return content.hexdigest()
