@@ -22,7 +22,7 @@ from intaglio.errors import TraceError
 from intaglio.quiet import quiet, summary
 
 from .modules import named, path_of
-from .mutations import origin, writes
+from .mutations import DETACH, origin, writes
 
 AGREES = 1e-3  # of the largest entry: where float64 gives something else, types are at work
 FOLDED = "folded"  # in place of the path, of what the whole model computes
@@ -108,7 +108,8 @@ def _is_pure(node: fx.Node) -> bool:
     if not isinstance(node.target, OpOverload):
         return False
     drawn = torch.Tag.nondeterministic_seeded in node.target.tags
-    return not drawn and not node.target._schema.is_mutable  # noqa: SLF001  it is nowhere else
+    mutable = node.target._schema.is_mutable  # noqa: SLF001  it is nowhere else
+    return not drawn and (not mutable or node.target is DETACH)
 
 
 def _is_fixed(node: fx.Node) -> bool:

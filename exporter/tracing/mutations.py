@@ -8,6 +8,7 @@ exporter does not carry: it would be the same for all rows and never be reset.
 import operator
 from collections.abc import Iterator
 
+import torch
 from torch import fx
 from torch._ops import OpOverload
 from torch.export import ExportedProgram
@@ -15,6 +16,8 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from intaglio.errors import TraceError
 from intaglio.quiet import quiet
+
+DETACH = torch.ops.aten.detach_.default
 
 
 def idle_buffers(program: ExportedProgram) -> list[str]:
@@ -57,8 +60,11 @@ def idle_buffers(program: ExportedProgram) -> list[str]:
 
 
 def writes(node: fx.Node) -> Iterator[fx.Node]:
-    """What `node` writes to, if it is an operator that works in place."""
-    if not isinstance(node.target, OpOverload):
+    """What `node` writes to, if it is an operator that changes values in place.
+
+    `detach_`, which follows each `torch.tensor` of a forward, changes none.
+    """
+    if not isinstance(node.target, OpOverload) or node.target is DETACH:
         return
     formal = node.target._schema.arguments  # noqa: SLF001  PyTorch says it nowhere else
     given = dict(zip((argument.name for argument in formal), node.args, strict=False))

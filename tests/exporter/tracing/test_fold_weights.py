@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from intaglio.errors import TraceError
 from intaglio.exporter.export import export
 from intaglio.exporter.sources.load import load_source
+from intaglio.exporter.tracing.fold_weights import fold_weights
 from intaglio.exporter.tracing.trace import Traced, trace
 from intaglio.graph_keys import FOLDED
 from intaglio.passes.graph import constant
@@ -49,6 +50,7 @@ INPUTS = {"signal": torch.randn(2, 7, SIZE)}
 COMPUTED = {
     "exponential": lambda x, a, b: x @ torch.matrix_exp(a - b),
     "inverse": lambda x, a, b: x @ torch.linalg.inv(a + 9 * torch.eye(SIZE)) + b[0],
+    "with a number": lambda x, a, b: x @ torch.linalg.inv(a + torch.tensor(9.0) * b) + b[0],
     "written in place": lambda x, a, b: x @ torch.linalg.inv(a.clone().add_(9 * b)),
     "factors": lambda x, a, b: x @ (a[:, :2] @ b[:2]),
     "values of a decomposition": lambda x, a, b: x * torch.linalg.eigvalsh(a @ a.mT) + b[0],
@@ -68,6 +70,17 @@ def traced(compute: Compute, scale: float = 1.0) -> Traced:
 def folded(found: Traced) -> list[str]:
     values = found.model.graph.initializers
     return [name for name, value in values.items() if FOLDED in value.metadata_props]
+
+
+def test_numbers_written_in_forward_do_not_cost_another_trace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """PyTorch writes `detach_` after each `torch.tensor`, which changes no value."""
+    net = Net(lambda x, a, b: x @ a * torch.tensor(2.0) + b[0])
+    program = torch.export.export(net, (), INPUTS)
+    assert any("detach_" in str(node.target) for node in program.graph.nodes)
+    monkeypatch.delattr(torch.export.ExportedProgram, "run_decompositions")
+    assert fold_weights(program) == (program, {})
 
 
 @pytest.mark.parametrize("name", COMPUTED)
