@@ -60,6 +60,10 @@ class Manifest:
     versions: Mapping[str, str] = field(default_factory=dict)
     intaglio: str = __version__
 
+    def __repr__(self) -> str:
+        """In short: ``Manifest('kws.pt', main, encode)``."""
+        return f"Manifest({self.source.get('name', '')!r}, {', '.join(self.graphs)})"
+
     @property
     def main(self) -> GraphEntry:
         """The graph that a session steps unless it is told otherwise."""

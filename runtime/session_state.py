@@ -47,6 +47,10 @@ class Snapshot:
     conditions: Mapping[str, Array] = field(default_factory=dict)
     prepared: Mapping[str, Array] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        """In short: ``Snapshot(rows=2, tokens=[7, 5])``."""
+        return f"Snapshot(rows={len(self.past_length)}, tokens={self.past_length.tolist()})"
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to `path` in numpy's .npz format; an old file stays whole until then."""
         header = {

@@ -164,6 +164,11 @@ class Streams:
         self._scheduler = Scheduler(self._queues, residents)
         self._ends = weakref.finalize(self, self._scheduler.close)
 
+    def __repr__(self) -> str:
+        """In short: ``Streams('kws', ort, rows=16)``."""
+        session = self.session
+        return f"Streams({session.bundle.root.name!r}, {session.target}, rows={self.rows})"
+
     @property
     def folder(self) -> os.PathLike[str] | None:
         """Where streams are saved, None for memory."""

@@ -45,6 +45,27 @@ def test_every_exported_name_is_there(name: str) -> None:
     assert getattr(runtime, name).__name__ == name
 
 
+def test_what_is_held_says_what_it_is_in_one_short_line(make_bundle: MakeBundle) -> None:
+    """None prints its arrays, its files or an address; the package lists its names alone."""
+    root = make_bundle("static")
+    bundle = runtime.Bundle.open(root)
+    session = Session.load(bundle)
+    session.step({"input_ids": np.array([[1, 2], [3, 4]])})
+    with runtime.Streams(session, 2) as streams:
+        found = [bundle, bundle.manifest, session, session.state.save(), streams]
+        texts = [repr(each) for each in found]
+
+    name = bundle.manifest.source["name"]
+    assert texts == [
+        f"Bundle({root.name!r}, main)",
+        f"Manifest({name!r}, main)",
+        f"Session({root.name!r}, ort, rows=2)",
+        "Snapshot(rows=2, tokens=[2, 2])",
+        f"Streams({root.name!r}, ort, rows=2)",
+    ]
+    assert dir(runtime) == sorted(runtime.__all__)
+
+
 def test_another_name_is_an_attribute_error() -> None:
     """As in any module."""
     with pytest.raises(AttributeError, match="no attribute 'Sesion'"):
