@@ -23,6 +23,8 @@ from intaglio.cli.help import COMMANDS, EVERYWHERE, GROUPS, REST, group_of
 WIDTHS = (80, 100)
 PROGRAM: Any = typer.main.get_command(app)
 NAMES = sorted(PROGRAM.commands)
+# What they print takes minutes to make, or a GPU, or is no table.
+OTHERS = {"adapter", "assemble", "build", "interpret", "merge", "sign", "subnet", "triton"}
 
 
 def invoke(*arguments: str, width: int = 80) -> Result:
@@ -50,6 +52,8 @@ def lines(bundle: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFacto
         f"inspect --diff {bundle} {bundle}",
         f"verify {bundle} --against {checkpoint} --steps 5",
         f"run {bundle} --inputs {folder / 'ids.npz'}",
+        f"export {checkpoint} -o {folder / 'out'} --no-verify",
+        f"profile {bundle} --context 3 --prompt-length 4 --duration 0 --iterations 1 --no-ops",
     ]
 
 
@@ -64,6 +68,16 @@ def test_no_line_of_a_table_is_wider_than_the_terminal(
         assert result.exit_code == 0, line
         assert max(map(len, tables(result.stdout)), default=0) <= width, line
         assert tables(result.stdout) or "--diff" in line, line
+
+
+def test_each_command_is_measured_or_prints_by_what_folds(lines: list[str]) -> None:
+    """`Console.table` writes the tables, and tests/cli/test_tables.py holds it to the width."""
+    others = set(NAMES) - {line.split()[0] for line in lines}
+
+    assert others == OTHERS
+    for name in OTHERS:
+        text = (Path(commands.__file__).parent / f"{name}.py").read_text(encoding="utf-8")
+        assert not re.search(r"ljust|rjust|:[<>]\d|print\(", text), name
 
 
 def test_a_terminal_says_how_wide_it_is() -> None:
