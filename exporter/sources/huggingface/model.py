@@ -6,6 +6,7 @@ of older checkpoints and ties what the config ties; what it reports is held to h
 tensors, not a path, and may not ask the network.
 """
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -19,6 +20,7 @@ from intaglio.exporter.sources.low_bit_projections import put_in, split
 from intaglio.exporter.sources.state_dict import check_names, check_shapes, check_values
 from intaglio.quiet import quiet, summary
 
+from .bounds import within
 from .directory import Directory, stored_bytes
 
 ATTENTIONS = ("sdpa", "eager")  # in the order in which they are tried
@@ -31,8 +33,9 @@ def build(directory: Directory, *, allow_code: bool) -> tuple[nn.Module, tuple[s
     Raises:
         SourceError: if the library does not know the model, or the weights do not fit it.
     """
-    tensors, stored = split(directory.path, directory.tensors(), directory.config.get(LOW_BIT))
-    with quiet():
+    held = directory.tensors()
+    tensors, stored = split(directory.path, held, directory.config.get(LOW_BIT))
+    with quiet(), _offline(), within(held, packed=bool(stored)):
         config = _config(directory, allow_code=allow_code)
         kind = _class(directory, config, allow_code=allow_code)
         module, report = _fill(directory, kind, config, tensors)
@@ -43,6 +46,18 @@ def build(directory: Directory, *, allow_code: bool) -> tuple[nn.Module, tuple[s
         *_cost(directory, tensors, module),
         *_unused(report["unexpected_keys"]),
     )
+
+
+@contextlib.contextmanager
+def _offline() -> Iterator[None]:
+    """Let the library find no repository that a config names, as that of a backbone."""
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _config(directory: Directory, *, allow_code: bool) -> Any:

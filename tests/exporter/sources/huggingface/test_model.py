@@ -32,6 +32,30 @@ def configure(path: Path, **values: Any) -> None:
     (path / "config.json").write_text(json.dumps({**config, **values}))
 
 
+def test_no_backbone_is_looked_for(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A config may name a repository whose weights the library would fetch."""
+    asked: list[Any] = []
+
+    def refuse(*arguments: Any, **_: Any) -> Any:
+        asked.append(arguments)
+        raise OSError("refused")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    named = {"backbone": "user/repository", "use_pretrained_backbone": True}
+    configure(directory, model_type="dpt", architectures=["DPTModel"], **named)
+    with pytest.raises(SourceError, match=r"config\.json is refused|cannot be built"):
+        build(read_directory(directory), allow_code=False)
+    assert asked == []
+
+
+def test_a_model_that_the_files_cannot_fill_is_not_built(directory: Path) -> None:
+    """One of several gigabytes, whose missing weights the library would make."""
+    configure(directory, model_type="rag", architectures=["RagModel"])
+    with pytest.raises(SourceError, match=r"far more .* than the \d+ tensors of the files fill"):
+        build(read_directory(directory), allow_code=False)
+
+
 def test_the_network_is_never_asked(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loading needs no name resolved and no connection made."""
 

@@ -1,0 +1,47 @@
+"""No module is built that the files could not fill."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from intaglio.errors import SourceError
+from intaglio.exporter.sources.huggingface import bounds
+from intaglio.exporter.sources.huggingface.bounds import within
+
+HELD = {"a": torch.zeros(10, 10)}
+
+
+def test_what_fits_is_built() -> None:
+    """Tied tables too, and more of them where an element holds several weights."""
+    with within(HELD), torch.device("meta"):
+        nn.Linear(5000, 5000)
+    packed = {"a": torch.zeros(2_000_000, dtype=torch.int32)}
+    with within(packed, packed=True), torch.device("meta"):
+        nn.Linear(9000, 9000)
+
+
+MAKES: dict[str, Callable[[], nn.Module]] = {
+    "parameters": lambda: nn.Linear(2, 2),
+    "elements of parameters": lambda: nn.Linear(5000, 5000),
+    "elements of buffers": lambda: nn.BatchNorm1d(300, affine=False),
+}
+
+
+@pytest.mark.parametrize("what", MAKES)
+def test_what_is_larger_is_refused_while_it_is_built(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before what comes after is asked for; and nothing is counted any more afterwards."""
+    monkeypatch.setattr(bounds, "BUFFERS", 1000)
+    made: list[nn.Module] = []
+
+    def build() -> None:
+        with within(HELD), torch.device("meta"):
+            made.extend(MAKES[what]() for _ in range(1100))
+
+    with pytest.raises(SourceError, match=f"far more {what} than the 1 tensors"):
+        build()
+    with torch.device("meta"):
+        nn.Linear(50_000, 50_000)
