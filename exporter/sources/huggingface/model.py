@@ -64,7 +64,7 @@ def _config(directory: Directory, *, allow_code: bool) -> Any:
     import transformers
 
     kind, path = directory.config.get("model_type"), directory.path
-    auto = directory.config.get("auto_map")
+    auto = _auto_map(directory)
     known = isinstance(kind, str) and kind in transformers.CONFIG_MAPPING
     if not known and auto and not allow_code:
         raise SourceError(
@@ -88,6 +88,18 @@ def _config(directory: Directory, *, allow_code: bool) -> Any:
     return config
 
 
+def _auto_map(directory: Directory) -> Mapping[str, Any]:
+    """The classes of its own that a directory names, by those of the library.
+
+    Raises:
+        SourceError: if it is no table.
+    """
+    auto = directory.config.get("auto_map") or {}
+    if not isinstance(auto, Mapping):
+        raise SourceError(f"{directory.path / 'config.json'} has an auto_map that is no table.")
+    return auto
+
+
 def _code_files(auto_map: Mapping[str, Any]) -> list[str]:
     """Files, or repositories, that an auto_map takes classes from."""
     names = [name for entry in auto_map.values() for name in _as_list(entry) if name]
@@ -108,7 +120,7 @@ def _class(directory: Directory, config: Any, *, allow_code: bool) -> Any:
     import transformers
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-    name, auto = _architecture(directory.config), directory.config.get("auto_map") or {}
+    name, auto = _architecture(directory.config), _auto_map(directory)
     reference = next((r for r in map(str, auto.values()) if r.rpartition(".")[2] == name), None)
     if reference is not None and allow_code:
         try:

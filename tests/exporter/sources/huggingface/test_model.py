@@ -49,6 +49,14 @@ def test_no_backbone_is_looked_for(directory: Path, monkeypatch: pytest.MonkeyPa
     assert asked == []
 
 
+@pytest.mark.parametrize("auto", ["evil.Model", ["evil.Model"]])
+@pytest.mark.parametrize("kind", ["llama", "unknown"])
+def test_an_auto_map_is_a_table(directory: Path, auto: Any, kind: str) -> None:
+    configure(directory, auto_map=auto, model_type=kind)
+    with pytest.raises(SourceError, match="auto_map that is no table"):
+        build(read_directory(directory), allow_code=False)
+
+
 def test_a_model_that_the_files_cannot_fill_is_not_built(directory: Path) -> None:
     """One of several gigabytes, whose missing weights the library would make."""
     configure(directory, model_type="rag", architectures=["RagModel"])
