@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from intaglio.errors import ParityError
+from intaglio.exporter.sources.given_once import is_of_conditions_alone
 from intaglio.exporter.sources.outputs import name_outputs
 from intaglio.exporter.sources.source import Source
 from intaglio.exporter.tracing.adopt import open_original, run_original
@@ -210,7 +211,7 @@ class _Recorder(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         del types  # part of the protocol
-        if func in CATCHES:
+        if func in CATCHES and not is_of_conditions_alone():
             op, catch = CATCHES[func]
             place = (self._stack.current, op)
             call = catch(*args, **(kwargs or {}))

@@ -4,7 +4,7 @@ They are the same for whatever the rows hold, and so no data of them; but a row 
 with one changes when its neighbours come and go.  As a shape, a size is no such use.
 """
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 
 import onnx_ir as ir
 
@@ -54,7 +54,16 @@ def _picks_own(node: ir.Node, counts: Container[ir.Value | None]) -> bool:
     others = joined.inputs[1:] if joined is not None else ()
     single = (dims(places) or (0,))[-1] == 1
     known = single or (joined is not None and not any(value in counts for value in others))
-    return known and shape[:1] == (BATCH,) and not attribute(node, "batch_dims", 0)
+    return known and _of_rows(shape, dims(places) or ()) and not attribute(node, "batch_dims", 0)
+
+
+def _of_rows(table: Sequence[int | str], places: Sequence[int | str]) -> bool:
+    """Whether a table begins with the axis of rows, alone or merged with one within each row.
+
+    Merged, there is a place for each entry of that axis: fewer would be of other rows.
+    """
+    first = table[0] if table else 1
+    return first == BATCH or (BATCH in str(first) and first in places)
 
 
 def _reads(node: ir.Node) -> bool:

@@ -7,34 +7,36 @@ library's own step is kept as `step_with_cache`, for those who compare with it.
 """
 
 import contextlib
+import functools
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from .features import PIXELS
-from .inputs import TOKENS
-from .pictures import spliced_by_row
+from .inputs import Run
 
 FIXED = {"use_cache": False, "return_dict": True}
 ENCODED, LAST = "encoder_", "last_hidden_state"  # what an encoder gives is no result of a step
 PICTURE = "image_"  # nor what is made of a picture
-BOTH = (TOKENS, PIXELS)
+Call = Callable[[nn.Module, Run, Mapping[str, Tensor]], Any]
 CACHES = ("past_key_values", "cache_params")  # what the library calls the state of a sequence
 
 
-def plain_forward(module: nn.Module, inputs: Sequence[str]) -> None:
-    """Let `module.forward` take `inputs` alone, by name, and return a dict of tensors."""
+def plain_forward(module: nn.Module, inputs: Sequence[str], call: Call | None = None) -> None:
+    """Let `module.forward` take `inputs` alone, by name, and return a dict of tensors.
+
+    `call` runs the library's forward where that does not take them itself, see `Taken.call`.
+    """
     kind = type(module)
     takes = inspect.signature(kind.forward).parameters
     free = any(p.kind is p.VAR_KEYWORD for p in takes.values())
     fixed = {name: value for name, value in FIXED.items() if free or name in takes}
 
     def forward(self: nn.Module, **given: Tensor) -> dict[str, Tensor]:
-        pictures = spliced_by_row(self) if set(BOTH) <= set(inputs) else contextlib.nullcontext()
-        with _one_sequence_a_row(), _left_as_it_was(self), pictures:
-            outputs = kind.forward(self, **given, **fixed)
+        run = functools.partial(kind.forward, self, **fixed)
+        with _one_sequence_a_row(), _left_as_it_was(self):
+            outputs = run(**given) if call is None else call(self, run, given)
         return {
             name: x
             for name, x in outputs.items()
@@ -56,7 +58,7 @@ def plain_forward(module: nn.Module, inputs: Sequence[str]) -> None:
     named = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in inputs]
     forward.__signature__ = inspect.Signature([self_, *named])  # type: ignore[attr-defined]
     body: dict[str, Any] = {"forward": forward, "__module__": kind.__module__}
-    if cache is not None:
+    if cache is not None and call is None:
         body["step_with_cache"] = step_with_cache
     module.__class__ = type(kind.__name__, (kind,), body)
 

@@ -1,7 +1,7 @@
 """What the library's modules take, and whether they can be stepped token by token."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,9 @@ from intaglio.state import BATCH, TIME
 TOKENS, MASK, TYPES = "input_ids", "attention_mask", "token_type_ids"
 PROBE_BATCH, PROBE_TIME = 2, 7
 
+Run = Callable[..., Any]
+"""The library's own forward, with the options of an export."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Taken:
@@ -25,7 +28,7 @@ class Taken:
 
     `tokens` is how many tokens the module knows of those that it is given step by step; `whole`
     says that it takes whole sequences, `defaults` what may be left out; `sizes` holds those at
-    which it is traced.
+    which it is traced.  `call` runs the library where its forward does not take such inputs itself.
     """
 
     shapes: Mapping[str, tuple[int | str, ...]]
@@ -34,6 +37,7 @@ class Taken:
     whole: bool = False
     defaults: dict[str, float] = field(default_factory=dict)
     sizes: Sizes = field(default_factory=lambda: dict(EXAMPLE))
+    call: Callable[[nn.Module, Run, Mapping[str, Tensor]], Any] | None = None
 
     @property
     def dynamic(self) -> dict[str, dict[int, str]]:

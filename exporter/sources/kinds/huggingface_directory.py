@@ -69,7 +69,7 @@ def load(path: Path, options: LoadOptions) -> Source:
             taken = inputs.taken(module, tokens, directory.config)
             notes = (*notes, *pictures.left_out(module))
     options.take(said, *ADAPTERS, *(["condition"] if features.PIXELS in taken.shapes else []))
-    plain_forward(module, list(taken.shapes))
+    plain_forward(module, list(taken.shapes), taken.call)
     text, said_of_text = read_text(directory, taken.tokens, allow_code=options.allow_code)
     return Source(
         path=path,

@@ -8,13 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.support.vision_language import EDGE, LIBRARY, MARKER, greedy, llava, save, smolvlm
 from torch import Tensor, nn
-from transformers import (
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-)
 
 import intaglio
 from intaglio.errors import SourceError
@@ -24,38 +19,21 @@ from intaglio.exporter.sources.kinds.huggingface_directory import load
 from intaglio.runtime import Session
 from intaglio.runtime.generation import generate_rows
 
-LLAVA: Any = LlavaForConditionalGeneration
-VOCABULARY, MARKER, PLACES, GENERATED = 64, 60, 4, 6
+PLACES, GENERATED = 4, 6
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
     torch.manual_seed(0)
-    vision = CLIPVisionConfig(
-        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-        image_size=8, patch_size=4, projection_dim=16,
-    )  # fmt: skip
-    text = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
-        num_attention_heads=4, num_key_value_heads=2, bos_token_id=1, eos_token_id=2,
-        pad_token_id=0,
-    )  # fmt: skip
-    config = LlavaConfig(
-        vision_config=vision, text_config=text, image_token_index=MARKER, vision_feature_layer=-1
-    )
-    model = LLAVA(config).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 2 and "embed" not in name:
-                parameter.mul_(4)
     path = tmp_path_factory.mktemp("llava")
-    model.save_pretrained(path)
+    save(llava(), path)
     return path
 
 
 def library(path: Path) -> Any:
-    return LLAVA.from_pretrained(path).eval()
+    model = LIBRARY.LlavaForConditionalGeneration.from_pretrained(path).eval()
+    model.generation_config.eos_token_id = None
+    return model
 
 
 def test_greedy_tokens_with_a_picture_are_those_of_the_library(
@@ -68,13 +46,10 @@ def test_greedy_tokens_with_a_picture_are_those_of_the_library(
     shown, words = torch.randn(3, 3, 8, 8), torch.randint(3, 50, (3, 5))
     marks = torch.full((3, PLACES), MARKER)
     ids = torch.cat([words[:, :2], marks, words[:, 2:]], dim=1)
-    judge.generation_config.eos_token_id = None
     with torch.no_grad():
         given = {"input_ids": ids, "pixel_values": shown}
         logits = judge(**given).logits.numpy()
-        tokens = judge.generate(
-            **given, attention_mask=torch.ones_like(ids), max_new_tokens=GENERATED, do_sample=False
-        )[:, ids.shape[1] :]
+    tokens = greedy(judge, GENERATED, **given)
     session.condition({"pixel_values": shown.numpy()})
     for cuts in ([0, 9], [0, 4, 5, 9]):
         session.state.reset()
@@ -92,32 +67,45 @@ def test_text_alone_says_what_is_left_out(directory: Path) -> None:
     assert any("--condition pixel_values" in note for note in source.notes)
 
 
-def test_tokens_beyond_the_features_of_a_picture_stay_as_they_are(directory: Path) -> None:
-    """And those of one row never take the features of another."""
-    model = library(directory)
-    ids = torch.tensor([[MARKER] * (PLACES + 2), [5] * (PLACES + 2)])
-    shown = torch.randn(2, 3, 8, 8)
-    with torch.no_grad(), pictures.spliced_by_row(model):
-        both = model(input_ids=ids, pixel_values=shown, output_hidden_states=True)
-        text = model(input_ids=ids, output_hidden_states=True)
-    first, plain = both.hidden_states[0], text.hidden_states[0]
-    assert not torch.equal(first[0, :PLACES], plain[0, :PLACES])
-    assert torch.equal(first[0, PLACES:], plain[0, PLACES:])
-    assert torch.equal(first[1], plain[1])
+def test_rows_of_several_pictures_take_them_one_after_the_other(tmp_path: Path) -> None:
+    """A row with one picture less has zeros behind its own, and one in the library's batch."""
+    torch.manual_seed(0)
+    judge = save(smolvlm(), tmp_path / "source")
+    out = tmp_path / "out"
+    intaglio.export(tmp_path / "source", out, condition=["pixel_values"], verify=False)
+    shown, words = torch.randn(2, 2, 3, EDGE, EDGE), torch.randint(3, 50, (2, 9))
+    shown[1, 1] = 0
+    marks = torch.full((PLACES,), MARKER)
+    prompts = [
+        torch.cat([words[0, :2], marks, words[0, 2:4], marks, words[0, 4:]]),
+        torch.cat([words[1, :5], marks, words[1, 5:]]),
+    ]
+    wanted = [
+        greedy(judge, GENERATED, input_ids=prompt[None], pixel_values=shown[row : row + 1])[0]
+        for row, prompt in enumerate(prompts)
+    ]
+    session = Session.load(out, threads=1)
+    session.condition({"pixel_values": shown.numpy()})
+    steps = generate_rows(session, [x.tolist() for x in prompts], max_new_tokens=GENERATED)
+    found = np.stack([step.tokens for step in steps], 1)
+    assert np.array_equal(found, torch.stack(wanted).numpy())
 
 
 class Seeing(nn.Module):
-    """As Gemma-3, which tells tokens of pictures apart by their types."""
+    """A model that says where pictures stand, and runs with none of them."""
 
     config = SimpleNamespace(image_token_id=3)
 
-    def forward(self, input_ids: Tensor, pixel_values: Tensor, token_type_ids: Tensor) -> Tensor:
-        return input_ids + pixel_values + token_type_ids
+    def forward(self, input_ids: Tensor, pixel_values: Tensor, **_: Any) -> Tensor:
+        raise RuntimeError(f"sizes of {len(pixel_values)} pictures for {len(input_ids)} rows")
 
 
 @pytest.mark.parametrize(
     ("named", "said"),
-    [(["pixel_values"], "see each other"), (["input_features"], "asked to take 'input_features'")],
+    [
+        (["pixel_values"], "sizes of 2 pictures"),
+        (["input_features"], "asked to take 'input_features'"),
+    ],
 )
 def test_what_cannot_be_stepped_is_refused(named: list[str], said: str) -> None:
     with pytest.raises(SourceError, match=said):
