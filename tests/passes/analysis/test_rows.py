@@ -51,6 +51,9 @@ MIXED: dict[str, tuple[Use, str]] = {
     "picked from what differs": (
         lambda y: y + torch.arange(64.0)[torch.arange(y.shape[0])][:, None, None], "Add",
     ),
+    "picked from fewer of what is merged": (
+        lambda y: y + torch.zeros(3 * y.shape[0])[torch.arange(y.shape[0])][:, None, None], "Add",
+    ),
     "compared": (lambda y: (y[:, None] - y[None]).amax(1), "Sub"),
     "in another order": (
         lambda y: y.reshape(y.shape[1], y.shape[0], WIDTH).transpose(0, 1), "Reshape",
@@ -97,6 +100,10 @@ APART: dict[str, Use] = {
     "joined and cut": lambda y: torch.cat([y, y * 2], -1)[..., 3:11],
     "picked from as many numbers": lambda y: (
         y + torch.zeros(y.shape[0])[torch.arange(y.shape[0])][:, None, None]
+    ),
+    "picked from as many of what is merged": lambda y: (
+        y
+        + torch.zeros(2 * y.shape[0])[torch.arange(2 * y.shape[0])].reshape(-1, 1, 2).sum(-1)[..., None]
     ),
     "beside as many numbers": lambda y: y * torch.full((y.shape[0], 1, 1), 2.0),
 }  # fmt: skip
