@@ -61,6 +61,34 @@ def paligemma() -> Any:
     return LIBRARY.PaliGemmaForConditionalGeneration(config)
 
 
+GRID: dict[str, Any] = {
+    "patch_size": 4, "in_channels": 3, "spatial_merge_size": 2, "temporal_patch_size": 2,
+    "num_heads": 2, "depth": 2,
+}  # fmt: skip
+NUMBERS = 3 * 2 * 4 * 4  # of a patch
+ROTATED = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
+
+
+def qwen2_vl() -> Any:
+    """Patches of a grid, and tokens that count in time, height and width."""
+    return _of_grid("Qwen2VL", embed_dim=16, hidden_size=32, mlp_ratio=2)
+
+
+def qwen2_5_vl() -> Any:
+    """As `qwen2_vl`, with windows of four by four patches in one of two layers."""
+    windows = {"window_size": 16, "fullatt_block_indexes": [1]}
+    sizes = {"hidden_size": 16, "out_hidden_size": 32, "intermediate_size": 24}
+    return _of_grid("Qwen2_5_VL", **windows, **sizes)
+
+
+def _of_grid(name: str, **vision: Any) -> Any:
+    config = getattr(LIBRARY, f"{name}Config")(
+        vision_config={**GRID, **vision}, text_config={**TEXT, "rope_parameters": ROTATED},
+        image_token_id=MARKER, video_token_id=61, vision_start_token_id=62, vision_end_token_id=63,
+    )  # fmt: skip
+    return getattr(LIBRARY, f"{name}ForConditionalGeneration")(config)
+
+
 def save(model: Any, path: Path) -> Any:
     """Save a model with weights drawn wide; return it as the library reads it back."""
     torch.set_num_threads(1)

@@ -28,7 +28,8 @@ class Taken:
 
     `tokens` is how many tokens the module knows of those that it is given step by step; `whole`
     says that it takes whole sequences, `defaults` what may be left out; `sizes` holds those at
-    which it is traced.  `call` runs the library where its forward does not take such inputs itself.
+    which it is traced.  `call` runs the library where its forward does not take such inputs itself;
+    `notes` are for people.
     """
 
     shapes: Mapping[str, tuple[int | str, ...]]
@@ -37,6 +38,7 @@ class Taken:
     whole: bool = False
     defaults: dict[str, float] = field(default_factory=dict)
     sizes: Sizes = field(default_factory=lambda: dict(EXAMPLE))
+    notes: tuple[str, ...] = ()
     call: Callable[[nn.Module, Run, Mapping[str, Tensor]], Any] | None = None
 
     @property

@@ -2,12 +2,13 @@
 
 What the library makes of pictures is put into each row by itself (`splicing.py`), so that pictures
 are conditions.  Models differ in what they read beside that, which their forward says by its
-parameters: several pictures a row, or a prompt whose tokens see each other (`prefixes.py`).  Each
-is compared with the library's own way before it is used.
+parameters: several pictures a row, a prompt whose tokens see each other (`prefixes.py`), or patches
+with the sizes of a grid, and positions in several axes (`grids.py`).  Each is compared with the
+library's own way before it is used.
 """
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from intaglio.errors import SourceError
-from intaglio.exporter.sources.axes import Sizes
 from intaglio.exporter.sources.guess_axes import EXAMPLE
-from intaglio.exporter.sources.input_spec import Sampler
 from intaglio.quiet import quiet, summary
 from intaglio.state import BATCH, TIME
 
-from . import prefixes
+from . import grids, prefixes
 from .features import FEATURES, LAYOUTS, PIXELS, VALUES, merged
 from .inputs import TOKENS, Run, Taken
-from .splicing import AGREES, ROWS, TEXT, spliced_by_row, with_marks
+from .splicing import AGREES, ROWS, TEXT, pictures_and_marks, spliced_by_row
 
 MANY, EXAMPLE_PICTURES = "pictures", 3  # the axis of the pictures of a row
-GRID = "image_grid_thw"
 TAKES_MANY = "pixel_attention_mask"
 """Models with this input take several pictures a row, and one that says what of each is padding."""
 
@@ -52,6 +50,7 @@ def taken(
     config: Mapping[str, Any],
     folder: Path,
     named: list[str],
+    layout: Sequence[int | str] | None = None,
 ) -> Taken:
     """What a vision-language model takes with a picture for each row.
 
@@ -61,6 +60,7 @@ def taken(
         config: of the directory.
         folder: the directory, which may say how pictures are prepared.
         named: the conditions that the user asks for.
+        layout: the axes of the pictures, where the user names them.
 
     Raises:
         SourceError: if it takes no picture, or more than is known.
@@ -73,10 +73,12 @@ def taken(
             f"{who} is asked to take {', '.join(map(repr, named))} once for a sequence; of models "
             f"of the library those with {PIXELS!r} and a token that stands for a picture do."
         )
-    if GRID in takes:
+    if grids.GRID in takes:
+        return grids.taken(module, tokens, marker, layout)
+    if layout is not None:
         raise SourceError(
-            f"{who} takes the patches of pictures with {GRID!r}, and counts their tokens in "
-            f"several axes. Leave --condition {PIXELS} out to export its text alone."
+            f"--axes names the axes of {PIXELS!r}, but {who} says by its config how large its "
+            "pictures are. Leave --axes out."
         )
     faults = []
     for shape in _shapes(takes, config, folder):
@@ -87,7 +89,7 @@ def taken(
             shapes: dict[str, Shape] = {TOKENS: (BATCH, TIME), PIXELS: shape}
             return Taken(
                 shapes=shapes,
-                sample=_sampler(shapes, tokens, marker),
+                sample=pictures_and_marks(shapes, tokens, marker),
                 tokens=tokens,
                 sizes={**EXAMPLE, MANY: EXAMPLE_PICTURES} if MANY in shape else dict(EXAMPLE),
                 call=_spliced,
@@ -141,20 +143,3 @@ def _fault(module: nn.Module, tokens: int, marker: int, shape: Shape) -> str:
         return summary(error)
     differs = not bool((found - wanted).abs().max() <= AGREES * wanted.abs().max())
     return "the library puts their features in elsewhere" if differs else ""
-
-
-def _sampler(shapes: Mapping[str, Shape], tokens: int, marker: int) -> Sampler:
-    """Draw pictures, and tokens of which some stand for a part of one."""
-
-    def sample(sizes: Sizes, seed: int) -> dict[str, Tensor]:
-        generator = torch.Generator().manual_seed(seed)
-        size = {
-            name: [dim if isinstance(dim, int) else sizes[dim] for dim in shape]
-            for name, shape in shapes.items()
-        }
-        return {
-            TOKENS: with_marks(size[TOKENS], tokens, marker, generator),
-            PIXELS: torch.randn(size[PIXELS], generator=generator),
-        }
-
-    return sample

@@ -11,15 +11,22 @@ picture keep their embeddings.
 import contextlib
 import functools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from intaglio.exporter.sources.axes import Sizes
+from intaglio.exporter.sources.input_spec import Sampler
+
+from .features import PIXELS
+from .inputs import TOKENS
+
 CHECK = "torch_compilable_check"  # that there are as many features as tokens for them
 MAKER = "get_image_features"
+RANK_OF_SEVERAL = 5  # [batch, pictures, channels, height, width]
 ROWS, TEXT = 2, 5  # of what is compared with the library's own
 AGREES = 1e-4
 
@@ -104,6 +111,8 @@ def _all_of(maker: Callable[..., Any], per_row: list[int]) -> Callable[..., Any]
     @functools.wraps(maker)
     def make(*args: Any, **options: Any) -> Any:
         pictures = next(x for x in (*args, *options.values()) if isinstance(x, Tensor))
+        if pictures.ndim != RANK_OF_SEVERAL:
+            return maker(*args, **options)
         with _Unpadded(pictures.shape[1], per_row):
             return maker(*args, **options)
 
@@ -144,3 +153,22 @@ class _Unpadded(TorchFunctionMode):
 def _chooses(index: Any) -> bool:
     """Whether an index is a choice among the pictures of a batch."""
     return isinstance(index, Tensor) and index.dtype == torch.bool and index.ndim == 1
+
+
+def pictures_and_marks(
+    shapes: Mapping[str, tuple[int | str, ...]], tokens: int, marker: int
+) -> Sampler:
+    """Draw pictures, and tokens of which some stand for a part of one."""
+
+    def sample(sizes: Sizes, seed: int) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        size = {
+            name: [dim if isinstance(dim, int) else sizes[dim] for dim in shape]
+            for name, shape in shapes.items()
+        }
+        return {
+            TOKENS: with_marks(size[TOKENS], tokens, marker, generator),
+            PIXELS: torch.randn(size[PIXELS], generator=generator),
+        }
+
+    return sample

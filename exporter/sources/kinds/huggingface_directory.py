@@ -64,11 +64,13 @@ def load(path: Path, options: LoadOptions) -> Source:
             return _of_features(directory, module, tokens, options, notes)
         named = list(options.condition)
         if named:
-            taken = pictures.taken(module, tokens, directory.config, path, named)
+            layout = options.axes.get(features.PIXELS)
+            taken = pictures.taken(module, tokens, directory.config, path, named, layout)
         else:
             taken = inputs.taken(module, tokens, directory.config)
             notes = (*notes, *pictures.left_out(module))
-    options.take(said, *ADAPTERS, *(["condition"] if features.PIXELS in taken.shapes else []))
+    seen = features.PIXELS in taken.shapes
+    options.take(said, *ADAPTERS, *(["axes", "condition"] if seen else []))
     plain_forward(module, list(taken.shapes), taken.call)
     text, said_of_text = read_text(directory, taken.tokens, allow_code=options.allow_code)
     return Source(
@@ -83,7 +85,7 @@ def load(path: Path, options: LoadOptions) -> Source:
         aliases=tied_names(module),
         sample=taken.sample,
         sizes=taken.sizes,
-        notes=(*notes, *said_of_text),
+        notes=(*notes, *taken.notes, *said_of_text),
         whole=taken.whole,
         defaults=taken.defaults,
         text=text,

@@ -102,8 +102,7 @@ APART: dict[str, Use] = {
         y + torch.zeros(y.shape[0])[torch.arange(y.shape[0])][:, None, None]
     ),
     "picked from as many of what is merged": lambda y: (
-        y
-        + torch.zeros(2 * y.shape[0])[torch.arange(2 * y.shape[0])].reshape(-1, 1, 2).sum(-1)[..., None]
+        y + torch.zeros(2 * y.shape[0])[torch.arange(2 * y.shape[0])].reshape(-1, 1, 2)[..., :1]
     ),
     "beside as many numbers": lambda y: y * torch.full((y.shape[0], 1, 1), 2.0),
 }  # fmt: skip

@@ -101,12 +101,15 @@ class Seeing(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("named", "said"),
+    ("named", "layout", "said"),
     [
-        (["pixel_values"], "sizes of 2 pictures"),
-        (["input_features"], "asked to take 'input_features'"),
+        (["pixel_values"], None, "sizes of 2 pictures"),
+        (["pixel_values"], ("batch", 3, 8, 8), "Leave --axes out"),
+        (["input_features"], None, "asked to take 'input_features'"),
     ],
 )
-def test_what_cannot_be_stepped_is_refused(named: list[str], said: str) -> None:
+def test_what_cannot_be_stepped_is_refused(
+    named: list[str], layout: tuple[int | str, ...] | None, said: str
+) -> None:
     with pytest.raises(SourceError, match=said):
-        pictures.taken(Seeing(), 10, {}, Path(), named)
+        pictures.taken(Seeing(), 10, {}, Path(), named, layout)
