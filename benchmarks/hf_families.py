@@ -1,18 +1,23 @@
 """Families of Hugging Face: tiny random models, exported and held to the library itself.
 
-    python benchmarks/hf_families.py [--quick] [--json]
+    python benchmarks/hf_families.py [--quick] [--json] [--only NAME,...] [--kept RECORD.json]
 
 The library's module, in its own attention, is the judge: its full forward over 256 tokens against
 the bundle stepped one by one and in parts, its greedy tokens from its own cache against the
-bundle's, and each of several rows of unequal length against its own run.  error(a, b) is
+bundle's, and each of several rows of unequal length against its own run; rows of encoder-decoders
+have sources of unequal length, those of models of pictures prompts and pictures.  error(a, b) is
 max|a-b| / max|b|.  Weights are drawn wide, so that attention matters.  A family that does not
-export is a row with the reason.  Nodes left unfused are Softmax before a product (attention
+export is a row with the reason.  `--only` measures these families, `--kept` has the others as an
+earlier record has them.  Nodes left unfused are Softmax before a product (attention
 written out), ReduceMean (norms) and joined negatives (rotations) of the graph for ONNX Runtime.
 """
 
+import inspect
+import json
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,17 +42,23 @@ VOCABULARY, LIMIT, WIDER = 128, 1e-4, 4.0
 LENGTHS = (20, 7, 13)
 AGAINST = f"transformers {transformers.__version__}"
 
+_TAKEN: dict[str, str] = {}  # options of this script alone
+
 Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Family:
-    """A family: the library's names of its model and its config, and what the config is given."""
+    """A family: the library's names of its model and its config, and what the config is given.
+
+    One with `vision`, the values of that part, is given a picture for each row.
+    """
 
     name: str
     model: str
     config: str
     values: dict[str, Any]
+    vision: dict[str, Any] | None = None
 
 
 BASE: dict[str, Any] = {
@@ -73,6 +84,15 @@ DELTA = {"linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_h
 HYBRID = {**GROUPED, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8,
           "mamba_n_groups": 2, "mamba_expand": 2, "mamba_chunk_size": 16}  # fmt: skip
 EXPERTS = {"moe_intermediate_size": 16, "num_experts_per_tok": 2}
+
+TEXT: dict[str, Any] = {**SHARED, "pad_token_id": 0}
+VISION = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+          "num_attention_heads": 2, "image_size": 8, "patch_size": 2}  # fmt: skip
+PATCHES = {"depth": 2, "num_heads": 2, "patch_size": 4, "in_channels": 3,
+           "spatial_merge_size": 2, "temporal_patch_size": 2}  # fmt: skip
+ROTATED = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
+GRID = (4, 6, 96)  # patches in height and width, and numbers of a patch
+PICTURE = 120  # the token that stands for a part of a picture
 
 FAMILIES = (
     Family("Llama", "LlamaForCausalLM", "LlamaConfig", GROUPED),
@@ -137,6 +157,25 @@ FAMILIES = (
     Family("Whisper", "WhisperForConditionalGeneration", "WhisperConfig",
            {**PAIR, "max_source_positions": 20, "max_target_positions": 512, "num_mel_bins": 8,
             "suppress_tokens": None, "begin_suppress_tokens": None}),
+    Family("LLaVA", "LlavaForConditionalGeneration", "LlavaConfig",
+           {"text_config": {"model_type": "llama", **TEXT}, "vision_feature_layer": -1},
+           {"model_type": "clip_vision_model", **VISION, "projection_dim": 16}),
+    Family("SmolVLM", "SmolVLMForConditionalGeneration", "SmolVLMConfig",
+           {"text_config": {"model_type": "llama", **TEXT}, "scale_factor": 2}, VISION),
+    Family("Idefics-3", "Idefics3ForConditionalGeneration", "Idefics3Config",
+           {"text_config": {"model_type": "llama", **TEXT}, "scale_factor": 2}, VISION),
+    Family("Gemma-3 with pictures", "Gemma3ForConditionalGeneration", "Gemma3Config",
+           {"text_config": {**GROUPED, **LAYERS}, "mm_tokens_per_image": 4}, VISION),
+    Family("PaliGemma", "PaliGemmaForConditionalGeneration", "PaliGemmaConfig",
+           {"text_config": {"model_type": "gemma", **GROUPED}, "projection_dim": 32,
+            "hidden_size": 32}, {"model_type": "siglip_vision_model", **VISION}),
+    Family("Qwen2-VL", "Qwen2VLForConditionalGeneration", "Qwen2VLConfig",
+           {"text_config": {**TEXT, "rope_parameters": ROTATED}},
+           {**PATCHES, "embed_dim": 16, "hidden_size": 32, "mlp_ratio": 2}),
+    Family("Qwen2.5-VL", "Qwen2_5_VLForConditionalGeneration", "Qwen2_5_VLConfig",
+           {"text_config": {**TEXT, "rope_parameters": ROTATED}},
+           {**PATCHES, "hidden_size": 16, "out_hidden_size": 32, "intermediate_size": 24,
+            "window_size": 16, "fullatt_block_indexes": [1]}),
     Family("Phi", "PhiForCausalLM", "PhiConfig", SHARED),
     Family("Phi-3", "Phi3ForCausalLM", "Phi3Config", SHARED),
     Family("Qwen2", "Qwen2ForCausalLM", "Qwen2Config", SHARED),
@@ -175,9 +214,14 @@ FIRST = 9  # of a quick run
 def measure(quick: bool) -> list[Row]:
     """Rows for every family."""
     torch.set_num_threads(1)
-    families = FAMILIES[:FIRST] if quick else FAMILIES
+    families, kept = FAMILIES[:FIRST] if quick else FAMILIES, _TAKEN.get("--kept")
+    only = _TAKEN["--only"].split(",") if "--only" in _TAKEN else [each.name for each in families]
+    held = json.loads(Path(kept).read_text(encoding="utf-8"))["rows"] if kept else []
     rows: list[Row] = []
     for family in families:
+        if family.name not in only:  # as an earlier record has it, or not at all
+            rows += [Row(**row) for row in held if row["name"].startswith(f"{family.name}: ")]
+            continue
         with tempfile.TemporaryDirectory() as folder:
             try:
                 rows += _rows(family, Path(folder), *((64, 16) if quick else (256, 64)))
@@ -200,10 +244,16 @@ def _row(
 def _rows(family: Family, folder: Path, time_steps: int, generated: int) -> Iterator[Row]:
     judge = save(family, folder / "source")
     start = time.perf_counter()
-    report = intaglio.export(folder / "source", folder / "bundle", verify=False)
+    seen: dict[str, Any] = {} if family.vision is None else {"condition": ["pixel_values"]}
+    if family.vision is not None and "depth" in family.vision:
+        seen["axes"] = {"pixel_values": ("batch", *GRID)}
+    report = intaglio.export(folder / "source", folder / "bundle", verify=False, **seen)
     yield _row(family, "export", time.perf_counter() - start, "s", note=_states(report.manifest))
     yield _row(family, "nodes left unfused", *_unfused(folder / "bundle"))
     session = Session.load(folder / "bundle", threads=1)
+    if family.vision is not None:
+        yield from _pictures(family, judge, session, generated)
+        return
     if session.entry.conditions:
         yield from _pair(family, judge, session, time_steps, generated)
         return
@@ -255,10 +305,95 @@ def _pair(
     yield _row(family, "greedy tokens", same, "tokens", str(total), holds=same == total)
 
 
+def _pictures(family: Family, judge: Any, session: Session, generated: int) -> Iterator[Row]:
+    """Rows with pictures and prompts of unequal lengths, the last without a picture.
+
+    Each is held to the library's own run of that row: all tokens of its prompt, stepped in two
+    parts that may lie within a picture, and the tokens behind it.
+    """
+    random = np.random.default_rng(0)
+    judge.generation_config.eos_token_id = None
+    given, of_row = _seen(session, random)
+    count = _places(judge, of_row(0))
+    prompts: list[Array] = []
+    for row, length in enumerate(LENGTHS):
+        words = random.integers(3, VOCABULARY - 10, length)
+        marks = np.full(count * (row < len(LENGTHS) - 1), PICTURE)
+        prompts.append(np.concatenate([words[: row + 1], marks, words[row + 1 :]]))
+    lengths = [len(prompt) for prompt in prompts]
+    padded = np.stack([np.pad(x, (0, max(lengths) - len(x))) for x in prompts])
+    wanted, tokens = [], []
+    for row, prompt in enumerate(prompts):
+        pictures = of_row(row) if PICTURE in prompt else {}
+        ids = torch.from_numpy(prompt)[None]
+        inputs = {"input_ids": ids, **_types(judge, ids), **pictures}
+        with quiet(), torch.no_grad():
+            wanted.append(judge(**inputs).logits.numpy())
+            all_of_it = torch.ones_like(ids)
+            found = judge.generate(
+                **inputs, attention_mask=all_of_it, max_new_tokens=generated, do_sample=False
+            )
+        tokens.append(found[0, len(prompt) :].numpy())
+    if any(spec.name == "prefix_ids" for spec in session.entry.conditions):
+        mask = np.arange(max(lengths)) < np.array(lengths)[:, None]
+        given = {**given, "prefix_ids": padded, "prefix_mask": mask.astype(np.int64)}
+    session.condition(given)
+    name = session.manifest.main.outputs[0].name
+    first = session.step({"input_ids": padded[:, :5]})[name]
+    rest = session.step({"input_ids": padded[:, 5:]}, lengths=[n - 5 for n in lengths])[name]
+    logits = np.concatenate([first, rest], 1)
+    got = [logits[row : row + 1, :length] for row, length in enumerate(lengths)]
+    what = "prompts of unequal length, with pictures and without"
+    yield _error(family, what, np.concatenate(got, 1), np.concatenate(wanted, 1))
+    session.state.reset()
+    steps = generate_rows(session, [x.tolist() for x in prompts], max_new_tokens=generated)
+    same = int((np.stack([step.tokens for step in steps], 1) == np.stack(tokens)).sum())
+    total = len(LENGTHS) * generated
+    yield _row(family, "greedy tokens", same, "tokens", str(total), holds=same == total)
+
+
+def _seen(
+    session: Session, random: np.random.Generator
+) -> tuple[dict[str, Array], Callable[[int], dict[str, torch.Tensor]]]:
+    """Pictures of all rows as the bundle takes them, and those of a row as the library does."""
+    spec = next(spec for spec in session.entry.conditions if spec.name == "pixel_values")
+    named = {"batch": len(LENGTHS), "pictures": 1}
+    shape = [dim if isinstance(dim, int) else named[dim] for dim in spec.shape]
+    pictures = random.standard_normal(shape).astype(np.float32)
+
+    def of_row(row: int) -> dict[str, torch.Tensor]:
+        if tuple(shape[1:]) != GRID:
+            return {"pixel_values": torch.from_numpy(pictures[row : row + 1])}
+        patches = torch.from_numpy(pictures[row]).flatten(0, 1)
+        return {"pixel_values": patches, "image_grid_thw": torch.tensor([[1, *GRID[:2]]])}
+
+    return {"pixel_values": pictures}, of_row
+
+
+def _places(judge: Any, pictures: dict[str, torch.Tensor]) -> int:
+    """How many tokens stand for a picture."""
+    with quiet(), torch.no_grad():
+        found = judge.get_image_features(**pictures, return_dict=True).pooler_output
+    return sum(x.numel() // x.shape[-1] for x in found)
+
+
+def _types(judge: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Types of tokens, where the library takes some: of pictures 1, but of PaliGemma's prompts."""
+    takes = inspect.signature(type(judge).forward).parameters
+    pictures = (ids == PICTURE).int()
+    if "token_type_ids" in takes:
+        all_see = type(judge).__name__.startswith("PaliGemma")
+        return {"token_type_ids": ids * 0 if all_see else pictures}
+    return {"mm_token_type_ids": pictures} if "mm_token_type_ids" in takes else {}
+
+
 def save(family: Family, path: Path) -> Any:
     """Write a random directory; return the module as the library reads it back."""
     torch.manual_seed(0)
-    config = getattr(LIBRARY, family.config)(**family.values)
+    parts = {} if family.vision is None else {"vision_config": family.vision}
+    config = getattr(LIBRARY, family.config)(**family.values, **parts)
+    if family.vision is not None:  # by either of its names
+        config.image_token_id = config.image_token_index = PICTURE
     with quiet(), torch.no_grad():
         module = getattr(LIBRARY, family.model)(config)
         for name, parameter in module.named_parameters():
@@ -351,5 +486,16 @@ def _unequal(family: Family, judge: Any, session: Session, tokens: Array) -> Row
     return _error(family, "rows of unequal length", got, wanted)
 
 
+def _take(name: str) -> list[str]:
+    """Take an option of this script alone, with its value, from the command line."""
+    if name not in sys.argv:
+        return []
+    place = sys.argv.index(name)
+    _TAKEN[name] = sys.argv[place + 1]
+    words = sys.argv[place : place + 2]
+    del sys.argv[place : place + 2]
+    return words
+
+
 if __name__ == "__main__":
-    run(__doc__, measure)
+    run(__doc__, measure, [word for name in ("--only", "--kept") for word in _take(name)])

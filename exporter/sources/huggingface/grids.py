@@ -31,6 +31,7 @@ from .inputs import TOKENS, Run, Taken
 from .splicing import AGREES, MAKER, ROWS, TEXT, pictures_and_marks, spliced_by_row
 
 GRID, POSITIONS, TYPES = "image_grid_thw", "position_ids", "mm_token_type_ids"
+CHANNELS = ("in_channels", "in_chans", "num_channels")  # as configs of the library call them
 OF_GRID = "grid_thw"  # what functions of a grid alone take first
 
 Shape = tuple[int | str, ...]
@@ -50,7 +51,13 @@ def taken(module: Any, tokens: int, marker: int, layout: Sequence[int | str] | N
             above.
     """
     who = type(module).__name__
-    shape = _shape(module, layout)
+    try:
+        shape = _shape(module, layout)
+    except AttributeError as error:
+        raise SourceError(
+            f"The config of {who} does not say how large the patches of its pictures are "
+            f"({summary(error)}). Leave --condition {PIXELS} out to export its text alone."
+        ) from error
     try:
         reads = _Grid(module, marker, shape)
         fault = reads.fault(tokens)
@@ -77,8 +84,8 @@ def taken(module: Any, tokens: int, marker: int, layout: Sequence[int | str] | N
 
 def _shape(module: Any, layout: Sequence[int | str] | None) -> tuple[str, int, int, int]:
     """[batch, height, width, numbers]: patches of a grid, as the library's processor has them."""
-    config = module.config.vision_config
-    channels = getattr(config, "in_channels", None) or getattr(config, "in_chans", 3)
+    config: Any = module.config.vision_config
+    channels = next((getattr(config, name) for name in CHANNELS if hasattr(config, name)), 3)
     merge, patch = config.spatial_merge_size, config.patch_size
     numbers = channels * getattr(config, "temporal_patch_size", 1) * patch**2
     usual = max(USUAL_PICTURE // patch // merge, 1) * merge

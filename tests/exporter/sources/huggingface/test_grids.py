@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,12 @@ def test_a_grid_is_taken_unless_it_is_named_and_a_note_says_which(tmp_path: Path
     source = load(tmp_path, LoadOptions(condition=("pixel_values",), axes=axes))
     assert source.inputs["pixel_values"].shape[1:] == (2, 4, NUMBERS)
     assert not any("patches" in note for note in source.notes)
+
+
+def test_a_config_without_sizes_of_patches_is_refused() -> None:
+    model = SimpleNamespace(config=SimpleNamespace(vision_config=SimpleNamespace(patch_size=4)))
+    with pytest.raises(SourceError, match=r"does not say how large .* spatial_merge_size"):
+        grids.taken(model, VOCABULARY, MARKER, None)
 
 
 @pytest.mark.parametrize(
