@@ -63,7 +63,10 @@ def _faults(graph: GraphEntry) -> Iterator[str]:
     """What stands in the way, in words."""
     if graph.conditions:
         names = ", ".join(spec.name for spec in graph.conditions)
-        yield f"it is given {names} once for a sequence, for which genai's decoders have no place."
+        yield (
+            f"it is given {names} once for a sequence, for which genai's decoders have no place; "
+            "its types 'whisper' and 'marian', and those of pictures, run graphs of other names."
+        )
     if not graph.states:
         yield "it carries no state from token to token."
     for state in graph.states:
