@@ -5,7 +5,10 @@ would be taken before the names that are missing are told.
 """
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
@@ -17,6 +20,24 @@ PARAMETERS = 1000  # that a module may have beyond so many times the tensors of 
 ELEMENTS = 1 << 25  # of parameters, beyond so many times those of its files
 BUFFERS = 1 << 30  # elements of all buffers: masks and tables, which no file has
 PACKED = 16  # weights in an element of a tensor, at most: of 2 bits in an int32
+
+
+COUNTED = re.compile(r"(n|num|encoder|decoder)_(.*_)?(layers?|labels|blocks|stages|experts)")
+MOST = 100_000  # layers or labels
+
+
+def check_counts(config: Any, path: Path) -> None:
+    """Refuse a config of more layers or labels than any: lists of them are made of it alone.
+
+    Raises:
+        SourceError: if it has, or one within it.
+    """
+    entries = config.items() if isinstance(config, Mapping) else enumerate(config)
+    for name, value in entries:
+        if isinstance(value, Mapping | list):
+            check_counts(value, path)
+        elif isinstance(value, int) and value > MOST and COUNTED.fullmatch(str(name)):
+            raise SourceError(f"{path} says {name} = {value}, more than any model has: {MOST}.")
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from intaglio.exporter.sources.low_bit_projections import put_in, split
 from intaglio.exporter.sources.state_dict import check_names, check_shapes, check_values
 from intaglio.quiet import quiet, summary
 
-from .bounds import within
+from .bounds import check_counts, within
 from .directory import Directory, stored_bytes
 
 ATTENTIONS = ("sdpa", "eager")  # in the order in which they are tried
@@ -64,6 +64,7 @@ def _config(directory: Directory, *, allow_code: bool) -> Any:
     import transformers
 
     kind, path = directory.config.get("model_type"), directory.path
+    check_counts(directory.config, path / "config.json")
     auto = _auto_map(directory)
     known = isinstance(kind, str) and kind in transformers.CONFIG_MAPPING
     if not known and auto and not allow_code:

@@ -1,6 +1,7 @@
 """No module is built that the files could not fill."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 
 from intaglio.errors import SourceError
 from intaglio.exporter.sources.huggingface import bounds
-from intaglio.exporter.sources.huggingface.bounds import within
+from intaglio.exporter.sources.huggingface.bounds import check_counts, within
 
 HELD = {"a": torch.zeros(10, 10)}
 
@@ -45,3 +46,12 @@ def test_what_is_larger_is_refused_while_it_is_built(
         build()
     with torch.device("meta"):
         nn.Linear(50_000, 50_000)
+
+
+@pytest.mark.parametrize("name", ["num_labels", "num_hidden_layers", "n_layer", "decoder_layers"])
+def test_lists_without_end_are_not_made_of_a_config(name: str) -> None:
+    """The library makes one of labels or kinds of layers before there is a module."""
+    for config in ({name: 10**6}, {"text_config": {name: 10**6}}, {"parts": [{name: 10**12}]}):
+        with pytest.raises(SourceError, match=f"says {name} = 10+, more than any"):
+            check_counts(config, Path("config.json"))
+    check_counts({name: 200, "vocab_size": 10**6, "layer_norm_eps": 1e-6}, Path("config.json"))
