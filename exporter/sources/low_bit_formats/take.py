@@ -29,6 +29,8 @@ def take(
     if not config and not unsaid:
         return dict(tensors), {}
     config = config or {"quant_method": decoupleq.METHOD}
+    if not isinstance(config, Mapping):
+        raise SourceError("the quantization_config is no table of keys and values.")
     method = str(config.get("quant_method"))
     if method not in METHODS:
         raise SourceError(
@@ -48,5 +50,8 @@ def take(
             found[path] = form.read(parts, config)
         except SourceError as error:
             raise SourceError(f"{path}: {error}") from error
+        except (TypeError, ArithmeticError, LookupError, AttributeError, ValueError) as error:
+            said = f"the quantization_config does not say how its tensors are read ({error})."
+            raise SourceError(f"{path}: {said}") from error
         taken.update(own)
     return {name: x for name, x in tensors.items() if name not in taken}, found

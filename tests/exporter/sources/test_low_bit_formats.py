@@ -3,6 +3,7 @@
 The meaning is written out here bit by bit, from the formats' own descriptions.
 """
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -300,3 +301,24 @@ def test_a_format_writes_only_what_it_can_say() -> None:
         write_hqq(zeros, HQQ)
     with pytest.raises(SourceError, match="additive offsets"):
         write_decoupleq(zeros, {})
+
+
+ODD: tuple[Any, ...] = (None, True, -1, 0, 2**40, 0.5, "x", [], [4], {}, {"x": 1})
+
+
+@pytest.mark.parametrize("config", [[1], "x", 3])
+def test_a_config_that_is_no_table_is_told(config: Any) -> None:
+    with pytest.raises(SourceError, match="is no table"):
+        take({}, config)
+
+
+@pytest.mark.parametrize(
+    ("method", "made"), [("gptq", lambda: gptq_tensors(4)), ("awq", awq_tensors)]
+)
+def test_a_config_of_odd_values_is_read_or_told(method: str, made: Callable[[], Tensors]) -> None:
+    tensors = {f"p.{name}": tensor for name, tensor in made().items()}
+    honest = {"quant_method": method, "bits": 4, "group_size": GROUP}
+    for name in (*honest, "desc_act", "sym", "zero_point", "version", "checkpoint_format"):
+        for value in ODD:
+            with contextlib.suppress(SourceError):
+                take(tensors, {**honest, name: value})
