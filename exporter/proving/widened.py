@@ -43,7 +43,10 @@ class Widened(TorchFunctionMode):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        tensors = (*module.parameters(), *module.buffers())
+        layers = (each for each in module.modules() if isinstance(each, nn.RNNBase))
+        # Recurrent layers keep a list of their weights, which in a copy may be other tensors.
+        flat = (w for each in layers for w in getattr(each, "_flat_weights", ()) if w is not None)
+        tensors = (*module.parameters(), *module.buffers(), *flat)
         self._own = {id(tensor) for tensor in tensors if tensor.is_floating_point()}
         self._plain = ExitStack()
 

@@ -97,3 +97,18 @@ def test_questions_about_a_weight_are_answered_as_of_float64(mixed: Mixed) -> No
         assert mixed.scale.dtype == torch.float64
         assert mixed.counts.dtype == torch.int64
         assert (mixed.scale.shape, len(mixed.scale), mixed.scale.size(0)) == ((8,), 8, 8)
+
+
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
+def test_recurrent_layers_of_a_copy_are_widened(kind: type[nn.GRU | nn.LSTM]) -> None:
+    """Their list of weights holds other tensors than their parameters, of the same memory."""
+    layer = kind(4, 3, batch_first=True).eval()
+    layer._flat_weights = [weight.detach() for weight in layer.parameters()]
+    x = torch.rand(2, 5, 4, dtype=torch.float64)
+    with torch.no_grad(), Widened(layer):
+        found = layer(x)[0]
+    wanted = copy.deepcopy(layer).double()
+
+    assert found.dtype == torch.float64
+    with torch.no_grad():
+        torch.testing.assert_close(found, wanted(x)[0], rtol=1e-12, atol=1e-14)
