@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import SymInt, Tensor, nn
+from torch import SymInt, Tensor, fx, nn
 from torch._dynamo.exc import UncapturedHigherOrderOpError
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, ExportedProgram
@@ -74,6 +74,21 @@ def capture(source: Source) -> tuple[ExportedProgram, dict[str, Span]]:
         return rolled, _spans(source, rolled, _Watch({}), contextlib.nullcontext())
 
 
+def capture_again(source: Source, refusal: TraceError) -> tuple[ExportedProgram, dict[str, Span]]:
+    """The program of `source` by way of programs of several fixed numbers of tokens.
+
+    Raises:
+        TraceError: `refusal`, if there is none, or it is none of that source.
+    """
+    try:
+        rolled = None if source.whole or not isinstance(source.body, nn.Module) else roll(source)
+    except PartedError as why:
+        raise TraceError(f"{refusal} Nor could it be rolled up, since it {why}.") from refusal
+    if rolled is None:
+        raise refusal
+    return rolled, _spans(source, rolled, _Watch({}), contextlib.nullcontext())
+
+
 class _FrozenError(TraceError):
     """The number of tokens is fixed or bounded, as a Python loop over them does it."""
 
@@ -101,7 +116,21 @@ def _captured(source: Source, module: nn.Module) -> tuple[ExportedProgram, dict[
         root.remove()
     if not source.whole and (path := _splits(program)) is not None:
         raise _FrozenError(_fixed(TIME, source.sizes[TIME], path, source))
-    return program, _spans(source, program, watch)
+    spans = _spans(source, program, watch)
+    if not source.whole and _fills_chunks(program):
+        with contextlib.suppress(TraceError):
+            return capture_again(source, TraceError("It is captured as it is."))
+    return program, spans
+
+
+def _fills_chunks(program: ExportedProgram) -> bool:
+    """Whether something is padded to a multiple of a size."""
+    for node in program.graph.nodes:
+        if node.target in (torch.ops.aten.pad.default, torch.ops.aten.constant_pad_nd.default):
+            sizes = [each.meta["val"] for each in node.args[1] if isinstance(each, fx.Node)]
+            if any("Mod" in str(size) or "//" in str(size) for size in sizes):
+                return True
+    return False
 
 
 def _splits(program: ExportedProgram) -> str | None:

@@ -115,7 +115,8 @@ class _Pairs:
         """Emit an operator on real numbers."""
         new = self._node.graph.call_function(target, args)
         known = fx.map_arg(args, lambda each: each.meta["val"])
-        new.meta = {**self._node.meta, "val": target(*known)}
+        with self._node.meta["val"].fake_mode:  # sizes alone do not tell it
+            new.meta = {**self._node.meta, "val": target(*known)}
         return new
 
     def of(self, value: fx.Node) -> fx.Node:

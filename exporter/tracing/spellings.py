@@ -5,6 +5,7 @@ While a module is captured, a call of one of `FUNCTIONS` runs as what stands bes
 * the largest of a window, in one dimension, as in two, where PyTorch's own looks at the length;
 * windows by `unfold` as a convolution that picks each of their entries, which has a state;
 * variances over several axes by the sizes of these, which the converter multiplies as tensors;
+* triangular matrices of a known size solved row by row;
 * differences of a higher order, or with something put in front, one after the other.
 
 Each holds for all values.  A call in a form that is not known here runs as it is.
@@ -19,6 +20,7 @@ from torch import SymInt, Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+MOST_ROWS = 128  # of a triangular matrix that is solved row by row
 Spelled = Callable[..., Any]
 
 
@@ -66,7 +68,7 @@ def _convolved(x: Tensor, dim: int, taps: Tensor, stride: int) -> Tensor:
     rows = along.reshape(along.shape[0], channels, along.shape[-1])
     weight = taps.repeat(channels, 1)[:, None]
     made = F.conv1d(rows, weight, stride=stride, groups=channels)  # [B, channels * results, T]
-    return made.unflatten(1, (*beside, results)).movedim(-1, axis)
+    return torch.unflatten(made, 1, (*beside, results)).movedim(-1, axis)
 
 
 def _moments(x: Tensor, dim: Any, *, correction: float, keepdim: bool) -> tuple[Tensor, Tensor]:
@@ -118,6 +120,29 @@ def _diff(
     return _convolved(whole, dim, torch.tensor([weights], dtype=x.dtype), 1).squeeze(-1)
 
 
+def _solve_triangular(
+    a: Tensor,
+    b: Tensor,
+    *,
+    upper: bool,
+    left: bool = True,
+    unitriangular: bool = False,
+    out: Any = None,
+) -> Tensor:
+    """Forward substitution, row by row, of a matrix of a known size: chunks of the delta rule."""
+    size: Any = a.shape[-1]
+    if upper or not left or out is not None or isinstance(size, SymInt) or size > MOST_ROWS:
+        raise _AsItIsError
+    rows: list[Tensor] = []
+    for i in range(size):
+        row = b[..., i : i + 1, :]
+        if rows:
+            row = row - a[..., i : i + 1, :i] @ torch.cat(rows, -2)
+        rows.append(row if unitriangular else row / a[..., i : i + 1, i : i + 1])
+    like = sum(rows[1:], rows[0])  # as its sizes are those of all
+    return torch.cat([row.expand_as(like) for row in rows], -2)
+
+
 _VARIANCE, _DEVIATION = _of_moments(lambda v, _: v), _of_moments(lambda v, _: v.sqrt())
 _BOTH = _of_moments(lambda v, m: (v, m))
 _DEVIATION_BOTH = _of_moments(lambda v, m: (v.sqrt(), m))
@@ -126,6 +151,7 @@ FUNCTIONS: Mapping[Any, Spelled] = {
     torch.max_pool1d: _max_pool1d,
     F.max_pool1d: _max_pool1d,
     Tensor.unfold: _unfold,
+    torch.linalg.solve_triangular: _solve_triangular,
     torch.diff: _diff,
     Tensor.diff: _diff,
     torch.var: _VARIANCE,

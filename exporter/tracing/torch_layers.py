@@ -40,6 +40,8 @@ def recurrent(
     if alone:
         given = tuple(state.unsqueeze(1) for state in given)
     x = input.unsqueeze(0) if alone else input if layer.batch_first else input.transpose(0, 1)
+    if not given and not layer.proj_size and isinstance(x.shape[1], int) and x.shape[1] == 1:
+        given = _zeros(layer, x)  # as what a loop over tokens calls after the first one
     run = _projected if layer.proj_size else _layer
     ends: list[Tensor] = []
     tops: list[Tensor] = []
@@ -57,6 +59,13 @@ def recurrent(
         x, hidden, cells = x.squeeze(0), hidden.squeeze(1), cells.squeeze(1)
     output = x if layer.batch_first or alone else x.transpose(0, 1)
     return output, (hidden, cells) if layer.mode == "LSTM" else hidden
+
+
+def _zeros(layer: nn.RNNBase, x: Tensor) -> tuple[Tensor, ...]:
+    """What a layer starts from: h, and c of an LSTM."""
+    count = layer.num_layers * (2 if layer.bidirectional else 1)
+    start = x.new_zeros(count, x.shape[0], layer.hidden_size)
+    return (start, start) if layer.mode == "LSTM" else (start,)
 
 
 def _weights(layer: nn.RNNBase, place: str) -> dict[str, Tensor]:

@@ -36,7 +36,7 @@ from intaglio.state import BATCH, TIME
 from .adopt import adopt_graph
 from .at_fault import run_examples
 from .attention_calls import settle_attention_calls
-from .capture import capture
+from .capture import capture, capture_again
 from .causal_convolution import name_outputs_anew
 from .clamp_bounds import settle_clamps
 from .complex_numbers import pair_complex_numbers
@@ -52,7 +52,7 @@ from .norm_calls import settle_norm_calls
 from .reversed_differences import settle_reversed_differences
 from .squeezes import settle_squeezes
 from .stepped_axes import name_steps
-from .trace_check import check_trace, check_whole
+from .trace_check import WrongGraphError, check_trace, check_whole
 
 OPSET = 27
 TORCH_OPSET = 23
@@ -99,6 +99,17 @@ def _trace(source: Source) -> Traced:
         return Traced(model=graph, max_context=None, aliases={}, notes=(), spans=spans)
     with exchanged(source, source.module):
         program, spans = capture(source)
+    try:
+        return _traced(source, program, spans)
+    except WrongGraphError as refusal:
+        # PyTorch may fix the number of parts that a sequence is taken into without a word.
+        with exchanged(source, source.module):
+            rolled = capture_again(source, refusal)
+        return _traced(source, *rolled)
+
+
+def _traced(source: Source, program: ExportedProgram, spans: dict[str, Span]) -> Traced:
+    """The graph of a captured program, compared with its source."""
     max_context = None if source.whole or TIME not in spans else spans[TIME].most
     idle = idle_buffers(program)
     carried = carry_kernels(program)

@@ -35,13 +35,17 @@ LIMIT = 1e-3  # of the largest output; a frozen shape is wrong by far more, roun
 LONG = EXAMPLE_TIME + 131  # beyond the usual chunks of 64 and 128
 
 
+class WrongGraphError(TraceError):
+    """The graph gives something else than the module at other sizes than it was traced with."""
+
+
 def check_trace(
     source: Source, program: ExportedProgram, model: ir.Model, max_context: int | None
 ) -> None:
     """Run graph and module at one token, at a few more than traced with, and at many.
 
     Raises:
-        TraceError: if they differ, naming the module that was frozen where it can be found.
+        WrongGraphError: if they differ, naming the module that was frozen where it can be found.
     """
     engine = _engine(model)
     longest = LONG if max_context is None else min(LONG, max_context)
@@ -67,7 +71,7 @@ def check_trace(
             wrong = [summary(error)]
         if wrong:
             where = f"{batch} rows of {time} tokens"
-            raise TraceError(_explain(source, program, inputs, where, wrong[0]))
+            raise WrongGraphError(_explain(source, program, inputs, where, wrong[0]))
 
 
 def _engine(model: ir.Model) -> Any:

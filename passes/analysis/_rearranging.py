@@ -140,6 +140,10 @@ def cut(node: ir.Node, timing: Timing) -> Sequence[Fact]:
         return [fact]
     at = axes.index(fact.axis)
     pace = (steps or [1] * len(axes))[at]
+    first = len(axes) == 1 and (starts[at], integers(ends), pace) == (0, [1], 1)
+    if first and _plain(fact) and fact.each == 1:
+        timing.mixers.append(node)  # which keeps it
+        return [None]
     if starts[at] == -1 and (integers(ends) or [0])[at] >= END and _plain(fact) and pace == 1:
         return [LAST]
     found = _cut_to(node, fact, starts[at], pace)
@@ -249,6 +253,9 @@ def gather(node: ir.Node, timing: Timing) -> Sequence[Fact]:
         if axis == data.axis:
             if integers(node.inputs[1]) == [-1] and _plain(data):
                 return [LAST]
+            if integers(node.inputs[1]) == [0] and _plain(data) and data.each == 1:
+                timing.mixers.append(node)  # which keeps it
+                return [None]
             raise refuse(node, "picks tokens out of the sequence.")
         return [moved(data, data.axis if data.axis < axis else data.axis + picks - 1)]
     raise refuse(node, "picks entries of one token by another.")

@@ -179,8 +179,28 @@ def cumulative_sum(node: ir.Node) -> list[Carried]:
     ]
 
 
+def first_token(node: ir.Node) -> list[Carried]:
+    """Keep what is taken of the first token of a row: by the first call, which has it."""
+    emit, old = Emitter(node), node.outputs[0]
+    shape = shape_of(node, old)
+    if any(not isinstance(dim, int) for dim in shape[1:]) or shape[0] != BATCH:
+        raise refuse(node, f"keeps {list(shape)} of the first token: sizes must be fixed.")
+    assert isinstance(node.graph, ir.Graph)
+    past = past_value("first", dtype_of(old), shape)
+    now = emit(node.op_type, list(node.inputs), old.dtype, shape, **attributes_of(node))
+    first = chosen(emit, node.graph, past, now)
+    replace_uses(old, first)
+    return [
+        Carried(
+            node=node, op="first_token", port="first", layout=Layout.RECURRENT,
+            past=past, present=first,
+        )
+    ]  # fmt: skip
+
+
 REWRITES: dict[str, Callable[[ir.Node], list[Carried]]] = {
     "CumSum": cumulative_sum,
+    **dict.fromkeys(("Gather", "Slice"), first_token),
     **{key: recurrence for key, each in BY_TYPE.items() if each.recurrent},
 }
 

@@ -90,12 +90,11 @@ def _repeats_first(value: ir.Value | None, x: ir.Value, axis: int) -> bool:
         return False
     if node.op_type in REPEATS:
         given = node.inputs[0]
-        before, after = dims(given), dims(node.outputs[0])
-        beside = before is not None and after is not None and len(before) == len(after)
-        same = beside and all(
-            a == b for at, (a, b) in enumerate(zip(before, after, strict=True)) if at != axis
-        )  # type: ignore[arg-type]
-        return bool(same) and _repeats_first(given, x, axis)
+        before, after = (list(dims(each) or ()) for each in (given, node.outputs[0]))
+        if len(before) != len(after) or axis >= len(before):
+            return False
+        before[axis] = after[axis] = 0
+        return before == after and _repeats_first(given, x, axis)
     if node.op_type == "Concat" and attribute(node, "axis") % len(dims(x) or ()) == axis:
         return all(_repeats_first(each, x, axis) for each in node.inputs)
     return _is_first(node, x, axis)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import SymInt, fx
+from torch import SymInt, Tensor, fx
 
 from .described import Counted, Edge, Fixed, Flow, Held, PartedError, Stream
 from .lifted import Inner, aligned, apply, batch_axis, own_shape
@@ -243,6 +243,8 @@ class Body:
 
     def _choose(self, at: int, then: Inner, other: Inner, like: Term) -> Inner:
         """`then` at iteration `at`, `other` at all others."""
+        if not isinstance(like.value, Tensor):
+            raise PartedError(f"calls {named(like)} in another way at iteration {at}")
         call = self.graph.call_function
         is_at = Inner(call(aten.eq.Scalar, (self._positions(), at)), ())
         sides = [aligned(self.graph, side, like) for side in (is_at, then, other)]

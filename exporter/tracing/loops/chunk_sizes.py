@@ -1,6 +1,5 @@
 """How many tokens a loop over chunks takes together, seen in a program of many tokens."""
 
-import operator
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
@@ -56,7 +55,7 @@ def _of(node: fx.Node, axis: int, size: int) -> Iterator[tuple[int, int]]:
     """What `node` cuts off `axis`."""
     args: tuple[Any, ...] = node.args
     rank = len(node.args[0].meta["val"].shape)  # type: ignore[union-attr]
-    along = (args[1] if len(args) > 1 else 0) if node.target is not aten.split.Tensor else None
+    along: Any = args[1] if len(args) > 1 else 0
     if node.target is aten.select.int and along % rank == axis:
         yield int(args[2]), 1
     elif node.target is aten.slice.Tensor and along % rank == axis and len(args) < 5:
@@ -69,5 +68,6 @@ def _of(node: fx.Node, axis: int, size: int) -> Iterator[tuple[int, int]]:
     elif node.target in (aten.view.default, aten.reshape.default):
         made = node.meta["val"].shape
         pair = made[axis : axis + 2]
-        if all(isinstance(each, int) for each in pair) and operator.mul(*(*pair, 1, 1)[:2]) == size:
+        whole = len(pair) == 2 and all(isinstance(each, int) for each in pair)
+        if whole and pair[0] * pair[1] == size:
             yield from ((start, int(pair[1])) for start in range(0, size, int(pair[1])))

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .pushed import entries, pushed
 from .terms import Term, Terms, aten, is_size
 from .tidy import CAT, FULL, RULES, SELECT, SLICE, STACK, Rule
 
@@ -45,6 +46,14 @@ def _is_tokens(terms: Terms, x: Term, axis: int) -> bool:
 
 def _chunk(terms: Terms, x: Term, axis: int, index: int) -> Term:
     return terms(SELECT, _parted(terms, x, axis), axis, index)
+
+
+def _select(terms: Terms, x: Term, axis: int, index: Any) -> Term | None:
+    axis %= len(x.shape)
+    found = RULES[SELECT](terms, x, axis, index)
+    if found is None or found.op is not SELECT or found.leaves[0] is not x:
+        return found
+    return pushed(terms, x, axis, found.leaves[2]) or found
 
 
 def _slice(
@@ -113,7 +122,8 @@ def _view(terms: Terms, x: Term, size: Sequence[Any], **kwargs: Any) -> Term | N
         pair = [*map(_whole, x.shape[axis : axis + 2])]
         if pair == parts and is_size(shape[axis], terms.tokens):
             rest = [terms.size(each) for each in shape]
-            return terms(aten.reshape.default, terms.plain(joined, x, axis), rest)
+            whole = _join(terms, entries(terms, x, axis), axis)
+            return terms(aten.reshape.default, whole, rest)
     return None
 
 
@@ -144,6 +154,7 @@ def _pad(terms: Terms, x: Term, pads: Sequence[int], *rest: Any) -> Term | None:
 
 CHUNK_RULES: dict[Any, Rule] = {
     **RULES,
+    SELECT: _select,
     SLICE: _slice,
     CAT: _cat,
     operator.getitem: _split,

@@ -223,7 +223,7 @@ class Outer:
             for r in body.registers.values()
         ]
         reads = [self._sequence(read) for read in body.reads]
-        fixed = [self._made[terms] for terms in body.fixed]
+        fixed = [self._fixed(terms) for terms in body.fixed]
         if self._chunk > 1:
             starts += [self._empty(read) for read in body.reads]
             fixed.insert(0, self._call(aten.arange.default, self._chunk, dtype=torch.int64))
@@ -238,6 +238,11 @@ class Outer:
             given = self._call(operator.getitem, scan, place, source=source)
             axis = int(stacks[0].leaves[-1])
             self._made[stacks] = self._call(aten.movedim.int, given, 0, axis) if axis else given
+
+    def _fixed(self, terms: Terms) -> fx.Node:
+        """What all iterations take; parts of one weight are taken for one value by the tracer."""
+        node: fx.Node = self._made[terms]
+        return node if terms[0].op == WEIGHT else self._call(aten.clone.default, node)
 
     def _start(self, register: Register) -> fx.Node:
         """What a register holds before the first token."""

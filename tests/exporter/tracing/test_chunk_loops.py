@@ -43,7 +43,9 @@ def retained(net: Net, x: Tensor) -> Tensor:
         now = slice(i, i + CHUNK)
         places = torch.arange(q[:, now].shape[1])
         decay = (0.9 ** (places[:, None] - places).clamp(min=0)).tril()
-        within = (q[:, now] @ k[:, now].mT * decay) @ v[:, now]
+        rows = torch.eye(len(places)) + (k[:, now] @ k[:, now].mT).tril(-1)
+        solved = torch.linalg.solve_triangular(rows, v[:, now], upper=False)
+        within = (q[:, now] @ k[:, now].mT * decay) @ solved
         out.append(within + q[:, now] @ state * 0.9 ** (places + 1)[:, None])
         count = len(places)
         state = 0.9**count * state
@@ -67,7 +69,23 @@ def padded(net: Net, x: Tensor) -> Tensor:
     return y.transpose(1, 2).flatten(2)[:, :time]
 
 
-@pytest.mark.parametrize("forward", [retained, padded])
+def parallel(net: Net, x: Tensor) -> Tensor:
+    """All chunks at once, with the states before them as a sum without a chunk's own."""
+    rows, time, _ = x.shape
+    wide = F.pad(x, (0, 0, 0, -time % CHUNK))
+    q, k, v = (y.view(rows, -1, CHUNK, SIZE) for y in net.qkv(wide).chunk(3, -1))
+    own = torch.einsum("bncd,bnce->bnde", k, v)
+    before = own.cumsum(1) - own
+    weights = (q @ k.mT).masked_fill(torch.ones(CHUNK, CHUNK).triu(1).bool(), -torch.inf)
+    y: Tensor = weights.softmax(-1) @ v + q @ before
+    return y.view(rows, -1, SIZE)[:, :time]
+
+
+def both(net: Net, x: Tensor) -> Tensor:
+    return padded(net, x) + parallel(net, x)
+
+
+@pytest.mark.parametrize("forward", [retained, both])
 def test_loops_over_chunks_are_stepped_by_tokens(forward: Forward) -> None:
     source = source_of(forward)
     model, context = trace(source).model, Context()
@@ -102,9 +120,19 @@ def shorter(net: Net, x: Tensor) -> Tensor:
     return torch.cat(out, 1)
 
 
+def late(net: Net, x: Tensor) -> Tensor:
+    """No chunks, but another rule from some token on, which only the code tells."""
+    h, out = torch.zeros_like(x[:, 0]), []
+    for t in range(x.shape[1]):
+        h = (0.9 if t < 12 else 0.5) * h + net.qkv(x[:, t])[:, :SIZE]
+        out.append(h)
+    return torch.stack(out, 1)
+
+
 @pytest.mark.parametrize(
     ("forward", "words"),
     [
+        (late, "does something else where there are 13 tokens"),
         (ahead, "chunks of 3 tokens and looks ahead: token 3 sees later ones"),
         (shorter, "chunks of 3 tokens and does something else where there are 1 tokens"),
     ],

@@ -112,7 +112,8 @@ def counted(net: Net, x: Tensor) -> Tensor:
     places = torch.arange(len(x[0]))
     later = torch.ones(len(places), len(places)).triu(1).bool()
     weights = (net.w(x) @ x.mT).masked_fill(later, -torch.inf).softmax(-1)
-    return weights @ net.u(x) + places[:, None]
+    y: Tensor = weights @ net.u(x) + places[:, None]
+    return y
 
 
 def test_sizes_that_python_was_asked_for_grow_with_the_tokens() -> None:

@@ -20,7 +20,7 @@ class Spelled(nn.Module):
     """Windows, variances and differences as people write them."""
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        bands = x.unflatten(2, (2, 2))
+        bands = torch.unflatten(x, 2, (2, 2))
         front = F.pad(x, (0, 0, 2, 0))
         both = torch.var_mean(bands, dim=(-1, -2), keepdim=True)
         return {

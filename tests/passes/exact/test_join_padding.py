@@ -89,7 +89,7 @@ def other(net: Net, x: Tensor) -> dict[str, Tensor]:
         (behind, "repeats the last token"),
         (mixed, "combines entries of different tokens"),
         (in_front_of_it, "pads in front of what padding became"),
-        (other, "takes only some of the tokens"),
+        (other, "joins values that do not all lie along time"),
     ],
 )
 def test_what_no_step_can_know_is_refused(forward: Forward, words: str) -> None:
