@@ -24,7 +24,7 @@ from intaglio.runtime.protobuf import DamagedError, fields, text
 BLANK = "\N{LOWER ONE EIGHTH BLOCK}"
 UNIGRAM, BPE = 1, 2
 UNKNOWN, CONTROL, USER, BYTE = 2, 3, 4, 6
-MOST = 4_000_000  # pieces
+MOST = 1_000_000  # pieces; the largest vocabularies have a quarter of it
 SPLITS = 50_000_000  # characters looked at to find out which pairs merge
 
 
