@@ -2,6 +2,12 @@
 
 `export`, `verify` and `profile` do what the commands of these names do.  The first two need the
 extra ``export``, while `profile` and `intaglio.runtime` need nothing beyond the package.
+
+    intaglio.export(module, "bundle/", axes="x:batchxtimex8")  # a module in memory, or a path
+    session = intaglio.runtime.Session.load("bundle/")  # after `import intaglio.runtime`
+    outputs = session.step({"x": array})  # by name, [batch, time, 8]
+
+`Graph` is one graph of a bundle that has several, `get_include` the folder of the header for C++.
 """
 
 import importlib
