@@ -121,6 +121,8 @@ def merge(
         InputError: if the data cannot be read or does not fit.
     """
     _check(models, t, Path(out), force=force)
+    if seed < 0:
+        raise OptionError(f"--seed is {seed}; it should be 0 or more.")
     clock = Clock(progress)
     with clock.phase("load"):
         sources = [load(Path(path), LoadOptions.of(options)) for path in models]

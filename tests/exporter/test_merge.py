@@ -101,6 +101,8 @@ def test_what_cannot_be_asked(models: list[Path], tmp_path: Path) -> None:
         merge(models[:1], tmp_path / "out.pt")
     with pytest.raises(OptionError, match="from 0"):
         merge(models[:2], tmp_path / "out.pt", t=1.5)
+    with pytest.raises(OptionError, match="--seed is -1"):
+        merge(models[:2], tmp_path / "out.pt", seed=-1)
     with pytest.raises(OptionError, match="a place between two"):
         merge(models, tmp_path / "out.pt", t=0.3)
     with pytest.raises(OptionError, match="exists"):
