@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx.reference import ReferenceEvaluator
 
 from intaglio.runtime import machine
 from intaglio.runtime.ort import ort_ceilings as ceilings
@@ -53,7 +54,7 @@ def test_what_is_damaged_is_measured_again(tmp_path: Path) -> None:
 def test_the_graphs_compute_what_they_say() -> None:
     weight = np.arange(12, dtype=np.float32).reshape(3, 4)
     made = onnx.load_from_string(ceilings.model("MatMul", {"w": weight}))
-    found = onnx.reference.ReferenceEvaluator(made).run(None, {"x": np.eye(3, dtype=np.float32)})
+    found = ReferenceEvaluator(made).run(None, {"x": np.eye(3, dtype=np.float32)})
 
     assert np.array_equal(found[0], weight)
 

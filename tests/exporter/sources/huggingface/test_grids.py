@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.support.vision_language import (
+from vision_language import (
     MARKER,
     NUMBERS,
     VOCABULARY,

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.support.vision_language import EDGE, LIBRARY, MARKER, greedy, llava, save, smolvlm
 from torch import Tensor, nn
+from vision_language import EDGE, LIBRARY, MARKER, greedy, llava, save, smolvlm
 
 import intaglio
 from intaglio.errors import SourceError

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.support.vision_language import EDGE, MARKER, gemma3, greedy, paligemma, save
 from torch import Tensor, nn
+from vision_language import EDGE, MARKER, gemma3, greedy, paligemma, save
 
 import intaglio
 from intaglio.errors import SourceError

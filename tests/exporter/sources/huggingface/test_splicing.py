@@ -1,7 +1,7 @@
 """Features of each row's picture, put where the row's tokens stand that mean one."""
 
 import torch
-from tests.support.vision_language import EDGE, MARKER, llava, smolvlm
+from vision_language import EDGE, MARKER, llava, smolvlm
 
 from intaglio.exporter.sources.huggingface.splicing import spliced_by_row, with_marks
 
