@@ -1,6 +1,7 @@
 """What a processor reaches: measured once by graphs that compute what they say, and kept."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -54,7 +55,7 @@ def test_what_is_damaged_is_measured_again(tmp_path: Path) -> None:
 def test_the_graphs_compute_what_they_say() -> None:
     weight = np.arange(12, dtype=np.float32).reshape(3, 4)
     made = onnx.load_from_string(ceilings.model("MatMul", {"w": weight}))
-    found = ReferenceEvaluator(made).run(None, {"x": np.eye(3, dtype=np.float32)})
+    found: Any = ReferenceEvaluator(made).run(None, {"x": np.eye(3, dtype=np.float32)})
 
     assert np.array_equal(found[0], weight)
 
