@@ -41,18 +41,26 @@ def pytest_configure() -> None:
 
 
 def files_that_the_install_does_not_see() -> list[str]:
-    """Python files of ours that a strict editable install, a tree of links, lacks or still has."""
+    """Files of ours that a strict editable install, a tree of links, lacks or still has."""
     place = Path(intaglio.__file__).parent
     if "__editable__" not in str(place):
         return []  # a wheel
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    here = {
-        (Path(*package.split(".")) / path.relative_to(ROOT / folder)).as_posix(): path
-        for package, folder in project["tool"]["setuptools"]["package-dir"].items()
-        for path in (ROOT / folder).rglob("*.py")
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    here = set()
+    for package, name in setuptools["package-dir"].items():
+        folder = ROOT / name
+        found = [*folder.rglob("*.py")]
+        for init in folder.rglob("__init__.py"):
+            for pattern in setuptools["package-data"]["*"]:
+                found += init.parent.glob(pattern)
+        to = Path(*package.split("."))
+        here |= {(to / path.relative_to(folder)).as_posix() for path in found}
+    there = {
+        path.relative_to(place.parent).as_posix()
+        for path in place.rglob("*")
+        if not path.is_dir() and "__pycache__" not in path.parts
     }
-    there = {path.relative_to(place.parent).as_posix() for path in place.rglob("*.py")}
-    return sorted(here.keys() ^ there)
+    return sorted(here ^ there)
 
 
 if not has_device():  # before PyTorch imports Triton, which asks when it is imported

@@ -11,6 +11,7 @@ import onnx_ir as ir
 import pytest
 import torch
 from emulator.plugins import taken
+from emulator.requests import wide
 from onnx_ir.passes import common
 from torch import Tensor
 
@@ -356,6 +357,12 @@ def test_the_documents_tell_what_every_operator_carries() -> None:
     assert [row for row in rows if row not in page] == [], "rows that docs/architecture.md lacks"
     assert [line for line in page if line in rows] == rows, "in the order of SIGNATURES"
     assert unlisted == [], "with kernels, and not in docs/tensorrt.md"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_emulator_has_sizes_for_its_kernels(name: str) -> None:
+    """Of several blocks; whether these kernels compute there, `test_emulated.py` says."""
+    assert find(name).kernels(wide(name, 80)).ways
 
 
 @pytest.mark.parametrize("name", NAMES)
