@@ -38,6 +38,7 @@ class OrtStep(BoundStep):
         ]
         super().__init__(entry, sizes, feeds)
         self._engine = engine
+        self._names = [spec.name for spec in entry.outputs]
         self._run_with_iobinding = engine.run_with_iobinding
         self._kept = {
             name: np.empty(shape, dtype)
@@ -56,7 +57,9 @@ class OrtStep(BoundStep):
         binding = self._binding(carried, results)
         try:
             if self._told:
-                results |= self._untold()
+                found = self._untold()
+                results.clear()  # of those whose shapes were known: all stand in their order
+                results |= found
                 return
             self._run_with_iobinding(binding)
         except Exception as error:  # ONNX Runtime's errors share no base class
@@ -76,8 +79,8 @@ class OrtStep(BoundStep):
 
     def _untold(self) -> dict[str, Array]:
         """The outputs of a graph that alone knows their shapes, in arrays of its own."""
-        names = [output.name for output in self._engine.get_outputs()]
-        return dict(zip(names, self._engine.run(names, dict(self._feeds)), strict=True))
+        found = self._engine.run(self._names, dict(self._feeds))
+        return dict(zip(self._names, found, strict=True))
 
     def _binding(self, carried: CarriedStates, results: Mapping[str, Array]) -> Any:
         binding = self._bindings[carried.side]

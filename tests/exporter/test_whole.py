@@ -75,10 +75,10 @@ class Odd(nn.Module):
 
 
 class Positive(nn.Module):
-    """Gives the places of what is positive: as many as there are."""
+    """Gives what is positive, as many entries as there are, and where."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x[x > 0]
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x[x > 0], x > 0
 
 
 def exported(
@@ -94,9 +94,11 @@ def exported(
 def same(session: Session, module: nn.Module, **inputs: Tensor) -> None:
     """The bundle gives what the module gives."""
     with torch.no_grad():
-        wanted = module.eval()(**inputs)
+        given = module.eval()(**inputs)
+    wanted = given if isinstance(given, tuple) else (given,)
     found = session.step({name: value.numpy() for name, value in inputs.items()})
-    np.testing.assert_allclose(next(iter(found.values())), wanted.numpy(), atol=1e-5)
+    for got, want in zip(found.values(), wanted, strict=True):  # in the module's order
+        np.testing.assert_allclose(got, want.numpy(), atol=1e-5)
 
 
 def test_a_classifier_is_found_to_be_whole_and_says_so(tmp_path: Path) -> None:
