@@ -99,6 +99,8 @@ def make_subnet(
         InputError: if the data does not fit.
     """
     limit, unit = _budget(budget)
+    if seed < 0:
+        raise OptionError(f"--seed is {seed}; it should be 0 or more.")
     clock = Clock(progress)
     with clock.phase("load"):
         held = read_container(Path(supernet))[1]

@@ -440,6 +440,7 @@ def test_memory_that_runs_out_is_the_environments_fault(
         MemoryError("Unable to allocate 8. TiB"),
         RuntimeError("DefaultCPUAllocator: can't allocate memory"),
         RuntimeError("std::bad_alloc"),
+        RuntimeError("of a child:\nTraceback:\n  MemoryError: Unable to allocate 8. TiB"),
     ):
 
         def load(*_: object, error: Exception = error, **__: object) -> None:
@@ -479,3 +480,13 @@ def test_a_recipe_by_command_runs_no_code(tmp_path: Path) -> None:
         given = ("export", tmp_path / "model.pt", "-o", tmp_path / "out", "--recipe", recipe)
         assert_refused(invoke(*given, *more), r"'os:system'.*--allow-code")
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["run b --prompt a", "verify b --against m", "merge a b -o c", "subnet s -o c --budget 3bits"],
+)
+def test_a_seed_is_no_negative_number(words: str) -> None:
+    result = invoke(*words.split(), "--seed", "-1")
+    assert result.exit_code == 2
+    assert "greater than or equal to 0" in result.stderr

@@ -108,13 +108,14 @@ def _guarded(console: Console, name: str, call: Callable[[], int | None]) -> int
         return console.fail(error, 130, "interrupted")
     except Exception as error:  # noqa: BLE001 - the last resort of a program
         if _is_out_of_memory(error):
-            return console.fail(error, 1, f"{name}: there is not enough memory. ({error})")
+            said = (str(error).splitlines() or [""])[-1].strip()  # a child tells its traceback
+            return console.fail(error, 1, f"{name}: there is not enough memory. ({said})")
         return console.fail_as_bug(error)
 
 
 def _is_out_of_memory(error: Exception) -> bool:
     """Whether memory ran out, in the words of Python, of PyTorch or of C++."""
-    said = ("allocate memory", "not enough memory", "bad_alloc", "bad allocation")
+    said = ("allocate memory", "not enough memory", "bad_alloc", "bad allocation", "MemoryError:")
     return isinstance(error, MemoryError) or any(words in str(error) for words in said)
 
 

@@ -30,7 +30,7 @@ def merge_(
         Path | None,
         typer.Option(metavar="PATH", help="Inputs with labels as .npz, or text: for losses."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the order in which units are matched.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the order in which units are matched.")] = 0,
     report: Annotated[
         Path | None, typer.Option(metavar="FILE.html", help="Write a page with the path's losses.")
     ] = None,

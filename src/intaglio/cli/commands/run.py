@@ -76,7 +76,7 @@ def run_(
     guidance: Annotated[
         float, typer.Option(min=0.0, help="Strength of the conditions of a whole.")
     ] = 0.0,
-    seed: Annotated[int | None, typer.Option(help="Draw the same again.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Draw the same again.")] = None,
     target: Annotated[
         str, typer.Option(metavar="NAME", help="What runs: ort, trt on a GPU, or auto.")
     ] = "auto",

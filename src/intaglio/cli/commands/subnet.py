@@ -25,7 +25,7 @@ def subnet_(
     evaluations: Annotated[
         str, typer.Option(metavar="N,N", help="Tried at random, and around the best.")
     ] = "100,50",
-    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
 ) -> None:
     """Search a supernet for the best subnet of a budget, and write it as a checkpoint.
 

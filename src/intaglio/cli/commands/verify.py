@@ -65,7 +65,7 @@ def verify_(
     samples: Annotated[int, typer.Option(min=1, help="Answers to each question.")] = 1,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
     top_p: Annotated[float | None, typer.Option(help="Draw from this share.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the draws, the same for both.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draws, the same for both.")] = 0,
     stop: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="Ends an answer; repeatable.")
     ] = None,
