@@ -246,8 +246,7 @@ def _check(how: Recipe, *, require_parity: bool, require_target: Sequence[str]) 
         words = ", ".join(get_args(FolderLayout))
         raise OptionError(f"layout is {how.layout!r}; it should be one of: {words}.")
     if how.dtype not in (FP32, FP16):
-        near = perhaps(how.dtype, ("fp32", "fp16"))
-        raise OptionError(f"The dtype {how.dtype} is not supported yet{near}; fp32 and fp16 are.")
+        raise OptionError(f"The dtype {how.dtype} is not supported yet; fp32 and fp16 are.")
     if how.dtype == FP16 and "trt" not in how.targets:
         raise OptionError(
             "fp16 is for TensorRT, and ONNX Runtime computes in fp32 on processors. Add "
