@@ -83,7 +83,7 @@ def capture_again(source: Source, refusal: TraceError) -> tuple[ExportedProgram,
     try:
         rolled = None if source.whole or not isinstance(source.body, nn.Module) else roll(source)
     except PartedError as why:
-        raise TraceError(f"{refusal} Nor could it be rolled up, since it {why}.") from refusal
+        raise TraceError(f"{refusal} As a loop it {why}.") from refusal
     if rolled is None:
         raise refusal
     return rolled, _spans(source, rolled, _Watch({}), contextlib.nullcontext())

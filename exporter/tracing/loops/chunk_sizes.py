@@ -36,7 +36,24 @@ def chunk_size(unrolled: Callable[[int], ExportedProgram], taken: Collection[int
         several = [length for length, each in starts.items() if len(each) > 1]
         if several:
             return max(several, key=lambda length: length * len(starts[length]))
+        if least == LENGTHS[0] and _grows_with_each(unrolled, program, time):
+            return None
     return None
+
+
+def _grows_with_each(
+    unrolled: Callable[[int], ExportedProgram], program: ExportedProgram, time: int
+) -> bool:
+    """Whether each token more makes the program longer, as chunks that are not seen yet do not.
+
+    Longer programs of a loop over tokens would take minutes.
+    """
+    try:
+        longer = [unrolled(time + more) for more in (1, 2)]
+    except PartedError:
+        return True
+    counts = [len(each.graph.nodes) for each in (program, *longer)]
+    return counts[0] < counts[1] < counts[2]
 
 
 def _cuts(program: ExportedProgram, time: int, taken: Collection[int]) -> Iterator[tuple[int, int]]:
