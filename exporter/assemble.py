@@ -16,6 +16,7 @@ from intaglio.exporter.sources.staged import Held, read_stages
 from intaglio.exporter.sources.state_dict import check_finite
 from intaglio.models import FORMAT, MODELS, Model, find
 from intaglio.models.model import Staged
+from intaglio.places import require_file
 from intaglio.whole_files import output
 
 Shape = tuple[int, ...]
@@ -66,7 +67,7 @@ def assemble(
         progress: is told each phase.
 
     Raises:
-        OptionError: if there are no stages, or `out` is there or one of them.
+        OptionError: if there are no stages, or `out` is there, one of them or no place for a file.
         SourceError: if a file cannot be read, stages are in another order, a tensor is there twice
             with other values, or stages do not fit each other; the first difference is named.
     """
@@ -110,8 +111,7 @@ def assemble(
 def _check(paths: Sequence[Path], out: Path, *, force: bool) -> None:
     if not paths:
         raise OptionError("Assembling takes stages: intaglio assemble STAGE0 STAGE1 ... -o OUT.")
-    if out.exists() and not force:
-        raise OptionError(f"{out} exists. Replace it with --force, or choose another place.")
+    require_file(out, force=force)
     if out.exists() and out.resolve() in [path.resolve() for path in paths]:
         raise OptionError(f"{out} is one of the stages. Choose another place.")
 
@@ -263,6 +263,5 @@ def _resized(staged: Staged, file: Held, name: str, tensor: Tensor, shape: Shape
 
 def _write(content: Mapping[str, Any], out: Path) -> None:
     """Write beside `out` first, so that nothing is left half-written."""
-    out.parent.mkdir(parents=True, exist_ok=True)
     with output(out) as draft:
         torch.save(content, draft)

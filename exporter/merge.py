@@ -18,6 +18,7 @@ from intaglio.exporter.sources.load import load
 from intaglio.exporter.sources.source import Source
 from intaglio.keywords import spelled_out
 from intaglio.models import FORMAT
+from intaglio.places import require_free, require_writable
 from intaglio.runtime.arrays import Array
 from intaglio.runtime.plain_files import copy_folder
 from intaglio.whole_files import output, replacing_folder
@@ -184,8 +185,6 @@ def _check(models: Sequence[str | Path], t: float, out: Path, *, force: bool) ->
         raise OptionError(f"t is {t}; it should be from 0, the first model, to 1, the second.")
     if len(models) > 2 and t != 0.5:
         raise OptionError("--t is a place between two models; more are averaged.")
-    if out.exists() and not force:
-        raise OptionError(f"{out} exists. Replace it with --force, or choose another place.")
     if out.exists() and out.resolve() in [Path(path).resolve() for path in models]:
         raise OptionError(f"{out} is one of the models. Choose another place.")
     first = Path(models[0])
@@ -193,6 +192,9 @@ def _check(models: Sequence[str | Path], t: float, out: Path, *, force: bool) ->
         raise OptionError(f"{out} lies within {first}, which is copied. Choose another place.")
     if out.is_dir() and not (first.is_dir() and (out / "config.json").is_file()):
         raise OptionError(f"{out} is a folder, and no model's. Choose another place.")
+    if not force:
+        require_free(out)
+    require_writable(out)
 
 
 def _weights(source: Source) -> Tensors:

@@ -23,6 +23,7 @@ from intaglio.exporter.sources.container import read_container
 from intaglio.exporter.sources.kinds.module import in_memory
 from intaglio.models import FORMAT, find
 from intaglio.models.supernet import BITS, SuperLinear, restore, set_bits, super_layers
+from intaglio.places import require_file
 from intaglio.whole_files import output
 
 from .merging.losses import Data, loss, read_data
@@ -80,6 +81,7 @@ def make_subnet(
     data: str | Path,
     seed: int = 0,
     evaluations: tuple[int, int] = (RANDOM, AROUND),
+    force: bool = False,
     progress: Progress | None = None,
 ) -> SubnetReport:
     """Search a supernet for the best subnet of a budget, and write it as a checkpoint.
@@ -91,16 +93,19 @@ def make_subnet(
         data: text or tokens that nothing was tuned on.
         seed: of what is drawn.
         evaluations: how many assignments are tried, at random and around the best.
+        force: replace what is at `out`.
         progress: is told each phase.
 
     Raises:
-        OptionError: if the budget cannot be read, or nothing meets it: the nearest is told.
+        OptionError: if the budget cannot be read, or nothing meets it: the nearest is told; or if
+            `out` is there, or no place for a file.
         SourceError: if the file is no supernet.
         InputError: if the data does not fit.
     """
     limit, unit = _budget(budget)
     if seed < 0:
         raise OptionError(f"--seed is {seed}; it should be 0 or more.")
+    require_file(out, force=force)
     clock = Clock(progress)
     with clock.phase("load"):
         held = read_container(Path(supernet))[1]

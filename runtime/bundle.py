@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from intaglio.errors import BundleError
+from intaglio.places import require_writable
 from intaglio.runtime.external_files import external_files
 from intaglio.runtime.graph_entry import MAIN, GraphEntry, TargetEntry
 from intaglio.runtime.manifest import FILE_NAME, FileRecord, Manifest
@@ -170,10 +171,12 @@ class Bundle:
         """Write the signature of this bundle by a private key; return the key's fingerprint.
 
         Raises:
-            BundleError: if a file is missing, changed or not listed, or nothing can be written.
-            OptionError: if the key cannot be read, or is no private Ed25519 key.
+            BundleError: if a file is missing, changed or not listed.
+            OptionError: if nothing can be written, or the key cannot be read, or is no private
+                Ed25519 key.
             MissingExtraError: if the extra ``sign`` is not installed.
         """
+        require_writable(self.root / SIGNATURE)
         content = Manifest.read(_inside(self.root, FILE_NAME))
         replace(self, manifest=Manifest.parse(content, str(self.root / FILE_NAME))).check_all()
         signature, name = sign(content, key)

@@ -23,6 +23,7 @@ CORE = {
     "intaglio.keywords",
     "intaglio.spelling",
     "intaglio.operators",
+    "intaglio.places",
     "intaglio.quiet",
     "intaglio.signature",
     "intaglio.state",

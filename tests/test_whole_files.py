@@ -90,7 +90,15 @@ def test_an_error_leaves_the_old_one_and_no_draft(tmp_path: Path, kind: Any) -> 
     assert entries(tmp_path) == ["it"]
 
 
-@pytest.mark.parametrize("kind", [replacing, replacing_folder, output])
+def test_the_folder_of_what_a_user_names_is_made(tmp_path: Path) -> None:
+    place = tmp_path / "a" / "b" / "it"
+    with output(place) as draft:
+        draft.write_text("new")
+
+    assert place.read_text() == "new"
+
+
+@pytest.mark.parametrize("kind", [replacing, replacing_folder])
 def test_what_cannot_be_written_is_told_by_its_own_name(tmp_path: Path, kind: Any) -> None:
     place = tmp_path / "absent" / "it"
     with pytest.raises(FileNotFoundError) as raised, kind(place):

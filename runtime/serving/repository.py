@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from intaglio.errors import BundleError, OptionError, reason
+from intaglio.places import require_writable
 from intaglio.runtime.bundle import Bundle
 from intaglio.runtime.engines import ORT
 from intaglio.runtime.graph_entry import GraphEntry
@@ -80,8 +81,6 @@ def write_repository(
     graph = opened.graph()
     entry = graph.entry
     config = _of_streams(name, entry, serving)
-    for file in opened.manifest.files:
-        opened.check(file)
     content: dict[str, tuple[str, Callable[[Path], None]]] = {
         name: (config, lambda to: _streams(opened, to))
     }
@@ -90,8 +89,9 @@ def write_repository(
         config = model_config.of_implicit_state(plain, entry, graph.entry.states_of(ORT), serving)
         content[plain] = config, lambda to: _plain(opened, to)
     for each in content:
-        if (out / each).exists() and not force:
-            raise OptionError(f"{out / each} exists. Replace it with --force, or give --name.")
+        _check_place(out / each, force=force)
+    for file in opened.manifest.files:
+        opened.check(file)
     return [_write(out / each, config, fill) for each, (config, fill) in content.items()]
 
 
@@ -133,12 +133,19 @@ def _of_streams(name: str, entry: GraphEntry, serving: Serving) -> str:
     return model_config.of_streams(name, entry, serving)
 
 
-def _write(place: Path, config: str, fill: Callable[[Path], None]) -> Path:
-    """A model's folder, which is there whole or not at all."""
+def _check_place(place: Path, *, force: bool) -> None:
+    """Hold a place to be free, or with `force` a model, and to be one where a folder can be."""
+    if place.exists() and not force:
+        raise OptionError(f"{place} exists. Replace it with --force, or give --name.")
     if place.exists() and not (place / CONFIG).is_file():
         raise OptionError(
             f"{place} exists and is no model, so it is not replaced. Move it away, or give --name."
         )
+    require_writable(place)
+
+
+def _write(place: Path, config: str, fill: Callable[[Path], None]) -> Path:
+    """A model's folder, which is there whole or not at all."""
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with replacing_folder(place) as draft:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from intaglio.errors import BuildError, BundleError, NotHereError
+from intaglio.errors import BuildError, BundleError, NotHereError, reason
 from intaglio.runtime.bundle import BundleGraph
 from intaglio.runtime.child_worker import Progress, Worker
 from intaglio.runtime.graph_entry import GraphEntry
@@ -193,7 +193,7 @@ def build(
         return _put(graph, replace(request, flavour=chosen), progress)
     except OSError as error:
         engine = graph.root / graph.beside(TARGET, ENGINE)
-        raise BundleError(f"{engine} cannot be written: {error}.") from error
+        raise BundleError(f"{engine} cannot be written: {reason(error)}.") from error
 
 
 def _here(graph: BundleGraph, capabilities: Sequence[int]) -> int:

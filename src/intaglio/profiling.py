@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
-from intaglio.errors import MissingExtraError, OptionError
+from intaglio.errors import MissingExtraError
+from intaglio.places import require_file
 
 if TYPE_CHECKING:
     from intaglio.exporter.options.loading import LoadKeywords
@@ -70,10 +71,7 @@ def profile(
 
 def _page(path: Path) -> "Callable[[ProfileReport, Path], None]":
     """What writes the page, and whether it can, found before anything is measured for it."""
-    if path.is_dir():
-        raise OptionError(f"{path} is a folder. Give the name of a file for the page.")
-    if parent := next((each for each in path.parents if each.exists() and not each.is_dir()), None):
-        raise OptionError(f"{path} cannot be written: {parent} is a file, not a folder.")
+    require_file(path)
     try:
         importlib.import_module("matplotlib")
     except ModuleNotFoundError as error:

@@ -43,22 +43,28 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def output(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """As `replacing`, of a file that the user names: links lead on, and a pipe stays a pipe.
+    """As `replacing`, of a file that the user names.
+
+    Its folder is made if there is none, links lead on, and a pipe stays a pipe.
 
     Raises:
         OSError: if the file cannot be put there.
     """
     path = Path(path)
-    if path.absolute().is_relative_to("/dev") or _is_special(path):
+    if is_stream(path) or path.is_dir():  # to write to a folder says so
         yield path
         return
-    with replacing(os.path.realpath(path)) as draft:
+    place = Path(os.path.realpath(path))
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(place) as draft:
         yield draft
 
 
-def _is_special(path: Path) -> bool:
-    """Whether something is there that is no file; to write to a folder then says so."""
-    return path.exists() and not stat.S_ISREG(path.stat().st_mode)
+def is_stream(path: Path) -> bool:
+    """Whether what is there takes what is written as it comes: a pipe, or a device."""
+    if path.absolute().is_relative_to("/dev"):
+        return True
+    return path.exists() and not (path.is_file() or path.is_dir())
 
 
 @contextlib.contextmanager

@@ -106,10 +106,10 @@ def test_what_cannot_be_asked(models: list[Path], tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="a place between two"):
         merge(models, tmp_path / "out.pt", t=0.3)
     with pytest.raises(OptionError, match="exists"):
-        merge(models[:2], models[0])
+        merge(models[:2], models[2])
     with pytest.raises(OptionError, match="is one of the models"):
-        merge(models[:2], models[0], force=True)
+        merge(models[:2], models[0])
     with pytest.raises(OptionError, match="is a folder, and no model's"):
-        merge(models[:2], tmp_path, force=True)
+        merge(models[:2], tmp_path)
     with pytest.raises(OptionError, match="which is copied"):
         merge([tmp_path, models[0]], tmp_path / "in" / "it")

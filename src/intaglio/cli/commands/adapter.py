@@ -9,6 +9,7 @@ import typer
 from intaglio.cli.console import Console
 from intaglio.cli.frame import command
 from intaglio.cli.summary import amount
+from intaglio.places import require_file
 
 from .loading import LoadFlags, loading
 
@@ -23,6 +24,7 @@ def adapter_(
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="FILE.npz", help="The adapter to write.")
     ],
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
     **load: Unpack[LoadFlags],
 ) -> None:
     """Write what a tuned model adds to its base as an adapter.
@@ -32,6 +34,7 @@ def adapter_(
     """
     from intaglio.exporter.adapter import make_adapter
 
+    require_file(out, force=force)
     made, notes = make_adapter(base, tuned, **loading(load))
     made.save(out)
     for note in notes:

@@ -10,6 +10,7 @@ from intaglio.cli.frame import command
 
 from .options import BundlePath
 
+MAP = "map.npz"
 SHOWN = 4  # rows and singular vectors, where nothing else is asked for
 
 
@@ -38,6 +39,7 @@ def interpret_(
     singular: Annotated[
         int | None, typer.Option(min=0, metavar="K", help="How many singular vectors.")
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a map that is there.")] = False,
 ) -> None:
     """Take a network apart at one input: rows, columns, bias and singular vectors of its map.
 
@@ -48,9 +50,11 @@ def interpret_(
 
     from intaglio.cli.stream import write_arrays
     from intaglio.errors import InputError, reason
+    from intaglio.places import require_file
     from intaglio.report.pictures import is_picture, read_picture, write_picture
     from intaglio.runtime.interpreter import Interpreter, arrays_of
 
+    require_file(out / MAP, force=force)
     found = Interpreter.load(bundle, output)
     found.record(read_picture(image, found.shape))
     nothing = row is None and column is None and singular is None
@@ -59,7 +63,7 @@ def interpret_(
     arrays = arrays_of(found, rows, column or [], default if nothing else singular or 0)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_arrays(out / "map.npz", arrays)
+        write_arrays(out / MAP, arrays)
         drawn = []
         for name, label in (("rows", rows), ("columns", column or []), ("singular_inputs", None)):
             for index, array in enumerate(arrays.get(name, ())):
@@ -74,5 +78,5 @@ def interpret_(
     shapes = {name: list(array.shape) for name, array in arrays.items()}
     console.table([[name, str(shape)] for name, shape in shapes.items()], ["array", "shape"])
     console.text(f"bias     {share:.3f} of the length of the output")
-    console.message(f"{len(drawn)} pictures and map.npz in {out}")
+    console.message(f"{len(drawn)} pictures and {MAP} in {out}")
     console.result({"arrays": shapes, "bias": share, "pictures": [path.name for path in drawn]})

@@ -1,5 +1,6 @@
 """`intaglio merge`: several models of one kind into one."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Unpack
 
@@ -7,6 +8,7 @@ import typer
 
 from intaglio.cli.console import Console
 from intaglio.cli.frame import command
+from intaglio.places import require_file
 
 from .loading import LoadFlags, loading
 
@@ -46,6 +48,7 @@ def merge_(
 
     if report is not None and data is None:
         raise typer.BadParameter("a page of losses needs --data", param_hint="--report")
+    write_page = None if report is None else _page(report)
     with console.progress() as progress:
         made = merge(
             models,
@@ -59,9 +62,7 @@ def merge_(
             **loading(load),
         )
     found = made.to_json()
-    if report is not None:
-        from intaglio.report.merging import write_page
-
+    if report is not None and write_page is not None:
         write_page(found, report)
     for note in made.notes:
         console.message(f"note: {note}")
@@ -75,6 +76,14 @@ def merge_(
         console.table(rows, ["model", "loss", "accuracy"])
     console.text(f"{out}, {made.groups} groups of units matched")
     console.result(found)
+
+
+def _page(path: Path) -> Callable[[Mapping[str, Any], Path], None]:
+    """What writes the page, found before the work, and its place looked at."""
+    require_file(path)
+    from intaglio.report.merging import write_page
+
+    return write_page
 
 
 def _rows(found: dict[str, Any]) -> list[list[str]]:

@@ -26,6 +26,7 @@ def subnet_(
         str, typer.Option(metavar="N,N", help="Tried at random, and around the best.")
     ] = "100,50",
     seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
 ) -> None:
     """Search a supernet for the best subnet of a budget, and write it as a checkpoint.
 
@@ -45,6 +46,7 @@ def subnet_(
             data=data,
             seed=seed,
             evaluations=(int(counts[0]), int(counts[1])),
+            force=force,
             progress=progress,
         )
     rows = [
