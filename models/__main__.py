@@ -12,7 +12,7 @@ import torch
 from intaglio.spelling import perhaps
 
 from . import MODELS, find, save
-from .training import timed_report
+from .training import place, timed_report
 
 
 def main() -> None:
@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("model", metavar="NAME")
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--from", dest="start", type=Path)
-    parser.add_argument("--out", required=True)
+    parser.add_argument("--out", required=True, type=place)
     options = parser.parse_args()
     if options.model not in trained:
         near = perhaps(options.model, trained)

@@ -27,7 +27,7 @@ from intaglio.errors import SourceError
 from intaglio.whole_files import output
 
 from . import find
-from .training import Report
+from .training import Report, place
 from .tuning import Draw, of_text
 
 FORMAT = "intaglio.supernet/1"
@@ -229,7 +229,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="intaglio.models.supernet", description=__doc__)
     parser.add_argument("base", type=Path)
     parser.add_argument("--text", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=place, required=True)
     for name in ("group", "rank", "steps", "period"):
         parser.add_argument(f"--{name}", type=int, default=getattr(Supernet, name))
     given = vars(parser.parse_args())

@@ -6,6 +6,7 @@ version; `HELD_OUT` modules are never trained on.  One thread, fixed seeds.
     python -P -m intaglio.models llama --preset window --out llama_window.pt
 """
 
+import argparse
 import hashlib
 import math
 import sysconfig
@@ -19,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from intaglio.errors import SourceError
+from intaglio.errors import OptionError, SourceError
+from intaglio.places import require_file
 
 HELD_OUT = ("bisect", "colorsys", "fnmatch", "graphlib", "heapq", "shlex", "stat", "textwrap")
 WINDOW = 256  # bytes that a validation sequence holds
@@ -131,6 +133,19 @@ def held_out_text() -> Tensor:
 def held_out_digest() -> str:
     """SHA-256 of the held-out bytes: equal digests make losses comparable."""
     return hashlib.sha256(held_out_text().numpy().tobytes()).hexdigest()
+
+
+def place(text: str) -> Path:
+    """The value of ``--out``: where a file can be written, found before what is trained for it.
+
+    Raises:
+        argparse.ArgumentTypeError: if none can.
+    """
+    try:
+        require_file(text)
+    except OptionError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return Path(text)
 
 
 def timed_report(start: float) -> Report:

@@ -58,6 +58,10 @@ def test_a_repository_before_its_bundle_is_hashed(tmp_path: Path) -> None:
     assert "lm exists and is no model" in said(taken, "--force")
 
 
+def test_outputs_before_a_bundle_is_run(tmp_path: Path) -> None:
+    assert "is a folder" in said("run none --inputs none", "-o", tmp_path)
+
+
 def test_a_page_of_losses_before_the_models_are_merged(tmp_path: Path) -> None:
     words = ("merge none none --data none", "-o", tmp_path / "m.pt", "--report", tmp_path)
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from argparse import ArgumentTypeError
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -13,7 +14,7 @@ from killed import after_calls
 
 from intaglio.errors import SourceError
 from intaglio.models import FORMAT, MODELS, Model, find, save
-from intaglio.models.training import held_out_digest, validate
+from intaglio.models.training import held_out_digest, place, validate
 
 CHECKPOINTS = Path(__file__).parents[2] / "models" / "checkpoints"
 LOSSES = json.loads((CHECKPOINTS / "losses.json").read_text())
@@ -175,3 +176,10 @@ def test_a_checkpoint_is_the_old_or_the_new_one_when_its_writer_is_killed(tmp_pa
     assert seen == {1, 2}
     write(3)
     assert [*tmp_path.iterdir()] == [path]
+
+
+def test_what_is_trained_has_a_place_before(tmp_path: Path) -> None:
+    """Training takes minutes."""
+    assert place(str(tmp_path / "new" / "gla.pt")) == tmp_path / "new" / "gla.pt"
+    with pytest.raises(ArgumentTypeError, match="is a folder"):
+        place(str(tmp_path))

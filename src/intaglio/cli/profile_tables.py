@@ -35,7 +35,11 @@ def show(console: Console, report: ProfileReport) -> None:
 
 
 def _contestant(console: Console, entry: Contender, percentiles: Sequence[float]) -> None:
-    about = ", ".join(value for key, value in entry.about.items() if value and key != "intaglio")
+    about = ", ".join(
+        f"a step is {value}" if key == "step" else value
+        for key, value in entry.about.items()
+        if value and key != "intaglio"
+    )
     console.text(f"{entry.kind:<7}  {entry.name} ({about}), loaded in {entry.load_seconds:.2f} s")
     names = ["median", *(f"p{rank:g}" for rank in percentiles)]
     head = ["ms", *names, "calls", "tokens/s", "states", "capacity", "process"]

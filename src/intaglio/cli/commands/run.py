@@ -7,6 +7,7 @@ import typer
 
 from intaglio.cli.console import Console, Flags
 from intaglio.cli.frame import command
+from intaglio.places import require_file
 
 from .options import BundlePath, Signature, open_bundle, require_consent
 
@@ -120,6 +121,8 @@ def run_(
         raise typer.BadParameter("--system is for --chat")
     if chat and (inputs is not None or out is not None):
         raise typer.BadParameter("--chat takes a --prompt, or lines of stdin")
+    if out is not None:
+        require_file(out)
     of_tokens = {"jsonl": jsonl, "draft": draft, "repetition-penalty": repetition_penalty}
     stray = next((name for name, value in of_tokens.items() if value not in (None, False)), None)
     if prompt is None and not chat and stray is not None:
