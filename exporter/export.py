@@ -24,6 +24,7 @@ from intaglio.keywords import spelled_out
 from intaglio.passes.base import Calibrated
 from intaglio.passes.lower.ort_low_bit import Accuracy
 from intaglio.passes.pipeline import FP16, FP32
+from intaglio.places import require_writable
 from intaglio.runtime.manifest import Manifest
 from intaglio.runtime.trt import flavour as flavours
 from intaglio.spelling import perhaps
@@ -131,6 +132,7 @@ def export(
     clock = Clock(progress)
     if dry_run:
         check_place(Path(out), force=force)
+        require_writable(Path(out))
         loaded = _loaded(source, loading, how, clock)
         how = completed(how, loaded.asked)
         compiled = compile_all(loaded, passes, how, clock, Teacher.of(calib, None))

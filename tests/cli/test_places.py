@@ -58,6 +58,13 @@ def test_a_repository_before_its_bundle_is_hashed(tmp_path: Path) -> None:
     assert "lm exists and is no model" in said(taken, "--force")
 
 
+def test_a_rehearsal_tells_what_the_export_would(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for more in ([], ["--dry-run"]):
+        line = said("export none", "-o", tmp_path / "file" / "b", *more)
+        assert line.endswith("is a file, not a folder.")
+
+
 def test_outputs_before_a_bundle_is_run(tmp_path: Path) -> None:
     assert "is a folder" in said("run none --inputs none", "-o", tmp_path)
 
