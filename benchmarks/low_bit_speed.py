@@ -34,7 +34,7 @@ from intaglio.runtime.ort import ort_ceilings
 from intaglio.runtime.work import Ceilings
 
 PREFILLS = SHORT, LONG = 64, 512
-STEPS, ROUNDS, THREADS = 16, 7, 2
+STEPS, ROUNDS, THREADS = 16, 5, 2
 SMALL = Shape(hidden=512, layers=4, heads=8, kv_heads=4, head_dim=64, ff=1536, vocabulary=8192)
 # How many times as fast as these 2 bits should decode, with offsets and with integer zero points,
 GENAI, GENAI_INTEGER, LLAMA = 1.9, 2.1, 1.3
