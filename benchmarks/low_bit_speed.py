@@ -77,8 +77,11 @@ def _decoders(quick: bool, own: argparse.Namespace, folder: Path) -> list[Row]:
         if ours in two_bits:
             for decoder in single:
                 found += [] if decoder is ours else _against(ours, decoder)
-            found += [_together(ours, x) for x in decoders if x.name.startswith(f"{ours.name}, ")
-                      and x.rows > 1]  # fmt: skip
+            found += [
+                _together(ours, each)
+                for each in decoders
+                if each.rows > 1 and each.name == f"{ours.name}, {each.rows} rows"
+            ]
     return found
 
 
