@@ -73,7 +73,7 @@ def _convolved(x: Tensor, dim: int, taps: Tensor, stride: int) -> Tensor:
 
 def _moments(x: Tensor, dim: Any, *, correction: float, keepdim: bool) -> tuple[Tensor, Tensor]:
     """Variance and mean over several axes of known sizes."""
-    if not isinstance(dim, tuple | list) or len(dim) < 2:
+    if not isinstance(dim, tuple | list) or len(dim) < 2 or x.is_complex():
         raise _AsItIsError
     sizes = [x.shape[axis] for axis in dim]
     if any(isinstance(size, SymInt) for size in sizes):

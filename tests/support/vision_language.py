@@ -102,6 +102,16 @@ def save(model: Any, path: Path) -> Any:
     return judge
 
 
+def unequal_prompts(places: int) -> list[torch.Tensor]:
+    """Three prompts of unequal length: two with a picture of so many tokens, one without."""
+    words, marks = torch.randint(3, 50, (3, 12)), torch.full((places,), MARKER)
+    return [
+        torch.cat([words[0, :2], marks, words[0, 2:5]]),
+        torch.cat([words[1, :6], marks, words[1, 6:]]),
+        words[2, :7],
+    ]
+
+
 def greedy(judge: Any, count: int, **given: torch.Tensor) -> torch.Tensor:
     """What the library generates behind a prompt, with its own cache."""
     ids = given["input_ids"]

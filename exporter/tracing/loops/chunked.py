@@ -44,6 +44,17 @@ def _is_tokens(terms: Terms, x: Term, axis: int) -> bool:
     return is_size(x.shape[axis], terms.tokens)
 
 
+def _chunk_of(terms: Terms, x: Term, axis: int, start: Any, end: Any, step: int) -> int | None:
+    """The number of the chunk that a range along `axis` is; None for other ranges."""
+    if step != 1 or isinstance(start, Term) or isinstance(end, Term):
+        return None
+    if not _is_tokens(terms, x, axis):
+        return None
+    first, last, _ = slice(start, end).indices(terms.tokens)
+    whole = last - first == terms.chunk and first % terms.chunk == 0
+    return first // terms.chunk if whole else None
+
+
 def _chunk(terms: Terms, x: Term, axis: int, index: int) -> Term:
     return terms(SELECT, _parted(terms, x, axis), axis, index)
 
@@ -60,11 +71,9 @@ def _slice(
     terms: Terms, x: Term, axis: int = 0, start: Any = None, end: Any = None, step: int = 1
 ) -> Term | None:
     axis %= len(x.shape)
-    fits = _is_tokens(terms, x, axis) and step == 1
-    if fits and not isinstance(start, Term) and not isinstance(end, Term):
-        first, last, _ = slice(start, end).indices(terms.tokens)
-        if last - first == terms.chunk and first % terms.chunk == 0:
-            return _chunk(terms, x, axis, first // terms.chunk)
+    index = _chunk_of(terms, x, axis, start, end, step)
+    if index is not None:
+        return _chunk(terms, x, axis, index)
     return RULES[SLICE](terms, x, axis, start, end, step)
 
 
@@ -78,15 +87,12 @@ def _write(
     step: int = 1,
 ) -> Term | None:
     axis %= len(x.shape)
-    fits = _is_tokens(terms, x, axis) and step == 1
-    if fits and not isinstance(start, Term) and not isinstance(end, Term):
-        first, last, _ = slice(start, end).indices(terms.tokens)
-        if last - first == terms.chunk and first % terms.chunk == 0:
-            chunks = [
-                entries if at == first // terms.chunk else _chunk(terms, x, axis, at)
-                for at in range(terms.time)
-            ]
-            return _join(terms, chunks, axis)
+    index = _chunk_of(terms, x, axis, start, end, step)
+    if index is not None:
+        chunks = [
+            entries if at == index else _chunk(terms, x, axis, at) for at in range(terms.time)
+        ]
+        return _join(terms, chunks, axis)
     return RULES[aten.slice_scatter.default](terms, x, entries, axis, start, end, step)
 
 

@@ -16,6 +16,7 @@ from vision_language import (
     qwen2_5_vl,
     qwen2_vl,
     save,
+    unequal_prompts,
 )
 
 import intaglio
@@ -41,13 +42,7 @@ def test_greedy_tokens_are_those_of_the_library_for_prompts_of_unequal_length(
     intaglio.export(
         tmp_path / "source", out, condition=["pixel_values"], axes=axes, steps=24, verify=False
     )
-    words, shown = torch.randint(3, 50, (3, 12)), torch.randn(3, HEIGHT, WIDTH, NUMBERS)
-    marks = torch.full((PLACES,), MARKER)
-    prompts = [
-        torch.cat([words[0, :2], marks, words[0, 2:5]]),
-        torch.cat([words[1, :6], marks, words[1, 6:]]),
-        words[2, :7],
-    ]
+    prompts, shown = unequal_prompts(PLACES), torch.randn(3, HEIGHT, WIDTH, NUMBERS)
     wanted = []
     for row, prompt in enumerate(prompts):
         ids, seen = prompt[None], {}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from vision_language import EDGE, MARKER, gemma3, greedy, paligemma, save
+from vision_language import EDGE, MARKER, gemma3, greedy, paligemma, save, unequal_prompts
 
 import intaglio
 from intaglio.errors import SourceError
@@ -28,13 +28,7 @@ def test_greedy_tokens_are_those_of_the_library_for_prompts_of_unequal_length(
     judge = save(make(), tmp_path / "source")
     out, condition = tmp_path / "out", ["pixel_values"]
     intaglio.export(tmp_path / "source", out, condition=condition, steps=24, verify=kind == 0)
-    words, shown = torch.randint(3, 50, (3, 12)), torch.randn(3, 3, EDGE, EDGE)
-    marks = torch.full((PLACES,), MARKER)
-    prompts = [
-        torch.cat([words[0, :2], marks, words[0, 2:5]]),
-        torch.cat([words[1, :6], marks, words[1, 6:]]),
-        words[2, :7],
-    ]
+    prompts, shown = unequal_prompts(PLACES), torch.randn(3, 3, EDGE, EDGE)
     wanted = []
     for row, prompt in enumerate(prompts):
         ids = prompt[None]
