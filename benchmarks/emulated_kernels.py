@@ -22,7 +22,7 @@ from intaglio.ops.op import Sample
 from intaglio.runtime.trt.kernels import NodeKernels
 from intaglio.trt_plugins import NAMES, find
 from intaglio.trt_plugins.ahead import Job, compile_all
-from intaglio.trt_plugins.compile import CAPABILITIES
+from intaglio.trt_plugins.compile_plugin import CAPABILITIES
 from intaglio.trt_plugins.plugin import Plugin, Request
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))

@@ -19,7 +19,7 @@ import torch
 from evidence import Row, paired, ratio, run
 
 import intaglio
-from intaglio.exporter.options.served_shapes import Shapes
+from intaglio.exporter.options.served_shapes import ServedShapes
 from intaglio.models import find, save
 from intaglio.models.llama import Config
 from intaglio.runtime import Session
@@ -35,7 +35,7 @@ PEER = Config(
     num_heads=8,
     num_kv_heads=4,
 )  # 35M parameters, 140 MB: more than four times a last-level cache of 32 MB
-ONE_ROW = Shapes.parse(shapes=["input_ids:1x1:1x64:1x32768"])
+ONE_ROW = ServedShapes.parse(shapes=["input_ids:1x1:1x64:1x32768"])
 
 
 def measure(quick: bool) -> list[Row]:

@@ -41,9 +41,9 @@ from intaglio.runtime.trt.generic_plugin import register, workspace  # noqa: E40
 from intaglio.runtime.trt.kernels import NodeKernels  # noqa: E402
 from intaglio.runtime.trt.launcher import Launcher  # noqa: E402
 from intaglio.trt_plugins import NAMES, find  # noqa: E402
-from intaglio.trt_plugins.compile import compile_plugin  # noqa: E402
+from intaglio.trt_plugins.compile_plugin import compile_plugin  # noqa: E402
+from intaglio.trt_plugins.launch_torch import bind, error_of, errors, request_of  # noqa: E402
 from intaglio.trt_plugins.plugin import Plugin  # noqa: E402
-from intaglio.trt_plugins.run import bind, error_of, errors, request_of  # noqa: E402
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LAUNCHES, REPLAYS, WARMUP = 64, 20, 3

@@ -24,7 +24,7 @@ from triton.backends.nvidia.compiler import get_ptxas
 from intaglio.errors import UnsupportedError
 from intaglio.trt_plugins import NAMES, find
 from intaglio.trt_plugins.ahead import Job, compile_all
-from intaglio.trt_plugins.compile import CAPABILITIES
+from intaglio.trt_plugins.compile_plugin import CAPABILITIES
 
 RECORD = Path(__file__).parent / "results" / "kernel_matrix.json"
 QUICK = (80, 90)

@@ -23,7 +23,7 @@ from intaglio.models import save
 from intaglio.models._pretrained import read
 from intaglio.models.liger import LIGER, TINY, Linearization, adopt
 from intaglio.models.llama import LLAMA
-from intaglio.models.training import Recipe, train, validate
+from intaglio.models.training import TrainingRecipe, train, validate
 from intaglio.quiet import quiet
 from intaglio.runtime import Session
 
@@ -54,7 +54,7 @@ def _losses(quick: bool) -> list[Row]:
     tuned = _tuned(recipe, config.window)
     alone = _tuned(recipe, 1)
     torch.manual_seed(recipe.seed)
-    scratch = train(LIGER.build(config), Recipe(steps=steps))
+    scratch = train(LIGER.build(config), TrainingRecipe(steps=steps))
     unit, note = "nats per byte", f"{steps} steps"
     return [
         Row(name="transformer (softmax), held-out loss", value=before, unit=unit),

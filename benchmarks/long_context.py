@@ -22,7 +22,7 @@ import torch
 from evidence import Row, run
 
 import intaglio
-from intaglio.exporter.options.served_shapes import Shapes
+from intaglio.exporter.options.served_shapes import ServedShapes
 from intaglio.models.mmmamba import MMMAMBA, Config, axes, build, inputs
 from intaglio.quiet import quiet
 from intaglio.runtime import Session
@@ -107,7 +107,7 @@ def _exported(kind: str, folder: Path, quick: bool, context: int) -> tuple[Sessi
             folder / kind,
             inputs=examples,
             axes=axes(config),
-            shapes=Shapes.parse(
+            shapes=ServedShapes.parse(
                 shapes=[
                     "input_ids:1x1:1x16:1x131072",
                     f"pixel_values:{pixels}:{pixels}:{pixels}",

@@ -19,7 +19,7 @@ import torch
 import transformers
 
 import intaglio
-from intaglio.exporter.options.served_shapes import Shapes
+from intaglio.exporter.options.served_shapes import ServedShapes
 
 HERE = Path(__file__).parent
 FORMATS = ("Q4_0", "Q2_K", "TQ2_0")
@@ -36,10 +36,10 @@ class Width:
     rows: int = 1
 
     @property
-    def shapes(self) -> Shapes:
+    def shapes(self) -> ServedShapes:
         """For exactly so many rows: the peers decode one too."""
         sizes = "x1:".join([str(self.rows)] * 2) + f"x16:{self.rows}x4096"
-        return Shapes.parse(shapes=[f"input_ids:{sizes}"])
+        return ServedShapes.parse(shapes=[f"input_ids:{sizes}"])
 
 
 WIDTHS: dict[str, Width] = {

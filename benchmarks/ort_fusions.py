@@ -29,7 +29,7 @@ from evidence import Row, ratio, run
 
 import intaglio
 from intaglio.exporter import compile  # noqa: A004
-from intaglio.exporter.options.served_shapes import Shapes
+from intaglio.exporter.options.served_shapes import ServedShapes
 from intaglio.exporter.sources.load import load_source
 from intaglio.exporter.tracing.trace import trace
 from intaglio.models import find, gated_deltanet, llama, save
@@ -52,7 +52,7 @@ CONTEXT = 128
 WARMUP = 10  # pairs
 OPENINGS = 24  # of each bundle
 GAIN = 1.01
-ONE_ROW = Shapes.parse(shapes=["input_ids:1x1:1x64:1x4096"])
+ONE_ROW = ServedShapes.parse(shapes=["input_ids:1x1:1x64:1x4096"])
 OPTIMIZED = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
 
 

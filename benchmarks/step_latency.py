@@ -23,7 +23,7 @@ from evidence import Row, machine, run
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 import intaglio
-from intaglio.exporter.options.served_shapes import Shapes
+from intaglio.exporter.options.served_shapes import ServedShapes
 from intaglio.runtime import Session
 
 ROOT = Path(__file__).parents[1]
@@ -34,7 +34,7 @@ CHUNK = 512  # tokens that are consumed at once
 LAYERS, QUICK_LAYERS = 16, 2
 CONTEXTS, QUICK_CONTEXTS = (128, 4096), (128, 1024)
 WARMUP = 2
-ONE_ROW = Shapes.parse(shapes=["input_ids:1x1:1x64:1x8192"])
+ONE_ROW = ServedShapes.parse(shapes=["input_ids:1x1:1x64:1x8192"])
 
 Decode = Callable[[], int]
 

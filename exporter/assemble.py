@@ -12,7 +12,7 @@ from intaglio.errors import OptionError, SourceError
 from intaglio.exporter.options.clock import Clock, Progress
 from intaglio.exporter.options.config import Config, read_config
 from intaglio.exporter.sources.known_model import outline
-from intaglio.exporter.sources.staged import Held, read_stages
+from intaglio.exporter.sources.staged import HeldStages, read_stages
 from intaglio.exporter.sources.state_dict import check_finite
 from intaglio.models import FORMAT, MODELS, Model, find
 from intaglio.models.model import Staged
@@ -126,7 +126,7 @@ def _staged(name: str | None) -> tuple[Model, Staged]:
     return named[0], named[0].staged
 
 
-def _check_places(held: Sequence[Held], staged: Staged) -> None:
+def _check_places(held: Sequence[HeldStages], staged: Staged) -> None:
     """A file in which one stage alone was made deeper than the others is given for that one."""
     given: dict[Path, list[int]] = {}
     for place, each in enumerate(held):
@@ -142,7 +142,7 @@ def _check_places(held: Sequence[Held], staged: Staged) -> None:
 
 
 def _check_ends(
-    held: Sequence[Held], taken: Sequence[Mapping[str, Tensor]], staged: Staged
+    held: Sequence[HeldStages], taken: Sequence[Mapping[str, Tensor]], staged: Staged
 ) -> None:
     """What only the first stage has stands in the first, and so for the last.
 
@@ -169,7 +169,7 @@ def _check_ends(
                 )
 
 
-def _values(held: Sequence[Held], given: Mapping[str, Any], staged: Staged) -> dict[str, Any]:
+def _values(held: Sequence[HeldStages], given: Mapping[str, Any], staged: Staged) -> dict[str, Any]:
     """The values given, with those that no shape tells of the files that say them.
 
     Raises:
@@ -196,7 +196,7 @@ def _config(
     staged: Staged,
     values: Mapping[str, Any],
     shapes: Sequence[Mapping[str, Shape]],
-    held: Sequence[Held],
+    held: Sequence[HeldStages],
 ) -> dict[str, Any]:
     """The config of all stages; of what is given, nothing may be left out of it."""
     try:
@@ -219,7 +219,7 @@ def _fit(
     staged: Staged,
     config: Mapping[str, Any],
     taken: Sequence[dict[str, Tensor]],
-    held: Sequence[Held],
+    held: Sequence[HeldStages],
 ) -> list[str]:
     """Hold all stages to the model of their config, in place; notes on what was resized.
 
@@ -254,7 +254,9 @@ def _fit(
     return notes
 
 
-def _resized(staged: Staged, file: Held, name: str, tensor: Tensor, shape: Shape) -> Tensor | None:
+def _resized(
+    staged: Staged, file: HeldStages, name: str, tensor: Tensor, shape: Shape
+) -> Tensor | None:
     try:
         return staged.resize(name, tensor, shape)
     except SourceError as error:

@@ -22,7 +22,7 @@ from intaglio.exporter.proving.verify import names_of, verify
 from intaglio.exporter.sources.calibration_data import Arrays
 from intaglio.exporter.sources.source import Source
 from intaglio.exporter.writing.bundle_writer import BundleWriter
-from intaglio.exporter.writing.compiled import Compiled
+from intaglio.exporter.writing.compiled import CompiledGraph
 from intaglio.exporter.writing.describe import LOWERED, describe, with_verdict
 from intaglio.exporter.writing.genai import add_genai
 from intaglio.exporter.writing.graph_files import own_place, place, save_graphs
@@ -44,7 +44,7 @@ TOLD = 4  # names in a line for people
 class Attempt:
     """A bundle that is written, not yet in its place; `parity` is None if it was not asked for."""
 
-    compiled: Compiled
+    compiled: CompiledGraph
     manifest: Manifest
     parity: ParityReport | None
     notes: tuple[str, ...]
@@ -53,7 +53,7 @@ class Attempt:
 def attempt(
     writer: BundleWriter,
     source: Source,
-    compiled: Compiled,
+    compiled: CompiledGraph,
     how: Recipe,
     clock: Clock,
     data: str | Path | Arrays | Calibration | None,
@@ -82,7 +82,7 @@ def refused(writer: BundleWriter, manifest: Manifest, why: str) -> ParityError:
 def _once(
     writer: BundleWriter,
     source: Source,
-    compiled: Compiled,
+    compiled: CompiledGraph,
     how: Recipe,
     clock: Clock,
     data: str | Path | Arrays | Calibration | None,
@@ -123,7 +123,7 @@ def limits_of(tolerance: Mapping[str, float], manifest: Manifest, name: str) -> 
     return {each: limit for each, limit in tolerance.items() if each in known}
 
 
-def _write(writer: BundleWriter, source: Source, compiled: Compiled, how: Recipe) -> Manifest:
+def _write(writer: BundleWriter, source: Source, compiled: CompiledGraph, how: Recipe) -> Manifest:
     with writer.told():
         (writer.path / RECIPE).write_text(how.to_toml(), encoding="utf-8")
         opened = save_graphs(writer.path, _by_file(compiled, how))
@@ -133,7 +133,7 @@ def _write(writer: BundleWriter, source: Source, compiled: Compiled, how: Recipe
     return writer.write_manifest(describe(source, compiled, how, opened, text))
 
 
-def _by_file(compiled: Compiled, how: Recipe) -> dict[str, ir.Model]:
+def _by_file(compiled: CompiledGraph, how: Recipe) -> dict[str, ir.Model]:
     """The forms of its graphs that a bundle holds, by their place in it, the main data first."""
     forms: dict[str, ir.Model | None] = {}
     for name, each in compiled.graphs.items():
@@ -144,7 +144,9 @@ def _by_file(compiled: Compiled, how: Recipe) -> dict[str, ir.Model]:
     return {path: model for path, model in forms.items() if model is not None}
 
 
-def _finer(compiled: Compiled, how: Recipe, clock: Clock, parity: ParityReport) -> Compiled:
+def _finer(
+    compiled: CompiledGraph, how: Recipe, clock: Clock, parity: ParityReport
+) -> CompiledGraph:
     """`compiled` with every product in two parts; the record of the pass says why."""
     others = {n: _finer(each, how, clock, parity) for n, each in compiled.others.items()}
     prepare = None if compiled.prepare is None else _finer(compiled.prepare, how, clock, parity)
@@ -164,7 +166,7 @@ def _with_note(record: pipeline.PassRecord, line: str) -> pipeline.PassRecord:
     return replace(record, result=replace(found, notes=notes, advice=advice))
 
 
-def _why(compiled: Compiled, parity: ParityReport) -> str:
+def _why(compiled: CompiledGraph, parity: ParityReport) -> str:
     bits = [weight_of(node).bits for node in low_bit_nodes(compiled.portable)]
     failed: dict[str, tuple[float, float]] = {}
     for row in parity.failures:

@@ -12,13 +12,13 @@ from torch import nn
 from intaglio.errors import IntaglioError, OptionError, PassError
 from intaglio.exporter.options.clock import Clock
 from intaglio.exporter.options.recipe import Recipe
-from intaglio.exporter.options.served_shapes import Shapes
+from intaglio.exporter.options.served_shapes import ServedShapes
 from intaglio.exporter.sources.axes import Sizes
 from intaglio.exporter.sources.calibration_data import Arrays, read_calibration
 from intaglio.exporter.sources.source import Source
 from intaglio.exporter.tracing.trace import Traced, trace
 from intaglio.exporter.tracing.whole import AS_WHOLE
-from intaglio.exporter.writing.compiled import Compiled, prepares
+from intaglio.exporter.writing.compiled import CompiledGraph, prepares
 from intaglio.passes import pipeline
 from intaglio.passes.base import Context, Pass
 from intaglio.passes.graph import dims
@@ -51,7 +51,7 @@ def compile_all(
     how: Recipe,
     clock: Clock,
     teacher: Teacher | None = None,
-) -> Compiled:
+) -> CompiledGraph:
     """Compile every graph of `source`; see `compile_source`.
 
     Raises:
@@ -87,7 +87,7 @@ def compile_all(
     return whole if lacks is None else whole.without_trt(lacks)
 
 
-def _require_learnt(graphs: Collection[Compiled]) -> None:
+def _require_learnt(graphs: Collection[CompiledGraph]) -> None:
     """Refuse a pass that found no layer in any graph."""
     records = [record for each in graphs for record in each.records if "bits" in record.options]
     changed = {record.name for record in records if record.result.changed}
@@ -117,13 +117,13 @@ def compile_source(
     how: Recipe,
     clock: Clock,
     teacher: Teacher | None = None,
-) -> Compiled:
+) -> CompiledGraph:
     """Trace `source` and run all passes, `extra` being the user's.
 
     Raises:
         IntaglioError: if it cannot be traced, or a pass refuses it.
     """
-    batch = _fixed_batch(source, Shapes.from_json(how.shapes))
+    batch = _fixed_batch(source, ServedShapes.from_json(how.shapes))
     with clock.phase("trace"):
         traced = trace(source)
     context = Context(
@@ -174,7 +174,7 @@ def _steps(source: Source, extra: Sequence[Pass], how: Recipe) -> list[Pass]:
 
 def _compile_graph(
     traced: Traced, steps: Sequence[Pass], context: Context, how: Recipe, clock: Clock
-) -> Compiled:
+) -> CompiledGraph:
     """Run `steps` on a graph that was traced, and lower what they make of it for each target."""
     model, trt = traced.model, None
     lacks: IntaglioError | None = None
@@ -188,7 +188,7 @@ def _compile_graph(
             except PassError as error:
                 lacks = error
     ort, lowered = lower(model, context, how, clock, how.ort_accuracy)
-    return Compiled(
+    return CompiledGraph(
         portable=model,
         ort=ort,
         trt=trt,
@@ -212,7 +212,7 @@ def _lower_for_trt(
     return trt, records
 
 
-def _compile_prepare(context: Context, how: Recipe, clock: Clock) -> Compiled | None:
+def _compile_prepare(context: Context, how: Recipe, clock: Clock) -> CompiledGraph | None:
     """What hoist split off a graph, tidied and lowered as a graph of its own."""
     if context.prepare is None:
         return None
@@ -226,7 +226,7 @@ def _compile_prepare(context: Context, how: Recipe, clock: Clock) -> Compiled | 
     return _compile_graph(traced, pipeline.after_hoist(), own, how, clock)
 
 
-def _compile_beside(context: Context, how: Recipe, clock: Clock) -> dict[str, Compiled]:
+def _compile_beside(context: Context, how: Recipe, clock: Clock) -> dict[str, CompiledGraph]:
     """What passes put beside a graph, tidied and lowered for ONNX Runtime."""
     alone = replace(how, targets=("ort",))
     return {
@@ -272,7 +272,7 @@ def lower(
     return ort, records
 
 
-def _fixed_batch(source: Source, shapes: Shapes) -> int | None:
+def _fixed_batch(source: Source, shapes: ServedShapes) -> int | None:
     """Return 1 if `shapes` allow that batch alone; another fixed one gains nothing over a free."""
     declared = {
         name: tuple(source.dynamic[name].get(axis, size) for axis, size in enumerate(value.shape))

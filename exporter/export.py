@@ -17,7 +17,7 @@ from intaglio.exporter.sources.load import Unloaded, load
 from intaglio.exporter.sources.source import Source
 from intaglio.exporter.tracing.whole import require_stepped, settled
 from intaglio.exporter.writing.bundle_writer import BundleWriter, check_place
-from intaglio.exporter.writing.compiled import Compiled, weigh
+from intaglio.exporter.writing.compiled import CompiledGraph, weigh
 from intaglio.exporter.writing.describe import describe
 from intaglio.exporter.writing.trt import requests
 from intaglio.keywords import spelled_out
@@ -207,7 +207,7 @@ def _loaded(source: Unloaded | Source, loading: LoadOptions, how: Recipe, clock:
 def _rehearsed(
     out: str | Path,
     source: Source,
-    compiled: Compiled,
+    compiled: CompiledGraph,
     how: Recipe,
     clock: Clock,
     said: Sequence[str],

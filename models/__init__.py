@@ -15,7 +15,7 @@ from .gla import GLA
 from .graphgps import GRAPHGPS
 from .hybrid_linear_attention import HYBRID_LINEAR_ATTENTION
 from .implicit import IMPLICIT
-from .layout import Layout
+from .layout import CheckpointLayout
 from .lie_conv import LIE_CONV
 from .liger import LIGER
 from .llama import LLAMA
@@ -77,4 +77,4 @@ def find(name: str) -> Model:
     )
 
 
-__all__ = ["FORMAT", "MODELS", "Layout", "Model", "find", "save"]
+__all__ = ["FORMAT", "MODELS", "CheckpointLayout", "Model", "find", "save"]

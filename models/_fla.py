@@ -15,7 +15,7 @@ from torch import Tensor
 
 from intaglio.errors import SourceError
 
-from .layout import Layout, Shapes, Values, read_value, refuse, renamed
+from .layout import CheckpointLayout, Shapes, Values, read_value, refuse, renamed
 
 COMMIT = "bc3b101dcb713ddc5bd8924b66754eb68b5ccf89"
 SOURCE = f"github.com/fla-org/flash-linear-attention @ {COMMIT}, fla/models"
@@ -33,7 +33,7 @@ MOST_LAYERS = 10_000  # whatever a config asks for
 Specific = Callable[[Values], dict[str, Any]]
 
 
-def layout(kinds: Mapping[str, Specific], build: Callable[[Any], Any]) -> Layout:
+def layout(kinds: Mapping[str, Specific], build: Callable[[Any], Any]) -> CheckpointLayout:
     """The layout of these values of model_type, each with what of its config is its own.
 
     Args:
@@ -58,7 +58,9 @@ def layout(kinds: Mapping[str, Specific], build: Callable[[Any], Any]) -> Layout
             names = build(config).state_dict().keys()
         return _weights(tensors, names)
 
-    return Layout(name="fla", source=SOURCE, fits=fits, configure=configure, weights=weights)
+    return CheckpointLayout(
+        name="fla", source=SOURCE, fits=fits, configure=configure, weights=weights
+    )
 
 
 def _weights(tensors: Mapping[str, Tensor], ours: Collection[str]) -> dict[str, Tensor]:

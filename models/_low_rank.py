@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 
-class LowRank(nn.Module):
+class LowRankUpdate(nn.Module):
     """W -> W + scale * B A, of which A and B are parameters."""
 
     def __init__(self, weight: Tensor, rank: int, alpha: float) -> None:
@@ -35,7 +35,7 @@ def attach(module: nn.Module, names: Collection[str], rank: int, alpha: float) -
     """
     module.requires_grad_(requires_grad=False)
     for layer in list(_layers(module, names)):
-        update = LowRank(layer.weight, rank, alpha)
+        update = LowRankUpdate(layer.weight, rank, alpha)
         parametrize.register_parametrization(layer, "weight", update)
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from intaglio.errors import SourceError
 from intaglio.ops import piecewise_linear_rnn
 
-from .layout import Layout, Shapes, Values, read_value, renamed
+from .layout import CheckpointLayout, Shapes, Values, read_value, renamed
 from .model import Model
 from .training import Report
 
@@ -222,7 +222,7 @@ AL_RNN = Model(
     recipe=Reconstruction(),
     source="arXiv:2410.14240",
     layouts=(
-        Layout(
+        CheckpointLayout(
             name="alrnn-dsr",
             source="DurstewitzLab/ALRNN-DSR @ 0bdca24, alrnn_python/AL-RNN_tutorial.ipynb",
             fits=_fits,

@@ -24,7 +24,7 @@ from intaglio.graphs import Graph
 
 from ._backbones import Attention, Patches, TransformerBlock
 from ._images import Shapes as Pictures
-from .layout import Layout, Shapes, Values, read_value
+from .layout import CheckpointLayout, Shapes, Values, read_value
 from .model import Model, Staged
 from .training import Report
 
@@ -318,7 +318,7 @@ ASSEMBLING = Model(
     presets={"tiny": TINY, "meta": META, **HYBRIDS},
     recipe=Incubation(),
     layouts=(
-        Layout(
+        CheckpointLayout(
             name="deep-incubation",
             source="github LeapLabTHU/Deep-Incubation @ 9a7061ba398e5bf22f5b0cfdc4a86a6108828b35, "
             "timm/models/vision_transformer.py, main.py, utils.py",

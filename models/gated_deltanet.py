@@ -15,7 +15,7 @@ from . import llama
 from ._layers import LanguageModel
 from ._linear_mixers import GatedDeltaNet, Heads
 from .model import Model, token_ids
-from .training import Recipe
+from .training import TrainingRecipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +75,6 @@ GATED_DELTANET = Model(
     build=build,
     inputs=token_ids,
     presets={"tiny": TINY},
-    recipe=Recipe(),
+    recipe=TrainingRecipe(),
     source="arXiv:2412.06464",
 )

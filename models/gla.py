@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ._layers import LanguageModel
 from ._linear_mixers import GatedLinearAttention, Heads
 from .model import Model, token_ids
-from .training import Recipe
+from .training import TrainingRecipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +58,6 @@ GLA = Model(
     build=build,
     inputs=token_ids,
     presets={"tiny": TINY},
-    recipe=Recipe(),
+    recipe=TrainingRecipe(),
     source="arXiv:2312.06635",
 )

@@ -22,7 +22,7 @@ from intaglio.errors import SourceError
 from ._graph_attention import LinearAttention, SoftmaxAttention
 from ._graphgps_keys import configure, fits, weights
 from ._messages import GINE, GatedGCN, GraphAttention, segment_sum
-from .layout import Layout
+from .layout import CheckpointLayout
 from .model import Model
 
 WORDS = {
@@ -351,7 +351,7 @@ def axes(config: Config) -> dict[str, str]:
     return found
 
 
-GPS = Layout(
+GPS = CheckpointLayout(
     name="GraphGPS",
     source="github rampasek/GraphGPS @ 28015707cbab7f8ad72bed0ee872d068ea59c94b, "
     "graphgps/network/gps_model.py, layer/gps_layer.py, encoder/",

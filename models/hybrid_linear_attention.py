@@ -27,7 +27,7 @@ from ._linear_mixers import (
 )
 from .layout import Values, read_value, refuse
 from .model import Model, token_ids
-from .training import Recipe
+from .training import TrainingRecipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,7 +285,7 @@ HYBRID_LINEAR_ATTENTION = Model(
     build=build,
     inputs=token_ids,
     presets={"tiny": TINY},
-    recipe=Recipe(steps=300, time=128),
+    recipe=TrainingRecipe(steps=300, time=128),
     source="arXiv:2507.06457",
     layouts=(layout(FLA, build),),
 )

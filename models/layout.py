@@ -20,7 +20,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class CheckpointLayout:
     """The names, shapes and config values of checkpoints of a model that other code wrote.
 
     `fits` is asked first, of the config that came with the weights ({} without one) and the names

@@ -23,7 +23,7 @@ from intaglio.errors import SourceError
 
 from ._layers import by_head
 from ._lie_groups import GROUPS, coordinates, draw
-from .layout import Layout, read_value
+from .layout import CheckpointLayout, read_value
 from .model import Model
 
 
@@ -348,7 +348,7 @@ def _weights(tensors: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]
     return {n.removeprefix("model."): tensors[n] for n in tensors if not _of_group(n)}
 
 
-RGENN = Layout(
+RGENN = CheckpointLayout(
     name="rgenn",
     source="github mirceamironenco/rgenn @ df54466a12d50f723ff1d03951aaa755d7a58f8d, "
     "rgenn/models.py, layers.py, inr.py, groups.py",

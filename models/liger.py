@@ -28,9 +28,9 @@ from intaglio.ops import linear_attention
 
 from . import _low_rank, _pretrained, llama
 from ._layers import LanguageModel, by_head
-from .layout import Layout, Shapes, Values, read_value, renamed
+from .layout import CheckpointLayout, Shapes, Values, read_value, renamed
 from .model import Model, token_ids
-from .training import Recipe, Report, train
+from .training import Report, TrainingRecipe, train
 
 GATINGS = ("gla", "hgrn2", "gsa")
 GATING_OF = {f"liger_{gating}": gating for gating in GATINGS}  # by model_type
@@ -134,7 +134,9 @@ def _recurrence(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, heads: tuple[int
 class Linearization:
     """The trained weights as they are, then low-rank updates of q, k and v, merged in the end."""
 
-    tuning: Recipe = field(default_factory=lambda: Recipe(steps=200, rate=1e-2, weight_decay=0.0))
+    tuning: TrainingRecipe = field(
+        default_factory=lambda: TrainingRecipe(steps=200, rate=1e-2, weight_decay=0.0)
+    )
     rank: int = 8
     alpha: float = 8.0
 
@@ -195,7 +197,7 @@ def _weights(tensors: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]
     return renamed(tensors, names)
 
 
-LINEARIZATION = Layout(
+LINEARIZATION = CheckpointLayout(
     name="linearization",
     source="github OpenSparseLLMs/Linearization @ 0b364eb, liger/models",
     fits=lambda values, _: isinstance(name := values.get("model_type"), str) and name in GATING_OF,

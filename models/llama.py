@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ._layers import LanguageModel, by_head
 from .model import Model, token_ids
-from .training import Recipe
+from .training import TrainingRecipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +118,6 @@ LLAMA = Model(
     build=build,
     inputs=token_ids,
     presets={"tiny": TINY, "window": WINDOW},
-    recipe=Recipe(),
+    recipe=TrainingRecipe(),
     source="arXiv:2302.13971, arXiv:2310.06825",
 )

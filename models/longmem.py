@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from intaglio.errors import SourceError
 
 from ._layers import by_head
-from .layout import Layout, Shapes, Values, read_value, renamed
+from .layout import CheckpointLayout, Shapes, Values, read_value, renamed
 from .model import Model
 
 
@@ -350,7 +350,7 @@ def _official(name: str) -> str:
     return f"{PRETRAINED}{name}" if name.startswith("lm_head.") else f"decoder.{name}"
 
 
-FAIRSEQ = Layout(
+FAIRSEQ = CheckpointLayout(
     name="fairseq",
     source="Victorwz/LongMem @ b7f3c6b, fairseq/fairseq/models/sidenet",
     fits=lambda _values, keys: any(

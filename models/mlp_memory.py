@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from intaglio.errors import SourceError
 
 from ._layers import RMSNorm, SwiGLU
-from .layout import Layout, Shapes, Values, read_value, refuse, renamed
+from .layout import CheckpointLayout, Shapes, Values, read_value, refuse, renamed
 from .model import Joint, Model
 
 KINDS = ("gpt2", "llama")
@@ -271,7 +271,7 @@ def _official(name: str, kind: str) -> str:
 
 SOURCE = "Binn0/MLPMemory @ 5b04efb, models/"
 LAYOUTS = (
-    Layout(
+    CheckpointLayout(
         name="gpt2",
         source=f"{SOURCE}mlpGPT2.py",
         fits=lambda _values, keys: (
@@ -281,7 +281,7 @@ LAYOUTS = (
         configure=_gpt2,
         weights=_weights,
     ),
-    Layout(
+    CheckpointLayout(
         name="llama",
         source=f"{SOURCE}mlpLlama.py, mlpMistral.py",
         fits=lambda _values, keys: (

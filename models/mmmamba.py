@@ -26,7 +26,7 @@ from intaglio.ops import linear_attention
 from . import _mmmamba_layout, llama
 from ._distillation import Distillation, Distilled
 from ._layers import LanguageModel, RMSNorm, by_head
-from .layout import Layout
+from .layout import CheckpointLayout
 from .model import Model
 
 LEAST, MOST = 1e-3, 1e-1  # steps that a fresh mixer's bias is drawn from
@@ -262,7 +262,7 @@ def build(config: Config) -> MMMamba:
     return MMMamba(config)
 
 
-PUBLISHED = Layout(
+PUBLISHED = CheckpointLayout(
     name="hustvl",
     source="github hustvl/mmMamba @ 85143d0, hovle/ and src/model/linear_attention/mamba2.py",
     fits=_mmmamba_layout.fits,

@@ -14,7 +14,7 @@ from intaglio.graphs import Graph
 from intaglio.whole_files import output
 
 from ._values import fits, words
-from .layout import Layout, Shapes, Values
+from .layout import CheckpointLayout, Shapes, Values
 from .training import Training
 
 FORMAT = "intaglio.checkpoint/1"
@@ -80,7 +80,7 @@ class Model:
     source: str
     axes: Callable[[Any], Mapping[str, str]] | None = None
     graphs: Callable[[Any], Mapping[str, Graph]] | None = None
-    layouts: tuple[Layout, ...] = ()
+    layouts: tuple[CheckpointLayout, ...] = ()
     joint: Joint | None = None
     adopt: Callable[[Any, Path], Any] | None = None
     staged: Staged | None = None

@@ -29,7 +29,7 @@ from ._layers import LanguageModel, RMSNorm, by_head
 from ._linear_mixers import Heads, unit
 from .layout import Values, read_value, refuse
 from .model import Model, token_ids
-from .training import Recipe
+from .training import TrainingRecipe
 
 ERASED = -80.0  # log decay of a slot that is written anew: e^-80 is nothing beside any number
 
@@ -229,7 +229,7 @@ MOM = Model(
     build=build,
     inputs=token_ids,
     presets={"tiny": TINY},
-    recipe=Recipe(steps=200, time=128),
+    recipe=TrainingRecipe(steps=200, time=128),
     source="arXiv:2502.13685",
     layouts=(layout({"mom": _fla}, build),),
 )

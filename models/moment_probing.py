@@ -21,7 +21,7 @@ from intaglio.errors import SourceError
 
 from ._backbones import ConvNeXt, LayerNorm2d, Swin, ViT
 from ._layers import by_head
-from .layout import Layout, read_value
+from .layout import CheckpointLayout, read_value
 from .model import Model
 
 BACKBONES = ("vit", "swin", "convnext")
@@ -264,7 +264,7 @@ def _weights(tensors: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]
     return found
 
 
-TIMM = Layout(
+TIMM = CheckpointLayout(
     name="timm",
     source="github mingzeG/Moment-Probing @ 0ddc0400e7f5210939f27b4d0ab14cfb5baec795, "
     "models/vision_transformer.py, swin_transformer.py, convnext.py, representation/",

@@ -30,7 +30,7 @@ from ._layers import by_head
 from ._mamba2 import Mamba2
 from ._scales import Scales
 from ._vqvae import Decoder, Quantizer
-from .layout import Layout
+from .layout import CheckpointLayout
 from .model import Model
 
 LARGEST_SCALE = 100.0  # of normalised queries
@@ -386,7 +386,7 @@ M_VAR = Model(
     recipe=Scales(),
     source="arXiv:2411.10433",
     layouts=(
-        Layout(
+        CheckpointLayout(
             name="mvar",
             source="github OliverRensu/MVAR @ 80768a1 and FoundationVision/VAR @ 78b9539",
             fits=_is_published,

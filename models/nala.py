@@ -23,7 +23,7 @@ from intaglio.ops import linear_attention
 from ._layers import LanguageModel, by_head
 from ._nala import EPS, frequencies, key_features, query_features, rotate
 from .model import Model, token_ids
-from .training import Recipe
+from .training import TrainingRecipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +110,6 @@ NALA = Model(
     build=build,
     inputs=token_ids,
     presets={"tiny": TINY},
-    recipe=Recipe(steps=1200),
+    recipe=TrainingRecipe(steps=1200),
     source="arXiv:2506.21137",
 )

@@ -25,7 +25,7 @@ from intaglio.errors import SourceError
 
 from ._hippo import RANKS, diagonal_plus_low_rank, timescales
 from ._s4_layers import DELAYS, Delays, Stack, convolve, parameter, signals, stack_values
-from .layout import Layout, Shapes, Values, read_value, refuse
+from .layout import CheckpointLayout, Shapes, Values, read_value, refuse
 from .model import Model
 
 SMALLEST = 1e-4  # of a pole's distance from the imaginary axis, whose logarithm is stored
@@ -267,7 +267,7 @@ S4 = Model(
     recipe=Delays(),
     source="arXiv:2111.00396",
     layouts=(
-        Layout(
+        CheckpointLayout(
             name="state-spaces",
             source="state-spaces/s4 @ e757cef, models/s4/s4.py, example.py",
             fits=lambda values, keys: "s4_layers.0.layer.kernel.inv_dt" in keys,  # noqa: ARG005

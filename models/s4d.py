@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from ._hippo import diagonal_poles, timescales
 from ._s4_layers import DELAYS, Delays, Stack, convolve, parameter, signals, stack_values
-from .layout import Layout, Shapes, Values
+from .layout import CheckpointLayout, Shapes, Values
 from .model import Model
 
 
@@ -115,7 +115,7 @@ S4D = Model(
     recipe=Delays(),
     source="arXiv:2206.11893",
     layouts=(
-        Layout(
+        CheckpointLayout(
             name="state-spaces",
             source="state-spaces/s4 @ e757cef, models/s4/s4d.py, example.py",
             fits=lambda values, keys: "s4_layers.0.kernel.log_dt" in keys,  # noqa: ARG005

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from intaglio.errors import SourceError
 
-from .layout import Layout, Shapes, Values, read_value, refuse
+from .layout import CheckpointLayout, Shapes, Values, read_value, refuse
 from .model import Model
 from .training import Report
 
@@ -359,7 +359,7 @@ SEQBOAT = Model(
     source="arXiv:2306.11197",
     axes=_axes,
     layouts=(
-        Layout(
+        CheckpointLayout(
             name="seqboat",
             source="renll/SeqBoat @ 5a34aed, standalone_seqboat.py",
             fits=_fits,

@@ -45,7 +45,7 @@ class Training(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class TrainingRecipe:
     """AdamW with a short warm-up and a cosine to a tenth of `rate`; `time` bytes a sequence."""
 
     steps: int = 2000
@@ -71,7 +71,7 @@ class Recipe:
 
 def train(
     module: nn.Module,
-    recipe: Recipe,
+    recipe: TrainingRecipe,
     report: Report | None = None,
     tokens: Callable[[Tensor], Tensor] = Tensor.long,
 ) -> float:
@@ -170,7 +170,7 @@ def _loss(module: nn.Module, rows: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
 
 
-def _rate(step: int, recipe: Recipe) -> float:
+def _rate(step: int, recipe: TrainingRecipe) -> float:
     if step < recipe.warmup:
         return (step + 1) / recipe.warmup
     done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)

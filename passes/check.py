@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from intaglio.blocks import last_end, lengths
+from intaglio.call_ends import last_end, lengths
 from intaglio.errors import CheckError
 from intaglio.state import BATCH, PAST_LENGTH, TIME, Layout, StateSpec
 

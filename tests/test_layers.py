@@ -15,7 +15,7 @@ ROOMS: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["to
     "package-dir"
 ]
 CORE = {
-    "intaglio.blocks",
+    "intaglio.call_ends",
     "intaglio.errors",
     "intaglio.exchange",
     "intaglio.graph_keys",

@@ -32,7 +32,7 @@ from intaglio.runtime.work import NodeWork, Works
 from intaglio.signature import ACTIVATIONS, DOMAIN, Signature, evaluate
 from intaglio.state import BATCH, CAPACITY, TIME, Layout
 from intaglio.trt_plugins import NAMES, find
-from intaglio.trt_plugins.run import request_of
+from intaglio.trt_plugins.launch_torch import request_of
 
 DOCS = Path(__file__).parents[1] / "docs"
 STATEFUL = [pytest.param(op, id=op.name) for op in OPS if op.signature.states]

@@ -48,7 +48,8 @@ REGISTRIES = [
 ]
 HELPERS = {
     "ahead",
-    "compile",
+    "compile_plugin",
+    "launch_torch",
     "layout",
     "low_bit_pass",
     "low_bit_planes",
@@ -56,7 +57,6 @@ HELPERS = {
     "op",
     "plugin",
     "quick",
-    "run",
     "supernet",
     "training",
     "tuning",
@@ -208,20 +208,28 @@ def test_every_package_is_listed() -> None:
     assert found == set(SETUPTOOLS["packages"])
 
 
-def declared(folder: str) -> Counter[str]:
-    """How often the files of a folder bear, or their public classes have, each name."""
-    found: Counter[str] = Counter()
-    for path in (ROOT / folder).rglob("*.py"):
-        if not path.stem.startswith("__"):
-            found[f"{path.stem}.py"] += 1
-        statements = ast.parse(path.read_text()).body
-        names = [each.name for each in statements if isinstance(each, ast.ClassDef)]
-        found.update(f"class {name}" for name in names if not name.startswith("_"))
-    return found
+# Folders whose files bear the names of what they command, compile or read.
+MIRRORS = ("src/intaglio/cli/commands", "exporter/sources/low_bit_formats")
 
 
-def test_what_the_runtime_declares_has_a_name_of_its_own() -> None:
-    """Whoever looks for a file or a class of the runtime by its name finds that one alone."""
-    everywhere = sum((declared(folder) for folder in SETUPTOOLS["package-dir"].values()), Counter())
+def declared(folder: Path) -> Iterable[str]:
+    """The names of a folder's files, and of classes in them."""
+    for path in folder.rglob("*.py"):
+        place = path.relative_to(ROOT).parent.as_posix()
+        if not path.stem.startswith("__") and place not in MIRRORS:
+            yield path.name
+        for each in ast.parse(path.read_text()).body:
+            if isinstance(each, ast.ClassDef):
+                yield f"class {each.name}"
 
-    assert {name for name in declared("runtime") if everywhere[name] > 1} == set()
+
+def test_files_and_classes_have_names_of_their_own() -> None:
+    """Whoever looks for a file or a class by its name finds that one alone.
+
+    A plugin bears the name of its operator.  Systems (`models/`) name layers as their papers do.
+    """
+    folders = set(SETUPTOOLS["package-dir"].values()) - {"models"}
+    found = Counter(name for folder in folders for name in declared(ROOT / folder))
+    found.subtract(f"{name}.py" for name in plugins())
+
+    assert {name for name, count in found.items() if count > 1} == set()

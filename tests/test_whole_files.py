@@ -190,13 +190,13 @@ def test_a_pipe_stays_a_pipe() -> None:
 # What writes elsewhere than at a place that is named: drafts of bundles, folders of its own.
 ELSEWHERE = {
     "exporter/attempt.py": "the draft of a bundle",
-    "exporter/sources/text.py": "a folder of its own",
+    "exporter/sources/tokenizer_files.py": "a folder of its own",
     "exporter/writing/genai.py": "the draft of a bundle",
     "exporter/writing/graph_files.py": "the draft of a bundle",
     "exporter/writing/trt.py": "the draft of a bundle",
     "runtime/serving/repository.py": "the draft of a repository",
     "runtime/trt/build_child.py": "the draft of an engine",
-    "trt_plugins/compile.py": "a folder of its own",
+    "trt_plugins/compile_plugin.py": "a folder of its own",
 }
 WRITES = {"write_text", "write_bytes", "save_file"}
 

@@ -46,7 +46,7 @@ class Code:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compiled:
+class CompiledPlan:
     """A plan and the code that it launches, by name."""
 
     plan: LaunchPlan
@@ -61,7 +61,7 @@ class Compiled:
         return {"plan": self.plan.to_json(), "code": code}
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "Compiled":
+    def from_json(cls, values: Mapping[str, Any]) -> "CompiledPlan":
         """What `to_json` wrote."""
         code = {
             name: Code(**{**each, "cubin": base64.b64decode(each["cubin"])})
@@ -103,7 +103,7 @@ def compile_all(
     kept: Path | None = None,
     workers: int | None = None,
     done: Callable[[Job], None] = lambda _: None,
-) -> list[Compiled]:
+) -> list[CompiledPlan]:
     """Compile the kernels of every job.
 
     Args:
@@ -129,7 +129,7 @@ def compile_all(
         with ThreadPoolExecutor(count) as pool:
             for _ in pool.map(lambda part: _compile(part, files, done), parts):
                 pass
-    return [Compiled.from_json(json.loads(files[_key(job)].read_bytes())) for job in jobs]
+    return [CompiledPlan.from_json(json.loads(files[_key(job)].read_bytes())) for job in jobs]
 
 
 def _compile(

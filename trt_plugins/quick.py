@@ -16,7 +16,7 @@ from typing import Any
 from intaglio.errors import UnsupportedError
 from intaglio.runtime.launch import Buffer, Expression, Launch, LaunchPlan, Size
 
-from .ahead import Compiled
+from .ahead import CompiledPlan
 
 NAMESPACE = "intaglio"
 WIDE = (
@@ -33,7 +33,7 @@ _DTYPES = {
 _CALLS = {"ceil_div": "cdiv", "max": "max", "min": "min"}
 
 
-def define(trt: Any, name: str, compiled: Compiled, inputs: Sequence[str]) -> str:
+def define(trt: Any, name: str, compiled: CompiledPlan, inputs: Sequence[str]) -> str:
     """Register a plugin that launches what was compiled.
 
     Args:

@@ -7,7 +7,7 @@ from intaglio.runtime.child_worker import serve
 
 from . import find
 from .ahead import Job
-from .compile import compile_plugin
+from .compile_plugin import compile_plugin
 
 
 def compile_job(job: Mapping[str, Any]) -> dict[str, Any]:

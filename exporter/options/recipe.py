@@ -22,7 +22,7 @@ from intaglio.passes.lower.ort_low_bit import Accuracy
 from intaglio.runtime.plain_files import read_bytes, read_text
 
 from .config import read_config
-from .described import holds_words
+from .inputs_in_words import holds_words
 from .loading import (
     LoadKeywords,
     LoadOptions,
@@ -30,7 +30,7 @@ from .loading import (
     as_graphs,
     names_code,
 )
-from .served_shapes import Shapes
+from .served_shapes import ServedShapes
 from .toml_text import parse_toml
 from .user_passes import PASS_KEYS, as_entry, build_entry, describe_pass
 
@@ -43,7 +43,7 @@ PLAIN: Mapping[str, Callable[[Any], Any]] = {
     "config": read_config,
     "graphs": lambda given: {n: _told(graph) for n, graph in as_graphs(given).items()},
     "passes": lambda given: [as_entry(entry) for entry in given],
-    "shapes": lambda given: Shapes.of(given).to_json(),
+    "shapes": lambda given: ServedShapes.of(given).to_json(),
 }
 """How an option becomes what a recipe holds, where it is given in another form."""
 
@@ -180,7 +180,7 @@ class RecipeKeywords(TypedDict, total=False):
         "precision, slowly, for verification only.",
     ]
     shapes: Annotated[
-        Shapes | Mapping[str, Any] | None,
+        ServedShapes | Mapping[str, Any] | None,
         "what the bundle has to serve, by input one shape or least, usual and largest: "
         '``{"input_ids": [(1, 1), (1, 16), (1, 512)]}``; a batch fixed to 1 allows faster '
         "attention.",

@@ -24,7 +24,7 @@ class Range:
 
 
 @dataclass(frozen=True)
-class Shapes:
+class ServedShapes:
     """The range of each input that was named."""
 
     ranges: Mapping[str, Range] = field(default_factory=dict)
@@ -69,7 +69,7 @@ class Shapes:
         Raises:
             OptionError: if it is of another form.
         """
-        if isinstance(given, Shapes):
+        if isinstance(given, ServedShapes):
             return cls(given.ranges)
         if not isinstance(given, Mapping):
             raise OptionError(f"The shapes are {given!r}; give sizes by the names of inputs.")
@@ -122,7 +122,7 @@ def _of(name: str, entry: Any) -> Range:
     if isinstance(entry, Range):
         return entry
     if isinstance(entry, Mapping):
-        return Shapes.from_json({name: entry}).ranges[name]
+        return ServedShapes.from_json({name: entry}).ranges[name]
     if isinstance(entry, str):
         parts = entry.split(":")
         dims: list[Any] = [_dims(f"The shapes of {name!r}", part) for part in parts]

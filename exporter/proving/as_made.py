@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from intaglio.errors import OptionError
-from intaglio.exporter.options.described import made_again
+from intaglio.exporter.options.inputs_in_words import made_again
 from intaglio.exporter.options.loading import LoadKeywords, LoadOptions, names_code
 from intaglio.exporter.options.recipe import Recipe, read_recipe, require_consent
 from intaglio.exporter.sources.huggingface.directory import FORMAT as HUGGINGFACE

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from intaglio.blocks import last_end
+from intaglio.call_ends import last_end
 from intaglio.exporter.sources.source import Source
 from intaglio.exporter.tracing.trace import trace
 from intaglio.graph_keys import MADE_OF, PARTS

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from intaglio.blocks import last_end, lengths
+from intaglio.call_ends import last_end, lengths
 from intaglio.exporter.sources.source import Source
 from intaglio.passes.stepping import tokens_of
 from intaglio.runtime.compare import Comparison, Deviation

@@ -15,7 +15,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from intaglio.blocks import last_end
+from intaglio.call_ends import last_end
 from intaglio.exporter.sources.source import Source
 from intaglio.passes.analysis.numbers import position_numbers
 from intaglio.passes.stepping import tokens_of

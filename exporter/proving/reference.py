@@ -38,7 +38,7 @@ Array = npt.NDArray[Any]
 Key = tuple[str, str, int]  # module path, operator, which call of it within the module
 
 
-class Call(Protocol):
+class CaughtCall(Protocol):
     """One call of an operator that mixes time, as it was caught."""
 
     def state(self, spec: StateSpec, tokens: int) -> Tensor | None:
@@ -57,7 +57,7 @@ class Reference:
 
     outputs: Mapping[str, Array]
     precision: str
-    calls: Mapping[Key, Call]
+    calls: Mapping[Key, CaughtCall]
     cause: str = ""
     rows: int = 0
     caches: Mapping[tuple[str, str], Sequence[Sequence[int]]] = field(default_factory=dict)
@@ -147,7 +147,7 @@ def _run(
     states: bool,
 ) -> Reference:
     module, tokens = source.module, _sized(source, inputs, TIME)
-    calls: dict[Key, Call] = {}
+    calls: dict[Key, CaughtCall] = {}
     with precision:
         if states:
             outputs, calls = _recorded(module, inputs, tokens)
@@ -184,7 +184,7 @@ def _sized(source: Source, inputs: Mapping[str, Tensor], wanted: str) -> int | N
 
 def _recorded(
     module: nn.Module, inputs: Mapping[str, Tensor], tokens: int | None
-) -> tuple[dict[str, Tensor], dict[Key, Call]]:
+) -> tuple[dict[str, Tensor], dict[Key, CaughtCall]]:
     """Outputs of a run over `tokens` tokens, and the calls that it made."""
     stack = ModuleStack(module)
     recorder = _Recorder(stack, tokens)
@@ -198,7 +198,7 @@ class _Recorder(TorchFunctionMode):
 
     def __init__(self, stack: ModuleStack, tokens: int | None) -> None:
         super().__init__()
-        self.calls: dict[Key, Call] = {}
+        self.calls: dict[Key, CaughtCall] = {}
         self._tokens = tokens
         self._stack = stack
         self._counts: Counter[tuple[str, str]] = Counter()
@@ -376,7 +376,7 @@ def _single(value: Any) -> int:
     return int(value[0] if isinstance(value, tuple | list) else value)
 
 
-CATCHES: dict[Any, tuple[str, Callable[..., Call]]] = {
+CATCHES: dict[Any, tuple[str, Callable[..., CaughtCall]]] = {
     F.scaled_dot_product_attention: ("attention", _Attention.catch),
     F.conv1d: ("causal_conv", _Convolution.catch),
     torch.cumsum: ("cumulative_sum", _Sum.catch),

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from intaglio.blocks import last_end
+from intaglio.call_ends import last_end
 from intaglio.errors import BundleError, OptionError
 from intaglio.exporter.options.loading import LoadKeywords, LoadOptions
 from intaglio.exporter.options.recipe import Recipe

@@ -29,7 +29,7 @@ SEED = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Call:
+class WholeCall:
     """Inputs of one call, and its sizes in words; `data` is the SHA-256 of what they are from."""
 
     inputs: dict[str, Tensor]
@@ -42,7 +42,7 @@ def calls(
     entry: GraphEntry,
     data: str | Path | Arrays | Calibration | None,
     most_rows: int | None,
-) -> list[Call]:
+) -> list[WholeCall]:
     """What to compare on: up to five calls, of sizes as different as the model takes.
 
     Args:
@@ -58,7 +58,7 @@ def calls(
         read = data if isinstance(data, Calibration) else read_calibration(data, source)
         indices = list(read.held_out or read.fitted)[:CALLS]
         return [
-            Call(inputs=_tensors(read.batches[index].inputs), words=f"batch {index}",
+            WholeCall(inputs=_tensors(read.batches[index].inputs), words=f"batch {index}",
                  data=read.sha256)
             for index in indices
         ]  # fmt: skip
@@ -69,7 +69,7 @@ def _tensors(inputs: Mapping[str, object]) -> dict[str, Tensor]:
     return {name: torch.as_tensor(value) for name, value in inputs.items()}
 
 
-def _drawn(source: Source, entry: GraphEntry, most_rows: int | None) -> Iterator[Call]:
+def _drawn(source: Source, entry: GraphEntry, most_rows: int | None) -> Iterator[WholeCall]:
     run = runner(source)
     limits = entry.limits
     spans = {
@@ -85,7 +85,7 @@ def _drawn(source: Source, entry: GraphEntry, most_rows: int | None) -> Iterator
         if sizes in tried or not runs_at(source, run, sizes):
             continue
         tried.append(sizes)
-        yield Call(inputs=source.draw(sizes, SEED + len(tried)), words=in_words(sizes))
+        yield WholeCall(inputs=source.draw(sizes, SEED + len(tried)), words=in_words(sizes))
         if len(tried) == CALLS:
             return
 

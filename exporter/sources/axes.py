@@ -64,7 +64,7 @@ class Span:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class InputAxes:
     """What ``--axes`` says of one input: its dimensions, and the bound of its values."""
 
     shape: tuple[int | str, ...]
@@ -75,7 +75,7 @@ class Layout:
 class Layouts:
     """What ``--axes`` says: a layout for each input that it names, and spans by symbol."""
 
-    inputs: Mapping[str, Layout] = field(default_factory=dict)
+    inputs: Mapping[str, InputAxes] = field(default_factory=dict)
     spans: Mapping[str, Span] = field(default_factory=dict)
 
     @classmethod
@@ -85,7 +85,7 @@ class Layouts:
         Raises:
             OptionError: if a word is malformed, or two give a name different sizes.
         """
-        inputs: dict[str, Layout] = {}
+        inputs: dict[str, InputAxes] = {}
         spans: dict[str, Span] = {}
         for name, words in axes.items():
             where = f"--axes {in_words(name, words)}"
@@ -107,7 +107,7 @@ class Layouts:
                     if spans.setdefault(symbol, span) != span:
                         raise OptionError(f"{where}: {symbol} is {spans[symbol]} elsewhere.")
                 shape.append(symbol)
-            inputs[name] = Layout(shape=tuple(shape), below=below)
+            inputs[name] = InputAxes(shape=tuple(shape), below=below)
         return cls(inputs=inputs, spans=spans)
 
 

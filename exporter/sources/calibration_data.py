@@ -25,7 +25,7 @@ from intaglio.runtime.tokenizer_process import Tokenizer
 from intaglio.state import BATCH, TIME
 
 from .source import Source
-from .text import TOKENIZER
+from .tokenizer_files import TOKENIZER
 
 LENGTH = 512  # tokens of a row of text
 BATCH_TOKENS = 2048

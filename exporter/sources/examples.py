@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from intaglio.errors import InputError, OptionError, SourceError
-from intaglio.exporter.options.described import made_again
+from intaglio.exporter.options.inputs_in_words import made_again
 from intaglio.exporter.options.layout_text import Axes
 from intaglio.exporter.options.loading import Inputs
 from intaglio.quiet import quiet, summary

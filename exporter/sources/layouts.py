@@ -28,7 +28,7 @@ from intaglio.exporter.sources.state_dict import (
     tied_names,
     unreadable,
 )
-from intaglio.models import Layout, Model
+from intaglio.models import CheckpointLayout, Model
 
 Values = Mapping[str, Any]
 
@@ -38,7 +38,7 @@ class Fitting:
     """A layout that fits, and the model that it belongs to."""
 
     model: Model
-    layout: Layout
+    layout: CheckpointLayout
 
     def __str__(self) -> str:
         return f"the layout {self.layout.name!r} of the model {self.model.name!r}"

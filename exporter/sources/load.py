@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from intaglio.exporter.options.described import in_words
+from intaglio.exporter.options.inputs_in_words import in_words
 from intaglio.exporter.options.loading import LoadKeywords, LoadOptions, SourceOptions, as_graphs
 from intaglio.keywords import spelled_out
 from intaglio.runtime.arrays import read_npz

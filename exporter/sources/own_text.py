@@ -14,7 +14,7 @@ from intaglio.state import BATCH, TIME
 
 from .sentencepiece_model import convert
 from .source import Source
-from .text import TOKENIZER, Text
+from .tokenizer_files import TOKENIZER, Text
 
 MODELS = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 HUGE = 1 << 31  # tokens, where a model does not say how many it knows

@@ -20,7 +20,7 @@ from .axes import Below, Sizes, Span
 from .bundled import Bundled
 from .guess_axes import EXAMPLE
 from .input_spec import Sampler
-from .text import Text
+from .tokenizer_files import Text
 
 EXAMPLE_BATCH, EXAMPLE_TIME = EXAMPLE[BATCH], EXAMPLE[TIME]
 

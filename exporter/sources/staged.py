@@ -21,7 +21,7 @@ PREFIX = "stages."
 
 
 @dataclass(frozen=True, kw_only=True)
-class Held:
+class HeldStages:
     """Stages of a file, by names within each; `alone` where it is the state dict of one."""
 
     path: Path
@@ -53,7 +53,7 @@ class Held:
         return deep[0] if len(deep) == 1 and alike and len(depths) > 2 else None
 
 
-def read_stages(path: Path, model: Model, staged: Staged) -> Held:
+def read_stages(path: Path, model: Model, staged: Staged) -> HeldStages:
     """Read the stages of `model` in a file.
 
     Raises:
@@ -68,7 +68,7 @@ def read_stages(path: Path, model: Model, staged: Staged) -> Held:
             raise SourceError(f"{path}: {staged.listed} should be a list of state dicts.")
         found = tuple(_tensors(stage, path) for stage in listed)
         if not any(isinstance(content, Mapping) and key in content for key in STATE_KEYS):
-            return Held(path=path, stages=found)
+            return HeldStages(path=path, stages=found)
     del content
     checkpoint = read_checkpoint(path)
     if checkpoint.model not in (None, model.name):
@@ -76,11 +76,11 @@ def read_stages(path: Path, model: Model, staged: Staged) -> Held:
     whole = _by_stage(checkpoint, model)
     if whole is None:
         if found:
-            return Held(path=path, stages=found)
-        return Held(path=path, stages=(_tensors(checkpoint.tensors, path),), alone=True)
+            return HeldStages(path=path, stages=found)
+        return HeldStages(path=path, stages=(_tensors(checkpoint.tensors, path),), alone=True)
     if found:
         _require_same(path, staged.listed, found, whole)
-    return Held(path=path, stages=whole, config=checkpoint.config)
+    return HeldStages(path=path, stages=whole, config=checkpoint.config)
 
 
 def _by_stage(checkpoint: Checkpoint, model: Model) -> tuple[Stage, ...] | None:

@@ -29,7 +29,7 @@ from intaglio.state import BATCH, TIME
 
 from .cumulative import Scans
 from .gradients import FixedTimeError, carried_out, differentiates
-from .loops.described import PartedError
+from .loops.loop_streams import PartedError
 from .loops.roll import roll
 from .modules import ModuleStack, named, path_of
 from .scans import in_order

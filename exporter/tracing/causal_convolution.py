@@ -59,7 +59,7 @@ def term(size: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Convolution:
+class FourierConvolution:
     """``inverse(forward(a, n) * forward(b, n), n)`` along `axis`, its first `length` entries.
 
     `results` are the nodes that hold these entries, real ones.
@@ -71,7 +71,7 @@ class Convolution:
     results: tuple[fx.Node, ...]
 
     @classmethod
-    def of(cls, inverse: Any) -> "Convolution | None":
+    def of(cls, inverse: Any) -> "FourierConvolution | None":
         """What `inverse` ends, None for anything else."""
         product, axis = inverse.args[0], axis_of(inverse)
         if not isinstance(product, fx.Node) or product.target is not ATEN.mul.Tensor:

@@ -17,7 +17,7 @@ from torch import SymInt, Tensor
 from torch._higher_order_ops.scan import scan
 from torch.overrides import TorchFunctionMode
 
-from .decayed_sums import Origins
+from .decayed_sums import TensorOrigins
 
 Pair = tuple[Tensor, Tensor]
 
@@ -108,7 +108,7 @@ class Scans(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._origins = Origins()
+        self._origins = TensorOrigins()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

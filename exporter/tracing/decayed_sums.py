@@ -38,7 +38,7 @@ KNOWN = frozenset("mul add sub neg div exp cumsum logcumsumexp cat pad __getitem
 Made = tuple[str, tuple[Any, ...]]
 
 
-class Origins:
+class TensorOrigins:
     """What tensors were computed from, by the few operations that matter here."""
 
     def __init__(self) -> None:

@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 
 from . import kernel_axes, kernel_entries
 from .causal_convolution import ATEN, argument, is_fixed, shape_of, term
-from .kernel_forms import Line, Read, Reading, Table, UnreadError, number, of_rank
+from .kernel_forms import LagLine, LagTable, Read, Reading, UnreadError, number, of_rank
 
 ARANGES = (ATEN.arange.default, ATEN.arange.start, ATEN.arange.start_step)
 KEPT = frozenset(
@@ -30,7 +30,7 @@ KEPT = frozenset(
 )
 
 
-class Reader:
+class LagReader:
     """Reads values of `program` that have an axis of lags, as long as `length`.
 
     `value` gives the value of a node that is fixed, in float64.
@@ -72,21 +72,21 @@ class Reader:
     def _is_length(self, size: Any) -> bool:
         return bool(term(size) == term(self._length))
 
-    def _arange(self, node: Any) -> Line:
+    def _arange(self, node: Any) -> LagLine:
         first = node.args[0] if node.target is not ATEN.arange.default else 0
         step = node.args[2] if len(node.args) > 2 else 1
         numbers = isinstance(first, int | float) and isinstance(step, int | float)
         if not numbers or not self._is_length(shape_of(node)[0]):
             raise UnreadError
-        return Line(number(first).reshape(1), number(step).reshape(1), -1)
+        return LagLine(number(first).reshape(1), number(step).reshape(1), -1)
 
-    def _table(self, node: Any) -> Table:
+    def _table(self, node: Any) -> LagTable:
         dim = argument(node, 1, "dim", 0) % len(shape_of(node))
         start, step = argument(node, 2, "start"), argument(node, 4, "step", 1)
         if start not in (None, 0) or step != 1 or not self._is_length(shape_of(node)[dim]):
             raise UnreadError
         values = self._number(node.args[0])
-        return Table(values, dim - values.dim())
+        return LagTable(values, dim - values.dim())
 
     def given(self, value: Any) -> Tensor | Read:
         """An operand: a number, or something with lags."""

@@ -26,7 +26,7 @@ from .causal_convolution import (
     ATEN,
     FORWARD,
     INVERSES,
-    Convolution,
+    FourierConvolution,
     argument,
     axis_of,
     is_fixed,
@@ -60,12 +60,12 @@ def convolve_causally(program: ExportedProgram) -> None:
     if not found or any(mutates(node) for node in calls):
         return
     for node in found:
-        convolution = Convolution.of(node)
+        convolution = FourierConvolution.of(node)
         if convolution is None:
             continue
         try:
             for last in convolution.results:
-                last.replace_all_uses_with(_Product(program, convolution, last).result())
+                last.replace_all_uses_with(_PairSum(program, convolution, last).result())
         except _UnknownError:
             continue
     name_outputs_anew(program)
@@ -103,7 +103,7 @@ def _spelled(node: fx.Node) -> str:
 
 
 @dataclass
-class _Product:
+class _PairSum:
     """Emits the sum over pairs in front of `place`.
 
     Of every value that has an entry for each lag, an evaluation at the pairs is kept: its axis of
@@ -111,7 +111,7 @@ class _Product:
     """
 
     program: ExportedProgram
-    convolution: Convolution
+    convolution: FourierConvolution
     place: fx.Node
     _at_pairs: dict[fx.Node, tuple[fx.Node, int]] = field(default_factory=dict)
 

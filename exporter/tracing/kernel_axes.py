@@ -10,9 +10,9 @@ from torch import Tensor
 from .causal_convolution import ATEN, argument, shape_of, term
 from .kernel_forms import (
     MOST_TERMS,
+    LagSum,
     Read,
     Reading,
-    Sum,
     UnreadError,
     mapped,
     of_rank,
@@ -154,7 +154,7 @@ def einsum(reader: Reading, node: Any) -> Read:
     for each, names in zip(known, letters, strict=True):
         if isinstance(each, Tensor):
             by = laid(each, names)
-            if isinstance(value, Sum):
+            if isinstance(value, LagSum):
                 value = scaled(value, by)
             else:
                 value = mapped(value, partial(torch.mul, by), torch.clone, axis)
@@ -176,7 +176,7 @@ def matrix_product(reader: Reading, node: Any) -> Read:
     second = _spread(right, -3, rank)
     value, by = (second, first) if isinstance(first, Tensor) else (first, second)
     assert isinstance(by, Tensor)
-    if isinstance(value, Sum):
+    if isinstance(value, LagSum):
         value = scaled(value, by)
     else:
         value = mapped(value, partial(torch.mul, by), torch.clone, value.axis)

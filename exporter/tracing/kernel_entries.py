@@ -8,11 +8,11 @@ from torch import Tensor
 from .causal_convolution import ATEN
 from .kernel_forms import (
     MOST_TERMS,
-    Line,
+    LagLine,
+    LagSum,
+    LagTable,
     Read,
     Reading,
-    Sum,
-    Table,
     UnreadError,
     full,
     mapped,
@@ -24,9 +24,9 @@ from .kernel_forms import (
 def plus(reader: Reading, node: Any, sign: int = 1) -> Read:
     """A sum, or with `sign` -1 a difference."""
     left, right = reader.operands(node)
-    if isinstance(left, Table) or isinstance(right, Table):
+    if isinstance(left, LagTable) or isinstance(right, LagTable):
         return _of_tables(node, left, right)
-    if isinstance(left, Sum) and isinstance(right, Sum):
+    if isinstance(left, LagSum) and isinstance(right, LagSum):
         left, right = (full(each) if left.real != right.real else each for each in (left, right))
         shape = together(left.weight.shape[:-1], right.weight.shape[:-1])
         parts = [(left.weight, left.ratio), (sign * right.weight, right.ratio)]
@@ -34,13 +34,13 @@ def plus(reader: Reading, node: Any, sign: int = 1) -> Read:
             torch.cat([part[i].expand(*shape, part[i].shape[-1]) for part in parts], -1)
             for i in (0, 1)
         )
-        return Sum(weight, ratio, left.axis, left.real)
-    if isinstance(left, Sum) or isinstance(right, Sum):
-        total, other = (left, right) if isinstance(left, Sum) else (right, left)
+        return LagSum(weight, ratio, left.axis, left.real)
+    if isinstance(left, LagSum) or isinstance(right, LagSum):
+        total, other = (left, right) if isinstance(left, LagSum) else (right, left)
         if not isinstance(other, Tensor):
             raise UnreadError
         mine, theirs = (1, sign) if total is left else (sign, 1)
-        assert isinstance(total, Sum)
+        assert isinstance(total, LagSum)
         real = total.real and not other.is_complex()
         total = total if real == total.real else full(total)
         shape = together(total.weight.shape[:-1], other.shape)
@@ -48,10 +48,10 @@ def plus(reader: Reading, node: Any, sign: int = 1) -> Read:
         level = (theirs * other).expand(shape)[..., None]
         weight = torch.cat((mine * kept, level.to(kept.dtype)), -1)
         ratio = torch.cat((total.ratio.expand(kept.shape), torch.ones_like(level)), -1)
-        return Sum(weight, ratio, total.axis, real)
+        return LagSum(weight, ratio, total.axis, real)
     lines = [_line(each) for each in (left, right)]
-    axis = next(each.axis for each in (left, right) if isinstance(each, Line))
-    return Line(lines[0][0] + sign * lines[1][0], lines[0][1] + sign * lines[1][1], axis)
+    axis = next(each.axis for each in (left, right) if isinstance(each, LagLine))
+    return LagLine(lines[0][0] + sign * lines[1][0], lines[0][1] + sign * lines[1][1], axis)
 
 
 def less_from(reader: Reading, node: Any) -> Read:
@@ -59,14 +59,14 @@ def less_from(reader: Reading, node: Any) -> Read:
     if not isinstance(node.args[1], int | float) or len(node.args) > 2:
         raise UnreadError
     left = negated(reader, node)
-    if isinstance(left, Table):
-        return Table(left.values + node.args[1], left.axis)
-    if isinstance(left, Line):
-        return Line(left.offset + node.args[1], left.slope, left.axis)
+    if isinstance(left, LagTable):
+        return LagTable(left.values + node.args[1], left.axis)
+    if isinstance(left, LagLine):
+        return LagLine(left.offset + node.args[1], left.slope, left.axis)
     level = torch.full_like(left.weight[..., :1], node.args[1])
     ratio = left.ratio.expand(*left.weight.shape[:-1], left.ratio.shape[-1])
     weight = left.weight.expand(ratio.shape)
-    return Sum(
+    return LagSum(
         torch.cat((weight, level), -1),
         torch.cat((ratio, torch.ones_like(ratio[..., :1])), -1),
         left.axis,
@@ -77,25 +77,25 @@ def less_from(reader: Reading, node: Any) -> Read:
 def _line(value: Tensor | Read) -> tuple[Tensor, Tensor]:
     if isinstance(value, Tensor):
         return value, torch.zeros_like(value)
-    assert isinstance(value, Line)
+    assert isinstance(value, LagLine)
     return value.offset, value.slope
 
 
-def _of_tables(node: Any, *operands: Tensor | Read) -> Table:
+def _of_tables(node: Any, *operands: Tensor | Read) -> LagTable:
     """An operator on tables and numbers, entry by entry."""
-    if any(isinstance(each, Line | Sum) for each in operands):
+    if any(isinstance(each, LagLine | LagSum) for each in operands):
         raise UnreadError
-    axis = next(each.axis for each in operands if isinstance(each, Table))
-    given = [each.values if isinstance(each, Table) else each for each in operands]
-    return Table(node.target(*given), axis)
+    axis = next(each.axis for each in operands if isinstance(each, LagTable))
+    given = [each.values if isinstance(each, LagTable) else each for each in operands]
+    return LagTable(node.target(*given), axis)
 
 
 def times(reader: Reading, node: Any) -> Read:
     """A product, of sums term by term."""
     left, right = reader.operands(node)
-    if isinstance(left, Table) or isinstance(right, Table):
+    if isinstance(left, LagTable) or isinstance(right, LagTable):
         return _of_tables(node, left, right)
-    if isinstance(left, Sum) and isinstance(right, Sum):
+    if isinstance(left, LagSum) and isinstance(right, LagSum):
         real = left.real and right.real
         left, right = left if real else full(left), full(right)  # Re(a) Re(b) = Re(a (b + b*) / 2)
         if left.weight.shape[-1] * right.weight.shape[-1] > MOST_TERMS:
@@ -104,13 +104,13 @@ def times(reader: Reading, node: Any) -> Read:
             (a[..., :, None] * b[..., None, :]).flatten(-2)
             for a, b in ((left.weight, right.weight), (left.ratio, right.ratio))
         )
-        return Sum(weight, ratio, left.axis, real)
+        return LagSum(weight, ratio, left.axis, real)
     value, by = (right, left) if isinstance(left, Tensor) else (left, right)
     if not isinstance(by, Tensor) or isinstance(value, Tensor):
         raise UnreadError
-    if isinstance(value, Line):
-        return Line(value.offset * by, value.slope * by, value.axis)
-    assert isinstance(value, Sum)
+    if isinstance(value, LagLine):
+        return LagLine(value.offset * by, value.slope * by, value.axis)
+    assert isinstance(value, LagSum)
     return scaled(value, by)
 
 
@@ -119,98 +119,98 @@ def divided(reader: Reading, node: Any) -> Read:
     value, by = reader.operands(node)
     if isinstance(value, Tensor) or not isinstance(by, Tensor) or len(node.args) > 2:
         raise UnreadError
-    if isinstance(value, Table):
+    if isinstance(value, LagTable):
         return _of_tables(node, value, by)
-    if isinstance(value, Line):
-        return Line(value.offset / by, value.slope / by, value.axis)
+    if isinstance(value, LagLine):
+        return LagLine(value.offset / by, value.slope / by, value.axis)
     return scaled(value, 1 / by)
 
 
 def negated(reader: Reading, node: Any) -> Read:
     """The negative."""
     value = reader.of(node.args[0])
-    if isinstance(value, Sum):
-        return Sum(-value.weight, value.ratio, value.axis, value.real)
+    if isinstance(value, LagSum):
+        return LagSum(-value.weight, value.ratio, value.axis, value.real)
     return mapped(value, torch.neg, torch.neg, value.axis)
 
 
 def real_part(reader: Reading, node: Any) -> Read:
     """The real part."""
     value = reader.of(node.args[0])
-    if isinstance(value, Table):
-        return Table(value.values.real, value.axis)
-    if isinstance(value, Line):
-        return Line(value.offset.real, value.slope.real, value.axis)
-    return Sum(value.weight, value.ratio, value.axis, real=True)
+    if isinstance(value, LagTable):
+        return LagTable(value.values.real, value.axis)
+    if isinstance(value, LagLine):
+        return LagLine(value.offset.real, value.slope.real, value.axis)
+    return LagSum(value.weight, value.ratio, value.axis, real=True)
 
 
 def imaginary_part(reader: Reading, node: Any) -> Read:
     """The imaginary part of z as the real part of -i z."""
     value = reader.of(node.args[0])
-    if isinstance(value, Table):
-        return Table(value.values.imag, value.axis)
-    if isinstance(value, Line):
-        return Line(value.offset.imag, value.slope.imag, value.axis)
-    return Sum(-1j * value.weight, value.ratio, value.axis, real=True)
+    if isinstance(value, LagTable):
+        return LagTable(value.values.imag, value.axis)
+    if isinstance(value, LagLine):
+        return LagLine(value.offset.imag, value.slope.imag, value.axis)
+    return LagSum(-1j * value.weight, value.ratio, value.axis, real=True)
 
 
 def complex_pair(reader: Reading, node: Any) -> Read:
     """A complex line of two."""
     left, right = reader.operands(node)
-    if not all(isinstance(each, Tensor | Line) for each in (left, right)):
+    if not all(isinstance(each, Tensor | LagLine) for each in (left, right)):
         raise UnreadError
     (a, b), (c, d) = _line(left), _line(right)
-    axis = next(each.axis for each in (left, right) if isinstance(each, Line))
-    return Line(a + 1j * c, b + 1j * d, axis)
+    axis = next(each.axis for each in (left, right) if isinstance(each, LagLine))
+    return LagLine(a + 1j * c, b + 1j * d, axis)
 
 
 def exponential(reader: Reading, node: Any) -> Read:
     """A line's exponential is one term."""
     value = reader.of(node.args[0])
-    if isinstance(value, Table):
+    if isinstance(value, LagTable):
         return _of_tables(node, value)
-    if not isinstance(value, Line):
+    if not isinstance(value, LagLine):
         raise UnreadError
     real = not node.meta["val"].is_complex()
-    return Sum(value.offset.exp()[..., None], value.slope.exp()[..., None], value.axis, real)
+    return LagSum(value.offset.exp()[..., None], value.slope.exp()[..., None], value.axis, real)
 
 
 def wave(reader: Reading, node: Any) -> Read:
     """Cosine, and sine as the real part of -i e^{i x}."""
     value = reader.of(node.args[0])
-    if isinstance(value, Table):
+    if isinstance(value, LagTable):
         return _of_tables(node, value)
-    if not isinstance(value, Line) or value.offset.is_complex() or value.slope.is_complex():
+    if not isinstance(value, LagLine) or value.offset.is_complex() or value.slope.is_complex():
         raise UnreadError
     turned = 1.0 if node.target is ATEN.cos.default else -1j
     weight, ratio = (torch.exp(1j * x)[..., None] for x in (value.offset, value.slope))
-    return Sum(turned * weight, ratio, value.axis, real=True)
+    return LagSum(turned * weight, ratio, value.axis, real=True)
 
 
 def polar(reader: Reading, node: Any) -> Read:
     """A number of a given size and angle."""
     size, angle = reader.operands(node)
-    if not isinstance(angle, Tensor | Line):
+    if not isinstance(angle, Tensor | LagLine):
         raise UnreadError
     offset, slope = _line(angle)
     weight, ratio = (torch.exp(1j * x)[..., None] for x in (offset, slope))
     if isinstance(size, Tensor):
-        assert isinstance(angle, Line)
-        return Sum(size[..., None] * weight, ratio, angle.axis, real=False)
-    if not isinstance(size, Sum):
+        assert isinstance(angle, LagLine)
+        return LagSum(size[..., None] * weight, ratio, angle.axis, real=False)
+    if not isinstance(size, LagSum):
         raise UnreadError
     size = full(size)
-    return Sum(size.weight * weight, size.ratio * ratio, size.axis, real=False)
+    return LagSum(size.weight * weight, size.ratio * ratio, size.axis, real=False)
 
 
 def power(reader: Reading, node: Any) -> Read:
     """A number to the power of a line."""
     base, exponent = reader.operands(node)
-    if not isinstance(base, Tensor) or not isinstance(exponent, Line):
+    if not isinstance(base, Tensor) or not isinstance(exponent, LagLine):
         raise UnreadError
     real = not node.meta["val"].is_complex()
     base = base[..., None]
     weight, ratio = base ** exponent.offset[..., None], base ** exponent.slope[..., None]
     if not all(bool(x.isfinite().all()) for x in (weight, ratio)):
         raise UnreadError
-    return Sum(weight, ratio, exponent.axis, real)
+    return LagSum(weight, ratio, exponent.axis, real)

@@ -19,7 +19,7 @@ class UnreadError(Exception):
 
 
 @dataclass(frozen=True)
-class Line:
+class LagLine:
     """offset + slope l; both have the rank of the value, and size 1 along the axis of lags."""
 
     offset: Tensor
@@ -28,7 +28,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Sum:
+class LagSum:
     """Sum over the last axis of weight ratio^l, of it the real part where `real`.
 
     Without their last axis both have the rank of the value, and size 1 along the axis of lags.
@@ -41,14 +41,14 @@ class Sum:
 
 
 @dataclass(frozen=True)
-class Table:
+class LagTable:
     """The values at all lags that there are."""
 
     values: Tensor
     axis: int
 
 
-Read = Line | Sum | Table
+Read = LagLine | LagSum | LagTable
 
 
 class Reading(Protocol):
@@ -85,25 +85,25 @@ def mapped(
     value: Read, plain: Callable[[Tensor], Tensor], terms: Callable[[Tensor], Tensor], axis: int
 ) -> Read:
     """`value` with its tensors changed: those without an axis of terms, and those with one."""
-    if isinstance(value, Line):
-        return Line(plain(value.offset), plain(value.slope), axis)
-    if isinstance(value, Table):
-        return Table(plain(value.values), axis)
-    return Sum(terms(value.weight), terms(value.ratio), axis, value.real)
+    if isinstance(value, LagLine):
+        return LagLine(plain(value.offset), plain(value.slope), axis)
+    if isinstance(value, LagTable):
+        return LagTable(plain(value.values), axis)
+    return LagSum(terms(value.weight), terms(value.ratio), axis, value.real)
 
 
-def full(value: Sum) -> Sum:
+def full(value: LagSum) -> LagSum:
     """A real part as the sum of both halves."""
     if not value.real or not (value.weight.is_complex() or value.ratio.is_complex()):
-        return Sum(value.weight, value.ratio, value.axis, real=False)
+        return LagSum(value.weight, value.ratio, value.axis, real=False)
     weight, ratio = (torch.cat((x, x.conj()), -1) for x in (value.weight / 2, value.ratio))
-    return Sum(weight, ratio, value.axis, real=False)
+    return LagSum(weight, ratio, value.axis, real=False)
 
 
-def scaled(value: Sum, by: Tensor) -> Sum:
+def scaled(value: LagSum, by: Tensor) -> LagSum:
     """Each term times a number, complex ones of real parts included."""
     value = full(value) if by.is_complex() else value
-    return Sum(value.weight * by[..., None], value.ratio, value.axis, value.real)
+    return LagSum(value.weight * by[..., None], value.ratio, value.axis, value.real)
 
 
 def together(*shapes: torch.Size) -> torch.Size:

@@ -27,15 +27,15 @@ from intaglio.ops import DIAGONAL_SSM
 from .causal_convolution import (
     ATEN,
     INVERSES,
-    Convolution,
+    FourierConvolution,
     is_fixed,
     mutates,
     name_outputs_anew,
     shape_of,
 )
-from .exponentials import Reader
+from .exponentials import LagReader
 from .fold_weights import hold, in_double, name_of_weight, weights_of, with_graph
-from .kernel_forms import Line, Table, UnreadError
+from .kernel_forms import LagLine, LagTable, UnreadError
 from .modules import named, path_of
 from .realisation import Poles, realise
 
@@ -59,7 +59,7 @@ def carry_kernels(program: ExportedProgram) -> KernelStates:
         return KernelStates(program, {}, ())
     made = _Made(program)
     for node in found:
-        convolution = Convolution.of(node)
+        convolution = FourierConvolution.of(node)
         if convolution is None:
             continue
         for u, kernel in (convolution.factors, convolution.factors[::-1]):
@@ -103,7 +103,7 @@ class _Made:
         made = with_graph(self._program, graph, self._values, self._holders)
         return KernelStates(made, self._weights, tuple(self._notes))
 
-    def carried(self, convolution: Convolution, u: fx.Node, kernel: fx.Node) -> bool:
+    def carried(self, convolution: FourierConvolution, u: fx.Node, kernel: fx.Node) -> bool:
         """Whether `kernel` is one with a state, which its convolution with `u` then has."""
         if is_fixed(self._program, kernel):
             return False
@@ -117,17 +117,17 @@ class _Made:
             place.replace_all_uses_with(emitted(system, place, u, convolution.axis))
         return True
 
-    def _system(self, kernel: fx.Node, convolution: Convolution) -> _System | None:
+    def _system(self, kernel: fx.Node, convolution: FourierConvolution) -> _System | None:
         def number(node: fx.Node) -> Tensor:
             return in_double(self._program, node)
 
         try:
-            read = Reader(self._program, convolution.length, number).of(kernel)
+            read = LagReader(self._program, convolution.length, number).of(kernel)
         except UnreadError:
             return None
-        if read.axis != convolution.axis or isinstance(read, Line):
+        if read.axis != convolution.axis or isinstance(read, LagLine):
             return None
-        if isinstance(read, Table):
+        if isinstance(read, LagTable):
             return self._realised(kernel, read)
         weight, ratio = (
             x.squeeze(read.axis - 1).to(torch.complex128)
@@ -135,7 +135,7 @@ class _Made:
         )
         return self._poles(kernel, Poles(weight, ratio))
 
-    def _realised(self, kernel: fx.Node, table: Table) -> _System | None:
+    def _realised(self, kernel: fx.Node, table: LagTable) -> _System | None:
         found = realise(table.values.real.movedim(table.axis, -1))
         if found is None:
             return None

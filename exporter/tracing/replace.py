@@ -29,7 +29,7 @@ Functions = Mapping[str, Callable[..., Any]]
 Layers = Mapping[type[nn.Module], Callable[..., Any]]
 
 
-class UnfitError(Exception):
+class UnreplaceableError(Exception):
     """A layer is used in a way that its replacement does not serve; says which, after its name."""
 
 
@@ -123,7 +123,7 @@ def _compare(module: nn.Module, inputs: Mapping[str, Tensor], places: list[_Plac
             wanted = place.original(*args, **given)
             try:
                 fault = _difference(lambda: place.substitute(*args, **given), wanted)
-            except UnfitError as error:
+            except UnreplaceableError as error:
                 who, why = type(place.owner).__name__, str(error).rstrip(".")
                 raise TraceError(f"In {named(stack.current)}, {who} {why}.") from error
             if fault:
@@ -146,7 +146,7 @@ def _difference(replacement: Callable[[], Any], wanted: Any) -> str:
     """In which way `replacement` does not give `wanted`; empty where it does."""
     try:
         pairs = list(zip(_tensors(replacement()), _tensors(wanted), strict=True))
-    except UnfitError:
+    except UnreplaceableError:
         raise
     except Exception as error:  # noqa: BLE001  other arguments than known fail in many ways
         return summary(error)

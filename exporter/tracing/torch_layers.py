@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from intaglio.ops import rnn
 
-from .replace import Functions, UnfitError
+from .replace import Functions, UnreplaceableError
 from .whole import AS_WHOLE
 
 
@@ -31,7 +31,7 @@ def recurrent(
     LSTM two.  What runs backwards is the same from the last token to the first.
     """
     if not isinstance(input, Tensor):
-        raise UnfitError(
+        raise UnreplaceableError(
             "takes packed sequences: give [batch, time, size], and leave packing to the session, "
             "whose steps take `lengths`"
         )
@@ -97,7 +97,7 @@ def _projected(
         m, end = rnn(x, **inner, mode=layer.mode)
         return m @ back.T, end[:, 1]
     if not (isinstance(x.shape[1], int) and x.shape[1] == 1):
-        raise UnfitError(
+        raise UnreplaceableError(
             "projects its state (proj_size) and starts from a given one over several tokens: let "
             "it start from zeros, or give it one token in each call"
         )
@@ -130,12 +130,14 @@ def attention(
     """
     del is_causal  # a hint beside the mask
     if layer.bias_k is not None or layer.add_zero_attn:
-        raise UnfitError("adds keys of its own (add_bias_kv, add_zero_attn)")
+        raise UnreplaceableError("adds keys of its own (add_bias_kv, add_zero_attn)")
     if query.dim() != 3:
-        raise UnfitError("takes a sequence without a batch: give [batch, time, size]")
+        raise UnreplaceableError("takes a sequence without a batch: give [batch, time, size]")
     if key_padding_mask is not None and key is query and not whole:
-        raise UnfitError("takes a padding mask (key_padding_mask); rows of unequal length are "
-                         f"`lengths` of a session. {AS_WHOLE}")  # fmt: skip
+        raise UnreplaceableError(
+            "takes a padding mask (key_padding_mask); rows of unequal length are `lengths` of a "
+            f"session. {AS_WHOLE}"
+        )
     if not layer.batch_first:
         query, key, value = (x.transpose(0, 1) for x in (query, key, value))
     q, k, v = (_heads(layer, x, place) for place, x in enumerate((query, key, value)))
@@ -185,7 +187,7 @@ def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
 def largest(layer: nn.MaxPool1d, input: Tensor) -> Tensor:  # noqa: A002
     """The largest of each window of `input` [B, C, T]: PyTorch's own fixes T where it is traced."""
     if layer.return_indices:
-        raise UnfitError("returns places beside the largest values")
+        raise UnreplaceableError("returns places beside the largest values")
     words = ("kernel_size", "stride", "padding", "dilation")
     kernel, stride, padding, dilation = (
         int(each[0] if isinstance(each, tuple) else each)

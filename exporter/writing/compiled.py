@@ -20,7 +20,7 @@ def prepares(graph: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compiled:
+class CompiledGraph:
     """A graph made from a source: the portable form and the one for each target.
 
     The weights of all of them are shared in a bundle.  `records` end with those of the lowering for
@@ -35,13 +35,13 @@ class Compiled:
     context: Context
     records: Sequence[pipeline.PassRecord]
     told: tuple[str, ...]
-    others: Mapping[str, "Compiled"] = field(default_factory=dict)
-    prepare: "Compiled | None" = None
+    others: Mapping[str, "CompiledGraph"] = field(default_factory=dict)
+    prepare: "CompiledGraph | None" = None
     lacks: IntaglioError | None = None
-    beside: Mapping[str, "Compiled"] = field(default_factory=dict)
+    beside: Mapping[str, "CompiledGraph"] = field(default_factory=dict)
 
     @property
-    def graphs(self) -> "dict[str, Compiled]":
+    def graphs(self) -> "dict[str, CompiledGraph]":
         """All graphs by their names in a bundle, those that prepare others or stand beside too."""
         found = {}
         for name, each in {MAIN: self, **self.others}.items():
@@ -67,7 +67,7 @@ class Compiled:
         return (*own, *(f"graph {name!r}: {line}" for name, line in others))
 
 
-def weigh(compiled: Compiled) -> int:
+def weigh(compiled: CompiledGraph) -> int:
     """Bytes of the weights of all forms, which share what is the same.
 
     One that is made of others counts only where they are not all there.

@@ -16,7 +16,7 @@ from intaglio.runtime.manifest import Manifest
 from intaglio.runtime.trt.engine_build import GRAPH, TARGET
 from intaglio.state import PAST_LENGTH
 
-from .compiled import Compiled, prepares
+from .compiled import CompiledGraph, prepares
 from .graph_files import own_place, place
 
 LOWERED = "ort/model.onnx"
@@ -28,7 +28,7 @@ DISTRIBUTIONS = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch
 
 def describe(
     source: Source,
-    compiled: Compiled,
+    compiled: CompiledGraph,
     how: Recipe,
     data: Mapping[str, tuple[str, ...]],
     text: Mapping[str, Any],
@@ -51,7 +51,7 @@ def describe(
 
 
 def _graphs(
-    source: Source, compiled: Compiled, how: Recipe, data: Mapping[str, tuple[str, ...]]
+    source: Source, compiled: CompiledGraph, how: Recipe, data: Mapping[str, tuple[str, ...]]
 ) -> dict[str, GraphEntry]:
     """The entries of all graphs, those that prepare others among them."""
     found: dict[str, GraphEntry] = {}
@@ -89,7 +89,7 @@ def _check_plan(graphs: Mapping[str, GraphEntry]) -> None:
 
 
 def _beside(
-    compiled: Compiled, how: Recipe, data: Mapping[str, tuple[str, ...]], name: str
+    compiled: CompiledGraph, how: Recipe, data: Mapping[str, tuple[str, ...]], name: str
 ) -> GraphEntry:
     """A graph of whole inputs that a pass made, and held to the one that it was made of."""
     targets = _targets(compiled, how, data, name)
@@ -107,7 +107,7 @@ def _beside(
 
 def _entry(
     source: Source,
-    compiled: Compiled,
+    compiled: CompiledGraph,
     how: Recipe,
     data: Mapping[str, tuple[str, ...]],
     graph_name: str,
@@ -145,7 +145,7 @@ def _entry(
 
 
 def _targets(
-    compiled: Compiled, how: Recipe, data: Mapping[str, tuple[str, ...]], graph: str
+    compiled: CompiledGraph, how: Recipe, data: Mapping[str, tuple[str, ...]], graph: str
 ) -> dict[str, TargetEntry]:
     """What each engine runs, not compared with anything yet."""
     return {

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from intaglio.errors import DeviceError, MissingExtraError, NotHereError, OptionError
 from intaglio.exporter.options.clock import Clock
 from intaglio.exporter.options.recipe import Recipe
-from intaglio.exporter.options.served_shapes import Shapes
+from intaglio.exporter.options.served_shapes import ServedShapes
 from intaglio.exporter.sources.source import Source
 from intaglio.ops import OPS
 from intaglio.ops.op import Op
@@ -32,7 +32,7 @@ from intaglio.state import BATCH, CAPACITY, PAST, TIME, entries_of
 from intaglio.trt_plugins import NAMES
 
 from .bundle_writer import BundleWriter
-from .compiled import Compiled, prepares
+from .compiled import CompiledGraph, prepares
 from .graph_files import own_place
 
 # RTX 30, 40 and 50 and A100: what TensorRT-RTX builds for, but the oldest and DGX Spark.
@@ -51,7 +51,7 @@ Ranges = Mapping[str, tuple[int, int, int]]
 
 def ranges(
     inputs: Sequence[ir.Value],
-    shapes: Shapes,
+    shapes: ServedShapes,
     max_context: int | None,
     batch: int | None,
     known_sizes: Ranges | None = None,
@@ -216,7 +216,7 @@ def write_kernels(
     (folder / place).write_text(text + "\n", encoding="utf-8")
 
 
-def requests(compiled: Compiled, source: Source, how: Recipe) -> dict[str, BuildRequest]:
+def requests(compiled: CompiledGraph, source: Source, how: Recipe) -> dict[str, BuildRequest]:
     """Give the graphs for TensorRT the sizes that they need, and say what engines are built for.
 
     Raises:
@@ -231,7 +231,7 @@ def requests(compiled: Compiled, source: Source, how: Recipe) -> dict[str, Build
     return found
 
 
-def _request(compiled: Compiled, sizes: Ranges, how: Recipe) -> BuildRequest:
+def _request(compiled: CompiledGraph, sizes: Ranges, how: Recipe) -> BuildRequest:
     model = compiled.trt
     assert model is not None
     fix_capacity(model, sizes)
@@ -242,7 +242,7 @@ def _request(compiled: Compiled, sizes: Ranges, how: Recipe) -> BuildRequest:
     )
 
 
-def _sizes(compiled: Compiled, source: Source, how: Recipe) -> Ranges:
+def _sizes(compiled: CompiledGraph, source: Source, how: Recipe) -> Ranges:
     """Sizes of the symbolic dimensions of a graph, and of what prepares it."""
     context = compiled.context
     whole = {
@@ -260,7 +260,7 @@ def _sizes(compiled: Compiled, source: Source, how: Recipe) -> Ranges:
     }
     graphs = [each.trt for each in (compiled.prepare, compiled) if each and each.trt]
     inputs = [value for model in graphs for value in model.graph.inputs]
-    shapes = Shapes.from_json(how.shapes)
+    shapes = ServedShapes.from_json(how.shapes)
     return ranges(inputs, shapes, longest, context.batch, {**own, **whole})
 
 

@@ -18,14 +18,14 @@ from .bounds import (
     flat_shape,
     over_corners,
 )
-from .pairs import Kind, Term
+from .pairs import PairTerm, TermKind
 from .time_facts import normal
 
 
-def _moved(function: Callable[[Term, Array], Array]) -> Rule:
+def _moved(function: Callable[[PairTerm, Array], Array]) -> Rule:
     """An operator that moves entries moves their bounds."""
 
-    def rule(term: Term, given: Given, _region: Region) -> Bounds:
+    def rule(term: PairTerm, given: Given, _region: Region) -> Bounds:
         one = first(given)
         slope = one.slope
         if slope is not None:
@@ -37,35 +37,35 @@ def _moved(function: Callable[[Term, Array], Array]) -> Rule:
     return rule
 
 
-def _to_shape(term: Term, array: Array) -> Array:
+def _to_shape(term: PairTerm, array: Array) -> Array:
     return _in_full(term, array).reshape(flat_shape(term))
 
 
-def _in_full(term: Term, array: Array) -> Array:
+def _in_full(term: PairTerm, array: Array) -> Array:
     """Bounds of what `term` reshapes, along the axes as well that they are alike along."""
     source = next((one for one in term.inputs if one is not None), None)
     whole = () if source is None else flat_shape(source)
     return np.broadcast_to(array, np.broadcast_shapes(array.shape, whole))
 
 
-def _reshaped(term: Term, given: Given, region: Region) -> Bounds | None:
+def _reshaped(term: PairTerm, given: Given, region: Region) -> Bounds | None:
     try:
         return _moved(_to_shape)(term, given, region)
     except ValueError:  # a table is longer than one entry along time, or time is taken apart
         return None
 
 
-def _expanded(term: Term, array: Array) -> Array:
+def _expanded(term: PairTerm, array: Array) -> Array:
     return np.broadcast_to(array, np.broadcast_shapes(array.shape, flat_shape(term)))
 
 
-def _transposed(term: Term, array: Array) -> Array:
+def _transposed(term: PairTerm, array: Array) -> Array:
     order = attribute(term.node, "perm")
     rank = array.ndim if order is None else len(order)  # what is alike along first axes lacks them
     return array.reshape((1,) * (rank - array.ndim) + array.shape).transpose(order)
 
 
-def _filled(term: Term, _given: Given, _region: Region) -> Bounds:
+def _filled(term: PairTerm, _given: Given, _region: Region) -> Bounds:
     tensor = attribute(term.node, "value")
     number = 0.0 if tensor is None else tensor.numpy().reshape(-1)[0]
     if term.value.dtype == ir.DataType.BOOL:
@@ -75,7 +75,7 @@ def _filled(term: Term, _given: Given, _region: Region) -> Bounds:
     return Bounds(full, full, (zero, zero, full) if float(number).is_integer() else None)
 
 
-def _slice(term: Term, given: Given, region: Region) -> Bounds | None:
+def _slice(term: PairTerm, given: Given, region: Region) -> Bounds | None:
     """Rows of a table at positions; other axes are cut as they are."""
     array = _table(term)
     if array is not None:
@@ -94,12 +94,12 @@ def _slice(term: Term, given: Given, region: Region) -> Bounds | None:
     return Bounds(low.min(tuple(rows), keepdims=True), high.max(tuple(rows), keepdims=True))
 
 
-def _table(term: Term) -> Array | None:
+def _table(term: PairTerm) -> Array | None:
     """A constant of which `term` is rows and columns 0 .. T-1, whether cut at once or in turn."""
     source = term.inputs[0] if term.inputs else None
     if source is None or not _takes_rows(term):
         return None
-    array = contents(source.value) if source.kind is Kind.CONSTANT else _table(source)
+    array = contents(source.value) if source.kind is TermKind.CONSTANT else _table(source)
     if term.node.op_type == "Gather":
         return array
     axes = [axis for axis in (term.axes.query, term.axes.key) if axis is not None]
@@ -107,18 +107,18 @@ def _table(term: Term) -> Array | None:
     return None if array is None or cuts is None or not axes else array[cuts]
 
 
-def _takes_rows(term: Term) -> bool:
+def _takes_rows(term: PairTerm) -> bool:
     """Whether rows 0 .. T-1 are taken, by a Slice or by their positions."""
-    if term.kind is not Kind.NODE or term.node.op_type == "Slice":
-        return term.kind is Kind.NODE
+    if term.kind is not TermKind.NODE or term.node.op_type == "Slice":
+        return term.kind is TermKind.NODE
     index = term.inputs[1] if term.node.op_type == "Gather" else None
-    if index is None or index.kind is not Kind.POSITION:
+    if index is None or index.kind is not TermKind.POSITION:
         return False
     start, step = (contents(value) for value in index.node.inputs[::2] if value is not None)
     return start is not None and step is not None and not start.any() and bool((step == 1).all())
 
 
-def _cuts(term: Term, rank: int, rows: Sequence[int]) -> tuple[slice, ...] | None:
+def _cuts(term: PairTerm, rank: int, rows: Sequence[int]) -> tuple[slice, ...] | None:
     places = [integers(value) for value in term.node.inputs[1:]]
     axes = places[2] if len(places) > 2 else list(range(len(places[0] or ())))
     steps = places[3] if len(places) > 3 else None
@@ -135,7 +135,7 @@ def _cuts(term: Term, rank: int, rows: Sequence[int]) -> tuple[slice, ...] | Non
     return tuple(found)
 
 
-def _of_table(array: Array, term: Term, region: Region) -> Bounds:
+def _of_table(array: Array, term: PairTerm, region: Region) -> Bounds:
     """Bounds of the rows, columns or entries of a table that are in the region."""
     query, key = term.axes.query, term.axes.key
     where = [axis for axis in (query, key) if axis is not None]
@@ -155,7 +155,7 @@ def _of_table(array: Array, term: Term, region: Region) -> Bounds:
     return Bounds(low.astype(np.float64), high.astype(np.float64))
 
 
-def _gather(term: Term, given: Given, region: Region) -> Bounds | None:
+def _gather(term: PairTerm, given: Given, region: Region) -> Bounds | None:
     """Entries that an index within bounds can reach."""
     data, index = both(given)
     if (table := _table(term)) is not None:
@@ -178,7 +178,7 @@ def _gather(term: Term, given: Given, region: Region) -> Bounds | None:
     return Bounds(np.broadcast_to(low, shape), np.broadcast_to(high, shape))
 
 
-def _gather_nd(term: Term, given: Given, region: Region) -> Bounds | None:
+def _gather_nd(term: PairTerm, given: Given, region: Region) -> Bounds | None:
     """Entries that indices within bounds can reach, an index for each of the first axes."""
     data, index = both(given)
     depth, shape = index.low.shape[-1], flat_shape(term)
@@ -200,12 +200,12 @@ def _gather_nd(term: Term, given: Given, region: Region) -> Bounds | None:
     return Bounds(np.broadcast_to(low.min(front), shape), np.broadcast_to(high.max(front), shape))
 
 
-def _by_pair(term: Term, index: Bounds) -> Array | None:
+def _by_pair(term: PairTerm, index: Bounds) -> Array | None:
     """The constant table of two axes of which entry (i, j) is taken, its queries first."""
     data = term.inputs[0]
     wanted = [[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]
     slope = [] if index.slope is None else [part.reshape(-1).tolist() for part in index.slope]
-    array = None if data is None or data.kind is not Kind.CONSTANT else contents(data.value)
+    array = None if data is None or data.kind is not TermKind.CONSTANT else contents(data.value)
     if array is None or (term.axes.query, term.axes.key) != (0, 1) or len(term.shape) != array.ndim:
         return None
     if slope == wanted:
@@ -220,7 +220,7 @@ def _reached(least: float, most: float, rows: int) -> slice:
     return slice(int(min(least, rows - 1)), int(min(most, rows - 1)) + 1)
 
 
-def _concat(term: Term, given: Given, _region: Region) -> Bounds | None:
+def _concat(term: PairTerm, given: Given, _region: Region) -> Bounds | None:
     axis = normal(attribute(term.node, "axis"), len(term.shape))
     if axis == term.axes.key:  # what stands after the keys is of no pair
         return Bounds(first(given).low, first(given).high)
@@ -241,7 +241,7 @@ def _concat(term: Term, given: Given, _region: Region) -> Bounds | None:
     return Bounds(joined([one.low for one in known]), joined([one.high for one in known]), slope)
 
 
-def _trilu(term: Term, given: Given, region: Region) -> Bounds | None:
+def _trilu(term: PairTerm, given: Given, region: Region) -> Bounds | None:
     """The lower triangle keeps what lies `k` above the diagonal and below, the upper the rest."""
     one = first(given)
     node = term.node
@@ -266,14 +266,14 @@ def _trilu(term: Term, given: Given, region: Region) -> Bounds | None:
     return Bounds(np.minimum(one.low, zero), np.maximum(one.high, zero))
 
 
-def _matmul(term: Term, given: Given, _region: Region) -> Bounds:
+def _matmul(term: PairTerm, given: Given, _region: Region) -> Bounds:
     """A product of data: a score; nothing is asked of it but to be finite."""
     del given
     shape = flat_shape(term)
     return Bounds(np.full(shape, -SCORE), np.full(shape, SCORE))
 
 
-def _is_nan(term: Term, given: Given, _region: Region) -> Bounds:
+def _is_nan(term: PairTerm, given: Given, _region: Region) -> Bounds:
     x = given[0]
     shape = flat_shape(term)
     number = x is not None and np.isfinite(x.low).all() and np.isfinite(x.high).all()

@@ -7,10 +7,10 @@ import numpy as np
 import onnx_ir as ir
 
 from .bounds import Array, Bounds, Region, exact, leaves, over_corners
-from .pairs import Term
+from .pairs import PairTerm
 
 Given = Sequence[Bounds | None]
-Rule = Callable[[Term, Given, Region], Bounds | None]
+Rule = Callable[[PairTerm, Given, Region], Bounds | None]
 
 
 def both(given: Given) -> tuple[Bounds, Bounds]:
@@ -27,7 +27,7 @@ def first(given: Given) -> Bounds:
     return given[0]
 
 
-def _rounded(array: Array, term: Term) -> Array:
+def _rounded(array: Array, term: PairTerm) -> Array:
     """In the dtype of the graph: rounding to it keeps the order of numbers."""
     dtype = term.value.dtype
     if dtype is None or not dtype.is_floating_point() or array.dtype == np.bool_:
@@ -49,7 +49,7 @@ def _affine(
     return a, b, c
 
 
-def _corner(term: Term, given: Given, function: Callable[[Array, Array], Array]) -> Bounds:
+def _corner(term: PairTerm, given: Given, function: Callable[[Array, Array], Array]) -> Bounds:
     """Bounds of what is monotone in either argument: at the ends of both."""
     left, right = both(given)
     ends = [function(x, y) for x in (left.low, left.high) for y in (right.low, right.high)]
@@ -57,21 +57,21 @@ def _corner(term: Term, given: Given, function: Callable[[Array, Array], Array])
     return Bounds(np.minimum.reduce(ends), np.maximum.reduce(ends))
 
 
-def _add(term: Term, given: Given, _region: Region) -> Bounds:
+def _add(term: PairTerm, given: Given, _region: Region) -> Bounds:
     left, right = both(given)
     low = _rounded(left.low + right.low, term)
     high = _rounded(left.high + right.high, term)
     return Bounds(low, high, _affine(given, np.add))
 
 
-def _sub(term: Term, given: Given, _region: Region) -> Bounds:
+def _sub(term: PairTerm, given: Given, _region: Region) -> Bounds:
     left, right = both(given)
     low = _rounded(left.low - right.high, term)
     high = _rounded(left.high - right.low, term)
     return Bounds(low, high, _affine(given, np.subtract))
 
 
-def _mul(term: Term, given: Given, _region: Region) -> Bounds:
+def _mul(term: PairTerm, given: Given, _region: Region) -> Bounds:
     found = _corner(term, given, _times)
     left, right = both(given)
     for one, other in ((left, right), (right, left)):
@@ -87,13 +87,13 @@ def _times(x: Array, y: Array) -> Array:
     return product
 
 
-def _pow(term: Term, given: Given, _region: Region) -> Bounds | None:
+def _pow(term: PairTerm, given: Given, _region: Region) -> Bounds | None:
     """A power of what is not negative lies between those of the ends."""
     left, _ = both(given)
     return _corner(term, given, np.power) if (left.low >= 0).all() else None
 
 
-def _div(term: Term, given: Given, _region: Region) -> Bounds | None:
+def _div(term: PairTerm, given: Given, _region: Region) -> Bounds | None:
     left, right = both(given)
     if not (left.low.any() or left.high.any()):
         shape = np.broadcast_shapes(left.low.shape, right.low.shape)
@@ -105,27 +105,27 @@ def _div(term: Term, given: Given, _region: Region) -> Bounds | None:
     return _corner(term, given, lambda x, y: np.trunc(x / y))
 
 
-def _min(term: Term, given: Given, _region: Region) -> Bounds | None:
+def _min(term: PairTerm, given: Given, _region: Region) -> Bounds | None:
     return _extreme(term, given, np.minimum)
 
 
-def _max(term: Term, given: Given, _region: Region) -> Bounds | None:
+def _max(term: PairTerm, given: Given, _region: Region) -> Bounds | None:
     return _extreme(term, given, np.maximum)
 
 
-def _extreme(_term: Term, given: Given, function: Any) -> Bounds | None:
+def _extreme(_term: PairTerm, given: Given, function: Any) -> Bounds | None:
     low = function.reduce(np.broadcast_arrays(*[one.low for one in given if one is not None]))
     high = function.reduce(np.broadcast_arrays(*[one.high for one in given if one is not None]))
     return Bounds(low, high)
 
 
-def _neg(_term: Term, given: Given, _region: Region) -> Bounds:
+def _neg(_term: PairTerm, given: Given, _region: Region) -> Bounds:
     one = first(given)
     slope = None if one.slope is None else (-one.slope[0], -one.slope[1], -one.slope[2])
     return Bounds(-one.high, -one.low, slope)
 
 
-def _abs(_term: Term, given: Given, _region: Region) -> Bounds:
+def _abs(_term: PairTerm, given: Given, _region: Region) -> Bounds:
     one = first(given)
     inside = (one.low < 0) & (one.high > 0)
     ends = np.abs(one.low), np.abs(one.high)
@@ -135,7 +135,7 @@ def _abs(_term: Term, given: Given, _region: Region) -> Bounds:
     return Bounds(np.where(inside, 0.0, np.minimum(*ends)), np.maximum(*ends), slope)
 
 
-def _clip(_term: Term, given: Given, _region: Region) -> Bounds:
+def _clip(_term: PairTerm, given: Given, _region: Region) -> Bounds:
     one, least, most = first(given), *(*given[1:], None, None)[:2]
     low, high = one.low, one.high
     if least is not None:
@@ -146,7 +146,7 @@ def _clip(_term: Term, given: Given, _region: Region) -> Bounds:
 
 
 def _rising(function: Callable[[Array], Array]) -> Rule:
-    def rule(term: Term, given: Given, _region: Region) -> Bounds:
+    def rule(term: PairTerm, given: Given, _region: Region) -> Bounds:
         one = first(given)
         return Bounds(_rounded(function(one.low), term), _rounded(function(one.high), term))
 
@@ -156,7 +156,7 @@ def _rising(function: Callable[[Array], Array]) -> Rule:
 def _guarded(function: Callable[[Array], Array], least: float) -> Rule:
     """A function that rises, and is not defined below `least`."""
 
-    def rule(term: Term, given: Given, region: Region) -> Bounds | None:
+    def rule(term: PairTerm, given: Given, region: Region) -> Bounds | None:
         one = first(given)
         return None if (one.low < least).any() else _rising(function)(term, given, region)
 
@@ -166,14 +166,14 @@ def _guarded(function: Callable[[Array], Array], least: float) -> Rule:
 def _between(least: float, most: float) -> Rule:
     """A function whose results lie between two numbers, whatever it is given."""
 
-    def rule(_term: Term, given: Given, _region: Region) -> Bounds:
+    def rule(_term: PairTerm, given: Given, _region: Region) -> Bounds:
         shape = first(given).low.shape
         return Bounds(np.full(shape, least), np.full(shape, most))
 
     return rule
 
 
-def _cast(term: Term, given: Given, _region: Region) -> Bounds | None:
+def _cast(term: PairTerm, given: Given, _region: Region) -> Bounds | None:
     one, was, dtype = first(given), term.node.inputs[0], term.value.dtype
     if dtype is None or was is None:
         return None
@@ -197,7 +197,7 @@ def _cast(term: Term, given: Given, _region: Region) -> Bounds | None:
 def _compare(decided: Callable[[Array, Array], tuple[Array, Array]]) -> Rule:
     """A comparison, by the bounds of the difference: they are exact where it is affine."""
 
-    def rule(_term: Term, given: Given, region: Region) -> Bounds:
+    def rule(_term: PairTerm, given: Given, region: Region) -> Bounds:
         left, right = both(given)
         slope = _affine(given, np.subtract)
         if slope is not None:
@@ -216,7 +216,7 @@ def _compare(decided: Callable[[Array, Array], tuple[Array, Array]]) -> Rule:
 _same = _compare(lambda low, high: ((low == 0) & (high == 0), (low <= 0) & (high >= 0)))
 
 
-def _equal(term: Term, given: Given, region: Region) -> Bounds | None:
+def _equal(term: PairTerm, given: Given, region: Region) -> Bounds | None:
     """Equality; of a value with itself it says that it is a number, as finite bounds do."""
     left, right = both(given)
     if term.inputs[0] is term.inputs[1]:
@@ -232,26 +232,26 @@ def _less(x: Array, y: Array) -> Array:
 
 
 def _logical(function: Any) -> Rule:
-    def rule(_term: Term, given: Given, _region: Region) -> Bounds:
+    def rule(_term: PairTerm, given: Given, _region: Region) -> Bounds:
         left, right = both(given)
         return Bounds(function(left.low, right.low), function(left.high, right.high))
 
     return rule
 
 
-def _xor(_term: Term, given: Given, _region: Region) -> Bounds | None:
+def _xor(_term: PairTerm, given: Given, _region: Region) -> Bounds | None:
     left, right = both(given)
     if not (left.known and right.known):
         return None
     return Bounds(left.low ^ right.low, left.low ^ right.low)
 
 
-def _not(_term: Term, given: Given, _region: Region) -> Bounds:
+def _not(_term: PairTerm, given: Given, _region: Region) -> Bounds:
     one = first(given)
     return Bounds(~one.high, ~one.low)
 
 
-def _where(_term: Term, given: Given, _region: Region) -> Bounds:
+def _where(_term: PairTerm, given: Given, _region: Region) -> Bounds:
     condition, yes, no = given
     assert condition is not None
     assert yes is not None

@@ -18,7 +18,7 @@ from intaglio.state import BATCH, TIME
 
 from .bounding import MARGIN
 from .bounds import SCORE
-from .pairs import Axes, Term, leaves
+from .pairs import Axes, PairTerm, leaves
 
 LARGEST = 4096  # tokens of a mask that is computed whole
 OTHER = 2  # of a size that is neither batch nor time
@@ -40,7 +40,7 @@ class Blocks:
         return self.ends[-1]
 
 
-def blocks(graph: ir.Graph, term: Term, limit: int | None) -> Blocks | None:
+def blocks(graph: ir.Graph, term: PairTerm, limit: int | None) -> Blocks | None:
     """The blocks of a mask that holds `limit` tokens; None where it is no such mask.
 
     None too where only the whole sequence is a block.

@@ -31,7 +31,7 @@ from .bounds import (
     unknown,
 )
 from .pair_rules import shift
-from .pairs import Kind, Term, walk
+from .pairs import PairTerm, TermKind, walk
 from .time_facts import normal
 
 LARGEST = 3.0e38
@@ -42,33 +42,33 @@ MARGIN = 1000.0
 """A score that is lower than another by this weighs nothing beside it, in every dtype."""
 
 
-def evaluate(term: Term, region: Region) -> Bounds:
+def evaluate(term: PairTerm, region: Region) -> Bounds:
     """Bounds of `term` over `region`, which is not empty."""
     return evaluate_all(term, region)[term]
 
 
-def evaluate_all(term: Term, region: Region) -> dict[Term, Bounds]:
+def evaluate_all(term: PairTerm, region: Region) -> dict[PairTerm, Bounds]:
     """Bounds of `term` and of all that it is computed from."""
-    found: dict[Term, Bounds] = {}
+    found: dict[PairTerm, Bounds] = {}
     for entry in walk(term):
         given = [None if one is None else found[one] for one in entry.inputs]
         found[entry] = _of(entry, given, region)
     return found
 
 
-def constants(term: Term, tokens: int) -> dict[Term, Array]:
+def constants(term: PairTerm, tokens: int) -> dict[PairTerm, Array]:
     """Nodes behind `term` that give the same for all pairs below `tokens`, and what they give."""
     regions = [behind(0, tokens, tokens), ahead(tokens)]
     found = [evaluate_all(term, region) for region in regions if not region.empty]
     return {
         one: bounds.low
         for one, bounds in found[0].items()
-        if one.kind is Kind.NODE
+        if one.kind is TermKind.NODE
         and all(each[one].known and np.array_equal(each[one].low, bounds.low) for each in found)
     }
 
 
-def holds(term: Term, region: Region, test: Callable[[Bounds], bool | None]) -> bool:
+def holds(term: PairTerm, region: Region, test: Callable[[Bounds], bool | None]) -> bool:
     """Whether `test` holds of `term` all over `region`; it answers None where bounds are too wide.
 
     What is decided piece by piece is tried on narrower bands of distances; what is not decided in
@@ -87,13 +87,13 @@ def holds(term: Term, region: Region, test: Callable[[Bounds], bool | None]) -> 
     return True
 
 
-def _of(term: Term, given: list[Bounds | None], region: Region) -> Bounds:
+def _of(term: PairTerm, given: list[Bounds | None], region: Region) -> Bounds:
     shape, dtype = flat_shape(term), term.value.dtype
-    if term.kind is Kind.CONSTANT:
+    if term.kind is TermKind.CONSTANT:
         return _constant(term, shape)
-    if term.kind is Kind.DATA:
+    if term.kind is TermKind.DATA:
         return unknown(shape, dtype, _finite(dtype))
-    if term.kind is Kind.POSITION:
+    if term.kind is TermKind.POSITION:
         return _position(term, region)
     rule = WIDER.get(_form(term)) or RULES.get(term.node.op_type)
     with np.errstate(all="ignore"):
@@ -132,7 +132,7 @@ def _settled(found: Bounds, region: Region, shape: tuple[int, ...], dtype: Any) 
     return unknown(shape, dtype) if odd or leaves(found.low, found.high, dtype) else found
 
 
-def _constant(term: Term, shape: tuple[int, ...]) -> Bounds:
+def _constant(term: PairTerm, shape: tuple[int, ...]) -> Bounds:
     array = contents(term.value)
     if array is None:
         return unknown(shape, term.value.dtype)
@@ -144,7 +144,7 @@ def _constant(term: Term, shape: tuple[int, ...]) -> Bounds:
     return Bounds(wide, wide, (zero, zero, wide) if whole else None)
 
 
-def _position(term: Term, region: Region) -> Bounds:
+def _position(term: PairTerm, region: Region) -> Bounds:
     """Start + step * i, or j."""
     start, step = (contents(v) for v in (term.node.inputs[0], term.node.inputs[2]))  # type: ignore[arg-type]
     if start is None or step is None or TIME not in term.shape:
@@ -157,7 +157,7 @@ def _position(term: Term, region: Region) -> Bounds:
     return Bounds(low, high, slope if whole else None)
 
 
-def forbids_later(term: Term, tokens: int, margin: float) -> bool:
+def forbids_later(term: PairTerm, tokens: int, margin: float) -> bool:
     """Whether a mask, or masked scores, give no weight to any later token.
 
     Numbers as -10,000 do so only beside one that is higher by `margin`: the token's own.
@@ -176,9 +176,9 @@ def forbids_later(term: Term, tokens: int, margin: float) -> bool:
     return holds(term, region, nothing)
 
 
-def _without_shift(term: Term) -> Term:
+def _without_shift(term: PairTerm) -> PairTerm:
     """`term` before a number of each query was added to all of its scores: weights stay."""
-    while term.kind is Kind.NODE and not term.node.domain:
+    while term.kind is TermKind.NODE and not term.node.domain:
         first, *others = term.inputs
         if first is None or first.axes.key is None:
             return term
@@ -192,12 +192,12 @@ def _without_shift(term: Term) -> Term:
     return term
 
 
-def _is_finite(term: Term) -> bool:
+def _is_finite(term: PairTerm) -> bool:
     """Whether the numbers of each query are finite: data is, and what is largest in a row."""
-    return term.kind is Kind.DATA or evaluate(term, behind(0)).high.max() < float("inf")
+    return term.kind is TermKind.DATA or evaluate(term, behind(0)).high.max() < float("inf")
 
 
-def _form(term: Term) -> str:
+def _form(term: PairTerm) -> str:
     """Which rule of `WIDER` a node is for."""
     if term.node.op_type != "Slice":
         return str(term.node.op_type)
@@ -207,7 +207,7 @@ def _form(term: Term) -> str:
     return "first" if not term.axes and source is not None and source.axes else "Slice"
 
 
-def _first_token(term: Term, _given: Given, _region: Region) -> Bounds:
+def _first_token(term: PairTerm, _given: Given, _region: Region) -> Bounds:
     source = term.inputs[0]
     assert source is not None
     start = evaluate(source, behind(0, 0, 1))
@@ -216,14 +216,14 @@ def _first_token(term: Term, _given: Given, _region: Region) -> Bounds:
     return Bounds(start.low, start.high, (zero, zero, start.low) if whole else None)
 
 
-def _everywhere(term: Term, region: Region) -> Bounds:
+def _everywhere(term: PairTerm, region: Region) -> Bounds:
     """Bounds of the first input over all tokens, those outside of the region too."""
     source = term.inputs[0]
     assert source is not None
     return evaluate(source, behind(0, region.tokens, region.tokens))
 
 
-def _shifted(term: Term, given: Given, region: Region) -> Bounds | None:
+def _shifted(term: PairTerm, given: Given, region: Region) -> Bounds | None:
     """A sequence one token later, after an entry that may continue it to the front."""
     if len(given) == 1:
         return first(given)
@@ -240,7 +240,7 @@ def _shifted(term: Term, given: Given, region: Region) -> Bounds | None:
     return Bounds(np.minimum(rest.low, before.low), np.maximum(rest.high, before.high))
 
 
-def _cum_sum(term: Term, given: Given, region: Region) -> Bounds | None:
+def _cum_sum(term: PairTerm, given: Given, region: Region) -> Bounds | None:
     """The sum of what is always the same number: that times the tokens so far."""
     del given
     one = _everywhere(term, region)
@@ -252,7 +252,7 @@ def _cum_sum(term: Term, given: Given, region: Region) -> Bounds | None:
     return Bounds(np.minimum(top, 0), np.maximum(top, 0), (*each, one.low))
 
 
-def _softmax(term: Term, _given: Given, region: Region) -> Bounds:
+def _softmax(term: PairTerm, _given: Given, region: Region) -> Bounds:
     """Weights: none for later tokens whose scores are far below that of the token itself."""
     shape, source = flat_shape(term), term.inputs[0]
     assert source is not None

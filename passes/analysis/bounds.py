@@ -20,7 +20,7 @@ from intaglio.passes import evaluate
 from intaglio.passes.graph import constant
 
 from ._rearranging import factors
-from .pairs import Term
+from .pairs import PairTerm
 
 Array = npt.NDArray[Any]
 
@@ -110,7 +110,7 @@ def unknown(shape: tuple[int, ...], dtype: ir.DataType | None, limit: float = np
     return Bounds(np.full(shape, -limit), np.full(shape, limit))
 
 
-def flat_shape(term: Term) -> tuple[int, ...]:
+def flat_shape(term: PairTerm) -> tuple[int, ...]:
     """The shape of a term's bounds: one entry along batch and time."""
     timed = (term.axes.query, term.axes.key)
     return tuple(

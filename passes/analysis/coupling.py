@@ -24,7 +24,7 @@ from intaglio.passes.graph import attribute, captured, constant, dims, subgraphs
 
 from .channels import Channels, Index, fix, fixed, leaves, places, unify
 from .coupling_rules import rule_of
-from .coupling_shapes import Axes, UnfitError, constant_axes
+from .coupling_shapes import Axes, UncoupledError, constant_axes
 
 Array = npt.NDArray[Any]
 
@@ -126,7 +126,7 @@ class _Reading:
         try:
             made = self._apply(node)
             self._check(node, made)
-        except UnfitError:
+        except UncoupledError:
             for value in (*taken(node), *captured(node)):
                 for axis in self.of(value):
                     fix(axis)
@@ -139,7 +139,7 @@ class _Reading:
             return self._scan(node)
         rule = rule_of(node)
         if rule is None or subgraphs(node):
-            raise UnfitError
+            raise UncoupledError
         return rule(node, self.of)
 
     def _check(self, node: ir.Node, made: Sequence[Axes]) -> None:
@@ -147,16 +147,16 @@ class _Reading:
         for place, value in enumerate(node.outputs):
             if place >= len(made):
                 if value.uses() or value.is_graph_output():
-                    raise UnfitError
+                    raise UncoupledError
                 continue
             shape = dims(value)
             if shape is None:
-                raise UnfitError
+                raise UncoupledError
             if len(shape) != len(made[place]) or any(
                 axis.size is not None and isinstance(dim, int) and axis.size != dim
                 for axis, dim in zip(made[place], shape, strict=True)
             ):
-                raise UnfitError
+                raise UncoupledError
 
     def _scan(self, node: ir.Node) -> list[Axes]:
         """A loop over tokens: what its body makes of a state is permuted as the state was."""
@@ -166,7 +166,7 @@ class _Reading:
         along = list(attribute(node, "scan_input_axes") or [0] * count)
         for place, (inner, outer) in enumerate(zip(body.inputs, node.inputs, strict=True)):
             if outer is None:
-                raise UnfitError
+                raise UncoupledError
             axes = list(self.of(outer))
             if place >= states:
                 fix(axes.pop(along[place - states] % len(axes)))

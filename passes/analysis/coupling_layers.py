@@ -8,7 +8,7 @@ from intaglio.passes.graph import attribute, attributes_of, dims, input_of, sign
 from intaglio.signature import Signature
 
 from .channels import Channels, cut, factor, fix, fixed, multiply, unify
-from .coupling_shapes import Axes, Known, UnfitError, axis_of, broadcast, taken
+from .coupling_shapes import Axes, Known, UncoupledError, axis_of, broadcast, taken
 
 
 def norm(node: ir.Node, known: Known) -> list[Axes]:
@@ -39,7 +39,7 @@ def convolution(node: ir.Node, known: Known) -> list[Axes]:
     for axis in (*x[2:], *weight[2:]):
         fix(axis)
     if x[1].size is None:
-        raise UnfitError
+        raise UncoupledError
     turned = node.op_type == "ConvTranspose"
     rows, inner = factor(x[1], groups)
     own, other = (weight[0], weight[1])
@@ -60,7 +60,7 @@ def convolution(node: ir.Node, known: Known) -> list[Axes]:
 def _spatial(node: ir.Node) -> Axes:
     shape = dims(node.outputs[0])
     if shape is None:
-        raise UnfitError
+        raise UncoupledError
     return [fixed(dim if isinstance(dim, int) else None) for dim in shape[2:]]
 
 
@@ -77,12 +77,12 @@ def attention(node: ir.Node, known: Known) -> list[Axes]:
     query, key, value = (taken(node, index, known) for index in range(3))
     used = [place for place, out in enumerate(node.outputs) if out.uses() or out.is_graph_output()]
     if any(place > 0 for place in used) or any(v is not None for v in node.inputs[4:6]):
-        raise UnfitError
+        raise UncoupledError
     flat = len(query) == 3
     if flat:
         heads, kv_heads = (attribute(node, f"{who}_num_heads") for who in ("q", "kv"))
         if query[-1].size is None or key[-1].size is None or value[-1].size is None:
-            raise UnfitError
+            raise UncoupledError
         q_heads, q = factor(query[-1], heads)
         k_heads, k = factor(key[-1], kv_heads)
         v_heads, v = factor(value[-1], kv_heads)
@@ -96,7 +96,7 @@ def attention(node: ir.Node, known: Known) -> list[Axes]:
     unify(q, k)
     unify(k_heads, v_heads)
     if q_heads.size is None or k_heads.size is None or q_heads.size % k_heads.size:
-        raise UnfitError
+        raise UncoupledError
     unify(factor(q_heads, k_heads.size)[0], k_heads)
     if input_of(node, 3) is not None:
         mask = taken(node, 3, known)
@@ -114,11 +114,11 @@ def rotary(node: ir.Node, known: Known) -> list[Axes]:
     channels = axes[-1]
     if len(axes) == 3:
         if channels.size is None:
-            raise UnfitError
+            raise UncoupledError
         channels = factor(channels, attribute(node, "num_heads"))[1]
     size = channels.size
     if size is None:
-        raise UnfitError
+        raise UncoupledError
     turned = attribute(node, "rotary_embedding_dim", 0) or size
     head = cut(channels, [turned, size - turned])[0] if turned < size else channels
     if attribute(node, "interleaved", 0):
@@ -208,7 +208,7 @@ def _named(
                 axis if isinstance(dim, int) and axis.size == dim else fixed(_known(dim))
                 for axis, dim in zip(made, shape, strict=True)
             ]
-    raise UnfitError
+    raise UncoupledError
 
 
 def _known(dim: int | str) -> int | None:

@@ -27,7 +27,7 @@ Known = Callable[[ir.Value], Axes]
 Rule = Callable[[ir.Node, Known], list[Axes]]
 
 
-class UnfitError(Exception):
+class UncoupledError(Exception):
     """A rule does not cover a node: all that it touches is fixed."""
 
 
@@ -35,7 +35,7 @@ def taken(node: ir.Node, index: int, known: Known) -> Axes:
     """The axes of an input that must be there."""
     value = input_of(node, index)
     if value is None:
-        raise UnfitError
+        raise UncoupledError
     return known(value)
 
 
@@ -65,7 +65,7 @@ def mat_mul(node: ir.Node, known: Known) -> list[Axes]:
     """What is summed over is permuted alike on both sides."""
     a, b = (taken(node, index, known) for index in (0, 1))
     if not a or not b:
-        raise UnfitError
+        raise UncoupledError
     left, right = a[:-1], b[:-2] if len(b) > 1 else []
     unify(a[-1], b[-2] if len(b) > 1 else b[0])
     rows = left[-1:]
@@ -113,13 +113,13 @@ def reshape(node: ir.Node, known: Known) -> list[Axes]:
     value, result = input_of(node, 0), node.outputs[0]
     before, after = dims(value), dims(result)
     if value is None or before is None or after is None or 0 in (*before, *after):
-        raise UnfitError
+        raise UncoupledError
     axes = [axis for axis, dim in zip(known(value), before, strict=True) if dim != 1]
     before = tuple(dim for dim in before if dim != 1)
     wanted = [dim for dim in after if dim != 1]
     starts, ends = list(_sizes(before)), list(_sizes(wanted))
     if starts[-1] != ends[-1]:
-        raise UnfitError
+        raise UncoupledError
     made: Axes = []
     at = (0, 0)
     while at != (len(before), len(wanted)):
@@ -154,7 +154,7 @@ def expand(node: ir.Node, known: Known) -> list[Axes]:
     """What is repeated along an axis is the same in any order."""
     axes, shape = taken(node, 0, known), dims(node.outputs[0])
     if shape is None:
-        raise UnfitError
+        raise UncoupledError
     own = [*[fixed(1)] * (len(shape) - len(axes)), *axes]
     return [
         [
@@ -205,7 +205,7 @@ def slice_(node: ir.Node, known: Known) -> list[Axes]:
     along = integers(input_of(node, 3))
     steps = integers(input_of(node, 4))
     if shape is None or (input_of(node, 3) is not None and along is None):
-        raise UnfitError
+        raise UncoupledError
     if along is None:
         along = list(range(len(axes) if starts is None else starts.size))
     for place, axis in enumerate(axis % len(axes) for axis in along):
@@ -249,7 +249,7 @@ def reduce(node: ir.Node, known: Known) -> list[Axes]:
     given = input_of(node, 1)
     along = attribute(node, "axes") if given is None else integers(given)
     if along is None and (given is not None or attribute(node, "noop_with_empty_axes", 0)):
-        raise UnfitError
+        raise UncoupledError
     gone = set(range(len(axes))) if along is None else {axis % len(axes) for axis in along}
     keep = attribute(node, "keepdims", 1)
     return [
@@ -266,7 +266,7 @@ def pad(node: ir.Node, known: Known) -> list[Axes]:
     axes, pads = list(taken(node, 0, known)), integers(input_of(node, 1))
     shape, along = dims(node.outputs[0]), integers(input_of(node, 3))
     if pads is None or shape is None or (along is None and input_of(node, 3) is not None):
-        raise UnfitError
+        raise UncoupledError
     along = list(range(len(axes))) if along is None else [axis % len(axes) for axis in along]
     for place, axis in enumerate(along):
         before, after = pads[place], pads[place + len(along)]
@@ -284,7 +284,7 @@ def along_axis(node: ir.Node, known: Known) -> list[Axes]:
     """Sums over all that come before along one axis."""
     axes, axis = taken(node, 0, known), integers(input_of(node, 1))
     if axis is None:
-        raise UnfitError
+        raise UncoupledError
     fix(axes[axis[0] % len(axes)])
     return [axes]
 
@@ -306,7 +306,7 @@ def filled(node: ir.Node, known: Known) -> list[Axes]:  # noqa: ARG001
     """One number everywhere."""
     shape = dims(node.outputs[0])
     if shape is None:
-        raise UnfitError
+        raise UncoupledError
     return [[Channels(dim if isinstance(dim, int) else None) for dim in shape]]
 
 

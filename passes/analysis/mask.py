@@ -15,7 +15,7 @@ from intaglio.state import TIME
 
 from .bounding import MARGIN, evaluate, forbids_later, holds
 from .bounds import LONGEST, SCORE, Bounds, ahead, behind, contents
-from .pairs import Kind, Term, walk
+from .pairs import PairTerm, TermKind, walk
 from .time_facts import normal
 
 
@@ -37,7 +37,7 @@ class Computed:
     limit: int | None = None
 
 
-def judge(term: Term) -> Causal | Computed | None:
+def judge(term: PairTerm) -> Causal | Computed | None:
     """What a mask or bias of attention is; None where it may allow a later token.
 
     A boolean mask allows where it is true; a float mask is added to the scores.
@@ -52,7 +52,7 @@ def judge(term: Term) -> Causal | Computed | None:
     return Causal(window if window < tokens else None, limit)
 
 
-def is_nothing_later(term: Term, tokens: int) -> bool:
+def is_nothing_later(term: PairTerm, tokens: int) -> bool:
     """Whether weights of later tokens are zero."""
     region = ahead(tokens)
     if region.empty:
@@ -61,7 +61,7 @@ def is_nothing_later(term: Term, tokens: int) -> bool:
     return not (later.low.any() or later.high.any())
 
 
-def _window(term: Term, tokens: int) -> int | None:
+def _window(term: PairTerm, tokens: int) -> int | None:
     """How many tokens each one sees, if these are the last ones and nothing is added; else None."""
     if not _allows(term, 0, 0, tokens):
         return None
@@ -81,21 +81,21 @@ def _window(term: Term, tokens: int) -> int | None:
     return window if gone else None
 
 
-def _allows(term: Term, nearest: int, farthest: int, tokens: int) -> bool:
+def _allows(term: PairTerm, nearest: int, farthest: int, tokens: int) -> bool:
     found = evaluate(term, behind(nearest, farthest, tokens))
     if found.low.dtype == bool:
         return bool(found.low.all())
     return not (found.low.any() or found.high.any())
 
 
-def context_limit(term: Term) -> int | None:
+def context_limit(term: PairTerm) -> int | None:
     """The most tokens for which no table behind `term` ends."""
     limits = [limit for entry in walk(term) if (limit := _limit(entry)) is not None]
     return min(limits, default=None)
 
 
-def _limit(term: Term) -> int | None:
-    if term.kind is not Kind.NODE:
+def _limit(term: PairTerm) -> int | None:
+    if term.kind is not TermKind.NODE:
         return None
     node = term.node
     if node.op_type == "Slice":
@@ -119,7 +119,7 @@ def _limit(term: Term) -> int | None:
     return None
 
 
-def _reach(index: Term, sizes: Sequence[int | str]) -> int | None:
+def _reach(index: PairTerm, sizes: Sequence[int | str]) -> int | None:
     """The most tokens for which `index`, one number or one for each size, stays within `sizes`."""
     if not all(isinstance(size, int) for size in sizes):
         return None
@@ -143,11 +143,11 @@ def _reach(index: Term, sizes: Sequence[int | str]) -> int | None:
     return least
 
 
-def constants_of(term: Term) -> set[int]:
+def constants_of(term: PairTerm) -> set[int]:
     """Whole numbers that a mask is computed with, and sizes of its tables: lengths to look past."""
     found: set[int] = set()
     for entry in walk(term):
-        if entry.kind is Kind.CONSTANT and (array := contents(entry.value)) is not None:
+        if entry.kind is TermKind.CONSTANT and (array := contents(entry.value)) is not None:
             found |= {int(n) for n in array.shape if n > 1}
             if array.size == 1 and array.dtype != bool and abs(float(array.item())) < LONGEST:
                 found.add(int(abs(float(array.item()))))

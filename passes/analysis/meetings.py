@@ -19,13 +19,13 @@ from .bounding import MARGIN, forbids_later
 from .bounds import LONGEST
 from .mask import Causal, Computed, context_limit, is_nothing_later, judge
 from .origin import Origins
-from .pair_reader import Reader
-from .pairs import Axes, Kind, Term, leaves, time_axes, walk
+from .pair_reader import PairReader
+from .pairs import Axes, PairTerm, TermKind, leaves, time_axes, walk
 from .time_facts import normal, refuse
 
 MASK = 3  # input of Attention
 
-Verdicts = dict[ir.Value, tuple[Term, Causal | Computed | Blocks]]
+Verdicts = dict[ir.Value, tuple[PairTerm, Causal | Computed | Blocks]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,13 +36,13 @@ class Meeting:
     """
 
     node: ir.Node
-    terms: tuple[Term, ...]
+    terms: tuple[PairTerm, ...]
     axis: int
     mask: Causal | Computed | Blocks | None = None
     limit: int | None = None
 
     @property
-    def data(self) -> list[Term]:
+    def data(self) -> list[PairTerm]:
         """The data of single tokens that is needed."""
         return list(dict.fromkeys(leaf for term in self.terms for leaf in leaves(term)))
 
@@ -61,7 +61,7 @@ def meetings(graph: ir.Graph) -> Meetings:
     Raises:
         PassError: a mask, or weights, may give weight to a later token, or are not understood.
     """
-    result, reader, origins = Meetings(), Reader(graph), Origins(graph)
+    result, reader, origins = Meetings(), PairReader(graph), Origins(graph)
     verdicts: Verdicts = {}
     pending: list[ir.Value | None] = list(graph.outputs)
     while pending:
@@ -89,7 +89,7 @@ def _captured(node: ir.Node) -> Sequence[ir.Value | None]:
     return [value for graph in graphs for inner in graph.all_nodes() for value in inner.inputs]
 
 
-def _meeting(node: ir.Node, reader: Reader, verdicts: Verdicts) -> Meeting | None:
+def _meeting(node: ir.Node, reader: PairReader, verdicts: Verdicts) -> Meeting | None:
     if node.domain:
         return None
     if node.op_type == "Attention":
@@ -105,7 +105,7 @@ def _meeting(node: ir.Node, reader: Reader, verdicts: Verdicts) -> Meeting | Non
 def _attention(
     node: ir.Node,
     mask: ir.Value,
-    reader: Reader,
+    reader: PairReader,
     verdicts: Verdicts,
 ) -> Meeting:
     if any(value is not None for value in node.inputs[MASK + 1 :]):
@@ -136,7 +136,7 @@ def _attention(
     return Meeting(node, terms, 2, verdict, verdict.limit)
 
 
-def _written_out(node: ir.Node, reader: Reader) -> Meeting:
+def _written_out(node: ir.Node, reader: PairReader) -> Meeting:
     kept = time_axes(node.outputs[0])
     if len(kept) != 1:
         raise refuse(node, "sums over time, or compares tokens, in a way that has no step.")
@@ -148,9 +148,9 @@ def _written_out(node: ir.Node, reader: Reader) -> Meeting:
     return Meeting(node, (term,), kept[0], None, limit)
 
 
-def _check_later(term: Term, tokens: int) -> None:
+def _check_later(term: PairTerm, tokens: int) -> None:
     """What sums over the keys, or ranks them, must leave out later ones."""
-    if term.kind is not Kind.NODE:
+    if term.kind is not TermKind.NODE:
         return
     node, given = term.node, term.inputs[0] if term.inputs else None
     if given is None or given.axes.key is None:
@@ -175,5 +175,5 @@ def _check_later(term: Term, tokens: int) -> None:
         )
 
 
-def _both(term: Term) -> bool:
+def _both(term: PairTerm) -> bool:
     return term.axes.query is not None and term.axes.key is not None

@@ -37,21 +37,21 @@ class Factor:
 
 
 @dataclass(frozen=True)
-class Term:
+class Monomial:
     """A number times factors; `out` has the label of each axis, None where it is constant there."""
 
     number: float
     factors: tuple[Factor, ...]
     out: Labels
 
-    def renamed(self, names: dict[Label, Label]) -> "Term":
+    def renamed(self, names: dict[Label, Label]) -> "Monomial":
         """The same with other labels."""
 
         def apply(labels: Labels) -> Labels:
             return tuple(None if x is None else names.get(x, x) for x in labels)
 
         factors = tuple(Factor(f.value, apply(f.labels)) for f in self.factors)
-        return Term(self.number, factors, apply(self.out))
+        return Monomial(self.number, factors, apply(self.out))
 
     @property
     def labels(self) -> set[Label]:
@@ -59,15 +59,15 @@ class Term:
         return {x for f in self.factors for x in f.labels if x is not None}
 
 
-class Reader:
-    """Terms of values; `atoms` are not read further, `depends` are computed from the state."""
+class MultilinearReader:
+    """Monomials of values; `atoms` are not read further, `depends` are computed from the state."""
 
     def __init__(self, atoms: Collection[ir.Value], depends: Collection[ir.Value]) -> None:
         self._atoms, self._depends = set(atoms), set(depends)
         self._fresh = count()
-        self._found: dict[ir.Value, list[Term]] = {}
+        self._found: dict[ir.Value, list[Monomial]] = {}
 
-    def of(self, value: ir.Value | None) -> list[Term]:
+    def of(self, value: ir.Value | None) -> list[Monomial]:
         """The terms of `value`.
 
         Raises:
@@ -81,10 +81,10 @@ class Reader:
                 raise NotMultilinearError
         return self._found[value]
 
-    def _read(self, value: ir.Value) -> list[Term]:
+    def _read(self, value: ir.Value) -> list[Monomial]:
         number = constant(value)
         if number is not None and number.size == 1 and number.dtype.kind == "f":
-            return [Term(float(number.item()), (), (None,) * number.ndim)]
+            return [Monomial(float(number.item()), (), (None,) * number.ndim)]
         node = None if value in self._atoms else value.producer()
         state = value in self._depends
         if node is None or node.domain or (node.op_type in SUMS and not state):
@@ -100,17 +100,19 @@ class Reader:
             raise NotMultilinearError
         return self._atom(value)
 
-    def _atom(self, value: ir.Value) -> list[Term]:
+    def _atom(self, value: ir.Value) -> list[Monomial]:
         if value in self._depends and value not in self._atoms:
             raise NotMultilinearError
         labels = tuple(None if dim == 1 else next(self._fresh) for dim in dims(value) or ())
-        return [Term(1.0, (Factor(value, labels),), labels)]
+        return [Monomial(1.0, (Factor(value, labels),), labels)]
 
-    def apart(self, term: Term) -> Term:
+    def apart(self, term: Monomial) -> Monomial:
         """`term` with labels of its own."""
         return term.renamed({label: next(self._fresh) for label in term.labels})
 
-    def product(self, left: Term, right: Term, pairs: Sequence[tuple[int, int]]) -> Term:
+    def product(
+        self, left: Monomial, right: Monomial, pairs: Sequence[tuple[int, int]]
+    ) -> Monomial:
         """Both factors, with the labels at `pairs` of their axes made one; `out` is empty."""
         right = self.apart(right)
         names: dict[Label, Label] = {}
@@ -122,7 +124,7 @@ class Reader:
                 raise NotMultilinearError  # a diagonal
             names[two] = one
         right = right.renamed(names)
-        return Term(left.number * right.number, left.factors + right.factors, right.out)
+        return Monomial(left.number * right.number, left.factors + right.factors, right.out)
 
 
 def _align(out: Labels, rank: int) -> Labels:
@@ -133,7 +135,7 @@ def _rank(node: ir.Node) -> int:
     return len(dims(node.outputs[0]) or ())
 
 
-def _mul(reader: Reader, node: ir.Node) -> list[Term]:
+def _mul(reader: MultilinearReader, node: ir.Node) -> list[Monomial]:
     rank, found = _rank(node), []
     for a in reader.of(node.inputs[0]):
         for b in reader.of(node.inputs[1]):
@@ -145,25 +147,25 @@ def _mul(reader: Reader, node: ir.Node) -> list[Term]:
     return found
 
 
-def _add(reader: Reader, node: ir.Node) -> list[Term]:
+def _add(reader: MultilinearReader, node: ir.Node) -> list[Monomial]:
     rank, sign = _rank(node), -1.0 if node.op_type == "Sub" else 1.0
     left = [replace(t, out=_align(t.out, rank)) for t in reader.of(node.inputs[0])]
     right = [replace(t, out=_align(t.out, rank)) for t in reader.of(node.inputs[1])]
     return left + [replace(t, number=sign * t.number) for t in right]
 
 
-def _neg(reader: Reader, node: ir.Node) -> list[Term]:
+def _neg(reader: MultilinearReader, node: ir.Node) -> list[Monomial]:
     return [replace(t, number=-t.number) for t in reader.of(node.inputs[0])]
 
 
-def _div(reader: Reader, node: ir.Node) -> list[Term]:
+def _div(reader: MultilinearReader, node: ir.Node) -> list[Monomial]:
     by = constant(node.inputs[1])
     if by is None or by.size != 1 or not by.item():
         raise NotMultilinearError
     return [replace(t, number=t.number / float(by.item())) for t in reader.of(node.inputs[0])]
 
 
-def _same(reader: Reader, node: ir.Node) -> list[Term]:
+def _same(reader: MultilinearReader, node: ir.Node) -> list[Monomial]:
     if node.op_type == "Cast" and node.outputs[0].dtype != (
         node.inputs[0].dtype if node.inputs[0] is not None else None
     ):
@@ -171,7 +173,7 @@ def _same(reader: Reader, node: ir.Node) -> list[Term]:
     return reader.of(node.inputs[0])
 
 
-def _laid_out(reader: Reader, node: ir.Node) -> list[Term]:
+def _laid_out(reader: MultilinearReader, node: ir.Node) -> list[Monomial]:
     """Unsqueeze, Squeeze and Reshape that only insert or drop axes of size one, and Expand."""
     before, after = dims(node.inputs[0]), dims(node.outputs[0])
     if before is None or after is None:
@@ -189,12 +191,12 @@ def _laid_out(reader: Reader, node: ir.Node) -> list[Term]:
     return found
 
 
-def _transpose(reader: Reader, node: ir.Node) -> list[Term]:
+def _transpose(reader: MultilinearReader, node: ir.Node) -> list[Monomial]:
     perm = attribute(node, "perm") or list(reversed(range(_rank(node))))
     return [replace(t, out=tuple(t.out[i] for i in perm)) for t in reader.of(node.inputs[0])]
 
 
-def _sum(reader: Reader, node: ir.Node) -> list[Term]:
+def _sum(reader: MultilinearReader, node: ir.Node) -> list[Monomial]:
     shape = dims(node.inputs[0]) or ()
     axes = integers(input_of(node, 1)) or attribute(node, "axes")
     if not axes:
@@ -204,7 +206,7 @@ def _sum(reader: Reader, node: ir.Node) -> list[Term]:
     return [_summed(t, shape, summed, keep=bool(keep)) for t in reader.of(node.inputs[0])]
 
 
-def _summed(term: Term, shape: Sequence[int | str], axes: set[int], *, keep: bool) -> Term:
+def _summed(term: Monomial, shape: Sequence[int | str], axes: set[int], *, keep: bool) -> Monomial:
     constants = [shape[axis] for axis in axes if term.out[axis] is None]
     if any(not isinstance(dim, int) for dim in constants):
         raise NotMultilinearError
@@ -215,10 +217,10 @@ def _summed(term: Term, shape: Sequence[int | str], axes: set[int], *, keep: boo
             out.append(label)
         elif keep:
             out.append(None)
-    return Term(number, term.factors, tuple(out))
+    return Monomial(number, term.factors, tuple(out))
 
 
-def _mat_mul(reader: Reader, node: ir.Node) -> list[Term]:
+def _mat_mul(reader: MultilinearReader, node: ir.Node) -> list[Monomial]:
     shapes = [dims(value) or () for value in node.inputs]
     if min(map(len, shapes)) < 2:
         raise NotMultilinearError
@@ -241,11 +243,11 @@ def _mat_mul(reader: Reader, node: ir.Node) -> list[Term]:
                 for x, y in zip(left.out[: rank - 2], made.out[: rank - 2], strict=True)
             ]
             out = (*batch, left.out[rank - 2], made.out[rank - 1])
-            found.append(Term(number, made.factors, out))
+            found.append(Monomial(number, made.factors, out))
     return found
 
 
-def _einsum(reader: Reader, node: ir.Node) -> list[Term]:
+def _einsum(reader: MultilinearReader, node: ir.Node) -> list[Monomial]:
     equation = str(attribute(node, "equation")).replace(" ", "")
     takes, _, gives = equation.partition("->")
     sides = takes.split(",")
@@ -255,7 +257,7 @@ def _einsum(reader: Reader, node: ir.Node) -> list[Term]:
     for side, value in zip(sides, node.inputs, strict=True):
         for letter, dim in zip(side, dims(value) or (), strict=True):
             sizes[letter] = dim if sizes.get(letter, 1) == 1 else sizes[letter]
-    found = [({}, Term(1.0, (), ()))]  # type: list[tuple[dict[str, Label | None], Term]]
+    found = [({}, Monomial(1.0, (), ()))]  # type: list[tuple[dict[str, Label | None], Monomial]]
     for side, value in zip(sides, node.inputs, strict=True):
         joined = []
         for letters, term in found:
@@ -276,12 +278,12 @@ def _einsum(reader: Reader, node: ir.Node) -> list[Term]:
         if any(not isinstance(dim, int) for dim in lost):
             raise NotMultilinearError
         number = term.number * math.prod(int(dim) for dim in lost)
-        result.append(Term(number, term.factors, tuple(letters[x] for x in gives)))
+        result.append(Monomial(number, term.factors, tuple(letters[x] for x in gives)))
     return result
 
 
 SUMS = frozenset({"Add", "Sub"})
-RULES: dict[str, Callable[[Reader, ir.Node], list[Term]]] = {
+RULES: dict[str, Callable[[MultilinearReader, ir.Node], list[Monomial]]] = {
     "Add": _add,
     "Cast": _same,
     "Div": _div,

@@ -10,18 +10,18 @@ from intaglio.passes.graph import constant, dims
 from intaglio.state import BATCH, TIME
 
 from .pair_rules import first_of, inputs_of, shift
-from .pairs import NONE, Axes, Kind, Term, surplus, time_axes
+from .pairs import NONE, Axes, PairTerm, TermKind, surplus, time_axes
 from .time_facts import refuse
 
 MOVERS = frozenset("Cast Expand Gather Identity Reshape Squeeze Tile Transpose Unsqueeze".split())
 
 
 @dataclass
-class Reader:
+class PairReader:
     """Reads terms off a graph; a value is read once for each role of its axes."""
 
     graph: ir.Graph
-    _known: dict[tuple[ir.Value, Axes], Term] = field(default_factory=dict)
+    _known: dict[tuple[ir.Value, Axes], PairTerm] = field(default_factory=dict)
     _from_data: dict[ir.Value, bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -36,7 +36,7 @@ class Reader:
         """Whether the entries of `value` depend on the graph's inputs, not on their sizes alone."""
         return value is not None and self._from_data.get(value, False)
 
-    def read(self, value: ir.Value, axes: Axes) -> Term:
+    def read(self, value: ir.Value, axes: Axes) -> PairTerm:
         """`value` as a term.
 
         Raises:
@@ -46,27 +46,29 @@ class Reader:
             self._known[value, axes] = self._read(value, axes)
         return self._known[value, axes]
 
-    def _read(self, value: ir.Value, axes: Axes) -> Term:
+    def _read(self, value: ir.Value, axes: Axes) -> PairTerm:
         node = value.producer()
         _check_axes(value, axes)
         if node is None or (not axes and constant(value) is not None):
-            kind = Kind.DATA if self.from_data(value) else Kind.CONSTANT
-            return Term(kind, value, axes)
+            kind = TermKind.DATA if self.from_data(value) else TermKind.CONSTANT
+            return PairTerm(kind, value, axes)
         one_token = axes.query is None or axes.key is None
         if self.from_data(value) and one_token and not self._worth_moving(node, axes):
-            return Term(Kind.DATA, value, axes)
+            return PairTerm(TermKind.DATA, value, axes)
         if node.op_type == "Range" and axes and not node.domain:
-            return Term(Kind.POSITION, value, axes)
+            return PairTerm(TermKind.POSITION, value, axes)
         if not axes and not self.from_data(value) and not _sized_by_time(value):
-            return Term(Kind.CONSTANT, value, axes)
+            return PairTerm(TermKind.CONSTANT, value, axes)
         try:
             return self.open(node, axes)
         except PassError:
             if axes and one_token and (dims(value) or ("",))[0] == BATCH:
-                return Term(Kind.DATA, value, axes)  # a step may compute it, if not from positions
+                return PairTerm(
+                    TermKind.DATA, value, axes
+                )  # a step may compute it, if not from positions
             raise
 
-    def open(self, node: ir.Node, axes: Axes) -> Term:
+    def open(self, node: ir.Node, axes: Axes) -> PairTerm:
         """The result of `node` as a term of its inputs, whatever else it could be.
 
         Raises:
@@ -77,9 +79,11 @@ class Reader:
             assert first is not None
             assert rest is not None
             joined = self.read(rest, axes), self.read(first, NONE)
-            return Term(Kind.NODE, node.outputs[0], axes, joined[: 1 + behind])
+            return PairTerm(TermKind.NODE, node.outputs[0], axes, joined[: 1 + behind])
         if not axes and (axis := first_of(node)) is not None and node.inputs[0] is not None:
-            return Term(Kind.NODE, node.outputs[0], axes, (self.read(node.inputs[0], Axes(axis)),))
+            return PairTerm(
+                TermKind.NODE, node.outputs[0], axes, (self.read(node.inputs[0], Axes(axis)),)
+            )
         places = inputs_of(node, axes)
         if places is None:
             raise refuse(node, "is not known to act on each pair of tokens alone.")
@@ -87,7 +91,7 @@ class Reader:
             None if given is None or place is None else self.read(given, place)
             for given, place in zip(node.inputs, places, strict=True)
         ]
-        return Term(Kind.NODE, node.outputs[0], axes, tuple(inputs))
+        return PairTerm(TermKind.NODE, node.outputs[0], axes, tuple(inputs))
 
     def _worth_moving(self, node: ir.Node, axes: Axes) -> bool:
         """Whether to carry what `node` moves instead of its result: it is smaller, or its own."""

@@ -22,7 +22,7 @@ from intaglio.passes.graph import describe, dims
 from intaglio.state import TIME
 
 
-class Kind(Enum):
+class TermKind(Enum):
     """What a term is."""
 
     POSITION = "position"
@@ -46,13 +46,13 @@ NONE = Axes()
 
 
 @dataclass(frozen=True, eq=False)
-class Term:
+class PairTerm:
     """`value` with the roles of its axes; a NODE's `inputs` are terms, None where it has none."""
 
-    kind: Kind
+    kind: TermKind
     value: ir.Value
     axes: Axes
-    inputs: tuple["Term | None", ...] = ()
+    inputs: tuple["PairTerm | None", ...] = ()
 
     @property
     def node(self) -> ir.Node:
@@ -80,18 +80,18 @@ def surplus(dim: int | str) -> int | None:
     return int(left) if right == TIME and left.isdigit() else None
 
 
-def leaves(term: Term) -> list[Term]:
+def leaves(term: PairTerm) -> list[PairTerm]:
     """The data that `term` is computed from, each once."""
-    return [found for found in walk(term) if found.kind is Kind.DATA]
+    return [found for found in walk(term) if found.kind is TermKind.DATA]
 
 
-def walk(term: Term, known: Container[Term] = ()) -> list[Term]:
+def walk(term: PairTerm, known: Container[PairTerm] = ()) -> list[PairTerm]:
     """`term` and all that it is computed from, each once, inputs before what takes them.
 
     What those that are `known` are computed from is left out.
     """
-    order: dict[Term, None] = {}
-    pending: list[tuple[Term, bool]] = [(term, False)]
+    order: dict[PairTerm, None] = {}
+    pending: list[tuple[PairTerm, bool]] = [(term, False)]
     while pending:
         entry, ready = pending.pop()
         if ready:
@@ -103,7 +103,7 @@ def walk(term: Term, known: Container[Term] = ()) -> list[Term]:
     return list(order)
 
 
-def name(term: Term) -> str:
+def name(term: PairTerm) -> str:
     """What an error calls `term`."""
     node = term.value.producer()
     return repr(term.value.name) if node is None else describe(node)

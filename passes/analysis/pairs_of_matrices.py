@@ -22,12 +22,12 @@ ENTRYWISE = ENTRIES - {"Softmax", "LogSoftmax", "LpNormalization"}
 STEPS = 64  # nodes that a rotation is made of at most
 
 
-class UnfitError(Exception):
+class SharedChannelsError(Exception):
     """Channels are seen by more than their two matrices; the text says by what."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeedForward:
+class FeedForwardPair:
     """`down` reads what is computed from `ups` entry by entry; `values` are all [..., channels]."""
 
     path: str
@@ -43,7 +43,7 @@ class FeedForward:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Heads:
+class HeadProjection:
     """A projection cut into `heads` of `size`: `flat` is [batch, time, heads * size].
 
     `values` are those from the projection to `flat`, which `bias` is added to on the way.
@@ -73,20 +73,20 @@ def block_of(path: str) -> str | None:
     return None if found is None else found.group(1)
 
 
-def feed_forwards(graph: ir.Graph) -> Iterator[FeedForward | tuple[str, str]]:
+def feed_forwards(graph: ir.Graph) -> Iterator[FeedForwardPair | tuple[str, str]]:
     """Every feed-forward, or the path of a projection behind one, and why it is none."""
     found = {each.node.outputs[0]: each for each in projections(graph)}
     for down in found.values():
         try:
             made = _feed_forward(down, found)
-        except UnfitError as error:
+        except SharedChannelsError as error:
             yield down.path, str(error)
             continue
         if made is not None:
             yield made
 
 
-def _feed_forward(down: Projection, found: Mapping[ir.Value, Projection]) -> FeedForward | None:
+def _feed_forward(down: Projection, found: Mapping[ir.Value, Projection]) -> FeedForwardPair | None:
     ups: dict[Projection, None] = {}
     vectors: dict[ir.Value, None] = {}
     values: dict[ir.Value, None] = {}
@@ -119,9 +119,9 @@ def _feed_forward(down: Projection, found: Mapping[ir.Value, Projection]) -> Fee
     _require_alone(values, {down.node})
     for weight in [*(up.weight for up in ups), down.weight, *vectors]:
         if uses(weight) != 1:
-            raise UnfitError(f"the weight {weight.name!r} is used elsewhere, too")
+            raise SharedChannelsError(f"the weight {weight.name!r} is used elsewhere, too")
     first = next(iter(ups))
-    return FeedForward(
+    return FeedForwardPair(
         path=_shared(first.path, down.path),
         ups=tuple(ups),
         down=down,
@@ -135,7 +135,7 @@ def _require_alone(values: Mapping[ir.Value, None], last: set[ir.Node]) -> None:
     makers = {value.producer() for value in values}
     for value in values:
         if value.is_graph_output() or any(n not in makers | last for n in value.consumers()):
-            raise UnfitError(f"its channels are read elsewhere, too ({value.name})")
+            raise SharedChannelsError(f"its channels are read elsewhere, too ({value.name})")
 
 
 def _is_number(value: ir.Value) -> bool:
@@ -152,7 +152,9 @@ def _shared(a: str, b: str) -> str:
     return ".".join(parts) or b
 
 
-def heads_of(attention: ir.Node, index: int, found: Mapping[ir.Value, Projection]) -> Heads:
+def heads_of(
+    attention: ir.Node, index: int, found: Mapping[ir.Value, Projection]
+) -> HeadProjection:
     """The projection behind queries (0), keys (1) or values (2) of an attention.
 
     Raises:
@@ -161,30 +163,30 @@ def heads_of(attention: ir.Node, index: int, found: Mapping[ir.Value, Projection
     value = input_of(attention, index)
     shape = dims(value) or ()
     if value is None or len(shape) != 4 or not all(isinstance(shape[i], int) for i in (1, 3)):
-        raise UnfitError("its heads are not [batch, heads, time, size]")
+        raise SharedChannelsError("its heads are not [batch, heads, time, size]")
     node = value.producer()
     rotation = None if node is None else rotation_of(node, _is_table)
     base = value if rotation is None else rotation.x
     turned = producer(base, "Transpose")
     if turned is None or list(turned.attributes["perm"].value) != [0, 2, 1, 3]:
-        raise UnfitError(_between(base))
+        raise SharedChannelsError(_between(base))
     cut = producer(turned.inputs[0], "Reshape")
     heads, size = int(shape[1]), int(shape[3])
     flat = None if cut is None else cut.inputs[0]
     if flat is None or (dims(flat) or ())[-1:] != (heads * size,) or len(dims(flat) or ()) != 3:
-        raise UnfitError(_between(turned.inputs[0]))
+        raise SharedChannelsError(_between(turned.inputs[0]))
     projection, bias, values = _projected(flat, found)
     if rotation is not None:
         _require_within(base, value)
     chain = dict.fromkeys([*values, turned.inputs[0], *([base] if rotation is None else [])])
     for each in chain:
         if each is not None and (len(each.uses()) != 1 or each.is_graph_output()):
-            raise UnfitError(f"what it projects is read elsewhere, too ({each.name})")
+            raise SharedChannelsError(f"what it projects is read elsewhere, too ({each.name})")
     if len(value.uses()) != 1:
-        raise UnfitError("its heads are read elsewhere, too")
+        raise SharedChannelsError("its heads are read elsewhere, too")
     if uses(projection.weight) != 1:
-        raise UnfitError(f"the weight {projection.weight.name!r} is used elsewhere, too")
-    return Heads(
+        raise SharedChannelsError(f"the weight {projection.weight.name!r} is used elsewhere, too")
+    return HeadProjection(
         projection=projection,
         bias=bias,
         flat=flat,
@@ -203,7 +205,7 @@ def _projected(
     while value not in found:
         node = producer(value, "Add", "Mul", "Div")
         if node is None:
-            raise UnfitError(_between(value))
+            raise SharedChannelsError(_between(value))
         inputs = [each for each in node.inputs if each is not None]
         fixed = [each for each in inputs if constant(each) is not None]
         array = constant(fixed[0]) if len(fixed) == 1 else None
@@ -216,15 +218,15 @@ def _projected(
             or not (added or scaled)
             or (scaled and fixed[0] is inputs[0] and node.op_type == "Div")
         ):
-            raise UnfitError(_between(value))
+            raise SharedChannelsError(_between(value))
         if added:
             bias = fixed[0]
             if uses(bias) != 1:
-                raise UnfitError(f"the bias {bias.name!r} is used elsewhere, too")
+                raise SharedChannelsError(f"the bias {bias.name!r} is used elsewhere, too")
         value = others[0]
         values.append(value)
     if bias is not None and found[value].bias is not None:
-        raise UnfitError("it has two biases")
+        raise SharedChannelsError("it has two biases")
     return found[value], bias if bias is not None else found[value].bias, values
 
 
@@ -244,7 +246,7 @@ def _require_within(start: ir.Value, end: ir.Value) -> None:
         if value is end:
             continue
         if value.is_graph_output() or seen > STEPS:
-            raise UnfitError("what is rotated is read elsewhere, too")
+            raise SharedChannelsError("what is rotated is read elsewhere, too")
         pending += [out for node in value.consumers() for out in node.outputs]
 
 
@@ -266,10 +268,10 @@ def heads_out(attention: ir.Node, found: Mapping[ir.Value, Projection]) -> Heads
     turned = _only(result, "Transpose")
     merged = _only(turned, "Reshape")
     if merged not in readers or len(merged.uses()) != 1 or len(shape) != 4:
-        raise UnfitError("what it mixes goes elsewhere than into one projection")
+        raise SharedChannelsError("what it mixes goes elsewhere than into one projection")
     projection = readers[merged]
     if uses(projection.weight) != 1 or projection.inputs != int(shape[1]) * int(shape[3]):
-        raise UnfitError(f"the weight {projection.weight.name!r} is used elsewhere, too")
+        raise SharedChannelsError(f"the weight {projection.weight.name!r} is used elsewhere, too")
     return HeadsOut(projection=projection, heads=int(shape[1]), size=int(shape[3]))
 
 
@@ -277,5 +279,5 @@ def _only(value: ir.Value, op: str) -> ir.Value:
     """The result of the only node that reads `value`."""
     readers = list(value.consumers())
     if len(readers) != 1 or readers[0].op_type != op or value.is_graph_output():
-        raise UnfitError("what it mixes goes elsewhere than into one projection")
+        raise SharedChannelsError("what it mixes goes elsewhere than into one projection")
     return readers[0].outputs[0]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ._affine import Quantized, by_group, grid, search_grid
-from ._columns import Factor, better, descend, round_columns
+from ._columns import CholeskyFactor, better, descend, round_columns
 
 LEAST = 1e-4  # of the rows have to improve for another round
 ROWS = 256  # solved at once: bounds the memory of the normal equations
@@ -55,7 +55,7 @@ def _fit(weight: Tensor, codes: Tensor, group: int, hessian: Tensor) -> tuple[Te
 
 
 def alternate(
-    weight: Tensor, hessian: Tensor, inverse: Factor, start: Quantized, rounds: int
+    weight: Tensor, hessian: Tensor, inverse: CholeskyFactor, start: Quantized, rounds: int
 ) -> Quantized:
     """Quantize `weight` [N, K], no row worse than that of `start`.
 

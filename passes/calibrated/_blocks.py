@@ -20,7 +20,7 @@ from intaglio.passes.base import Context
 from intaglio.passes.calibration import Calibration
 
 from ._affine import Quantized
-from ._chosen import Chosen, Layer
+from ._chosen import Chosen, ChosenLayer
 from .low_bit_pass import Outcome
 
 BETAS, DECAY = (0.9, 0.99), 0.0  # of Adam
@@ -84,15 +84,15 @@ def _reason(module: Any, chosen: Chosen) -> str:
     return "" if _blocks(module, chosen) else "no layer is in an nn.ModuleList"
 
 
-def _name(layer: Layer) -> str:
+def _name(layer: ChosenLayer) -> str:
     weight = layer.projection.weight.name or ""
     return f"{layer.path}.weight" if layer.tied else weight
 
 
-def _blocks(module: nn.Module, chosen: Chosen) -> dict[str, list[Layer]]:
+def _blocks(module: nn.Module, chosen: Chosen) -> dict[str, list[ChosenLayer]]:
     """Layers by the entry of an outermost nn.ModuleList that they belong to."""
     lists = [name for name, part in module.named_modules() if isinstance(part, nn.ModuleList)]
-    found: dict[str, list[Layer]] = {}
+    found: dict[str, list[ChosenLayer]] = {}
     for layer in chosen.layers:
         for name in lists:  # outer ones come first
             prefix = f"{name}." if name else ""
@@ -110,7 +110,7 @@ class _Stage:
         self,
         module: nn.Module,
         path: str,
-        layers: Sequence[Layer],
+        layers: Sequence[ChosenLayer],
         found: Outcome,
         initializers: set[str],
     ) -> None:

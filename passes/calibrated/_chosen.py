@@ -14,7 +14,7 @@ from intaglio.passes.calibrating import LOGITS
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layer:
+class ChosenLayer:
     """A projection to quantize: `group` inputs share a scale, all of a row where it is -1."""
 
     projection: Projection
@@ -36,13 +36,13 @@ class Layer:
 class Chosen:
     """The layers in the order of computation, and a reason for each projection left in float."""
 
-    layers: Sequence[Layer]
+    layers: Sequence[ChosenLayer]
     skipped: Mapping[str, str]
 
     @property
-    def by_input(self) -> list[list[Layer]]:
+    def by_input(self) -> list[list[ChosenLayer]]:
         """Layers that read the same value, like queries, keys and values, together."""
-        found: dict[ir.Value, list[Layer]] = {}
+        found: dict[ir.Value, list[ChosenLayer]] = {}
         for layer in self.layers:
             found.setdefault(layer.projection.x, []).append(layer)
         return list(found.values())
@@ -82,7 +82,7 @@ def plan(
             if fnmatchcase(path, glob):
                 options |= values
         check_layer_options(who, options)
-        chosen.append(Layer(projection=projection, **options))
+        chosen.append(ChosenLayer(projection=projection, **options))
     if not chosen and not elsewhere:
         reasons = "; ".join(f"{path}: {reason}" for path, reason in list(skipped.items())[:4])
         raise PassError(f"{who}: there is nothing to quantize ({reasons or 'no projections'}).")

@@ -19,7 +19,7 @@ TRIES = 6  # of ten times the damping each, until a Hessian can be factored
 
 
 @dataclass(frozen=True, kw_only=True)
-class Factor:
+class CholeskyFactor:
     """The upper Cholesky factor of H^-1, its columns in `order`."""
 
     upper: Tensor
@@ -32,7 +32,7 @@ def damped(hessian: Tensor, damping: float) -> Tensor:
     return hessian + added * torch.eye(len(hessian), dtype=hessian.dtype)
 
 
-def factor(hessian: Tensor) -> Factor:
+def factor(hessian: Tensor) -> CholeskyFactor:
     """Factor a damped H, damped more where it is not positive definite.
 
     Raises:
@@ -46,7 +46,7 @@ def factor(hessian: Tensor) -> Factor:
             inverse = torch.cholesky_inverse(lower)
             upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
             if not failed:
-                return Factor(upper=upper, order=order)
+                return CholeskyFactor(upper=upper, order=order)
         tried = damped(tried, 0.01 * 10**power)
     raise PassError(
         "the statistics of the calibration data cannot be factored: they are no sums of squares."
@@ -54,7 +54,7 @@ def factor(hessian: Tensor) -> Factor:
 
 
 def round_columns(
-    weight: Tensor, scale: Tensor, offset: Tensor, bits: int, group: int, inverse: Factor
+    weight: Tensor, scale: Tensor, offset: Tensor, bits: int, group: int, inverse: CholeskyFactor
 ) -> Quantized:
     """Codes of `weight` [N, K] on the grid [N, G], errors passed on by the factor of H^-1."""
     inputs = weight.shape[1]

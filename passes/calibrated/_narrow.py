@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from intaglio.passes.analysis.pairs_of_matrices import FeedForward, Heads, HeadsOut
+from intaglio.passes.analysis.pairs_of_matrices import FeedForwardPair, HeadProjection, HeadsOut
 from intaglio.passes.analysis.projections import Projection
 from intaglio.passes.analysis.rotations import Rotation
 from intaglio.passes.graph import Dim, Emitter, constant, dims, set_dims
@@ -100,7 +100,7 @@ def narrow(value: ir.Value, size: int) -> None:
     set_dims(value, [*(dims(value) or ("?",))[:-1], size])
 
 
-def narrow_feed_forward(layer: FeedForward, kept: Array, down: Array, ledger: Ledger) -> None:
+def narrow_feed_forward(layer: FeedForwardPair, kept: Array, down: Array, ledger: Ledger) -> None:
     """Keep the channels `kept` of a feed-forward, with `down` [N, kept] as its last weight."""
     for up in layer.ups:
         put_weight(up, weight_of(up)[kept], ledger)
@@ -114,7 +114,7 @@ def narrow_feed_forward(layer: FeedForward, kept: Array, down: Array, ledger: Le
 
 
 def narrow_scores(
-    attention: ir.Node, index: int, heads: Heads, kept: Array, ledger: Ledger
+    attention: ir.Node, index: int, heads: HeadProjection, kept: Array, ledger: Ledger
 ) -> None:
     """Keep channels of queries or keys, `kept` [heads, r]: of pairs first halves, then second ones.
 
@@ -150,7 +150,7 @@ def _cut(emit: Emitter, flat: ir.Value, heads: int, size: int) -> ir.Value:
     return emit("Reshape", [flat, shape], flat.dtype, [batch, time, heads, size])
 
 
-def _turned(emit: Emitter, heads: Heads, rotation: Rotation, pairs: Array) -> ir.Value:
+def _turned(emit: Emitter, heads: HeadProjection, rotation: Rotation, pairs: Array) -> ir.Value:
     """[batch, time, heads, 2 pairs]: a cos - b sin, and b cos + a sin."""
     flat, count = heads.flat, pairs.size
     batch, time, _ = dims(flat) or ()
@@ -182,7 +182,11 @@ def _angles(emit: Emitter, table: ir.Value, pairs: Array) -> ir.Value:
 
 
 def narrow_values(
-    attention: ir.Node, heads: Heads, out: HeadsOut, change: tuple[Array, Array], ledger: Ledger
+    attention: ir.Node,
+    heads: HeadProjection,
+    out: HeadsOut,
+    change: tuple[Array, Array],
+    ledger: Ledger,
 ) -> None:
     """Give values another basis: P [heads, size, k] of `change`, and its last weight [N, heads k].
 

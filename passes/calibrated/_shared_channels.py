@@ -12,10 +12,10 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from intaglio.passes.analysis.pairs_of_matrices import (
-    FeedForward,
-    Heads,
+    FeedForwardPair,
+    HeadProjection,
     HeadsOut,
-    UnfitError,
+    SharedChannelsError,
     feed_forwards,
     heads_of,
     heads_out,
@@ -70,7 +70,7 @@ def parts_of(model: ir.Model, left: dict[str, str], how: How) -> list[Part]:
     found = {each.node.outputs[0]: each for each in projections(model.graph)}
     parts = []
     for each in feed_forwards(model.graph):
-        if isinstance(each, FeedForward):
+        if isinstance(each, FeedForwardPair):
             parts.append(_of_feed_forward(each, how))
         else:
             left[each[0]] = each[1]
@@ -81,17 +81,17 @@ def parts_of(model: ir.Model, left: dict[str, str], how: How) -> list[Part]:
         try:
             query, key = (heads_of(node, index, found) for index in (0, 1))
             parts.append(_of_scores(node, query, key, how))
-        except UnfitError as error:
+        except SharedChannelsError as error:
             left[f"{path} ({SCORES})"] = str(error)
         try:
             value, out = heads_of(node, 2, found), heads_out(node, found)
             parts.append(_of_values(node, value, out, how))
-        except UnfitError as error:
+        except SharedChannelsError as error:
             left[f"{path} ({VALUES})"] = str(error)
     return parts
 
 
-def _of_feed_forward(layer: FeedForward, how: How) -> Part:
+def _of_feed_forward(layer: FeedForwardPair, how: How) -> Part:
     wanted = Wanted(key=f"{layer.path} {MLP}", node=layer.down.node, value=layer.down.x)
 
     def shrink(width: int, found: Mapping[str, Array], ledger: Ledger) -> float:
@@ -142,9 +142,9 @@ def nystrom(moment: Array, down: Array, width: int, ridge: float) -> tuple[Array
     return kept, new, lost / max(whole, 1e-300)
 
 
-def _of_scores(node: ir.Node, query: Heads, key: Heads, how: How) -> Part:
+def _of_scores(node: ir.Node, query: HeadProjection, key: HeadProjection, how: How) -> Part:
     if (query.rotation is None) != (key.rotation is None) or query.size != key.size:
-        raise UnfitError("queries and keys are not turned alike")
+        raise SharedChannelsError("queries and keys are not turned alike")
     path, turned = module_of(node), query.rotation is not None
     wanted = tuple(
         Wanted(key=f"{path} {name}", node=node, value=value, by_head=True, squares=True)
@@ -197,10 +197,10 @@ def choose_channels(scores: Array, width: int, *, pairs: bool) -> Array:
     return np.concatenate([kept, kept + half], axis=1)
 
 
-def _of_values(node: ir.Node, value: Heads, out: HeadsOut, how: How) -> Part:
+def _of_values(node: ir.Node, value: HeadProjection, out: HeadsOut, how: How) -> Part:
     path = module_of(node)
     if value.rotation is not None:
-        raise UnfitError("positions turn its values")
+        raise SharedChannelsError("positions turn its values")
     heads_value = node.inputs[2]
     assert heads_value is not None
     wanted = Wanted(key=f"{path} v", node=node, value=heads_value, by_head=True)

@@ -28,7 +28,7 @@ from intaglio.passes.own_ops import define
 from intaglio.passes.replay import Replay
 
 from ._affine import Quantized, groups_of, relative_error
-from ._chosen import Chosen, Layer, check_layer_options, plan
+from ._chosen import Chosen, ChosenLayer, check_layer_options, plan
 from ._work import Work
 
 Array = npt.NDArray[Any]
@@ -155,7 +155,7 @@ class LowBit(Calibrated, abc.ABC):
     def _quantize(
         self,
         run: Replay,
-        together: Sequence[Layer],
+        together: Sequence[ChosenLayer],
         context: Context,
         found: Outcome,
         work: Work,
@@ -184,7 +184,9 @@ class LowBit(Calibrated, abc.ABC):
             }
             run.weights[layer.projection.node] = _operand(layer, solved)
 
-    def _solve_together(self, layers: Sequence[Layer], statistics: Statistics) -> dict[str, Array]:
+    def _solve_together(
+        self, layers: Sequence[ChosenLayer], statistics: Statistics
+    ) -> dict[str, Array]:
         """Quantize layers of the same inputs as the rows of one matrix."""
         weights = [_weight(layer) for layer in layers]
         bits, group = layers[0].bits, layers[0].group
@@ -204,7 +206,7 @@ class LowBit(Calibrated, abc.ABC):
         return kept
 
 
-def _weight(layer: Layer) -> Tensor:
+def _weight(layer: ChosenLayer) -> Tensor:
     """The float weight [N, K] in float64."""
     tensor = layer.projection.weight.const_value
     assert tensor is not None
@@ -212,7 +214,7 @@ def _weight(layer: Layer) -> Tensor:
     return weight if layer.projection.by_output else weight.T.contiguous()
 
 
-def _restore(layer: Layer, kept: Mapping[str, Array]) -> Quantized:
+def _restore(layer: ChosenLayer, kept: Mapping[str, Array]) -> Quantized:
     codes, scale, offset = (
         torch.from_numpy(kept[f"{layer.path} {part}"]) for part in ("codes", "scale", "offset")
     )
@@ -220,7 +222,7 @@ def _restore(layer: Layer, kept: Mapping[str, Array]) -> Quantized:
     return Quantized(codes=codes, scale=scale, offset=offset, bits=layer.bits, group=size)
 
 
-def _operand(layer: Layer, solved: Quantized) -> Array:
+def _operand(layer: ChosenLayer, solved: Quantized) -> Array:
     """The dequantized weight as the layer's node takes it."""
     weight: Array = solved.dequantize().float().numpy()
     turned = layer.projection.node.attributes.get("transB")

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from intaglio.passes.analysis.bounding import evaluate
 from intaglio.passes.analysis.bounds import LONGEST, behind
-from intaglio.passes.analysis.pairs import Kind, Term
+from intaglio.passes.analysis.pairs import PairTerm, TermKind
 from intaglio.passes.graph import attribute, constant, dims, input_of, integers
 from intaglio.state import TIME
 
@@ -25,7 +25,7 @@ Places = tuple[int | None, ...]  # the axis of a value at each axis of a frame, 
 FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
 
 
-class UnfitError(Exception):
+class OtherFormError(Exception):
     """Weights are of another form."""
 
 
@@ -62,7 +62,7 @@ class Weights:
 class Decomposition:
     """Takes one term of weights apart; `tokens` is the longest context."""
 
-    def __init__(self, term: Term, tokens: int = LONGEST) -> None:
+    def __init__(self, term: PairTerm, tokens: int = LONGEST) -> None:
         """Take `term` apart.
 
         Raises:
@@ -75,11 +75,11 @@ class Decomposition:
         for one in set(self._by_side["query"]) | set(self._by_side["key"]):
             first, second = (self._by_side[side][one] for side in ("query", "key"))
             if first + second != 0:
-                raise UnfitError
+                raise OtherFormError
             if first:
                 self.weights.sums[one] = float(first)
 
-    def _factor(self, term: Term, *, divided: bool = False) -> None:
+    def _factor(self, term: PairTerm, *, divided: bool = False) -> None:
         """One factor of the weights."""
         found = self.weights
         if not (_both(term)):
@@ -89,8 +89,8 @@ class Decomposition:
             return
         if self._is_one(term):
             return
-        if divided or term.kind is not Kind.NODE:
-            raise UnfitError
+        if divided or term.kind is not TermKind.NODE:
+            raise OtherFormError
         node, inputs = term.node, term.inputs
         if node.op_type == "Mul":
             self._factor(_given(inputs[0]))
@@ -111,12 +111,12 @@ class Decomposition:
             _check_frame(term, found.rank)
             query, key = (_given(one) for one in inputs)
             if len(query.shape) != found.rank or len(key.shape) != found.rank:
-                raise UnfitError
+                raise OtherFormError
             found.scores = query.value, key.value
         else:
-            raise UnfitError
+            raise OtherFormError
 
-    def _exponent(self, term: Term, sign: float, by: Coefficients) -> None:
+    def _exponent(self, term: PairTerm, sign: float, by: Coefficients) -> None:
         """One summand of an exponent."""
         rank = self.weights.rank
         if not _both(term):
@@ -124,8 +124,8 @@ class Decomposition:
             side = "key" if term.axes.key is not None else "query"
             self._one_token(_placed(term.value, rank), sign, by, side)
             return
-        if term.kind is not Kind.NODE:
-            raise UnfitError
+        if term.kind is not TermKind.NODE:
+            raise OtherFormError
         node, inputs = term.node, term.inputs
         if node.op_type in ("Add", "Sub"):
             self._exponent(_given(inputs[0]), sign, by)
@@ -136,7 +136,7 @@ class Decomposition:
             first, second = (_given(one) for one in inputs)
             number, rest = (first, second) if not first.axes else (second, first)
             if number.axes:
-                raise UnfitError
+                raise OtherFormError
             self._exponent(rest, sign, (*by, _placed(number.value, rank)))
         elif node.op_type == "Div" and not _given(inputs[1]).axes and _is_float(term.value):
             number = _given(inputs[1])
@@ -150,7 +150,7 @@ class Decomposition:
         elif (node.op_type == "Trilu" and _keeps_earlier(node)) or _passes(node):
             self._exponent(_given(inputs[0]), sign, by)
         else:
-            raise UnfitError
+            raise OtherFormError
 
     def _one_token(self, found: Placed, sign: float, by: Coefficients, side: str) -> None:
         """A summand that holds for one of the tokens: a sum so far, or anything."""
@@ -161,7 +161,7 @@ class Decomposition:
         elif node is not None and not node.domain and node.op_type in ("Add", "Sub"):
             for place, one in enumerate(node.inputs):
                 if one is None:
-                    raise UnfitError
+                    raise OtherFormError
                 flip = -1.0 if node.op_type == "Sub" and place else 1.0
                 self._one_token(_aligned(found, one), flip * sign, by, side)
         elif node is not None and not node.domain and node.op_type == "Neg" and node.inputs[0]:
@@ -172,7 +172,7 @@ class Decomposition:
             self._count(None, sign, by, side)
         else:
             if TIME not in (dims(value) or ()) and side == "key":
-                raise UnfitError
+                raise OtherFormError
             self.weights.exponents.append((found, sign, by))
 
     def _count(self, summed: Placed | None, sign: float, by: Coefficients, side: str) -> None:
@@ -182,16 +182,16 @@ class Decomposition:
         order = sorted(by, key=lambda one: (id(one.value), one.log, one.inverse))
         self._by_side[side][summed, tuple(order)] += int(sign)
 
-    def _chosen(self, inputs: Sequence[Term | None]) -> Term:
+    def _chosen(self, inputs: Sequence[PairTerm | None]) -> PairTerm:
         """What a Where takes for every pair of a token and an earlier one."""
         found = evaluate(_given(inputs[0]), behind(0, self._tokens, self._tokens))
         if found.low.all():
             return _given(inputs[1])
         if not found.high.any():
             return _given(inputs[2])
-        raise UnfitError
+        raise OtherFormError
 
-    def _above_zero(self, node: ir.Node, inputs: Sequence[Term | None]) -> Term:
+    def _above_zero(self, node: ir.Node, inputs: Sequence[PairTerm | None]) -> PairTerm:
         """What is not changed by a bound from below, for every pair with an earlier token."""
         places = range(len(inputs)) if node.op_type == "Max" else (0,)
         terms = [_given(inputs[place]) for place in places]
@@ -199,46 +199,46 @@ class Decomposition:
         rest = [one for one in terms if one.axes]
         if node.op_type == "Clip":
             if input_of(node, 2) is not None or input_of(node, 1) is None:
-                raise UnfitError
+                raise OtherFormError
             numbers = [_given(inputs[1])]
         bounds = [constant(one.value) for one in numbers]
         if len(rest) != 1 or any(array is None or (array > 0).any() for array in bounds):
-            raise UnfitError
+            raise OtherFormError
         if not (evaluate(rest[0], behind(0, self._tokens, self._tokens)).low >= 0).all():
-            raise UnfitError
+            raise OtherFormError
         return rest[0]
 
-    def _is_one(self, term: Term) -> bool:
+    def _is_one(self, term: PairTerm) -> bool:
         """Whether `term` is 1 for every pair of a token and an earlier one."""
-        if term.kind is not Kind.NODE:
+        if term.kind is not TermKind.NODE:
             return False
         found = evaluate(term, behind(0, self._tokens, self._tokens))
         return found.low.dtype != bool and bool((found.low == 1).all() and (found.high == 1).all())
 
 
-def _given(term: Term | None) -> Term:
+def _given(term: PairTerm | None) -> PairTerm:
     if term is None:
-        raise UnfitError
+        raise OtherFormError
     return term
 
 
-def _both(term: Term) -> bool:
+def _both(term: PairTerm) -> bool:
     return term.axes.query is not None and term.axes.key is not None
 
 
-def _check_frame(term: Term, rank: int) -> None:
+def _check_frame(term: PairTerm, rank: int) -> None:
     """The last axes are those of the two tokens, as in the weights."""
     size = len(term.shape)
     query, key = term.axes.query, term.axes.key
     if size > rank or query not in (None, size - 2) or key not in (None, size - 1):
-        raise UnfitError
+        raise OtherFormError
 
 
 def _placed(value: ir.Value, rank: int, *, log: bool = False, inverse: bool = False) -> Placed:
     """A value that meets those of the frame by broadcasting: its last axes are the frame's."""
     shape = dims(value)
     if shape is None or len(shape) > rank:
-        raise UnfitError
+        raise OtherFormError
     lead = rank - len(shape)
     places = [None] * lead + [None if dim == 1 else axis for axis, dim in enumerate(shape)]
     return Placed(value, tuple(places), log, inverse)
@@ -248,7 +248,7 @@ def _aligned(found: Placed, operand: ir.Value) -> Placed:
     """An operand of the node that gives `found`, where its axes stand in the frame."""
     outer, shape = dims(found.value) or (), dims(operand)
     if shape is None:
-        raise UnfitError
+        raise OtherFormError
     lead = len(outer) - len(shape)
     own = {lead + axis: axis for axis, dim in enumerate(shape) if dim != 1}
     places = tuple(None if place is None else own.get(place) for place in found.places)

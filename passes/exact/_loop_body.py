@@ -9,7 +9,7 @@ from intaglio.passes.graph import attribute, subgraphs
 from ._all_tokens import UnliftedError
 
 
-class Body:
+class LoopBody:
     """Names for the parts of the body of `node`, and which values depend on which states."""
 
     def __init__(self, node: ir.Node) -> None:

@@ -14,15 +14,15 @@ from ._affine_steps import Steps
 from ._all_tokens import RULES, AllTokens, Lifted, UnliftedError, one, over_time, shape_of, turned
 from ._initial_values import is_zero
 from ._log_decay import decays, log_decay
-from ._loop_body import Body, entries, same
-from ._outer_products import LAYOUTS, Emitted, Product, Update, query, update
+from ._loop_body import LoopBody, entries, same
+from ._outer_products import LAYOUTS, EmittedOperator, Product, Update, query, update
 from ._smaller_loop import FREE, smaller_loop
 from .fuse_token_shift import convolved
 
 ONES = "float32"
 
 
-class Kept(Exception):  # noqa: N818  no error: these states stay in a loop
+class StaysInLoop(Exception):  # noqa: N818  no error: these states stay in a loop
     """States that no operator carries."""
 
     def __init__(self, states: Iterable[int]) -> None:
@@ -33,7 +33,7 @@ class Kept(Exception):  # noqa: N818  no error: these states stay in a loop
 class Parts:
     """What becomes of the groups of `body`; states in `looped` stay in a loop."""
 
-    def __init__(self, emit: Emitter, body: Body, looped: set[int]) -> None:
+    def __init__(self, emit: Emitter, body: LoopBody, looped: set[int]) -> None:
         """Emit all parts.
 
         Raises:
@@ -50,7 +50,7 @@ class Parts:
             if set(group) & looped:
                 self._loop(group)
             elif len(group) > 1:
-                raise Kept(group)
+                raise StaysInLoop(group)
             else:
                 self._single(group[0])
 
@@ -81,7 +81,7 @@ class Parts:
             elif index in self._final:
                 found.append(self._final[index])
             else:
-                raise Kept([index])
+                raise StaysInLoop([index])
         return found
 
     def _given(self, value: ir.Value) -> Lifted | None:
@@ -111,11 +111,11 @@ class Parts:
         """A state before each token: what it was after the one before."""
         after = self._tokens.known.get(self._body.following[index])
         if after is None or not after.along or self._start(index) is not None:
-            raise Kept([index])
+            raise StaysInLoop([index])
         shape = dims(after.value) or ()
         floating = after.value.dtype == ir.DataType.FLOAT
         if shape[:2] != (BATCH, TIME) or not floating:
-            raise Kept([index])
+            raise StaysInLoop([index])
         flat = self._tokens.reshaped(after.value, (BATCH, TIME, prod(map(int, shape[2:]))))
         shifted = convolved(flat, 1, self._emit)
         return Lifted(self._tokens.reshaped(shifted, shape), along=True)
@@ -135,7 +135,7 @@ class Parts:
                 return
         form = Steps(self._inner, state, depends).of(following)
         if form is None or not self._entry_by_entry(index, form.factor, form.addend):
-            raise Kept([index])
+            raise StaysInLoop([index])
 
     def _entry_by_entry(self, index: int, factor: ir.Value | None, addend: ir.Value | None) -> bool:
         following = self._body.following[index]
@@ -217,7 +217,7 @@ class Parts:
         if reads is None:
             return False
         try:
-            made = Emitted(self._tokens, found, list(reads.values()), self._start(index))
+            made = EmittedOperator(self._tokens, found, list(reads.values()), self._start(index))
         except UnliftedError:
             return False
         for value, result in zip(reads, made.results, strict=False):
@@ -299,7 +299,7 @@ class Parts:
         )
 
 
-def _live(body: Body) -> set[ir.Node]:
+def _live(body: LoopBody) -> set[ir.Node]:
     """The nodes of the body on which its outputs stand."""
     found: set[ir.Node] = set()
     waiting = [value.producer() for value in body.graph.outputs]

@@ -14,7 +14,12 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from intaglio.passes.analysis.multilinear import Factor, NotMultilinearError, Reader, Term
+from intaglio.passes.analysis.multilinear import (
+    Factor,
+    Monomial,
+    MultilinearReader,
+    NotMultilinearError,
+)
 from intaglio.passes.graph import Dim, Emitter, dims
 from intaglio.state import BATCH, TIME
 
@@ -66,7 +71,7 @@ def update(
     if not fits or 1 in shape[-2:] or state.dtype != ir.DataType.FLOAT:
         return None
     try:
-        terms = Reader([state], depends).of(following)
+        terms = MultilinearReader([state], depends).of(following)
     except NotMultilinearError:
         return None
     kept, read, written = [], [], []
@@ -125,7 +130,7 @@ def _rule(
     )
 
 
-def _product(term: Term, state: Factor | None, roles: Sequence[str]) -> Product | None:
+def _product(term: Monomial, state: Factor | None, roles: Sequence[str]) -> Product | None:
     """The factors beside the state, with roles for labels; None where these are other sums."""
     names = {label: role for label, role in zip(term.out, roles, strict=True) if label is not None}
     if state is not None:
@@ -158,7 +163,7 @@ def query(
 ) -> Product | None:
     """What `value` multiplies the new state by, where it sums that over the keys and no more."""
     try:
-        terms = Reader([following], depends).of(value)
+        terms = MultilinearReader([following], depends).of(value)
     except NotMultilinearError:
         return None
     own = [factor for term in terms for factor in term.factors if factor.value is following]
@@ -180,7 +185,7 @@ def query(
     return Product(terms[0].number, tuple(parts))
 
 
-class Emitted:
+class EmittedOperator:
     """The operator in the graph: its results by query, and the state after the last token."""
 
     def __init__(

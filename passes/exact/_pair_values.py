@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from intaglio.passes.analysis.pairs import Term, surplus
+from intaglio.passes.analysis.pairs import PairTerm, surplus
 from intaglio.passes.analysis.time import refuse
 from intaglio.passes.graph import Dim, Emitter, dims
 from intaglio.state import BATCH, CAPACITY, PAST, TIME
@@ -19,7 +19,7 @@ KEPT = {False: CAPACITY, True: f"{PAST} + {TIME}"}  # entries of a cache after a
 
 
 @dataclass(frozen=True)
-class Emitted:
+class StepValue:
     """A value over the positions of a step; `by_row` where its first axis is the batch."""
 
     value: ir.Value
@@ -67,7 +67,7 @@ class PairValues:
             self._positions = emit("Range", ends, INT64, [KEPT[self.grow]])
         return self._positions
 
-    def sizes(self, term: Term, *, by_row: bool) -> list[Dim]:
+    def sizes(self, term: PairTerm, *, by_row: bool) -> list[Dim]:
         """The shape of a term in the step graph."""
         query = TIME if by_row else FLAT
         found: list[Dim] = []
@@ -83,7 +83,7 @@ class PairValues:
                 found.append(self._of_batch(term, str(dim), by_row=by_row))
         return found
 
-    def _of_batch(self, term: Term, dim: str, *, by_row: bool) -> Dim:
+    def _of_batch(self, term: PairTerm, dim: str, *, by_row: bool) -> Dim:
         parts = [part.strip() for part in dim.strip("()").split("*")]
         number = 1
         for part in parts:
@@ -117,7 +117,7 @@ class PairValues:
                 parts.append(emit("Add", held, INT64, [1]) if extra else self.count)
         return parts[0] if len(parts) == 1 else emit("Concat", parts, INT64, [len(parts)], axis=0)
 
-    def expanded(self, found: Emitted, sizes: list[Dim]) -> Emitted:
+    def expanded(self, found: StepValue, sizes: list[Dim]) -> StepValue:
         """`found`, repeated to the shape `sizes`."""
         if list(found.shape) == sizes:
             return found
@@ -130,7 +130,7 @@ class PairValues:
             return value
         return self.at("Reshape", [value, self.sizes_of(sizes)], value.dtype, sizes)
 
-    def by_row(self, found: Emitted, rank: int) -> Emitted:
+    def by_row(self, found: StepValue, rank: int) -> StepValue:
         """`found` with the batch as the first of `rank` axes, of size one where rows are equal."""
         if found.by_row and len(found.shape) == rank:
             return found
@@ -138,7 +138,7 @@ class PairValues:
         missing = rank - len(shape)
         if FLAT not in shape:
             sizes: list[Dim] = [*[1] * missing, *shape]
-            return Emitted(self.reshaped(value, sizes), by_row=True)
+            return StepValue(self.reshaped(value, sizes), by_row=True)
         axis = shape.index(FLAT)
         outer, inner = shape[:axis], shape[axis + 1 :]
         if missing == 0 and (not outer or outer[0] != 1):
@@ -157,4 +157,4 @@ class PairValues:
             perm = [count, *range(count), *range(count + 1, count + 2 + len(inner))]
             turned = [BATCH, *outer, TIME, *inner]
             split = emit("Transpose", [split], value.dtype, turned, perm=perm)
-        return Emitted(self.reshaped(split, [BATCH, *ones, *outer, TIME, *inner]), by_row=True)
+        return StepValue(self.reshaped(split, [BATCH, *ones, *outer, TIME, *inner]), by_row=True)

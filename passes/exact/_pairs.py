@@ -18,13 +18,13 @@ from intaglio.passes.analysis.bounding import constants, evaluate
 from intaglio.passes.analysis.bounds import LONGEST, behind, contents
 from intaglio.passes.analysis.mask import context_limit
 from intaglio.passes.analysis.pair_rules import shift
-from intaglio.passes.analysis.pairs import Kind, Term, leaves, surplus, walk
+from intaglio.passes.analysis.pairs import PairTerm, TermKind, leaves, surplus, walk
 from intaglio.passes.analysis.time import refuse
 from intaglio.passes.analysis.time_rules import ELEMENTWISE
 from intaglio.passes.graph import Dim, attribute, attributes_of, dims, input_of, integers
 from intaglio.state import BATCH, CAPACITY, PAST, TIME, Layout
 
-from ._pair_values import KEPT, Emitted, PairValues
+from ._pair_values import KEPT, PairValues, StepValue
 from ._stateful_ops import Carried, past_value
 from ._step_values import INT64, StepValues
 
@@ -35,12 +35,12 @@ class Pairs(PairValues):
     def __init__(self, step: StepValues, *, grow: bool) -> None:
         super().__init__(step, grow=grow)
         self.carried: list[Carried] = []
-        self._emitted: dict[Term, Emitted] = {}
+        self._emitted: dict[PairTerm, StepValue] = {}
         self._caches: dict[tuple[ir.Value, int], ir.Value] = {}
-        self._folded: dict[Term, npt.NDArray[Any]] = {}
-        self._ports: dict[Term, str] = {}
+        self._folded: dict[PairTerm, npt.NDArray[Any]] = {}
+        self._ports: dict[PairTerm, str] = {}
 
-    def mask(self, term: Term, node: ir.Node, past: ir.Value) -> ir.Value:
+    def mask(self, term: PairTerm, node: ir.Node, past: ir.Value) -> ir.Value:
         """The mask of an Attention `node`, [batch, heads or 1, T, S], `past` being its keys."""
         self.begin(node, past)
         self._ports = {}
@@ -51,19 +51,19 @@ class Pairs(PairValues):
             found = self.expanded(found, whole)
         return found.value
 
-    def result(self, node: ir.Node, term: Term) -> ir.Value:
+    def result(self, node: ir.Node, term: PairTerm) -> ir.Value:
         """The result of a written-out node, by row where data is in it."""
         self.begin(node, None)
         self._ports = {}
         for one in walk(term):
             sides = [x for x in one.inputs if x is not None]
-            if one.kind is Kind.NODE and one.node.op_type == "MatMul" and len(sides) == 2:
+            if one.kind is TermKind.NODE and one.node.op_type == "MatMul" and len(sides) == 2:
                 port = "value" if one.axes.key is None else "key"
                 for leaf in (x for side in sides if side.axes.query is None for x in leaves(side)):
                     self._ports.setdefault(leaf, port)
         return self._emit(term).value
 
-    def _emit(self, term: Term) -> Emitted:
+    def _emit(self, term: PairTerm) -> StepValue:
         if term not in self._folded:
             self._folded |= constants(term, context_limit(term) or LONGEST)
         # Caches first: they tell how many keys there are.
@@ -72,20 +72,20 @@ class Pairs(PairValues):
                 self._emitted[one] = self._one(one)
         return self._emitted[term]
 
-    def _one(self, term: Term) -> Emitted:
+    def _one(self, term: PairTerm) -> StepValue:
         if term in self._folded:
             dtype = term.value.dtype or ir.DataType.FLOAT
-            return Emitted(self.at.constant(self._folded[term], dtype.numpy()), by_row=False)
-        if term.kind is Kind.CONSTANT:
-            return Emitted(term.value, by_row=False)
-        if term.kind is Kind.DATA:
+            return StepValue(self.at.constant(self._folded[term], dtype.numpy()), by_row=False)
+        if term.kind is TermKind.CONSTANT:
+            return StepValue(term.value, by_row=False)
+        if term.kind is TermKind.DATA:
             value = term.value if term.axes.key is None else self._cached(term)
-            return Emitted(value, by_row=True)
-        if term.kind is Kind.POSITION:
+            return StepValue(value, by_row=True)
+        if term.kind is TermKind.POSITION:
             return self._position(term)
         return self._node(term, [None if x is None else self._emitted[x] for x in term.inputs])
 
-    def _cached(self, term: Term) -> ir.Value:
+    def _cached(self, term: PairTerm) -> ir.Value:
         """Data of the keys: carried, and read with that of the new tokens."""
         axis, value, emit = term.axes.key, term.value, self.at
         assert axis is not None
@@ -126,7 +126,7 @@ class Pairs(PairValues):
         self._caches[value, axis] = present
         return present
 
-    def _port(self, term: Term) -> str:
+    def _port(self, term: PairTerm) -> str:
         """What a state is called: keys and values of written-out attention, data of a mask."""
         assert self.owner is not None
         port = next((port for leaf, port in self._ports.items() if leaf is term), "mask")
@@ -134,7 +134,7 @@ class Pairs(PairValues):
         names = chain([port], (f"{port}{n}" for n in count(2)))
         return next(name for name in names if name not in taken)
 
-    def _position(self, term: Term) -> Emitted:
+    def _position(self, term: PairTerm) -> StepValue:
         """Start + step * position, for each query or for each key."""
         emit, dtype = self.at, term.value.dtype or INT64
         start, pace = (contents(v) for v in (term.node.inputs[0], term.node.inputs[2]) if v)
@@ -147,9 +147,9 @@ class Pairs(PairValues):
         for op, number, idle in (("Mul", pace, 1), ("Add", start, 0)):
             if number != idle:
                 value = emit(op, [value, emit.constant(number, dtype.numpy())], dtype, shape)
-        return Emitted(value, by_row=False)
+        return StepValue(value, by_row=False)
 
-    def _affine(self, term: Term) -> Emitted:
+    def _affine(self, term: PairTerm) -> StepValue:
         """What bounds know to be a multiple of the position and a number."""
         slope = evaluate(term, behind(0)).slope
         if slope is None:
@@ -163,9 +163,9 @@ class Pairs(PairValues):
         value = self.reshaped(emit("Cast", [positions], dtype, dims(positions), to=dtype), along)
         for op, number in (("Mul", slope[0] if query else slope[1]), ("Add", slope[2])):
             value = emit(op, [value, emit.constant(number, dtype.numpy())], dtype, sizes)
-        return Emitted(value, by_row=False)
+        return StepValue(value, by_row=False)
 
-    def _node(self, term: Term, given: list[Emitted | None]) -> Emitted:
+    def _node(self, term: PairTerm, given: list[StepValue | None]) -> StepValue:
         node, rank = term.node, len(term.shape)
         if shift(node, term.axes) is not None and len(given) == 1 and given[0] is not None:
             return given[0]
@@ -181,14 +181,14 @@ class Pairs(PairValues):
             given = [self._of_rows(x, one) for x, one in whole]
         elif by_row:
             given = [
-                x if x is None or one is None or one.kind is Kind.CONSTANT
+                x if x is None or one is None or one.kind is TermKind.CONSTANT
                 else self.by_row(x, rank if _pads(node) else len(x.shape))
                 for x, one in zip(given, term.inputs, strict=True)
             ]  # fmt: skip
         sizes = self.sizes(term, by_row=by_row)
         special = SPECIAL.get(node.op_type)
         if special is not None:
-            return Emitted(special(self, term, given, sizes), by_row)
+            return StepValue(special(self, term, given, sizes), by_row)
         inputs = [
             old if new is None else new.value for old, new in zip(node.inputs, given, strict=True)
         ]
@@ -197,31 +197,31 @@ class Pairs(PairValues):
         if _broadcasts(node):
             shapes = [x.shape for x in given if x is not None]
             value.shape = ir.Shape(list(_broadcast(shapes)))
-        return Emitted(value, by_row)
+        return StepValue(value, by_row)
 
-    def _of_rows(self, found: Emitted | None, term: Term | None) -> Emitted | None:
+    def _of_rows(self, found: StepValue | None, term: PairTerm | None) -> StepValue | None:
         """`found` with all rows of the batch, which is about to be merged with another axis."""
-        if found is None or term is None or term.kind is Kind.CONSTANT:
+        if found is None or term is None or term.kind is TermKind.CONSTANT:
             return found
         if term.shape[:1] != (BATCH,):
             raise refuse(term.node, "merges rows with another axis that stands before them.")
         by_row = self.by_row(found, len(term.shape))
         return self.expanded(by_row, self.sizes(term, by_row=True))
 
-    def reshape(self, _: Term, given: list[Emitted | None], sizes: list[Dim]) -> ir.Value:
+    def reshape(self, _: PairTerm, given: list[StepValue | None], sizes: list[Dim]) -> ir.Value:
         assert given[0] is not None
         return self.reshaped(given[0].value, sizes)
 
-    def expand(self, _: Term, given: list[Emitted | None], sizes: list[Dim]) -> ir.Value:
+    def expand(self, _: PairTerm, given: list[StepValue | None], sizes: list[Dim]) -> ir.Value:
         assert given[0] is not None
         return self.expanded(given[0], sizes).value
 
-    def fill(self, term: Term, _: list[Emitted | None], sizes: list[Dim]) -> ir.Value:
+    def fill(self, term: PairTerm, _: list[StepValue | None], sizes: list[Dim]) -> ir.Value:
         attributes = attributes_of(term.node)
         given = [self.sizes_of(sizes)]
         return self.at("ConstantOfShape", given, term.value.dtype, sizes, **attributes)
 
-    def concat(self, term: Term, given: list[Emitted | None], sizes: list[Dim]) -> ir.Value:
+    def concat(self, term: PairTerm, given: list[StepValue | None], sizes: list[Dim]) -> ir.Value:
         axis, parts = attribute(term.node, "axis") % len(sizes), []
         for one in given:
             assert one is not None
@@ -229,7 +229,7 @@ class Pairs(PairValues):
             parts.append(self.expanded(one, whole).value)
         return self.at("Concat", parts, term.value.dtype, sizes, axis=axis)
 
-    def slice(self, term: Term, given: list[Emitted | None], sizes: list[Dim]) -> ir.Value:
+    def slice(self, term: PairTerm, given: list[StepValue | None], sizes: list[Dim]) -> ir.Value:
         """Rows of a table at positions; along other axes the slice stays."""
         assert given[0] is not None
         node, value, emit = term.node, given[0].value, self.at
@@ -259,7 +259,7 @@ class Pairs(PairValues):
         return emit("Slice", [value, *map(emit.constant, places)], value.dtype, sizes)
 
     def _rows(
-        self, value: ir.Value, axis: int, rows: int, term: Term, shape: list[Dim]
+        self, value: ir.Value, axis: int, rows: int, term: PairTerm, shape: list[Dim]
     ) -> ir.Value:
         query = axis == term.axes.query
         positions = self.step.flat_positions if query else self.keys()
@@ -274,7 +274,7 @@ class Pairs(PairValues):
         below = emit("Min", [index, ends[0]], dtype, dims(index))
         return emit("Max", [below, ends[1]], dtype, dims(index))
 
-    def gather(self, term: Term, given: list[Emitted | None], sizes: list[Dim]) -> ir.Value:
+    def gather(self, term: PairTerm, given: list[StepValue | None], sizes: list[Dim]) -> ir.Value:
         data, index = given
         assert data is not None
         assert index is not None
@@ -285,7 +285,9 @@ class Pairs(PairValues):
         sizes = [*data.shape[:axis], *index.shape, *data.shape[axis + 1 :]]
         return self.at("Gather", [data.value, places], term.value.dtype, sizes, axis=axis)
 
-    def gather_nd(self, term: Term, given: list[Emitted | None], sizes: list[Dim]) -> ir.Value:
+    def gather_nd(
+        self, term: PairTerm, given: list[StepValue | None], sizes: list[Dim]
+    ) -> ir.Value:
         data, index = given
         assert data is not None
         assert index is not None
@@ -295,7 +297,7 @@ class Pairs(PairValues):
             places = self._within(places, *ends)
         return self.at("GatherND", [data.value, places], term.value.dtype, sizes)
 
-    def trilu(self, term: Term, given: list[Emitted | None], sizes: list[Dim]) -> ir.Value:
+    def trilu(self, term: PairTerm, given: list[StepValue | None], sizes: list[Dim]) -> ir.Value:
         """The triangle by positions: column - row against k."""
         assert given[0] is not None
         emit, node, dtype = self.at, term.node, term.value.dtype
@@ -310,7 +312,7 @@ class Pairs(PairValues):
         ahead = emit("Sub", [column, row], INT64, apart)
         k = emit.constant(0) if input_of(node, 1) is None else node.inputs[1]
         kept = "GreaterOrEqual" if attribute(node, "upper", 1) else "LessOrEqual"
-        inside = Emitted(emit(kept, [ahead, k], ir.DataType.BOOL, apart), by_row=False)
+        inside = StepValue(emit(kept, [ahead, k], ir.DataType.BOOL, apart), by_row=False)
         if given[0].by_row:
             inside = self.by_row(inside, max(len(sizes), 3))
         if dtype == ir.DataType.BOOL:
@@ -331,9 +333,11 @@ SPECIAL = {
 }
 
 
-def _order(term: Term, known: Container[Term]) -> list[Term]:
+def _order(term: PairTerm, known: Container[PairTerm]) -> list[PairTerm]:
     found = walk(term, known)
-    return sorted(found, key=lambda one: not (one.kind is Kind.DATA and one.axes.key is not None))
+    return sorted(
+        found, key=lambda one: not (one.kind is TermKind.DATA and one.axes.key is not None)
+    )
 
 
 def _broadcasts(node: ir.Node) -> bool:

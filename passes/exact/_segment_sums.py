@@ -12,8 +12,8 @@ from intaglio.errors import PassError
 from intaglio.passes.analysis.bounding import evaluate
 from intaglio.passes.analysis.bounds import LONGEST, Region, ahead, behind
 from intaglio.passes.analysis.mask import context_limit
-from intaglio.passes.analysis.pair_reader import Reader
-from intaglio.passes.analysis.pairs import Axes, Term
+from intaglio.passes.analysis.pair_reader import PairReader
+from intaglio.passes.analysis.pairs import Axes, PairTerm
 from intaglio.passes.graph import (
     Emitter,
     attribute,
@@ -70,7 +70,7 @@ def _selects(mask: ir.Value | None, graph: ir.Graph, *, later: bool) -> bool:
     if mask is None or rank < 2 or (dims(mask) or ())[-2:] != (TIME, TIME):
         return False
     try:
-        term = Reader(graph).read(mask, Axes(rank - 2, rank - 1))
+        term = PairReader(graph).read(mask, Axes(rank - 2, rank - 1))
     except PassError:
         return False
     tokens = context_limit(term) or LONGEST
@@ -79,7 +79,7 @@ def _selects(mask: ir.Value | None, graph: ir.Graph, *, later: bool) -> bool:
     return inside and all(_always(term, region, 0 if later else 1) for region in rest)
 
 
-def _always(term: Term, region: Region, number: int) -> bool:
+def _always(term: PairTerm, region: Region, number: int) -> bool:
     found = evaluate(term, region)
     return bool((found.low == number).all() and (found.high == number).all())
 

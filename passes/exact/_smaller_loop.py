@@ -10,7 +10,7 @@ from intaglio.passes.graph import Emitter, constant, dims, type_of
 from intaglio.state import BATCH, TIME
 
 from ._all_tokens import AllTokens, Lifted, UnliftedError, shape_of, turned
-from ._loop_body import Body, entries
+from ._loop_body import LoopBody, entries
 
 FREE = ("Constant", "Identity")  # nodes that cost nothing
 GROWS = ELEMENTWISE | {"Einsum", "Expand", "MatMul", "Unsqueeze"}
@@ -35,7 +35,7 @@ def heavy(node: ir.Node | None) -> bool:
 class _Inside:
     """Copies of the body's values in a new body, with an input for each that comes from outside."""
 
-    def __init__(self, body: Body, group: Sequence[int], tokens: AllTokens) -> None:
+    def __init__(self, body: LoopBody, group: Sequence[int], tokens: AllTokens) -> None:
         self._body, self._own, self._tokens = body, body.within(group), tokens
         self.nodes: list[ir.Node] = []
         self.inputs: dict[ir.Value, ir.Value] = {}  # what is outside, and the input for it
@@ -92,7 +92,7 @@ def _like(value: ir.Value) -> ir.Value:
 
 
 def smaller_loop(
-    emit: Emitter, body: Body, group: Sequence[int], cuts: Sequence[ir.Value], tokens: AllTokens
+    emit: Emitter, body: LoopBody, group: Sequence[int], cuts: Sequence[ir.Value], tokens: AllTokens
 ) -> Loop:
     """Emit a Scan that carries the states of `group` and gives `cuts` for each token.
 

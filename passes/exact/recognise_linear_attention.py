@@ -19,8 +19,8 @@ from intaglio.errors import PassError
 from intaglio.passes.analysis.bounds import LONGEST
 from intaglio.passes.analysis.intervals import interval
 from intaglio.passes.analysis.mask import context_limit, is_nothing_later
-from intaglio.passes.analysis.pair_reader import Reader
-from intaglio.passes.analysis.pairs import Axes, Term
+from intaglio.passes.analysis.pair_reader import PairReader
+from intaglio.passes.analysis.pairs import Axes, PairTerm
 from intaglio.passes.base import Exact, PassResult
 from intaglio.passes.graph import (
     Dim,
@@ -34,7 +34,7 @@ from intaglio.passes.graph import (
 )
 from intaglio.state import BATCH, TIME
 
-from ._decayed_weights import Coefficients, Decomposition, Placed, UnfitError, Weights
+from ._decayed_weights import Coefficients, Decomposition, OtherFormError, Placed, Weights
 from ._segment_sums import expand_segment_sums
 
 INT64, FLOAT = ir.DataType.INT64, ir.DataType.FLOAT
@@ -56,10 +56,10 @@ class RecogniseLinearAttention(Exact):
             if not ends:
                 continue
             try:
-                reader = Reader(model.graph)
+                reader = PairReader(model.graph)
                 found = [(end, _taken_apart(reader, end)) for end in ends]
                 made = [(end, _Emitted(end, weights).result) for end, weights in found]
-            except (UnfitError, PassError):
+            except (OtherFormError, PassError):
                 continue
             for end, result in made:
                 replace_uses(end.outputs[0], result)
@@ -103,7 +103,7 @@ def _sums_over_keys(node: ir.Node) -> bool:
     return node.op_type == "ReduceSum" and not node.domain and last
 
 
-def _taken_apart(reader: Reader, end: ir.Node) -> Weights:
+def _taken_apart(reader: PairReader, end: ir.Node) -> Weights:
     """The weights that `end` sums with.
 
     Raises:
@@ -113,11 +113,11 @@ def _taken_apart(reader: Reader, end: ir.Node) -> Weights:
     value = end.inputs[0]
     rank = len(dims(value) or ())
     if value is None or value.dtype != FLOAT or end.domain:
-        raise UnfitError
-    term: Term = reader.read(value, Axes(rank - 2, rank - 1))
+        raise OtherFormError
+    term: PairTerm = reader.read(value, Axes(rank - 2, rank - 1))
     tokens = context_limit(term) or LONGEST
     if not is_nothing_later(term, tokens):
-        raise UnfitError
+        raise OtherFormError
     return Decomposition(term, tokens).weights
 
 
@@ -134,9 +134,9 @@ class _Emitted:
         self._emit, self._rank = Emitter(end), weights.rank
         self._lead = shape[:-2]
         if weights.scores is None or len(shape) != weights.rank or self._lead[:1] != (BATCH,):
-            raise UnfitError
+            raise OtherFormError
         if not all(isinstance(dim, int) for dim in self._lead[1:]):
-            raise UnfitError
+            raise OtherFormError
         self._heads = prod(int(dim) for dim in self._lead[1:])
         query, key = weights.scores
         for side, factor in self._factors(weights):
@@ -180,7 +180,7 @@ class _Emitted:
             side = "key" if placed.places[-1] is not None else "query"
             exponent = self._scaled(self._laid(placed), sign, by)
             if not interval(exponent)[1] <= LARGEST:
-                raise UnfitError
+                raise OtherFormError
             yield side, self._emit("Exp", [exponent], exponent.dtype, dims(exponent))
         for value, divided in weights.columns:
             yield "key", self._inverse(value) if divided else value
@@ -196,7 +196,7 @@ class _Emitted:
         for placed in by:
             factor = self._laid(placed)
             if placed.log and interval(placed.value)[0] < 0.0:
-                raise UnfitError
+                raise OtherFormError
             if placed.log:
                 factor = self._emit("Log", [factor], factor.dtype, dims(factor))
             value = self._times(value, self._inverse(factor) if placed.inverse else factor)
@@ -211,7 +211,7 @@ class _Emitted:
         order = [axis for axis in placed.places if axis is not None]
         ones = [axis for axis in range(len(shape)) if axis not in order]
         if any(shape[axis] != 1 for axis in ones):
-            raise UnfitError
+            raise OtherFormError
         if value.dtype != FLOAT:
             value = self._emit("Cast", [value], FLOAT, shape, to=FLOAT)
         if ones:
@@ -245,10 +245,10 @@ class _Emitted:
         """[batch, heads.., time, size] as [batch, time, heads * size]."""
         shape = dims(value) or ()
         if value is None or len(shape) != self._rank or shape[0] != BATCH or shape[-2] != TIME:
-            raise UnfitError
+            raise OtherFormError
         size = shape[-1]
         if not isinstance(size, int):
-            raise UnfitError
+            raise OtherFormError
         wide = (*self._lead, TIME, size)
         if shape != wide:
             target = self._emit.constant([1, *(int(d) for d in self._lead[1:]), 1, 1])
@@ -297,7 +297,7 @@ class _Emitted:
         if total is None:
             return None
         if not interval(total)[1] <= 0.0:
-            raise UnfitError
+            raise OtherFormError
         return self._packed(self._everywhere(total, 1))
 
 

@@ -22,8 +22,8 @@ from intaglio.passes.graph import Emitter, describe, replace_uses
 from intaglio.passes.own_ops import define
 
 from ._all_tokens import UnliftedError
-from ._loop_body import Body
-from ._loop_parts import Kept, Parts
+from ._loop_body import LoopBody
+from ._loop_parts import Parts, StaysInLoop
 
 
 class RecogniseRecurrences(Exact):
@@ -50,13 +50,13 @@ def _taken_apart(node: ir.Node) -> list[str]:
     looped: set[int] = set()
     while True:
         try:
-            body = Body(node)
+            body = LoopBody(node)
         except UnliftedError:
             return []
         try:
             parts = Parts(Emitter(node), body, looped)
             results, finals = parts.results(), parts.finals()
-        except Kept as kept:
+        except StaysInLoop as kept:
             if looped.issuperset(kept.states):
                 return []
             looped |= set(kept.states)

@@ -21,7 +21,7 @@ BLOCKS = (128, 64, 32)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Blocks:
+class PackedBlocks:
     """What MatMulNBits takes: `data` [N, blocks, bytes], `scales` [N, blocks], `zeros` [N, bytes].
 
     `width` is what each group of the input has to be padded to, None where it fits as it is; K is
@@ -38,7 +38,7 @@ class Blocks:
     offset: Floats | None
 
 
-def to_blocks(weight: LowBitWeight) -> Blocks:
+def to_blocks(weight: LowBitWeight) -> PackedBlocks:
     """Lay `weight` out in blocks; bytes that are right already are not copied."""
     bits = 4 if weight.bits == 3 else weight.bits
     group = min(weight.group, weight.K)
@@ -53,7 +53,7 @@ def to_blocks(weight: LowBitWeight) -> Blocks:
     if signed is not None and signed.any():
         points = np.repeat(signed, repeats, 1)[:, :blocks]
         zeros = pack_codes(points, bits, blocks)[:, 0]
-    return Blocks(
+    return PackedBlocks(
         K=K,
         bits=bits,
         block=block,

@@ -7,7 +7,7 @@ import onnx_ir as ir
 from intaglio.passes.graph import input_of
 from intaglio.passes.low_bit import LowBitWeight
 
-from ._block_format import Blocks, to_blocks
+from ._block_format import PackedBlocks, to_blocks
 
 
 class LowBitMatMul:
@@ -19,7 +19,7 @@ class LowBitMatMul:
     def __init__(self, node: ir.Node, weight: LowBitWeight) -> None:
         self.node = node
         self.weight = weight
-        self.blocks: Blocks = to_blocks(weight)
+        self.blocks: PackedBlocks = to_blocks(weight)
         self.rows = weight.rows
         self.group = min(weight.group, weight.K)
         self.names = [None if v is None else str(v.name) for v in node.inputs[1:4]]

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, replace
 from importlib.metadata import version
 
-from intaglio.blocks import last_end
+from intaglio.call_ends import last_end
 from intaglio.errors import BundleError, OptionError
 from intaglio.runtime import machine
 from intaglio.runtime.bundle import Bundle, BundleGraph

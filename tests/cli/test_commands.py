@@ -16,7 +16,7 @@ from engines import add_engine
 from typer.testing import CliRunner, Result
 
 from intaglio import __version__
-from intaglio.cli import commands, doctor
+from intaglio.cli import commands, diagnosis
 from intaglio.cli.frame import app
 from intaglio.errors import BundleError, ParityError
 
@@ -51,7 +51,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def diagnose() -> None:
         raise error
 
-    monkeypatch.setattr(doctor, "diagnose", diagnose)
+    monkeypatch.setattr(diagnosis, "diagnose", diagnose)
 
 
 def test_help_is_a_result() -> None:

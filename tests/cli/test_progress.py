@@ -8,7 +8,7 @@ import time
 import pytest
 
 from intaglio.cli.console import Console, Flags
-from intaglio.cli.progress import Stage, clock
+from intaglio.cli.progress import ProgressStage, clock
 
 CLEAR_LINE = "\x1b[2K"
 
@@ -64,7 +64,7 @@ def test_a_command_of_one_stage_says_it_once(
 
 def test_what_is_left_is_that_of_the_stage_and_of_what_it_has_done(seconds: Clock) -> None:
     """Nothing where nothing is done yet, and what went before in another stage does not count."""
-    stage = Stage()
+    stage = ProgressStage()
     stage.tell("load", None)
     seconds.now += 50
     assert stage.left is None

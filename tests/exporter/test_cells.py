@@ -11,7 +11,7 @@ import typer
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from intaglio.cli.commands.loading import own_states
+from intaglio.cli.commands.load_flags import own_states
 from intaglio.cli.stream import step_arrays
 from intaglio.errors import SourceError, StateError, TraceError
 from intaglio.exporter.export import ExportReport, export

@@ -17,7 +17,7 @@ import torch
 
 from intaglio.errors import BuildError, BundleError, CheckError, OptionError, ParityError, PassError
 from intaglio.exporter.export import ExportReport, export
-from intaglio.exporter.options.served_shapes import Shapes
+from intaglio.exporter.options.served_shapes import ServedShapes
 from intaglio.exporter.sources.load import load_source
 from intaglio.exporter.sources.source import Source
 from intaglio.passes.base import Context, Exact, PassResult
@@ -258,7 +258,7 @@ def test_a_wrong_pass_is_caught_before_anything_is_written(source: Source, tmp_p
 
 def test_options_reach_the_graph(source: Source, tmp_path: Path) -> None:
     """Batch 1 takes the fused attention; growing caches and no portable graph where asked."""
-    shapes = Shapes.parse(shapes=["input_ids:1x1:1x16:1x512"])
+    shapes = ServedShapes.parse(shapes=["input_ids:1x1:1x16:1x512"])
     fixed = export(source, tmp_path / "fixed", shapes=shapes, steps=STEPS, portable=False)
     growing = export(source, tmp_path / "growing", kv="grow", steps=STEPS)
 
@@ -282,7 +282,7 @@ def test_options_reach_the_graph(source: Source, tmp_path: Path) -> None:
         ({"require_parity": True, "verify": False}, OptionError, "cannot be required"),
         ({"passes": ["fold-constnats"]}, PassError, "no pass 'fold-constnats'"),
         ({"passes": ["mine.py:run"]}, PassError, "--allow-code"),
-        ({"shapes": Shapes.parse(shapes=["ids:1:1:1"])}, OptionError, "name 'ids'"),
+        ({"shapes": ServedShapes.parse(shapes=["ids:1:1:1"])}, OptionError, "name 'ids'"),
     ],
 )
 def test_an_option_that_cannot_be_met_is_told_and_nothing_written(

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from intaglio.errors import SourceError
-from intaglio.models import MODELS, Layout
+from intaglio.models import MODELS, CheckpointLayout
 from intaglio.models.layout import read_value, refuse, renamed
 
 LAYOUTS = [
@@ -43,5 +43,5 @@ def test_all_names_that_are_missing_are_told() -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("values", ODD, ids=str)
-def test_a_layout_answers_for_any_config(layout: Layout, values: dict[str, Any]) -> None:
+def test_a_layout_answers_for_any_config(layout: CheckpointLayout, values: dict[str, Any]) -> None:
     assert not layout.fits(values, [])

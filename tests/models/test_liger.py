@@ -25,7 +25,7 @@ from intaglio.models.liger import (
     Linearization,
     adopt,
 )
-from intaglio.models.training import Recipe
+from intaglio.models.training import TrainingRecipe
 from intaglio.runtime import Session
 
 Array = npt.NDArray[np.float64]
@@ -245,7 +245,7 @@ def _directory(folder: Path, kind: str, vocab_size: int = 256) -> Path:
 
 
 TWO_STEPS = Linearization(
-    tuning=Recipe(steps=2, batch=2, time=16, rate=1e-2, weight_decay=0.0), rank=2
+    tuning=TrainingRecipe(steps=2, batch=2, time=16, rate=1e-2, weight_decay=0.0), rank=2
 )
 
 

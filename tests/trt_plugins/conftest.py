@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from intaglio.ops.op import Sample
+from intaglio.trt_plugins.launch_torch import errors
 from intaglio.trt_plugins.plugin import Plugin
-from intaglio.trt_plugins.run import errors
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

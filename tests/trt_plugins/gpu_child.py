@@ -46,9 +46,9 @@ from emulator.device import STREAM, Gpu  # noqa: E402
 from evidence import Row  # noqa: E402
 
 from intaglio.trt_plugins import NAMES, find  # noqa: E402
-from intaglio.trt_plugins.ahead import Compiled, Job, compile_all  # noqa: E402
+from intaglio.trt_plugins.ahead import CompiledPlan, Job, compile_all  # noqa: E402
+from intaglio.trt_plugins.launch_torch import request_of  # noqa: E402
 from intaglio.trt_plugins.plugin import Plugin, Request  # noqa: E402
-from intaglio.trt_plugins.run import request_of  # noqa: E402
 
 
 class Host(Gpu):
@@ -60,7 +60,7 @@ class Host(Gpu):
         return {storage.data_ptr(): storage.nbytes() for storage in storages}
 
 
-def compile_plugin(plugin: Plugin, request: Request) -> Compiled:
+def compile_plugin(plugin: Plugin, request: Request) -> CompiledPlan:
     """In place of the one that compiles in this process, of interpreted kernels: PTX as code."""
     (made,) = compile_all([Job(plugin=plugin.name, request=request)], kept=KEPT)
     code = {name: replace(each, cubin=each.ptx.encode()) for name, each in made.code.items()}

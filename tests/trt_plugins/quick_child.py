@@ -22,10 +22,10 @@ from tensorrt_bindings.plugin import _lib, _tensor  # noqa: E402
 from intaglio.ops.op import Sample  # noqa: E402
 from intaglio.runtime.launch import Buffer, evaluate  # noqa: E402
 from intaglio.trt_plugins import find  # noqa: E402
-from intaglio.trt_plugins.ahead import Compiled  # noqa: E402
+from intaglio.trt_plugins.ahead import CompiledPlan  # noqa: E402
+from intaglio.trt_plugins.launch_torch import request_of  # noqa: E402
 from intaglio.trt_plugins.plugin import Plugin  # noqa: E402
 from intaglio.trt_plugins.quick import define  # noqa: E402
-from intaglio.trt_plugins.run import request_of  # noqa: E402
 
 SM = 80
 OPERATIONS: dict[Any, Callable[[int, int], int]] = {
@@ -57,7 +57,7 @@ class Builder:
         return OPERATIONS[kind](a, b)
 
 
-def check(name: str, compiled: Compiled) -> int:
+def check(name: str, compiled: CompiledPlan) -> int:
     """Define a plugin, hold its launches to the plan and carry them out; how many tactics it has.
 
     Everything is done for several shapes.
@@ -73,7 +73,7 @@ def check(name: str, compiled: Compiled) -> int:
     return count
 
 
-def launched(op: Plugin, compiled: Compiled, plugin: Any, sample: Sample) -> int:
+def launched(op: Plugin, compiled: CompiledPlan, plugin: Any, sample: Sample) -> int:
     """Launch every tactic with what TensorRT would pass to it; how many there are."""
     _, arguments = request_of(op, sample, SM)
     shapes = [None if x is None else tuple(x.shape) for x in arguments]
@@ -112,7 +112,7 @@ def main() -> None:
     """Answer each job on stdin with the number of its tactics."""
     for line in sys.stdin:
         job = json.loads(line)
-        count = check(job["op"], Compiled.from_json(job["compiled"]))
+        count = check(job["op"], CompiledPlan.from_json(job["compiled"]))
         sys.stdout.write(f"{count}\n")
 
 

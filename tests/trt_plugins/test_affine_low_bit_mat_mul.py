@@ -13,8 +13,8 @@ from intaglio.ops.op import Sample
 from intaglio.runtime.launch import evaluate
 from intaglio.trt_plugins._low_bit_kernels import dequantize
 from intaglio.trt_plugins.affine_low_bit_mat_mul import PLUGIN, kernels, prepare
+from intaglio.trt_plugins.launch_torch import describe, run
 from intaglio.trt_plugins.plugin import Array, Input, Request
-from intaglio.trt_plugins.run import describe, run
 
 Check = Callable[..., None]
 HALF, BRAIN, SINGLE = torch.float16, torch.bfloat16, torch.float32

@@ -10,8 +10,8 @@ from intaglio.errors import UnsupportedError
 from intaglio.ops.op import Sample
 from intaglio.runtime.launch import evaluate
 from intaglio.trt_plugins.causal_conv_with_state import PLUGIN, TOKENS, kernels
+from intaglio.trt_plugins.launch_torch import describe, launch, run
 from intaglio.trt_plugins.plugin import Input, Request
-from intaglio.trt_plugins.run import describe, launch, run
 
 Check = Callable[..., None]
 STEP, LONG = 0, 1  # ways

@@ -10,8 +10,8 @@ from torch import Tensor
 from intaglio.errors import UnsupportedError
 from intaglio.ops.op import Sample
 from intaglio.trt_plugins.diagonal_ssm import PLUGIN, kernels
+from intaglio.trt_plugins.launch_torch import describe, launch, run
 from intaglio.trt_plugins.plugin import Input, Request
-from intaglio.trt_plugins.run import describe, launch, run
 
 Check = Callable[..., None]
 

@@ -21,8 +21,8 @@ from intaglio.runtime.trt.generic_plugin import register, workspace
 from intaglio.runtime.trt.kernels import NodeKernels
 from intaglio.trt_plugins import NAMES, find
 from intaglio.trt_plugins.ahead import Job, compile_all
+from intaglio.trt_plugins.launch_torch import request_of
 from intaglio.trt_plugins.plugin import Plugin, Request
-from intaglio.trt_plugins.run import request_of
 
 HALF, BRAIN, SINGLE = torch.float16, torch.bfloat16, torch.float32
 AMPERE = 80

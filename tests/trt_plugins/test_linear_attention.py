@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from intaglio.errors import UnsupportedError
 from intaglio.ops.op import Sample
+from intaglio.trt_plugins.launch_torch import describe, run
 from intaglio.trt_plugins.linear_attention import PLUGIN, kernels
 from intaglio.trt_plugins.plugin import Input, Request
-from intaglio.trt_plugins.run import describe, run
 
 Check = Callable[..., None]
 

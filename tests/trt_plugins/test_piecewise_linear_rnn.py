@@ -8,9 +8,9 @@ from torch import Tensor
 
 from intaglio.errors import UnsupportedError
 from intaglio.ops.op import Sample
+from intaglio.trt_plugins.launch_torch import describe, launch, run
 from intaglio.trt_plugins.piecewise_linear_rnn import PLUGIN, kernels
 from intaglio.trt_plugins.plugin import Input, Request
-from intaglio.trt_plugins.run import describe, launch, run
 
 Check = Callable[..., None]
 

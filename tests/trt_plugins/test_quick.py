@@ -17,7 +17,7 @@ from emulator.requests import wide
 from intaglio.errors import UnsupportedError
 from intaglio.runtime.launch import Buffer, Launch, LaunchPlan, Output, Variant, dim
 from intaglio.trt_plugins import NAMES
-from intaglio.trt_plugins.ahead import Compiled, Job, compile_all
+from intaglio.trt_plugins.ahead import CompiledPlan, Job, compile_all
 from intaglio.trt_plugins.quick import define
 
 CHILD = Path(__file__).with_name("quick_child.py")
@@ -51,7 +51,7 @@ def test_every_operator_deploys_quickly(tensorrt_libraries: Path, kernel_cache: 
     assert all(count >= 1 for count in counts)
 
 
-def plan_of(arguments: tuple[Buffer | int, ...], *, launches: int = 1) -> Compiled:
+def plan_of(arguments: tuple[Buffer | int, ...], *, launches: int = 1) -> CompiledPlan:
     launch = Launch(
         code="k", entry="k", arguments=arguments, grid=(1, 1, dim(0, 0)), threads=32, shared=0
     )
@@ -60,7 +60,7 @@ def plan_of(arguments: tuple[Buffer | int, ...], *, launches: int = 1) -> Compil
         outputs=(Output(dtype="float16", shape=(dim(0, 0),)),),
         variants=(Variant(when=None, launches=(launch,) * launches),),
     )
-    return Compiled(plan=plan, code={})
+    return CompiledPlan(plan=plan, code={})
 
 
 def test_what_is_not_one_launch_is_refused() -> None:

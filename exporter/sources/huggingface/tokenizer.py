@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from intaglio.errors import InputError, SourceError, reason
-from intaglio.exporter.sources.text import TOKENIZER, Text
+from intaglio.exporter.sources.tokenizer_files import TOKENIZER, Text
 from intaglio.quiet import quiet, summary
 from intaglio.runtime.plain_files import leads_away, read_bytes, read_json
 from intaglio.runtime.tokenizer_process import Tokenizer

@@ -49,9 +49,14 @@ def load(path: Path, options: LoadOptions) -> Source:
     options.take(said, "axes", "condition", *ADAPTERS)
     if importlib.util.find_spec("transformers") is None:
         raise MissingExtraError(f"The Hugging Face directory {path}", "hf")
-    from intaglio.exporter.sources.huggingface import encoder_decoder, features, inputs, pictures
+    from intaglio.exporter.sources.huggingface import (
+        encoder_decoder,
+        features,
+        given_pictures,
+        inputs,
+    )
     from intaglio.exporter.sources.huggingface.forward import plain_forward
-    from intaglio.exporter.sources.huggingface.model import build
+    from intaglio.exporter.sources.huggingface.library_module import build
     from intaglio.exporter.sources.huggingface.tokenizer import read_text
 
     module, notes = build(directory, allow_code=options.allow_code)
@@ -65,10 +70,10 @@ def load(path: Path, options: LoadOptions) -> Source:
         named = list(options.condition)
         if named:
             layout = options.axes.get(features.PIXELS)
-            taken = pictures.taken(module, tokens, directory.config, path, named, layout)
+            taken = given_pictures.taken(module, tokens, directory.config, path, named, layout)
         else:
             taken = inputs.taken(module, tokens, directory.config)
-            notes = (*notes, *pictures.left_out(module))
+            notes = (*notes, *given_pictures.left_out(module))
     seen = features.PIXELS in taken.shapes
     options.take(said, *ADAPTERS, *(["axes", "condition"] if seen else []))
     plain_forward(module, list(taken.shapes), taken.call)

@@ -30,7 +30,7 @@ from intaglio.exporter.sources.onnx_proto import (
     check_tensors,
 )
 from intaglio.exporter.sources.own_states.find import Described
-from intaglio.exporter.sources.own_states.graphs import describe_graph
+from intaglio.exporter.sources.own_states.graph_states import describe_graph
 from intaglio.exporter.sources.source import Source
 from intaglio.exporter.sources.untrusted import read_head
 from intaglio.passes import evaluate

@@ -32,12 +32,12 @@ from intaglio.passes.base import OwnState
 from intaglio.spelling import perhaps
 from intaglio.state import BATCH, TIME
 
-from .axes import Shape, Sizing, changes_per_call, settle
 from .functional import Functional, flatten, present
 from .initial import initial_of, split_initial
 from .kept import find_kept
-from .names import pair, says_state
+from .paired_names import pair, says_state
 from .returned import returned_names
+from .state_axes import Shape, Sizing, changes_per_call, settle
 
 NONE = "none"  # in place of a state: there is none
 

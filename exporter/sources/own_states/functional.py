@@ -16,7 +16,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from intaglio.exporter.sources.outputs import leaves, name_outputs
 
-from .kept import Kept, Slot, as_it_was, get, put
+from .kept import KeptValue, Slot, as_it_was, get, put
 
 OWN_FORWARD = "own_forward"  # where the module's own `forward` is, once it has another
 
@@ -61,7 +61,7 @@ class Functional:
         return f"{name}_out"
 
 
-def flatten(arguments: Mapping[str, Any], kept: Sequence[Kept]) -> Functional:
+def flatten(arguments: Mapping[str, Any], kept: Sequence[KeptValue]) -> Functional:
     """The flat form of a call with `arguments` of a module that keeps `kept`."""
     form = Functional()
     for name, value in arguments.items():

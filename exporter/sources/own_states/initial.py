@@ -15,8 +15,8 @@ from intaglio.quiet import summary
 from intaglio.runtime.arrays import read_npz
 from intaglio.state import BATCH, TIME
 
-from .axes import Shape
 from .functional import Functional
+from .state_axes import Shape
 
 
 def split_initial(text: str, outputs: Sequence[str]) -> tuple[str, str]:

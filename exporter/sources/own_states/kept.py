@@ -40,7 +40,7 @@ class Slot:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kept:
+class KeptValue:
     """What `slot` keeps: an example, and the value before the first call, of the same structure."""
 
     slot: Slot
@@ -105,7 +105,7 @@ def _copied(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, Tensor) else value
 
 
-def find_kept(module: nn.Module, run: Run) -> list[Kept]:
+def find_kept(module: nn.Module, run: Run) -> list[KeptValue]:
     """What `module` keeps from call to call; `run` calls it on example inputs.
 
     Raises:
@@ -119,7 +119,7 @@ def find_kept(module: nn.Module, run: Run) -> list[Kept]:
         start.put_back()
 
 
-def _find(module: nn.Module, run: Run, start: HeldValues) -> Iterator[Kept]:
+def _find(module: nn.Module, run: Run, start: HeldValues) -> Iterator[KeptValue]:
     with contextlib.suppress(AttributeError, TypeError):  # no state before `reset` was called
         run()
     if not _changed(start.held, HeldValues(module).held):
@@ -143,7 +143,7 @@ def _find(module: nn.Module, run: Run, start: HeldValues) -> Iterator[Kept]:
             "neither zeros nor what it holds now. Let it hold its first value, a tensor of the "
             "shape that it has after a call, when it is exported; or make it an input and output."
         )
-    yield from (Kept(slot=slot, example=after[slot], initial=initial[slot]) for slot in slots)
+    yield from (KeptValue(slot=slot, example=after[slot], initial=initial[slot]) for slot in slots)
 
 
 def _changed(before: Mapping[Slot, Any], after: Mapping[Slot, Any]) -> list[Slot]:

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import SymInt, Tensor, fx
 
-from .described import Counted, Edge, Fixed, Flow, Held, PartedError, Stream
 from .lifted import Inner, aligned, apply, batch_axis, own_shape
+from .loop_streams import Counted, Edge, Fixed, Flow, Invariant, PartedError, Stream
 from .pairing import is_read, named
 from .terms import ALWAYS, Term, aten
 
@@ -41,7 +41,7 @@ class Register:
     result: fx.Node | None = None
 
 
-class Body:
+class IterationGraph:
     """The graph of one iteration, grown from what the loop gives.
 
     Its holders are to be given in the order `registers`, `reads`, `position`, `fixed`; it returns
@@ -121,8 +121,8 @@ class Body:
             return self._replaced(edges, value, edge.what) if edge.here else value
         if isinstance(edge, Counted):
             return self._counted(edge, user)
-        if isinstance(edge, Held):
-            return self._held(tuple(e.what for e in edges if isinstance(e, Held)))
+        if isinstance(edge, Invariant):
+            return self._held(tuple(e.what for e in edges if isinstance(e, Invariant)))
         flows = tuple(e for e in edges if isinstance(e, Flow))
         value = self._kept(flows, edge.delay) if edge.delay else self._given(flows)
         return self._replaced(edges, value, edge.stream.sample)

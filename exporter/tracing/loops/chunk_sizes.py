@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
-from .described import PartedError
+from .loop_streams import PartedError
 from .terms import aten
 
 LENGTHS = (24, 96, 384, 1536)  # tokens at which chunks are looked for, of at most half as many

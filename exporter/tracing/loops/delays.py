@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from .described import Edge, Flow, Stream
+from .loop_streams import Edge, Flow, Stream
 from .tidy import SELECT
 
 

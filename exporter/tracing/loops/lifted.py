@@ -13,7 +13,7 @@ from torch import SymInt, fx
 from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 
-from .described import PartedError
+from .loop_streams import PartedError
 from .pairing import named
 from .terms import Term, aten
 

@@ -16,11 +16,11 @@ from torch.utils import _pytree as pytree
 
 from intaglio.state import BATCH, TIME
 
-from .body import Body, Edges, Read, Register, Terms
+from .body import Edges, IterationGraph, Read, Register, Terms
 from .chunked import chunked, joined
-from .described import Flow, PartedError, Stream
 from .last import lasts
 from .lifted import batch_axis, is_batched
+from .loop_streams import Flow, PartedError, Stream
 from .pairing import Pairing, named
 from .terms import ALWAYS, INPUT, WEIGHT, Term, ancestors, aten, is_size
 from .terms import Terms as Program
@@ -90,14 +90,14 @@ class Outer:
     def _emit(self, wanted: Sequence[Any]) -> None:
         """Make nodes of `wanted`, after those that they take from."""
         waiting: list[tuple[Terms, bool]] = [(terms, False) for terms in reversed(wanted)]
-        plans: dict[Terms, tuple[Body, list[Any]]] = {}
+        plans: dict[Terms, tuple[IterationGraph, list[Any]]] = {}
         while waiting:
             terms, ready = waiting.pop()
             if terms in self._made:
                 continue
             group = self._groups.get(terms)
             if group is not None and terms not in plans:
-                body = Body([edges for _, edges in group], self.number)
+                body = IterationGraph([edges for _, edges in group], self.number)
                 plan = (body, list(_taken(body)))
                 plans.update(dict.fromkeys((stacks for stacks, _ in group), plan))
             if ready:
@@ -207,7 +207,7 @@ class Outer:
     def _time(self) -> fx.Node:
         return self._size(TIME)
 
-    def _loop(self, group: list[tuple[Terms, Edges]], body: Body) -> None:
+    def _loop(self, group: list[tuple[Terms, Edges]], body: IterationGraph) -> None:
         """A scan over what `body` reads, which gives the lists of `group`."""
         name = f"rolled_up_loop_{self.loops}"
         self.loops += 1
@@ -354,7 +354,7 @@ def _arguments(terms: Terms) -> list[Terms]:
     ]
 
 
-def _taken(body: Body) -> Iterator[Terms]:
+def _taken(body: IterationGraph) -> Iterator[Terms]:
     """What a loop takes from outside."""
     yield from (read.bases for read in body.reads)
     yield from body.fixed

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .delays import delayed, shared
-from .described import Counted, Edge, Fixed, Flow, Held, PartedError, Stream
+from .loop_streams import Counted, Edge, Fixed, Flow, Invariant, PartedError, Stream
 from .terms import ALWAYS, Term, aten, is_size
 from .tidy import SELECT, same
 
@@ -142,7 +142,7 @@ class Pairing:
     def _held(self, term: Term) -> Edge:
         if term.latest > 0:
             raise PartedError(f"looks ahead: all iterations depend on token {term.latest}")
-        return Held(term)
+        return Invariant(term)
 
     def _mostly(self, values: Mapping[int, Any], last: Term, what: str) -> Edge:
         """The same at all iterations but the first ones."""

@@ -24,7 +24,7 @@ from intaglio.state import BATCH, TIME
 
 from .chunk_sizes import chunk_size
 from .chunked import CHUNK_RULES
-from .described import PartedError
+from .loop_streams import PartedError
 from .outer import Outer
 from .terms import Terms, UnreadableError
 from .tidy import RULES

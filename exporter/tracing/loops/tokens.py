@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from .body import Body
-from .described import PartedError
+from .body import IterationGraph
 from .lifted import batch_axis, is_batched
+from .loop_streams import PartedError
 from .terms import Term, aten
 
 WHOLE: dict[str, Any] = {"memory_format": torch.contiguous_format}
@@ -27,7 +27,9 @@ class PerToken:
     each, the position, the places within a chunk, and what is fixed.
     """
 
-    def __init__(self, body: Body, chunk: int, results: Sequence[tuple[Term, int]]) -> None:
+    def __init__(
+        self, body: IterationGraph, chunk: int, results: Sequence[tuple[Term, int]]
+    ) -> None:
         """Make it; `results` are an entry of each list, and its axis of tokens."""
         self.graph = fx.Graph()
         self._chunk, self._registers = chunk, list(body.registers.values())

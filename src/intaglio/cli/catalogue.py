@@ -3,7 +3,7 @@
 from dataclasses import MISSING, Field, fields
 from typing import Any
 
-from .names import TARGETS
+from .known_names import TARGETS
 
 
 def ops() -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from intaglio.runtime.graph_entry import GraphEntry
 from intaglio.runtime.plain_files import parse_json, read_text
 from intaglio.runtime.session import Session
 
-from .text import Codec, TokenizerCodec, codec
+from .codecs import Codec, TokenizerCodec, codec
 
 TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 TEMPLATES = ("chat_template.jinja", "chat_template.json", SETTINGS)
@@ -79,7 +79,7 @@ class Texts:
             raise InputError(f"The tokenizer {file} cannot be read: {said}.") from error
 
     def codec(self, entry: GraphEntry) -> Codec:
-        """What reads and writes the text of a graph; see `intaglio.cli.text.codec`."""
+        """What reads and writes the text of a graph; see `intaglio.cli.codecs.codec`."""
         text = {"eos": self.eos, "end": _token(self.settings or {}, "eos_token")}
         return codec(entry, text, self.content)
 

@@ -19,7 +19,7 @@ from intaglio.keywords import parameters
 from intaglio.quiet import heard
 from intaglio.version import __version__
 
-from . import doctor
+from . import diagnosis
 from .console import WIDEST, Console, Flags
 from .help import Command, Group, split_examples
 
@@ -90,7 +90,7 @@ def _guarded(console: Console, name: str, call: Callable[[], int | None]) -> int
     except IntaglioError as error:
         return console.fail(error, error.exit_code, str(error))
     except ModuleNotFoundError as error:
-        extra = doctor.extra_of((error.name or "").partition(".")[0])
+        extra = diagnosis.extra_of((error.name or "").partition(".")[0])
         if extra is None:
             return console.fail_as_bug(error)
         missing = MissingExtraError(name, extra)

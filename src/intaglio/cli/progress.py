@@ -22,7 +22,7 @@ _BAR = 16  # letters
 _SPINNER = "|/-\\"
 
 
-class Stage:
+class ProgressStage:
     """What is being done, and since when."""
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ def clock(seconds: float) -> str:
 @contextmanager
 def redrawn(console: RichConsole, width: int) -> Iterator[Report]:
     """One line at the end of a terminal, which goes away; what is printed meanwhile is above it."""
-    stage = Stage()
+    stage = ProgressStage()
     width = min(width, console.width) - 1  # a full line would begin another
 
     def line() -> Text:
@@ -90,7 +90,7 @@ def redrawn(console: RichConsole, width: int) -> Iterator[Report]:
         yield lambda what, done: _take(stage, what, done)
 
 
-def _take(stage: Stage, what: str, done: float | None) -> None:
+def _take(stage: ProgressStage, what: str, done: float | None) -> None:
     stage.tell(what, done)
 
 
@@ -106,7 +106,7 @@ def within(stage: str, report: Report) -> Report:
 
 def lines(say: Callable[[str], None]) -> Report:
     """Tell each stage, and what is done within one ever less often."""
-    stage = Stage()
+    stage = ProgressStage()
     spoken, pause = 0.0, FIRST
 
     def report(what: str, done: float | None) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from intaglio.blocks import lengths
+from intaglio.call_ends import lengths
 from intaglio.errors import InputError
 from intaglio.runtime.consumed import Consumed
 from intaglio.runtime.generation import generate
@@ -21,7 +21,7 @@ from intaglio.state import BATCH, time_of
 from intaglio.whole_files import output
 
 from .chat import Texts
-from .text import Codec, TokenizerCodec
+from .codecs import Codec, TokenizerCodec
 
 Array = npt.NDArray[Any]
 

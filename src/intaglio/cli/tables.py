@@ -16,14 +16,14 @@ _PLACES = re.compile(r"(?<=[./_,:=-])")  # after which a long word may be broken
 
 
 @dataclass(frozen=True)
-class Line:
+class TableLine:
     """One line of a table; `head` tells whether it names columns."""
 
     text: str
     head: bool = False
 
 
-def lines_of(head: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Iterator[Line]:
+def lines_of(head: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Iterator[TableLine]:
     """The lines of a table.
 
     Numbers are set to the right, text to the left.  Where the columns do not fit side by side,
@@ -74,7 +74,7 @@ def _sum(block: Sequence[_Column], widest: int) -> int:
     return sum(column.at(widest) for column in block) + GAP * (len(block) - 1)
 
 
-def _side_by_side(block: Sequence[_Column], room: int) -> Iterator[Line]:
+def _side_by_side(block: Sequence[_Column], room: int) -> Iterator[TableLine]:
     widest = max(column.natural for column in block)
     while widest > 1 and _sum(block, widest) > room:
         widest -= 1
@@ -84,7 +84,7 @@ def _side_by_side(block: Sequence[_Column], room: int) -> Iterator[Line]:
         for row in range(max(map(len, parts))):
             texts = [part[row] if row < len(part) else "" for part in parts]
             shown = [c.line(t, w) for c, t, w in zip(block, texts, widths, strict=True)]
-            yield Line(" " * INDENT + (" " * GAP).join(shown).rstrip(), head=number == 0)
+            yield TableLine(" " * INDENT + (" " * GAP).join(shown).rstrip(), head=number == 0)
 
 
 def fold(text: str, width: int) -> list[str]:

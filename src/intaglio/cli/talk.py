@@ -10,9 +10,9 @@ from intaglio.runtime.session import Session
 from intaglio.runtime.speculative import Draft
 
 from .chat import Texts
+from .codecs import Codec
 from .console import Console
 from .stream import continue_text
-from .text import Codec
 
 
 def talk(

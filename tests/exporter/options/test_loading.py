@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from intaglio.cli.commands.loading import LoadFlags
+from intaglio.cli.commands.load_flags import LoadFlags
 from intaglio.errors import OptionError
 from intaglio.exporter.options.loading import (
     FLAGS,

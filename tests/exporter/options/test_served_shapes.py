@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from intaglio.errors import OptionError
-from intaglio.exporter.options.served_shapes import Range, Shapes
+from intaglio.exporter.options.served_shapes import Range, ServedShapes
 
 INPUTS: dict[str, tuple[int | str, ...]] = {
     "input_ids": ("batch", "time"),
@@ -15,12 +15,12 @@ INPUTS: dict[str, tuple[int | str, ...]] = {
 
 def test_both_spellings_mean_the_same() -> None:
     """Three options, or min, opt and max in one."""
-    three = Shapes.parse(
+    three = ServedShapes.parse(
         minimum="input_ids:1x1,image:1x1x8",
         optimum="input_ids:1x16,image:1x4x8",
         maximum="input_ids:1x512,image:1x9x8",
     )
-    one = Shapes.parse(shapes=["input_ids:1x1:1x16:1x512", "image:1x1x8:1x4x8:1x9x8"])
+    one = ServedShapes.parse(shapes=["input_ids:1x1:1x16:1x512", "image:1x1x8:1x4x8:1x9x8"])
 
     assert three == one
     assert three.ranges["input_ids"] == Range(minimum=(1, 1), optimum=(1, 16), maximum=(1, 512))
@@ -33,8 +33,8 @@ def test_both_spellings_mean_the_same() -> None:
 
 def test_a_name_may_hold_colons() -> None:
     """TensorFlow's names do."""
-    assert list(Shapes.parse(optimum="ids:0:1x2").ranges) == ["ids:0"]
-    assert list(Shapes.parse(shapes=["ids:0:1x2:1x2:1x2"]).ranges) == ["ids:0"]
+    assert list(ServedShapes.parse(optimum="ids:0:1x2").ranges) == ["ids:0"]
+    assert list(ServedShapes.parse(shapes=["ids:0:1x2:1x2:1x2"]).ranges) == ["ids:0"]
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_what_is_left_out_follows_what_is_given(
     options: dict[str, str], expected: list[tuple[int, ...]]
 ) -> None:
     """One shape fixes all three."""
-    found = Shapes.parse(**options).ranges["x"]
+    found = ServedShapes.parse(**options).ranges["x"]
 
     assert [found.minimum, found.optimum, found.maximum] == expected
 
@@ -65,7 +65,7 @@ def test_what_is_left_out_follows_what_is_given(
 )
 def test_a_batch_is_fixed_where_min_and_max_agree(shapes: list[str], batch: int | None) -> None:
     """Otherwise it stays free."""
-    assert Shapes.parse(shapes=shapes).fixed_batch(INPUTS) == batch
+    assert ServedShapes.parse(shapes=shapes).fixed_batch(INPUTS) == batch
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_a_batch_is_fixed_where_min_and_max_agree(shapes: list[str], batch: int 
 def test_a_malformed_option_is_told(options: dict[str, Any], message: str) -> None:
     """Each fault has its own sentence."""
     with pytest.raises(OptionError, match=message):
-        Shapes.parse(**options)
+        ServedShapes.parse(**options)
 
 
 @pytest.mark.parametrize(
@@ -99,4 +99,4 @@ def test_a_malformed_option_is_told(options: dict[str, Any], message: str) -> No
 def test_shapes_that_do_not_fit_the_source_are_told(shapes: list[str], message: str) -> None:
     """Names, ranks and fixed dimensions are held to the source's inputs."""
     with pytest.raises(OptionError, match=message):
-        Shapes.parse(shapes=shapes).fixed_batch(INPUTS)
+        ServedShapes.parse(shapes=shapes).fixed_batch(INPUTS)

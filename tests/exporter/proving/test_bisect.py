@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from intaglio.exporter.export import export
-from intaglio.exporter.options.served_shapes import Shapes
+from intaglio.exporter.options.served_shapes import ServedShapes
 from intaglio.exporter.proving.bisect import bisect, first_divergence
 from intaglio.exporter.sources.load import load_source
 from intaglio.exporter.sources.source import Source
@@ -36,7 +36,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
 def bundle(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of one row, so that its attention is ONNX Runtime's fused one."""
     out = tmp_path_factory.mktemp("bundle") / "bundle"
-    export(source, out, shapes=Shapes.parse(shapes=["input_ids:1x1:1x16:1x512"]), verify=False)
+    export(
+        source, out, shapes=ServedShapes.parse(shapes=["input_ids:1x1:1x16:1x512"]), verify=False
+    )
     return out
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from intaglio.errors import BundleError, OptionError
 from intaglio.exporter.export import export
 from intaglio.exporter.options.loading import LoadOptions
-from intaglio.exporter.options.served_shapes import Shapes
+from intaglio.exporter.options.served_shapes import ServedShapes
 from intaglio.exporter.proving import verify as verification
 from intaglio.exporter.proving.follow import splits_of
 from intaglio.exporter.proving.reference import reference
@@ -260,7 +260,7 @@ def test_steps_end_with_the_context(bundle: Path, source: Source) -> None:
 
 def test_a_fixed_batch_is_respected(source: Source, tmp_path: Path) -> None:
     """A bundle for one row is verified with one row."""
-    shapes = Shapes.parse(shapes=["input_ids:1x1:1x8:1x64"])
+    shapes = ServedShapes.parse(shapes=["input_ids:1x1:1x8:1x64"])
     out = export(source, tmp_path / "bundle", shapes=shapes, verify=False).out
     report = verify(out, source, steps=20)
 

@@ -19,7 +19,7 @@ from intaglio.exporter.export import export
 from intaglio.exporter.sources.calibration_data import read_calibration
 from intaglio.exporter.sources.load import load_source
 from intaglio.exporter.sources.source import Source
-from intaglio.exporter.sources.text import TOKENIZER, Text
+from intaglio.exporter.sources.tokenizer_files import TOKENIZER, Text
 from intaglio.state import BATCH, TIME
 
 CODE = """

@@ -18,7 +18,7 @@ from intaglio.errors import OptionError, SourceError
 from intaglio.exporter.export import export
 from intaglio.exporter.proving.verify import verify
 from intaglio.exporter.sources.load import load_source
-from intaglio.models import Layout, Model
+from intaglio.models import CheckpointLayout, Model
 from intaglio.models.layout import read_value, refuse, renamed
 from intaglio.models.model import token_ids
 from intaglio.runtime.bundle import Bundle
@@ -61,7 +61,7 @@ def weights(tensors: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
     return {**renamed(tensors, {"embed.weight": "net.emb"}), "up.weight": up, "down.weight": down.T}
 
 
-LAYOUT = Layout(name="netted", source="", fits=fits, configure=configure, weights=weights)
+LAYOUT = CheckpointLayout(name="netted", source="", fits=fits, configure=configure, weights=weights)
 NET = Model(
     name="net",
     summary="",

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from intaglio.exporter.sources.load import load_source
 from intaglio.exporter.sources.source import Source
-from intaglio.exporter.tracing.loops.described import PartedError
+from intaglio.exporter.tracing.loops.loop_streams import PartedError
 from intaglio.exporter.tracing.loops.roll import roll
 from intaglio.exporter.tracing.trace import trace
 from intaglio.passes import pipeline, stepping

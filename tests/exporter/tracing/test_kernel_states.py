@@ -11,10 +11,10 @@ from torch import Tensor, fft, nn
 
 import intaglio
 from intaglio.exporter.sources.load import load_source
-from intaglio.exporter.tracing.causal_convolution import INVERSES, Convolution
-from intaglio.exporter.tracing.exponentials import Reader
+from intaglio.exporter.tracing.causal_convolution import INVERSES, FourierConvolution
+from intaglio.exporter.tracing.exponentials import LagReader
 from intaglio.exporter.tracing.fold_weights import in_double
-from intaglio.exporter.tracing.kernel_forms import Sum
+from intaglio.exporter.tracing.kernel_forms import LagSum
 from intaglio.exporter.tracing.realisation import ERROR, Matrices, Poles, realise
 from intaglio.exporter.tracing.trace import trace
 
@@ -78,11 +78,11 @@ def test_what_is_read_of_a_kernel_is_the_kernel(kernel: Kernel) -> None:
     shapes = ({1: torch.export.Dim.DYNAMIC},)
     program = torch.export.export(module, (torch.randn(2, 9, SIZE),), dynamic_shapes=shapes)
     inverse = next(node for node in program.graph.nodes if node.target in INVERSES)
-    found = Convolution.of(inverse)
+    found = FourierConvolution.of(inverse)
     assert found is not None
-    read = Reader(program, found.length, lambda n: in_double(program, n)).of(found.factors[1])
+    read = LagReader(program, found.length, lambda n: in_double(program, n)).of(found.factors[1])
     lag = torch.arange(7)
-    assert isinstance(read, Sum)
+    assert isinstance(read, LagSum)
     values = (read.weight * read.ratio ** lag[:, None]).sum(-1)
     wanted = kernel(module.double(), lag)
     torch.testing.assert_close(values.real, wanted, rtol=1e-12, atol=1e-12)

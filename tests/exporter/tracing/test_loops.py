@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from intaglio.errors import PassError, TraceError
 from intaglio.exporter.sources.load import load_source
 from intaglio.exporter.sources.source import Source
-from intaglio.exporter.tracing.loops.described import PartedError
+from intaglio.exporter.tracing.loops.loop_streams import PartedError
 from intaglio.exporter.tracing.loops.roll import roll
 from intaglio.exporter.tracing.trace import trace
 from intaglio.passes import pipeline, stepping

@@ -13,7 +13,7 @@ from intaglio.errors import PassError, TraceError
 from intaglio.exporter.export import ExportReport, export
 from intaglio.exporter.sources.load import load_source
 from intaglio.exporter.tracing.exchanged import exchanged
-from intaglio.exporter.tracing.replace import UnfitError
+from intaglio.exporter.tracing.replace import UnreplaceableError
 from intaglio.exporter.tracing.torch_layers import attention
 from intaglio.ops import RNN
 from intaglio.runtime import Session
@@ -223,7 +223,7 @@ def test_padding_of_what_others_attend_to_is_theirs_to_hide() -> None:
     found, _ = attention(layer, x, memory, memory, key_padding_mask=padded)
 
     torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
-    with pytest.raises(UnfitError, match="takes a padding mask"):
+    with pytest.raises(UnreplaceableError, match="takes a padding mask"):
         attention(layer, x, x, x, key_padding_mask=padded[:, :3])
 
 

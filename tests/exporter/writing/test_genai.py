@@ -12,7 +12,7 @@ import pytest
 import intaglio
 from intaglio.errors import OptionError
 from intaglio.exporter.export import ExportReport
-from intaglio.exporter.options.served_shapes import Shapes
+from intaglio.exporter.options.served_shapes import ServedShapes
 from intaglio.exporter.writing.genai import add_genai
 from intaglio.runtime import Manifest, Session, generate
 from intaglio.runtime.graph_entry import MAIN, TensorSpec
@@ -57,7 +57,7 @@ def test_genai_generates_the_tokens_that_a_session_generates(exported: ExportRep
 
 
 def test_it_does_so_with_the_fused_attention_of_one_row(tmp_path: Path) -> None:
-    shapes = Shapes.parse(shapes=["input_ids:1x1:1x16:1x512"])
+    shapes = ServedShapes.parse(shapes=["input_ids:1x1:1x16:1x512"])
     out = tmp_path / "b"
     intaglio.export(CHECKPOINTS / "llama.pt", out, layout="genai", shapes=shapes, verify=False)
 

@@ -20,7 +20,7 @@ from intaglio.errors import (
 )
 from intaglio.exporter import engine as engine_module
 from intaglio.exporter.export import ExportReport, export
-from intaglio.exporter.options.served_shapes import Shapes
+from intaglio.exporter.options.served_shapes import ServedShapes
 from intaglio.exporter.proving.verify import verify
 from intaglio.exporter.writing import trt as trt_target
 from intaglio.passes.lower import trt_attention
@@ -278,8 +278,8 @@ def test_shapes_decide_the_profiles() -> None:
     made = ir.from_onnx_text(text).graph
     inputs = made.inputs
     with pytest.raises(OptionError, match="the sizes of 'frames', an axis of 'mel'"):
-        trt_target.ranges(inputs, Shapes.parse(), None, None)
-    shapes = Shapes.parse(shapes=["ids:1x1:2x8:4x16", "mel:1x10:2x20:4x30"])
+        trt_target.ranges(inputs, ServedShapes.parse(), None, None)
+    shapes = ServedShapes.parse(shapes=["ids:1x1:2x8:4x16", "mel:1x10:2x20:4x30"])
     sizes = trt_target.ranges(inputs, shapes, None, None)
     step, prefill = trt_target.profiles(made, sizes, whole=False)
 
@@ -289,7 +289,7 @@ def test_shapes_decide_the_profiles() -> None:
     }
     assert step.shapes["ids"] == ((1, 1), (2, 1), (4, 1))
     inputs[1].shape = ir.Shape(["batch", "4*time"])  # a token is four of its entries
-    sizes = trt_target.ranges(inputs, Shapes.parse(), None, None)
+    sizes = trt_target.ranges(inputs, ServedShapes.parse(), None, None)
     step, prefill = trt_target.profiles(made, sizes, whole=False)
     assert step.shapes["mel"] == ((1, 4), (1, 4), (1, 4))
     assert prefill.shapes["mel"] == ((1, 4), (1, 256), (1, 2048))
@@ -341,9 +341,9 @@ def test_a_cache_holds_the_longest_prefill() -> None:
     made = ir.from_onnx_text("""<ir_version: 10, opset_import: ["" : 24]>
         g (int64[batch, time] ids) => (int64[batch, time] y) { y = Identity (ids) }
     """).graph
-    long = Shapes.parse(shapes=["ids:1x1:1x64:1x9000"])
+    long = ServedShapes.parse(shapes=["ids:1x1:1x64:1x9000"])
 
-    inputs, none = made.inputs, Shapes.parse()
+    inputs, none = made.inputs, ServedShapes.parse()
     assert trt_target.ranges(inputs, long, None, None)["capacity"] == (9000,) * 3
     assert trt_target.ranges(inputs, none, 200, None)["capacity"] == (200,) * 3
     assert trt_target.ranges(inputs, none, 200, None)["time"] == (1, 64, 200)

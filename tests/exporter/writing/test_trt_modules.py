@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from intaglio.exporter.export import export
-from intaglio.exporter.options.served_shapes import Shapes
+from intaglio.exporter.options.served_shapes import ServedShapes
 from intaglio.ops import linear_attention, piecewise_linear_rnn
 from intaglio.passes.graph import module_of
 from intaglio.runtime.bundle import Bundle
@@ -138,7 +138,7 @@ def test_each_graph_has_an_engine_and_what_prepares_one_too(
         targets=["ort", "trt"],
         sm=[SM],
         steps=8,
-        shapes=Shapes.parse(shapes=["ids:1x1:1x4:1x8"]),
+        shapes=ServedShapes.parse(shapes=["ids:1x1:1x4:1x8"]),
     )
     bundle = Bundle.open(report.out)
     built = {name: read_built(each) for name, each in bundle.graphs.items()}

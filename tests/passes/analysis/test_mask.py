@@ -11,7 +11,7 @@ from intaglio.errors import PassError
 from intaglio.passes import pipeline
 from intaglio.passes.analysis.mask import Causal, Computed, constants_of, judge
 from intaglio.passes.analysis.meetings import MASK, Meeting, meetings
-from intaglio.passes.analysis.pair_reader import Reader
+from intaglio.passes.analysis.pair_reader import PairReader
 from intaglio.passes.analysis.pairs import Axes
 from intaglio.passes.base import Context
 
@@ -102,7 +102,7 @@ def test_masks_that_may_show_a_later_token_are_none(traced: Traced) -> None:
     """However far away the pair is, and however small the weight."""
     model, _ = traced(Masked(*LEAKING.values()))
     pipeline.run(model, pipeline.whole(), Context())
-    reader = Reader(model.graph)
+    reader = PairReader(model.graph)
     masks = [node.inputs[MASK] for node in model.graph if node.op_type == "Attention"]
     found = [judge(reader.read(mask, Axes(0, 1))) for mask in masks if mask is not None]
     assert dict(zip(LEAKING, found, strict=True)) == dict.fromkeys(LEAKING)

@@ -30,7 +30,7 @@ from intaglio.runtime.trt.flavour import FLAVOURS
 from intaglio.runtime.trt.generic_plugin import workspace
 from intaglio.runtime.trt.kernels import NodeKernels, read
 from intaglio.runtime.trt.launcher import Launcher
-from intaglio.trt_plugins.ahead import Compiled
+from intaglio.trt_plugins.ahead import CompiledPlan
 
 from .device import STREAM, Gpu
 from .plugins import poisoned
@@ -144,7 +144,7 @@ def _texts(cache: Path) -> dict[str, bytes]:
     """PTX by the digest of the machine code that was made of it."""
     found = {}
     for file in cache.glob("*.json"):
-        for code in Compiled.from_json(json.loads(file.read_bytes())).code.values():
+        for code in CompiledPlan.from_json(json.loads(file.read_bytes())).code.values():
             found[_digest(code.cubin)] = code.ptx.encode()
     return found
 

@@ -14,9 +14,9 @@ from intaglio.runtime.launch import LaunchPlan, evaluate
 from intaglio.runtime.trt.generic_plugin import workspace
 from intaglio.runtime.trt.kernels import NodeKernels
 from intaglio.runtime.trt.launcher import Launcher
-from intaglio.trt_plugins.ahead import Compiled, Job
+from intaglio.trt_plugins.ahead import CompiledPlan, Job
+from intaglio.trt_plugins.launch_torch import error_of, request_of
 from intaglio.trt_plugins.plugin import Plugin, Request
-from intaglio.trt_plugins.run import error_of, request_of
 
 from .device import STREAM, Gpu
 
@@ -73,7 +73,7 @@ def draw(request: Request, *, batch: int, time: int) -> Sample:
     return sample
 
 
-def kernels_of(plugin: Plugin, made: Compiled, sm: int) -> NodeKernels:
+def kernels_of(plugin: Plugin, made: CompiledPlan, sm: int) -> NodeKernels:
     """Compiled kernels as an engine carries them, but for PTX in place of machine code."""
     code = {f"{sm}/{name}": each.ptx.encode() for name, each in made.code.items()}
     return NodeKernels(op=plugin.op.onnx_type, plans={sm: made.plan}, code=code)

@@ -11,7 +11,7 @@ from intaglio.cli.frame import command
 from intaglio.cli.summary import amount
 from intaglio.places import require_file
 
-from .loading import LoadFlags, loading
+from .load_flags import LoadFlags, loading
 
 
 @command

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from intaglio.cli import doctor
+from intaglio.cli import diagnosis
 from intaglio.cli.console import Console
 from intaglio.cli.frame import command
 from intaglio.version import __version__
@@ -25,25 +25,25 @@ def doctor_(
         intaglio doctor
         intaglio doctor bundle
     """
-    diagnosis = doctor.diagnose()
-    report = diagnosis.to_json()
+    found_here = diagnosis.diagnose()
+    report = found_here.to_json()
     console.text(f"intaglio {__version__}, Python {report['python']}, {report['platform']}")
     for ability, found in report["can"].items():
         lack = f"no, missing {', '.join(found['missing'])}"
         console.text(f"{ability}: {'yes' if found['ok'] else lack}")
     console.text(
-        "target ort: " + (diagnosis.engine_error or f"yes, with {', '.join(diagnosis.providers)}")
+        "target ort: " + (found_here.engine_error or f"yes, with {', '.join(found_here.providers)}")
     )
-    console.text(f"target trt: {_trt(diagnosis)}")
+    console.text(f"target trt: {_trt(found_here)}")
     console.text("\npackages")
     console.table(
         [
             [entry.name, entry.installed or "missing", f">={entry.minimum}", entry.extra or "-"]
-            for entry in diagnosis.packages
+            for entry in found_here.packages
         ],
         ["name", "installed", "asked for", "extra"],
     )
-    found = {str(path): doctor.examine(path) for path in bundles or []}
+    found = {str(path): diagnosis.examine(path) for path in bundles or []}
     for path, targets in found.items():
         for target, faults in targets.items():
             console.text(f"\n{path}, target {target}: {'runs here' if not faults else 'does not'}")
@@ -52,11 +52,11 @@ def doctor_(
     console.result({**report, "bundles": found} if found else report)
 
 
-def _trt(diagnosis: doctor.Diagnosis) -> str:
+def _trt(found_here: diagnosis.Diagnosis) -> str:
     """Which TensorRT can build here, and whether there is a GPU."""
-    found = [f"{name} {version}" for name, version in diagnosis.flavours.items() if version]
+    found = [f"{name} {version}" for name, version in found_here.flavours.items() if version]
     builds = f"builds with {' and '.join(found)}" if found else "builds nothing: none is installed"
-    return f"{builds}; {_gpu(diagnosis.device)}"
+    return f"{builds}; {_gpu(found_here.device)}"
 
 
 def _gpu(device: Mapping[str, str] | None) -> str:

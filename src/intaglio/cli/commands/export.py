@@ -8,9 +8,9 @@ import typer
 
 from intaglio.cli.console import Console
 from intaglio.cli.frame import command
-from intaglio.cli.names import passes_like
+from intaglio.cli.known_names import passes_like
 
-from .loading import LoadFlags, loading
+from .load_flags import LoadFlags, loading
 from .options import (
     Data,
     Flavour,
@@ -28,7 +28,7 @@ class Cache(StrEnum):
     GROW = "grow"
 
 
-class Layout(StrEnum):
+class FolderChoice(StrEnum):
     """What the folder is, beside a bundle."""
 
     BUNDLE = "bundle"
@@ -153,7 +153,7 @@ def export_(
         bool, typer.Option("--no-portable", help="Leave the portable graph out.")
     ] = False,
     layout: Annotated[
-        Layout | None,
+        FolderChoice | None,
         typer.Option(
             help="A bundle alone, or a folder of onnxruntime-genai or a model of Triton too.",
             show_default="bundle",
@@ -175,9 +175,9 @@ def export_(
     """
     from intaglio import export
     from intaglio.cli import summary
-    from intaglio.exporter.options.served_shapes import Shapes
+    from intaglio.exporter.options.served_shapes import ServedShapes
 
-    given = Shapes.parse(
+    given = ServedShapes.parse(
         minimum=min_shapes, optimum=opt_shapes, maximum=max_shapes, shapes=shapes or []
     )
     with console.progress() as progress:

@@ -8,10 +8,10 @@ import typer
 from intaglio.cli import catalogue
 from intaglio.cli.console import Console
 from intaglio.cli.frame import command
-from intaglio.cli.names import known
+from intaglio.cli.known_names import known
 
 
-class Kind(StrEnum):
+class Listed(StrEnum):
     """What `list` lists."""
 
     OPS = "ops"
@@ -25,7 +25,7 @@ class Kind(StrEnum):
 def list_(
     console: Console,
     kind: Annotated[
-        Kind | None,
+        Listed | None,
         typer.Argument(metavar="KIND", help="ops, passes, models, targets or kernels."),
     ] = None,
 ) -> None:

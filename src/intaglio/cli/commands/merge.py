@@ -10,7 +10,7 @@ from intaglio.cli.console import Console
 from intaglio.cli.frame import command
 from intaglio.places import require_file
 
-from .loading import LoadFlags, loading
+from .load_flags import LoadFlags, loading
 
 
 @command

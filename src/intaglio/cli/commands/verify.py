@@ -8,7 +8,7 @@ import typer
 from intaglio.cli.console import Console
 from intaglio.cli.frame import command
 
-from .loading import LoadFlags, loading
+from .load_flags import LoadFlags, loading
 from .options import (
     BundlePath,
     Data,

@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM
 
 from intaglio.errors import SourceError
 from intaglio.exporter.sources.huggingface.directory import read_directory
-from intaglio.exporter.sources.huggingface.model import build
+from intaglio.exporter.sources.huggingface.library_module import build
 from intaglio.exporter.sources.load import load_source
 from intaglio.exporter.sources.low_bit_formats import FORMATS, StoredWeight
 from intaglio.exporter.sources.low_bit_modules import LowBitLinear

@@ -8,7 +8,7 @@ import pytest
 from intaglio.errors import UnsupportedError
 from intaglio.runtime.launch import Buffer, LaunchPlan
 from intaglio.trt_plugins import NAMES, find
-from intaglio.trt_plugins.ahead import Code, Compiled, Job, compile_all
+from intaglio.trt_plugins.ahead import Code, CompiledPlan, Job, compile_all
 from intaglio.trt_plugins.plugin import Request
 
 CAPABILITIES = (80, 87, 90, 120)
@@ -51,7 +51,7 @@ def test_what_was_compiled_is_kept_by_content(tmp_path: Path) -> None:
     (first,) = compile_all([job], kept=tmp_path, done=counted.append)
     (second,) = compile_all([job], kept=tmp_path, done=counted.append)
 
-    assert first == second == Compiled.from_json(first.to_json())
+    assert first == second == CompiledPlan.from_json(first.to_json())
     assert counted == [job]
     assert LaunchPlan.from_json(first.plan.to_json()) == first.plan
     other = Request(attributes=request.attributes, inputs=request.inputs, sm=90)

@@ -1,7 +1,8 @@
 """The names of everything that intaglio knows, read from its source: importing that costs PyTorch.
 
 The files that list things, and those that declare them, have one form, to which
-`tests/test_tree.py` holds them; `tests/cli/test_names.py` holds what is read to what is imported.
+`tests/test_tree.py` holds them; `tests/cli/test_known_names.py` holds what is read to what is
+imported.
 """
 
 import ast

@@ -14,7 +14,7 @@ from vision_language import EDGE, LIBRARY, MARKER, greedy, llava, save, smolvlm
 import intaglio
 from intaglio.errors import SourceError
 from intaglio.exporter.options.loading import LoadOptions
-from intaglio.exporter.sources.huggingface import pictures
+from intaglio.exporter.sources.huggingface import given_pictures
 from intaglio.exporter.sources.kinds.huggingface_directory import load
 from intaglio.runtime import Session
 from intaglio.runtime.generation import generate_rows
@@ -112,4 +112,4 @@ def test_what_cannot_be_stepped_is_refused(
     named: list[str], layout: tuple[int | str, ...] | None, said: str
 ) -> None:
     with pytest.raises(SourceError, match=said):
-        pictures.taken(Seeing(), 10, {}, Path(), named, layout)
+        given_pictures.taken(Seeing(), 10, {}, Path(), named, layout)

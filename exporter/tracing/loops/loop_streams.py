@@ -45,13 +45,13 @@ class Flow:
 
 
 @dataclass(frozen=True)
-class Held:
+class Invariant:
     """What was computed at the first iteration, kept for all others."""
 
     what: Term
 
 
-Edge = Fixed | Counted | Flow | Held
+Edge = Fixed | Counted | Flow | Invariant
 
 
 @dataclass(eq=False)

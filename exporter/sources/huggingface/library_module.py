@@ -20,8 +20,8 @@ from intaglio.exporter.sources.low_bit_projections import put_in, split
 from intaglio.exporter.sources.state_dict import check_names, check_shapes, check_values
 from intaglio.quiet import quiet, summary
 
-from .bounds import check_counts, within
 from .directory import Directory, stored_bytes
+from .module_size import check_counts, within
 
 ATTENTIONS = ("sdpa", "eager")  # in the order in which they are tried
 SHOWN = 6

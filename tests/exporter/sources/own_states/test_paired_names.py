@@ -2,7 +2,7 @@
 
 import pytest
 
-from intaglio.exporter.sources.own_states.names import pair, says_state
+from intaglio.exporter.sources.own_states.paired_names import pair, says_state
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import importlib.metadata
 import pytest
 from gpu import Driver
 
-from intaglio.cli import doctor
+from intaglio.cli import diagnosis
 from intaglio.errors import DeviceError
 from intaglio.runtime.trt import driver
 from intaglio.runtime.trt.driver import Device
@@ -13,7 +13,7 @@ from intaglio.runtime.trt.driver import Device
 
 def test_every_requirement_is_examined() -> None:
     """What pyproject.toml asks for appears with its lower bound and its extra."""
-    found = {entry.name: (entry.minimum, entry.extra) for entry in doctor.diagnose().packages}
+    found = {entry.name: (entry.minimum, entry.extra) for entry in diagnosis.diagnose().packages}
 
     assert found["numpy"] == ("1.26", "")
     assert found["onnx-ir"] == ("1.1", "export")
@@ -22,8 +22,8 @@ def test_every_requirement_is_examined() -> None:
 def test_what_is_missing_or_too_old_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without torch and with an old onnx, bundles run and exporting does not."""
     versions = {"torch": None, "onnx": "1.9.0"}
-    monkeypatch.setattr(doctor, "_installed", lambda name: versions.get(name, "99.0"))
-    can = doctor.diagnose().to_json()["can"]
+    monkeypatch.setattr(diagnosis, "_installed", lambda name: versions.get(name, "99.0"))
+    can = diagnosis.diagnose().to_json()["can"]
 
     assert can["run"] == {"ok": True, "missing": []}
     assert can["export"] == {"ok": False, "missing": ["torch>=2.11", "onnx>=1.22"]}
@@ -32,8 +32,8 @@ def test_what_is_missing_or_too_old_is_named(monkeypatch: pytest.MonkeyPatch) ->
 def test_hugging_face_directories_need_three_extras(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without tokenizers neither they nor text can be had; export goes on."""
     versions = {"tokenizers": None}
-    monkeypatch.setattr(doctor, "_installed", lambda name: versions.get(name, "99.0"))
-    can = doctor.diagnose().to_json()["can"]
+    monkeypatch.setattr(diagnosis, "_installed", lambda name: versions.get(name, "99.0"))
+    can = diagnosis.diagnose().to_json()["can"]
 
     assert can["export"]["ok"]
     assert (
@@ -44,9 +44,9 @@ def test_hugging_face_directories_need_three_extras(monkeypatch: pytest.MonkeyPa
 def test_tensorrt_is_told_apart_from_what_runs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which flavour is installed, and whether there is a GPU."""
     versions = {"tensorrt": None, "tensorrt-rtx": "1.7.1"}
-    monkeypatch.setattr(doctor, "_installed", lambda name: versions.get(name, "99.0"))
-    monkeypatch.setattr(doctor, "has_device", lambda: False)
-    found = doctor.diagnose().to_json()
+    monkeypatch.setattr(diagnosis, "_installed", lambda name: versions.get(name, "99.0"))
+    monkeypatch.setattr(diagnosis, "has_device", lambda: False)
+    found = diagnosis.diagnose().to_json()
 
     assert found["targets"]["trt"] == {
         "flavours": {"tensorrt": None, "rtx": "1.7.1"},
@@ -57,9 +57,9 @@ def test_tensorrt_is_told_apart_from_what_runs_it(monkeypatch: pytest.MonkeyPatc
 
 def test_a_gpu_is_told_with_what_engines_need_to_know(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its name, its compute capability, and the CUDA of its driver."""
-    monkeypatch.setattr(doctor, "has_device", lambda: True)
+    monkeypatch.setattr(diagnosis, "has_device", lambda: True)
     monkeypatch.setattr(driver, "open_device", lambda: Device(Driver(87)))
-    found = doctor.diagnose().to_json()["targets"]["trt"]["device"]
+    found = diagnosis.diagnose().to_json()["targets"]["trt"]["device"]
 
     assert found == {"name": "Stand-in GPU", "capability": "8.7", "cuda": "13.1"}
 
@@ -70,23 +70,23 @@ def test_a_gpu_that_cannot_be_opened_is_told(monkeypatch: pytest.MonkeyPatch) ->
     def broken() -> None:
         raise DeviceError("The CUDA driver's cuInit failed: 3.")
 
-    monkeypatch.setattr(doctor, "has_device", lambda: True)
+    monkeypatch.setattr(diagnosis, "has_device", lambda: True)
     monkeypatch.setattr(driver, "open_device", broken)
 
-    assert doctor.diagnose().device == {"error": "The CUDA driver's cuInit failed: 3."}
+    assert diagnosis.diagnose().device == {"error": "The CUDA driver's cuInit failed: 3."}
 
 
 def test_every_extra_is_known() -> None:
     """Whoever adds one to pyproject.toml says what it is for; dev is for those who work here."""
     provided = importlib.metadata.metadata("intaglio").get_all("Provides-Extra") or []
 
-    assert set(provided) - {"dev"} == doctor.EXTRAS
+    assert set(provided) - {"dev"} == diagnosis.EXTRAS
 
 
 def test_versions_are_compared_as_numbers() -> None:
     """2.9 is older than 2.11, and a local version part does not count."""
-    assert not doctor.Package("torch", "export", "2.11", "2.9.1").ok
-    assert doctor.Package("torch", "export", "2.11", "2.13.0+cpu").ok
+    assert not diagnosis.Package("torch", "export", "2.11", "2.9.1").ok
+    assert diagnosis.Package("torch", "export", "2.11", "2.13.0+cpu").ok
 
 
 def test_a_broken_engine_is_told_not_raised(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +95,7 @@ def test_a_broken_engine_is_told_not_raised(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(importlib, "import_module", broken)
 
-    assert doctor.diagnose().engine_error == "onnxruntime: libfoo.so is missing"
+    assert diagnosis.diagnose().engine_error == "onnxruntime: libfoo.so is missing"
 
 
 @pytest.mark.parametrize(
@@ -111,10 +111,10 @@ def test_a_broken_engine_is_told_not_raised(monkeypatch: pytest.MonkeyPatch) -> 
     ],
 )
 def test_the_extra_that_brings_a_module_is_known(module: str, extra: str | None) -> None:
-    assert doctor.extra_of(module) == extra
+    assert diagnosis.extra_of(module) == extra
 
 
 def test_the_installed_version_is_read() -> None:
-    numpy = next(entry for entry in doctor.diagnose().packages if entry.name == "numpy")
+    numpy = next(entry for entry in diagnosis.diagnose().packages if entry.name == "numpy")
 
     assert numpy.installed == importlib.metadata.version("numpy")

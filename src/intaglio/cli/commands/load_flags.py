@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
-from intaglio.cli.names import models_like
+from intaglio.cli.known_names import models_like
 
 if TYPE_CHECKING:
     from intaglio.exporter.options.loading import LoadKeywords

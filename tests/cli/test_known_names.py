@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 from intaglio.cli import catalogue
-from intaglio.cli.names import known, models_like, passes_like
+from intaglio.cli.known_names import known, models_like, passes_like
 
 BLOCKED = "torch onnx onnx_ir onnxscript triton onnxruntime matplotlib transformers"
 PROGRAM = f"""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from intaglio.errors import OptionError
-from intaglio.exporter.options.described import holds_words, in_words, made_again
+from intaglio.exporter.options.inputs_in_words import holds_words, in_words, made_again
 
 FREE = {"ids": {0: "batch", 1: "time"}, "table": {0: "batch"}}
 EXAMPLES: dict[str, Any] = {

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from intaglio.errors import SourceError
-from intaglio.exporter.sources.huggingface import bounds
-from intaglio.exporter.sources.huggingface.bounds import check_counts, within
+from intaglio.exporter.sources.huggingface import module_size
+from intaglio.exporter.sources.huggingface.module_size import check_counts, within
 
 HELD = {"a": torch.zeros(10, 10)}
 
@@ -35,7 +35,7 @@ def test_what_is_larger_is_refused_while_it_is_built(
     what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before what comes after is asked for; and nothing is counted any more afterwards."""
-    monkeypatch.setattr(bounds, "BUFFERS", 1000)
+    monkeypatch.setattr(module_size, "BUFFERS", 1000)
     made: list[nn.Module] = []
 
     def build() -> None:

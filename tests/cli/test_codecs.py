@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from intaglio.cli.text import ByteCodec, IdCodec, TokenizerCodec, codec
+from intaglio.cli.codecs import ByteCodec, IdCodec, TokenizerCodec, codec
 from intaglio.errors import InputError
 from intaglio.runtime import Manifest
 from intaglio.runtime.graph_entry import TensorSpec

@@ -14,7 +14,7 @@ from transformers import dynamic_module_utils
 
 from intaglio.errors import SourceError
 from intaglio.exporter.sources.huggingface.directory import read_directory
-from intaglio.exporter.sources.huggingface.model import build
+from intaglio.exporter.sources.huggingface.library_module import build
 
 WEIGHTS = "model.safetensors"
 NORM = "model.layers.1.input_layernorm.weight"

@@ -25,7 +25,7 @@ from intaglio.state import BATCH, TIME
 
 from .find import NONE, Described, note
 from .initial import one_row, read_initial, split_initial
-from .names import pair, says_state
+from .paired_names import pair, says_state
 
 BATCHES = re.compile(r"batch(_?size)?|n|b|bs|bsz|batch_?dim|N", re.IGNORECASE)
 Dims = tuple[int | str, ...]

@@ -28,7 +28,7 @@ from intaglio.runtime.launch import (
     product,
 )
 
-from .ahead import Code, Compiled
+from .ahead import Code, CompiledPlan
 from .plugin import Kernel, Plugin, Request
 
 WARP = 32
@@ -81,7 +81,7 @@ def ptx_version(cuda: str | None, sm: int) -> int:
     return version
 
 
-def compile_plugin(plugin: Plugin, request: Request, cuda: str | None = None) -> Compiled:
+def compile_plugin(plugin: Plugin, request: Request, cuda: str | None = None) -> CompiledPlan:
     """Compile all kernels of a request.
 
     Args:
@@ -115,7 +115,7 @@ def compile_plugin(plugin: Plugin, request: Request, cuda: str | None = None) ->
     plan = LaunchPlan(
         inputs=tuple(dtypes["input"]), outputs=tuple(kernels.outputs), variants=tuple(variants)
     )
-    return Compiled(plan=plan, code=code)
+    return CompiledPlan(plan=plan, code=code)
 
 
 def _compile(
