@@ -21,7 +21,7 @@ from intaglio.exporter.writing.compiled import CompiledGraph, weigh
 from intaglio.exporter.writing.describe import describe
 from intaglio.exporter.writing.trt import requests
 from intaglio.keywords import spelled_out
-from intaglio.passes.base import Calibrated
+from intaglio.passes.base import Calibrated, Pass
 from intaglio.passes.lower.ort_low_bit import Accuracy
 from intaglio.passes.pipeline import FP16, FP32
 from intaglio.places import require_writable
@@ -29,7 +29,7 @@ from intaglio.runtime.manifest import Manifest
 from intaglio.runtime.trt import flavour as flavours
 from intaglio.spelling import perhaps
 
-from .attempt import attempt
+from .attempt import Attempt, attempt
 from .compile import Teacher, compile_all
 from .engine import require_proof, with_engines
 
@@ -120,43 +120,15 @@ def export(
             beside `out` with the suffix ``.failed``.
         IntaglioError: whatever else the user can mend; `out` is then as it was.
     """
-    how, loading = decide(recipe, options)
-    _check(how, require_parity=require_parity, require_target=require_target)
-    required = "trt" in require_target or "ort" not in how.targets
-    passes = how.build_passes(allow_code=loading.allow_code)
-    if calib is not None and not any(isinstance(step, Calibrated) for step in passes):
-        raise OptionError("Calibration data is given, and no pass that learns from it.")
-    how, said = _with_hashes(how, {"calib": calib, "data": data})
-    for step in passes:
-        step.check_options(data=calib is not None)
+    asked = _asked(recipe, options, calib, data, require_parity, require_target)
     clock = Clock(progress)
     if dry_run:
-        check_place(Path(out), force=force)
-        require_writable(Path(out))
-        loaded = _loaded(source, loading, how, clock)
-        how = completed(how, loaded.asked)
-        compiled = compile_all(loaded, passes, how, clock, Teacher.of(calib, None))
-        if compiled.lacks is not None and required:
-            raise compiled.lacks
-        return _rehearsed(out, loaded, compiled, how, clock, said)
+        return _rehearsed(source, Path(out), asked, clock, force=force)
     with BundleWriter(out, force=force) as writer:
-        loaded = _loaded(source, loading, how, clock)
-        how = completed(how, loaded.asked)
+        loaded, asked = _loaded(source, asked, clock)
         teacher = Teacher.of(calib, Path(work or f"{writer.destination}.work"))
-        compiled = compile_all(loaded, passes, how, clock, teacher)
-        if compiled.lacks is not None and required:
-            raise compiled.lacks
-        asked = None if compiled.trt is None else requests(compiled, loaded, how)
-        made = attempt(writer, loaded, compiled, how, clock, data)
-        if asked is not None:
-            try:
-                made = with_engines(writer, loaded, made, how, clock, data, asked)
-            except (BuildError, UnsupportedError) as error:
-                if required:
-                    raise
-                writer.clear()
-                alone = made.compiled.without_trt(error)
-                made = attempt(writer, loaded, alone, how, clock, data)
+        compiled = _compiled(loaded, asked, clock, teacher)
+        made = _made(writer, loaded, compiled, asked, clock)
         if require_parity:
             require_proof(writer, made.manifest)
         manifest = writer.commit(made.manifest)
@@ -167,7 +139,55 @@ def export(
         manifest=manifest,
         parity=made.parity,
         seconds=clock.seconds,
-        notes=(*said, *loaded.notes, *made.notes),
+        notes=(*asked.notes, *loaded.notes, *made.notes),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What an export is to do, as far as it is known before the source is loaded.
+
+    `required` tells that a bundle without an engine of TensorRT is of no use.
+    """
+
+    how: Recipe
+    loading: LoadOptions
+    passes: Sequence[Pass]
+    calib: str | Path | Arrays | None
+    data: str | Path | Arrays | None
+    required: bool
+    notes: Sequence[str]
+
+
+def _asked(
+    recipe: Recipe | str | Path | None,
+    options: ExportKeywords,
+    calib: str | Path | Arrays | None,
+    data: str | Path | Arrays | None,
+    require_parity: bool,
+    require_target: Sequence[str],
+) -> Asked:
+    """What was asked for, once it is known that it can be asked for.
+
+    Raises:
+        IntaglioError: if it cannot.
+    """
+    how, loading = decide(recipe, options)
+    _check(how, require_parity=require_parity, require_target=require_target)
+    passes = how.build_passes(allow_code=loading.allow_code)
+    if calib is not None and not any(isinstance(step, Calibrated) for step in passes):
+        raise OptionError("Calibration data is given, and no pass that learns from it.")
+    how, notes = _with_hashes(how, {"calib": calib, "data": data})
+    for step in passes:
+        step.check_options(data=calib is not None)
+    return Asked(
+        how=how,
+        loading=loading,
+        passes=passes,
+        calib=calib,
+        data=data,
+        required="trt" in require_target or "ort" not in how.targets,
+        notes=notes,
     )
 
 
@@ -196,29 +216,54 @@ def _with_hashes(
     return replace(how, hashes=found), notes
 
 
-def _loaded(source: Unloaded | Source, loading: LoadOptions, how: Recipe, clock: Clock) -> Source:
+def _loaded(source: Unloaded | Source, asked: Asked, clock: Clock) -> tuple[Source, Asked]:
     """The source with its weights, once it is known whether it takes whole inputs."""
     with clock.phase("load"):
-        loaded = settled(load(source, loading), how.whole)
-        require_stepped(loaded, loading.condition)
-    return loaded
+        loaded = settled(load(source, asked.loading), asked.how.whole)
+        require_stepped(loaded, asked.loading.condition)
+    return loaded, replace(asked, how=completed(asked.how, loaded.asked))
+
+
+def _compiled(source: Source, asked: Asked, clock: Clock, teacher: Teacher | None) -> CompiledGraph:
+    """The graphs for each target; without those for TensorRT, if it refuses and may."""
+    compiled = compile_all(source, asked.passes, asked.how, clock, teacher)
+    if compiled.lacks is not None and asked.required:
+        raise compiled.lacks
+    return compiled
+
+
+def _made(
+    writer: BundleWriter, source: Source, compiled: CompiledGraph, asked: Asked, clock: Clock
+) -> Attempt:
+    """The bundle, verified; without an engine of TensorRT, if none can be built and none must."""
+    wanted = None if compiled.trt is None else requests(compiled, source, asked.how)
+    made = attempt(writer, source, compiled, asked.how, clock, asked.data)
+    if wanted is None:
+        return made
+    try:
+        return with_engines(writer, source, made, asked.how, clock, asked.data, wanted)
+    except (BuildError, UnsupportedError) as error:
+        if asked.required:
+            raise
+        writer.clear()
+        alone = made.compiled.without_trt(error)
+        return attempt(writer, source, alone, asked.how, clock, asked.data)
 
 
 def _rehearsed(
-    out: str | Path,
-    source: Source,
-    compiled: CompiledGraph,
-    how: Recipe,
-    clock: Clock,
-    said: Sequence[str],
+    source: Unloaded | Source, out: Path, asked: Asked, clock: Clock, *, force: bool
 ) -> ExportReport:
-    """What an export would do that has got as far as `compiled`."""
+    """What an export would do, as far as that can be told without writing anything."""
+    check_place(out, force=force)
+    require_writable(out)
+    loaded, asked = _loaded(source, asked, clock)
+    compiled = _compiled(loaded, asked, clock, Teacher.of(asked.calib, None))
     return ExportReport(
-        out=Path(out),
-        manifest=describe(source, compiled, how, {}, {}),
+        out=out,
+        manifest=describe(loaded, compiled, asked.how, {}, {}),
         parity=None,
         seconds=clock.seconds,
-        notes=(*said, *source.notes, *compiled.notes),
+        notes=(*asked.notes, *loaded.notes, *compiled.notes),
         estimate=weigh(compiled),
     )
 
