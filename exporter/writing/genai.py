@@ -2,7 +2,8 @@
 
 genai wants, at the top of a folder, ``genai_config.json``, the decoder's graph, and the tokenizer's
 files; caches go by templates of names, which are those of step graphs.  The graph beside those of
-the bundle shares their weights.  Source: onnxruntime-genai 0.18, ``src/config.cpp``.
+the bundle shares their weights.  Sources: onnxruntime-genai, ``src/config.cpp``, and for speech,
+whose encoder is a graph beside the decoder's, ``src/models/whisper.cpp`` (`genai_speech.py`).
 """
 
 import json
@@ -18,10 +19,12 @@ import onnx_ir as ir
 from intaglio.errors import OptionError
 from intaglio.passes.base import Context
 from intaglio.passes.graph import attribute, dims, load_graph
-from intaglio.passes.lower.genai_inputs import MASK, GenaiInputs
+from intaglio.passes.lower.genai_inputs import COUNT, MASK, GenaiInputs
 from intaglio.runtime.graph_entry import MAIN, NOT_RUN, GraphEntry, TargetEntry
 from intaglio.runtime.manifest import Manifest
 from intaglio.state import Layout, StateSpec
+
+from . import genai_speech
 
 GRAPH = "genai.onnx"
 CONFIG = "genai_config.json"
@@ -36,16 +39,17 @@ def add_genai(folder: Path, manifest: Manifest) -> Manifest:
     Raises:
         OptionError: if the bundle has what genai cannot feed, which it names.
     """
-    for fault in _faults(manifest.main):
-        raise OptionError(f"onnxruntime-genai cannot run this model: {fault} {UNSAID}")
-    lowered = manifest.main.targets["ort"]
+    main = manifest.main
+    _require_none(_faults(main))
+    lowered = main.targets["ort"]
     model = load_graph(folder, lowered.path)
-    heads = _query_heads(model)
-    GenaiInputs().run(model, Context())
-    proto = ir.to_proto(model)
-    (folder / GRAPH).write_bytes(proto.SerializeToString(deterministic=True))
-    config = json.dumps(_config(manifest, heads), indent=2, sort_keys=True)
-    (folder / CONFIG).write_text(config + "\n", encoding="utf-8")
+    config = _config(manifest, _query_heads(model))
+    GenaiInputs(speech=bool(main.conditions)).run(model, Context())
+    if main.conditions:
+        _add_encoder(folder, manifest, model, config)
+    _save(model, folder / GRAPH)
+    text = json.dumps(config, indent=2, sort_keys=True)
+    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
     if manifest.text:
         for file in sorted((folder / manifest.text["tokenizer"]).parent.iterdir()):
             shutil.copyfile(file, folder / file.name)
@@ -53,38 +57,60 @@ def add_genai(folder: Path, manifest: Manifest) -> Manifest:
         path=GRAPH,
         data=lowered.data,
         opset=lowered.opset,
-        parity=f"{NOT_RUN} (the graph of ort with its lengths taken from a mask)",
+        parity=f"{NOT_RUN} (the graph of ort with its lengths as genai gives them)",
     )
-    graph = manifest.main
-    return manifest.with_graph(MAIN, replace(graph, targets={**graph.targets, "genai": entry}))
+    return manifest.with_graph(MAIN, replace(main, targets={**main.targets, "genai": entry}))
+
+
+def _add_encoder(
+    folder: Path, manifest: Manifest, decoder: ir.Model, config: dict[str, Any]
+) -> None:
+    """Add the graph that runs once for a sequence; `decoder` and `config` are told of it."""
+    main = manifest.main
+    sizes = config["model"]["decoder"]
+    _require_none(genai_speech.faults(main, sizes["num_attention_heads"], sizes["head_size"]))
+    assert main.prepare is not None
+    encoder = load_graph(folder, manifest.graphs[main.prepare].targets["ort"].path)
+    hidden = genai_speech.name_as_genai(decoder, encoder, genai_speech.prepared(main))
+    genai_speech.complete(config, main.conditions[0].name, hidden)
+    _save(encoder, folder / genai_speech.ENCODER)
+
+
+def _require_none(faults: Iterator[str]) -> None:
+    for fault in faults:
+        raise OptionError(f"onnxruntime-genai cannot run this model: {fault} {UNSAID}")
+
+
+def _save(model: ir.Model, path: Path) -> None:
+    path.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
 
 
 def _faults(graph: GraphEntry) -> Iterator[str]:
     """What stands in the way, in words."""
-    if graph.conditions:
-        names = ", ".join(spec.name for spec in graph.conditions)
-        yield (
-            f"it is given {names} once for a sequence, for which genai's decoders have no place; "
-            "its types 'whisper' and 'marian', and those of pictures, run graphs of other names."
-        )
-    if not graph.states:
+    caches = _caches(graph)
+    if not caches:
         yield "it carries no state from token to token."
-    for state in graph.states:
+    for state in caches:
         if not _is_cache(state):
             yield (
                 f"module {state.module!r} carries {state.input!r} of layout {state.layout}, where "
                 "genai knows key-value caches in one buffer alone."
             )
-    layers = [state.layer for state in graph.states if state.port == "key"]
+    layers = [state.layer for state in caches if state.port == "key"]
     if layers != list(range(len(layers))):
         yield f"only its layers {', '.join(map(str, layers))} have a cache."
-    if len({state.shape for state in graph.states}) > 1:
+    if len({state.shape for state in caches}) > 1:
         yield "its caches are of different shapes."
     if [spec.dtype for spec in graph.inputs] != ["int64"]:
         names = ", ".join(spec.name for spec in graph.inputs)
         yield f"it takes {names}, where genai gives token ids alone."
     if len(graph.outputs) != 1 or len(graph.outputs[0].shape) != 3:
         yield f"it gives {', '.join(spec.name for spec in graph.outputs)}, not logits alone."
+
+
+def _caches(graph: GraphEntry) -> list[StateSpec]:
+    """What a step changes."""
+    return [state for state in graph.states if state.layout is not Layout.PREPARED]
 
 
 def _is_cache(state: StateSpec) -> bool:
@@ -109,13 +135,14 @@ def _query_heads(model: ir.Model) -> int:
 def _config(manifest: Manifest, heads: int) -> dict[str, Any]:
     """``genai_config.json``: names, sizes, and how to search unless the program says otherwise."""
     graph = manifest.main
-    cache = graph.states[0]
+    caches = _caches(graph)
+    cache = caches[0]
     kv_heads, size = (int(cache.shape[axis]) for axis in (1, 3))
     known = manifest.source.get("config") or {}
     longest = graph.limits.max_context or known.get("max_position_embeddings") or CONTEXT
     ends = (manifest.text or {}).get("eos") or known.get("eos_token_id") or 0
     ends = ends if isinstance(ends, list) else [ends]
-    lengths = {"attention_mask": MASK} if graph.past_length else {}
+    lengths = {COUNT: COUNT} if graph.conditions else {"attention_mask": MASK}
     return {
         "model": {
             "type": "decoder",
@@ -131,10 +158,10 @@ def _config(manifest: Manifest, heads: int) -> dict[str, Any]:
                 "head_size": size,
                 "num_attention_heads": heads,
                 "num_key_value_heads": kv_heads,
-                "num_hidden_layers": len(graph.states) // len(PORTS),
+                "num_hidden_layers": len(caches) // len(PORTS),
                 "inputs": {
                     "input_ids": graph.inputs[0].name,
-                    **lengths,
+                    **(lengths if graph.past_length else {}),
                     "past_key_names": "past_key_values.%d.key",
                     "past_value_names": "past_key_values.%d.value",
                 },

@@ -15,7 +15,7 @@ from intaglio.exporter.export import ExportReport
 from intaglio.exporter.options.served_shapes import ServedShapes
 from intaglio.exporter.writing.genai import add_genai
 from intaglio.runtime import Manifest, Session, generate
-from intaglio.runtime.graph_entry import MAIN, TensorSpec
+from intaglio.runtime.graph_entry import MAIN
 from intaglio.state import Layout, StateSpec
 
 CHECKPOINTS = Path(__file__).parents[3] / "models" / "checkpoints"
@@ -99,12 +99,6 @@ def test_a_cache_that_genai_does_not_know_is_refused(
 
     with pytest.raises(OptionError, match=words):
         add_genai(exported.out, manifest)
-
-
-def test_what_is_given_once_for_a_sequence_is_refused(exported: ExportReport) -> None:
-    given = replace(exported.manifest.main, conditions=(TensorSpec("image", "float32", (3,)),))
-    with pytest.raises(OptionError, match="it is given image once for a sequence"):
-        add_genai(exported.out, exported.manifest.with_graph(MAIN, given))
 
 
 def test_other_graphs_lie_beside_it(exported: ExportReport) -> None:
