@@ -51,23 +51,21 @@ def measure(quick: bool) -> list[Row]:
         intaglio.export(Path(folder, "large.pt"), large, verify=False)
         counts = (1, 16, 64) if quick else COUNTS
         rows = []
-        for name, bundle, seconds, threads in (("hybrid", small, 1.0, 1), ("100M", large, 4.0, 2)):
+        for name, bundle, seconds in (("hybrid", small, 1.0), ("100M", large, 4.0)):
             for count in counts:
-                rows += _count(name, bundle, count, seconds / (2 if quick else 1), threads, quick)
+                rows += _count(name, bundle, count, seconds / (2 if quick else 1), quick)
         return [*rows, *_bits("hybrid", small), *_bits("100M", large), *_memory(small, quick)]
 
 
-def _count(
-    name: str, bundle: Path, count: int, seconds: float, threads: int, quick: bool
-) -> list[Row]:
+def _count(name: str, bundle: Path, count: int, seconds: float, quick: bool) -> list[Row]:
     """One number of streams: saturated, then with random arrivals at half of that rate.
 
-    Sessions have a thread each for their operators, since there are more of them than cores.
+    Sessions have a thread each, which run beside each other; an engine of streams has two.
     """
     session = Session.load(bundle, threads=1)
     sessions = [session.fork() for _ in range(count)]
     with Streams(
-        bundle, min(count, 64), queue=64, backlog=1 << 16, capacity=256, threads=threads
+        bundle, min(count, 64), queue=64, backlog=1 << 16, capacity=256, threads=2
     ) as streams:
         opened = [streams.open() for _ in range(count)]
         ours, theirs, ratios = [], [], []

@@ -249,8 +249,16 @@ def require_within(arrays: Mapping[str, Array], specs: Sequence[TensorSpec], siz
         array = arrays[spec.name]
         if spec.below is not None and array.dtype.kind in "iu" and array.size:
             limit = limit_of(spec, sizes)
-            if np.any(array < 0) or np.any(array >= limit):
+            if not _is_within(array, limit):
                 raise InputError(stray(spec, limit, array))
+
+
+def _is_within(array: Array, limit: int | Array) -> bool:
+    if not isinstance(limit, int):
+        return not (np.any(array < 0) or np.any(array >= limit))
+    if array.size == 1:  # a token: without the cost of numpy's reductions
+        return 0 <= int(array.item()) < limit
+    return int(array.min()) >= 0 and int(array.max()) < limit
 
 
 def stray(spec: TensorSpec, limit: int | Array, ids: Array, what: str = "input") -> str:

@@ -17,6 +17,7 @@ from copy import copy
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from intaglio.runtime.arrays import Array
 from intaglio.runtime.carried_states import CarriedStates
@@ -68,6 +69,11 @@ class Bank:
         self._conditioned: dict[tuple[int, int], tuple[Conditions | None, list[Conditions]]] = {}
         self._fixed = sum(spec.nbytes(1, 0) for spec in self._specs)
         self._token = sum(spec.nbytes(1, 1) for spec in self._specs) - self._fixed
+        self._input_axes = [spec.shape.index(BATCH) for spec in entry.inputs] if width > 1 else []
+        self._output_axes = [
+            (spec.name, spec.shape.index(BATCH) if BATCH in spec.shape else None)
+            for spec in entry.outputs
+        ]
         self._all_rows = all_rows or width == 1 or self._whole.window(slice(1)) is None
         self._worth = worth
 
@@ -160,14 +166,18 @@ class Bank:
             StateError: if there is no room; no stream has moved then.
             DeviceError: if the GPU that runs it fails.
         """
-        start, stop = self._choose([self._rows[key] for key in inputs])
         rows = {key: self._rows[key] for key in inputs}
+        start, stop = self._choose([*rows.values()])
+        rows = {key: self._rows[key] for key in inputs}  # which may have moved
         side = self._settle(slice(start, stop))
         past = self._whole.past_lengths[side][start:stop]
-        longest = int(max(self._past(row) for row in rows.values()))
-        idle = sorted(set(range(start, stop)) - set(rows.values()))
+        taken = np.array([*rows.values()]) - start
+        longest = int(past[taken].max())
         self._reserve(max(longest + time, min(int(past.max()) + time, self._ceiling)))
-        crowded = [row for row in idle if self._past(row) + time > self._whole.room]
+        idle = np.ones(stop - start, bool)
+        idle[taken] = False
+        beyond = idle & (past + time > self._whole.room)
+        crowded = [int(row) for row in np.flatnonzero(beyond) + start]
         kept = [self._set_back(row, time) for row in crowded]
         try:
             window = self._window(start, stop)
@@ -175,7 +185,7 @@ class Bank:
             window.now = side, int(past.max())
             held = dict(zip(rows.values(), conditions, strict=True))
             self._condition(window, (start, stop), held)
-            arrays = self._joined(inputs, {k: row - start for k, row in rows.items()}, stop - start)
+            arrays = self._joined([*inputs.values()], taken, stop - start)
             sizes = {BATCH: stop - start, TIME: time}
             if window.conditions is not None:
                 sizes |= window.conditions.own_sizes
@@ -183,8 +193,7 @@ class Bank:
         finally:
             for row, each in zip(crowded, kept, strict=True):
                 self._put_back(row, time, each)
-        for row in rows.values():
-            self._sides[row] = 1 - side
+        self._sides[taken + start] = 1 - side
         return {key: self._row_of(outputs, row - start) for key, row in rows.items()}
 
     def _past(self, row: int) -> int:
@@ -208,7 +217,7 @@ class Bank:
         if self._all_rows:
             return 0, self.width
         size = 1 << (len(rows) - 1).bit_length()
-        costs = [self._cost(row) for row in rows]
+        costs = [self._cost(row) for row in rows] if size < self.width else []
         while size < self.width:
             places = np.array(rows) // size
             inside = np.bincount(places, minlength=1)[: self.width // size]
@@ -331,31 +340,30 @@ class Bank:
             self._conditioned[place] = shared, rows
 
     def _joined(
-        self, inputs: Mapping[Hashable, Arrays], rows: Mapping[Hashable, int], width: int
+        self, inputs: Sequence[Arrays], rows: npt.NDArray[np.intp], width: int
     ) -> dict[str, Array]:
+        """Inputs of one row each as those of all rows, zeros where there are none."""
         if width == 1:
-            return dict(next(iter(inputs.values())))
+            return dict(inputs[0])
         found = {}
-        for spec in self._entry.inputs:
-            parts = {key: arrays[spec.name] for key, arrays in inputs.items()}
-            axis = spec.shape.index(BATCH)
-            shape = list(next(iter(parts.values())).shape)
+        for spec, axis in zip(self._entry.inputs, self._input_axes, strict=True):
+            given = np.concatenate([arrays[spec.name] for arrays in inputs], axis)
+            shape = list(given.shape)
             shape[axis] = width
             whole = np.zeros(shape, spec.dtype)
-            for key, part in parts.items():
-                whole[(*[slice(None)] * axis, slice(rows[key], rows[key] + 1))] = part
+            place: Any = (*[slice(None)] * axis, rows)
+            whole[place] = given
             found[spec.name] = whole
         return found
 
     def _row_of(self, outputs: Arrays, row: int) -> dict[str, Array]:
+        """The outputs of one row, in memory of their own."""
         found = {}
-        for spec in self._entry.outputs:
-            array = outputs[spec.name]
-            if BATCH in spec.shape:
-                axis = spec.shape.index(BATCH)
-                if array.shape[axis] > 1:
-                    array = array[(*[slice(None)] * axis, slice(row, row + 1))].copy()
-            found[spec.name] = array
+        for name, axis in self._output_axes:
+            array = outputs[name]
+            if axis is not None and array.shape[axis] > 1:
+                array = array[(*[slice(None)] * axis, slice(row, row + 1))].copy()
+            found[name] = array
         return found
 
 

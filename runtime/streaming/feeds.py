@@ -26,6 +26,7 @@ class Portion:
         done: how many have been taken.
         future: of the outputs of all of them.
         mark: where the stream was before the first of several parts.
+        begun: whether it can be cancelled no more.
     """
 
     def __init__(self, entry: GraphEntry, arrays: Mapping[str, Array], sizes: Sizes) -> None:
@@ -35,12 +36,18 @@ class Portion:
         self.done = 0
         self.future: Future[Outputs] = Future()
         self.mark: Any = None
+        self.begun = False
         self._results: Outputs = {}
 
     @property
     def left(self) -> int:
         """How many tokens have not been taken."""
         return self.tokens - self.done
+
+    def begin(self) -> bool:
+        """Whether it is still wanted: from then on it cannot be cancelled."""
+        self.begun = self.begun or self.future.set_running_or_notify_cancel()
+        return self.begun
 
     def part(self, time: int) -> Mapping[str, Array]:
         """The inputs of the next `time` tokens."""

@@ -97,17 +97,16 @@ class Queues:
         self.waiting.move_to_end(record)
 
     def pop(self, record: Record) -> Portion:
-        """Take the first feed of a stream out of its queue, with the lock held."""
+        """Take the first feed of a stream out of its queue, lock held; then `tell_room`."""
         feed = record.feeds.popleft()
         record.queued -= feed.left
         self._count -= 1
         if not record.feeds:
             self.waiting.pop(record, None)
-        self._roomy.notify_all()
         return feed
 
     def pop_all(self, record: Record) -> list[Portion]:
-        """Take all feeds of a stream out of its queue."""
+        """Take all feeds of a stream out of its queue; then `tell_room`."""
         with self.lock:
             return [self.pop(record) for _ in range(len(record.feeds))]
 
@@ -122,8 +121,9 @@ class Queues:
         return hope
 
     def tell_room(self) -> None:
-        """Let those know that hope for room."""
+        """Let those know that wait or hope for room."""
         with self.lock:
+            self._roomy.notify_all()
             hoping, self._hoping = self._hoping, []
         for each in hoping:
             if each.set_running_or_notify_cancel():

@@ -265,11 +265,12 @@ class Scheduler:
     def _begin(self, record: Record, length: int) -> bool:
         """Whether the next feed of a stream is still wanted."""
         feed = record.feeds[0]
-        if feed.future.running():
+        if feed.begun:
             return True
-        if not feed.future.set_running_or_notify_cancel():
+        if not feed.begin():
             with self._queues.lock:
                 self._queues.pop(record)
+            self._queues.tell_room()
             self._check_left(record)
             return False
         if length < feed.tokens:
@@ -289,17 +290,17 @@ class Scheduler:
         self._calls += 1
         self._tokens += length * len(group)
         done: list[Done] = []
-        for record in group:
-            feed = record.feeds[0]
-            results = feed.add(length, outputs[record])
-            self._residents.served(record)
-            with self._queues.lock:
+        with self._queues.lock:
+            for record in group:
+                feed = record.feeds[0]
+                results = feed.add(length, outputs[record])
+                self._residents.served(record)
                 self._queues.moved(record, length)
                 if results is not None:
                     self._queues.pop(record)
-            if results is not None:
-                done.append((feed, results))
-                self._check_left(record)
+                    done.append((feed, results))
+        for record in group:
+            self._check_left(record)
         return done
 
     def _failed(
@@ -326,7 +327,7 @@ class Scheduler:
     def _tell(self, done: Sequence[Done]) -> None:
         """Give the futures their results; what they call may call anything of streams."""
         for feed, result in done:
-            if not feed.future.running() and not feed.future.set_running_or_notify_cancel():
+            if not feed.begin():
                 continue
             if isinstance(result, BaseException):
                 feed.future.set_exception(result)

@@ -14,7 +14,6 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, Self
 
-import numpy as np
 import numpy.typing as npt
 
 from intaglio.errors import BundleError, InputError, StateError
@@ -24,16 +23,11 @@ from intaglio.runtime.graph_entry import MAIN
 from intaglio.runtime.prepared_conditions import Conditions
 from intaglio.runtime.session import Session
 from intaglio.runtime.session_state import Snapshot
-from intaglio.runtime.step_inputs import (
-    as_arrays,
-    require_no_conditions,
-    require_within,
-    sizes_of,
-)
 from intaglio.runtime.stepper import Stepper
 from intaglio.state import BATCH
 
 from .bank import Bank, width_of
+from .feed_reader import FeedReader
 from .feeds import Outputs, Portion, Record
 from .handle import Inputs, StreamHandle
 from .queues import Queues, StreamLimits
@@ -157,7 +151,7 @@ class Streams:
             save_every=save_every,
         )
         self._entry = entry
-        self._free = replace(entry.limits, batch=None)
+        self._reader = FeedReader(entry)
         self._preparing = threading.Lock()
         self._store, self._queues = Store(store), Queues(limits)
         residents = Residents(banks, state.copy(), self._store)
@@ -266,16 +260,9 @@ class Streams:
         record = stream._record  # noqa: SLF001  which no user should hold
         if stream.streams is not self:
             raise StateError(f"The stream {stream.name!r} is one of other streams.")
-        entry, held = self._entry, record.conditions
-        require_no_conditions(inputs, entry.conditions, "open(conditions={})")
-        arrays = as_arrays(inputs, entry.inputs)
-        own = {} if held is None else held.own_sizes
-        sizes = {**own, **sizes_of(arrays, entry.inputs, self._free)}
-        if sizes[BATCH] != 1:
-            raise InputError(f"A stream has one row, and its feed has {sizes[BATCH]}.")
-        require_within(arrays, entry.inputs, sizes)
-        kept = {spec.name: np.array(arrays[spec.name], spec.dtype) for spec in entry.inputs}
-        feed = Portion(entry, kept, sizes)
+        held = record.conditions
+        arrays, sizes = self._reader.read(inputs, {} if held is None else held.own_sizes)
+        feed = Portion(self._entry, arrays, sizes)
         self._scheduler.feed(record, feed, timeout)
         return feed.future
 
