@@ -13,6 +13,7 @@ NAMES = (
     "affine_low_bit_mat_mul",
     "causal_conv_with_state",
     "diagonal_ssm",
+    "dplr_delta_rule",
     "linear_attention",
     "piecewise_linear_rnn",
 )

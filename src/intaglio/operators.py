@@ -97,6 +97,31 @@ DIAGONAL_SSM = Signature(
     operations={"": "7*batch*time*D*N"},  # h = exp(dt A) h + dt B x; y = C h
 )
 
+DPLR_DELTA_RULE = Signature(
+    name="dplr_delta_rule",
+    onnx_type="DPLRDeltaRule",
+    domain=DOMAIN,
+    inputs=(
+        Formal("query", "batch time num_heads*K"),
+        Formal("key", "batch time num_heads*K"),
+        Formal("value", "batch time num_heads*V"),
+        Formal("a", "batch time num_heads*K"),
+        Formal("b", "batch time num_heads*K"),
+        Formal("decay", "batch time num_heads*K", optional=True),
+        Formal("past_state", "batch num_heads K V", FLOAT32, optional=True),
+    ),
+    outputs=(
+        Formal("output", "batch time num_heads*V"),
+        Formal("present_state", "batch num_heads K V", FLOAT32),
+    ),
+    states=(RECURRENT,),
+    attributes={"num_heads": int},
+    operations={  # for each element of the state: read by a, two outer products, a query; a decay
+        "": "8*batch*time*num_heads*K*V",
+        "decay": "batch*time*num_heads*K*V",
+    },
+)
+
 PIECEWISE_LINEAR_RNN = Signature(
     name="piecewise_linear_rnn",
     onnx_type="PiecewiseLinearRNN",
@@ -185,6 +210,7 @@ SIGNATURES = (
     ATTENTION,
     CAUSAL_CONV_WITH_STATE,
     DIAGONAL_SSM,
+    DPLR_DELTA_RULE,
     LINEAR_ATTENTION,
     PIECEWISE_LINEAR_RNN,
     RNN,

@@ -14,6 +14,7 @@ from .affine_low_bit_mat_mul import AFFINE_LOW_BIT_MAT_MUL, affine_low_bit_mat_m
 from .attention import ATTENTION, attention
 from .causal_conv_with_state import CAUSAL_CONV_WITH_STATE, causal_conv_with_state
 from .diagonal_ssm import DIAGONAL_SSM, diagonal_ssm
+from .dplr_delta_rule import DPLR_DELTA_RULE, dplr_delta_rule
 from .linear_attention import LINEAR_ATTENTION, linear_attention
 from .piecewise_linear_rnn import PIECEWISE_LINEAR_RNN, piecewise_linear_rnn
 from .rnn import RNN, rnn
@@ -24,6 +25,7 @@ OPS = (
     ATTENTION,
     CAUSAL_CONV_WITH_STATE,
     DIAGONAL_SSM,
+    DPLR_DELTA_RULE,
     LINEAR_ATTENTION,
     PIECEWISE_LINEAR_RNN,
     RNN,
@@ -36,6 +38,7 @@ __all__ = [
     "BITS",
     "CAUSAL_CONV_WITH_STATE",
     "DIAGONAL_SSM",
+    "DPLR_DELTA_RULE",
     "LINEAR_ATTENTION",
     "OPS",
     "PIECEWISE_LINEAR_RNN",
@@ -49,6 +52,7 @@ __all__ = [
     "causal_conv_with_state",
     "dequantize_codes",
     "diagonal_ssm",
+    "dplr_delta_rule",
     "linear_attention",
     "pack_codes",
     "piecewise_linear_rnn",

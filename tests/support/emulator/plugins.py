@@ -47,8 +47,9 @@ def draw(request: Request, *, batch: int, time: int) -> Sample:
         sizes = (batch, *[time] * len(given.shape))
         shape = [sizes[axis] if size is None else size for axis, size in enumerate(given.shape)]
         x = torch.randn(*shape, generator=generator, dtype=torch.float64)
-        if name == "key":
-            heads = torch.unflatten(x, -1, (int(attributes["kv_num_heads"]), -1))
+        if name in {"key", "a", "b"}:
+            count = attributes.get("kv_num_heads", attributes.get("num_heads", 1))
+            heads = torch.unflatten(x, -1, (int(count), -1))
             x = F.normalize(heads, dim=-1).flatten(-2)
         elif name == "decay":
             x = F.logsigmoid(3 + x)

@@ -15,6 +15,7 @@ WIDE: dict[str, tuple[dict[str, int], dict[str, Any], set[str]]] = {
         {"bias"},
     ),
     "diagonal_ssm": ({"D": 100, "N": 16}, {"discretization": "mamba", "lti": 0}, set()),
+    "dplr_delta_rule": ({"K": 40, "V": 50}, {"num_heads": 2}, set()),
     "linear_attention": (
         {"K": 40, "V": 50},
         {"update_rule": "gated_delta", "q_num_heads": 4, "kv_num_heads": 2},
