@@ -15,8 +15,9 @@ from ._all_tokens import RULES, AllTokens, Lifted, UnliftedError, one, over_time
 from ._initial_values import is_zero
 from ._log_decay import decays, log_decay
 from ._loop_body import LoopBody, entries, same
-from ._outer_products import LAYOUTS, EmittedOperator, Product, Update, query, update
+from ._outer_products import LAYOUTS, Product, Update, query, update
 from ._smaller_loop import FREE, smaller_loop
+from ._updates import EmittedOperator
 from .fuse_token_shift import convolved
 
 ONES = "float32"
@@ -37,7 +38,7 @@ class Parts:
         """Emit all parts.
 
         Raises:
-            Kept: states that have to stay in a loop beyond those of `looped`.
+            StaysInLoop: states that have to stay in a loop beyond those of `looped`.
             UnliftedError: something cannot be computed of all tokens at once.
         """
         self._emit, self._body, self._looped = emit, body, looped
@@ -226,7 +227,7 @@ class Parts:
         final = body.node.outputs[index]
         if final.uses() or final.is_graph_output():
             self._final[index] = made.final()
-        self.kinds.append("LinearAttention")
+        self.kinds.append(made.kind)
         self.smaller = True
         return True
 

@@ -59,6 +59,16 @@ ERROR = 'r = Einsum <equation = "bkv,bk->bv"> (s, k_t) e = Sub (v_t, r) d = Mul 
 WRITE = 'w = Einsum <equation = "bk,bv->bkv"> (k_t, d) next = Add (s, w)'
 READ = 'out = Einsum <equation = "bkv,bk->bv"> (next, q_t)'
 GATED = "g1 = Unsqueeze (g_t, two) sg = Mul (s, g1)"
+LOW_RANK = (
+    'r = Einsum <equation = "bkv,bk->bv"> (s, q_t) kb = Mul (k_t, b_t) '
+    'p = Einsum <equation = "bv,bk->bkv"> (r, kb) low = Sub (sg, p) '
+    'w = Einsum <equation = "bk,bv->bkv"> (k_t, v_t) next = Add (low, w)'
+)
+SCALED = " rv = Mul (r, v_t) p ="
+TWICE = (
+    'o1 = Einsum <equation = "bkv,bk->bv"> (next, q_t) '
+    'o2 = Einsum <equation = "bkv,bk->bv"> (next, k_t) out = Mul (o1, o2)'
+)
 
 
 def taken_apart(text: str, body: str, start: str = "zero") -> list[str]:
@@ -66,7 +76,7 @@ def taken_apart(text: str, body: str, start: str = "zero") -> list[str]:
     proto = onnx.parser.parse_model(text.format(body=body, start=start))
     model = ir.from_proto(onnx.shape_inference.infer_shapes(proto, strict_mode=True))
     pipeline.run(model, [RecogniseRecurrences()], Context(), check=True)
-    carrying = ("Scan", "DiagonalSSM", "LinearAttention", "CumSum", "Conv")
+    carrying = ("Scan", "DiagonalSSM", "LinearAttention", "DPLRDeltaRule", "CumSum", "Conv")
     return [node.op_type for node in model.graph if node.op_type in carrying]
 
 
@@ -163,8 +173,7 @@ def test_an_initial_value_that_is_not_zero_is_where_it_starts() -> None:
         "q2 = Add (q_t, q_t) qc = Unsqueeze (q2, two) p = Mul (next, qc) "
         "out = ReduceSum <keepdims = 0> (p, mid)"),
         # two readings
-        (f'{ERROR} {WRITE} o1 = Einsum <equation = "bkv,bk->bv"> (next, q_t) '
-        'o2 = Einsum <equation = "bkv,bk->bv"> (next, k_t) out = Mul (o1, o2)'),
+        f"{ERROR} {WRITE} {TWICE}",
     ],
 )  # fmt: skip
 def test_outer_products(body: str) -> None:
@@ -176,11 +185,27 @@ def test_outer_products(body: str) -> None:
     [
         f"{ERROR.replace('(s, k_t)', '(s, q_t)')} {WRITE} {READ}",  # written with another key
         f"{GATED} {ERROR} {WRITE.replace('(s, w)', '(sg, w)')} {READ}",  # read before the decay
+        # RWKV-7's: read along q, added along k times b, and an outer product of its own
+        f"{GATED} {LOW_RANK} {READ}",
+        # the state before, and no decay
+        f"{LOW_RANK.replace('(sg, p)', '(s, p)')} {READ}",
+    ],
+)  # fmt: skip
+def test_what_is_read_and_added_along_other_keys_is_a_transition_of_low_rank(body: str) -> None:
+    assert taken_apart(MATRIX, body) == ["DPLRDeltaRule"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
         (
             f"{ERROR.replace('Sub (v_t, r)', 'Add (v_t, r)').replace('Mul (b_t, e)', 'Tanh (e)')}"
             f" {WRITE} {READ}"
         ),
         f"{ERROR} {WRITE} {READ.replace('next, q_t', 's, q_t')}",  # the state before
+        # what is read is scaled for each value, and what is of low rank is asked twice
+        f"{GATED} {LOW_RANK.replace('(r, kb)', '(rv, kb)').replace(' p =', SCALED)} {READ}",
+        f"{GATED} {LOW_RANK} {TWICE}",
     ],
 )
 def test_other_updates_stay_loops(body: str) -> None:
