@@ -28,6 +28,7 @@ from .moment_probing import MOMENT_PROBING
 from .mvar import M_VAR
 from .nala import NALA
 from .nalaformer import NALAFORMER
+from .rwkv7 import RWKV7
 from .s4 import S4
 from .s4d import S4D
 from .safe_eraser import SAFE_ERASER
@@ -53,6 +54,7 @@ MODELS: tuple[Model, ...] = (
     M_VAR,
     NALA,
     NALAFORMER,
+    RWKV7,
     S4,
     S4D,
     SAFE_ERASER,
