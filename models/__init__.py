@@ -20,6 +20,7 @@ from .lie_conv import LIE_CONV
 from .liger import LIGER
 from .llama import LLAMA
 from .longmem import LONGMEM
+from .mamba import MAMBA
 from .mlp_memory import MLP_MEMORY
 from .mmmamba import MMMAMBA
 from .model import FORMAT, Model, save
@@ -47,6 +48,7 @@ MODELS: tuple[Model, ...] = (
     LIGER,
     LLAMA,
     LONGMEM,
+    MAMBA,
     MLP_MEMORY,
     MMMAMBA,
     MOM,

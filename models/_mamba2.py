@@ -4,7 +4,8 @@
     S_t = exp(-exp(A) step_t) S_{t-1} + B_t (step_t x_t)^T,   y_t = C_t^T S_t + D x_t,
     out = W_out (rms(y silu(z)) weight).
 
-All heads share B and C.  Names of parameters are those of `mamba_ssm.Mamba2`.
+Heads share B and C in groups, mostly one of all; the norm is that of a group.  Names of parameters
+are those of `mamba_ssm.Mamba2`.
 
 Source: Dao & Gu 2024, arXiv:2405.21060.
 """
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from intaglio.ops import linear_attention
 
 from ._layers import RMSNorm, by_head
+from ._linear_mixers import spread
 
 STEPS = (-3, -1)  # powers of ten, between which the lengths of steps start
 
@@ -24,12 +26,20 @@ class Mamba2(nn.Module):
     """A mixer of `size` channels, widened to `inner`, in heads of `head_size`."""
 
     def __init__(
-        self, size: int, *, inner: int, head_size: int, state_size: int, conv_size: int, eps: float
+        self,
+        size: int,
+        *,
+        inner: int,
+        head_size: int,
+        state_size: int,
+        conv_size: int,
+        eps: float,
+        groups: int = 1,
     ) -> None:
         super().__init__()
-        heads, channels = inner // head_size, inner + 2 * state_size
+        heads, channels = inner // head_size, inner + 2 * groups * state_size
         self.sizes = (inner, channels, heads)
-        self.state_size = state_size
+        self.shared, self.groups = groups * state_size, groups
         self.in_proj = nn.Linear(size, inner + channels + heads, bias=False)
         self.conv1d = nn.Conv1d(
             channels, channels, conv_size, groups=channels, padding=conv_size - 1
@@ -46,12 +56,12 @@ class Mamba2(nn.Module):
         inner, _, heads = self.sizes
         z, mixed, d = torch.split(self.in_proj(u), [*self.sizes], dim=-1)
         mixed = F.silu(self.conv1d(mixed.mT)[..., : u.shape[1]].mT)
-        x, b, c = torch.split(mixed, [inner, self.state_size, self.state_size], dim=-1)
+        x, b, c = torch.split(mixed, [inner, self.shared, self.shared], dim=-1)
         step = F.softplus(d + self.dt_bias)
         x = by_head(x, heads)
         y, _ = linear_attention(
-            c.repeat(1, 1, heads),
-            b.repeat(1, 1, heads),
+            spread(c, self.groups, heads // self.groups),
+            spread(b, self.groups, heads // self.groups),
             (x * step[..., None]).flatten(-2),
             decay=-self.A_log.exp() * step,
             update_rule="gated",
@@ -60,5 +70,14 @@ class Mamba2(nn.Module):
             scale=1.0,
         )
         y = (by_head(y, heads) + self.D[:, None] * x).flatten(-2)
-        out: Tensor = self.out_proj(self.norm(y * F.silu(z)))
+        out: Tensor = self.out_proj(self._normed(y * F.silu(z)))
         return out
+
+    def _normed(self, y: Tensor) -> Tensor:
+        """Divide y [B, T, inner] by the root mean square of its group."""
+        if self.groups == 1:
+            normed: Tensor = self.norm(y)
+            return normed
+        each = by_head(y, self.groups)
+        each = each * torch.rsqrt(each.pow(2).mean(-1, keepdim=True) + self.norm.eps)
+        return each.flatten(-2) * self.norm.weight
