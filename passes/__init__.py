@@ -11,6 +11,7 @@ from .calibrated.low_rank import LowRank
 from .calibrated.modegpt import Modegpt
 from .calibrated.rtn import Rtn
 from .exact.carry_states import CarryStates
+from .exact.cut_lead import CutLead
 from .exact.expand_einsum import ExpandEinsum
 from .exact.expand_tile import ExpandTile
 from .exact.fold_constants import FoldConstants
@@ -30,8 +31,10 @@ from .exact.merge_factors import MergeFactors
 from .exact.peel_first_token import PeelFirstToken
 from .exact.recognise_linear_attention import RecogniseLinearAttention
 from .exact.recognise_recurrences import RecogniseRecurrences
+from .exact.relative_shifts import RelativeShifts
 from .exact.remove_dead import RemoveDead
 from .exact.remove_no_ops import RemoveNoOps
+from .exact.reverse_sums import ReverseSums
 from .exact.separate_rows import SeparateRows
 from .exact.split_sequences import SplitSequences
 from .exact.stabilize_log_sigmoid import StabilizeLogSigmoid
@@ -62,6 +65,7 @@ PASSES: tuple[type[Pass], ...] = (
     Modegpt,
     Rtn,
     CarryStates,
+    CutLead,
     ExpandEinsum,
     ExpandTile,
     FoldConstants,
@@ -81,8 +85,10 @@ PASSES: tuple[type[Pass], ...] = (
     PeelFirstToken,
     RecogniseLinearAttention,
     RecogniseRecurrences,
+    RelativeShifts,
     RemoveDead,
     RemoveNoOps,
+    ReverseSums,
     SeparateRows,
     SplitSequences,
     StabilizeLogSigmoid,

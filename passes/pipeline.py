@@ -19,6 +19,7 @@ from .changes import changes, makers
 from .check import check as check_pass
 from .collection import uncollected
 from .exact.carry_states import CarryStates
+from .exact.cut_lead import CutLead
 from .exact.expand_einsum import ExpandEinsum
 from .exact.expand_tile import ExpandTile
 from .exact.fold_constants import FoldConstants
@@ -36,8 +37,10 @@ from .exact.merge_duplicates import MergeDuplicates
 from .exact.peel_first_token import PeelFirstToken
 from .exact.recognise_linear_attention import RecogniseLinearAttention
 from .exact.recognise_recurrences import RecogniseRecurrences
+from .exact.relative_shifts import RelativeShifts
 from .exact.remove_dead import RemoveDead
 from .exact.remove_no_ops import RemoveNoOps
+from .exact.reverse_sums import ReverseSums
 from .exact.separate_rows import SeparateRows
 from .exact.split_sequences import SplitSequences
 from .exact.stabilize_log_sigmoid import StabilizeLogSigmoid
@@ -128,7 +131,10 @@ def tidy() -> list[Pass]:
         FuseRmsNorm(),
         ExpandEinsum(),
         ExpandTile(),
+        CutLead(),
+        ReverseSums(),
         FoldElementGathers(),
+        RelativeShifts(),
         FuseAttention(),
         RecogniseLinearAttention(),
         FuseTokenShift(),

@@ -364,12 +364,23 @@ class _Sum:
         return cls(input.detach(), dim)
 
     def along(self, tokens: int | None) -> bool:
-        """Whether it is along time: no state belongs to a sum over anything else."""
-        return self.summed.shape[self.axis] == tokens
+        """Whether it is along time: no state belongs to a sum over anything else.
+
+        Nor does one to a sum over the keys, of what there is of each pair of tokens.
+        """
+        keys = self.axis % self.summed.ndim == self.summed.ndim - 1
+        return self.summed.shape[self.axis] == tokens and not (keys and self._of_pairs())
 
     def state(self, spec: StateSpec, tokens: int) -> Tensor | None:
+        """None for a sum over pairs: of these, sums of single tokens are carried."""
         del spec  # there is one state, and it has one layout
+        if self._of_pairs():
+            return None
         return self.summed.narrow(self.axis, 0, tokens).sum(self.axis)
+
+    def _of_pairs(self) -> bool:
+        tokens = self.summed.shape[self.axis]
+        return self.summed.shape[-2:] == (tokens, tokens)
 
 
 def _single(value: Any) -> int:

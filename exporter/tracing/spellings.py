@@ -6,6 +6,7 @@ While a module is captured, a call of one of `FUNCTIONS` runs as what stands bes
 * windows by `unfold` as a convolution that picks each of their entries, which has a state;
 * variances over several axes by the sizes of these, which the converter multiplies as tensors;
 * triangular matrices of a known size solved row by row;
+* numbers that count down by one as those that count up, turned round;
 * differences of a higher order, or with something put in front, one after the other.
 
 Each holds for all values.  A call in a form that is not known here runs as it is.
@@ -120,6 +121,16 @@ def _diff(
     return _convolved(whole, dim, torch.tensor([weights], dtype=x.dtype), 1).squeeze(-1)
 
 
+def _arange(start: Any, end: Any = None, step: Any = 1, **others: Any) -> Tensor:
+    """``arange(T - 1, -1, -1.0)``, whose length the converter tells as a quotient."""
+    whole = all(isinstance(number, int | SymInt) for number in (start, end))
+    if not whole or not isinstance(step, int | float) or step != -1:
+        raise _AsItIsError
+    if isinstance(step, float):
+        others = {"dtype": torch.get_default_dtype(), **others}
+    return torch.arange(end + 1, start + 1, **others).flip(0)
+
+
 def _solve_triangular(
     a: Tensor,
     b: Tensor,
@@ -151,6 +162,7 @@ FUNCTIONS: Mapping[Any, Spelled] = {
     torch.max_pool1d: _max_pool1d,
     F.max_pool1d: _max_pool1d,
     Tensor.unfold: _unfold,
+    torch.arange: _arange,
     torch.linalg.solve_triangular: _solve_triangular,
     torch.diff: _diff,
     Tensor.diff: _diff,

@@ -267,10 +267,25 @@ def _trilu(term: PairTerm, given: Given, region: Region) -> Bounds | None:
 
 
 def _matmul(term: PairTerm, given: Given, _region: Region) -> Bounds:
-    """A product of data: a score; nothing is asked of it but to be finite."""
-    del given
+    """A product of data: a score; nothing is asked of it but to be finite.
+
+    That of weights which are all zero, over another axis than those of tokens, is zero.
+    """
     shape = flat_shape(term)
+    if all(one is not None and _has_roles(term, one) for one in term.inputs):
+        sides = [one for one in given if one is not None]
+        zero = any(not one.low.any() and not one.high.any() for one in sides)
+        if zero and all(np.isfinite([one.low.min(), one.high.max()]).all() for one in sides):
+            return Bounds(np.zeros(shape), np.zeros(shape))
     return Bounds(np.full(shape, -SCORE), np.full(shape, SCORE))
+
+
+def _has_roles(term: PairTerm, one: PairTerm) -> bool:
+    """Whether `term` has the axes of tokens that `one` has: no sum goes over them."""
+    return all(
+        own is None or other is not None
+        for own, other in ((one.axes.query, term.axes.query), (one.axes.key, term.axes.key))
+    )
 
 
 def _is_nan(term: PairTerm, given: Given, _region: Region) -> Bounds:
@@ -285,6 +300,7 @@ MOVES: dict[str, Rule] = {
     "ConstantOfShape": _filled,
     "Expand": _moved(_expanded),
     "Gather": _gather,
+    "GatherElements": lambda _, given, __: first(given),
     "GatherND": _gather_nd,
     "Identity": _moved(lambda _, array: array),
     "IsNaN": _is_nan,

@@ -241,8 +241,14 @@ def _shifted(term: PairTerm, given: Given, region: Region) -> Bounds | None:
 
 
 def _cum_sum(term: PairTerm, given: Given, region: Region) -> Bounds | None:
-    """The sum of what is always the same number: that times the tokens so far."""
-    del given
+    """The sum of what is always the same number: that times the tokens so far.
+
+    Over the keys, from the last one back, there is nothing at later ones where nothing is summed.
+    """
+    if term.axes.query is not None and term.axes.key is not None:
+        summed = given[0]
+        none = summed is not None and not (summed.low.any() or summed.high.any())
+        return summed if none and region.ahead and attribute(term.node, "reverse", 0) else None
     one = _everywhere(term, region)
     if not one.known or one.low.dtype == np.bool_ or not (one.low == np.round(one.low)).all():
         return None

@@ -111,6 +111,11 @@ def _limit(term: PairTerm) -> int | None:
             return None
         sizes = data.shape[normal(attribute(node, "axis", 0), len(data.shape)) :][:1]
         return _reach(index, sizes)
+    if node.op_type == "GatherElements":
+        data, index = term.inputs
+        if data is None or index is None or not index.axes:
+            return None
+        return _reach(index, data.shape[normal(attribute(node, "axis", 0), len(data.shape)) :][:1])
     if node.op_type == "GatherND":
         data, index = term.inputs
         if data is None or index is None or not index.axes:

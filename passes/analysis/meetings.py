@@ -156,6 +156,8 @@ def _check_later(term: PairTerm, tokens: int) -> None:
     if given is None or given.axes.key is None:
         return
     sums = term.axes.key is None
+    if node.op_type == "CumSum":
+        sums = term.axes.query is not None and bool(attribute(node, "reverse", 0))
     if node.op_type in ("Softmax", "LogSoftmax"):
         sums = normal(attribute(node, "axis", -1), len(given.shape)) == given.axes.key
     if not sums:
@@ -163,7 +165,7 @@ def _check_later(term: PairTerm, tokens: int) -> None:
     if node.op_type == "MatMul":
         sides = [one for one in term.inputs if one is not None]
         later = not any(_both(one) and is_nothing_later(one, tokens) for one in sides)
-    elif node.op_type == "ReduceSum":
+    elif node.op_type in ("CumSum", "ReduceSum"):
         later = not is_nothing_later(given, tokens)
     else:
         later = node.op_type == "ReduceMin" or not forbids_later(given, tokens, MARGIN)

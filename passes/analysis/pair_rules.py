@@ -16,6 +16,7 @@ from .pairs import NONE, Axes, surplus, time_axes
 from .time_facts import normal, refuse
 from .time_rules import ELEMENTWISE
 
+CHANNELS = 2  # of a convolution: rows and channels come before what it goes over
 Places = Sequence[Axes | None]  # None for an input that is not read: sizes and axes
 
 
@@ -162,8 +163,11 @@ def _tile(node: ir.Node, axes: Axes) -> Places | None:
 
 
 def _cum_sum(node: ir.Node, axes: Axes) -> Places | None:
-    """A sum from the first token on, of positions: what it is, bounds may tell."""
+    """A sum over the keys; or from the first token on, of positions, which bounds may tell."""
     along = integers(node.inputs[1])
+    if along is not None and None not in (axes.query, axes.key):
+        over = normal(along[0], _rank(node.inputs[0]))
+        return None if over == axes.query else _first(node, axes)
     plain = not attribute(node, "reverse", 0) and not attribute(node, "exclusive", 0)
     if along is None or not plain or None not in (axes.query, axes.key):
         return None
@@ -213,6 +217,23 @@ def _gather(node: ir.Node, axes: Axes) -> Places | None:
         return axis - where if where <= axis < where + picks else None
 
     return [_mapped(axes, data), _mapped(axes, index)]
+
+
+def _gather_elements(node: ir.Node, axes: Axes) -> Places | None:
+    """For each pair an entry of the query's scores by distance; or of one of both, by number."""
+    along = normal(attribute(node, "axis", 0), _rank(node.inputs[0]))
+    if isinstance((dims(node.inputs[0]) or ("?",) * (along + 1))[along], int):
+        return [_mapped(axes, lambda axis: None if axis == along else axis), axes]
+    return [axes, axes] if along == axes.key and axes.query is not None else None
+
+
+def _conv(node: ir.Node, axes: Axes) -> Places | None:
+    """A convolution of kernel 1 mixes heads, and each pair stays alone."""
+    kernel, given = dims(node.inputs[1]) or ("?",), dims(node.inputs[0]) or ("?",)
+    alone = set(kernel[2:]) == {1} and dims(node.outputs[0])[2:] == given[2:]  # type: ignore[index]
+    if not alone or min(axes_of(axes), default=0) < CHANNELS:
+        return None
+    return [axes, *([NONE] * (len(node.inputs) - 1))]
 
 
 def _gather_nd(node: ir.Node, axes: Axes) -> Places | None:
@@ -295,6 +316,15 @@ def _matmul(node: ir.Node, axes: Axes) -> Places | None:
     return [Axes(side.query, at) for side, at in zip(found, summed, strict=True)]
 
 
+def _gemm(node: ir.Node, axes: Axes) -> Places | None:
+    """Rows of tokens by a matrix that is the same for all."""
+    row = 1 if attribute(node, "transA", 0) else 0
+    if axes_of(axes) != [0] or time_axes(node.inputs[0]) != [row]:
+        return None
+    added = [_aligned(node, axes, value) for value in node.inputs[2:]]
+    return [_mapped(axes, lambda _: row), NONE, *added]
+
+
 def _trilu(node: ir.Node, axes: Axes) -> Places | None:
     if {axes.query, axes.key} != {_rank(node.outputs[0]) - 1, _rank(node.outputs[0]) - 2}:
         return None
@@ -305,9 +335,12 @@ RULES: dict[str, Callable[[ir.Node, Axes], Places | None]] = {
     "Concat": _concat,
     "CumSum": _cum_sum,
     "ConstantOfShape": _constant_of_shape,
+    "Conv": _conv,
     "Expand": _expand,
     "Gather": _gather,
+    "GatherElements": _gather_elements,
     "GatherND": _gather_nd,
+    "Gemm": _gemm,
     "LogSoftmax": _softmax,
     "MatMul": _matmul,
     "Reshape": _reshape,

@@ -6,7 +6,7 @@ with G a sum over tokens so far, of gates or of a number for each (a decay that 
 weights are is read as a term over pairs (`analysis.pairs`): factors that hold for one of the two
 tokens, a product of queries and keys, exponentials and powers of what is a difference of sums, and
 choices that are decided the same for all pairs of an earlier and a later token
-(`analysis.bounding`).  Anything else, and a sum that does not cancel, is `UnfitError`.
+(`analysis.bounding`).  Anything else, and a sum that does not cancel, is `OtherFormError`.
 """
 
 from collections import Counter
@@ -53,6 +53,7 @@ class Weights:
 
     rank: int
     scores: tuple[ir.Value, ir.Value] | None = None
+    shared: tuple[int, ...] = ()  # axes of the frame that scores lack: heads that share them
     rows: list[tuple[ir.Value, bool]] = field(default_factory=list)  # and whether divided by
     columns: list[tuple[ir.Value, bool]] = field(default_factory=list)
     exponents: list[tuple[Placed, float, Coefficients]] = field(default_factory=list)
@@ -66,7 +67,7 @@ class Decomposition:
         """Take `term` apart.
 
         Raises:
-            UnfitError: it is of another form.
+            OtherFormError: it is of another form.
         """
         self.weights = Weights(rank=len(term.shape))
         self._tokens = tokens
@@ -95,6 +96,8 @@ class Decomposition:
         if node.op_type == "Mul":
             self._factor(_given(inputs[0]))
             self._factor(_given(inputs[1]))
+        elif (shared := _shares(node, found.rank)) and _is_product(inputs[0]):
+            self._product(_given(inputs[0]), shared)
         elif node.op_type == "Div" and _is_float(term.value):
             self._factor(_given(inputs[0]))
             self._factor(_given(inputs[1]), divided=True)
@@ -107,14 +110,19 @@ class Decomposition:
             self._exponent(_given(inputs[1]), 1.0, (base,))
         elif (node.op_type == "Trilu" and _keeps_earlier(node)) or _passes(node):
             self._factor(_given(inputs[0]))
-        elif node.op_type == "MatMul" and found.scores is None:
-            _check_frame(term, found.rank)
-            query, key = (_given(one) for one in inputs)
-            if len(query.shape) != found.rank or len(key.shape) != found.rank:
-                raise OtherFormError
-            found.scores = query.value, key.value
+        elif node.op_type == "MatMul":
+            self._product(term, ())
         else:
             raise OtherFormError
+
+    def _product(self, term: PairTerm, shared: tuple[int, ...]) -> None:
+        """Products of queries and keys, with an axis less for each of `shared`."""
+        found, rank = self.weights, self.weights.rank - len(shared)
+        _check_frame(term, rank)
+        query, key = (_given(one) for one in term.inputs)
+        if found.scores is not None or len(query.shape) != rank or len(key.shape) != rank:
+            raise OtherFormError
+        found.scores, found.shared = (query.value, key.value), shared
 
     def _exponent(self, term: PairTerm, sign: float, by: Coefficients) -> None:
         """One summand of an exponent."""
@@ -299,6 +307,19 @@ def _passes(node: ir.Node) -> bool:
         return _keeps_numbers(node)
     axes = integers(input_of(node, 1)) if node.op_type == "Unsqueeze" else None
     return axes is not None and sorted(axes) == list(range(len(axes)))
+
+
+def _shares(node: ir.Node, rank: int) -> tuple[int, ...]:
+    """The axes, neither rows nor tokens, that an Unsqueeze gives what heads share."""
+    axes = integers(input_of(node, 1)) if node.op_type == "Unsqueeze" else None
+    if axes is None or len(dims(node.outputs[0]) or ()) != rank:
+        return ()
+    found = tuple(sorted(axis % rank for axis in axes))
+    return found if found and found[0] > 0 and found[-1] < rank - 2 else ()
+
+
+def _is_product(term: PairTerm | None) -> bool:
+    return term is not None and term.kind is TermKind.NODE and term.node.op_type == "MatMul"
 
 
 def _keeps_earlier(node: ir.Node) -> bool:

@@ -171,7 +171,8 @@ class Pairs(PairValues):
             return given[0]
         if not term.axes and node.op_type == "Slice" and term.inputs[0] and term.inputs[0].axes:
             raise refuse(node, "takes the first token out of positions.")
-        if node.op_type == "CumSum" or shift(node, term.axes) is not None:
+        pairs = term.axes.query is not None and term.axes.key is not None
+        if (node.op_type == "CumSum" and not pairs) or shift(node, term.axes) is not None:
             return self._affine(term)
         by_row = any(x is not None and x.by_row for x in given)
         if node.op_type == "Tile" and integers(node.inputs[1]) is None:
@@ -285,6 +286,28 @@ class Pairs(PairValues):
         sizes = [*data.shape[:axis], *index.shape, *data.shape[axis + 1 :]]
         return self.at("Gather", [data.value, places], term.value.dtype, sizes, axis=axis)
 
+    def gather_elements(
+        self, term: PairTerm, given: list[StepValue | None], sizes: list[Dim]
+    ) -> ir.Value:
+        """Of scores by distance those of each pair, within the cache; or entries by number."""
+        data, index = given
+        assert data is not None
+        assert index is not None
+        axis = attribute(term.node, "axis", 0) % len(sizes)
+        rows, emit = data.shape[axis], self.at
+        places = self.expanded(index, sizes).value
+        if isinstance(rows, int):
+            places = self._within(places, -rows, rows - 1)
+            whole = self.expanded(data, [*sizes[:axis], rows, *sizes[axis + 1 :]]).value
+        elif any(leaf.axes.key is not None for leaf in leaves(term)):
+            raise refuse(term.node, "takes scores of keys at places that are computed.")
+        else:
+            assert self.count is not None
+            last = emit("Sub", [self.count, emit.constant([1])], INT64, [1])
+            places = emit("Min", [places, last], INT64, sizes)
+            whole = self.expanded(data, sizes).value
+        return emit("GatherElements", [whole, places], term.value.dtype, sizes, axis=axis)
+
     def gather_nd(
         self, term: PairTerm, given: list[StepValue | None], sizes: list[Dim]
     ) -> ir.Value:
@@ -326,6 +349,7 @@ SPECIAL = {
     "ConstantOfShape": Pairs.fill,
     "Expand": Pairs.expand,
     "Gather": Pairs.gather,
+    "GatherElements": Pairs.gather_elements,
     "GatherND": Pairs.gather_nd,
     "Reshape": Pairs.reshape,
     "Slice": Pairs.slice,

@@ -15,11 +15,17 @@ import onnx_ir as ir
 
 from intaglio.passes.base import Exact, PassResult
 from intaglio.passes.graph import Emitter, attribute, describe, dims, replace_uses
+from intaglio.state import BATCH, TIME
+
+NONE = "1"  # the letter of an axis of one entry, which no side has
 
 
 @dataclass(frozen=True)
 class _Product:
-    """Letters of both sides in the order of a product of matrices, and of what it gives."""
+    """Letters of both sides in the order of a product of matrices, and of what it gives.
+
+    What a side has not is of one entry there, and `NONE` is of one entry in all of them.
+    """
 
     left: str
     right: str
@@ -159,34 +165,79 @@ def _expand(node: ir.Node) -> bool:
     if len(sides) != 2 or "." in takes or any(len(set(s)) < len(s) for s in (*sides, gives)):
         return False
     shapes = [dims(value) if value is not None else None for value in node.inputs]
-    product = _product(sides[0], sides[1], gives)
-    if product is None or any(
-        shape is None or len(shape) != len(side) for shape, side in zip(shapes, sides, strict=True)
-    ):
+    if any(s is None or len(s) != len(side) for s, side in zip(shapes, sides, strict=True)):
         return False
-    sizes = {
+    sizes: dict[str, int | str] = {
         letter: size
         for side, shape in zip(sides, shapes, strict=True)
         for letter, size in zip(side, shape or (), strict=True)
     }
     if any(1 in (shape or ()) for shape in shapes) and _stretches(sides, shapes):
         return False
+    product = _product(sides[0], sides[1], gives)
+    if _of_pairs(sides, gives, sizes) and (product is None or _rows_inside(sides, sizes)):
+        product = _product_of_pairs(sides[0], sides[1], gives, sizes)
+    if product is None:
+        return False
     emit, old = Emitter(node), node.outputs[0]
-
-    def turned(value: ir.Value | None, letters: str, wanted: str) -> ir.Value | None:
-        """`value`, whose axes are `letters`, with those of `wanted`."""
-        if letters == wanted or value is None:
-            return value
-        perm = [letters.index(letter) for letter in wanted]
-        shape = [sizes[letter] for letter in wanted]
-        return emit("Transpose", [value], value.dtype, shape, perm=perm)
-
-    left = turned(node.inputs[0], sides[0], product.left)
-    right = turned(node.inputs[1], sides[1], product.right)
-    shape = [sizes[letter] for letter in product.gives]
+    left = _turned(emit, node.inputs[0], sides[0], product.left, sizes)
+    right = _turned(emit, node.inputs[1], sides[1], product.right, sizes)
+    shape = [sizes.get(letter, 1) for letter in product.gives]
     y = emit("MatMul", [left, right], old.dtype, shape)
-    replace_uses(old, turned(y, product.gives, gives) or y)
+    replace_uses(old, _turned(emit, y, product.gives, gives, sizes) or y)
     return True
+
+
+def _turned(
+    emit: Emitter, value: ir.Value | None, letters: str, wanted: str, sizes: dict[str, int | str]
+) -> ir.Value | None:
+    """`value`, whose axes are `letters`, with those of `wanted`."""
+    if letters == wanted or value is None:
+        return value
+    if gone := [axis for axis, letter in enumerate(letters) if letter == NONE]:
+        letters = letters.replace(NONE, "")
+        shape = [sizes[letter] for letter in letters]
+        value = emit("Squeeze", [value, emit.constant(gone)], value.dtype, shape)
+    order = [letter for letter in wanted if letter in letters]
+    if "".join(order) != letters:
+        perm = [letters.index(letter) for letter in order]
+        shape = [sizes[letter] for letter in order]
+        value = emit("Transpose", [value], value.dtype, shape, perm=perm)
+    if missing := [axis for axis, letter in enumerate(wanted) if letter not in letters]:
+        shape = [sizes[x] if x in letters else 1 for x in wanted]
+        value = emit("Unsqueeze", [value, emit.constant(missing)], value.dtype, shape)
+    return value
+
+
+def _of_pairs(sides: Sequence[str], gives: str, sizes: dict[str, int | str]) -> bool:
+    """Whether a side, or the result, has an entry for each pair of tokens."""
+    return any(sum(sizes[letter] == TIME for letter in part) > 1 for part in (*sides, gives))
+
+
+def _rows_inside(sides: Sequence[str], sizes: dict[str, int | str]) -> bool:
+    """Whether only one side has rows of a batch, and both have other letters that are kept."""
+    rows = [BATCH in (sizes[letter] for letter in side) for side in sides]
+    return rows[0] is not rows[1]
+
+
+def _product_of_pairs(a: str, b: str, gives: str, sizes: dict[str, int | str]) -> _Product | None:
+    """The product that sums over one letter, with all but two of those it keeps in front."""
+    summed = [letter for letter in a if letter in b and letter not in gives]
+    if len(summed) != 1 or {*a, *b} != {*gives, *summed}:
+        return None
+    rows, columns = (
+        [x for x in gives if x in one and x not in other and sizes[x] != BATCH]
+        for one, other in ((a, b), (b, a))
+    )
+    row, column = (letters[-1] if letters else NONE for letters in (rows, columns))
+    front = "".join(letter for letter in gives if letter not in (row, column))
+    left, right = (_without_lead(front, side) for side in (a, b))
+    return _Product(left + row + summed[0], right + summed[0] + column, front + row + column)
+
+
+def _without_lead(front: str, side: str) -> str:
+    """`front` from the first letter on that `side` has; what is before it needs no axis."""
+    return front[next((at for at, x in enumerate(front) if x in side), len(front)) :]
 
 
 def _product(a: str, b: str, gives: str) -> _Product | None:

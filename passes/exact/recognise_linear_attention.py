@@ -9,7 +9,7 @@ with v = 1.  `_decayed_weights` says of which form weights have to be, and prove
 another form keeps its keys and values in a cache.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import prod
 
 import onnx_ir as ir
@@ -107,7 +107,7 @@ def _taken_apart(reader: PairReader, end: ir.Node) -> Weights:
     """The weights that `end` sums with.
 
     Raises:
-        UnfitError: they are of another form.
+        OtherFormError: they are of another form.
         PassError: they do not act on each pair alone.
     """
     value = end.inputs[0]
@@ -128,7 +128,7 @@ class _Emitted:
         """Emit it.
 
         Raises:
-            UnfitError: an operand has other axes, or a decay is not shown to be one.
+            OtherFormError: an operand has other axes, or a decay is not shown to be one.
         """
         shape = dims(end.inputs[0]) or ()
         self._emit, self._rank = Emitter(end), weights.rank
@@ -138,7 +138,7 @@ class _Emitted:
         if not all(isinstance(dim, int) for dim in self._lead[1:]):
             raise OtherFormError
         self._heads = prod(int(dim) for dim in self._lead[1:])
-        query, key = weights.scores
+        query, key = (self._with_heads(one, weights.shared) for one in weights.scores)
         for side, factor in self._factors(weights):
             if side == "query":
                 query = self._times(query, factor)
@@ -184,6 +184,14 @@ class _Emitted:
             yield side, self._emit("Exp", [exponent], exponent.dtype, dims(exponent))
         for value, divided in weights.columns:
             yield "key", self._inverse(value) if divided else value
+
+    def _with_heads(self, value: ir.Value, shared: Sequence[int]) -> ir.Value:
+        """What heads share, with an axis of one entry for them."""
+        if not shared:
+            return value
+        left = iter(dims(value) or ())
+        shape = [1 if axis in shared else next(left) for axis in range(self._rank)]
+        return self._emit("Unsqueeze", [value, self._emit.constant(shared)], value.dtype, shape)
 
     def _inverse(self, value: ir.Value) -> ir.Value:
         return self._emit("Reciprocal", [value], value.dtype, dims(value))

@@ -1,6 +1,7 @@
 """ExpandEinsum: what one product of matrices says becomes one, and computes the same."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -108,6 +109,38 @@ def test_more_than_two_tensors_are_taken_two_by_two(equation: str, products: lis
 
     assert changed
     assert [op for op in found if op in ("MatMul", "Mul", "Einsum")] == products
+
+
+PAIRS = {"b": "batch", "i": "time", "j": "time", "h": 3, "g": 2, "d": 4}
+
+
+@pytest.mark.parametrize(
+    ("equation", "front"),
+    [
+        ("bid,ijd->bij", ["batch", "time"]),  # relative keys, rows in front
+        ("bij,ijd->bid", ["batch", "time"]),  # relative values
+        ("ij,bjd->bid", ["batch"]),
+        ("hg,bgij->bhij", ["batch", "time"]),  # heads that talk
+        ("hij,bhjd->bhid", ["batch", 3]),
+    ],
+)
+def test_pairs_of_tokens_are_one_product_with_rows_in_front(
+    equation: str, front: list[str | int]
+) -> None:
+    sides = equation.partition("->")[0].split(",")
+    shapes: list[Any] = [[PAIRS[letter] for letter in side] for side in sides]
+    model, sizes = graph(equation, *shapes), {"batch": 2, "time": 5}
+    random = np.random.default_rng(0)
+    given = {
+        f"x{at}": random.normal(size=[sizes.get(n, n) for n in shape]).astype(np.float32)
+        for at, shape in enumerate(shapes)
+    }
+    wanted = evaluate.run(model, given)["y"]
+
+    assert ExpandEinsum().run(model, Context()).changed
+    np.testing.assert_allclose(evaluate.run(model, given)["y"], wanted, rtol=1e-4, atol=1e-5)
+    product = next(node for node in model.graph if node.op_type == "MatMul")
+    assert [str(dim) for dim in product.outputs[0].shape][:-2] == [str(dim) for dim in front]  # type: ignore[union-attr]
 
 
 def test_equations_without_letters_of_their_own_stay() -> None:

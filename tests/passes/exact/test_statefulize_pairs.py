@@ -1,0 +1,117 @@
+"""Statefulize: values of pairs of tokens as papers compute them step exactly, or are refused."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from traced import VOCABULARY, Traced
+
+from intaglio.errors import PassError
+from intaglio.passes import evaluate, pipeline, stepping
+
+WIDTH, HEADS = 8, 2
+Weigh = Callable[["Pairs", Tensor, Tensor, Tensor], Tensor]
+
+
+class Pairs(nn.Module):
+    """What `weigh` makes of queries, keys and values of [batch, heads, time, size]."""
+
+    def __init__(self, weigh: Weigh) -> None:
+        super().__init__()
+        self.weigh = weigh
+        self.embed, self.qkv = nn.Embedding(VOCABULARY, WIDTH), nn.Linear(WIDTH, 3 * WIDTH)
+        self.near, self.seen = nn.Embedding(7, WIDTH // HEADS), nn.Embedding(7, WIDTH // HEADS)
+        self.heads, self.out = nn.Linear(HEADS, HEADS), nn.Linear(WIDTH, VOCABULARY)
+        self.mixed = nn.Conv2d(HEADS, HEADS, 1)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.qkv(self.embed(input_ids)).unflatten(-1, (3, HEADS, -1))
+        q, k, v = x.permute(2, 0, 3, 1, 4).unbind(0)
+        y: Tensor = self.out(self.weigh(self, q, k, v).transpose(1, 2).flatten(2))
+        return y
+
+
+def causal(scores: Tensor) -> Tensor:
+    time = scores.shape[-1]
+    return scores.masked_fill(torch.ones(time, time).triu(1).bool(), -torch.inf)
+
+
+def distance(q: Tensor) -> Tensor:
+    place = torch.arange(q.shape[-2])
+    return (place[:, None] - place).clamp(-3, 3) + 3
+
+
+def relative(m: Pairs, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Shaw et al. 2018, arXiv:1803.02155, equations 3 and 4."""
+    far = distance(q)
+    scores = q @ k.mT + torch.einsum("bhid,ijd->bhij", q, m.near(far))
+    weights = causal(scores).softmax(-1)
+    return weights @ v + torch.einsum("bhij,ijd->bhid", weights, m.seen(far))
+
+
+def disentangled(m: Pairs, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """He et al. 2020, arXiv:2006.03654, equation 3."""
+    far = distance(q).expand(*q.shape[:2], -1, -1)
+    to_place = torch.gather(q @ m.near.weight.mT, -1, far)
+    from_place = torch.gather(k @ m.seen.weight.mT, -1, far).mT
+    return causal(q @ k.mT + to_place + from_place).softmax(-1) @ v
+
+
+def talking(m: Pairs, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Shazeer et al. 2020, arXiv:2003.02436."""
+    scores = torch.einsum("hg,bgij->bhij", m.heads.weight, m.mixed(q @ k.mT))
+    weights = causal(scores).softmax(-1)
+    return torch.einsum("hg,bgij->bhij", m.heads.weight, weights) @ v
+
+
+def stick_breaking(m: Pairs, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Tan et al. 2024, arXiv:2410.17980, equation 5."""
+    del m
+    left = nn.functional.logsigmoid(-(q @ k.mT)).tril(-1)
+    rest = left.flip(-1).cumsum(-1).flip(-1) - left
+    return (nn.functional.logsigmoid(q @ k.mT) + rest).exp().tril(-1) @ v
+
+
+def toeplitz(m: Pairs, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Weights of each head by distance alone."""
+    del k
+    place = torch.arange(q.shape[-2])
+    by_head = m.heads.weight[0].sigmoid()[:, None, None] ** (place[:, None] - place).clamp(min=0)
+    return torch.einsum("hij,bhjd->bhid", by_head.tril(), v)
+
+
+@pytest.mark.parametrize("weigh", [relative, disentangled, talking, stick_breaking, toeplitz])
+def test_weights_of_pairs_step_exactly(weigh: Weigh, traced: Traced) -> None:
+    torch.manual_seed(0)
+    module = Pairs(weigh).eval()
+    model, context = traced(module)
+    pipeline.run(model, pipeline.standard(), context)
+    session, ids = evaluate.session(model), torch.randint(VOCABULARY, (2, 7))
+    with torch.no_grad():
+        wanted = module(ids).numpy()
+    for parts in ([7], [1] * 7, [3, 1, 2, 1]):
+        got = stepping.roll(model, context.states, {"input_ids": ids.numpy()}, parts, session)
+        np.testing.assert_allclose(got["logits"], wanted, atol=1e-5)
+
+
+def all_later(m: Pairs, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Sums from the last key on, of keys after the query too."""
+    del m
+    after = (q @ k.mT).sigmoid().flip(-1).cumsum(-1).flip(-1)
+    return causal(q @ k.mT - after).softmax(-1) @ v
+
+
+def mixed_after(m: Pairs, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Heads mixed with an offset, which gives later tokens a weight."""
+    weights = causal(q @ k.mT).softmax(-1)
+    mixed: Tensor = m.heads(weights.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    return mixed @ v
+
+
+@pytest.mark.parametrize("weigh", [all_later, mixed_after])
+def test_weights_of_later_tokens_are_refused(weigh: Weigh, traced: Traced) -> None:
+    model, context = traced(Pairs(weigh).eval())
+    with pytest.raises(PassError, match="later tokens a weight"):
+        pipeline.run(model, pipeline.standard(), context)
