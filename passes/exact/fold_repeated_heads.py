@@ -1,5 +1,8 @@
 """Attention(q, repeat(k), repeat(v)) -> Attention(q, k, v), for keys and values repeated by head.
 
+Likewise LinearAttention, whose decays and rates have to be repeated with them: the heads of a group
+then share one state (`_shared_states`).
+
 Holds where head j of the repeated value is head j // r of the original (repeat-interleave), which
 is what grouped-query attention computes anyway (Ainslie et al. 2023, arXiv:2305.13245).  Whether
 the nodes in between do that is found by running them; the cache then holds the real heads only.
@@ -13,11 +16,11 @@ from intaglio.passes.base import Exact, PassResult
 from intaglio.passes.graph import describe, dims
 from intaglio.state import BATCH, TIME
 
-MOVERS = ("Cast", "Expand", "Gather", "Identity", "Reshape", "Tile", "Transpose", "Unsqueeze")
+from ._shared_states import MOVERS, share_states
 
 
 class FoldRepeatedHeads(Exact):
-    """Let attention share key-value heads instead of repeating them."""
+    """Let attention share key-value heads, and linear attention states, that are repeated."""
 
     for_tokens = True
 
@@ -25,6 +28,11 @@ class FoldRepeatedHeads(Exact):
         """Fold each repetition whose key and value come from equally many fewer heads."""
         notes = []
         for node in model.graph:
+            if node.op_type == "LinearAttention" and not node.domain:
+                shared = share_states(model, node)
+                if shared is not None:
+                    notes.append(f"{describe(node)} keeps {shared[0]} of {shared[1]} states")
+                continue
             if node.op_type != "Attention" or node.domain:
                 continue
             key, value = (_unrepeated(model, node.inputs[index]) for index in (1, 2))
