@@ -2,18 +2,20 @@
 
     python benchmarks/lowering.py [--quick] [--json]
 
-One layer of linear attention, 16 heads of 64, one row, one thread.  The standard operator has no
-kernel in ONNX Runtime, which runs its body, a loop over tokens; both graphs of the same bundle take
-turns on the same inputs and states, and their outputs are compared first.
+One layer of linear attention, 16 heads of 64, one row, one thread, and diagonal state-space models:
+1,024 channels of 16 states as in Mamba, 512 of 64 as in S4D, 1,024 of one as in HGRN.  These
+operators have no kernel in ONNX Runtime, which runs their bodies, loops over tokens; both graphs of
+the same bundle take turns on the same inputs and states, and their outputs are compared first.
 """
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import torch
 from evidence import Row, paired, ratio, run
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import intaglio
-from intaglio.ops import linear_attention
+from intaglio.ops import diagonal_ssm, linear_attention
 from intaglio.quiet import quiet
 
 HEADS, SIZE = 16, 64
@@ -34,6 +36,8 @@ RULES = {
     "gated delta, decay per head": ("gated_delta", False),
     "gated delta, decay per key": ("gated_delta", True),
 }
+SYSTEMS = {"mamba": (1024, 16), "lti": (512, 64), "gates": (1024, 1)}  # channels, states of each
+NO_SLOWER = 1.0
 NEAR = 1e-4
 
 
@@ -66,22 +70,63 @@ class Layer(nn.Module):
         return y
 
 
+class System(nn.Module):
+    """A diagonal state-space model of one kind, what it reads given."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        channels, states = SYSTEMS[kind]
+        self.a = nn.Parameter(-torch.arange(1.0, states + 1).repeat(channels, 1))
+        self.b, self.c = (nn.Parameter(torch.randn(channels, states)) for _ in range(2))
+
+    def forward(
+        self,
+        input: Tensor,  # noqa: A002  the operator's name
+        delta: Tensor | None = None,
+        B: Tensor | None = None,
+        C: Tensor | None = None,
+    ) -> Tensor:
+        """The output [B, T, channels], of inputs as `diagonal_ssm` has them."""
+        if self.kind == "mamba":
+            assert B is not None
+            assert C is not None
+            return diagonal_ssm(input, self.a, B, C, delta)[0]
+        a = self.a if self.kind == "gates" else self.a / 100
+        return diagonal_ssm(input, a, self.b, self.c, delta, discretization="none", lti=True)[0]
+
+
 def measure(quick: bool) -> list[Row]:
     """A row for each rule and number of tokens."""
     torch.set_num_threads(1)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name, (rule, per_key) in RULES.items():
-            bundle = Path(folder) / name.replace(" ", "-")
-            with quiet():
-                examples = _inputs(rule, 7, per_key=per_key)
-                intaglio.export(Layer(rule), bundle, inputs=examples, steps=16)
-            pair = _session(bundle / "ort" / "model.onnx"), _session(bundle / "model.onnx")
-            for tokens, target in TARGETS.items():
-                count = min(tokens, 64) if quick else tokens
-                given = _inputs(rule, count, per_key=per_key, rows=1)
-                rows.append(_row(f"{name}, T = {count}", pair, given, target))
+            inputs = partial(_inputs, rule, per_key=per_key)
+            rows += _rows(name, Layer(rule), inputs, TARGETS, Path(folder), quick)
+        for kind in SYSTEMS:
+            name, targets = f"DiagonalSSM, {kind}", dict.fromkeys(TARGETS, NO_SLOWER)
+            inputs = partial(_signals, kind)
+            rows += _rows(name, System(kind), inputs, targets, Path(folder), quick)
     return rows
+
+
+def _rows(
+    name: str,
+    layer: nn.Module,
+    inputs: Callable[..., dict[str, Tensor]],
+    targets: dict[int, float],
+    folder: Path,
+    quick: bool,
+) -> Iterator[Row]:
+    """A row for each number of tokens."""
+    bundle = folder / name.replace(" ", "-")
+    with quiet():
+        intaglio.export(layer, bundle, inputs=inputs(7), steps=16)
+    pair = _session(bundle, "ort/model.onnx"), _session(bundle, "model.onnx")
+    for tokens, target in targets.items():
+        count = min(tokens, 64) if quick else tokens
+        yield _row(f"{name}, T = {count}", pair, inputs(count, rows=1), target)
 
 
 def _row(name: str, pair: tuple[Any, Any], given: dict[str, Tensor], target: float) -> Row:
@@ -116,11 +161,26 @@ def _inputs(rule: str, tokens: int, *, per_key: bool, rows: int = 2) -> dict[str
     return made
 
 
-def _session(path: Path) -> Any:
+def _signals(kind: str, tokens: int, *, rows: int = 2) -> dict[str, Tensor]:
+    normal = partial(torch.randn, generator=torch.Generator().manual_seed(0))
+    channels, states = SYSTEMS[kind]
+    made = {"input": normal(rows, tokens, channels)}
+    if kind != "lti":
+        made["delta"] = F.softplus(normal(rows, tokens, channels) - 2)
+    if kind == "mamba":
+        made |= {name: normal(rows, tokens, states) for name in ("B", "C")}
+    return made
+
+
+def _session(bundle: Path, graph: str) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    model = onnx.load(bundle / graph, load_external_data=False)
+    onnx.load_external_data_for_model(model, str(bundle))  # all graphs share its weights
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
 
 
 def _call(session: Any, given: dict[str, np.ndarray]) -> Callable[[], Any]:

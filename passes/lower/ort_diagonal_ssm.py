@@ -7,7 +7,12 @@ dt), log decay dt A, query C.  ONNX Runtime has a kernel for that, and runs the 
 as a loop with a node for each operation of each token.  What a token decays is written out for it,
 [batch, time, D, N]; the kernel goes from token to token, so no decay is divided by and none
 overflows, however strong it is.
+
+It takes states one by one, the loop all of a token at once: with more than `MOST` of them the loop
+is the faster one, for one token and for many (`benchmarks/lowering.py`), and stays.
 """
+
+from math import prod
 
 import numpy as np
 import onnx_ir as ir
@@ -29,25 +34,36 @@ from intaglio.state import BATCH, TIME
 
 DOMAIN = "com.microsoft"
 INT64 = ir.DataType.INT64
+MOST = 256  # numbers of a state, D N
 
 
 class OrtDiagonalSsm(Lower):
     """Run diagonal state-space models in ONNX Runtime's kernel of linear attention."""
 
     def rewrite(self, model: ir.Model) -> PassResult:
-        """Rewrite every DiagonalSSM of fp32."""
+        """Rewrite every DiagonalSSM of fp32 that is small."""
         notes = []
         for node in [n for n in model.graph if n.op_type == DIAGONAL_SSM.onnx_type]:
-            shape = dims(node.inputs[1]) or ()
-            known = len(shape) == 2 and all(isinstance(dim, int) for dim in shape)
-            if not known or node.inputs[0] is None or node.inputs[0].dtype != ir.DataType.FLOAT:
+            sizes = _sizes(node)
+            if sizes is None or prod(sizes) > MOST:
                 continue
-            _rewrite(node, int(shape[0]), int(shape[1]))
+            _rewrite(node, *sizes)
             notes.append(describe(node))
         if notes:
             model.graph.opset_imports[DOMAIN] = 1
             define(model)
         return PassResult(changed=bool(notes), notes=notes)
+
+
+def _sizes(node: ir.Node) -> tuple[int, int] | None:
+    """Channels, and states of each; None where they are free, or not computed in fp32."""
+    u, shape = node.inputs[0], dims(node.inputs[1])
+    if u is None or u.dtype != ir.DataType.FLOAT or shape is None:
+        return None
+    channels, states = shape
+    if not isinstance(channels, int) or not isinstance(states, int):
+        return None
+    return channels, states
 
 
 def _rewrite(node: ir.Node, channels: int, states: int) -> None:

@@ -54,3 +54,22 @@ def test_the_kernel_gives_what_the_loop_gives(kind: str, lti: int, inputs: str) 
         np.testing.assert_allclose(found[name], array, atol=1e-5 * np.abs(array).max())
     first = run(model, {n: x[:, :1] if n != "past" else x for n, x in feeds.items()})
     np.testing.assert_array_equal(first["y"], found["y"][:, :1])
+
+
+@pytest.mark.parametrize(("channels", "stays"), [(64, False), (65, True)])
+def test_more_states_than_the_kernel_is_quick_with_stay_in_their_loop(
+    channels: int, stays: bool
+) -> None:
+    """Four states of each channel: 256 are taken one by one, more all at once."""
+    text = f"""
+        <ir_version: 10, opset_import: ["" : 24, "intaglio" : 1]>
+        g (float[batch, time, {channels}] u, float[{channels}, 4] A, float[{channels}, 4] S)
+          => (float[batch, time, {channels}] y)
+        {{
+          y, present = intaglio.DiagonalSSM <discretization = "none", lti = 1> (u, A, S, S)
+        }}
+    """
+    model = ir.from_onnx_text(text)
+    define(model)
+    pipeline.run(model, [OrtDiagonalSsm()], Context())
+    assert ("DiagonalSSM" in {node.op_type for node in model.graph}) is stays
