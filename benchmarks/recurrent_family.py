@@ -88,8 +88,8 @@ def _rows(name: str, checkpoint: Path, out: Path, quick: bool) -> list[Row]:
     try:
         with quiet():
             source = load_source(checkpoint)
-            if source.whole:
-                return []
+            if source.whole or TIME not in source.symbols:
+                return []  # nothing to step
             report = intaglio.export(source, out, steps=QUICK_STEPS if quick else STEPS)
     except IntaglioError as refusal:
         return [Row(name=name, value=1, unit="refused", holds=False, note=str(refusal))]
