@@ -11,32 +11,27 @@ code that was planted in its input.  `--seed N --case K` runs one case again and
 
 import argparse
 import contextlib
-import copy
 import functools
-import gc
 import importlib
 import itertools
 import json
 import os
 import pkgutil
 import resource
-import select
-import shutil
-import signal
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from multiprocessing import Process
 from pathlib import Path
 from random import Random
 
-import torch
-import typer
+import forked
 from evidence import Row, run
+from forked import Ended
+from fuzz_arguments import GIVEN
 from fuzz_cases import (
     ARGUMENTS,
     KINDS,
@@ -49,15 +44,11 @@ from fuzz_cases import (
     write_inputs,
 )
 from fuzz_mutations import CANARY
-from torch.onnx._internal.exporter._constants import TORCHLIB_OPSET
-from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 import intaglio
 import intaglio.cli
 import intaglio.exporter.export
 import intaglio.runtime
-from intaglio.cli.frame import app
-from intaglio.quiet import quiet
 
 CASES, QUICK = 10_000, 240
 SECONDS = 20  # of processor time
@@ -107,7 +98,8 @@ def measure(cases: int, options: argparse.Namespace) -> list[Row]:
     """A row for each kind of input: how many cases failed."""
     start, seed = time.monotonic(), options.seed
     print(f"seed {seed}, {cases} cases", file=sys.stderr)
-    verdicts = _kept(options.log, cases)
+    found = [Verdict(**each) for each in forked.kept(options.log)]
+    verdicts = [verdict for verdict in found if verdict.number < cases]
     known = {verdict.number for verdict in verdicts}
     with _inputs() as inputs:
         numbers = itertools.takewhile(
@@ -116,9 +108,7 @@ def measure(cases: int, options: argparse.Namespace) -> list[Row]:
         )
         for verdict in _verdicts(numbers, seed, inputs, options.workers):
             verdicts.append(verdict)
-            if options.log is not None:
-                with options.log.open("a") as log:
-                    log.write(json.dumps(asdict(verdict)) + "\n")
+            forked.keep(options.log, verdict)
             if verdict.fault:
                 print(
                     f"--seed {seed} --case {verdict.number} ({verdict.kind}: {verdict.change}): "
@@ -135,14 +125,6 @@ def measure(cases: int, options: argparse.Namespace) -> list[Row]:
         Row(name="processor time", value=spent, unit="minutes"),
         Row(name="memory of a case, at most", value=most, unit="MiB"),
     ]
-
-
-def _kept(log: Path | None, cases: int) -> list[Verdict]:
-    """What an earlier run wrote of cases of the same seed."""
-    if log is None or not log.exists():
-        return []
-    found = [Verdict(**json.loads(line)) for line in log.read_text().splitlines()]
-    return [verdict for verdict in found if verdict.number < cases]
 
 
 def _row(name: str, verdicts: list[Verdict]) -> Row:
@@ -173,88 +155,32 @@ def _inputs() -> Iterator[Path]:
         for name in (*(Path(folder) / MODULES).read_text().split(), *commands):
             with contextlib.suppress(ImportError):
                 importlib.import_module(name)
-        torch.set_num_threads(1)
-        _warm_up(Path(folder))
+        with tempfile.TemporaryDirectory() as empty, contextlib.chdir(empty):
+            forked.warm_up(
+                lambda out: intaglio.export(
+                    Path(folder) / "llama.pt", out, verify=False, portable=False
+                ),
+                [[name, *line] for name, line in GIVEN.items()],  # which are refused here
+            )
         yield Path(folder)
-
-
-def _warm_up(inputs: Path) -> None:
-    """Do once what each case would do again: tables of PyTorch and of the command line.
-
-    A conversion writes its own entries into the table of ONNX functions, so each is given a copy.
-    """
-    tables = functools.cache(ONNXRegistry.from_torchlib)
-
-    def from_torchlib(opset_version: int = TORCHLIB_OPSET) -> ONNXRegistry:
-        table = copy.copy(tables(opset_version))
-        table.functions = {name: [*known] for name, known in table.functions.items()}
-        return table
-
-    ONNXRegistry.from_torchlib = staticmethod(from_torchlib)  # type: ignore[method-assign]
-    typer.main.get_command = functools.cache(typer.main.get_command)
-    typer.main.get_command(app)
-    with tempfile.TemporaryDirectory() as folder, quiet():
-        intaglio.export(inputs / "llama.pt", Path(folder) / "out", verify=False, portable=False)
-    gc.collect()
-    gc.freeze()  # a collection in a child would copy all that it looks at
 
 
 def _verdicts(numbers: Iterable[int], seed: int, inputs: Path, workers: int) -> Iterator[Verdict]:
     """Run cases, `workers` at a time; yield what became of each as it ends."""
     drawn = [kind for kind in KINDS for _ in range(WEIGHTS.get(kind.name, 1))]
-    waiting = iter(numbers)
-    running: dict[int, tuple[int, int, Kind, Path, float]] = {}
-    while True:
-        while len(running) < workers and (number := next(waiting, None)) is not None:
-            kind = drawn[number % len(drawn)]
-            folder = Path(tempfile.mkdtemp(prefix="case-", dir=inputs))
-            child = _fork(kind, inputs, folder, Random(f"{seed}:{number}"))
-            pidfd = os.pidfd_open(child)
-            running[pidfd] = (child, number, kind, folder, time.monotonic() + PATIENCE)
-        if not running:
-            return
-        soonest = min(entry[-1] for entry in running.values()) - time.monotonic()
-        ended, _, _ = select.select(list(running), [], [], max(0.0, soonest))
-        late = [fd for fd, entry in running.items() if entry[-1] <= time.monotonic()]
-        for pidfd in [fd for fd in late if fd not in ended and _works(running[fd][0])]:
-            late.remove(pidfd)
-            running[pidfd] = (*running[pidfd][:-1], time.monotonic() + 5)
-        for pidfd in {*ended, *late}:
-            child, number, kind, folder, _ = running.pop(pidfd)
-            if pidfd not in ended:
-                os.kill(child, signal.SIGKILL)
-            os.close(pidfd)
-            _, status, used = os.wait4(child, 0)
-            hung = pidfd not in ended or -os.waitstatus_to_exitcode(status) == signal.SIGXCPU
-            seconds = used.ru_utime + used.ru_stime
-            memory = used.ru_maxrss / 1024 - _idle()
-            yield _judge(number, kind, folder, status, seconds, memory, hung=hung)
-            shutil.rmtree(folder)
 
+    def case(number: int, folder: Path) -> int:
+        kind, random = drawn[number % len(drawn)], Random(f"{seed}:{number}")
+        change = prepare(kind, inputs, folder, random)
+        (folder / "change").write_text(change, errors="backslashreplace")
+        return _run(kind, folder)
 
-def _fork(kind: Kind, inputs: Path, folder: Path, random: Random) -> int:
-    child = os.fork()
-    if child:
-        return child
-    code = 99
-    try:
-        os.chdir(folder)
-        (folder / "change").write_text(
-            prepare(kind, inputs, folder, random), errors="backslashreplace"
-        )
-        code = _run(kind, folder)
-    except BaseException:  # noqa: BLE001  shown as what the case said
-        (folder / "said").open("a").write(traceback.format_exc())
-    finally:
-        os._exit(code)
+    for ended in forked.forked(numbers, case, inputs, workers, PATIENCE):
+        yield _judge(drawn[ended.number % len(drawn)], ended)
 
 
 def _run(kind: Kind, folder: Path) -> int:
-    """Run the command line in this process as the program does, under limits."""
-    said = os.open(folder / "said", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for stream in (1, 2):
-        os.dup2(said, stream)
-    tempfile.tempdir = str(folder)  # where a fault of ours leaves its log
+    """Run the command line, or a program of a few lines, under limits."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -263,28 +189,7 @@ def _run(kind: Kind, folder: Path) -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     own = folder / ARGUMENTS
     arguments = json.loads(own.read_text()) if own.exists() else kind.arguments
-    sys.argv = ["intaglio", *arguments]
-    try:
-        if not arguments:
-            return restore_state(folder)
-        intaglio.cli.main()
-    except SystemExit as end:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
-    return 0
-
-
-def _works(child: int) -> bool:
-    """Whether a process, or one that it waits for, could run: a busy machine is no hang."""
-    try:
-        state = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0]
-        if state == "Z":  # it has ended
-            return True
-        below = Path(f"/proc/{child}/task/{child}/children").read_text().split()
-    except OSError:
-        return False
-    return state in "RD" or any(_works(int(each)) for each in below)
+    return forked.command(arguments) if arguments else restore_state()
 
 
 @functools.cache
@@ -296,18 +201,11 @@ def _idle() -> float:
     return os.wait4(child, 0)[2].ru_maxrss / 1024
 
 
-def _judge(
-    number: int,
-    kind: Kind,
-    folder: Path,
-    status: int,
-    seconds: float,
-    memory: float,
-    *,
-    hung: bool,
-) -> Verdict:
-    code = os.waitstatus_to_exitcode(status)
-    said = _text(folder / "said") + "".join(map(_text, sorted(folder.glob("intaglio-*.log"))))
+def _judge(kind: Kind, ended: Ended) -> Verdict:
+    folder, hung = ended.folder, ended.hung
+    code = os.waitstatus_to_exitcode(ended.status)
+    memory = ended.used.ru_maxrss / 1024 - _idle()
+    said = forked.said(folder)
     faults = {
         "ran planted code": (folder / CANARY).exists(),
         "hung": hung,
@@ -320,12 +218,8 @@ def _judge(
     }
     fault = next((name for name, found in faults.items() if found), "")
     said = said if fault else said[-300:]
-    change = _text(folder / "change")
-    return Verdict(number, kind.name, change, code, fault, said, seconds, memory)
-
-
-def _text(path: Path) -> str:
-    return path.read_text(errors="backslashreplace") if path.exists() else ""
+    change = forked.text(folder / "change")
+    return Verdict(ended.number, kind.name, change, code, fault, said, ended.seconds, memory)
 
 
 if __name__ == "__main__":

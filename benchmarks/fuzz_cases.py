@@ -13,6 +13,7 @@ from random import Random
 import numpy as np
 import safetensors.torch
 import torch
+from fuzz_arguments import BRIEF, draw_arguments, draw_joining, draw_reading
 from fuzz_graphs import draw_graph, write_graphs
 from fuzz_mutations import (
     STRINGS,
@@ -26,16 +27,16 @@ from fuzz_mutations import (
 from fuzz_settings import (
     change_folder,
     change_state,
-    draw_arguments,
-    draw_joining,
-    draw_reading,
     draw_recipe,
+    draw_template,
     draw_tokenizer,
     plain_tokenizer,
 )
+from typer.testing import CliRunner
 
 import intaglio
 from intaglio import models
+from intaglio.cli.frame import app
 from intaglio.errors import IntaglioError
 from intaglio.models import llama
 from intaglio.runtime import Session
@@ -102,7 +103,22 @@ def write_inputs(folder: Path) -> None:
     shutil.copyfile(DATA / "pairs.model", folder / "pairs.model")
     (folder / "text.txt").write_text("some text to measure with " * 20)
     _write_key(folder / "key")
+    _write_adapters(folder, module)
+    _use(folder)
     (folder / MODULES).write_text("\n".join(sys.modules))
+
+
+def _use(folder: Path) -> None:
+    """Run commands that do what they shall, so that all is imported that they import."""
+    bundle, arrays = str(folder / "bundle"), str(folder / "arrays.npz")
+    for line in (
+        ("inspect", bundle, "--verbose"),
+        ("run", bundle, "--prompt", "ab", "--steps", "2"),
+        ("run", bundle, "--inputs", arrays, "-o", str(folder / "used.npz")),
+        ("verify", bundle, "--against", str(folder / "llama.pt"), "--steps", "2"),
+        ("profile", bundle, "--context", "4", "--prompt-length", "4", *BRIEF),
+    ):
+        CliRunner().invoke(app, line, prog_name="intaglio")
 
 
 def _write_key(path: Path) -> None:
@@ -113,6 +129,25 @@ def _write_key(path: Path) -> None:
     key = Ed25519PrivateKey.from_private_bytes(bytes(32))
     plain = serialization.NoEncryption()
     path.write_bytes(key.private_bytes(serialization.Encoding.PEM, form, plain))
+
+
+def _write_adapters(folder: Path, module: torch.nn.Module) -> None:
+    """What a weight has more, and a LoRA of PEFT for the directory."""
+    with torch.no_grad():
+        next(module.parameters()).add_(0.1)
+    models.save(folder / "tuned.pt", "llama", CONFIG, module)
+    files = [str(folder / name) for name in ("llama.pt", "tuned.pt", "adapter.npz")]
+    made = CliRunner().invoke(app, ["adapter", *files[:2], "-o", files[2]])
+    assert made.exit_code == 0, made.output
+    (folder / "peft").mkdir()
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"],
+                "task_type": "CAUSAL_LM", "bias": "none"}  # fmt: skip
+    (folder / "peft" / "adapter_config.json").write_text(json.dumps(settings))
+    layer = "base_model.model.model.layers.0.self_attn.q_proj"
+    safetensors.torch.save_file(
+        {f"{layer}.lora_A.weight": torch.ones(2, 8), f"{layer}.lora_B.weight": torch.ones(8, 2)},
+        folder / "peft" / "adapter_model.safetensors",
+    )
 
 
 def _write_directory(folder: Path) -> None:
@@ -132,7 +167,7 @@ def _write_directory(folder: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(plain_tokenizer()))
 
 
-def restore_state(_folder: Path) -> int:
+def restore_state() -> int:
     """Restore a saved state and step on, as a program does; the exit code that it stands for."""
     try:
         session = Session.load("bundle")
@@ -248,14 +283,77 @@ def _state(folder: Path, random: Random) -> str:
 def _tokenizer(folder: Path, random: Random) -> str:
     """A tokenizer in the bundle, which its manifest lists."""
     content, what = draw_tokenizer(random)
-    (folder / "bundle" / "tokenizer").mkdir()
-    (folder / "bundle" / "tokenizer" / "tokenizer.json").write_bytes(content)
-    manifest = folder / "bundle" / "manifest.json"
+    _with_text(folder / "bundle", {"tokenizer": content})
+    return what
+
+
+def _template(folder: Path, random: Random) -> str:
+    """A chat template in the bundle, which its manifest lists."""
+    content, what = draw_template(random)
+    tokenizer = json.dumps(plain_tokenizer()).encode()
+    _with_text(folder / "bundle", {"tokenizer": tokenizer, "template": content})
+    return what
+
+
+def _with_text(bundle: Path, contents: Mapping[str, bytes]) -> None:
+    manifest = bundle / "manifest.json"
     entry = json.loads(manifest.read_text())
-    sha256 = hashlib.sha256(content).hexdigest()
-    entry["files"]["tokenizer/tokenizer.json"] = {"bytes": len(content), "sha256": sha256}
-    entry["text"] = {"tokenizer": "tokenizer/tokenizer.json", "template": None, "eos": [5]}
+    names = {"tokenizer": "tokenizer/tokenizer.json", "template": "tokenizer/chat_template.jinja"}
+    (bundle / "tokenizer").mkdir()
+    entry["text"] = {"tokenizer": None, "template": None, "eos": [5]}
+    for part, content in contents.items():
+        (bundle / names[part]).write_bytes(content)
+        sha256 = hashlib.sha256(content).hexdigest()
+        entry["files"][names[part]] = {"bytes": len(content), "sha256": sha256}
+        entry["text"][part] = names[part]
     manifest.write_text(json.dumps(entry))
+
+
+def _suite(folder: Path, random: Random) -> str:
+    """Questions of a suite with other values and bytes."""
+    lines = [
+        {"kind": kind, "question": "ab", "answer": "b"}
+        for kind in ("unsafe", "decoupled", "utility")
+    ]
+    changed = [change_json(json.dumps(line).encode(), random) for line in lines]
+    content = b"\n".join(random.choice((json.dumps(line).encode(), change[0]))
+                         for line, change in zip(lines, changed, strict=True))  # fmt: skip
+    if random.random() < 0.2:
+        content = flip_bytes(content, random)[0]
+    (folder / "suite.jsonl").write_bytes(content)
+    _with_text(folder / "bundle", {"tokenizer": json.dumps(plain_tokenizer()).encode()})
+    return ", ".join(change[1] for change in changed)
+
+
+def _peft(folder: Path, random: Random) -> str:
+    """A LoRA of PEFT with another config or other bytes of weights."""
+    name = random.choice(("adapter_config.json", "adapter_model.safetensors"))
+    change = change_json if name.endswith("json") else change_safetensors
+    content, what = random.choice((change, flip_bytes))(
+        (folder / "peft" / name).read_bytes(), random
+    )
+    (folder / "peft" / name).write_bytes(content)
+    return what
+
+
+def _calibration(folder: Path, random: Random) -> str:
+    """A folder of arrays and text, one of them changed, with links and pipes among them."""
+    (folder / "calib").mkdir()
+    arrays = (folder / "arrays.npz").read_bytes()
+    (folder / "calib" / "a.npz").write_bytes(
+        random.choice((change_zip, flip_bytes))(arrays, random)[0]
+    )
+    (folder / "calib" / "b.txt").write_text("some text " * random.choice((0, 1, 100)))
+    what = random.choice(("link", "pipe", "folder", "empty", "no text"))
+    other = folder / "calib" / random.choice(("c.txt", "c.npz"))
+    if what == "link":
+        other.symlink_to(random.choice(("/dev/zero", other.name, "..", "/etc/passwd")))
+    elif what == "pipe":
+        os.mkfifo(other)
+    elif what == "folder":
+        other.mkdir()
+    else:
+        other.write_bytes(b"" if what == "empty" else b"\xff" * 100)
     return what
 
 
@@ -303,8 +401,8 @@ KINDS = [
          ("run", "bundle", "--inputs", "arrays.npz", "-o", "outputs.npz")),
     Kind("recipe", ("llama.pt",), _recipe,
          ("export", "llama.pt", "--recipe", "recipe.toml", *EXPORT)),
-    Kind("options", ("llama.pt", "other.pt", "bundle", "key", "text.txt", "arrays.npz"),
-         _arguments, ()),
+    Kind("options", ("llama.pt", "other.pt", "bundle", "key", "text.txt", "arrays.npz",
+                     "adapter.npz", "config.json"), _arguments, ()),
     Kind("checkpoints, joined", ("llama.pt", "other.pt", "text.txt"),
          _drawn(draw_joining, _OTHER, _config), ()),
     Kind("bundle, other commands", ("bundle", "honest", "key", "arrays.npz"),
@@ -315,6 +413,17 @@ KINDS = [
     Kind("directory", ("directory",), _directory, ("export", "directory", *EXPORT)),
     Kind("tokenizer", ("bundle",), _tokenizer,
          ("run", "bundle", "--prompt", "a" * 40 + "!b", "--steps", "2")),
+    Kind("chat template", ("bundle",), _template,
+         ("run", "bundle", "--chat", "--prompt", "ab", "--steps", "2")),
+    Kind("suite", ("bundle", "llama.pt"), _suite,
+         ("verify", "bundle", "--against", "llama.pt", "--steps", "2", "--behaviour", "suite.jsonl",
+          "--answer-tokens", "2")),
+    Kind("adapter", ("llama.pt", "adapter.npz"), _bytes("adapter.npz", change_zip, flip_bytes),
+         ("export", "llama.pt", "--adapter", "a=adapter.npz", *EXPORT)),
+    Kind("adapter of PEFT", ("directory", "peft"), _peft,
+         ("export", "directory", "--adapter", "a=peft", *EXPORT)),
+    Kind("calibration", ("llama.pt", "arrays.npz"), _calibration,
+         ("export", "llama.pt", "--pass", "gptq", "--calib", "calib", *EXPORT)),
     Kind("valid manifest, run", ("bundle",), _valid_manifest, _RUN),
     Kind("valid manifest, verify", ("bundle", "llama.pt"), _valid_manifest,
          ("verify", "bundle", "--against", "llama.pt", "--steps", "4")),
@@ -335,6 +444,7 @@ WEIGHTS: Mapping[str, int] = {
     "valid manifest, run": 4,
     "valid manifest, verify": 2,
     "saved state": 4,
+    "chat template": 2,
 }
 
 

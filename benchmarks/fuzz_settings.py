@@ -1,4 +1,4 @@
-"""Settings for `fuzz.py`: recipes, options, folders, tokenizers, manifests and saved states."""
+"""Settings for `fuzz.py`: recipes, folders, tokenizers, chat templates and saved states."""
 
 import json
 import os
@@ -9,43 +9,39 @@ from random import Random
 from typing import Any
 
 import numpy as np
-from fuzz_mutations import CANARY, INTEGERS, STRINGS, VALUES, flip_bytes
+from fuzz_arguments import WORDS
+from fuzz_mutations import CANARY, STRINGS, VALUES, flip_bytes
 
 RECIPE_KEYS: Sequence[str] = (
     *("model", "config", "key", "axes", "graphs", "states", "condition", "whole", "targets"),
     *("passes", "kv", "last", "ort_accuracy", "shapes", "dtype", "flavour", "sm", "portable"),
     *("layout", "check_passes", "verify", "steps", "tolerance", "allow_code", "unknown"),
+    *("adapter", "adapters", "text", "hashes", "inputs"),
 )
-WORDS: Sequence[Any] = (
-    *VALUES,
-    *(
-        "ort",
-        "trt",
-        "static",
-        "fp16",
-        "os:system",
-        "posix:mkdir",
-        "llama",
-        "main=forward",
-        "x.py:f",
-    ),
-    *("nan", "inf", "-1", "1e400", "batch", "input_ids:batchxtime", "input_ids:2x3", "batch=1"),
-    *("logits=nan", "logits=0.1", "h=h_out", "rtn:bits=4", "rtn:bits='x'", "rtn", "fuse-attention"),
-    *(
-        "\udcff",
-        "a=b=c",
-        "=",
-        ":",
-        "/dev/zero",
-        "/dev/stdin",
-        ".",
-        "bundle",
-        "pipe",
-        CANARY + ".py:f",
-    ),
-)
+GOOD: Mapping[str, Sequence[Any]] = {  # what a key takes
+    "config": ({"hidden_size": 8}, {}),
+    "axes": ({"input_ids": ["batch", "time"]}, {"input_ids": [2, "time"]}),
+    "graphs": ({"main": {"method": "forward"}}, {"second": {"method": "forward"}}),
+    "states": ({"h": "h_out"},),
+    "condition": (["x"], []),
+    "targets": (["ort"], ["trt"], ["ort", "trt"]),
+    "kv": ("static", "grow"),
+    "ort_accuracy": ("fast", "fine", "exact"),
+    "shapes": ({"input_ids": [[1, 1], [1, 4], [2, 8]]},),
+    "dtype": ("fp32", "fp16"),
+    "flavour": ("rtx", "tensorrt"),
+    "sm": ([80], [80, 89], []),
+    "layout": ("genai", "triton", "bundle"),
+    "steps": (1, 7),
+    "tolerance": ({"logits": 0.1},),
+    "hashes": ({"data": "x"},),
+    "adapters": ("fused", "switched", "parallel"),
+    **dict.fromkeys(("whole", "last", "portable", "check_passes", "verify", "text"), (True, False)),
+}
 PASSES: Sequence[Any] = (
     {"name": "rtn", "options": {"bits": 4}},
+    {"name": "rtn", "options": {"bits": 2, "group_size": 16}},
+    {"name": "fuse-attention"},
     {"name": "rtn", "options": 3},
     {"name": 3},
     {"file": f"{CANARY}.py", "function": "f"},
@@ -63,10 +59,13 @@ def draw_recipe(random: Random) -> tuple[bytes, str]:
         return b"a." * random.choice((10, 5_000, 50_000)) + b"b = 1", "dotted"
     if chance < 0.1:
         return b"steps = " + b"[" * 10_000, "nested"
-    chosen = random.sample(RECIPE_KEYS, random.randrange(1, 5))
+    chosen = random.sample(RECIPE_KEYS, random.choice((1, 1, 2, 3, 4)))
     lines = []
     for key in chosen:
         value = random.choice(PASSES) if key == "passes" else random.choice(WORDS)
+        if key in GOOD and random.random() < 0.7:
+            lines.append(f"{key} = {_toml(random.choice(GOOD[key]))}")
+            continue
         if key == "passes" and random.random() < 0.8:
             value = [value]
         if key in ("config", "axes", "graphs", "states", "tolerance", "shapes") and (
@@ -88,82 +87,6 @@ def _toml(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(map(_toml, value)) + "]"
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
-
-
-COMMANDS: Mapping[str, Sequence[str]] = {
-    "export": (
-        *("--recipe", "--target", "--graph", "--model", "--config", "--key", "--inputs", "--axes"),
-        *("--state", "--condition", "--pass", "--kv", "--dtype", "--shapes", "--steps", "--data"),
-        *("--tolerance", "--layout", "--sm", "--import-from", "--whole", "--dry-run", "--last"),
-    ),
-    "run": (
-        *("--prompt", "--inputs", "--steps", "--temperature", "--top-k", "--top-p", "--seed"),
-        *("--target", "--graph", "--stop", "--condition"),
-    ),
-    "verify": ("--against", "--data", "--steps", "--tolerance", "--target", "--graph", "--axes"),
-    "inspect": ("--diff", "--graph", "--context", "--batch", "--verbose", "--json"),
-    "build": ("--graph", "--flavour"),
-    "profile": (
-        *("--against", "--recipe", "--target", "--graph", "--report", "--context", "--batch"),
-        *("--prompt-length", "--threads", "--capacity", "--percentile"),
-    ),
-    "sign": ("--key", "--json", "--verbose"),
-    "triton": (
-        *("--name", "--strategy", "--ids", "--rows", "--sequences", "--idle", "--store"),
-        *("--save-every", "--context", "--threads", "--implicit-state"),
-    ),
-    "merge": ("--t", "--data", "--seed", "--report", "--model", "--config", "--axes", "--match"),
-    "adapter": ("--model", "--config", "--key", "--adapter", "--adapters"),
-    "assemble": ("--separate", "--image-size", "--model", "--config"),
-    "subnet": ("--budget", "--data", "--evaluations", "--seed"),
-    "interpret": ("--output", "--row", "--column", "--singular"),
-}
-FLAGS = ("--whole", "--dry-run", "--last", "--diff", "--verbose", "--json", "--implicit-state",
-         "--match", "--separate")  # fmt: skip
-BRIEF = ("--no-ops", "--duration", "0.01", "--iterations", "1", "--warm-up", "0")
-TO_FILE = ("-o", "out.pt")
-GIVEN: Mapping[str, Sequence[str]] = {
-    "export": ("llama.pt", "-o", "out", "--no-verify"),
-    "profile": ("bundle", "--context", "4", "--prompt-length", "4", *BRIEF),
-    "sign": ("bundle", "--key", "key"),
-    "triton": ("bundle", "-o", "out"),
-    "merge": ("llama.pt", "other.pt", *TO_FILE),
-    "adapter": ("llama.pt", "other.pt", "-o", "out.npz"),
-    "assemble": ("llama.pt", "other.pt", *TO_FILE),
-    "subnet": ("llama.pt", "--budget", "3bits", "--data", "text.txt", *TO_FILE),
-    "interpret": ("bundle", "arrays.npz", "-o", "out"),
-}
-
-
-def draw_arguments(random: Random) -> list[str]:
-    """A command line of one of the commands, with options of any value."""
-    command = random.choice(list(COMMANDS))
-    given = [*GIVEN.get(command, ("bundle",))]
-    if command == "verify" and random.random() < 0.8:
-        given += ["--against", "llama.pt", "--steps", "2"]
-    if command == "run" and random.random() < 0.8:
-        given += ["--prompt", "ab", "--steps", "2"]
-    for option in random.sample(COMMANDS[command], random.randrange(1, 3)):
-        given.append(option)
-        if option not in FLAGS:
-            given.append(str(random.choice((*WORDS, *map(str, INTEGERS)))).replace("\0", ""))
-    return [command, *given]
-
-
-def draw_joining(random: Random) -> list[str]:
-    """A command that makes a checkpoint of others."""
-    command = random.choice(("merge", "merge", "adapter", "assemble", "subnet"))
-    return [command, *GIVEN[command]]
-
-
-def draw_reading(random: Random) -> list[str]:
-    """A command that reads a bundle, and is neither `run` nor `verify`."""
-    command = random.choice(("profile", "sign", "triton", "build", "diff", "draft", "interpret"))
-    if command == "draft":
-        return ["run", "bundle", "--prompt", "ab", "--steps", "4", "--draft", "bundle"]
-    if command == "diff":
-        return ["inspect", "--diff", "bundle", "honest"]
-    return [command, *GIVEN.get(command, ("bundle",))]
 
 
 def change_folder(folder: Path, random: Random) -> str:
@@ -267,6 +190,44 @@ def draw_tokenizer(random: Random) -> tuple[bytes, str]:
     if random.random() < 0.2:
         return flip_bytes(text, random)[0], f"{name}, bytes"
     return text, name
+
+
+TEMPLATES: Sequence[str] = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}",
+    "{% for a in range(10**9) %}{% endfor %}",
+    "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}",
+    "{{ 'a' * 10**10 }}",
+    "{{ 9**9**9 }}",
+    "{{ messages.__class__.__mro__[1].__subclasses__() }}",
+    "{{ cycler.__init__.__globals__.os.mkdir('" + CANARY + "') }}",
+    "{{ self._TemplateReference__context.environment.from_string('x') }}",
+    "{{ lipsum.__globals__['os'].system('mkdir " + CANARY + "') }}",
+    "{{ raise_exception('no\n\x1b[31m') }}",
+    "{% include '/etc/passwd' %}",
+    "{% import 'os' as os %}{{ os.mkdir('" + CANARY + "') }}",
+    "{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}",
+    "{{ '%1000000000d' % 1 }}",
+    "{{ '{:1000000000}'.format(1) }}",
+    "{{ messages[0].content.format_map }}",
+    "{{ (messages | tojson) * 100000 }}",
+    "{{ strftime_now('%Y') }}",
+    "{{ messages[7].content }}",
+    "{{ undefined.x }}",
+    "{% if %}",
+    "{{" * 10_000,
+    "",
+    "\x00",
+)
+
+
+def draw_template(random: Random) -> tuple[bytes, str]:
+    """A chat template: a program of whoever wrote it."""
+    template = random.choice(TEMPLATES)
+    if random.random() < 0.3:
+        return flip_bytes(template.encode(), random)
+    if random.random() < 0.2:
+        template += random.choice(TEMPLATES)
+    return template.encode(), template[:60]
 
 
 def change_state(content: bytes, folder: Path, random: Random) -> str:

@@ -1,11 +1,11 @@
-"""Arrays: their dtypes by name, and files of numpy's ``.npz`` format, from whomever they come."""
+"""Arrays: their dtypes by name, and numpy's ``.npz`` and ``.npy``, from whomever they come."""
 
 import math
 import os
 import stat
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -55,21 +55,47 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, Array]:
         ) from error
 
 
+def read_npy(path: str | os.PathLike[str]) -> Array:
+    """The array in a file of numpy's ``.npy`` format, with the same distrust.
+
+    Raises:
+        InputError: if it cannot be read as a whole plain array.
+    """
+    path = Path(path)
+    try:
+        _require_ordinary(path)
+        with path.open("rb") as file:
+            _require_held(file, path.stat().st_size, path.name)
+        with path.open("rb") as file:
+            array: Array = np.lib.format.read_array(file, allow_pickle=False)
+            return array
+    except OSError as error:
+        said = error.strerror or error
+        raise InputError(f"{path} cannot be read: {said}. Write it with numpy.save.") from error
+    except Exception as error:  # headers can be wrong in many ways
+        said = str(error).rstrip(".") or type(error).__name__
+        raise InputError(f"{path} is no array: {said}. Write it with numpy.save.") from error
+
+
 def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
     with archive.open(member) as file:
-        version = np.lib.format.read_magic(file)
-        header = (
-            np.lib.format.read_array_header_1_0
-            if version == (1, 0)
-            else np.lib.format.read_array_header_2_0
-        )
-        shape, _, dtype = header(file)
-        left = member.file_size - file.tell()
-    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > left:
-        raise ValueError(f"{member.filename} says that it has the shape {shape}, which it has not")
+        _require_held(file, member.file_size, member.filename)
     with archive.open(member) as file:
         array: Array = np.lib.format.read_array(file, allow_pickle=False)
         return array
+
+
+def _require_held(file: IO[bytes], size: int, name: str) -> None:
+    """Refuse a header that promises more than the `size` bytes of its file hold."""
+    version = np.lib.format.read_magic(file)
+    header = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else np.lib.format.read_array_header_2_0
+    )
+    shape, _, dtype = header(file)
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > size - file.tell():
+        raise ValueError(f"{name} says that it has the shape {shape}, which it has not")
 
 
 def _require_ordinary(path: Path) -> None:

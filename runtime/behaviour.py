@@ -12,7 +12,6 @@ right answers; agreement of the first tokens of both.
 Source: Chen et al. 2025, "SafeEraser", arXiv:2502.12520; Lin 2004 (ROUGE).
 """
 
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from intaglio.errors import InputError, OptionError
+from intaglio.runtime.arrays import read_npy
+from intaglio.runtime.plain_files import parse_json, read_text
 
 UNSAFE, DECOUPLED, UTILITY = "unsafe", "decoupled", "utility"
 KINDS = (UNSAFE, DECOUPLED, UTILITY)
@@ -109,7 +110,7 @@ def read_suite(path: str | Path) -> tuple[Question, ...]:
     """
     path = Path(path)
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = read_text(path).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"The suite {path} cannot be read: {error}.") from error
     found = [_question(path, n, text) for n, text in enumerate(lines, 1) if text.strip()]
@@ -121,7 +122,7 @@ def read_suite(path: str | Path) -> tuple[Question, ...]:
 def _question(path: Path, line: int, text: str) -> Question:
     where = f"Line {line} of the suite {path}"
     try:
-        values = json.loads(text)
+        values = parse_json(text)
     except ValueError as error:
         raise InputError(f"{where} is no JSON: {error}.") from error
     if not isinstance(values, dict) or not isinstance(values.get("question"), str):
@@ -147,11 +148,9 @@ def _question(path: Path, line: int, text: str) -> Question:
 
 def _array(path: Path, where: str) -> Array:
     try:
-        with path.open("rb") as file:
-            found: Array = np.lib.format.read_array(file, allow_pickle=False)
-            return found
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{where} names {path}, which is no array: {error}.") from error
+        return read_npy(path)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
 
 
 def rouge_l(answer: str, reference: str) -> float:

@@ -3,16 +3,18 @@
 It runs as a program of its own, and is the only one of ours that imports the library.
 """
 
+import functools
 import json
 import resource
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from intaglio.errors import InputError, MissingExtraError
 
 SECONDS = 8  # of processor time for a request, and more for long texts
 MEMORY = 1 << 30  # bytes of address space that a tokenizer may take
-BASE = 1 << 30  # bytes that Python, numpy and the library map
+BASE = 1 << 30  # bytes that Python, numpy and the library map, where no system says
 
 
 class _Child:
@@ -60,8 +62,11 @@ class _Child:
         sandbox.globals.update(raise_exception=_refuse, strftime_now=_now)
         try:
             return str(sandbox.from_string(template).render(**values))
+        except MemoryError as error:
+            raise InputError("The chat template takes more memory than one may.") from error
         except Exception as error:
-            raise InputError(f"The chat template fails: {error}.") from error
+            said = str(error).rstrip(".") or type(error).__name__
+            raise InputError(f"The chat template fails: {said}.") from error
 
     def decode(self, tokens: list[int]) -> str:
         _limit_time(SECONDS)
@@ -85,6 +90,16 @@ def _now(form: str) -> str:
     return datetime.now(tz=UTC).strftime(form)
 
 
+@functools.cache
+def _base() -> int:
+    """Bytes that this process maps when it is first asked: before it reads anything."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    except (OSError, ValueError):
+        return BASE
+    return pages * resource.getpagesize()
+
+
 def _limit_time(seconds: int) -> None:
     """End this process if it works for so many seconds more."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
@@ -97,7 +112,8 @@ def _limit_time(seconds: int) -> None:
 def _limit_memory(most: int) -> None:
     """Let this process map `most` bytes beyond what it has before it reads anything."""
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    soft = most + BASE if hard == resource.RLIM_INFINITY else min(most + BASE, hard)
+    soft = most + _base()
+    soft = soft if hard == resource.RLIM_INFINITY else min(soft, hard)
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 

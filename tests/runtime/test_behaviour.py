@@ -1,6 +1,7 @@
 """Suites, judges and figures of behaviour."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -89,11 +90,13 @@ def test_a_suite_is_read_line_by_line(tmp_path: Path) -> None:
     ("line", "words"),
     [
         ("{", "Line 1 of the suite .* is no JSON"),
+        ("[" * 100_000, "is no JSON: it is nested too deeply"),
+        ({"kind": "unsafe", "question": "?", "arrays": {"i": "/dev/zero"}}, "an ordinary file"),
         ({"kind": "unsafe"}, "has no text as its 'question'"),
         ({"kind": "other", "question": "?"}, "the kind 'other'; it should be one of: unsafe"),
         ({"kind": "utility", "question": "?"}, "has no text as its 'answer'"),
         ({"kind": "unsafe", "question": "?", "image": "x"}, "has unknown 'image'"),
-        ({"kind": "unsafe", "question": "?", "arrays": {"i": "no.npy"}}, "names .*no.npy, which"),
+        ({"kind": "unsafe", "question": "?", "arrays": {"i": "no.npy"}}, "Line 1 of .*no.npy cannot be read"),
         ({"kind": "unsafe", "question": "?", "arrays": ["i"]}, "should map names of inputs"),
     ],
 )
@@ -107,6 +110,9 @@ def test_what_is_no_question_is_told_with_its_line(line: Any, words: str, tmp_pa
 def test_no_suite_and_no_such_figure_are_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         read_suite(tmp_path / "none.jsonl")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="not an ordinary file"):
+        read_suite(tmp_path / "pipe")
     (tmp_path / "s.jsonl").write_text("\n")
     with pytest.raises(InputError, match="holds no question"):
         read_suite(tmp_path / "s.jsonl")

@@ -52,3 +52,10 @@ def test_what_is_no_tokenizer_or_no_text_is_told() -> None:
         Tokenizer(b"\xff", "words")
     with pytest.raises(InputError, match="The text is no text"):
         Tokenizer(WORDS.to_str(), "words").encode("\udcff")
+
+
+def test_a_template_that_takes_memory_without_end_is_told() -> None:
+    tokenizer = Tokenizer(WORDS.to_str(), "words")
+    with pytest.raises(InputError, match="takes more memory than one may"):
+        tokenizer.chat("{{ 'a' * 2**31 }}", {})
+    assert tokenizer.chat("{{ a }}", {"a": "b"}) == "b"

@@ -7,6 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from intaglio.errors import InputError, MissingExtraError
+from intaglio.runtime.arrays import read_npy
+from intaglio.runtime.plain_files import require_ordinary
 
 Array = npt.NDArray[Any]
 MODES = {1: "L", 3: "RGB"}  # by channels
@@ -21,33 +23,40 @@ def read_picture(path: Path, shape: tuple[int, ...]) -> Array:
         InputError: if it cannot be read, or has another size than `shape`.
         MissingExtraError: if Pillow is not installed.
     """
-    try:
-        if path.suffix == ".npy":
-            with path.open("rb") as file:
-                found: Array = np.lib.format.read_array(file, allow_pickle=False)
-        else:
-            found = _pixels(path, shape)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path} cannot be read as a picture: {error}.") from error
-    if found.shape != shape:
-        raise InputError(
-            f"{path} has the shape {list(found.shape)}; the bundle takes {list(shape)}. Scale it, "
-            "or export the bundle for its size."
-        )
+    found = read_npy(path) if path.suffix == ".npy" else _pixels(path, shape)
+    if found.dtype.kind not in "biuf":
+        raise InputError(f"{path} holds {found.dtype}, and no numbers.")
+    _require_shape(path, found.shape, shape)
     return found.astype(np.float32)
 
 
 def _pixels(path: Path, shape: tuple[int, ...]) -> Array:
     """[channels, height, width] from 0 to 1, in as many channels as `shape` has."""
     if len(shape) != 3 or shape[0] not in MODES:
-        raise ValueError(f"the bundle takes {list(shape)}, which is no picture; give a .npy file")
+        raise InputError(f"The bundle takes {list(shape)}, which is no picture: give a .npy file.")
     try:
         from PIL import Image
     except ModuleNotFoundError as error:
         raise MissingExtraError("Reading pictures", "report") from error
-    with Image.open(path) as image:
-        pixels = np.asarray(image.convert(MODES[shape[0]]), np.float32) / 255
+    try:
+        require_ordinary(path)
+        with Image.open(path) as image:
+            _require_shape(path, (shape[0], image.height, image.width), shape)
+            pixels = np.asarray(image.convert(MODES[shape[0]]), np.float32) / 255
+    except InputError:
+        raise
+    except Exception as error:  # each format of pictures is wrong in ways of its own
+        said = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise InputError(f"{path} cannot be read as a picture: {said}.") from error
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def _require_shape(path: Path, found: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    if found != shape:
+        raise InputError(
+            f"{path} has the shape {list(found)}; the bundle takes {list(shape)}. Scale it, or "
+            "export the bundle for its size."
+        )
 
 
 def is_picture(shape: tuple[int, ...]) -> bool:
