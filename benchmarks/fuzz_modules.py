@@ -1,6 +1,7 @@
 """Random modules, exported; none may end in an internal error, none that exports may be wrong.
 
-    python benchmarks/fuzz_modules.py [--quick] [--seed N] [--case K] [--masks] [--all] [--json]
+    python benchmarks/fuzz_modules.py [--quick] [--seed N] [--case K] [--cases N] [--masks] [--all]
+                                      [--log FILE] [--workers N] [--json]
 
 Each case is a module of `random_modules`, exported in a child of its own through the Python API or
 the command line, with `--axes` or without, whole or as it is found.  A refusal is an answer; an
@@ -8,30 +9,32 @@ exit code of 4, another exception than those of `intaglio.errors`, a crash or a 
 so is a bundle whose results differ from the module's at lengths, batches and splits other than
 those that were traced.  `--masks` draws masks of attention alone, several in a module, and goes to
 1,700 tokens.  `--seed N --case K` runs one case again and shows all of it; `--all` shows what is no
-fault as well.
+fault as well, and `--log` keeps what became of each, so that a run that is stopped goes on there.
 """
 
 import argparse
 import json
 import os
 import resource
-import signal
 import sys
 import tempfile
 import time
 import traceback
 import warnings
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import forked
 import numpy as np
 import numpy.typing as npt
 import torch
 from evidence import Row, run
+from forked import Ended
 from random_masks import random_mask
 from random_modules import Spec, draw, inputs_of, module_of
 from torch import nn
@@ -45,8 +48,10 @@ from intaglio.runtime import Session
 
 CASES, QUICK = 1000, 12
 TOGETHER = 6  # masks of one module
-SECONDS = 600.0
+SECONDS = 300  # of processor time
+PATIENCE = 600.0  # seconds on the clock, for what waits without working
 LIMIT = 2e-4  # beside what rounding makes of the module itself
+VERDICTS = "verdicts.json"
 
 Array = npt.NDArray[Any]
 
@@ -71,41 +76,31 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=CASES)
     parser.add_argument("--masks", action="store_true")
     parser.add_argument("--all", action="store_true")
+    parser.add_argument("--log", type=Path)
+    parser.add_argument("--workers", type=int, default=2)
     options, sys.argv[1:] = parser.parse_known_args()
-    if options.case is not None:
-        print(
-            json.dumps(case(options.seed, options.case, masks=options.masks)[0].plain(), indent=1)
-        )
-        with tempfile.TemporaryDirectory() as folder:
-            print(attempt(options.seed, options.case, Path(folder), masks=options.masks))
+    if options.case is None:
+        run(__doc__, lambda quick: measure(QUICK if quick else options.cases, options))
         return
-    run(
-        __doc__,
-        lambda quick: measure(
-            QUICK if quick else options.cases,
-            options.seed,
-            masks=options.masks,
-            told=options.all,
-        ),
-    )
+    spec = case(options.seed, options.case, masks=options.masks)[0]
+    print(json.dumps(spec.plain(), indent=1))
+    with tempfile.TemporaryDirectory() as folder:
+        print(attempt(options.seed, options.case, Path(folder), masks=options.masks))
 
 
-def measure(cases: int, seed: int, *, masks: bool = False, told: bool = False) -> list[Row]:
-    """How many cases ended in what, and which are faults; with `told`, every one is shown."""
-    torch.set_num_threads(1)
-    start, verdicts = time.monotonic(), []
-    for number in range(cases):
-        for verdict in _in_child(seed, number, masks):
-            verdicts.append(verdict)
-            if verdict.fault or verdict.kind not in ("refused", "equal", "whole, equal"):
-                print(
-                    f"--seed {seed} --case {number}: {verdict.kind}\n  {_short(verdict.said)}",
-                    file=sys.stderr, flush=True,
-                )  # fmt: skip
-            elif told:
-                print(
-                    f"{number}: {verdict.kind} {_short(verdict.said)}", file=sys.stderr, flush=True
-                )
+def measure(cases: int, options: argparse.Namespace) -> list[Row]:
+    """How many cases ended in what, and which are faults; with `all`, every one is shown."""
+    start = time.monotonic()
+    found = [Verdict(**each) for each in forked.kept(options.log)]
+    verdicts = [verdict for verdict in found if verdict.number < cases]
+    known = {verdict.number for verdict in verdicts}
+    for verdict in _verdicts([n for n in range(cases) if n not in known], options):
+        verdicts.append(verdict)
+        forked.keep(options.log, verdict)
+        expected = verdict.kind in ("refused", "equal", "whole, equal")
+        if options.all or verdict.fault or not expected:
+            where = f"--seed {options.seed} --case {verdict.number}"
+            print(f"{where}: {verdict.kind}\n  {_short(verdict.said)}", file=sys.stderr, flush=True)
     counts = Counter(verdict.kind for verdict in verdicts)
     rows = [
         Row(name=kind, value=count, unit=f"of {len(verdicts)}")
@@ -114,6 +109,35 @@ def measure(cases: int, seed: int, *, masks: bool = False, told: bool = False) -
     faults = sum(verdict.fault for verdict in verdicts)
     rows.append(Row(name="faults", value=faults, unit="", target="0", holds=not faults))
     return [*rows, Row(name="duration", value=(time.monotonic() - start) / 60, unit="minutes")]
+
+
+def _verdicts(numbers: Iterable[int], options: argparse.Namespace) -> Iterator[Verdict]:
+    """Run cases in children; yield what became of each."""
+
+    def run_one(number: int, folder: Path) -> int:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        used = int(time.process_time()) + SECONDS
+        resource.setrlimit(resource.RLIMIT_CPU, (used, used + 5))
+        found = attempt(options.seed, number, folder, masks=options.masks)
+        (folder / VERDICTS).write_text(json.dumps([vars(each) for each in found]))
+        return 0
+
+    def export(out: Path) -> None:
+        intaglio.export(nn.Linear(2, 2), out, inputs=torch.zeros(2, 3, 2), verify=False)
+
+    forked.warm_up(export, [["export", "nothing", "-o", "out"]])
+    with tempfile.TemporaryDirectory(prefix="modules-") as inside:
+        for ended in forked.forked(numbers, run_one, Path(inside), options.workers, PATIENCE):
+            yield from _told(ended)
+
+
+def _told(ended: Ended) -> list[Verdict]:
+    told = ended.folder / VERDICTS
+    if told.exists():
+        return [Verdict(**each) for each in json.loads(told.read_text())]
+    kind = "hung" if ended.hung else "died"
+    code = os.waitstatus_to_exitcode(ended.status)
+    return [Verdict(ended.number, kind, f"exit code {code}: {forked.said(ended.folder)}")]
 
 
 def _short(said: str) -> str:
@@ -202,23 +226,7 @@ def _by_command(
     for name, dims in how.get("axes", {}).items():
         words += ["--axes", f"{name}:{'x'.join(map(str, dims))}"]
     words += ["--whole"] * ("whole" in how) + ["--no-verify"] * (not how["verify"])
-    said = os.open(folder / "said", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    kept = [os.dup(1), os.dup(2)]
-    tempfile.tempdir = str(folder)
-    sys.argv = ["intaglio", *words]
-    code = 0
-    try:
-        os.dup2(said, 1), os.dup2(said, 2)
-        intaglio.cli.main()
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    finally:
-        sys.stdout.flush(), sys.stderr.flush()
-        for at, old in enumerate(kept):
-            os.dup2(old, at + 1)
-    text = (folder / "said").read_text() + "".join(
-        log.read_text() for log in folder.glob("intaglio-*.log")
-    )
+    code, text = forked.command(words), forked.said(folder)
     if code:
         kind = {1: "refused", 2: "refused", 3: "parity failed"}.get(code, "internal error")
         return Verdict(number, kind, f"{' '.join(words[8:])}\n{text}")
@@ -343,46 +351,13 @@ def _difference(got: Array, want: Array, fine: Array) -> str:
         return "" if unsure else "NaN where there is none, or none where there is"
     scale = float(np.nanmax(np.abs(want[np.isfinite(want)]), initial=1e-3))
     with np.errstate(invalid="ignore", over="ignore"):
-        rounding = float(np.nanmax(np.abs(want - fine), initial=0.0))
+        rounding = float(np.nanmax(np.where(want == fine, 0.0, np.abs(want - fine)), initial=0.0))
         off = np.abs(got.astype(np.float64) - want)
     off = np.where(got == want, 0.0, off)
     error = float(np.nanmax(off, initial=0.0))
     if error <= scale * LIMIT + 20 * rounding:
         return ""
     return f"error {error / scale:.2e}, where rounding makes {rounding / scale:.2e}"
-
-
-def _in_child(seed: int, number: int, masks: bool) -> list[Verdict]:
-    """A case in a process of its own; what it leaves goes with it."""
-    with tempfile.TemporaryDirectory(prefix="module-") as folder:
-        child = os.fork()
-        if not child:
-            _child(seed, number, Path(folder), masks)
-        end = time.monotonic() + SECONDS
-        while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < end:
-            time.sleep(0.05)
-        if ended == (0, 0):
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            return [Verdict(number, "hung", "")]
-        result = Path(folder) / "verdict.json"
-        if not result.exists():
-            return [Verdict(number, "died", f"status {ended[1]}")]
-        return [Verdict(**each) for each in json.loads(result.read_text())]
-
-
-def _child(seed: int, number: int, folder: Path, masks: bool) -> None:
-    try:
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        null = os.open(folder / "noise", os.O_WRONLY | os.O_CREAT)
-        os.dup2(null, 1), os.dup2(null, 2)
-        verdicts = attempt(seed, number, folder, masks=masks)
-        (folder / "verdict.json").write_text(json.dumps([vars(each) for each in verdicts]))
-    except BaseException:  # noqa: BLE001  that is what is looked for
-        said = json.dumps([vars(Verdict(number, "raw exception", traceback.format_exc()))])
-        (folder / "verdict.json").write_text(said)
-    finally:
-        os._exit(0)
 
 
 if __name__ == "__main__":
