@@ -1,7 +1,8 @@
 """Comparing streams of named arrays step by step, without keeping them.
 
-error(a, b) = max|a - b| / max|b|, both maxima over all steps; b is the reference.  A NaN on either
-side, or an infinity on one side only, is a failure whatever the limit.
+error(a, b) = max|a - b| / max|b|, both maxima over all steps; b is the reference.  A NaN or an
+infinity on one side only is a failure whatever the limit.  Where both sides have it, they do not
+differ; such NaN are counted, and where there is nothing else, nothing was compared.
 """
 
 import math
@@ -23,12 +24,13 @@ class Deviation:
 
     Attributes:
         name: of the array.
-        error: max|a - b| / max|b|, NaN once either side was no number.
+        error: max|a - b| / max|b|, NaN once one side alone was no number.
         limit: what `error` may be at most.
         difference: max|a - b|.
         reference: max|b|.
         worst_step: where `difference` occurred first, or the first NaN.
         steps: how many arrays were compared.
+        undefined: how many numbers were NaN on both sides.
     """
 
     name: str
@@ -38,11 +40,17 @@ class Deviation:
     reference: float
     worst_step: int | None
     steps: int
+    undefined: int = 0
 
     @property
     def passed(self) -> bool:
         """Whether anything was compared and stayed within the limit."""
         return self.steps > 0 and self.error <= self.limit  # false for NaN
+
+    @property
+    def vacuous(self) -> bool:
+        """Whether there was nothing but NaN on both sides."""
+        return self.undefined > 0 and self.worst_step is None
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in a manifest or report; what is no number is a string there."""
@@ -53,6 +61,7 @@ class Deviation:
             "reference": _plain(self.reference),
             "worst_step": self.worst_step,
             "steps": self.steps,
+            "undefined": self.undefined,
             "passed": self.passed,
         }
 
@@ -63,6 +72,7 @@ class _Running:
     reference: float = 0.0
     worst_step: int | None = None
     steps: int = 0
+    undefined: int = 0
 
 
 class Comparison:
@@ -101,6 +111,7 @@ class Comparison:
                 reference=running.reference,
                 worst_step=running.worst_step,
                 steps=running.steps,
+                undefined=running.undefined,
             )
             for name, running in self._running.items()
         ]
@@ -108,7 +119,8 @@ class Comparison:
     @property
     def passed(self) -> bool:
         """Whether anything was compared, and all of it within its limit."""
-        return bool(self._running) and all(found.passed for found in self.deviations())
+        found = self.deviations()
+        return bool(found) and all(each.passed and not each.vacuous for each in found)
 
     def to_json(self) -> dict[str, Any]:
         """Verdict and deviations."""
@@ -121,7 +133,12 @@ class Comparison:
         running.steps += 1
         if not found.size or math.isnan(running.difference):
             return
-        difference, size = _distance(found.astype(np.float64), reference.astype(np.float64))
+        nothing = np.isnan(found) & np.isnan(reference)
+        running.undefined += int(nothing.sum())
+        if nothing.all():
+            return
+        a, b = (np.where(nothing, 0, each.astype(np.float64)) for each in (found, reference))
+        difference, size = _distance(a, b)
         running.reference = max(running.reference, size)
         if running.worst_step is None or not difference <= running.difference:
             running.difference, running.worst_step = difference, step

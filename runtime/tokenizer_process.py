@@ -15,6 +15,11 @@ from intaglio.errors import InputError, IntaglioError
 from intaglio.runtime.child_worker import Worker
 
 CHILD = "intaglio.tokenizer_child"
+FEW_TOKENS, MOST_TOKENS = 4096, 64  # of any text, and for each character beyond
+FEW_LETTERS, MOST_LETTERS = (
+    1 << 16,
+    64,
+)  # of any chat, and for each character of it and its template
 
 
 class _EndedError(IntaglioError):
@@ -51,9 +56,16 @@ class Tokenizer:
         """Tokens of a text, with those that the tokenizer puts before and behind if `special`.
 
         Raises:
-            InputError: if it takes more time or memory than it may, or the text is none.
+            InputError: if it takes more time or memory than it may, the text is none, or it becomes
+                more tokens than a text can: a model is then run for longer than anybody meant.
         """
-        return list(self._call("encode", text=_text(text, "The text"), special=special))
+        found = list(self._call("encode", text=_text(text, "The text"), special=special))
+        if len(found) > FEW_TOKENS + MOST_TOKENS * len(text):
+            raise InputError(
+                f"{self._name} makes {len(found)} tokens of {len(text)} characters: it pads, or "
+                "replaces them by more. Take the padding out of the file."
+            )
+        return found
 
     def chat(self, template: str, values: Mapping[str, Any]) -> str:
         """What a chat template makes of `values`: of messages, and texts of special tokens.
@@ -61,10 +73,18 @@ class Tokenizer:
         A template is a program of whoever wrote it, so it runs in a sandbox, within the limits.
 
         Raises:
-            InputError: if it takes more time or memory than it may, or refuses the messages.
+            InputError: if it takes more time or memory than it may, refuses the messages, or writes
+                far more than these.
             MissingExtraError: if the library of templates is not installed.
         """
-        return str(self._call("chat", template=_text(template, "The template"), values=values))
+        found = str(self._call("chat", template=_text(template, "The template"), values=values))
+        given = len(template) + len(str(values))
+        if len(found) > FEW_LETTERS + MOST_LETTERS * given:
+            raise InputError(
+                f"The chat template makes {len(found)} characters of the {given} that it and the "
+                "messages have. Give another: --tokenizer DIR."
+            )
+        return found
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text that tokens stand for.

@@ -97,12 +97,13 @@ class ParityReport:
     @property
     def passed(self) -> bool:
         """Whether anything was compared, and all of it stayed within its limit."""
-        return bool(self.rows) and all(row.found.passed for row in self.rows)
+        return bool(self.rows) and not self.failures
 
     @property
     def failures(self) -> list[Row]:
-        """The rows beyond their limits."""
-        return [row for row in self.rows if not row.found.passed]
+        """The rows beyond their limits, and those of what is NaN in every row."""
+        defined = {row.found.name for row in self.rows if not row.found.vacuous}
+        return [row for row in self.rows if not (row.found.passed and row.found.name in defined)]
 
     @property
     def too_coarse(self) -> bool:
@@ -115,7 +116,7 @@ class ParityReport:
     @property
     def worst(self) -> Row:
         """The row nearest to its limit, or farthest beyond it."""
-        return max(self.rows, key=_excess)
+        return max(self.failures or self.rows, key=_excess)
 
     @property
     def ran_in(self) -> str:
@@ -141,7 +142,7 @@ class ParityReport:
             )
             return (
                 f"Parity holds over {scope}: the largest is {worst.who} ({numbers}).{self._moved()}"
-                f"{prefill if self.unknown else ''}"
+                f"{prefill if self.unknown else ''}{self._undefined()}"
                 f"{self.covers.words() if self.covers is not None else ''}"
             )
         if worst.kind == QUANTIZATION:
@@ -150,6 +151,11 @@ class ParityReport:
                 f"{found.error:.2f} of its size in the mean ({scope}), the limit being "
                 f"{found.limit:g}: where {MOVED_ADVICE.format(less=LESS[self._what])}"
                 f"{found.name}=VALUE accepts it."
+            )
+        if found.vacuous:
+            return (
+                f"Parity over {scope} says nothing of {worst.who}: the source gives NaN alone. "
+                "Give inputs for which it does not: --inputs, --data."
             )
         failed = {row.found.name for row in self.failures}
         where = f"after token {found.worst_step}, split {worst.split}"
@@ -173,6 +179,13 @@ class ParityReport:
             return ""
         found = (f"{name} {error:.1e}" for name, error in self.quantization.items())
         return f" {self._what} itself moved the source's outputs: {', '.join(found)}."
+
+    def _undefined(self) -> str:
+        names = sorted({row.found.name for row in self.rows if row.found.undefined})
+        if not names:
+            return ""
+        what = ", ".join(map(repr, names))
+        return f" The source itself gives NaN at times, the bundle in the same places of {what}."
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values, for the manifest."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from intaglio.errors import InputError, SourceError, TraceError
+from intaglio.errors import InputError, ParityError, SourceError, TraceError
 from intaglio.exporter.export import ExportReport, export
 from intaglio.exporter.proving.verify import verify
 from intaglio.runtime import Session
@@ -180,3 +180,26 @@ def test_sizes_that_depend_on_data_are_those_of_the_call(tmp_path: Path) -> None
     session = Session.load(tmp_path / "b")
     for values in ([[1.0, -1.0]], [[-1.0, -2.0]], [[3.0, 4.0], [5.0, -6.0]]):
         same(session, module, x=torch.tensor(values))
+
+
+class Spread(nn.Module):
+    """The unbiased variance over rows: NaN of a single one, or of any where `never` is set."""
+
+    def __init__(self, *, never: bool) -> None:
+        super().__init__()
+        self.never = never
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = (x - x.mean(0)).square().sum(0) / (x.shape[0] - 1)
+        return found * 0 / 0 if self.never else found
+
+
+def test_where_the_source_gives_nan_the_bundle_has_to_and_something_is_to_be_seen(
+    tmp_path: Path,
+) -> None:
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
+    report = export(Spread(never=False), tmp_path / "a", inputs=x, whole=True)
+    assert report.parity is not None
+    assert "source itself gives NaN at times" in report.parity.summary()
+    with pytest.raises(ParityError, match=r"says nothing of output .*: the source gives NaN"):
+        export(Spread(never=True), tmp_path / "b", inputs=x, whole=True)

@@ -18,7 +18,7 @@ def compared(*steps: tuple[list[float], list[float]], limit: float = 0.1) -> Dev
     for step, (found, expected) in enumerate(steps):
         comparison.add(step, {"y": np.array(found)}, {"y": np.array(expected)})
     (deviation,) = comparison.deviations()
-    assert comparison.passed == deviation.passed
+    assert comparison.passed == (deviation.passed and not deviation.vacuous)
     return deviation
 
 
@@ -47,13 +47,13 @@ def test_the_limit_is_inclusive(limit: float) -> None:
 
 @pytest.mark.parametrize(
     ("found", "expected"),
-    [(NAN, 1.0), (1.0, NAN), (NAN, NAN), (INF, 1.0), (1.0, INF), (INF, -INF), (-INF, 1.0)],
+    [(NAN, 1.0), (1.0, NAN), (INF, 1.0), (1.0, INF), (INF, -INF), (-INF, 1.0)],
 )
 @pytest.mark.parametrize("when", [0, 1, 2])
 def test_what_is_no_number_fails_whatever_the_limit(
     found: float, expected: float, when: int
 ) -> None:
-    """At any step, even if both sides are NaN; its step is the worst."""
+    """At any step, on one side alone; its step is the worst."""
     steps = [([1.0, 2.0], [1.0, 2.1])] * 3
     steps[when] = ([1.0, found], [1.0, expected])
     deviation = compared(*steps, limit=INF)
@@ -67,6 +67,16 @@ def test_the_same_infinity_on_both_sides_is_no_difference() -> None:
     """Masked logits are -inf in the source and in the engine; the rest still counts."""
     assert compared(([-INF, 1.0], [-INF, 2.0])).error == pytest.approx(0.5)
     assert compared(([-INF], [-INF])).error == 0
+
+
+def test_the_same_nan_on_both_sides_is_no_difference_but_proves_nothing() -> None:
+    """As of a variance over a single row; where nothing else was seen, nothing was compared."""
+    deviation = compared(([NAN, 1.0], [NAN, 2.0]), ([NAN, NAN], [NAN, NAN]))
+    assert deviation.error == pytest.approx(0.5)
+    assert deviation.undefined == 3
+    assert not deviation.vacuous
+    assert compared(([NAN], [NAN])).vacuous
+    assert math.isnan(compared(([NAN, 1.0], [NAN, NAN]), limit=INF).error)
 
 
 def test_a_reference_of_zeros_allows_zeros_only() -> None:
@@ -129,5 +139,6 @@ def test_the_json_form_holds_no_nan() -> None:
         "reference": 0.0,
         "worst_step": 3,
         "steps": 1,
+        "undefined": 0,
         "passed": False,
     }

@@ -27,22 +27,35 @@ def test_it_gives_what_the_library_gives() -> None:
     assert json.loads(tokenizer.text()) == json.loads(WORDS.to_str())
 
 
-def test_padding_without_end_and_patterns_without_end_are_told() -> None:
-    padding = {
-        "strategy": {"Fixed": 2**40},
+def padding(size: int) -> dict[str, Any]:
+    return {
+        "strategy": {"Fixed": size},
         "direction": "Right",
         "pad_to_multiple_of": None,
         "pad_id": 0,
         "pad_type_id": 0,
         "pad_token": "[UNK]",
     }
+
+
+def test_padding_without_end_and_patterns_without_end_are_told() -> None:
     nested = Library(models.WordLevel({"a": 0}, "a"))
     nested.normalizer = normalizers.Replace("a", "a" * 30)
     nested.pre_tokenizer = pre_tokenizers.Split(Regex("(a+)+$"), "isolated")
 
-    for content, text in ((changed(padding=padding), "a"), (nested.to_str(), "aa!")):
+    for content, text in ((changed(padding=padding(2**40)), "a"), (nested.to_str(), "aa!")):
         with pytest.raises(InputError, match="words cannot be used"):
             Tokenizer(content, "words").encode(text)
+
+
+def test_a_short_text_becomes_no_long_one() -> None:
+    """A model would be run over it, for as long and in as much memory as that takes."""
+    tokenizer = Tokenizer(changed(padding=padding(2**14)), "words")
+    with pytest.raises(InputError, match="words makes 16384 tokens of 1 characters"):
+        tokenizer.encode("a")
+    with pytest.raises(InputError, match="makes 99999 characters of the"):
+        tokenizer.chat("{{ 'a' * 99999 }}", {})
+    assert len(Tokenizer(changed(padding=padding(512)), "words").encode("a")) == 512
 
 
 def test_what_is_no_tokenizer_or_no_text_is_told() -> None:
