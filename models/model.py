@@ -122,7 +122,13 @@ class Model:
                     f"{words(hints[name])}."
                 )
         plain = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
-        return self.config(**plain)
+        try:
+            return self.config(**plain)
+        except ValueError as error:  # of values that do not fit each other
+            said = str(error).rstrip(".")
+            raise SourceError(
+                f"The config of the model {self.name!r} does not fit: {said}."
+            ) from error
 
 
 def token_ids(config: Any, batch: int, time: int, generator: torch.Generator) -> dict[str, Tensor]:

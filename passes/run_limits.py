@@ -62,7 +62,7 @@ class LimitedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
 
     def __init__(self, *given: Any, **more: Any) -> None:
         limits = _current.get()
-        with contextlib.nullcontext() if limits is None else _mapping_at_most(limits.bytes):
+        with contextlib.nullcontext() if limits is None else mapping_at_most(limits.bytes):
             super().__init__(*given, **more)
 
     def run(self, names: Any, feeds: Mapping[str, Any], options: Any = None) -> Any:
@@ -78,7 +78,7 @@ class LimitedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
             raise _timeout(limits)
         options = options or onnxruntime.RunOptions()
         try:
-            with _mapping_at_most(limits.bytes), _watched(limits, options):
+            with mapping_at_most(limits.bytes), _watched(limits, options):
                 return super().run(names, feeds, options)
         except Exception as error:
             if limits.spent.is_set():
@@ -123,7 +123,7 @@ _soft = 0  # the limit that was there before
 
 
 @contextlib.contextmanager
-def _mapping_at_most(more: int) -> Iterator[None]:
+def mapping_at_most(more: int) -> Iterator[None]:
     """Let the process map `more` bytes and no further, where the system can hold it to that."""
     global _depth, _soft  # noqa: PLW0603  the limit is the process's
     mapped = _mapped()

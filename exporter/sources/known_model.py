@@ -15,18 +15,22 @@ from intaglio.exporter.sources.axes import Sizes
 from intaglio.exporter.sources.guess_axes import EXAMPLE
 from intaglio.exporter.sources.input_spec import Takes
 from intaglio.models import Model
+from intaglio.passes.run_limits import BYTES, mapping_at_most
 from intaglio.state import BATCH, TIME
 
 PARAMETERS = 1000  # that a model may have beyond twice the entries of its file
 
 
 def outline(model: Model, config: Any, entries: int) -> nn.Module:
-    """The module without data, which takes no memory, however large the config says.
+    """The module without data, which takes little memory, however large the config says.
+
+    What starts at computed numbers is computed still, in as much memory as a graph may take.
 
     Raises:
         SourceError: if it cannot be built, or has far more parameters than `entries` of a file.
     """
-    with _told(model.name), torch.device("meta"), _at_most(PARAMETERS + 2 * entries):
+    most = PARAMETERS + 2 * entries
+    with _told(model.name), torch.device("meta"), _at_most(most), mapping_at_most(BYTES):
         return model.build(config)
 
 
