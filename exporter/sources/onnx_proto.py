@@ -18,7 +18,7 @@ from intaglio.errors import SourceError
 NODES = 200_000  # that functions may come to where they are written out, for a graph of few
 EXPANDED = 100  # times as many nodes as the file holds
 LEVELS = 16  # of branches within branches
-ENTRIES = 1 << 40  # of one input
+ENTRIES = 1 << 25  # of one input, save along free axes: it is drawn, in float64 as well
 SPARSE = 1 << 28  # bytes of a sparse weight that is written out
 
 Key = tuple[str, str, str]
@@ -100,7 +100,9 @@ def check_names(proto: onnx.ModelProto, path: Path) -> None:
         dims = [d.dim_value for d in value.type.tensor_type.shape.dim if d.HasField("dim_value")]
         if value.name not in own and (min(dims, default=0) < 0 or math.prod(dims) > ENTRIES):
             raise SourceError(
-                f"{path}: the input {value.name!r} has the sizes {dims}, which nothing can hold."
+                f"{path}: the input {value.name!r} has the sizes {dims}. Examples of inputs are "
+                f"drawn, and may have {ENTRIES} numbers. Export it at a smaller size, or with free "
+                "axes."
             )
 
 

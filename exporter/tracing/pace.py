@@ -73,17 +73,19 @@ def find_pace(source: Source) -> int:
     strides = math.prod(seen.strides)
     known = [strides] if 1 < strides <= MOST else []
     for length in (*known, *LENGTHS):
-        pace = _pace(source, length)
-        if pace is not None and _grows_evenly(source, pace):
+        once, twice = (_shapes(source, n) for n in (length, 2 * length))
+        if once is None or twice is None:
+            continue
+        if len(once) != len(twice):  # a loop in Python, which takes as long as it is long
+            return 1
+        pace = _pace(once, twice, length)
+        if _grows_evenly(source, pace):
             return pace
     return 1
 
 
-def _pace(source: Source, length: int) -> int | None:
-    """The pace by runs of `length` entries and twice as many."""
-    once, twice = (_shapes(source, n) for n in (length, 2 * length))
-    if once is None or twice is None or len(once) != len(twice):
-        return None
+def _pace(once: list[Shape], twice: list[Shape], length: int) -> int:
+    """The pace by the values of runs of `length` entries and of twice as many."""
     grown = zip(once, twice, strict=True)
     return math.lcm(*(_parts(a, b, length) for a, b in grown if len(a) == len(b)), 1)
 

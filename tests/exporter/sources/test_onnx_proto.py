@@ -71,6 +71,10 @@ def below_zero(model: onnx.ModelProto) -> None:
     model.graph.input[0].type.tensor_type.shape.dim[2].dim_value = -3
 
 
+def too_large(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 2**28
+
+
 def nothing_gives(model: onnx.ModelProto) -> None:
     model.graph.node[0].input[0] = "nowhere"
 
@@ -87,7 +91,8 @@ def nothing_gives(model: onnx.ModelProto) -> None:
         (weight(data_type=8, dims=[2], string_data=[b"a"]), "which is not what it holds"),
         (mistyped, "'axis' of the node 'Softmax' is of another type"),
         (twice, "2 inputs of the graph are called 'x'"),
-        (below_zero, "which nothing can hold"),
+        (below_zero, r"has the sizes \[.*-3.*\]"),
+        (too_large, "Examples of inputs are drawn"),
         (nothing_gives, "takes the value 'nowhere', which nothing gives"),
     ],
 )

@@ -162,3 +162,24 @@ def test_states_of_a_slower_recurrence_are_those_of_the_source(tmp_path: Path) -
 
     assert report.parity is not None
     assert {state.op for state in report.manifest.main.states} >= {"rnn"}
+
+
+class Rounds(nn.Module):
+    """A loop in Python over pooled tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.longest = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.longest = max(self.longest, x.shape[1])
+        y = F.avg_pool1d(x.mT, 2).mT
+        return torch.stack([y[:, at].tanh() for at in range(y.shape[1])], 1)
+
+
+def test_a_loop_in_python_is_not_run_at_lengths_that_take_minutes() -> None:
+    module = Rounds()
+    axes = {"x": ["batch", "time", 3]}
+    source = load(module, LoadOptions(inputs={"x": torch.randn(2, 8, 3)}, axes=axes))
+    assert find_pace(source) == 1
+    assert module.longest < 500
