@@ -35,12 +35,14 @@ CORE = {
 LAZY = {"intaglio", "intaglio.cli"}
 ALLOWED = {
     "intaglio": {"intaglio"},
-    "intaglio.cli": {"intaglio.cli", "intaglio.runtime"},
+    "intaglio.cli": {"intaglio.cli", "intaglio.jobs", "intaglio.runtime"},
+    "intaglio.jobs": {"intaglio.jobs"},
     "intaglio.ops": {"intaglio.ops"},
     "intaglio.models": {"intaglio.models", "intaglio.ops"},
     "intaglio.passes": {"intaglio.passes", "intaglio.ops"},
     "intaglio.exporter": {
         "intaglio.exporter",
+        "intaglio.jobs",
         "intaglio.models",
         "intaglio.ops",
         "intaglio.passes",
@@ -56,7 +58,8 @@ OPS_KNOW = {"intaglio.errors", "intaglio.operators", "intaglio.signature"}
 
 # What `pip install intaglio` does not bring.
 EXTRAS = set(
-    "matplotlib onnx onnx_ir onnxscript safetensors tokenizers torch transformers triton".split()
+    "matplotlib onnx onnx_ir onnxscript ray "
+    "safetensors tokenizers torch transformers triton".split()
 )
 
 

@@ -52,6 +52,10 @@ class UnsupportedError(IntaglioError):
     """There are no kernels for what is asked: an operator's form, or a GPU."""
 
 
+class JobError(IntaglioError):
+    """A job ended its worker each time that it was tried, or a cluster does not run it."""
+
+
 class PassError(IntaglioError):
     """A pass refuses a graph, or its options."""
 

@@ -32,6 +32,7 @@ ABILITIES: dict[str, tuple[str, ...]] = {
     "export_graphsurgeon_passes": ("export", "graphsurgeon"),
     "export_tensorrt": ("export", "trt"),
     "profile_page": ("report",),
+    "search_on_ray": ("export", "ray"),
     "sign": ("sign",),
     "ask_triton_server": ("triton-server",),
     "bench": ("export", "text", "hf", "report", "bench"),
