@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from intaglio.errors import SourceError
 from intaglio.whole_files import output
 
+from . import FORMAT as CHECKPOINT
 from . import find
 from .training import Report, place
 from .tuning import Draw, of_text
@@ -222,6 +223,26 @@ def set_bits(module: nn.Module, bits: Sequence[int]) -> Iterator[tuple[str, Supe
     for (name, layer), each in zip(super_layers(module).items(), bits, strict=True):
         layer.bits = each
         yield name, layer
+
+
+def subnet(held: Mapping[str, Any], bits: Mapping[str, int]) -> dict[str, Any]:
+    """A checkpoint of what `save` wrote with its layers, by path, at `bits`.
+
+    Layers are of few bits, under the names that decoupleQ gives them.
+    """
+    module = restore(held)
+    layers = super_layers(module)
+    state = {
+        name: tensor
+        for name, tensor in module.state_dict().items()
+        if name.rpartition(".")[0] not in layers or name.endswith(".bias")
+    }
+    for path, layer in layers.items():
+        codes, scale, offset = layer.folded(bits[path])
+        state[f"{path}.weight"] = codes
+        state[f"{path}.weight_qscale"], state[f"{path}.weight_qzero"] = scale, offset
+    named = {"format": CHECKPOINT, "model": held["model"], "config": dict(held["config"])}
+    return {**named, "state_dict": state}
 
 
 def main() -> None:

@@ -71,6 +71,7 @@ class SourceOptions:
     adapters: str | None = None
     inputs: Inputs | None = None
     text: str | Path | Mapping[str, Any] | None = None
+    bits: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "axes", read_layouts(self.axes))
@@ -180,6 +181,11 @@ class LoadKeywords(TypedDict, total=False):
         str | Path | Mapping[str, Any] | None,
         "the tokenizer of a language model: a file ``tokenizer.json``, a model of sentencepiece, "
         "or a folder with either and the settings beside it.  The bundle carries it along.",
+    ]
+    bits: Annotated[
+        Mapping[str, int] | None,
+        "of a supernet, the bits of each layer by globs over module paths, the last that fits: "
+        '``{"*": 2, "*down_proj": 4}``.',
     ]
     import_from: Annotated[
         Sequence[str | Path] | None,

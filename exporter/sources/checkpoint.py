@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from intaglio.errors import SourceError
 from intaglio.models import FORMAT
+from intaglio.models.supernet import FORMAT as SUPERNET
 
 from .container import read_container
 
@@ -33,7 +34,8 @@ STATE_KEYS = (
 class Checkpoint:
     """What a file holds: its weights, and its model and config where it names them.
 
-    `module` is a pickled module, which holds its weights itself.
+    `module` is a pickled module, which holds its weights itself, `supernet` what the file holds
+    that has layers of several numbers of bits.
     """
 
     path: Path
@@ -41,6 +43,7 @@ class Checkpoint:
     sha256: str
     tensors: Mapping[str, Any]
     module: nn.Module | None = None
+    supernet: Mapping[str, Any] | None = None
     model: str | None = None
     config: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
@@ -84,6 +87,8 @@ def _find_module(content: object, key: str | None) -> nn.Module | None:
 
 def _named(path: Path, content: Mapping[str, Any], sha256: str) -> Checkpoint:
     """Read a checkpoint of ours, which names its model."""
+    if content["format"] == SUPERNET:
+        return Checkpoint(path=path, format=SUPERNET, sha256=sha256, tensors={}, supernet=content)
     if content["format"] != FORMAT:
         raise SourceError(
             f"{path} is a checkpoint of the format {content['format']!r}; this version of "

@@ -20,6 +20,7 @@ from intaglio.exporter.sources.own_states.find import Described, describe
 from intaglio.exporter.sources.reparametrized import settle
 from intaglio.exporter.sources.source import Source
 from intaglio.exporter.sources.state_dict import check_fit, load_weights, tied_names
+from intaglio.exporter.sources.supernets import at_bits
 from intaglio.models import FORMAT, find
 
 from . import module as modules
@@ -39,6 +40,9 @@ def load(path: Path, options: LoadOptions) -> Source:
         checkpoint = read_checkpoint(path, key=options.key, allow_pickle=options.allow_pickle)
     if checkpoint.module is not None:
         return modules.unpickled(checkpoint, checkpoint.module, options)
+    if checkpoint.supernet is not None:
+        checkpoint = at_bits(checkpoint, checkpoint.supernet, options.bits)
+        options = replace(options, bits={})
     return of_checkpoint(checkpoint, options)
 
 

@@ -26,7 +26,9 @@ GROUPS: dict[str, str] = {
     "Proof": "data tolerance steps thorough lowered bisect check-passes no-verify require-parity",
     "Behaviour": "behaviour judge answer-tokens samples temperature top-p seed stop",
     "Drawing": "temperature top-k top-p min-p repetition-penalty seed guidance",
-    "Source": "model config key import-from inputs axes whole state condition adapter adapters",
+    "Search": "budget evaluations seed jobs ray report",
+    "Source": "model config key import-from inputs axes whole state condition adapter adapters "
+    "bits",
     "Trust": "allow-code allow-pickle require-signature",
     EVERYWHERE: "json verbose quiet debug help",
 }
@@ -40,6 +42,7 @@ FURTHER: dict[str, set[str]] = {
     "Proof": {"export", "verify"},
     "Behaviour": {"verify"},
     "Drawing": {"run"},
+    "Search": {"export", "subnet"},
     "Source": {"export", "verify", "profile", "adapter", "merge"},
 }
 COMMANDS = {

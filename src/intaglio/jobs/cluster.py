@@ -18,7 +18,7 @@ from ray import exceptions
 from intaglio.errors import JobError, OptionError
 from intaglio.version import __version__
 
-from .pool import Outcome, Pool, Shared, WorkerDied, new_key
+from .pool import JobAnswer, Pool, Shared, WorkerDied, new_key
 
 PATIENCE = 10  # seconds
 DEATHS = (
@@ -54,7 +54,7 @@ class Cluster(Pool):
         """Put a value into the cluster's store."""
         return Shared(key=new_key(), read=partial(ray.get, ray.put(value)))
 
-    def attempt(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Outcome:
+    def attempt(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> JobAnswer:
         """Run a job on a worker of the cluster."""
         with self._lock:
             if self.stopped:
@@ -62,7 +62,7 @@ class Cluster(Pool):
             job = self._remote.remote(__version__, function, arguments)
             self._running.add(job)
         try:
-            outcome: Outcome = ray.get(job)
+            answer: JobAnswer = ray.get(job)
         except DEATHS:
             raise WorkerDied from None
         except exceptions.RayError as error:
@@ -70,7 +70,7 @@ class Cluster(Pool):
         finally:
             with self._lock:
                 self._running.discard(job)
-        return outcome
+        return answer
 
     def stop(self) -> None:
         """Cancel what runs and leave the cluster."""
@@ -97,9 +97,9 @@ def _reach(address: str) -> None:
         socket.create_connection((host, int(port)), PATIENCE).close()
 
 
-def run_there(version: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Outcome:
+def run_there(version: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> JobAnswer:
     """Run a job where Ray put it."""
     if version != __version__:
         said = f"A node of the cluster has intaglio {__version__}, and this is {version}."
-        return Outcome(error=(JobError.__name__, f"{said} Install the same everywhere."))
-    return Outcome.of(function, arguments)
+        return JobAnswer(error=(JobError.__name__, f"{said} Install the same everywhere."))
+    return JobAnswer.of(function, arguments)

@@ -59,14 +59,14 @@ def new_key() -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class JobAnswer:
     """What a job returned, or the name and the words of its error."""
 
     value: Any = None
     error: tuple[str, str] | None = None
 
     @classmethod
-    def of(cls, function: Callable[..., Any], arguments: tuple[Any, ...]) -> "Outcome":
+    def of(cls, function: Callable[..., Any], arguments: tuple[Any, ...]) -> "JobAnswer":
         """Run a job; its error becomes words, since not every error can be pickled."""
         try:
             return cls(value=function(*arguments))
@@ -106,7 +106,7 @@ class Pool(ThreadPoolExecutor):
         """Give a value to all workers."""
         raise NotImplementedError
 
-    def attempt(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Outcome:
+    def attempt(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> JobAnswer:
         """Run a job on a worker.
 
         Raises:

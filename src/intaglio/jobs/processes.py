@@ -18,7 +18,7 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
-from .pool import Outcome, Pool, Shared, WorkerDied, new_key
+from .pool import JobAnswer, Pool, Shared, WorkerDied, new_key
 
 SPAWN = get_context("spawn")
 INTERRUPT = {signal.SIGINT}
@@ -60,16 +60,16 @@ class Processes(Pool):
             pickle.dump(value, file, pickle.HIGHEST_PROTOCOL)
         return Shared(key=key, read=partial(_read, path))
 
-    def attempt(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Outcome:
+    def attempt(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> JobAnswer:
         """Run a job on this thread's process."""
         worker = self._worker()
         try:
             worker.pipe.send((function, arguments))
-            outcome: Outcome = worker.pipe.recv()
+            answer: JobAnswer = worker.pipe.recv()
         except (EOFError, OSError):
             self._drop(worker)
             raise WorkerDied from None
-        return outcome
+        return answer
 
     def stop(self) -> None:
         """End all processes."""
@@ -123,8 +123,8 @@ def serve(pipe: "connection.Connection[Any, Any]") -> None:
     with contextlib.suppress(EOFError, OSError):
         while True:
             function, arguments = pipe.recv()
-            outcome = Outcome.of(function, arguments)
-            pipe.send(outcome)
+            answer = JobAnswer.of(function, arguments)
+            pipe.send(answer)
 
 
 def _end_with(sentinel: int) -> None:

@@ -109,6 +109,17 @@ def path_curve(series: Mapping[str, tuple[Sequence[float], Sequence[float]]]) ->
     return Html("".join(svg))
 
 
+def sizes(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], words: str) -> Html:
+    """Losses by what models take, which `words` names, a line for each series by name."""
+    with _figure("Loss by size", (4.6, 2.8)) as (axes, svg):
+        for index, (name, (places, losses)) in enumerate(series.items()):
+            axes.plot(places, losses, color=_SERIES[index % SERIES], marker="o", label=name)
+        axes.set_xlabel(words)
+        axes.set_ylabel("loss")
+        axes.legend(frameon=False)
+    return Html("".join(svg))
+
+
 def comparison(ratios: Sequence[Ratio], names: Sequence[str]) -> Html:
     """Ratios to the first contestant, median and quartiles of pairs."""
     height = 0.9 + 0.34 * len(ratios)

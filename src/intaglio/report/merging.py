@@ -1,16 +1,14 @@
 """The page of a merge: the loss along the line between two models, before matching and after."""
 
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from intaglio.whole_files import output
 
 from . import charts
-from .html import Html, element, join, table
-
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+from .document import document
+from .html import Html, element, table
 
 
 def write_page(found: Mapping[str, Any], path: Path) -> None:
@@ -22,20 +20,12 @@ def write_page(found: Mapping[str, Any], path: Path) -> None:
 def page(found: Mapping[str, Any]) -> str:
     """The page of a merge."""
     title = f"Merge of {', '.join(found['models'])}"
-    style = resources.files(__package__).joinpath("style.css").read_text(encoding="utf-8")
-    head = join(
-        Html('<meta charset="utf-8">'),
-        Html(f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'),
-        element("title", title),
-        element("style", Html(style)),
-    )
     parts = [element("h1", title)]
     if found["paths"]:
         series = {name: (p["t"], p["loss"]) for name, p in found["paths"].items()}
         parts += [element("h2", "Loss along the path"), charts.path_curve(series)]
     parts += [element("h2", "Nearness"), _nearness(found), element("h2", "Losses"), _losses(found)]
-    body = element("body", element("main", *parts))
-    return str(join(Html("<!doctype html>"), element("html", element("head", head), body)))
+    return document(title, *parts)
 
 
 def _nearness(found: Mapping[str, Any]) -> Html:

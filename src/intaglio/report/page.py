@@ -1,7 +1,6 @@
 """The page of a profile: one file, no script, nothing loaded from elsewhere."""
 
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 
 from intaglio.runtime.graph_entry import MAIN
@@ -11,12 +10,11 @@ from intaglio.state import StateSpec
 from intaglio.whole_files import output
 
 from . import charts
+from .document import document
 from .figures import decimals, fixed
 from .html import Html, element, grouped, join, table
 from .tree import Branch, tree
 
-# Even if a name got through unescaped, a browser would run and load nothing.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 UNKNOWN = "-"
 _TOP = 12  # operators that are listed
 
@@ -57,14 +55,6 @@ def page(report: ProfileReport) -> str:
     """The page of `report`."""
     first, *others = (entry.name for entry in report.measured)
     title = f"{first} against {' and '.join(others)}" if others else first
-    style = resources.files(__package__).joinpath("style.css").read_text(encoding="utf-8")
-    head = join(
-        Html('<meta charset="utf-8">'),
-        Html(f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'),
-        Html('<meta name="viewport" content="width=device-width, initial-scale=1">'),
-        element("title", f"Profile of {title}"),
-        element("style", Html(style)),
-    )
     sections = [
         _opening(report, title),
         _advice(report.notes),
@@ -77,8 +67,7 @@ def page(report: ProfileReport) -> str:
         _states(report),
         _closing(report),
     ]
-    body = element("body", element("main", *filter(None, sections)))
-    return f'<!doctype html>\n<html lang="en">{element("head", head)}{body}</html>\n'
+    return document(f"Profile of {title}", *sections)
 
 
 def amount(size: float | None) -> str:

@@ -2,7 +2,8 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Unpack
+from shutil import rmtree
+from typing import Annotated, Any, Unpack
 
 import typer
 
@@ -10,6 +11,7 @@ from intaglio.cli.console import Console
 from intaglio.cli.frame import command
 from intaglio.cli.known_names import passes_like
 
+from .budgets import SearchFlags, beside, require_none, search_before, show
 from .load_flags import LoadFlags, loading
 from .options import (
     Data,
@@ -45,6 +47,10 @@ class Accuracy(StrEnum):
     EXACT = "exact"
 
 
+class ExportFlags(LoadFlags, SearchFlags):
+    """How to load a source, and how to search a supernet."""
+
+
 @command
 def export_(
     console: Console,
@@ -72,6 +78,13 @@ def export_(
             autocompletion=passes_like,
         ),
     ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="3.1bits|1.5MB|12ms",
+            help="Of a supernet, export the best subnet, searched on --calib.",
+        ),
+    ] = None,
     calib: Annotated[
         Path | None,
         typer.Option(metavar="PATH", help="What passes learn from: .npz, .txt, or a folder."),
@@ -79,7 +92,9 @@ def export_(
     data: Data = None,
     work: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Where finished layers are kept, to resume."),
+        typer.Option(
+            metavar="DIR", help="Where finished layers and evaluations are kept, to resume."
+        ),
     ] = None,
     kv: Annotated[
         Cache | None, typer.Option(help="Layout of key-value caches.", show_default="static")
@@ -163,7 +178,7 @@ def export_(
         bool, typer.Option("--dry-run", help="Say what an export would do; write nothing.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
-    **load: Unpack[LoadFlags],
+    **flags: Unpack[ExportFlags],
 ) -> None:
     """Export a trained checkpoint to a verified bundle.
 
@@ -172,6 +187,7 @@ def export_(
         intaglio export net.safetensors --model shop.net:build -o bundle
         intaglio export hf-folder -o bundle --pass 'gptq:bits=4' --calib text.txt
         intaglio export model.pt -o bundle --target ort,trt --max-shapes ids:4x512
+        intaglio export supernet.pt -o bundle --budget 3.5bits --calib text.txt
     """
     from intaglio import export
     from intaglio.cli import summary
@@ -180,7 +196,27 @@ def export_(
     given = ServedShapes.parse(
         minimum=min_shapes, optimum=opt_shapes, maximum=max_shapes, shapes=shapes or []
     )
+    told: dict[str, Any] = {**flags}
+    load: Any = {name: told[name] for name in LoadFlags.__annotations__}
+    how: Any = {name: told[name] for name in SearchFlags.__annotations__}
+    options = loading(load, methods(graph))
+    if budget is None:
+        require_none(how)
     with console.progress() as progress:
+        made = None
+        if budget is not None:
+            made = search_before(
+                source,
+                out,
+                load,
+                how,
+                budget=budget,
+                data=calib,
+                work=None if dry_run else work or beside(out),
+                force=force or dry_run,
+                progress=progress,
+            )
+            options["bits"], calib = made.bits, None
         report = export(
             source,
             out,
@@ -208,11 +244,15 @@ def export_(
             portable=False if no_portable else None,
             layout=None if layout is None else layout.value,
             progress=progress,
-            **loading(load, methods(graph)),
+            **options,
         )
+    if made is not None:
+        show(console, made, **how)
+        rmtree(beside(out), ignore_errors=True)
     for note in report.notes:
         console.message(f"note: {note}")
     for phase, seconds in report.seconds.items():
         console.detail(f"{phase}: {seconds:.1f} s")
     summary.show(console, report.manifest, str(out), {}, report.estimate)
-    console.result(report.to_json())
+    searched = {} if made is None else {"search": made.to_json()}
+    console.result({**report.to_json(), **searched})

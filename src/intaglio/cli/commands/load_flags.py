@@ -99,6 +99,12 @@ class LoadFlags(TypedDict):
             show_default="fused",
         ),
     ]
+    bits: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GLOB=N", help="Of a supernet, the bits of layers; repeatable, the last fits."
+        ),
+    ]
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Run code that the source or --pass FILE.py names.")
     ]
@@ -121,7 +127,23 @@ def loading(flags: LoadFlags, graphs: Mapping[str, str] | None = None) -> "LoadK
         "states": own_states(flags["states"]),
         "adapter": named_files(flags["adapter"]),
         "adapters": None if way is None else way.value,
+        "bits": bits_of(flags["bits"]),
     }
+
+
+def bits_of(texts: list[str] | None) -> dict[str, int] | None:
+    """Read the values of ``--bits``.
+
+    Raises:
+        typer.BadParameter: if one is not ``GLOB=N``.
+    """
+    found = {}
+    for text in texts or []:
+        glob, _, bits = text.rpartition("=")
+        if not glob or not bits.isdecimal():
+            raise typer.BadParameter(f"{text!r} is not GLOB=N, as *=2", param_hint="--bits")
+        found[glob] = int(bits)
+    return found or None
 
 
 def named_files(texts: list[str] | None) -> dict[str, str] | None:

@@ -1,12 +1,14 @@
 """`intaglio subnet`: of a supernet of several bits the best subnet of a budget."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Unpack
 
 import typer
 
 from intaglio.cli.console import Console
 from intaglio.cli.frame import command
+
+from .budgets import SearchFlags, require_page, searching, show
 
 
 @command
@@ -17,16 +19,17 @@ def subnet_(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="To be exported.")],
     budget: Annotated[
-        str, typer.Option(metavar="3.1bits|1.5MB", help="Scales and offsets are counted.")
+        str, typer.Option(metavar="3.1bits|1.5MB|12ms", help="Scales and offsets are counted.")
     ],
     data: Annotated[
         Path, typer.Option(metavar="PATH", help="Text or tokens that nothing was tuned on.")
     ],
-    evaluations: Annotated[
-        str, typer.Option(metavar="N,N", help="Tried at random, and around the best.")
-    ] = "100,50",
-    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
+    work: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where finished evaluations are kept, to resume."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    **how: Unpack[SearchFlags],
 ) -> None:
     """Search a supernet for the best subnet of a budget, and write it as a checkpoint.
 
@@ -35,25 +38,18 @@ def subnet_(
     """
     from intaglio.exporter.subnet import make_subnet
 
-    counts = evaluations.split(",")
-    if len(counts) != 2 or not all(each.isdecimal() for each in counts):
-        raise typer.BadParameter("give two numbers, as 100,50", param_hint="--evaluations")
+    require_page(how["report"])
     with console.progress() as progress:
         made = make_subnet(
             supernet,
             out,
             budget=budget,
             data=data,
-            seed=seed,
-            evaluations=(int(counts[0]), int(counts[1])),
+            work=work,
             force=force,
             progress=progress,
+            **searching(how),
         )
-    rows = [
-        [f"{each.mean:.3f}", f"{each.bytes / 1e6:.3f}", f"{each.loss:.4f}",
-         "taken" if each is made.taken else ""]
-        for each in made.pareto
-    ]  # fmt: skip
-    console.table(rows, ["bits a weight", "MB", "loss", ""])
-    console.text(f"{out}, the best of {len(made.tried)} within {budget}")
+    show(console, made, **how)
+    console.text(str(out))
     console.result(made.to_json())
