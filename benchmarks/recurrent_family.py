@@ -57,13 +57,13 @@ def measure(quick: bool, only: set[str]) -> list[Row]:
     torch.set_num_threads(1)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        for name, checkpoint in _checkpoints(Path(folder), only):
+        for name, checkpoint in checkpoints(Path(folder), only):
             print(name, file=sys.stderr, flush=True)
             rows += _rows(name, checkpoint, Path(folder) / name.replace(" ", "-"), quick)
     return rows
 
 
-def _checkpoints(folder: Path, only: set[str]) -> Iterator[tuple[str, Path]]:
+def checkpoints(folder: Path, only: set[str]) -> Iterator[tuple[str, Path]]:
     """A trained checkpoint for each preset, or one of random weights."""
     trained = {}
     for path in sorted(CHECKPOINTS.glob("*.pt")):

@@ -88,7 +88,7 @@ def _rows(title: str, source: Path, steps: int, *, dtype: str, **options: Any) -
         built = read_built(opened.graph())
         assert built is not None
         report = verify(bundle, source, lowered=True, steps=steps, keep=False)
-        emulated = _emulated(bundle, source, LOW_BIT_STEPS if options.get("passes") else GPU_STEPS)
+        on_gpu = emulated(bundle, source, LOW_BIT_STEPS if options.get("passes") else GPU_STEPS)
         lowered = ir.load(bundle / GRAPH).graph
         ort = ir.load(bundle / "ort/model.onnx").graph
     ops = {op.onnx_type for op in plugin_ops().values()}
@@ -107,7 +107,7 @@ def _rows(title: str, source: Path, steps: int, *, dtype: str, **options: Any) -
               holds=not differing, against="ort/model.onnx", note=", ".join(differing))  # fmt: skip
     for what, made in (
         ("error of the lowered graph", report),
-        ("error on an emulated GPU", emulated),
+        ("error on an emulated GPU", on_gpu),
     ):
         error = made.worst.found.error
         yield Row(name=f"{title}: {what}", value=error, unit="of the largest",
@@ -115,7 +115,7 @@ def _rows(title: str, source: Path, steps: int, *, dtype: str, **options: Any) -
                   against="float64", note=f"{made.steps} steps")  # fmt: skip
 
 
-def _emulated(bundle: Path, source: Path, steps: int) -> ParityReport:
+def emulated(bundle: Path, source: Path, steps: int) -> ParityReport:
     """Verify the engine on an emulated GPU."""
     with pytest.MonkeyPatch.context() as patch:
         install(bundle, Gpu(EMULATED), user_cache.folder("kernels"), patch)

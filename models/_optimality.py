@@ -98,14 +98,15 @@ def onto_ball(x: Tensor, radius: float = 1.0) -> Tensor:
 
 
 def onto_simplex(x: Tensor) -> Tensor:
-    """The nearest point whose entries are at least 0 and sum to 1, by sorting."""
-    size = x.shape[-1]
-    ordered = x.sort(dim=-1, descending=True).values
-    counts = torch.arange(1, size + 1, dtype=x.dtype, device=x.device)
-    over = (ordered.cumsum(-1) - 1) / counts
-    kept = (ordered > over).to(x.dtype).sum(-1, keepdim=True)
-    threshold = (over * (counts == kept)).sum(-1, keepdim=True)
-    return (x - threshold).clamp_min(0)
+    """The nearest point whose entries are at least 0 and sum to 1.
+
+    (x - theta)_+ with theta the largest of (sum of the k largest entries - 1) / k over all k, which
+    grows up to the k of the solution and falls from there (Held, Wolfe and Crowder, 1974).  The k
+    largest are compared for rather than sorted, whose derivative fixes the number of rows.
+    """
+    above = (x[..., None, :] >= x[..., :, None]).to(x.dtype)  # [..., i, j]: x_j is x_i or more
+    theta = ((above * x[..., None, :]).sum(-1) - 1) / above.sum(-1)
+    return (x - theta.amax(-1, keepdim=True)).clamp_min(0)
 
 
 def shrink(x: Tensor, by: Tensor) -> Tensor:

@@ -103,6 +103,17 @@ def test_solver_and_derivatives_are_graphs_of_one_bundle(bundle: tuple[Solver, P
     np.testing.assert_allclose(back, exact.vjp(t, x, v), atol=1e-5)
 
 
+def test_a_derivative_of_a_projection_holds_for_any_number_of_rows(tmp_path: Path) -> None:
+    """Sorting inside of a derivative would fix it."""
+    module = solver("simplex")
+    export(module, tmp_path / "b", graphs={"main": graphs(module.config)["vjp"]}, verify=False)
+    exact, t = module.double(), drawn(module, 5)["t"].double()
+    x = plain(exact, t)
+    v = x.flip(0)
+    (back,) = Session.load(tmp_path / "b").step(_float32(t=t, solution=x, cotangent=v)).values()
+    np.testing.assert_allclose(back, exact.vjp(t, x, v), atol=1e-5)
+
+
 def test_a_row_goes_as_far_as_it_does_alone(bundle: tuple[Solver, Path]) -> None:
     """One that is done waits while others go on; a start at the solution takes one trip."""
     module, path = bundle

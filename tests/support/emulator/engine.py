@@ -92,7 +92,8 @@ class Graph:
         del self._proto.functions[:]
         self._proto.functions.extend(bodies)
         self._evaluator = ReferenceEvaluator(
-            self._proto, new_ops=[GatherElements, *(self._plugin(*each) for each in sorted(types))]
+            self._proto,
+            new_ops=[GatherElements, Pad, *(self._plugin(*each) for each in sorted(types))],
         )
 
     def get_inputs(self) -> list[SimpleNamespace]:
@@ -129,6 +130,30 @@ class Graph:
             self._gpu.cuMemFree(address)
         self.launched[kernels.op] += 1
         return made
+
+
+class Pad(OpRun):
+    """The reference's, whose paddings may be negative, too: these cut entries off."""
+
+    def _run(
+        self,
+        data: Array,
+        pads: Array,
+        constant_value: Array | None = None,
+        axes: Array | None = None,
+        mode: str | None = None,
+    ) -> tuple[Array]:
+        each = range(data.ndim) if axes is None else [int(axis) for axis in axes]
+        around, kept = [(0, 0)] * data.ndim, [slice(None)] * data.ndim
+        for axis, begin, end in zip(each, *np.reshape(pads, (2, -1)).tolist(), strict=True):
+            around[axis] = max(begin, 0), max(end, 0)
+            kept[axis] = slice(max(-begin, 0), data.shape[axis] - max(-end, 0))
+        filled: dict[str, Any] = {
+            "constant_values": 0 if constant_value is None else constant_value
+        }
+        if mode not in (None, "constant"):
+            filled = {"mode": mode}
+        return (np.pad(data[tuple(kept)], around, **filled),)
 
 
 class GatherElements(OpRun):

@@ -1,0 +1,89 @@
+"""Systems with memories, gradients, graphs and symmetries: each target, and claims in small.
+
+    python benchmarks/other_systems.py [--quick] [--only NAME,...] [--json]
+
+Of every preset, with the weights of `models/checkpoints/` or random ones: the largest error of its
+bundle against PyTorch in float64, the graphs of it that TensorRT-RTX builds engines of, without a
+GPU, or why it refuses, and the error of these on an emulated GPU.  Then what `memory_systems.py`
+and `longmem_bank.py` measure.  Further claims have benchmarks of their own: `graphgps.py`,
+`linear_interpreter.py`, `safe_eraser.py`.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import longmem_bank
+import memory_systems
+import torch
+from evidence import Row, run
+from recurrent_family import checkpoints
+from trt_engines import EMULATED, emulated
+
+import intaglio
+from intaglio.errors import IntaglioError
+from intaglio.exporter.proving.parity import ParityReport
+from intaglio.quiet import quiet
+
+NAMES = {
+    "mlp-memory", "longmem", "bib", "implicit", "graphgps", "lie-conv", "moment-probing",
+    "safe-eraser",
+}  # fmt: skip
+STEPS, GPU_STEPS = 128, 8
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--only", default="")
+    options, sys.argv[1:] = parser.parse_known_args()
+    only = set(filter(None, options.only.split(",")))
+    run(__doc__, lambda quick: measure(quick, only), ["--only", options.only] * bool(only))
+
+
+def measure(quick: bool, only: set[str]) -> list[Row]:
+    """The rows of each system, then those of what they claim."""
+    torch.set_num_threads(1)
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, checkpoint in checkpoints(Path(folder), (only or NAMES) & NAMES):
+            print(name, file=sys.stderr, flush=True)
+            rows += _rows(name, checkpoint, Path(folder) / name.replace(" ", "-"))
+    if not only:
+        rows += [*memory_systems.measure(quick), *longmem_bank.measure(quick)]
+    return rows
+
+
+def _rows(name: str, checkpoint: Path, out: Path) -> Iterator[Row]:
+    """What was measured of one system, or why nothing was."""
+    try:
+        with quiet():
+            report = intaglio.export(
+                checkpoint, out, targets=["ort", "trt"], sm=[EMULATED], steps=STEPS
+            )
+    except IntaglioError as refusal:
+        yield Row(name=name, value=1, unit="refused", holds=False, note=str(refusal))
+        return
+    assert report.parity is not None
+    yield _error(f"{name}: bundle", report.parity)
+    graphs = report.manifest.graphs
+    built = [graph for graph, entry in graphs.items() if "trt" in entry.targets]
+    why = next((note for note in report.notes if "TensorRT" in note), "")
+    yield Row(name=f"{name}: graphs with an engine", value=len(built), unit=f"of {len(graphs)}",
+              note=", ".join(built) or why)  # fmt: skip
+    if built:
+        with quiet():
+            found = emulated(out, checkpoint, GPU_STEPS)
+        yield _error(f"{name}: engine on an emulated GPU", found)
+
+
+def _error(name: str, parity: ParityReport) -> Row:
+    """The largest error, against the limit of each output: counts and residuals have their own."""
+    share = max(row.found.error / row.found.limit for row in parity.rows)
+    return Row(name=name, value=share, unit="of the limit", target="<= 1", holds=share <= 1,
+               against=f"PyTorch, {parity.precision}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
