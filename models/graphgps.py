@@ -343,7 +343,7 @@ def axes(config: Config) -> dict[str, str]:
         "edge_attr": "edges",
         "batch": "nodes",
         "place": "nodes",
-        "slot_mask": "graphsxcapacity",
+        "slot_mask": "graphsxslots",
     }
     if config.encoding != "none":
         ends = "x2" if config.encoding == "laplacian" else ""

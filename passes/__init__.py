@@ -56,6 +56,7 @@ from .lower.trt_given_inputs import TrtGivenInputs
 from .lower.trt_half import TrtHalf
 from .lower.trt_loops import TrtLoops
 from .lower.trt_low_bit import TrtLowBit
+from .lower.trt_scatter_add import TrtScatterAdd
 
 PASSES: tuple[type[Pass], ...] = (
     Decoupleq,
@@ -110,4 +111,5 @@ PASSES: tuple[type[Pass], ...] = (
     TrtHalf,
     TrtLoops,
     TrtLowBit,
+    TrtScatterAdd,
 )

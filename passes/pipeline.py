@@ -61,6 +61,7 @@ from .lower.trt_given_inputs import TrtGivenInputs
 from .lower.trt_half import TrtHalf
 from .lower.trt_loops import TrtLoops
 from .lower.trt_low_bit import TrtLowBit
+from .lower.trt_scatter_add import TrtScatterAdd
 from .user import pass_from_file
 
 FP32, FP16 = "fp32", "fp16"
@@ -170,7 +171,15 @@ def lowering(target: str, accuracy: Accuracy = "auto", dtype: str = FP32) -> lis
     """
     if target == "trt":
         halved = [TrtHalf()] if dtype == FP16 else []
-        return [TrtLowBit(), TrtAttention(), TrtGivenInputs(), *halved, TrtLoops(), RemoveDead()]
+        return [
+            TrtLowBit(),
+            TrtAttention(),
+            TrtGivenInputs(),
+            TrtScatterAdd(),
+            *halved,
+            TrtLoops(),
+            RemoveDead(),
+        ]
     if target != "ort":
         raise PassError(f"there is no target {target!r}; the targets are: ort, trt.")
     return [

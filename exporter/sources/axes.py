@@ -12,6 +12,7 @@ from typing import Self
 
 from intaglio.errors import OptionError
 from intaglio.exporter.options.layout_text import Axes
+from intaglio.state import CAPACITY, PAST
 
 Sizes = Mapping[str, int]
 Below = int | str | tuple[int, ...]
@@ -102,6 +103,11 @@ class Layouts:
                 symbol, _, sizes = text.partition("=")
                 if not symbol.isidentifier():
                     raise OptionError(f"{where}: {word!r} is no size and no name of an axis.")
+                if symbol in (CAPACITY, PAST):
+                    raise OptionError(
+                        f"{where}: {symbol} is what the tokens in a cache are called; give the "
+                        f"axis another name, as {symbol}_."
+                    )
                 if sizes:
                     span = Span.parse(sizes, where)
                     if spans.setdefault(symbol, span) != span:

@@ -36,6 +36,7 @@ def test_an_axis_may_be_empty_where_that_is_said() -> None:
         ({"x": ("batch", "height=5..2")}, "holds no size"),
         ({"x": ("batch", "height=a..b")}, "is not LEAST..MOST:STEP"),
         ({"x": ("batch", "1st")}, "'1st' is no size and no name"),
+        ({"x": ("batch", "capacity")}, "another name, as capacity_"),
         ({"x": ("n=1..4", 3), "y": ("n=1..5", 3)}, "n is 1..4 elsewhere"),
     ],
 )
