@@ -42,6 +42,7 @@ from .exact.statefulize import Statefulize
 from .exact.widen_kinds import WidenKinds
 from .lower.genai_inputs import GenaiInputs
 from .lower.ort_attention_mask import OrtAttentionMask
+from .lower.ort_conditional import OrtConditional
 from .lower.ort_decay_gate import OrtDecayGate
 from .lower.ort_diagonal_ssm import OrtDiagonalSsm
 from .lower.ort_domains import OrtDomains
@@ -101,6 +102,7 @@ PASSES: tuple[type[Pass], ...] = (
     OrtDomains,
     OrtGroupQueryAttention,
     OrtLowBit,
+    OrtConditional,
     OrtDecayGate,
     OrtPackedHeads,
     OrtPackedProducts,

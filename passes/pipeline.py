@@ -47,6 +47,7 @@ from .exact.stabilize_log_sigmoid import StabilizeLogSigmoid
 from .exact.statefulize import Statefulize
 from .low_bit import low_bit_nodes
 from .lower.ort_attention_mask import OrtAttentionMask
+from .lower.ort_conditional import OrtConditional
 from .lower.ort_decay_gate import OrtDecayGate
 from .lower.ort_diagonal_ssm import OrtDiagonalSsm
 from .lower.ort_domains import OrtDomains
@@ -192,6 +193,7 @@ def lowering(target: str, accuracy: Accuracy = "auto", dtype: str = FP32) -> lis
         OrtPackedProducts(),
         OrtUnitNorm(),
         OrtDecayGate(),
+        OrtConditional(),
         RemoveDead(),
         OrtRelabel(),
     ]

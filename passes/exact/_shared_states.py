@@ -57,36 +57,37 @@ def share_states(model: ir.Model, node: ir.Node) -> tuple[int, int] | None:
 def _origins(model: ir.Model, value: ir.Value | None, heads: int) -> dict[int, FewerHeads]:
     """By their number of heads, the values that `value` is a repetition of."""
     found: dict[int, FewerHeads] = {}
-    shape, origin = None if value is None else dims(value), value
+    shape, origin = dims(value), value
     if value is None or not shape or not isinstance(shape[-1], int):
         return found
     size = shape[-1] // heads
-    while origin is not None:
-        node = origin.producer()
-        if node is None or node.op_type not in MOVERS or node.domain:
-            break
-        if node.op_type == "Gather" and constant(node.inputs[1]) is None:
-            break  # what it picks depends on data
-        origin = node.inputs[0]
+    while (origin := _moved(origin)) is not None:
         for fewer, perm in _readings(origin, heads, size):
             if fewer not in found and _repeats(model, origin, value, (fewer, size), perm):
                 found[fewer] = FewerHeads(origin, perm)
     return found
 
 
-def _readings(
-    origin: ir.Value | None, heads: int, size: int
-) -> Iterator[tuple[int, tuple[int, ...]]]:
+def _moved(value: ir.Value | None) -> ir.Value | None:
+    """What `value` has the numbers of, in another order or several times."""
+    node = None if value is None else value.producer()
+    if node is None or node.op_type not in MOVERS or node.domain:
+        return None
+    if node.op_type == "Gather" and constant(node.inputs[1]) is None:
+        return None  # what it picks depends on data
+    return node.inputs[0]
+
+
+def _readings(origin: ir.Value, heads: int, size: int) -> Iterator[tuple[int, tuple[int, ...]]]:
     """How many heads `origin` may have, fewer than `heads`, and how its axes lie."""
-    shape = (None if origin is None else dims(origin)) or ()
+    shape = dims(origin) or ()
+    readings: list[tuple[int | str, tuple[int, ...]]] = []
     if len(shape) == 3 and shape[:2] == (BATCH, TIME) and isinstance(shape[2], int):
-        fewer, rest = divmod(shape[2], size)
-        readings = [] if rest else [(fewer, ())]
+        packed, rest = divmod(shape[2], size)
+        readings += [] if rest else [(packed, ())]
     elif len(shape) == 4 and shape[3] == size and shape[0] == BATCH:
         laid = [HEADS_LAST] if shape[1] == TIME else [HEADS_FIRST] if shape[2] == TIME else []
-        readings = [(shape[perm[2]], perm) for perm in laid]
-    else:
-        readings = []
+        readings += [(shape[perm[2]], perm) for perm in laid]
     for fewer, perm in readings:
         if isinstance(fewer, int) and 0 < fewer < heads and heads % fewer == 0:
             yield fewer, perm
@@ -94,13 +95,12 @@ def _readings(
 
 def _repeats(
     model: ir.Model,
-    origin: ir.Value | None,
+    origin: ir.Value,
     value: ir.Value,
     sizes: tuple[int, int],
     perm: tuple[int, ...],
 ) -> bool:
     """Whether `value` is `origin` with each of its heads repeated in place."""
-    assert origin is not None
     probe = evaluate.part(model, [value], given=[origin])
     for known in SIZES:
         feeds = {}
