@@ -6,7 +6,8 @@ where m is 0 wherever the truth value `active` is false, as a weight times a mas
 computes h is read by nothing else.  A router that lets few tokens attend (SeqBoat, Ren et al. 2023,
 arXiv:2306.11197) so costs a step of one row what its token needs; a call of several rows or tokens
 computes h as soon as one of them is active.  States are written outside of the branch, whichever is
-taken.  Of an h that is infinite the product would have made nan; the branch makes 0.
+taken.  Of an h that is infinite the product would have made nan; the branch makes 0.  A mask that
+weights have no part in, as one of padding, is no choice of the model's and is left as it is.
 """
 
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from intaglio.passes.base import Lower, PassResult
 from intaglio.passes.graph import Emitter, constant, describe, dims, replace_uses
 
 BOOL, INT32, INT64 = ir.DataType.BOOL, ir.DataType.INT32, ir.DataType.INT64
+PRODUCTS = ("MatMul", "Gemm")  # of few bits too
 MOVERS = ("Expand", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 
 
@@ -32,7 +34,7 @@ class OrtConditional(Lower):
                 active, branch = _vanishing(gate), _alone(node, value)
                 heavy = any(each.op_type == "Attention" and not each.domain for each in branch)
                 sizes = _sizes(node, gate)
-                if active is None or not heavy or sizes is None:
+                if active is None or not heavy or sizes is None or not _chosen(active):
                     continue
                 _branch(model.graph, node, branch, active, sizes)
                 notes.append(describe(node))
@@ -60,6 +62,22 @@ def _vanishing(gate: ir.Value | None) -> ir.Value | None:
     if node.op_type == "Mul":
         return _vanishing(first) or _vanishing(node.inputs[1])
     return None
+
+
+def _chosen(active: ir.Value) -> bool:
+    """Whether a product with weights decides what is active."""
+    seen: set[ir.Node] = set()
+    waiting: list[ir.Value | None] = [active]
+    while waiting:
+        value = waiting.pop()
+        node = None if value is None else value.producer()
+        if node is None or node in seen:
+            continue
+        if node.op_type.startswith(PRODUCTS):
+            return True
+        seen.add(node)
+        waiting += node.inputs
+    return False
 
 
 def _alone(node: ir.Node, value: ir.Value) -> list[ir.Node]:
