@@ -3,7 +3,7 @@
 A kind is a file that ends in `MIXERS`, and an entry of `KINDS` here.
 """
 
-from . import loops, pairs, recurrences, scans, streams
+from . import loops, pairs, recurrences, scans, scores, streams
 from .mixer import Mixer
 
 KINDS: dict[str, tuple[Mixer, ...]] = {
@@ -11,5 +11,6 @@ KINDS: dict[str, tuple[Mixer, ...]] = {
     "pairs": pairs.MIXERS,
     "recurrences": recurrences.MIXERS,
     "scans": scans.MIXERS,
+    "scores": scores.MIXERS,
     "streams": streams.MIXERS,
 }

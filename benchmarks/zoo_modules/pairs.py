@@ -88,6 +88,37 @@ def state_space_dual() -> nn.Module:
     return Loop(run, dt=linear(HEADS), a=weight(HEADS), bc=linear(6))
 
 
+def one_group() -> nn.Module:
+    """The same whose heads share keys and queries, its exponents differences of sums."""
+
+    def run(m: Loop, x: Tensor) -> Any:
+        dt = F.softplus(m.dt(x))
+        total = (-m.a.exp() * dt).transpose(1, 2).cumsum(-1)
+        between = total[..., :, None] - total[..., None, :]
+        decay = between.masked_fill(~_earlier(x), -torch.inf).exp()
+        u = m.u(x).unflatten(-1, (HEADS, -1)) * dt[..., None]
+        b, c = m.bc(x).chunk(2, -1)
+        return torch.einsum("btn,bsn,bhts,bshp->bthp", c, b, decay, u).flatten(2)
+
+    return Loop(run, dt=linear(HEADS), a=weight(HEADS), bc=linear(6), u=linear())
+
+
+def taylor() -> nn.Module:
+    """Based (Arora et al. 2024, arXiv:2402.18668): features of an exponential's series."""
+
+    def run(m: Loop, x: Tensor) -> Any:
+        q, k, v = m.qkv(x).chunk(3, -1)
+
+        def features(y: Tensor) -> Tensor:
+            square = (y[..., :, None] * y[..., None, :]).flatten(-2) / 4
+            return torch.cat([torch.ones_like(y[..., :1]), y / 8**0.25, square], -1)
+
+        weights = (features(q) @ features(k).mT).tril()
+        return weights @ v / weights.sum(-1, keepdim=True).clamp(min=1e-6)
+
+    return Loop(run, qkv=linear(3 * D))
+
+
 def gated_pairs() -> nn.Module:
     """A scalar gate for each head (simple GLA), as differences of cumulative sums."""
 
@@ -147,6 +178,8 @@ MIXERS = tuple(
         retention,
         rotary_retention,
         state_space_dual,
+        one_group,
+        taylor,
         gated_pairs,
         gated_inputs,
         shared_keys,

@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from intaglio.errors import ParityError
+from intaglio.errors import IntaglioError, ParityError, SourceError
 from intaglio.exporter.sources.given_once import is_of_conditions_alone
 from intaglio.exporter.sources.outputs import name_outputs
 from intaglio.exporter.sources.source import Source
@@ -30,6 +30,7 @@ from intaglio.exporter.tracing.modules import ModuleStack
 from intaglio.exporter.tracing.running import as_written
 from intaglio.ops import OPS
 from intaglio.ops.op import Op
+from intaglio.quiet import summary
 from intaglio.state import BATCH, TIME, Layout, StateSpec
 
 from .widened import Widened, cause, precision_of
@@ -124,6 +125,9 @@ def reference(source: Source, inputs: Mapping[str, Tensor], *, states: bool = Tr
 
     Code of its own that was found for operators when it was traced gives the outputs; of the
     operators, which run in a second pass, are the states.  Without `states` none is known.
+
+    Raises:
+        SourceError: the source takes other sizes alone.
     """
     if isinstance(source.body, ir.Model):
         arrays = {name: value.numpy() for name, value in inputs.items()}
@@ -135,8 +139,23 @@ def reference(source: Source, inputs: Mapping[str, Tensor], *, states: bool = Tr
     except ParityError:
         raise
     except Exception as error:  # noqa: BLE001  a module that fixes its dtype inside runs as it is
-        found = _run(source, inputs, contextlib.nullcontext(), states=states)
+        try:
+            found = _run(source, inputs, contextlib.nullcontext(), states=states)
+        except IntaglioError:
+            raise
+        except Exception as same:
+            raise _does_not_run(source, inputs, same) from same
         return replace(found, cause=cause(found.precision, error))
+
+
+def _does_not_run(source: Source, inputs: Mapping[str, Tensor], error: Exception) -> SourceError:
+    rows, tokens = _sized(source, inputs, BATCH), _sized(source, inputs, TIME)
+    sizes = f"{rows} rows of {tokens} tokens" if rows and tokens else "the inputs"
+    return SourceError(
+        f"The model was traced, and does not run on {sizes} that the bundle is compared with: "
+        f"{summary(error)}. Say which sizes it takes, as in --axes 'x:batchxtime=..100x8' for at "
+        "most 100 tokens."
+    )
 
 
 def _run(

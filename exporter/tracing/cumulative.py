@@ -39,7 +39,9 @@ def logcumsumexp(x: Tensor, dim: int) -> Tensor:
 
 def cumprod(x: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
     """The product of all entries along `dim` up to each."""
-    return _accumulated(x if dtype is None else x.to(dtype), dim, 1.0, torch.mul)
+    if dtype is None and not x.dtype.is_floating_point:
+        dtype = torch.int64  # as PyTorch multiplies whole numbers, and what is true
+    return _accumulated(x if dtype is None else x.to(dtype), dim, 1, torch.mul)
 
 
 def cummax(x: Tensor, dim: int) -> Any:
@@ -52,7 +54,7 @@ def cummin(x: Tensor, dim: int) -> Any:
     return _extreme(x, dim, torch.minimum, torch.le, 1, torch.return_types.cummin)
 
 
-def _accumulated(x: Tensor, dim: int, start: float, join: Callable[..., Tensor]) -> Tensor:
+def _accumulated(x: Tensor, dim: int, start: Any, join: Callable[..., Tensor]) -> Tensor:
     def step(carried: Tensor, entry: Tensor) -> Pair:
         now = join(carried, entry)
         return now, now.clone()
@@ -71,7 +73,8 @@ def _extreme(
     result: Callable[[Pair], Any],
 ) -> Any:
     """Values, and places: these are a scan of their own, dropped where nobody takes them."""
-    start = sign * torch.finfo(x.dtype).max
+    ends = torch.finfo(x.dtype) if x.dtype.is_floating_point else torch.iinfo(x.dtype)
+    start = sign * ends.max
     values = _accumulated(x, dim, start, join)
     along = x.movedim(dim, 0)
     count = torch.arange(along.shape[0], device=x.device)
@@ -117,7 +120,7 @@ class Scans(TorchFunctionMode):
         given = dict(kwargs or {})
         if func in FUNCTIONS and isinstance(args[0], Tensor):
             dim = args[1] if len(args) > 1 else given.get("dim")
-            floating = args[0].dtype.is_floating_point
-            if isinstance(dim, int) and floating and isinstance(args[0].shape[dim], SymInt):
+            taken = not args[0].dtype.is_complex
+            if isinstance(dim, int) and taken and isinstance(args[0].shape[dim], SymInt):
                 return self._origins.note(func, args, given, FUNCTIONS[func](*args, **given))
         return self._origins.note(func, args, given, func(*args, **given))

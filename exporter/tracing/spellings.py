@@ -6,6 +6,7 @@ While a module is captured, a call of one of `FUNCTIONS` runs as what stands bes
 * windows by `unfold` as a convolution that picks each of their entries, which has a state;
 * variances over several axes by the sizes of these, which the converter multiplies as tensors;
 * triangular matrices of a known size solved row by row;
+* distances of all pairs of points, where PyTorch looks at how many there are;
 * numbers that count down by one as those that count up, turned round;
 * differences of a higher order, or with something put in front, one after the other.
 
@@ -121,6 +122,15 @@ def _diff(
     return _convolved(whole, dim, torch.tensor([weights], dtype=x.dtype), 1).squeeze(-1)
 
 
+def _cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: Any = None) -> Tensor:
+    """[..., P, M] and [..., R, M] -> [..., P, R]."""
+    del compute_mode  # by which of two ways it rounds
+    if x1.is_complex() or p not in (1, 2):
+        raise _AsItIsError
+    apart = x1[..., :, None, :] - x2[..., None, :, :]
+    return apart.abs().sum(-1) if p == 1 else apart.square().sum(-1).sqrt()
+
+
 def _arange(start: Any, end: Any = None, step: Any = 1, **others: Any) -> Tensor:
     """``arange(T - 1, -1, -1.0)``, whose length the converter tells as a quotient."""
     whole = all(isinstance(number, int | SymInt) for number in (start, end))
@@ -163,6 +173,7 @@ FUNCTIONS: Mapping[Any, Spelled] = {
     F.max_pool1d: _max_pool1d,
     Tensor.unfold: _unfold,
     torch.arange: _arange,
+    torch.cdist: _cdist,
     torch.linalg.solve_triangular: _solve_triangular,
     torch.diff: _diff,
     Tensor.diff: _diff,

@@ -30,7 +30,7 @@ from .bounds import (
     over_corners,
     unknown,
 )
-from .pair_rules import shift
+from .pair_rules import gathers_along, shift
 from .pairs import PairTerm, TermKind, walk
 from .time_facts import normal
 
@@ -268,7 +268,21 @@ def _softmax(term: PairTerm, _given: Given, region: Region) -> Bounds:
     return Bounds(np.zeros(shape), np.zeros(shape) if gone else np.ones(shape))
 
 
+def _picked(term: PairTerm, given: Given, region: Region) -> Bounds | None:
+    """Entries at computed places along the keys: of any pair, not of the region's alone."""
+    source, shape = term.inputs[0], flat_shape(term)
+    if source is None or source.axes.key is None or gathers_along(term.node) != source.axes.key:
+        return RULES[term.node.op_type](term, given, region)
+    regions = [behind(0, region.tokens, region.tokens), ahead(region.tokens)]
+    found = [evaluate(source, each) for each in regions if not each.empty]
+    low, high = min(one.low.min() for one in found), max(one.high.max() for one in found)
+    return Bounds(np.full(shape, low), np.full(shape, high))
+
+
 WIDER: dict[str, Rule] = {
+    "Gather": _picked,
+    "GatherElements": _picked,
+    "GatherND": _picked,
     "CumSum": _cum_sum,
     "Softmax": _softmax,
     "first": _first_token,

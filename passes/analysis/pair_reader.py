@@ -9,8 +9,8 @@ from intaglio.errors import PassError
 from intaglio.passes.graph import constant, dims
 from intaglio.state import BATCH, TIME
 
-from .pair_rules import first_of, inputs_of, shift
-from .pairs import NONE, Axes, PairTerm, TermKind, surplus, time_axes
+from .pair_rules import first_of, gathers_along, inputs_of, shift
+from .pairs import NONE, Axes, PairTerm, TermKind, leaves, surplus, time_axes
 from .time_facts import refuse
 
 MOVERS = frozenset("Cast Expand Gather Identity Reshape Squeeze Tile Transpose Unsqueeze".split())
@@ -91,6 +91,7 @@ class PairReader:
             None if given is None or place is None else self.read(given, place)
             for given, place in zip(node.inputs, places, strict=True)
         ]
+        _check_picked(node, inputs[0] if inputs else None)
         return PairTerm(TermKind.NODE, node.outputs[0], axes, tuple(inputs))
 
     def _worth_moving(self, node: ir.Node, axes: Axes) -> bool:
@@ -111,6 +112,14 @@ class PairReader:
         shape, given = dims(node.outputs[0]) or (), dims(node.inputs[0]) or ()
         turned = node.op_type == "Transpose" and len(shape) - 1 == axes.key
         return turned and given[0] == BATCH and given.index(TIME) == len(given) - 2
+
+
+def _check_picked(node: ir.Node, source: PairTerm | None) -> None:
+    """Entries at places that are computed are of positions: a step has no token of any place."""
+    if source is None or source.axes.key is None or gathers_along(node) != source.axes.key:
+        return
+    if any(leaf.axes.key is not None for leaf in leaves(source)):
+        raise refuse(node, "takes values of tokens at places that are computed.")
 
 
 def _entries(shape: Sequence[int | str]) -> int:

@@ -205,8 +205,7 @@ def _slice(node: ir.Node, axes: Axes) -> Places | None:
 
 def _gather(node: ir.Node, axes: Axes) -> Places | None:
     picks, where = _rank(node.inputs[1]), normal(attribute(node, "axis", 0), _rank(node.inputs[0]))
-    if where in time_axes(node.inputs[0]):
-        return None
+    timed = time_axes(node.inputs[0])
 
     def data(axis: int) -> int | None:
         if axis < where:
@@ -216,7 +215,19 @@ def _gather(node: ir.Node, axes: Axes) -> Places | None:
     def index(axis: int) -> int | None:
         return axis - where if where <= axis < where + picks else None
 
-    return [_mapped(axes, data), _mapped(axes, index)]
+    places = _mapped(axes, index)
+    if where in timed:  # a sequence of positions, at positions that are computed
+        alone = timed == [where] and len(axes_of(places)) == len(axes_of(axes))
+        return [Axes(key=where), places] if alone else None
+    return [_mapped(axes, data), places]
+
+
+def gathers_along(node: ir.Node) -> int | None:
+    """The axis along which a node picks entries; None where it picks none, or along several."""
+    if node.op_type in ("Gather", "GatherElements"):
+        return normal(attribute(node, "axis", 0), _rank(node.inputs[0]))
+    depth = (dims(node.inputs[1]) or ("?",))[-1] if node.op_type == "GatherND" else None
+    return 0 if depth == 1 else None
 
 
 def _gather_elements(node: ir.Node, axes: Axes) -> Places | None:
@@ -241,7 +252,10 @@ def _gather_nd(node: ir.Node, axes: Axes) -> Places | None:
     depth, lead = places[-1], len(places) - 1
     if attribute(node, "batch_dims", 0) or not isinstance(depth, int):
         return None
-    if any(axis < depth for axis in time_axes(node.inputs[0])):
+    timed = time_axes(node.inputs[0])
+    if timed == [0] and depth == 1 and all(axis < lead for axis in axes_of(axes)):
+        return [Axes(key=0), axes]
+    if any(axis < depth for axis in timed):
         return None
     data = _mapped(axes, lambda axis: axis - lead + depth if axis >= lead else None)
     return [data, _mapped(axes, lambda axis: axis if axis < lead else None)]

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from intaglio.passes.analysis.bounding import constants, evaluate
-from intaglio.passes.analysis.bounds import LONGEST, behind, contents
+from intaglio.passes.analysis.bounds import LONGEST, ahead, behind, contents
 from intaglio.passes.analysis.mask import context_limit
 from intaglio.passes.analysis.pair_rules import shift
 from intaglio.passes.analysis.pairs import PairTerm, TermKind, leaves, surplus, walk
@@ -275,6 +275,16 @@ class Pairs(PairValues):
         below = emit("Min", [index, ends[0]], dtype, dims(index))
         return emit("Max", [below, ends[1]], dtype, dims(index))
 
+    def _in_cache(self, term: PairTerm, index: ir.Value) -> ir.Value:
+        """An index into values of positions, which are as many as the cache has entries."""
+        assert self.count is not None
+        emit, shape, source = self.at, dims(index), term.inputs[1]
+        regions = [behind(0), ahead()]
+        if source is None or any(evaluate(source, one).low.min() < 0 for one in regions):
+            raise refuse(term.node, "takes places that may be counted from the last token back.")
+        last = emit("Sub", [self.count, emit.constant([1])], INT64, [1])
+        return emit("Min", [index, last], INT64, shape)
+
     def gather(self, term: PairTerm, given: list[StepValue | None], sizes: list[Dim]) -> ir.Value:
         data, index = given
         assert data is not None
@@ -283,6 +293,8 @@ class Pairs(PairValues):
         rows, places = data.shape[axis], index.value
         if isinstance(rows, int) and term.inputs[1] is not None and term.inputs[1].axes:
             places = self._within(places, -rows, rows - 1)
+        elif term.inputs[0] is not None and term.inputs[0].axes.key == axis:
+            places = self._in_cache(term, places)
         sizes = [*data.shape[:axis], *index.shape, *data.shape[axis + 1 :]]
         return self.at("Gather", [data.value, places], term.value.dtype, sizes, axis=axis)
 
@@ -299,12 +311,8 @@ class Pairs(PairValues):
         if isinstance(rows, int):
             places = self._within(places, -rows, rows - 1)
             whole = self.expanded(data, [*sizes[:axis], rows, *sizes[axis + 1 :]]).value
-        elif any(leaf.axes.key is not None for leaf in leaves(term)):
-            raise refuse(term.node, "takes scores of keys at places that are computed.")
         else:
-            assert self.count is not None
-            last = emit("Sub", [self.count, emit.constant([1])], INT64, [1])
-            places = emit("Min", [places, last], INT64, sizes)
+            places = self._in_cache(term, places)
             whole = self.expanded(data, sizes).value
         return emit("GatherElements", [whole, places], term.value.dtype, sizes, axis=axis)
 
@@ -315,7 +323,9 @@ class Pairs(PairValues):
         assert data is not None
         assert index is not None
         rows, places = data.shape[: int(index.shape[-1])], index.value
-        if term.inputs[1] is not None and term.inputs[1].axes:
+        if term.inputs[0] is not None and term.inputs[0].axes.key == 0 and len(rows) == 1:
+            places = self._in_cache(term, places)
+        elif term.inputs[1] is not None and term.inputs[1].axes:
             ends = [[-n for n in rows if isinstance(n, int)], [int(n) - 1 for n in rows]]
             places = self._within(places, *ends)
         return self.at("GatherND", [data.value, places], term.value.dtype, sizes)

@@ -4,6 +4,9 @@ A state starts from one number, or, where the loop starts from something else, a
 an input without time gives, each row takes that while it has consumed nothing.
 """
 
+from typing import Any
+
+import numpy as np
 import onnx_ir as ir
 
 from intaglio.passes.analysis.time_facts import refuse
@@ -54,15 +57,24 @@ def scan(node: ir.Node, index: int) -> Carried:
 
 
 def _number(value: ir.Value | None) -> float | None:
-    """The number that `value` holds everywhere, however it was made as many as there are rows."""
+    """The number that `value` holds everywhere, however it was made as many as there are rows.
+
+    A whole number that no float is, as the largest of int64, is none.
+    """
     array = constant(value)
     if array is not None:
         first = array.reshape(-1)[:1]
-        return float(first[0]) if array.size and (array == first).all() else None
+        return _as_float(first[0]) if array.size and (array == first).all() else None
     node = None if value is None else value.producer()
     if node is None or node.domain:
         return None
     if node.op_type == "ConstantOfShape":
         fill = attribute(node, "value")
-        return 0.0 if fill is None else float(fill.numpy().reshape(-1)[0])
+        return 0.0 if fill is None else _as_float(fill.numpy().reshape(-1)[0])
     return _number(node.inputs[0]) if node.op_type in MOVES else None
+
+
+def _as_float(number: Any) -> float | None:
+    found = float(number)
+    whole = isinstance(number, np.integer)
+    return found if not whole or int(found) == int(number) else None

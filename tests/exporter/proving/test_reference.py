@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from intaglio.errors import ParityError
+from intaglio.errors import ParityError, SourceError
 from intaglio.exporter.proving.reference import CATCHES, Reference, reference
 from intaglio.exporter.sources.examples import guess_specs
 from intaglio.exporter.sources.input_spec import sampler
@@ -337,6 +337,21 @@ def test_a_module_that_fixes_its_dtype_runs_as_it_is() -> None:
     assert result.precision == "float32"
     np.testing.assert_array_equal(result.outputs["output"], origin.module(**inputs).numpy())
     assert result.cause.startswith("in float64 it raised RuntimeError: ")
+
+
+def test_a_module_that_takes_fewer_tokens_is_refused_with_what_it_said() -> None:
+    """Positions counted from the end of a table, which no index tells the length of."""
+
+    class Short(Model):
+        def forward(self, input_ids: Tensor) -> Any:
+            if input_ids.shape[1] > 5:
+                raise IndexError("index out of range in self")
+            return super().forward(input_ids)
+
+    origin = source_of(Short())
+    assert reference(origin, origin.random_inputs(1, 5, 0)).outputs
+    with pytest.raises(SourceError, match=r"1 rows of 6 tokens .*out of range in self.*--axes"):
+        reference(origin, origin.random_inputs(1, 6, 0))
 
 
 def test_a_module_that_casts_to_single_precision_says_so() -> None:

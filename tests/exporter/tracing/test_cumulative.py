@@ -24,13 +24,15 @@ class Accumulated(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         a, b = self.w(x).chunk(2, -1)
-        largest = a.cummax(1)
+        largest, whole = a.cummax(1), (8 * a).long()
         return {
             "log of sums": a.logcumsumexp(1),
             "largest": largest.values,
             "where": largest.indices.to(a.dtype),
             "smallest": torch.cummin(a.mT, dim=-1)[0].mT,
             "product": (1 + 0.1 * b.tanh()).cumprod(dim=1),
+            "of whole numbers": whole.cummin(1)[0] - torch.cummax(whole, 1).values,
+            "so far": (b > -1).cumprod(1),
         }
 
 

@@ -31,6 +31,9 @@ class Spelled(nn.Module):
             ).mT,
             "normal": ((bands - both[1]) * (both[0] + 1e-5).rsqrt()).flatten(2),
             "apart": bands.std((2, 3), unbiased=False, keepdim=True).flatten(2),
+            "between points": torch.cdist(bands, 2 * bands[:, :, :1]).flatten(2),
+            "on every axis": torch.cdist(bands, bands, p=1).flatten(2),
+            "counted down": torch.arange(2, -2, -1.0) + x - torch.arange(1, -3, -1),
             "of all": bands.std([2, 3])[..., None],
             "second": torch.diff(x, n=2, dim=1, prepend=x.new_zeros(x.shape[0], 2, SIZE)),
         }

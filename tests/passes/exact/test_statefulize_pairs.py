@@ -82,7 +82,18 @@ def toeplitz(m: Pairs, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.einsum("hij,bhjd->bhid", by_head.tril(), v)
 
 
-@pytest.mark.parametrize("weigh", [relative, disentangled, talking, stick_breaking, toeplitz])
+def kernel(m: Pairs, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The same, gathered from what is computed for each distance."""
+    del k
+    place = torch.arange(q.shape[-2])
+    far = (place[:, None] - place).clamp(min=0)
+    by_head = torch.exp(-m.heads.weight[0].exp()[:, None] * place)[:, far]
+    return torch.einsum("hij,bhjd->bhid", by_head.tril(), v)
+
+
+@pytest.mark.parametrize(
+    "weigh", [relative, disentangled, talking, stick_breaking, toeplitz, kernel]
+)
 def test_weights_of_pairs_step_exactly(weigh: Weigh, traced: Traced) -> None:
     torch.manual_seed(0)
     module = Pairs(weigh).eval()
@@ -110,8 +121,32 @@ def mixed_after(m: Pairs, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return mixed @ v
 
 
-@pytest.mark.parametrize("weigh", [all_later, mixed_after])
-def test_weights_of_later_tokens_are_refused(weigh: Weigh, traced: Traced) -> None:
+def from_the_end(m: Pairs, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Places before the first, which are counted from the last token back."""
+    del m, k
+    place = torch.arange(q.shape[-2])
+    return (place * 0.1).cos()[place[:, None] - place].tril() @ v
+
+
+def of_tokens(m: Pairs, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Values of tokens, at places that are computed."""
+    del m
+    place = torch.arange(q.shape[-2])
+    return k.sum(-1)[..., (place[:, None] - place).clamp(min=0)].tril() @ v
+
+
+@pytest.mark.parametrize(
+    ("weigh", "reason"),
+    [
+        (all_later, "later tokens a weight"),
+        (mixed_after, "later tokens a weight"),
+        (from_the_end, "from the last token back"),
+        (of_tokens, "not known to act on each pair|places that are computed"),
+    ],
+)
+def test_what_is_no_weight_of_earlier_tokens_is_refused(
+    weigh: Weigh, reason: str, traced: Traced
+) -> None:
     model, context = traced(Pairs(weigh).eval())
-    with pytest.raises(PassError, match="later tokens a weight"):
+    with pytest.raises(PassError, match=reason):
         pipeline.run(model, pipeline.standard(), context)
