@@ -1,11 +1,12 @@
 """Which axes of a module's example inputs are free, found by running it at other sizes.
 
-A guess is a layout that the module ran with; the most general of four kinds is taken: sequences
-[batch, time, ...]; [batch, ..., time], as of signals; a batch alone, as of pictures and rows of a
-table; and axes each on its own, as of the nodes and edges of a graph.
+A guess is a layout that the module ran with; the most general of five kinds is taken: sequences
+[batch, time, ...]; some of them, beside inputs without time, which are given once; [batch, ...,
+time], as of signals; a batch alone, as of pictures and rows of a table; and axes each on its own,
+as of the nodes and edges of a graph.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,9 +34,12 @@ def guess_shapes(
     """The dimensions of each input, those of `known` as they are, and notes on what was guessed."""
     if known.keys() >= examples.keys():
         return {name: known[name] for name in examples}, ()
-    for place, shapes in enumerate(_candidates(examples, known)):
-        if _serves(module, examples, shapes):
-            return shapes, () if place == 0 and _sequences(shapes) else (_said(shapes),)
+    for tried in _candidates(examples, known):
+        if _serves(module, examples, tried):
+            if all(shape[1:2] == (TIME,) for shape in tried.values() if len(shape) > 1):
+                return tried, ()
+            found = _with_lengths(module, examples, tried, known) if _sequences(tried) else tried
+            return found, (_said(found),)
     shapes = _each_alone(module, examples, known)
     return shapes, (_said(shapes),)
 
@@ -55,6 +59,7 @@ def _candidates(examples: Mapping[str, Tensor], known: Mapping[str, Shape]) -> I
     rest = {name: x for name, x in examples.items() if name not in known}
     layouts: tuple[Callable[[Tensor], Shape], ...] = (
         lambda x: (BATCH, TIME, *x.shape[2:])[: x.ndim],
+        *(_sequences_of(length) for length in _lengths(rest.values())),
         lambda x: (BATCH, x.shape[1], TIME) if x.ndim == 3 else (BATCH, *x.shape[1:])[: x.ndim],
         lambda x: (BATCH, *x.shape[1:])[: x.ndim],
     )
@@ -71,6 +76,44 @@ def _candidates(examples: Mapping[str, Tensor], known: Mapping[str, Shape]) -> I
         }
         if all(x.ndim == 0 or x.shape[0] in (1, rows) for x in rest.values()):
             yield shapes
+
+
+def _lengths(examples: Iterable[Tensor]) -> list[int]:
+    """Sizes of second axes, those of the inputs with most axes first: what time could be."""
+    several = sorted((x for x in examples if x.ndim > 1), key=lambda x: -x.ndim)
+    return list(dict.fromkeys(int(x.shape[1]) for x in several))
+
+
+def _sequences_of(length: int) -> Callable[[Tensor], Shape]:
+    """Inputs whose second axis is as long are sequences, the others are given once."""
+
+    def layout(x: Tensor) -> Shape:
+        sequence = x.ndim > 1 and x.shape[1] == length
+        return (BATCH, TIME, *x.shape[2:]) if sequence else (BATCH, *x.shape[1:])[: x.ndim]
+
+    return layout
+
+
+def _with_lengths(
+    module: nn.Module, examples: Mapping[str, Tensor], shapes: Shapes, known: Collection[str]
+) -> Shapes:
+    """Free the second axes of what is given once beside sequences, as of an encoder's results.
+
+    Those of one size together where the module takes that, else each alone.
+    """
+    once = [
+        name
+        for name, shape in shapes.items()
+        if name not in known and len(shape) > 1 and TIME not in shape
+    ]
+    for size in dict.fromkeys(shapes[name][1] for name in once):
+        alike = [name for name in once if shapes[name][1] == size]
+        for names in (alike, *([name] for name in alike)):
+            tried = _with(shapes, [(name, 1) for name in names], f"{names[0]}_1")
+            if _serves(module, examples, tried):
+                shapes = tried
+                break
+    return shapes
 
 
 def _consistent(examples: Mapping[str, Tensor], shapes: Shapes) -> bool:

@@ -70,6 +70,26 @@ RANDOM = torch.Generator().manual_seed(0)
         (lambda n, x, _: n.mix(x.reshape(-1, 4)), [torch.ones(2, 1, 2, 2)], [("batch", 1, 2, 2)]),
         (lambda n, x, y: n.mix(x) * y, [torch.ones(2, 4), torch.tensor(2.0)], [("batch", 4), ()]),
         (
+            lambda n, x, y: n.mix(x) + y[:, None],
+            [torch.ones(2, 3, 4), torch.ones(2, 4)],
+            [("batch", "time", 4), ("batch", 4)],
+        ),
+        (
+            lambda n, x, y: (n.mix(x) @ y.mT).softmax(-1) @ y,
+            [torch.ones(2, 3, 4), torch.ones(2, 5, 4)],
+            [("batch", "time", 4), ("batch", "y_1", 4)],
+        ),
+        (
+            lambda n, x, y: n.mix(x) + y.view(len(y), -1)[:, None, :4],
+            [torch.ones(2, 3, 4), torch.ones(2, 2, 4)],
+            [("batch", "time", 4), ("batch", "y_1", 4)],
+        ),
+        (
+            lambda n, x, y: n.mix(x) + y.view(len(y), 8)[:, None, :4],
+            [torch.ones(2, 3, 4), torch.ones(2, 2, 4)],
+            [("batch", "time", 4), ("batch", 2, 4)],
+        ),
+        (
             lambda n, x, y: n.mix(x)[y],
             [torch.ones(3, 4), torch.tensor([0, 2])],
             [("x", 4), ("y",)],
