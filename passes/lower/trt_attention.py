@@ -6,6 +6,8 @@ more keys than queries, while a step has to see all that came before.  So
 * Attention(q, k, v, past_key, past_value) -> Concat, Concat, Attention with a mask
 * causal Attention with `nonpad_kv_seqlen` (a static cache) -> Attention with a mask: key s of S is
   seen by query t of T where s <= valid - T + t
+* keys and values of different widths -> the narrower filled with zeros: of queries and keys they
+  add nothing to scores, of values they are cut off the result again
 """
 
 import onnx_ir as ir
@@ -35,7 +37,8 @@ class TrtAttention(Lower):
             masked = bool(attribute(node, "is_causal", 0)) and (joined or valid is not None)
             if masked:
                 _mask(node, valid, masks)
-            if joined or masked:
+            evened = _even(node)
+            if joined or masked or evened:
                 notes.append(describe(node))
         return PassResult(changed=bool(notes), notes=notes)
 
@@ -55,6 +58,41 @@ def _join(node: ir.Node) -> bool:
         replace_uses(old, joined)
     node.resize_outputs(1)
     return True
+
+
+def _even(node: ir.Node) -> bool:
+    """Let keys and values [batch, heads, time, width] have one width."""
+    shapes = [dims(value) or () if value is not None else () for value in node.inputs[:3]]
+    widths = [shape[-1] if len(shape) == 4 else None for shape in shapes]
+    key, value = widths[1:]
+    if not isinstance(key, int) or not isinstance(value, int) or key == value:
+        return False
+    if attribute(node, "scale") is None:
+        node.attributes["scale"] = ir.AttrFloat32("scale", key**-0.5)
+    if key < value:
+        for index in (0, 1):
+            _fill(node, index, value - key)
+        return True
+    _fill(node, 2, key - value)
+    result, emit = node.outputs[0], Emitter(node)
+    whole = [(result.dtype, [*(dims(result) or ())[:-1], key])]
+    (wide,) = emit.node("Attention", list(node.inputs), whole, node.attributes)
+    ends = [emit.constant([end]) for end in (0, value, -1)]
+    replace_uses(result, emit("Slice", [wide, *ends], result.dtype, dims(result)))
+    assert node.graph is not None
+    node.graph.remove(node, safe=True)
+    return True
+
+
+def _fill(node: ir.Node, index: int, more: int) -> None:
+    """Put zeros behind the last axis of an input."""
+    given = node.inputs[index]
+    assert given is not None
+    *shape, width = dims(given) or ()
+    assert isinstance(width, int)
+    emit = Emitter(node)
+    pads = emit.constant([0] * 7 + [more])
+    node.replace_input_with(index, emit("Pad", [given, pads], given.dtype, [*shape, width + more]))
 
 
 def _mask(node: ir.Node, valid: ir.Value | None, masks: dict[Key, ir.Value]) -> None:

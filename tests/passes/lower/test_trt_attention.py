@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import onnx_ir as ir
+import pytest
 
 from intaglio.passes.base import Context
 from intaglio.passes.lower.trt_attention import TrtAttention
@@ -67,6 +68,25 @@ def test_a_static_cache_is_masked_to_what_is_valid(apply: Apply) -> None:
     assert first.inputs[3] is second.inputs[3]
     assert first.attributes.keys() == {"scale"}
     assert [len(node.inputs) for node in (first, second)] == [4, 4]
+
+
+@pytest.mark.parametrize("width", [6, 10])
+@pytest.mark.parametrize("scale", ["", "scale = 0.5, "])
+def test_keys_and_values_get_one_width(apply: Apply, width: int, scale: str) -> None:
+    """The importer takes no others; scores keep the scale that they had."""
+    text = f"""{HEAD}
+        g (float[batch, 4, time, 8] q, float[batch, 2, time, 8] k, float[batch, 2, time, {width}] v)
+          => (float[batch, 4, time, {width}] y)
+        {{
+          y = Attention <{scale}is_causal = 1> (q, k, v)
+        }}
+    """
+    model = apply(text, TrtAttention(), Context())
+
+    (node,) = attentions(model)
+    assert {v.shape[-1] for v in node.inputs[:3]} == {max(8, width)}  # type: ignore[index, union-attr]
+    (result,) = model.graph.outputs
+    assert (result.name, result.shape[-1]) == ("y", width)  # type: ignore[index]
 
 
 def test_a_growing_cache_is_joined_and_masked(apply: Apply) -> None:
