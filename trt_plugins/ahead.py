@@ -172,6 +172,6 @@ def _sources(plugin: str) -> str:
     """A hash of the files that decide what is compiled."""
     folder = Path(__file__).parent
     helpers = sorted(path.stem for path in folder.glob("_*.py"))
-    names = (plugin, "plugin", "compile", *helpers)
+    names = (plugin, "plugin", "compile_plugin", *helpers)
     texts = [(folder / f"{name}.py").read_bytes() for name in names]
     return hashlib.sha256(b"\0".join(texts)).hexdigest()
