@@ -4,7 +4,8 @@ While a module is captured, a call of one of `FUNCTIONS` runs as what stands bes
 
 * the largest of a window, in one dimension, as in two, where PyTorch's own looks at the length;
 * windows by `unfold` as a convolution that picks each of their entries, which has a state;
-* variances over several axes by the sizes of these, which the converter multiplies as tensors;
+* variances over several axes by the sizes of these, which the converter multiplies as tensors, and
+  those over an axis that is kept, which it reshapes to what nobody knows;
 * triangular matrices of a known size solved row by row;
 * distances of all pairs of points, where PyTorch looks at how many there are;
 * numbers that count down by one as those that count up, turned round;
@@ -74,8 +75,10 @@ def _convolved(x: Tensor, dim: int, taps: Tensor, stride: int) -> Tensor:
 
 
 def _moments(x: Tensor, dim: Any, *, correction: float, keepdim: bool) -> tuple[Tensor, Tensor]:
-    """Variance and mean over several axes of known sizes."""
-    if not isinstance(dim, tuple | list) or len(dim) < 2 or x.is_complex():
+    """Variance and mean over several axes of known sizes, or over one that is kept."""
+    dim = (dim,) if isinstance(dim, int) and keepdim else dim
+    several = isinstance(dim, tuple | list) and len(dim) > 1 - keepdim
+    if not several or x.is_complex():
         raise _AsItIsError
     sizes = [x.shape[axis] for axis in dim]
     if any(isinstance(size, SymInt) for size in sizes):

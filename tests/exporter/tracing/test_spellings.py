@@ -34,6 +34,7 @@ class Spelled(nn.Module):
             "between points": torch.cdist(bands, 2 * bands[:, :, :1]).flatten(2),
             "on every axis": torch.cdist(bands, bands, p=1).flatten(2),
             "counted down": torch.arange(2, -2, -1.0) + x - torch.arange(1, -3, -1),
+            "over one": (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + 1),
             "of all": bands.std([2, 3])[..., None],
             "second": torch.diff(x, n=2, dim=1, prepend=x.new_zeros(x.shape[0], 2, SIZE)),
         }
