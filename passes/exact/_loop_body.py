@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 
-from intaglio.passes.graph import attribute, subgraphs
+from intaglio.passes.graph import attribute, dims, subgraphs
+from intaglio.state import BATCH
 
 from ._all_tokens import UnliftedError
 
@@ -33,6 +34,7 @@ class LoopBody:
         self.output_axes = attribute(node, "scan_output_axes") or [0] * given
         self.states = list(self.graph.inputs[: self.count])
         self.tokens = list(self.graph.inputs[self.count :])
+        self._sized_by_tokens()
         results = [same(value) for value in self.graph.outputs]
         self.following, self.results = results[: self.count], results[self.count :]
         if len(set(self.following)) < self.count:
@@ -43,6 +45,16 @@ class LoopBody:
         for inner in self.graph:
             found = frozenset().union(*(self.needs(value) for value in inner.inputs))
             self._needs.update(dict.fromkeys(inner.outputs, found))
+
+    def _sized_by_tokens(self) -> None:
+        """Let the batch be read off a token, whose rows are as many as those of a state."""
+        rows = [value for value in self.tokens if (dims(value) or ())[:1] == (BATCH,)]
+        for inner in self.graph:
+            first = inner.op_type == "Shape" and not attribute(inner, "start", 0)
+            if not rows or not first or attribute(inner, "end") != 1:
+                continue
+            if inner.inputs[0] in self.states and (dims(inner.inputs[0]) or ())[:1] == (BATCH,):
+                inner.replace_input_with(0, rows[0])
 
     def close(self) -> None:
         """Let go of what the copy takes from outside."""

@@ -64,6 +64,10 @@ LOW_RANK = (
     'p = Einsum <equation = "bv,bk->bkv"> (r, kb) low = Sub (sg, p) '
     'w = Einsum <equation = "bk,bv->bkv"> (k_t, v_t) next = Add (low, w)'
 )
+LAID_OUT = (
+    "many = Shape <start = 0, end = 1> (s) three = Constant <value_ints = [3]> () "
+    "to = Concat <axis = 0> (many, three) out = Reshape (o, to)"
+)
 SCALED = " rv = Mul (r, v_t) p ="
 TWICE = (
     'o1 = Einsum <equation = "bkv,bk->bv"> (next, q_t) '
@@ -172,6 +176,8 @@ def test_an_initial_value_that_is_not_zero_is_where_it_starts() -> None:
         (f"{GATED} d = Mul (v_t, b_t) {WRITE.replace('(s, w)', '(sg, w)')} "
         "q2 = Add (q_t, q_t) qc = Unsqueeze (q2, two) p = Mul (next, qc) "
         "out = ReduceSum <keepdims = 0> (p, mid)"),
+        # laid out by the rows of the state
+        f"{ERROR} {WRITE} {READ.replace('out =', 'o =')} {LAID_OUT}",
         # two readings
         f"{ERROR} {WRITE} {TWICE}",
     ],
