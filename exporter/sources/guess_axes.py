@@ -34,11 +34,13 @@ def guess_shapes(
     """The dimensions of each input, those of `known` as they are, and notes on what was guessed."""
     if known.keys() >= examples.keys():
         return {name: known[name] for name in examples}, ()
-    for tried in _candidates(examples, known):
-        if _serves(module, examples, tried):
+    for tried, kept in _candidates(examples, known):
+        if _serves(module, examples, tried, kept):
             if all(shape[1:2] == (TIME,) for shape in tried.values() if len(shape) > 1):
                 return tried, ()
-            found = _with_lengths(module, examples, tried, known) if _sequences(tried) else tried
+            found = tried
+            if _sequences(tried):
+                found = _with_lengths(module, examples, tried, known, kept)
             return found, (_said(found),)
     shapes = _each_alone(module, examples, known)
     return shapes, (_said(shapes),)
@@ -55,18 +57,29 @@ def _said(shapes: Shapes) -> str:
     )
 
 
-def _candidates(examples: Mapping[str, Tensor], known: Mapping[str, Shape]) -> Iterator[Shapes]:
+def _candidates(
+    examples: Mapping[str, Tensor], known: Mapping[str, Shape]
+) -> Iterator[tuple[Shapes, Collection[str]]]:
+    """Layouts, the most general first, and the axes that outputs have to have with each.
+
+    Where some inputs alone are sequences, those are that outputs have a token for each token of.
+    """
     rest = {name: x for name, x in examples.items() if name not in known}
-    layouts: tuple[Callable[[Tensor], Shape], ...] = (
-        lambda x: (BATCH, TIME, *x.shape[2:])[: x.ndim],
-        *(_sequences_of(length) for length in _lengths(rest.values())),
-        lambda x: (BATCH, x.shape[1], TIME) if x.ndim == 3 else (BATCH, *x.shape[1:])[: x.ndim],
-        lambda x: (BATCH, *x.shape[1:])[: x.ndim],
+    some = [_sequences_of(length) for length in _lengths(rest.values())]
+    layouts: tuple[tuple[Callable[[Tensor], Shape], Collection[str]], ...] = (
+        (lambda x: (BATCH, TIME, *x.shape[2:])[: x.ndim], {BATCH}),
+        *((layout, {BATCH, TIME}) for layout in some),
+        (
+            lambda x: (BATCH, x.shape[1], TIME) if x.ndim == 3 else (BATCH, *x.shape[1:])[: x.ndim],
+            {BATCH},
+        ),
+        *((layout, {BATCH}) for layout in some),
+        (lambda x: (BATCH, *x.shape[1:])[: x.ndim], {BATCH}),
     )
-    for layout in layouts:
+    for layout, kept in layouts:
         shapes = {name: known.get(name) or layout(x) for name, x in examples.items()}
         if _consistent(examples, shapes):
-            yield shapes
+            yield shapes, kept
     if rest:  # inputs that have no batch of their own
         rows = max((x.shape[0] for x in rest.values() if x.ndim), default=0)
         shapes = {
@@ -75,13 +88,12 @@ def _candidates(examples: Mapping[str, Tensor], known: Mapping[str, Shape]) -> I
             for name, x in examples.items()
         }
         if all(x.ndim == 0 or x.shape[0] in (1, rows) for x in rest.values()):
-            yield shapes
+            yield shapes, {BATCH}
 
 
 def _lengths(examples: Iterable[Tensor]) -> list[int]:
-    """Sizes of second axes, those of the inputs with most axes first: what time could be."""
-    several = sorted((x for x in examples if x.ndim > 1), key=lambda x: -x.ndim)
-    return list(dict.fromkeys(int(x.shape[1]) for x in several))
+    """Sizes of second axes: what time could be."""
+    return list(dict.fromkeys(int(x.shape[1]) for x in examples if x.ndim > 1))
 
 
 def _sequences_of(length: int) -> Callable[[Tensor], Shape]:
@@ -95,7 +107,11 @@ def _sequences_of(length: int) -> Callable[[Tensor], Shape]:
 
 
 def _with_lengths(
-    module: nn.Module, examples: Mapping[str, Tensor], shapes: Shapes, known: Collection[str]
+    module: nn.Module,
+    examples: Mapping[str, Tensor],
+    shapes: Shapes,
+    known: Collection[str],
+    kept: Collection[str],
 ) -> Shapes:
     """Free the second axes of what is given once beside sequences, as of an encoder's results.
 
@@ -110,7 +126,7 @@ def _with_lengths(
         alike = [name for name in once if shapes[name][1] == size]
         for names in (alike, *([name] for name in alike)):
             tried = _with(shapes, [(name, 1) for name in names], f"{names[0]}_1")
-            if _serves(module, examples, tried):
+            if _serves(module, examples, tried, kept):
                 shapes = tried
                 break
     return shapes
@@ -126,8 +142,10 @@ def _consistent(examples: Mapping[str, Tensor], shapes: Shapes) -> bool:
     )
 
 
-def _serves(module: nn.Module, examples: Mapping[str, Tensor], shapes: Shapes) -> bool:
-    """Whether the module runs at other sizes, and keeps rows apart from what else is free."""
+def _serves(
+    module: nn.Module, examples: Mapping[str, Tensor], shapes: Shapes, kept: Collection[str]
+) -> bool:
+    """Whether the module runs at other sizes, and all outputs have the free axes of `kept`."""
     sizes = _sizes(examples, shapes)
     if not sizes:
         return False
@@ -135,9 +153,8 @@ def _serves(module: nn.Module, examples: Mapping[str, Tensor], shapes: Shapes) -
     outputs = _outputs(module, examples, shapes, grown)
     if outputs is None:
         return False
-    if BATCH not in sizes:
-        return True
-    return all(x.ndim == 0 or grown[BATCH] in x.shape for x in outputs)
+    wanted = [grown[symbol] for symbol in kept if symbol in sizes]
+    return all(x.ndim == 0 or size in x.shape for x in outputs for size in wanted)
 
 
 def _sizes(examples: Mapping[str, Tensor], shapes: Shapes) -> dict[str, int]:

@@ -9,7 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typer.testing import CliRunner
 
+from intaglio.cli import commands  # noqa: F401  importing it adds the commands to the app
+from intaglio.cli.frame import app
 from intaglio.errors import OptionError
 from intaglio.exporter.export import export
 from intaglio.exporter.proving.verify import verify
@@ -83,6 +86,30 @@ def test_passes_learn_from_the_data_of_every_graph(tmp_path: Path) -> None:
     assert again.data is not None
     assert max(row.found.error for row in again.rows if row.kind == "output") > 1e-5
     assert {row.found.limit for row in again.rows if row.kind == "output"} == {2e-2}
+
+
+def test_run_takes_conditions_of_one_row(tmp_path: Path) -> None:
+    module = Captioner().eval()
+    given = {"input_ids": torch.ones(2, 6, dtype=torch.long), "regions": torch.randn(2, 5, 16)}
+    export(module, tmp_path / "b", inputs=given, verify=False)
+    one, two = tmp_path / "one.npz", tmp_path / "two.npz"
+    regions = np.random.default_rng(0).standard_normal((2, 9, 16)).astype(np.float32)
+    np.savez(one, regions[:1])
+    np.savez(two, regions)
+
+    def run(path: Path) -> Any:
+        options = ["--prompt", "3", "--steps", "4", "--condition", f"regions={path}"]
+        return CliRunner().invoke(app, ["run", str(tmp_path / "b"), *options])
+
+    found = run(one)
+    ids, wanted = torch.tensor([[3]]), []
+    for _ in range(4):
+        with torch.no_grad():
+            wanted.append(int(module(ids, torch.from_numpy(regions[:1]))[0, -1].argmax()))
+        ids = torch.tensor([[3, *wanted]])
+    assert found.stdout.split() == list(map(str, wanted)), found.stderr
+    found = run(two)
+    assert (found.exit_code, "gives 2 rows, and a text is one" in found.stderr) == (1, True)
 
 
 class Classifier(nn.Module):

@@ -80,6 +80,16 @@ RANDOM = torch.Generator().manual_seed(0)
             [("batch", "time", 4), ("batch", "y_1", 4)],
         ),
         (
+            lambda n, x, y: (n.mix(y) @ x.mT).softmax(-1) @ x,
+            [torch.ones(2, 3, 4), torch.ones(2, 5, 4)],
+            [("batch", "x_1", 4), ("batch", "time", 4)],
+        ),
+        (
+            lambda n, x, y: n.mix(x).mean(1) + y,
+            [torch.ones(2, 3, 4), torch.ones(2, 4)],
+            [("batch", "time", 4), ("batch", 4)],
+        ),
+        (
             lambda n, x, y: n.mix(x) + y.view(len(y), -1)[:, None, :4],
             [torch.ones(2, 3, 4), torch.ones(2, 2, 4)],
             [("batch", "time", 4), ("batch", "y_1", 4)],

@@ -7,6 +7,7 @@ import typer
 
 from intaglio.cli.console import Console, Flags
 from intaglio.cli.frame import command
+from intaglio.errors import InputError
 from intaglio.places import require_file
 
 from .options import BundlePath, Signature, open_bundle, require_consent
@@ -175,6 +176,11 @@ def run_(
         console.result({"outputs": shapes, "latency": latency.to_json()})
         console.message(str(latency))
         return
+    if condition and (session.state.batch or 1) > 1:
+        raise InputError(
+            f"--condition gives {session.state.batch} rows, and a text is one. Give one row, or "
+            "use intaglio.runtime.generate_rows."
+        )
     texts = Texts.of(session) if tokenizer is None else Texts.at(tokenizer)
     words = texts.codec(session.entry)
     small = None
