@@ -3,7 +3,7 @@
     python benchmarks/trt_engines.py [--quick] [--json]
 
 Each checkpoint is exported for TensorRT in fp32 and in fp16, as it is and with its projections
-quantized to 2 bits; of the families, tiny random models, as `hf_families.py` makes them, in fp32
+quantized to 2 bits; of the families, tiny random models, as `hf_configs.py` has them, in fp32
 for one compute capability.  Of an engine, the record of its build tells the layers: every
 recurrence and every product of 2 bits has to be a plugin of ours, none a loop.  Its bindings are
 compared with the graph for ONNX Runtime, by name and dtype, and by shape but for the caches, which
@@ -25,7 +25,7 @@ import onnx_ir as ir
 import pytest
 import torch
 from evidence import Row, run
-from hf_families import FAMILIES, Family, save
+from hf_configs import FAMILIES, Family, save
 
 from intaglio import export
 from intaglio.errors import IntaglioError
