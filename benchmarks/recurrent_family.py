@@ -121,6 +121,8 @@ def _rows(name: str, checkpoint: Path, out: Path, quick: bool) -> list[Row]:
     along, once = _fed(source, 1)
     if not along or once.keys() != {spec.name for spec in graph.conditions}:
         return rows  # a call takes more than its next tokens
+    if graph.limits.ends:
+        return rows  # tokens come in blocks, as scales of a picture do: any other cut is refused
     rows.append(_split(name, source, out))
     far, most = QUICK_FAR if quick else FAR, graph.limits.max_context
     short = most is not None and most < 2 * far  # than the tokens that are to lie behind a step
