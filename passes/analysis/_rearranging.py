@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from intaglio.passes.graph import END, attribute, constant, dims, input_of, integers
+from intaglio.passes.graph import END, Dim, attribute, constant, dims, input_of, integers
 from intaglio.state import BATCH, TIME
 
 from .time_facts import (
@@ -73,6 +73,8 @@ def reshape(node: ir.Node, timing: Timing) -> Sequence[Fact]:
     for axis, dim in enumerate(after):
         entries, symbols = factors([dim])
         if factors(after[:axis]) == outer and factors([dim]) == entries_before:
+            if fact.padded and not keeps_rows(before, after, axis):
+                break
             return [moved(fact, axis)]
         own = not fact.flat and not fact.padded and symbols == Counter((TIME,))
         if own and factors(after[:axis]) == outer:  # entries of a token, and axes behind it
@@ -88,6 +90,12 @@ def reshape(node: ir.Node, timing: Timing) -> Sequence[Fact]:
         f"reshapes {list(before)} to {list(after)}, which loses the time axis: the number of "
         "tokens is merged with something else or was frozen to a constant.",
     )
+
+
+def keeps_rows(before: Sequence[Dim], after: Sequence[Dim], axis: int) -> bool:
+    """Whether a Reshape leaves rows in front, and all sizes but theirs and time's are numbers."""
+    others = [dim for at, dim in enumerate(after) if at not in (0, axis)]
+    return axis > 0 and after[0] == before[0] and all(isinstance(dim, int) for dim in others)
 
 
 def expand(node: ir.Node, timing: Timing) -> Sequence[Fact]:

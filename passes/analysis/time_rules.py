@@ -187,7 +187,7 @@ def _elementwise(node: ir.Node, timing: Timing) -> Fact:
     return replace(along[0], positional=positional, blank=kept or not along[0].lead)
 
 
-MOVES_ZEROS = frozenset({"Cast", "Identity", "Pad", "Squeeze", "Transpose", "Unsqueeze"})
+MOVES_ZEROS = frozenset("Cast Identity Pad Reshape Squeeze Transpose Unsqueeze".split())
 """What leaves zeros that padding put in front of a sequence zeros."""
 
 TAKES_PADDED = (

@@ -86,6 +86,9 @@ def without_padding(graph: ir.Graph, timing: Timing) -> None:
     # Found before any is dropped, which gives those behind it another sequence to take.
     for node, axis in list(_changing(graph, timing)):
         (_unpad if node.op_type == "Pad" else _uncut)(node, axis)
+    for node in [n for n in graph if n.op_type == "Reshape" and not n.domain]:
+        if isinstance(fact := timing.of(node.outputs[0]), Along) and fact.padded:
+            _keep_rows(node, fact.axis)
     for value, fact in _padded(graph, timing):
         shape = list(dims(value) or ())
         shape[fact.axis] = dim_of(fact.each)
@@ -110,6 +113,14 @@ def _padded(graph: ir.Graph, timing: Timing) -> Iterator[tuple[ir.Value, Along]]
             fact = timing.of(value)
             if isinstance(fact, Along) and fact.padded:
                 yield value, fact
+
+
+def _keep_rows(node: ir.Node, axis: int) -> None:
+    """Let a Reshape take as many entries along time as come, not as many as were padded."""
+    sizes = [dim if isinstance(dim, int) else 0 for dim in dims(node.outputs[0]) or ()]
+    sizes[axis] = -1
+    node.attributes.pop("allowzero", None)  # a 0 is the size that is there
+    node.replace_input_with(1, Emitter(node).constant(sizes))
 
 
 def _unpad(node: ir.Node, axis: int) -> None:

@@ -25,6 +25,7 @@ class Spelled(nn.Module):
         both = torch.var_mean(bands, dim=(-1, -2), keepdim=True)
         return {
             "windows": front.unfold(1, 3, 1).flatten(2),
+            "windows of bands": F.pad(bands, (0, 0, 0, 0, 2, 0)).unfold(1, 3, 1).flatten(2),
             "largest": F.max_pool1d(front.mT, 3, stride=1).mT,
             "largest of less than nothing": F.max_pool1d(
                 F.pad(x.mT - 9, (2, 0), value=-torch.inf), 3, 1

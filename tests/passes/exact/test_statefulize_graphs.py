@@ -430,3 +430,46 @@ def test_a_slice_that_cuts_nothing_off_may_be_counted_from_the_end(steps: str, w
         return
     with pytest.raises(PassError, match="slices at places"):
         Statefulize().run(model, Context())
+
+
+@pytest.mark.parametrize(
+    ("shape", "dims", "works"),
+    [
+        ("rows, four, more", "batch, 4, time + 2", True),
+        ("rows, more, four", "batch, time + 2, 4", False),  # which mixes tokens
+        ("one, all, more", "1, 4*batch, time + 2", False),  # rows merged with channels
+    ],
+)
+def test_a_padded_sequence_is_reshaped_beside_time(shape: str, dims: str, works: bool) -> None:
+    model = ir.from_onnx_text(f"""
+        <ir_version: 10, opset_import: ["" : 24]>
+        g (float[batch, 2, 2, time] x) => (float[batch, 1, time] y)
+        <float[1, 4, 3] w = {{1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3}}, int64[1] one = {{1}},
+         int64[8] pads = {{0, 0, 0, 2, 0, 0, 0, 0}}, int64[1] four = {{4}}, int64[1] two = {{2}},
+         float[batch, 2, 2, long] p, float[a, b, c] r>
+        {{
+          p = Pad (x, pads)
+          rows = Shape <start = 0, end = 1> (x)
+          tokens = Shape <start = 3, end = 4> (x)
+          more = Add (tokens, two)
+          all = Mul (rows, four)
+          s = Concat <axis = 0> ({shape})
+          r = Reshape <allowzero = 1> (p, s)
+          y = Conv (r, w)
+        }}
+    """)
+    values = {str(value.name): value for node in model.graph for value in node.outputs}
+    values["p"].shape = ir.Shape(["batch", 2, 2, "time + 2"])
+    sizes = dims.split(", ")
+    values["r"].shape = ir.Shape([int(d) if d.isdigit() else d for d in sizes])
+    before, context = model.clone(), Context()
+    if not works:
+        with pytest.raises(PassError, match="Reshape"):
+            Statefulize().run(model, context)
+        return
+    Statefulize().run(model, context)
+    x = np.random.default_rng(0).standard_normal((3, 2, 2, 7)).astype(np.float32)
+    wanted = evaluate.run(before, {"x": x})["y"]
+    for parts in ([7], [2, 4, 1]):
+        found = stepping.roll(model, context.states, {"x": x}, parts)["y"]
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
