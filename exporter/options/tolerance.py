@@ -1,6 +1,6 @@
 """The limits of parity that a user gives by name, checked before anything is done."""
 
-import math
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -17,7 +17,7 @@ def check_tolerance(tolerance: Mapping[str, Any], names: Iterable[str] | None = 
     known = None if names is None else list(names)
     for name, limit in tolerance.items():
         number = isinstance(limit, int | float) and not isinstance(limit, bool)
-        if not number or math.isnan(limit) or limit < 0:
+        if not number or not 0 <= limit <= sys.float_info.max:  # neither NaN, which is no number
             raise OptionError(f"The tolerance of {name!r} is {limit!r}; give a number from 0.")
         if known is not None and name not in known:
             raise OptionError(

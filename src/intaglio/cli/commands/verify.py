@@ -81,6 +81,9 @@ def verify_(
     from intaglio import verify
     from intaglio.cli import behaving, summary
 
+    for name, given in (("--judge", judge), ("--stop", stop), ("--top-p", top_p)):
+        if given is not None and behaviour is None:
+            raise typer.BadParameter(f"{name} is for --behaviour")
     allowed, options = limits(tolerance), loading(load)  # what is typed wrongly is told first
     opened = open_bundle(bundle, require_signature)
     if behaviour is not None:
