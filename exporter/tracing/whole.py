@@ -92,8 +92,8 @@ def _found(source: Source) -> Source:
 def _why_whole(source: Source) -> str:
     if TIME not in source.symbols:
         return "it has no axis of time, and each call takes all of its inputs."
-    run = runner(source)
     try:
+        run = runner(source)
         axes = _time_axes(source, run)
     except Exception:  # noqa: BLE001  what does not run is told where it is traced
         return ""

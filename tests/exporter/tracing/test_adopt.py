@@ -36,3 +36,17 @@ def test_a_branch_that_gives_what_it_reads_is_told(tmp_path: Path) -> None:
 
     with pytest.raises(IntaglioError, match=r"model\.onnx"):
         intaglio.export(tmp_path / "model.onnx", tmp_path / "bundle", whole=True)
+
+
+def test_a_graph_with_time_that_does_not_run_is_told(tmp_path: Path) -> None:
+    """It is run first to see whether it is stepped through time."""
+    text = """
+        <ir_version: 10, opset_import: ["" : 7]>
+        g (float[batch, time, 4] x) => (float[batch, time, 4] y) {
+            axis = Constant <value = int64 {1}> ()
+            y = CumProd (x, axis)
+        }
+    """
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "model.onnx")
+    with pytest.raises(IntaglioError, match="CumProd"):
+        intaglio.export(tmp_path / "model.onnx", tmp_path / "bundle")
