@@ -12,12 +12,11 @@ from shutil import copytree
 
 import numpy as np
 import pytest
+from command_line import invoke
 from engines import add_engine
-from typer.testing import CliRunner, Result
 
 from intaglio import __version__
-from intaglio.cli import commands, diagnosis
-from intaglio.cli.frame import app
+from intaglio.cli import diagnosis
 from intaglio.errors import BundleError, ParityError
 
 TERMINAL_CODES = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
@@ -37,12 +36,6 @@ def intaglio(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     run = subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True)
     assert not TERMINAL_CODES.search(run.stdout + run.stderr)
     return run
-
-
-def invoke(*arguments: str | Path) -> Result:
-    """Run the command within this process."""
-    assert commands  # importing it adds the commands to the app
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="intaglio")
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:

@@ -7,17 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner, Result
+from command_line import invoke
 
-from intaglio.cli import commands
-from intaglio.cli.frame import app
 from intaglio.runtime.manifest import FILE_NAME, FileRecord, Manifest
-
-
-def invoke(*arguments: str | Path) -> Result:
-    assert commands
-    texts = [str(argument) for argument in arguments]
-    return CliRunner().invoke(app, texts, prog_name="intaglio", catch_exceptions=False)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """`inspect` in depth and `inspect --diff`: weights, states at a context, changes, code."""
 
+import functools
 import json
 import re
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import invoke
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -16,22 +18,16 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
 )
-from typer.testing import CliRunner, Result
 
 import intaglio
-from intaglio.cli import commands, inside
+from intaglio.cli import inside
 from intaglio.cli.console import Console, Flags
-from intaglio.cli.frame import app
 from intaglio.runtime.bundle import Bundle
 from intaglio.runtime.contradictions import contradictions
 from intaglio.runtime.manifest import FileRecord, schema
 from intaglio.runtime.schema import faults
 
-
-def invoke(*arguments: str | Path) -> Result:
-    assert commands
-    texts = ["inspect", *map(str, arguments)]
-    return CliRunner().invoke(app, texts, prog_name="intaglio", catch_exceptions=False)
+inspect = functools.partial(invoke, "inspect")
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +38,8 @@ def growing(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_weights_are_told_with_their_bits(bundle: Path) -> None:
-    shown = invoke(bundle)
-    found = json.loads(invoke(bundle, "--json").stdout)["weights"]
+    shown = inspect(bundle)
+    found = json.loads(inspect(bundle, "--json").stdout)["weights"]
 
     assert "32 bits each" in shown.stdout
     assert found["bits_per_weight"] == 32
@@ -54,9 +50,9 @@ def test_weights_are_told_with_their_bits(bundle: Path) -> None:
 
 def test_states_are_told_at_the_contexts_asked_for(bundle: Path) -> None:
     """Keys and values of one layer: two heads of 8 in float32, three rows."""
-    shown = invoke(bundle, "--context=10,1000", "--batch=3").stdout
+    shown = inspect(bundle, "--context=10,1000", "--batch=3").stdout
     manifest = Bundle.open(bundle).manifest
-    found = json.loads(invoke(bundle, "--context=10", "--batch=3", "--json").stdout)["states"]
+    found = json.loads(inspect(bundle, "--context=10", "--batch=3", "--json").stdout)["states"]
 
     assert "states by context, batch of 3" in shown
     assert "at 1,000" in shown
@@ -66,7 +62,7 @@ def test_states_are_told_at_the_contexts_asked_for(bundle: Path) -> None:
 
 
 def test_what_the_passes_changed_is_told_by_module(bundle: Path) -> None:
-    shown = invoke(bundle, "-v").stdout
+    shown = inspect(bundle, "-v").stdout
 
     assert "what the passes changed" in shown
     assert "1 Mul -> RMSNormalization" in shown
@@ -103,7 +99,7 @@ def test_code_is_what_is_loaded_whatever_it_is_called(bundle: Path, tmp_path: Pa
     changed = replace(manifest.with_graph("main", entry), files={**manifest.files, **records})
     changed.save(tmp_path / "manifest.json")
 
-    assert json.loads(invoke(tmp_path, "--json").stdout)["code"] == [
+    assert json.loads(inspect(tmp_path, "--json").stdout)["code"] == [
         "1/model.PY", "notes.txt", "other/engine.plan"
     ]  # fmt: skip
 
@@ -112,7 +108,7 @@ def test_a_damaged_graph_leaves_the_rest_of_the_page(bundle: Path, tmp_path: Pat
     copy = tmp_path / "copy"
     copy.mkdir()
     (copy / "manifest.json").write_bytes((bundle / "manifest.json").read_bytes())
-    result = invoke(copy)
+    result = inspect(copy)
 
     assert result.exit_code == 1
     assert "statefulize" in result.stdout
@@ -120,20 +116,20 @@ def test_a_damaged_graph_leaves_the_rest_of_the_page(bundle: Path, tmp_path: Pat
 
 
 def test_two_bundles_are_compared(bundle: Path, growing: Path) -> None:
-    shown = invoke("--diff", bundle, growing)
-    found = json.loads(invoke(bundle, growing, "--diff", "--json").stdout)
+    shown = inspect("--diff", bundle, growing)
+    found = json.loads(inspect(bundle, growing, "--diff", "--json").stdout)
 
     assert shown.exit_code == 0
     for words in ("past_key_values.0.key", "kv='grow'", "TensorScatter", "layers.0.mixer"):
         assert words in shown.stdout
     assert not found["same"]
     assert found["weights"] == []
-    assert "same     inputs" in invoke("--diff", bundle, bundle).stdout
+    assert "same     inputs" in inspect("--diff", bundle, bundle).stdout
 
 
 @pytest.mark.parametrize("second", [True, False])
 def test_two_bundles_and_diff_go_together(bundle: Path, *, second: bool) -> None:
-    result = invoke(bundle, *([bundle] if second else ["--diff"]))
+    result = inspect(bundle, *([bundle] if second else ["--diff"]))
 
     assert (result.exit_code, result.stdout) == (2, "")
     assert "--diff A B" in result.stderr
@@ -166,10 +162,10 @@ def test_an_engine_runs_with_consent_alone(bundle: Path, tmp_path: Path) -> None
         ["verify", str(tmp_path), "--against", "x.pt", "--target", "trt"],
         ["profile", str(tmp_path)],
     ):
-        refused = CliRunner().invoke(app, arguments)
+        refused = invoke(*arguments)
         assert refused.exit_code == 1
         assert "allow it with --allow-code" in refused.stderr
-    allowed = CliRunner().invoke(app, ["run", str(tmp_path), "--prompt", "1", "--allow-code"])
+    allowed = invoke("run", str(tmp_path), "--prompt", "1", "--allow-code")
     assert allowed.exit_code == 1
     assert "--allow-code" not in allowed.stderr
 
@@ -187,20 +183,20 @@ def test_a_signature_is_told_required_and_as_good_as_consent(bundle: Path, tmp_p
             made.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
         )
     required = ["--require-signature", str(tmp_path / "maker.pub")]
-    assert "signed   none" in invoke(copy).stdout
-    signed = CliRunner().invoke(app, ["sign", str(copy), "--key", str(key), "--json"])
+    assert "signed   none" in inspect(copy).stdout
+    signed = invoke("sign", str(copy), "--key", str(key), "--json")
     name = json.loads(signed.stdout)["key"]
 
-    assert f"signed   says to be by {name}; not checked" in invoke(copy).stdout
-    assert f"signed   by {name}, checked" in invoke(copy, *required).stdout
+    assert f"signed   says to be by {name}; not checked" in inspect(copy).stdout
+    assert f"signed   by {name}, checked" in inspect(copy, *required).stdout
     run = ["run", str(copy), "--prompt", "1", "--steps", "1"]
-    assert CliRunner().invoke(app, [*run, *required]).exit_code == 0
+    assert invoke(*run, *required).exit_code == 0
     for command in (
         [*run, "--require-signature", str(tmp_path / "other.pub")],
         ["inspect", str(copy), "--require-signature", str(tmp_path / "other.pub")],
         ["verify", str(copy), "--against", "x", "--require-signature", str(tmp_path / "other.pub")],
     ):
-        refused = CliRunner().invoke(app, command)
+        refused = invoke(*command)
         assert refused.exit_code == 1
         assert f"is signed by {name}, not by the key" in refused.stderr
 
@@ -209,13 +205,13 @@ def test_a_signature_is_told_required_and_as_good_as_consent(bundle: Path, tmp_p
     manifest.with_graph("main", replace(manifest.main, targets=targets)).save(
         copy / "manifest.json"
     )
-    unsigned = CliRunner().invoke(app, [*run, *required])
+    unsigned = invoke(*run, *required)
     assert "does not hold what was signed" in unsigned.stderr
     Bundle.open(copy).sign(key)
-    trusted = CliRunner().invoke(app, [*run, *required])
+    trusted = invoke(*run, *required)
     assert trusted.exit_code == 1
     assert "--allow-code" not in trusted.stderr
-    assert "--allow-code" in CliRunner().invoke(app, run).stderr
+    assert "--allow-code" in invoke(*run).stderr
 
 
 FORGED = "x\nFORGED \r\x1b[2J\x9b\u202e\u2028FORGED\u2029\u200f\u061c\u2066\x85FORGED\x0b"
@@ -264,15 +260,15 @@ def test_no_text_of_a_manifest_forges_a_line(bundle: Path, tmp_path: Path, targe
         ["profile", str(copy)],
         ["build", str(copy)],
     ):
-        told = CliRunner().invoke(app, command)
+        told = invoke(*command)
         assert told.exit_code in (0, 1, 2), told.output
         assert "FORGED" not in [line[:6] for line in told.output.splitlines()], command
         assert not UNSEEN.search(told.output), command
 
 
 def test_channels_that_belong_together_are_told(bundle: Path) -> None:
-    shown = invoke(bundle, "--couplings")
-    found = json.loads(invoke(bundle, "--couplings", "--json").stdout)["couplings"]
+    shown = inspect(bundle, "--couplings")
+    found = json.loads(inspect(bundle, "--couplings", "--json").stdout)["couplings"]
     (hidden,) = (group for group in found if group["name"] == "layers.0.mlp")
 
     assert f"{len(found)} groups of channels" in shown.stdout

@@ -1,24 +1,19 @@
 """`intaglio profile`: options, tables, JSON, the page, and what is refused."""
 
+import functools
 import json
 import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
+from command_line import invoke
+from typer.testing import Result
 
-from intaglio.cli import commands
-from intaglio.cli.frame import app
 from intaglio.runtime.bundle import Bundle
 from intaglio.runtime.report_file import read_report
 
+profile = functools.partial(invoke, "profile")
 QUICK = ["--context=9,3", "--prompt-length=5", "--threads=1", "--warm-up=0", "--duration=0"]
-
-
-def invoke(*arguments: str | Path) -> Result:
-    assert commands
-    texts = ["profile", *map(str, arguments)]
-    return CliRunner().invoke(app, texts, prog_name="intaglio", catch_exceptions=False)
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +21,7 @@ def ran(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Result,
     """One run with a page, as text."""
     out = tmp_path_factory.mktemp("page") / "report.html"
     options = [*QUICK, "--iterations=3", "--batch=2", "--percentile=50,99.9", "--report", str(out)]
-    return invoke(bundle, *options), out
+    return profile(bundle, *options), out
 
 
 def test_tables_tell_latency_memory_and_where_the_time_goes(ran: tuple[Result, Path]) -> None:
@@ -54,7 +49,7 @@ def test_the_page_is_written_and_the_report_kept(ran: tuple[Result, Path], bundl
 
 
 def test_json_is_one_object_with_both_bundles(bundle: Path) -> None:
-    result = invoke(bundle, bundle, *QUICK, "--iterations=2", "--no-ops", "--json", "--quiet")
+    result = profile(bundle, bundle, *QUICK, "--iterations=2", "--no-ops", "--json", "--quiet")
     found = json.loads(result.stdout)
 
     assert result.stderr == ""
@@ -74,7 +69,7 @@ def test_json_is_one_object_with_both_bundles(bundle: Path) -> None:
     ],
 )
 def test_lists_that_are_none_are_faults_of_usage(bundle: Path, option: str, words: str) -> None:
-    result = invoke(bundle, option)
+    result = profile(bundle, option)
 
     assert (result.exit_code, result.stdout) == (2, "")
     assert words in result.stderr
@@ -89,7 +84,7 @@ def test_lists_that_are_none_are_faults_of_usage(bundle: Path, option: str, word
     ],
 )
 def test_what_cannot_be_measured_exits_1(bundle: Path, options: list[str], words: str) -> None:
-    result = invoke(bundle, *options)
+    result = profile(bundle, *options)
 
     assert (result.exit_code, result.stdout) == (1, "")
     assert words in result.stderr
@@ -103,13 +98,13 @@ def test_a_page_that_cannot_be_written_is_refused_before_anything_is_measured(
         (tmp_path, "is a folder. Give the name of a file"),
         (tmp_path / "file/in/x.html", f"{tmp_path / 'file'} is a file, not a folder"),
     ):
-        result = invoke(bundle, *QUICK, "--report", place)
+        result = profile(bundle, *QUICK, "--report", place)
         assert (result.exit_code, result.stdout) == (1, ""), place
         assert words in result.stderr
 
 
 def test_a_missing_bundle_is_named(tmp_path: Path) -> None:
-    result = invoke(tmp_path / "absent")
+    result = profile(tmp_path / "absent")
 
     assert result.exit_code == 1
     assert f"{tmp_path / 'absent'} does not exist" in result.stderr
@@ -119,7 +114,7 @@ def test_a_page_without_its_extra_is_refused_before_anything_is_measured(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    result = invoke(bundle, "--report", tmp_path / "x.html")
+    result = profile(bundle, "--report", tmp_path / "x.html")
 
     assert (result.exit_code, result.stdout) == (1, "")
     assert "pip install 'intaglio[report]'" in result.stderr

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
-from typer.testing import CliRunner, Result
+from command_line import invoke
+from typer.testing import CliRunner
 
 from intaglio.cli import commands, console
 from intaglio.cli.frame import app
@@ -25,12 +26,6 @@ PROGRAM: Any = typer.main.get_command(app)
 NAMES = sorted(PROGRAM.commands)
 # What they print takes minutes to make, or a GPU, or is no table.
 OTHERS = {"adapter", "assemble", "build", "interpret", "merge", "sign", "subnet", "triton"}
-
-
-def invoke(*arguments: str, width: int = 80) -> Result:
-    assert commands
-    env = {"COLUMNS": str(width)}
-    return CliRunner(env=env).invoke(app, arguments, prog_name="intaglio", catch_exceptions=False)
 
 
 def tables(text: str) -> list[str]:

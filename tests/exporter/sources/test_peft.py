@@ -1,6 +1,7 @@
 """A LoRA of the library PEFT, scaled as it says."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,12 @@ def write(folder: Path, layer: str = "body.proj", **config: Any) -> Path:
 
 @pytest.mark.parametrize(
     ("config", "scale"),
-    [({}, 3.0), ({"use_rslora": True}, 6 / 2**0.5), ({"alpha_pattern": {"proj": 4}}, 2.0)],
+    [
+        ({}, 3.0),
+        ({"use_rslora": True}, 6 / 2**0.5),
+        ({"alpha_pattern": {"proj": 4}}, 2.0),
+        ({"alpha_pattern": {"roj": 4}, "init_lora_weights": True, "lora_dropout": 0.1}, 3.0),
+    ],
 )
 def test_the_product_is_scaled(tmp_path: Path, config: dict[str, Any], scale: float) -> None:
     """By alpha over the rank, over its root, or by the alpha of a layer."""
@@ -56,6 +62,14 @@ def test_a_layer_is_found_below_the_head_of_a_model(tmp_path: Path) -> None:
         ("proj", {"bias": "all"}, "bias"),
         ("other", {}, "no such layer"),
         ("proj", {"lora_alpha": "much"}, "no number"),
+        ("proj", {"lora_alpha": math.nan}, "no number"),
+        ("proj", {"lora_alpha": 10**400}, "no number"),
+        ("proj", {"r": 3}, "has the rank 3; it has 2"),
+        ("proj", {"rank_pattern": {"proj": 8}}, "has the rank 8; it has 2"),
+        ("proj", {"rank_pattern": [8]}, "no table of layers"),
+        ("proj", {"alpha_pattern": {"(a+)+$": 4}}, "by the pattern"),
+        ("proj", {"init_lora_weights": "pissa"}, "started from 'pissa'"),
+        ("proj", {"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
     ],
 )
 def test_what_is_no_lora_of_this_model(
@@ -64,3 +78,12 @@ def test_what_is_no_lora_of_this_model(
     assert is_peft(write(tmp_path, layer, **config))
     with pytest.raises(SourceError, match=words):
         read_peft(tmp_path, MODULE)
+
+
+def test_weights_that_are_no_numbers_are_told(tmp_path: Path) -> None:
+    folder = write(tmp_path)
+    held = {"lora_A": torch.full((2, 4), math.nan), "lora_B": B.clone()}
+    tensors = {f"base_model.model.proj.{part}.weight": each for part, each in held.items()}
+    save_file(tensors, folder / "adapter_model.safetensors")
+    with pytest.raises(SourceError, match="holds NaN or Inf"):
+        read_peft(folder, MODULE)

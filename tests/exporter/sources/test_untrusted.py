@@ -1,4 +1,4 @@
-"""What a file claims is held to what it has; `tests/cli/test_bad_input.py` has the table."""
+"""What a file claims is held to what it has; `tests/cli/test_bad_sources.py` has the table."""
 
 import struct
 import zipfile
