@@ -111,7 +111,8 @@ def _value(option: Any, random: Random) -> str:
         return str(random.choice((*WORDS, *INTEGERS)))
     kind = option.type_descriptor.annotation
     if isinstance(kind, enum.EnumType):
-        return str(random.choice([each.value for each in kind]))
+        members: list[Any] = list(kind.__members__.values())
+        return str(random.choice(members).value)
     for name in option.opts:
         if name in GOOD:
             return random.choice(GOOD[name])

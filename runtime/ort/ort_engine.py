@@ -1,9 +1,10 @@
 """ONNX Runtime sessions, opened from bundles and shared: weights are in memory once a process."""
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
-from weakref import WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import onnxruntime
 
@@ -40,7 +41,10 @@ _DTYPES = {
     },
 }
 
+Mark = tuple[int, ...]  # of a file: device, number, size, times
+
 _opened: WeakValueDictionary[tuple[str, int | None, bool, str], Any] = WeakValueDictionary()
+_mapped: WeakKeyDictionary[Any, Mapping[Path, Mark | None]] = WeakKeyDictionary()
 _lock = threading.Lock()
 
 
@@ -54,7 +58,8 @@ def open_engine(
 ) -> Any:
     """An `onnxruntime.InferenceSession` of `target`, the same one while any holder is alive.
 
-    Which one is told by what was hashed now, not by what a manifest says: each bundle is read.
+    Which one is told by what was hashed now, not by what a manifest says: each bundle is read.  One
+    whose files were written to since it mapped them is left to those that hold it.
 
     Args:
         graph: of a bundle, where it and its weights lie; their sizes and hashes are checked.
@@ -71,16 +76,27 @@ def open_engine(
     content = graph.read(target)
     own = "" if graph.bundle.copy is None else str(graph.bundle.root)
     key = (content.fingerprint, threads, tables, own)
+    marks = {path: _mark(path) for path in (graph.root / name for name in content.files)}
     with _lock:
         engine = _opened.get(key)
-        if engine is None:
+        if engine is None or any(_mark(path) != mark for path, mark in _mapped[engine].items()):
             engine = _opened[key] = _open(
                 graph, target, content.graph, threads, trace, tables=tables
             )
+            _mapped[engine] = marks
     path = graph.target(target).path
     check_names(graph, path, _names(engine.get_inputs()), _names(engine.get_outputs()))
     _check_values(graph, target, engine)
     return engine
+
+
+def _mark(path: Path) -> Mark | None:
+    """What changes when a file is written to or exchanged; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _open(

@@ -179,7 +179,7 @@ class Rounds(nn.Module):
 
 def test_a_loop_in_python_is_not_run_at_lengths_that_take_minutes() -> None:
     module = Rounds()
-    axes = {"x": ["batch", "time", 3]}
+    axes: dict[str, list[int | str]] = {"x": ["batch", "time", 3]}
     source = load(module, LoadOptions(inputs={"x": torch.randn(2, 8, 3)}, axes=axes))
     assert find_pace(source) == 1
     assert module.longest < 500

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,19 @@ def test_sessions_of_one_bundle_share_an_engine_while_one_lives(make_bundle: Mak
     del first
     gc.collect()
     assert len(ort_engine._opened) == 0
+
+
+def test_an_engine_whose_files_were_written_to_is_not_shared(make_bundle: MakeBundle) -> None:
+    """Its weights are mapped: who holds a copy of a bundle would change those of the other."""
+    copy, whole = (Bundle.open(make_bundle("conv", seed=0, external=True)) for _ in range(2))
+    held = open_engine(copy.graph(), "ort", 1)
+    (name,) = copy.graph().read("ort").files
+    path = copy.root / name
+    before, content = path.stat(), path.read_bytes()
+    path.write_bytes(bytes(len(content)))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    assert open_engine(whole.graph(), "ort", 1) is not held
 
 
 def test_threads_that_open_one_bundle_at_once_get_one_engine(make_bundle: MakeBundle) -> None:
