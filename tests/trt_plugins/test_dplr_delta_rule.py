@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from intaglio.errors import UnsupportedError
 from intaglio.ops.op import Sample
 from intaglio.trt_plugins.dplr_delta_rule import PLUGIN, kernels
+from intaglio.trt_plugins.launch_torch import describe, launch, run
 from intaglio.trt_plugins.plugin import Input, Request
-from intaglio.trt_plugins.run import describe, launch, run
 
 Check = Callable[..., None]
 
