@@ -175,7 +175,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     ),
     "sum of what comes later": (
         lambda: Planted(lambda x: x.flip(1).cumsum(1).flip(1)),
-        r"layers\.0: Slice .* another order",
+        r"layers\.0: CumSum .* sums up what comes later",
     ),
     "sum over rows": (
         lambda: Planted(lambda x: x.transpose(0, 1).cumsum(0).transpose(0, 1)),
@@ -204,7 +204,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     ),
     "reversed positions": (
         lambda: Planted(lambda x: x * torch.arange(x.shape[1], 0, -1)[None, :, None]),
-        r"layers\.0: \w+ .* (positions|number of tokens)",
+        r"layers\.0: Slice .* another order",
     ),
     "matmul over time": (
         lambda: Planted(lambda x: x @ (x.transpose(1, 2) @ x)),
