@@ -58,11 +58,11 @@ def measure(quick: bool) -> list[Row]:
     """Rows of perplexity, of ratio 0, and of speed; one seed and one ratio if `quick`."""
     torch.set_num_threads(1)
     seeds, ratios = (SEEDS[:1], RATIOS[1:2]) if quick else (SEEDS, RATIOS)
-    dense = _perplexity("", 0)[0]
+    dense = perplexity("", 0)[0]
     rows = [Row(name="dense: perplexity", value=dense, unit="per byte")]
     for share in ratios:
         found = {
-            way: [_perplexity(text.format(share), seed) for seed in seeds]
+            way: [perplexity(text.format(share), seed) for seed in seeds]
             for way, text in WAYS.items()
         }
         rows += _rows(share, dense, found, len(seeds))
@@ -106,7 +106,7 @@ def _traced() -> tuple[Source, Traced]:
     return source, traced
 
 
-def _perplexity(spec: str, seed: int) -> tuple[float, float]:
+def perplexity(spec: str, seed: int) -> tuple[float, float]:
     """Of the graph after a pass, and the part of the layers' parameters that it leaves."""
     source, traced = _traced()
     model, left = traced.model.clone(), 1.0
