@@ -114,6 +114,7 @@ def _use(folder: Path) -> None:
     for line in (
         ("inspect", bundle, "--verbose"),
         ("run", bundle, "--prompt", "ab", "--steps", "2"),
+        ("export", str(folder / "directory"), "-o", str(folder / "used"), *EXPORT[2:]),
         ("run", bundle, "--inputs", arrays, "-o", str(folder / "used.npz")),
         ("verify", bundle, "--against", str(folder / "llama.pt"), "--steps", "2"),
         ("profile", bundle, "--context", "4", "--prompt-length", "4", *BRIEF),
