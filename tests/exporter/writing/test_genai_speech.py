@@ -64,7 +64,8 @@ def test_genai_generates_the_tokens_that_the_library_does(
         generator.generate_next_token()
     found = [list(map(int, generator.get_sequence(row))) for row in range(2)]
 
-    module = transformers.WhisperForConditionalGeneration.from_pretrained(source).eval()
+    module: Any = transformers.WhisperForConditionalGeneration.from_pretrained(source)
+    module.eval()
     ids = torch.tensor([PROMPT] * 2)
     with torch.no_grad():
         for _ in range(LENGTH - len(PROMPT)):
