@@ -17,9 +17,9 @@ from torch import nn
 
 from intaglio.exporter.assemble import assemble
 from intaglio.exporter.export import export
-from intaglio.models._images import accuracy
 from intaglio.models.assembling import HYBRIDS, META, TINY, Config, Incubation, build
 from intaglio.models.model import save
+from intaglio.models.parts.drawn_shapes import accuracy
 from intaglio.runtime import Chain, Session
 
 NAME = "assembling"

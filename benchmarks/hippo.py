@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from evidence import Row, run
 
-from intaglio.models import _hippo as hippo
+from intaglio.models.parts import hippo
 
 TOKENS, QUICK_TOKENS, STATES = 12_000, 6000, 64
 DELAYS = (10, 50, 100, 200, 400, 800)

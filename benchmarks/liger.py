@@ -20,9 +20,9 @@ from torch import nn
 
 import intaglio
 from intaglio.models import save
-from intaglio.models._pretrained import read
 from intaglio.models.liger import LIGER, TINY, Linearization, adopt
 from intaglio.models.llama import LLAMA
+from intaglio.models.parts.pretrained_llama import read
 from intaglio.models.training import TrainingRecipe, train, validate
 from intaglio.quiet import quiet
 from intaglio.runtime import Session

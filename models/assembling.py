@@ -22,10 +22,10 @@ from torch.nn import functional as F
 from intaglio.errors import SourceError
 from intaglio.graphs import Graph
 
-from ._backbones import Attention, Patches, TransformerBlock
-from ._images import Shapes as Pictures
 from .layout import CheckpointLayout, Shapes, Values, read_value
 from .model import Model, Staged
+from .parts.backbones import Attention, Patches, TransformerBlock
+from .parts.drawn_shapes import Shapes as Pictures
 from .training import Report
 
 EPS = 1e-6  # of all norms

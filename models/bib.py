@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ._bert import Bert, one_hot
 from .model import Model
+from .parts.bert import Bert, one_hot
 
 LETTERS = {"dna": 4, "protein": 20}  # A, T, C, G; the amino acids as ProtBERT counts them
 FIRST = 5  # the first id of a word that is made of letters

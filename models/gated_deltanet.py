@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from . import llama
-from ._layers import LanguageModel
-from ._linear_mixers import GatedDeltaNet, Heads
 from .model import Model, token_ids
+from .parts.language_layers import LanguageModel
+from .parts.linear_mixers import GatedDeltaNet, Heads
 from .training import TrainingRecipe
 
 

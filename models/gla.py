@@ -8,9 +8,9 @@ Source: Yang et al. 2023, arXiv:2312.06635, section 4.
 
 from dataclasses import dataclass
 
-from ._layers import LanguageModel
-from ._linear_mixers import GatedLinearAttention, Heads
 from .model import Model, token_ids
+from .parts.language_layers import LanguageModel
+from .parts.linear_mixers import GatedLinearAttention, Heads
 from .training import TrainingRecipe
 
 

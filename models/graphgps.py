@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from intaglio.errors import SourceError
 
-from ._graph_attention import LinearAttention, SoftmaxAttention
-from ._graphgps_keys import configure, fits, weights
-from ._messages import GINE, GatedGCN, GraphAttention, segment_sum
 from .layout import CheckpointLayout
 from .model import Model
+from .parts.graph_attention import LinearAttention, SoftmaxAttention
+from .parts.graphgps_checkpoints import configure, fits, weights
+from .parts.messages import GINE, GatedGCN, GraphAttention, segment_sum
 
 WORDS = {
     "local": ("gine", "gated-gcn", "gat", "none"),

@@ -3,7 +3,7 @@
 `layers` names the mixer of each layer: ``["gla", "gla", "gla", "attention"]`` is three to one.
 
 Source: Wang et al. 2025, arXiv:2507.06457 (a study of such mixes); the mixers are those of
-`_linear_mixers`, attention is Llama's.
+`parts.linear_mixers`, attention is Llama's.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,9 +14,11 @@ import torch
 from torch import nn
 
 from . import llama
-from ._fla import head_size, layout
-from ._layers import LanguageModel
-from ._linear_mixers import (
+from .layout import Values, read_value, refuse
+from .model import Model, token_ids
+from .parts.fla_checkpoints import head_size, layout
+from .parts.language_layers import LanguageModel
+from .parts.linear_mixers import (
     HGRN,
     HGRN2,
     DeltaNet,
@@ -25,8 +27,6 @@ from ._linear_mixers import (
     Heads,
     Retention,
 )
-from .layout import Values, read_value, refuse
-from .model import Model, token_ids
 from .training import TrainingRecipe
 
 

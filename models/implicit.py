@@ -23,9 +23,9 @@ from torch.nn import functional as F
 
 from intaglio.graphs import Graph
 
-from . import _optimality as optimality
-from ._optimality import Rate
 from .model import Model
+from .parts import optimality
+from .parts.optimality import Rate
 
 PROBLEMS = ("ridge", "lasso", "simplex", "equilibrium")
 

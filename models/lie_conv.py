@@ -21,10 +21,10 @@ from torch.nn import functional as F
 
 from intaglio.errors import SourceError
 
-from ._layers import by_head
-from ._lie_groups import GROUPS, coordinates, draw
 from .layout import CheckpointLayout, read_value
 from .model import Model
+from .parts.language_layers import by_head
+from .parts.lie_groups import GROUPS, coordinates, draw
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,10 +26,11 @@ from torch.nn import functional as F
 from intaglio.errors import SourceError
 from intaglio.ops import linear_attention
 
-from . import _low_rank, _pretrained, llama
-from ._layers import LanguageModel, by_head
+from . import llama
 from .layout import CheckpointLayout, Shapes, Values, read_value, renamed
 from .model import Model, token_ids
+from .parts import low_rank_update, pretrained_llama
+from .parts.language_layers import LanguageModel, by_head
 from .training import Report, TrainingRecipe, train
 
 GATINGS = ("gla", "hgrn2", "gsa")
@@ -156,18 +157,18 @@ class Linearization:
                 "Liger is made of a trained transformer: name its checkpoint or the directory of "
                 "a Llama, as --from models/checkpoints/llama.pt."
             )
-        pretrained = _pretrained.read(start)
+        pretrained = pretrained_llama.read(start)
         module.load_state_dict(dict(pretrained.tensors))
-        numbers = _low_rank.attach(module, TUNED, self.rank, self.alpha)
+        numbers = low_rank_update.attach(module, TUNED, self.rank, self.alpha)
         loss = train(module, self.tuning, report, pretrained.tokens)
-        _low_rank.merge(module)
+        low_rank_update.merge(module)
         module.requires_grad_()
         return f"held-out loss {loss:.4f} nats per token after {numbers} numbers were tuned"
 
 
 def adopt(config: Config, start: Path) -> Config:
     """The sizes of the transformer at `start`, with the gating and the window of `config`."""
-    sizes = {**_pretrained.read_config(start), "window": config.window}
+    sizes = {**pretrained_llama.read_config(start), "window": config.window}
     adopted: Config = LIGER.configure({**sizes, "gating": config.gating, "slots": config.slots})
     return adopted
 
@@ -189,11 +190,11 @@ def build(config: Config) -> LanguageModel:
 def _configure(values: Values, _: Shapes) -> dict[str, Any]:
     gating = GATING_OF[values["model_type"]]
     slots = read_value(values, "pool_size", int, TINY.slots)
-    return {**_pretrained.llama_values(values), "gating": gating, "slots": slots}
+    return {**pretrained_llama.llama_values(values), "gating": gating, "slots": slots}
 
 
 def _weights(tensors: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
-    names = _pretrained.llama_names(config.num_layers, tied=config.tie_embeddings)
+    names = pretrained_llama.llama_names(config.num_layers, tied=config.tie_embeddings)
     return renamed(tensors, names)
 
 

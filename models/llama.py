@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ._layers import LanguageModel, by_head
 from .model import Model, token_ids
+from .parts.language_layers import LanguageModel, by_head
 from .training import TrainingRecipe
 
 

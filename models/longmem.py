@@ -28,9 +28,9 @@ from torch.nn import functional as F
 
 from intaglio.errors import SourceError
 
-from ._layers import by_head
 from .layout import CheckpointLayout, Shapes, Values, read_value, renamed
 from .model import Model
+from .parts.language_layers import by_head
 
 
 @dataclass(frozen=True, kw_only=True)

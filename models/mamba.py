@@ -5,7 +5,7 @@ Each layer is x + mixer(norm(x)).  Mamba's mixer, for channel d with N states:
     [x | z] = W_in u,   x = silu(conv(x)),   [r | B | C] = W_x x,   dt = softplus(W_dt r + b),
     h_t[d] = exp(-dt exp(A)[d]) h_{t-1}[d] + dt B x[d],   y = C h + D x,   out = W_out (y silu(z));
 
-Mamba-2's is that of `_mamba2`.  Parameters bear the names of the library.
+Mamba-2's is that of `parts.mamba2`.  Parameters bear the names of the library.
 
 Source: Gu and Dao 2023, arXiv:2312.00752; Dao and Gu 2024, arXiv:2405.21060.
 """
@@ -21,10 +21,10 @@ from torch.nn import functional as F
 from intaglio.errors import SourceError
 from intaglio.ops import diagonal_ssm
 
-from ._layers import RMSNorm
-from ._mamba2 import Mamba2
 from .layout import CheckpointLayout, Shapes, Values, read_value, refuse, renamed
 from .model import Model, token_ids
+from .parts.language_layers import RMSNorm
+from .parts.mamba2 import Mamba2
 from .training import TrainingRecipe
 
 KINDS = ("mamba", "mamba2")

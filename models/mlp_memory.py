@@ -23,9 +23,9 @@ from torch.nn import functional as F
 
 from intaglio.errors import SourceError
 
-from ._layers import RMSNorm, SwiGLU
 from .layout import CheckpointLayout, Shapes, Values, read_value, refuse, renamed
 from .model import Joint, Model
+from .parts.language_layers import RMSNorm, SwiGLU
 
 KINDS = ("gpt2", "llama")
 

@@ -23,11 +23,12 @@ from torch.nn import functional as F
 from intaglio.errors import SourceError
 from intaglio.ops import linear_attention
 
-from . import _mmmamba_layout, llama
-from ._distillation import Distillation, Distilled
-from ._layers import LanguageModel, RMSNorm, by_head
+from . import llama
 from .layout import CheckpointLayout
 from .model import Model
+from .parts import mmmamba_checkpoints
+from .parts.distillation import Distillation, Distilled
+from .parts.language_layers import LanguageModel, RMSNorm, by_head
 
 LEAST, MOST = 1e-3, 1e-1  # steps that a fresh mixer's bias is drawn from
 
@@ -265,9 +266,9 @@ def build(config: Config) -> MMMamba:
 PUBLISHED = CheckpointLayout(
     name="hustvl",
     source="github hustvl/mmMamba @ 85143d0, hovle/ and src/model/linear_attention/mamba2.py",
-    fits=_mmmamba_layout.fits,
-    configure=_mmmamba_layout.configure,
-    weights=_mmmamba_layout.weights,
+    fits=mmmamba_checkpoints.fits,
+    configure=mmmamba_checkpoints.configure,
+    weights=mmmamba_checkpoints.weights,
 )
 
 MMMAMBA = Model(

@@ -24,11 +24,11 @@ from torch.nn import functional as F
 from intaglio.ops import linear_attention
 
 from . import hybrid_linear_attention as hybrid
-from ._fla import head_size, layout
-from ._layers import LanguageModel, RMSNorm, by_head
-from ._linear_mixers import Heads, unit
 from .layout import Values, read_value, refuse
 from .model import Model, token_ids
+from .parts.fla_checkpoints import head_size, layout
+from .parts.language_layers import LanguageModel, RMSNorm, by_head
+from .parts.linear_mixers import Heads, unit
 from .training import TrainingRecipe
 
 ERASED = -80.0  # log decay of a slot that is written anew: e^-80 is nothing beside any number

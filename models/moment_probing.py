@@ -19,10 +19,10 @@ from torch.nn import functional as F
 
 from intaglio.errors import SourceError
 
-from ._backbones import ConvNeXt, LayerNorm2d, Swin, ViT
-from ._layers import by_head
 from .layout import CheckpointLayout, read_value
 from .model import Model
+from .parts.backbones import ConvNeXt, LayerNorm2d, Swin, ViT
+from .parts.language_layers import by_head
 
 BACKBONES = ("vit", "swin", "convnext")
 

@@ -1,6 +1,6 @@
 """M-VAR: pictures generated scale by scale, attention within a scale and Mamba-2 across scales.
 
-A picture is codes of several scales (`_vqvae`), from 1x1 to the largest.  Of each block, with
+A picture is codes of several scales (`parts.vqvae`), from 1x1 to the largest.  Of each block, with
 vectors g, s, b made of the class,
 
     x += g_1 attention(norm(x) (1 + s_1) + b_1),   the tokens of one scale seeing each other;
@@ -26,12 +26,12 @@ from torch.nn import functional as F
 from intaglio.errors import SourceError
 from intaglio.graphs import Generation, Graph
 
-from ._layers import by_head
-from ._mamba2 import Mamba2
-from ._scales import Scales
-from ._vqvae import Decoder, Quantizer
 from .layout import CheckpointLayout
 from .model import Model
+from .parts.language_layers import by_head
+from .parts.mamba2 import Mamba2
+from .parts.scale_training import Scales
+from .parts.vqvae import Decoder, Quantizer
 
 LARGEST_SCALE = 100.0  # of normalised queries
 

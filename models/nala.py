@@ -3,10 +3,11 @@
     S_t = S_{t-1} + R_t(phi_k) v_t^T,   z_t = z_{t-1} + phi_k,
     o_t = R_t(phi_q)^T S_t / (phi_q^T z_t + t 1e-6),
 
-with the features of `_nala`, R_t the rotation by position t and no decay: its state is as large
-after any number of tokens.  Values pass a causal depthwise convolution beside that, what is summed
-is normalised and gated.  The published code has the form for pictures alone (`nalaformer`); this
-one follows from its equations, the mean over all places being one over those before.
+with the features of `parts/norm_aware_attention.py`, R_t the rotation by position t and no decay:
+its state is as large after any number of tokens.  Values pass a causal depthwise convolution beside
+that, what is summed is normalised and gated.  The published code has the form for pictures alone
+(`nalaformer`); this one follows from its equations, the mean over all places being one over those
+before.
 
 Source: Meng et al. 2025, arXiv:2506.21137.
 """
@@ -20,9 +21,9 @@ from torch.nn import functional as F
 
 from intaglio.ops import linear_attention
 
-from ._layers import LanguageModel, by_head
-from ._nala import EPS, frequencies, key_features, query_features, rotate
 from .model import Model, token_ids
+from .parts.language_layers import LanguageModel, by_head
+from .parts.norm_aware_attention import EPS, frequencies, key_features, query_features, rotate
 from .training import TrainingRecipe
 
 

@@ -1,7 +1,7 @@
 """NaLaFormer: a hierarchical vision transformer whose first stages attend in linear time.
 
 Each block: x += conv3(x); x += g_1 attention(norm(x)); x += conv3(x); x += g_2 ffn(norm(x)), with
-depthwise convolutions.  Attention of the kind 'l' is norm-aware linear attention (`_nala`) over
+depthwise convolutions.  Attention of the kind 'l' is norm-aware linear attention over
 all N = height * width places, rotated by row and column,
 
     num = R(phi_q)^T (sum R(phi_k) v^T) / N,   den = phi_q^T (sum phi_k) / N + 1e-6,
@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ._images import Shapes
-from ._layers import by_head
-from ._nala import EPS, frequencies, key_features, query_features, rotate
 from .model import Model
+from .parts.drawn_shapes import Shapes
+from .parts.language_layers import by_head
+from .parts.norm_aware_attention import EPS, frequencies, key_features, query_features, rotate
 
 LINEAR, SOFTMAX = "l", "v"
 

@@ -27,11 +27,11 @@ from torch.nn import functional as F
 from intaglio.errors import SourceError
 from intaglio.ops import dplr_delta_rule
 
-from ._fla import MOST_LAYERS, head_size
-from ._fla import SOURCE as FLA_SOURCE
-from ._layers import by_head
 from .layout import CheckpointLayout, Shapes, Values, read_value, refuse, renamed
 from .model import Model, token_ids
+from .parts.fla_checkpoints import MOST_LAYERS, head_size
+from .parts.fla_checkpoints import SOURCE as FLA_SOURCE
+from .parts.language_layers import by_head
 from .training import TrainingRecipe
 
 SLOWEST = -math.exp(-0.5)  # log decay of a gate that is open

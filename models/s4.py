@@ -23,10 +23,10 @@ from torch.nn import functional as F
 
 from intaglio.errors import SourceError
 
-from ._hippo import RANKS, diagonal_plus_low_rank, timescales
-from ._s4_layers import DELAYS, Delays, Stack, convolve, parameter, signals, stack_values
 from .layout import CheckpointLayout, Shapes, Values, read_value, refuse
 from .model import Model
+from .parts.hippo import RANKS, diagonal_plus_low_rank, timescales
+from .parts.s4_layers import DELAYS, Delays, Stack, convolve, parameter, signals, stack_values
 
 SMALLEST = 1e-4  # of a pole's distance from the imaginary axis, whose logarithm is stored
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ._hippo import diagonal_poles, timescales
-from ._s4_layers import DELAYS, Delays, Stack, convolve, parameter, signals, stack_values
 from .layout import CheckpointLayout, Shapes, Values
 from .model import Model
+from .parts.hippo import diagonal_poles, timescales
+from .parts.s4_layers import DELAYS, Delays, Stack, convolve, parameter, signals, stack_values
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,8 +27,8 @@ from torch.nn import functional as F
 from intaglio.errors import SourceError
 
 from . import find, save
-from ._layers import LanguageModel, SwiGLU
 from .llama import Attention
+from .parts.language_layers import LanguageModel, SwiGLU
 from .training import Report
 
 Draw = Callable[[torch.Generator], Tensor]  # rows of tokens [B, T + 1] to learn from

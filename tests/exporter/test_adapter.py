@@ -10,7 +10,7 @@ from intaglio.errors import SourceError
 from intaglio.exporter.adapter import make_adapter
 from intaglio.exporter.sources.load import load_source
 from intaglio.models import find, llama, save
-from intaglio.models._layers import LanguageModel
+from intaglio.models.parts.language_layers import LanguageModel
 from intaglio.models.tuning import S2FT, of_text
 
 CONFIG = llama.Config(vocab_size=256, hidden_size=16, intermediate_size=20, num_layers=2)

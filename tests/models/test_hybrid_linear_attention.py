@@ -29,9 +29,10 @@ from torch import nn
 from intaglio.errors import SourceError
 from intaglio.exporter.export import ExportReport, export
 from intaglio.exporter.sources.load import load_source
-from intaglio.models import Model, _fla, find, save
-from intaglio.models._linear_mixers import forget_gate
+from intaglio.models import Model, find, save
 from intaglio.models.hybrid_linear_attention import MIXERS, Config, build
+from intaglio.models.parts import fla_checkpoints
+from intaglio.models.parts.linear_mixers import forget_gate
 from intaglio.runtime import Session
 
 KEYS = json.loads(
@@ -210,7 +211,9 @@ def official(config: Config, model_type: str, path: Path) -> Path:
     names = LAYOUT.configure(values, {})
     module = shaken(build(MODEL.configure(names)))
     state = module.state_dict()
-    theirs = {_fla.official_name(name, ()): value.clone() for name, value in state.items()}
+    theirs = {
+        fla_checkpoints.official_name(name, ()): value.clone() for name, value in state.items()
+    }
     save_file(theirs, path / "model.safetensors")
     return path
 

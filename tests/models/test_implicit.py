@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from intaglio.exporter.export import export
-from intaglio.models import _optimality as optimality
 from intaglio.models.implicit import IMPLICIT, Config, Regression, Solver, graphs, inputs
+from intaglio.models.parts import optimality
 from intaglio.runtime.session import Session
 
 SIZE = 3

@@ -15,7 +15,6 @@ import intaglio
 from intaglio.errors import SourceError
 from intaglio.exporter.sources.load import load_source
 from intaglio.models import save, training
-from intaglio.models._pretrained import llama_names, llama_values, read
 from intaglio.models.liger import (
     GATINGS,
     LIGER,
@@ -25,6 +24,7 @@ from intaglio.models.liger import (
     Linearization,
     adopt,
 )
+from intaglio.models.parts.pretrained_llama import llama_names, llama_values, read
 from intaglio.models.training import TrainingRecipe
 from intaglio.runtime import Session
 

@@ -15,8 +15,8 @@ import intaglio
 from intaglio.errors import SourceError
 from intaglio.exporter.sources.load import load_source
 from intaglio.models import save
-from intaglio.models._distillation import Distillation, observe, seed
 from intaglio.models.mmmamba import MMMAMBA, PUBLISHED, Config, Mamba2Attention, MMMamba, build
+from intaglio.models.parts.distillation import Distillation, observe, seed
 from intaglio.runtime import Session
 
 Array = npt.NDArray[np.float64]

@@ -15,7 +15,6 @@ from torch import nn
 
 from intaglio.errors import SourceError
 from intaglio.exporter.export import export
-from intaglio.models._backbones import ConvNeXtBlock, Merging, SwinBlock, TransformerBlock, ViT
 from intaglio.models.moment_probing import (
     MOMENT_PROBING,
     TIMM,
@@ -28,6 +27,7 @@ from intaglio.models.moment_probing import (
     build,
     inputs,
 )
+from intaglio.models.parts.backbones import ConvNeXtBlock, Merging, SwinBlock, TransformerBlock, ViT
 
 Array = npt.NDArray[Any]
 SWIN = replace(

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 import intaglio
 from intaglio.errors import InputError, SourceError
 from intaglio.models import find, save
-from intaglio.models._mamba2 import Mamba2
-from intaglio.models._scales import encode, inputs_of, scales_of
-from intaglio.models._vqvae import Quantizer
 from intaglio.models.mvar import MVAR, Config, build
+from intaglio.models.parts.mamba2 import Mamba2
+from intaglio.models.parts.scale_training import encode, inputs_of, scales_of
+from intaglio.models.parts.vqvae import Quantizer
 from intaglio.runtime import Bundle, Session
 from intaglio.runtime.whole_generation import WholeGenerator
 

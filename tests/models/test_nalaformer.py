@@ -10,8 +10,8 @@ import torch
 import intaglio
 from intaglio.errors import SourceError
 from intaglio.models import find, save
-from intaglio.models._images import accuracy
 from intaglio.models.nalaformer import Config, LinearAttention, Rotation, build
+from intaglio.models.parts.drawn_shapes import accuracy
 from intaglio.runtime import Session
 
 SMALL = Config(

@@ -10,7 +10,7 @@ import torch
 
 import intaglio
 from intaglio.errors import SourceError
-from intaglio.models import _hippo as hippo
+from intaglio.models.parts import hippo
 from intaglio.models.s4 import S4, Config, Kernel, discrete, truncated, untruncated
 
 KEYS = Path(__file__).parents[1] / "data" / "keys" / "s4.json"

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import intaglio
-from intaglio.models import _hippo as hippo
 from intaglio.models import find
-from intaglio.models._s4_layers import Delays, Stack
+from intaglio.models.parts import hippo
+from intaglio.models.parts.s4_layers import Delays, Stack
 from intaglio.models.s4d import S4D, TINY, Config, Layer
 from intaglio.runtime import Session
 

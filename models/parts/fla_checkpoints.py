@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from intaglio.errors import SourceError
-
-from .layout import CheckpointLayout, Shapes, Values, read_value, refuse, renamed
+from intaglio.models.layout import CheckpointLayout, Shapes, Values, read_value, refuse, renamed
 
 COMMIT = "bc3b101dcb713ddc5bd8924b66754eb68b5ccf89"
 SOURCE = f"github.com/fla-org/flash-linear-attention @ {COMMIT}, fla/models"

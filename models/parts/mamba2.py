@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from intaglio.ops import linear_attention
 
-from ._layers import RMSNorm, by_head
-from ._linear_mixers import spread
+from .language_layers import RMSNorm, by_head
+from .linear_mixers import spread
 
 STEPS = (-3, -1)  # powers of ten, between which the lengths of steps start
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ._layers import by_head
+from .language_layers import by_head
 
 
 class Sizes(Protocol):

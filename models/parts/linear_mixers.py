@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from intaglio.models.llama import rotary, rotate
 from intaglio.ops import diagonal_ssm, linear_attention
 
-from ._layers import RMSNorm, by_head
-from .llama import rotary, rotate
+from .language_layers import RMSNorm, by_head
 
 RETENTION_THETA = 10_000.0
 HGRN2_EPS = 1e-5  # whatever eps the other norms of its models have

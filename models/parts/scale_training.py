@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from intaglio.errors import SourceError
+from intaglio.models.training import Report
 
-from ._images import draw
-from .training import Report
+from .drawn_shapes import draw
 
 COMMITMENT = 0.25
 WITHOUT = 0.1  # share of pictures whose class is not told

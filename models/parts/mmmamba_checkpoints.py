@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from intaglio.errors import SourceError
-
-from .layout import Shapes, Values, read_value, refuse, renamed
+from intaglio.models.layout import Shapes, Values, read_value, refuse, renamed
 
 EMBEDDING, LANGUAGE = "embedding_config", "llm_config"
 KINDS = ("mamba2", "mha")

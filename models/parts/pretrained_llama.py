@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from intaglio.errors import SourceError
-
-from .layout import read_value, refuse
-from .model import FORMAT
+from intaglio.models.layout import read_value, refuse
+from intaglio.models.model import FORMAT
 
 HEAD = ("embed_tokens.weight", "norm.weight", "lm_head.weight")
 OF_LAYER = {

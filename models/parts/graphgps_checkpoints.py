@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from intaglio.errors import SourceError
-
-from .layout import read_value
+from intaglio.models.layout import read_value
 
 MARK = "post_mp.FC_layers.0.weight"
 LOCAL = {"nn.0.weight": "gine", "A.weight": "gated-gcn", "att_src": "gat"}

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, fft, nn
 
 from intaglio.errors import SourceError
-
-from .layout import Shapes, Values, read_value
+from intaglio.models.layout import Shapes, Values, read_value
 
 DELAYS = (16, 32, 64, 128)  # of the tiny versions, whose task is to tell the past
 

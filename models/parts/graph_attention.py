@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ._layers import by_head
+from .language_layers import by_head
 
 FAR = -1e9  # a score that no softmax sees, and that leaves a row without nodes finite
 

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from intaglio.errors import SourceError
-
-from .training import Report
+from intaglio.models.training import Report
 
 NAMES = ("disc", "square", "diamond", "ring", "plus", "cross", "frame", "stripes")
 EDGE = 24.0  # how steep the edge of a shape is, in units of the picture

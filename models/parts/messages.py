@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ._layers import by_head
+from .language_layers import by_head
 
 
 def segment_sum(values: Tensor, targets: Tensor, like: Tensor) -> Tensor:

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from intaglio.errors import SourceError
+from intaglio.models.training import Report
 
-from ._pretrained import read_checkpoint
-from ._questions import answered, draw
-from .training import Report
+from .drawn_questions import answered, draw
+from .pretrained_llama import read_checkpoint
 
 INHERITED = ("q_proj", "k_proj", "v_proj")
 KEPT = "o_proj"  # of the attention, in all stages

@@ -1,0 +1,1 @@
+"""What systems are made of and share: layers, tasks that are drawn, checkpoints of others."""
