@@ -67,8 +67,7 @@ def read_npy(path: str | os.PathLike[str]) -> Array:
         with path.open("rb") as file:
             _require_held(file, path.stat().st_size, path.name)
         with path.open("rb") as file:
-            array: Array = np.lib.format.read_array(file, allow_pickle=False)
-            return array
+            return _checked(np.lib.format.read_array(file, allow_pickle=False))
     except OSError as error:
         said = error.strerror or error
         raise InputError(f"{path} cannot be read: {said}. Write it with numpy.save.") from error
@@ -81,8 +80,16 @@ def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
     with archive.open(member) as file:
         _require_held(file, member.file_size, member.filename)
     with archive.open(member) as file:
-        array: Array = np.lib.format.read_array(file, allow_pickle=False)
-        return array
+        return _checked(np.lib.format.read_array(file, allow_pickle=False))
+
+
+def _checked(array: Array) -> Array:
+    """An array, whose texts are Unicode: numpy reads any four bytes as a character."""
+    if array.dtype.kind == "U":
+        codes = np.frombuffer(array.tobytes(), f"{array.dtype.byteorder}u4")
+        if np.any((codes > 0x10FFFF) | ((codes >= 0xD800) & (codes < 0xE000))):
+            raise ValueError("it holds text that is no Unicode")
+    return array
 
 
 def _require_held(file: IO[bytes], size: int, name: str) -> None:

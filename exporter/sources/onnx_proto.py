@@ -31,13 +31,17 @@ def check_functions(proto: onnx.ModelProto, path: Path) -> None:
         SourceError: if written out they come to far more nodes than the file holds.
     """
     functions = {_key(f): f for f in proto.functions}
+    twice = [key[1] for key, count in Counter(map(_key, proto.functions)).items() if count > 1]
+    if twice:
+        raise SourceError(f"{path} holds the function {twice[0]!r} more than once.")
     own = sum(1 for nodes in (proto.graph.node, *(f.node for f in functions.values()))
               for _ in _nodes(nodes))  # fmt: skip
     most = max(NODES, EXPANDED * own)
     sizes: dict[Key, int] = {}
     for key in functions:
         _count(key, functions, sizes, path)
-    total = sum(sizes.get(_callee(node), 1) for node in _nodes(proto.graph.node))
+    called = sum(sizes.get(_callee(node), 1) for node in _nodes(proto.graph.node))
+    total = max(called, *sizes.values()) if sizes else called  # functions that none calls, too
     if total > most:
         raise SourceError(
             f"{path} has {own} nodes, which come to {total} once its functions are written out: "
@@ -67,11 +71,16 @@ def _count(start: Key, functions: Mapping[Key, onnx.FunctionProto], sizes: dict[
 
 
 def _key(function: onnx.FunctionProto) -> Key:
-    return function.domain, function.name, getattr(function, "overload", "")
+    return _domain(function.domain), function.name, getattr(function, "overload", "")
 
 
 def _callee(node: onnx.NodeProto) -> Key:
-    return node.domain, node.op_type, getattr(node, "overload", "")
+    return _domain(node.domain), node.op_type, getattr(node, "overload", "")
+
+
+def _domain(name: str) -> str:
+    """Of the two names that the standard's domain has, the empty one."""
+    return "" if name == "ai.onnx" else name
 
 
 def _nodes(nodes: Iterator[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:

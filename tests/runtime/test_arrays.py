@@ -71,6 +71,8 @@ def claims(*shape: int) -> bytes:
         (archive(x=claims(-1)), "says that it has the shape"),
         (archive(x=array(np.array([print]))), "allow_pickle=False"),
         (archive(x=pickle.dumps(print)), "magic"),
+        (archive(x=array(np.array("abc")).replace(b"b\0\0\0", b"b\0\0\x7f")), "no Unicode"),
+        (archive(x=array(np.array("abc", ">U3")).replace(b"\0\0\0b", b"\0\0\xd8b")), "no Unicode"),
     ],
 )
 def test_what_is_no_file_of_plain_arrays_is_refused(

@@ -90,9 +90,15 @@ def _change_of_nothing(entry: dict[str, Any]) -> None:
     entry["graphs"]["main"]["passes"] = [{**record, "changes": [{"removed": {"Add": 1}}]}]
 
 
+def _options_of_no_kind(entry: dict[str, Any]) -> None:
+    record = {"name": "tidy", "changed": True, "nodes": [2, 1], "error": None, "notes": []}
+    entry["graphs"]["main"]["passes"] = [{**record, "options": "bits"}]
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
+        (_options_of_no_kind, "passes[0].options is 'bits', should be of type object"),
         (_without_states, "lacks the key 'states'"),
         (_text_for_batch, "limits.batch is 'four', should be of type integer or null"),
         (_unknown_layout, "states[1].layout is 'ring', should be one of recurrent"),

@@ -36,6 +36,27 @@ def circle(model: onnx.ModelProto) -> None:
     functions(model, 3, circle=True)
 
 
+def uncalled(model: onnx.ModelProto) -> None:
+    """One of another domain parts the graph from those below it, which are written out, too."""
+    functions(model, 60)
+    model.functions[57].domain = "g"
+
+
+def by_its_long_name(model: onnx.ModelProto) -> None:
+    """The standard's domain, which has two names."""
+    functions(model, 60)
+    for function in model.functions:
+        function.domain = "ai.onnx"
+        for node in function.node:
+            node.domain = ""
+    model.graph.node[0].domain = ""
+
+
+def two_alike(model: onnx.ModelProto) -> None:
+    functions(model, 3)
+    model.functions.append(model.functions[1])
+
+
 def branches(model: onnx.ModelProto) -> None:
     value = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
     graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "b", [], [value])
@@ -84,6 +105,9 @@ def nothing_gives(model: onnx.ModelProto) -> None:
     [
         (functions, "once its functions are written out"),
         (circle, "calls itself"),
+        (uncalled, "once its functions are written out"),
+        (by_its_long_name, "once its functions are written out"),
+        (two_alike, "holds the function 'f1' more than once"),
         (branches, "nests loops and branches"),
         (weight(data_type=1, dims=[2**40]), r"FLOAT \[1099511627776\], which is not"),
         (weight(data_type=1, dims=[-1], raw_data=bytes(4)), "which is not what it holds"),
