@@ -79,9 +79,11 @@ def _externalize(
             if whole not in places:
                 file.write(bytes(-file.tell() % ALIGNMENT))
                 places[whole] = (location, file.tell())
-                for digest, part in zip(places_of_all, data, strict=True):
-                    places.setdefault(digest, (location, file.tell()))
-                    file.write(part)
+                file.writelines(data)
+            where, offset = places[whole]  # of an earlier graph, perhaps as one tensor
+            for digest, part in zip(places_of_all, data, strict=True):
+                places.setdefault(digest, (where, offset))
+                offset += len(part)
             for value, digest, part in zip(values, places_of_all, data, strict=True):
                 where, offset = places[digest]
                 used.add(where)

@@ -1,13 +1,16 @@
 """The graphs of a bundle share the bytes of their weights and run from where they lie."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
+from onnx import numpy_helper
 
 from intaglio.exporter.writing.graph_files import ALIGNMENT, save_graphs
+from intaglio.graph_keys import PARTS
 
 FOLDER_OPTION = "session.model_external_initializers_file_folder_path"
 
@@ -65,6 +68,22 @@ def test_equal_tensors_are_written_once(tmp_path: Path) -> None:
     assert first["s"] == {}
     assert (tmp_path / "model.onnx.data").stat().st_size == BIG.nbytes
     assert (run(tmp_path, "model.onnx"), run(tmp_path, "ort/model.onnx")) == (2.0, 4.0)
+
+
+def test_parts_lie_where_an_earlier_graph_holds_them_joined(tmp_path: Path) -> None:
+    """As one tensor: a third graph, of the same, says what it is made of."""
+    whole, parts = graph(w=np.stack([BIG, OTHER])), graph(a=BIG, b=OTHER)
+    packed = graph(w=np.stack([BIG, OTHER]))
+    packed.graph.initializers["w"].metadata_props[PARTS] = json.dumps(["a", "b"])
+
+    opened = save_graphs(tmp_path, {"one.onnx": whole, "two.onnx": parts, "three.onnx": packed})
+
+    assert set(opened.values()) == {("one.onnx.data",)}
+    found = {each.name: numpy_helper.to_array(each, str(tmp_path))
+             for each in onnx.load(tmp_path / "two.onnx", load_external_data=False)
+             .graph.initializer}  # fmt: skip
+    np.testing.assert_array_equal(found["a"], BIG)
+    np.testing.assert_array_equal(found["b"], OTHER)
 
 
 def test_tensors_begin_at_pages(tmp_path: Path) -> None:
