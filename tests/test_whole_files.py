@@ -196,6 +196,7 @@ ELSEWHERE = {
     "exporter/writing/trt.py": "the draft of a bundle",
     "runtime/serving/repository.py": "the draft of a repository",
     "runtime/trt/build_child.py": "the draft of an engine",
+    "src/intaglio/jobs/processes.py": "a folder of its own",
     "trt_plugins/compile_plugin.py": "a folder of its own",
 }
 WRITES = {"write_text", "write_bytes", "save_file"}

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
 
-from intaglio.errors import OptionError
+from intaglio.errors import OptionError, PassError
 from intaglio.passes import PASSES, pipeline
 from intaglio.passes.base import Pass
 from intaglio.passes.user import pass_of
@@ -52,4 +52,9 @@ def build_entry(entry: Pass | Mapping[str, Any], *, allow_code: bool) -> Pass:
             f"The pass {name!r} of the recipe was a function of a program. Export from that "
             "program again, or keep the function in a file and give it with --pass."
         )
-    return pipeline.build(name, entry.get("options", {}))
+    options = entry.get("options", {})
+    if not isinstance(options, Mapping):
+        raise PassError(
+            f"The options of the pass {name!r} in the recipe are {options!r}; give a table."
+        )
+    return pipeline.build(name, options)

@@ -89,6 +89,8 @@ def test_code_needs_consent_each_time_and_functions_of_programs_their_program() 
         FULL.build_passes(allow_code=False)
     with pytest.raises(OptionError, match="function of a program"):
         Recipe(passes=[{"name": "training.tidy"}]).build_passes(allow_code=True)
+    with pytest.raises(PassError, match="options of the pass 'rtn' in the recipe are 3; give"):
+        Recipe(passes=[{"name": "rtn", "options": 3}]).build_passes(allow_code=True)
 
 
 @pytest.mark.parametrize("dry_run", [True, False])
