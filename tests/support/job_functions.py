@@ -72,5 +72,6 @@ def waits(folder: str, number: int) -> Any:
 
 
 if __name__ == "__main__":  # for a test that interrupts it, or kills it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background ignores
     with Where(jobs=2).open() as pool:
         run_all(pool, waits, [0, 1], first=[sys.argv[1]])
