@@ -33,6 +33,7 @@ from .settings import Contestant, ProfileSettings
 CHILD = "intaglio.runtime.profile.child"
 CONTEXTS = (128, 1024, 4096)
 PROMPTS = (512,)
+FARTHEST = 1 << 24  # tokens of a prompt or a context, which are all consumed
 EVENTS = 100_000  # of the engine's profiler, about 600 bytes each
 TRACED = 20  # calls of each phase, at most
 
@@ -166,6 +167,10 @@ def _within(
     """The tokens wanted, sorted; the usual ones, as far as positions reach, if none are."""
     if wanted is None:
         return [tokens for tokens in usual if end is None or tokens <= end] or [end or 1]
+    if max(wanted, default=0) > FARTHEST:
+        raise OptionError(
+            f"A {what} of {max(wanted)} tokens would have to be consumed first; {FARTHEST} at most."
+        )
     beyond = [tokens for tokens in wanted if end is not None and tokens > end]
     if beyond:
         raise OptionError(

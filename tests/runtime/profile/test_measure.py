@@ -291,6 +291,8 @@ def test_what_does_not_fit_is_refused_before_anything_runs(bundle: Bundle) -> No
         phases_of([limited(bundle, max_context=9)], QUICK)
     with pytest.raises(OptionError, match=r"prompt of 5 tokens does not fit.*allow 4"):
         phases_of([limited(bundle, max_context=4)], replace(QUICK, contexts=[2]))
+    with pytest.raises(OptionError, match=r"context of 1\d+ tokens would have to be consumed"):
+        phases_of([bundle.graph()], replace(QUICK, contexts=[10**30]))
     with pytest.raises(OptionError, match=r"batch of 1, not of 2\. Give --batch 1"):
         phases_of([limited(bundle, batch=1)], QUICK)
     phases_of([bundle.graph(), with_main(bundle, with_inputs(bundle, bounded))], QUICK)
