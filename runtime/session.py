@@ -164,6 +164,11 @@ class Session:
         """As `fork`: two sessions never share a state."""
         return self.fork()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Session":
+        """As `fork`: weights are the engine's, and shared."""
+        memo[id(self)] = forked = self.fork()
+        return forked
+
     def fork(self) -> "Session":
         """A session that continues from here with a state of its own, sharing the weights."""
         return Session(self.graph, self.target, self._backend.fork(), self.state.copy())

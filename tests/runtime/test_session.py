@@ -5,7 +5,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
-from copy import copy as copied
+from copy import copy, deepcopy
 from dataclasses import replace
 from types import FrameType
 from typing import Any
@@ -147,8 +147,8 @@ def test_outputs_are_not_overwritten_by_later_steps(
     for token in ids.T:
         session.step({"input_ids": token[:, None]})
 
-    for output, copy in zip(outputs, kept, strict=True):
-        assert all(np.array_equal(output[name], copy[name]) for name in copy)
+    for output, each in zip(outputs, kept, strict=True):
+        assert all(np.array_equal(output[name], each[name]) for name in each)
     assert not any(np.shares_memory(outputs[0]["logits"], o["logits"]) for o in outputs[1:])
 
 
@@ -445,8 +445,9 @@ def test_any_line_of_a_step_may_be_interrupted(
     np.testing.assert_array_equal(first, second)
 
 
+@pytest.mark.parametrize("copied", [copy, deepcopy])
 def test_a_copy_of_a_session_has_a_state_of_its_own(
-    make_session: MakeSession, make_ids: Callable[..., Array]
+    make_session: MakeSession, make_ids: Callable[..., Array], copied: Callable[[Any], Any]
 ) -> None:
     session = make_session("recurrent")
     session.step({"input_ids": make_ids(1, 3)})
