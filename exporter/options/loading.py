@@ -34,15 +34,21 @@ def as_graphs(given: Mapping[str, Any]) -> dict[str, Graph]:
     found = {}
     for name, entry in given.items():
         graph = Graph(entry) if isinstance(entry, str) else entry
-        graph = graph if isinstance(graph, Graph) else _plain(graph)
+        graph = graph if isinstance(graph, Graph) else _plain(name, graph)
         found[name] = replace(graph, axes=read_layouts(graph.axes))
     return found
 
 
-def _plain(entry: Mapping[str, Any]) -> Graph:
+def _plain(name: str, entry: Any) -> Graph:
     """A graph as a recipe holds it."""
-    plan = entry.get("generates")
-    return Graph(**{**entry, "generates": None if plan is None else Generation(**plan)})
+    try:
+        plan = entry.get("generates")
+        return Graph(**{**entry, "generates": None if plan is None else Generation(**plan)})
+    except (AttributeError, TypeError):
+        known = ", ".join(field.name for field in fields(Graph))
+        raise OptionError(
+            f"The graph {name!r} is {entry!r}; give a method's name, or a table of {known}."
+        ) from None
 
 
 def _says(value: Any) -> bool:

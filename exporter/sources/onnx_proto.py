@@ -126,6 +126,15 @@ def _check_given(graph: onnx.GraphProto, outer: frozenset[str], path: Path) -> N
     for name, reader in reads:
         if name and name not in scope:
             raise SourceError(f"{path}: {reader} takes the value {name!r}, which nothing gives.")
+    places = {name: place for place, node in enumerate(graph.node) for name in node.output}
+    for place, node in enumerate(graph.node):
+        hidden = [name for name in node.input if name in outer and places.get(name, -1) >= place]
+        if hidden:
+            raise SourceError(
+                f"{path}: the node {node.name or node.op_type!r} of a branch or loop takes "
+                f"{hidden[0]!r} from around it, where another value of that name is made. Names "
+                "have to be different."
+            )
     for node in graph.node:
         for attribute in node.attribute:
             for inner in (attribute.g, *attribute.graphs):

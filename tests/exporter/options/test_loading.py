@@ -13,6 +13,7 @@ from intaglio.exporter.options.loading import (
     LoadKeywords,
     LoadOptions,
     SourceOptions,
+    as_graphs,
 )
 from intaglio.exporter.options.recipe import Recipe, RecipeKeywords, decide
 
@@ -83,3 +84,12 @@ def test_a_config_without_keys_is_not_the_one_of_the_checkpoint(tmp_path: Path) 
 
     assert decide(tmp_path / "recipe.toml", {})[1].config == {}
     assert decide(None, {})[1].config is None
+
+
+ODD = [3, [], {"method": "encode", "speed": 2}, {"generates": {"a": 1}}]
+
+
+@pytest.mark.parametrize("entry", ODD)
+def test_a_graph_of_no_form_is_told(entry: object) -> None:
+    with pytest.raises(OptionError, match=r"The graph 'main' is .*; give a method's name, or"):
+        as_graphs({"main": entry})

@@ -52,6 +52,17 @@ def by_its_long_name(model: onnx.ModelProto) -> None:
     model.graph.node[0].domain = ""
 
 
+def hides(model: onnx.ModelProto) -> None:
+    """A branch that reads a value of the graph under the name of its own result."""
+    value, own = (helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in "yz")
+    branch = helper.make_graph([helper.make_node("Identity", ["z"], ["z"])], "b", [], [own])
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(True), "c"))
+    model.graph.node[0].output[0] = "z"
+    node = helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)
+    model.graph.node.append(node)
+    model.graph.output[0].CopyFrom(value)
+
+
 def two_alike(model: onnx.ModelProto) -> None:
     functions(model, 3)
     model.functions.append(model.functions[1])
@@ -107,6 +118,7 @@ def nothing_gives(model: onnx.ModelProto) -> None:
         (circle, "calls itself"),
         (uncalled, "once its functions are written out"),
         (by_its_long_name, "once its functions are written out"),
+        (hides, "takes 'z' from around it"),
         (two_alike, "holds the function 'f1' more than once"),
         (branches, "nests loops and branches"),
         (weight(data_type=1, dims=[2**40]), r"FLOAT \[1099511627776\], which is not"),
