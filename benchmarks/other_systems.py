@@ -39,6 +39,8 @@ def main() -> None:
     parser.add_argument("--only", default="")
     options, sys.argv[1:] = parser.parse_known_args()
     only = set(filter(None, options.only.split(",")))
+    if unknown := only - NAMES:
+        parser.error(f"{', '.join(unknown)}: there are {', '.join(sorted(NAMES))}")
     run(__doc__, lambda quick: measure(quick, only), ["--only", options.only] * bool(only))
 
 
@@ -47,7 +49,7 @@ def measure(quick: bool, only: set[str]) -> list[Row]:
     torch.set_num_threads(1)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        for name, checkpoint in checkpoints(Path(folder), (only or NAMES) & NAMES):
+        for name, checkpoint in checkpoints(Path(folder), only or NAMES):
             print(name, file=sys.stderr, flush=True)
             rows += _rows(name, checkpoint, Path(folder) / name.replace(" ", "-"))
     if not only:
