@@ -98,7 +98,10 @@ def _outer(source: Source, chunk: int) -> Outer:
         (n for n in itertools.count(SHORTEST) if n not in taken), PROGRAMS
     ):
         program = _unrolled(source, batch, count * chunk)
-        sizes = {n: {a: s for a, s in x.items() if s != TIME} for n, x in source.dynamic.items()}
+        sizes = {
+            name: {a: s for a, s in source.dynamic.get(name, {}).items() if s != TIME}
+            for name in source.inputs
+        }
         rules = RULES if chunk == 1 else CHUNK_RULES
         try:
             with quiet():

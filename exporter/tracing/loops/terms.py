@@ -75,7 +75,7 @@ class Terms:
         Args:
             program: in functional form.
             time: the number of tokens, or of chunks of tokens, that it was captured at.
-            sizes: names of the free axes of its inputs.
+            sizes: names of the free axes of its inputs, by the names of all of them, in order.
             rules: what brings a term into its plainest form, by operator.
             chunk: tokens that an iteration takes together.
         """
@@ -85,7 +85,8 @@ class Terms:
         self._known: dict[Any, Term] = {}
         self._sizes: dict[Any, Term] = {}
         self._source: Mapping[str, Any] = {}
-        self._dynamic = sizes
+        # by placeholder, whose name a capital or a keyword of Python makes another than the input's
+        self._given = dict(zip(program.graph_signature.user_inputs, sizes.items(), strict=True))
         held = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"]
         self._mode = detect_fake_mode([value for value in held if isinstance(value, Tensor)])
         self.outputs = self._read()
@@ -190,10 +191,11 @@ class Terms:
         if not isinstance(value, Tensor):
             return value
         if spec.kind is InputKind.USER_INPUT:
+            name, free = self._given[name]
             term = self.plain(INPUT, name, value=value)
             axes = [axis for axis, dim in enumerate(value.shape) if is_size(dim, self.tokens)]
             term.fed, term.latest = True, self.time - 1 if axes else ALWAYS
-            for axis in self._dynamic.get(name, {}):
+            for axis in free:
                 dim: Any = value.shape[axis]
                 if isinstance(dim, SymInt):
                     size = self.plain(aten.sym_size.int, term, axis, value=dim)

@@ -256,3 +256,24 @@ def test_rows_behind_their_heads_are_refused() -> None:
     model = trace(source_of(lambda net, x: merged(net, x, (2, 0)))).model
     with pytest.raises(PassError, match="from its own inputs alone"):
         pipeline.run(model, pipeline.standard(), Context())
+
+
+class Capital(Net):
+    """PyTorch's exporter calls the input `x`; it is returned beside what a loop makes of it."""
+
+    def forward(self, X: Tensor) -> Any:
+        return self.run(self, X), X
+
+
+def test_an_input_with_a_capital_is_rolled_up() -> None:
+    """By its own name, with its free axes; any number of rows."""
+    source = load_source(
+        Capital(body(lambda net, x, t, h: net.w(x[:, t]) + h)),
+        inputs={"X": np.zeros((2, 5, SIZE), np.float32)},
+    )
+    program = roll(source)
+    assert program is not None
+    for shape in ((3, 6, SIZE), (1, 1, SIZE)):
+        wanted = source.module(X=torch.ones(shape))
+        for found, right in zip(program.module()(X=torch.ones(shape)), wanted, strict=True):
+            torch.testing.assert_close(found, right)

@@ -269,12 +269,6 @@ def test_tracing_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_squeeze_of_more_than_one_entry_does_nothing() -> None:
-    """PyTorch leaves such an axis, and ONNX's operator refuses it."""
-    traced = trace(source(lambda _, x: x.squeeze(-1).unsqueeze(1).squeeze((1, -1))))
-    assert traced.model.graph.outputs[0].shape is not None
-
-
 def test_gates_far_below_zero_are_traced_as_they_are() -> None:
     """Trained gates reach logits of -1000, where PyTorch's Log(Sigmoid(x)) is -inf."""
 
