@@ -23,6 +23,7 @@ from .longmem import LONGMEM
 from .mamba import MAMBA
 from .mlp_memory import MLP_MEMORY
 from .mmmamba import MMMAMBA
+from .modegpt import MODEGPT
 from .model import FORMAT, Model, save
 from .mom import MOM
 from .moment_probing import MOMENT_PROBING
@@ -51,6 +52,7 @@ MODELS: tuple[Model, ...] = (
     MAMBA,
     MLP_MEMORY,
     MMMAMBA,
+    MODEGPT,
     MOM,
     MOMENT_PROBING,
     M_VAR,

@@ -30,7 +30,9 @@ class CheckpointLayout:
 
     Both raise `SourceError` for what they refuse, and may leave a `KeyError` that names the value
     or the tensors that are missing.  Whatever tensor is not asked for is unexpected in the file.
-    `source` is the repository, its commit and the file that all this was read from.
+    `source` is the repository, its commit and the file that all this was read from.  `beside` are
+    values of the config that name further files of the same directory, each a list of tensors: the
+    k-th is given as ``VALUE.k``.
     """
 
     name: str
@@ -38,6 +40,7 @@ class CheckpointLayout:
     fits: Callable[[Values, Collection[str]], bool]
     configure: Callable[[Values, Shapes], dict[str, Any]]
     weights: Callable[[Mapping[str, Tensor], Any], dict[str, Tensor]]
+    beside: tuple[str, ...] = ()
 
 
 def renamed(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:

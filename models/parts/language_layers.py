@@ -69,14 +69,20 @@ class Sizes(Protocol):
 
 
 class LanguageModel(nn.Module):
-    """Token embedding, blocks around the given mixers, a norm and the logits."""
+    """Token embedding, blocks around the given mixers, a norm and the logits.
 
-    def __init__(self, mixers: Sequence[nn.Module], sizes: Sizes) -> None:
+    `hidden` has the channels of each layer's feed-forward, where they are not all alike.
+    """
+
+    def __init__(
+        self, mixers: Sequence[nn.Module], sizes: Sizes, hidden: Sequence[int] | None = None
+    ) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(sizes.vocab_size, sizes.hidden_size)
+        channels = hidden or [sizes.intermediate_size] * len(mixers)
         self.layers = nn.ModuleList(
-            Block(mixer, sizes.hidden_size, sizes.intermediate_size, sizes.norm_eps)
-            for mixer in mixers
+            Block(mixer, sizes.hidden_size, size, sizes.norm_eps)
+            for mixer, size in zip(mixers, channels, strict=True)
         )
         self.norm = RMSNorm(sizes.hidden_size, sizes.norm_eps)
         self.lm_head = nn.Linear(sizes.hidden_size, sizes.vocab_size, bias=False)

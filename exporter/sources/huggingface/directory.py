@@ -8,9 +8,9 @@ pickled weights go through `exporter.container` and run no code.
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import safetensors
@@ -35,18 +35,20 @@ FORMAT = "huggingface/"  # what the formats of these sources begin with
 class Directory:
     """A directory with a config and weights.
 
-    `config` is what config.json says, `weights` are the files that hold tensors.
+    `config` is what config.json says, `weights` are the files that hold tensors by name, `lists`
+    by what config.json calls them those that hold tensors in a row.
     """
 
     path: Path
     config: Mapping[str, Any]
     weights: tuple[Path, ...]
+    lists: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def sha256(self) -> str:
-        """Hash of the lines that ``sha256sum config.json WEIGHTS...`` prints."""
+        """Hash of the lines that ``sha256sum config.json WEIGHTS... LISTS...`` prints."""
         lines = ""
-        for path in (self.path / CONFIG, *self.weights):
+        for path in (self.path / CONFIG, *self.weights, *self.lists.values()):
             with path.open("rb") as file:
                 lines += f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n"
         return hashlib.sha256(lines.encode()).hexdigest()
@@ -79,7 +81,29 @@ class Directory:
                 if not isinstance(value, Tensor):
                     raise SourceError(f"{path}: {name!r} is no tensor but {type(value).__name__}.")
                 found[name] = value
+        for name, path in self.lists.items():
+            found |= _read_list(path, name)
         return found
+
+    def beside(self, names: Collection[str]) -> "Directory":
+        """With the files that these values of its config name, wherever they lay when it was made.
+
+        Raises:
+            SourceError: if one is not beside it, or its name is no name.
+        """
+        lists = {}
+        for name in names:
+            said = self.config.get(name)
+            if said is None:
+                continue
+            file = self.path / PurePosixPath(str(said).replace("\\", "/")).name
+            if not isinstance(said, str) or not file.is_file():
+                raise SourceError(
+                    f"{self.path / CONFIG} names the file {said!r} in {name}, and {self.path} has "
+                    "none of that name. Copy it there."
+                )
+            lists[name] = file
+        return replace(self, lists=lists)
 
 
 def is_directory(path: Path) -> bool:
@@ -157,6 +181,14 @@ def _read(path: Path) -> Iterator[tuple[str, object]]:
                 yield name, file.get_tensor(name)
     except (safetensors.SafetensorError, OSError) as error:
         raise _damaged(path, error) from error
+
+
+def _read_list(path: Path, name: str) -> dict[str, Tensor]:
+    """The tensors that a file holds in a row, as ``NAME.k``."""
+    _, content = read_container(path)
+    if not isinstance(content, list) or not all(isinstance(each, Tensor) for each in content):
+        raise SourceError(f"{path} holds no list of tensors, as {name} of {CONFIG} says it does.")
+    return {f"{name}.{place}": each for place, each in enumerate(content)}
 
 
 def _names(path: Path) -> list[str]:

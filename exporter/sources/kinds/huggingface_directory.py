@@ -45,7 +45,7 @@ def load(path: Path, options: LoadOptions) -> Source:
     directory = read_directory(path)
     if (fitting := _layout(directory, options)) is not None:
         options.take(said, "model", *ADAPTERS)
-        return _in_layout(directory, fitting, options)
+        return _in_layout(directory.beside(fitting.layout.beside), fitting, options)
     options.take(said, "axes", "condition", *ADAPTERS)
     if importlib.util.find_spec("transformers") is None:
         raise MissingExtraError(f"The Hugging Face directory {path}", "hf")
