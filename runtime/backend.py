@@ -20,11 +20,13 @@ class Backend(StateMemory, Protocol):
     """Memory and steps of one target.
 
     Attributes:
+        spans: least and largest size of each free axis that one call takes, where there are such.
         most_tokens: of a row that one call of the engine takes, None for any number.
         most_rows: that one call takes, None for any number.
         capacity: tokens that its caches have room for, where the engine fixes that.
     """
 
+    spans: Mapping[str, tuple[int, int]]
     most_tokens: int | None
     most_rows: int | None
     capacity: int | None

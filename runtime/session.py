@@ -160,6 +160,11 @@ class Session:
         """Rows that the engine takes at once, None for any number."""
         return self._backend.most_rows
 
+    @property
+    def spans(self) -> Mapping[str, tuple[int, int]]:
+        """Least and largest size of each free axis, where the engine was built for such."""
+        return self._backend.spans
+
     def __copy__(self) -> "Session":
         """As `fork`: two sessions never share a state."""
         return self.fork()

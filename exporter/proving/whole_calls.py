@@ -25,6 +25,9 @@ from .reference import reference
 from .rounding import EXACT
 
 CALLS = 5
+FEWEST = (
+    3  # calls, of a model that takes fewer sizes: which boxes a detector keeps is in the values
+)
 SEED = 0
 
 
@@ -41,15 +44,15 @@ def calls(
     source: Source,
     entry: GraphEntry,
     data: str | Path | Arrays | Calibration | None,
-    most_rows: int | None,
+    built: Mapping[str, tuple[int, int]],
 ) -> list[WholeCall]:
-    """What to compare on: up to five calls, of sizes as different as the model takes.
+    """What to compare on: three to five calls, of sizes as different as the model takes.
 
     Args:
         source: what it is compared with.
         entry: of the graph.
         data: what `read_calibration` takes, or returned; random inputs without.
-        most_rows: that the engine takes at once, None for any number.
+        built: least and largest sizes of free axes that the engine was built for.
 
     Raises:
         InputError: data that cannot be read, or does not fit the inputs.
@@ -62,23 +65,26 @@ def calls(
                  data=read.sha256)
             for index in indices
         ]  # fmt: skip
-    return list(_drawn(source, entry, most_rows))
+    return list(_drawn(source, entry, built))
 
 
 def _tensors(inputs: Mapping[str, object]) -> dict[str, Tensor]:
     return {name: torch.as_tensor(value) for name, value in inputs.items()}
 
 
-def _drawn(source: Source, entry: GraphEntry, most_rows: int | None) -> Iterator[WholeCall]:
+def _drawn(
+    source: Source, entry: GraphEntry, built: Mapping[str, tuple[int, int]]
+) -> Iterator[WholeCall]:
     run = runner(source)
     limits = entry.limits
     spans = {
         symbol: Span(*limits.sizes[symbol][:3]) if symbol in limits.sizes else Span()
         for symbol in source.symbols
     }
-    rows = limits.batch or most_rows
-    if rows is not None and BATCH in spans:
-        spans[BATCH] = Span(limits.batch or 1, rows)
+    if limits.batch is not None and BATCH in spans:
+        spans[BATCH] = Span(limits.batch, limits.batch)
+    for symbol in spans.keys() & built.keys():
+        spans[symbol] = spans[symbol].within(*built[symbol])
     tried: list[Mapping[str, int]] = []
     for wanted in ({**source.sizes}, *several(source, spans)):
         sizes = {symbol: spans[symbol].nearest(wanted[symbol]) for symbol in spans}
@@ -88,6 +94,11 @@ def _drawn(source: Source, entry: GraphEntry, most_rows: int | None) -> Iterator
         yield WholeCall(inputs=source.draw(sizes, SEED + len(tried)), words=in_words(sizes))
         if len(tried) == CALLS:
             return
+    for more in range(len(tried), FEWEST if tried else 0):
+        yield WholeCall(
+            inputs=source.draw(tried[0], SEED + CALLS + more),
+            words=f"{in_words(tried[0])}, drawn anew",
+        )
 
 
 def verify_calls(
@@ -110,7 +121,7 @@ def verify_calls(
         BundleError: if it has other outputs than the source.
         InputError: data that cannot be read, or does not fit the inputs.
     """
-    given = calls(source, session.entry, data, session.most_rows)
+    given = calls(source, session.entry, data, session.spans)
     rows: list[Row] = []
     precision, cause, moved = "", "", None
     for call in given:

@@ -7,7 +7,7 @@ which all but the name may be left out.  Behind the last word of an input of int
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 from intaglio.errors import OptionError
@@ -57,6 +57,12 @@ class Span:
         """The size of the span that is nearest to `size` from below, or the least."""
         bounded = size if self.most is None else min(size, self.most)
         return self.least + max(bounded - self.least, 0) // self.step * self.step
+
+    def within(self, least: int, most: int) -> Self:
+        """The sizes of the span from `least` to `most`; its own least where there is none."""
+        steps = max(0, -(-(least - self.least) // self.step))
+        low = self.least + steps * self.step
+        return replace(self, least=low, most=max(low, self.nearest(most)))
 
     def __str__(self) -> str:
         """As `parse` reads it."""

@@ -1,6 +1,7 @@
 """What a session runs of ONNX Runtime: states in host memory, steps bound to them."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Self
 
 from intaglio.errors import InputError
@@ -21,6 +22,7 @@ from .ort_step import OrtStep
 class OrtBackend:
     """States in host memory, and steps of an ONNX Runtime session bound to them."""
 
+    spans: Mapping[str, tuple[int, int]] = MappingProxyType({})
     most_tokens: int | None = None
     most_rows: int | None = None
 

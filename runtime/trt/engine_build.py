@@ -73,16 +73,19 @@ class Built:
     bytes: int
     seconds: float
 
-    def most(self, entry: GraphEntry, dimension: str) -> int | None:
-        """The largest size of a symbolic dimension of the inputs, None where there is none such."""
-        sizes = {n: shapes[2] for each in self.profiles for n, shapes in each.shapes.items()}
-        found = [
-            sizes[spec.name][axis]
-            for spec in entry.inputs
-            for axis, dim in enumerate(spec.shape)
-            if dim == dimension and spec.name in sizes
-        ]
-        return max(found, default=None)
+    def spans(self, entry: GraphEntry) -> dict[str, tuple[int, int]]:
+        """The least and the largest size of each symbolic dimension of the inputs."""
+        found: dict[str, tuple[int, int]] = {}
+        for profile in self.profiles:
+            for spec in entry.inputs:
+                if spec.name not in profile.shapes:
+                    continue
+                low, _, high = profile.shapes[spec.name]
+                for dim, least, most in zip(spec.shape, low, high, strict=True):
+                    if isinstance(dim, str):
+                        known = found.get(dim, (least, most))
+                        found[dim] = min(least, known[0]), max(most, known[1])
+        return found
 
     def capacity(self, entry: GraphEntry) -> int | None:
         """Tokens that caches have room for, None where no state grows.

@@ -21,6 +21,7 @@ class TrtBackend:
 
     Attributes:
         most_tokens: of a row that a step takes.
+        spans: least and largest size of each free axis that a step takes.
         most_rows: that a step takes.
         capacity: tokens that its caches have room for, None where no state grows.
         engine: what the steps run.
@@ -32,8 +33,9 @@ class TrtBackend:
         self.engine = engine
         self.stream = EngineStream(engine, entry)
         self._entry = entry
-        self.most_tokens = engine.built.most(entry, TIME)
-        self.most_rows = engine.built.most(entry, BATCH)
+        self.spans: Mapping[str, tuple[int, int]] = engine.built.spans(entry)
+        most = {symbol: largest for symbol, (_, largest) in self.spans.items()}
+        self.most_tokens, self.most_rows = most.get(TIME), most.get(BATCH)
         self.capacity = engine.built.capacity(entry)
 
     def buffer(self, spec: StateSpec, batch: int, tokens: int) -> DeviceBuffer:

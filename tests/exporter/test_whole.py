@@ -4,6 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx.parser
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,6 +14,8 @@ from torch import Tensor, nn
 from intaglio.errors import InputError, ParityError, SourceError, TraceError
 from intaglio.exporter.export import ExportReport, export
 from intaglio.exporter.proving.verify import verify
+from intaglio.exporter.proving.whole_calls import calls
+from intaglio.exporter.sources.load import load_source
 from intaglio.runtime import Session
 
 PICTURE = torch.randn(2, 3, 16, 24, generator=torch.Generator().manual_seed(0))
@@ -149,6 +154,22 @@ def test_nodes_and_edges_are_axes_and_edges_stay_below_the_nodes(tmp_path: Path)
         session.step({"nodes": np.zeros((3, 4), np.float32), "edge_index": np.array([[0], [3]])})
 
 
+def test_no_call_leaves_the_sizes_that_an_engine_was_built_for(tmp_path: Path) -> None:
+    """Nor do calls, where it was built for one size, all hold the same values."""
+    given = {"nodes": torch.randn(5, 4), "edge_index": torch.randint(5, (2, 9))}
+    report = exported(Messages(), tmp_path / "b", given)
+    entry, source = report.manifest.main, load_source(Messages(), inputs=given, whole=True)
+    nodes, edges = source.symbols
+    free = calls(source, entry, None, {})
+    assert max(len(call.inputs["nodes"]) for call in free) > 5
+    built = calls(source, entry, None, {nodes: (1, 5), edges: (1, 9)})
+    sizes = {(len(call.inputs["nodes"]), call.inputs["edge_index"].shape[1]) for call in built}
+    assert len(sizes) > 1
+    assert all(size <= (5, 9) and size[1] <= 9 for size in sizes)
+    one = calls(source, entry, None, {nodes: (5, 5), edges: (9, 9)})
+    assert len({call.inputs["nodes"].sum().item() for call in one}) == len(one) == 3
+
+
 def test_a_branch_on_a_size_is_told_with_the_line_to_type(tmp_path: Path) -> None:
     axes = {"image": ("batch", 3, 16, "width")}
     with pytest.raises(
@@ -203,3 +224,98 @@ def test_where_the_source_gives_nan_the_bundle_has_to_and_something_is_to_be_see
     assert "source itself gives NaN at times" in report.parity.summary()
     with pytest.raises(ParityError, match=r"says nothing of output .*: the source gives NaN"):
         export(Spread(never=True), tmp_path / "b", inputs=x, whole=True)
+
+
+def overlaps(boxes: Tensor) -> Tensor:
+    """Intersection over union of boxes [N, 4] with each other."""
+    corner = torch.maximum(boxes[:, None, :2], boxes[:, :2])
+    other = torch.minimum(boxes[:, None, 2:], boxes[:, 2:])
+    both = (other - corner).clamp_min(0).prod(-1)
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
+    return both / (area[:, None] + area - both)
+
+
+class Detector(nn.Module):
+    """Greedy suppression of boxes that overlap a better one, as it is written without torchvision.
+
+    `ragged` gives as many boxes as are kept; otherwise `most`, and which are.
+    """
+
+    def __init__(self, *, ragged: bool, most: int = 6) -> None:
+        super().__init__()
+        self.ragged, self.most = ragged, most
+
+    def forward(self, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        scores, order = scores.topk(self.most)
+        corner, size = boxes[order].chunk(2, -1)
+        boxes = torch.cat((corner, corner + size.abs() + 1), -1)
+        over = overlaps(boxes) > 0.2
+        keep = torch.ones_like(scores, dtype=torch.bool)
+        for best in range(self.most):
+            keep = keep & ~(keep[best] & over[best] & (torch.arange(self.most) > best))
+        return (boxes[keep], order[keep]) if self.ragged else (boxes, keep)
+
+
+def detected(module: Detector, seed: int) -> tuple[dict[str, Tensor], list[int]]:
+    """Inputs, and the boxes that are kept by a loop over all pairs."""
+    generator = torch.Generator().manual_seed(seed)
+    given = {
+        "boxes": torch.randn(9, 4, generator=generator),
+        "scores": torch.rand(9, generator=generator),
+    }
+    with torch.no_grad():
+        boxes = Detector(ragged=False, most=9)(**given)[0]
+    order = given["scores"].argsort(descending=True)[: module.most]
+    over, kept = overlaps(boxes), list[int]()
+    for place in range(module.most):
+        if not any(over[place, better] > 0.2 for better in kept):
+            kept.append(place)
+    return given, order[kept].tolist()
+
+
+def test_a_detector_gives_as_many_boxes_as_it_keeps(tmp_path: Path) -> None:
+    """Compared on several draws, though its sizes are fixed: what is kept is in the values."""
+    module = Detector(ragged=True)
+    axes = {"boxes": "9x4", "scores": "9"}
+    report = exported(module, tmp_path / "b", detected(module, 0)[0], axes, whole=True)
+    assert report.parity is not None
+    assert report.parity.steps == 3
+    session, counts = Session.load(tmp_path / "b"), set()
+    for seed in range(4):
+        given, kept = detected(module, seed)
+        same(session, module, **given)
+        found = session.step({name: value.numpy() for name, value in given.items()})
+        assert list(found.values())[1].tolist() == kept
+        counts.add(len(kept))
+    assert len(counts) > 1
+
+
+NMS = """
+<ir_version: 9, opset_import: ["": 17]>
+detector (float[1, N, 4] boxes, float[1, 2, N] scores) => (float[K, 4] kept, int64[K] row)
+<int64[1] most = {4}, float[1] overlap = {0.2}, float[1] least = {0.5}, int64[1] one = {1},
+ int64[1] two = {2}, int64[1] three = {3}, int64[1] zero = {0}>
+{
+    picked = NonMaxSuppression <center_point_box: int = 1> (boxes, scores, most, overlap, least)
+    column = Slice (picked, two, three, one)
+    row = Squeeze (column, one)
+    plain = Squeeze (boxes, zero)
+    kept = Gather <axis: int = 0> (plain, row)
+}
+"""
+
+
+def test_a_graph_with_suppression_is_exported_whole(tmp_path: Path) -> None:
+    """Any number of boxes goes in, and as many come out as ONNX Runtime keeps in the file."""
+    onnx.save(onnx.parser.parse_model(NMS), tmp_path / "nms.onnx")
+    report = export(tmp_path / "nms.onnx", tmp_path / "b", whole=True)
+    assert report.parity is not None
+    assert report.parity.passed
+    plain = onnxruntime.InferenceSession(tmp_path / "nms.onnx")
+    session, generator = Session.load(tmp_path / "b"), np.random.default_rng(0)
+    for count in (1, 8, 30):
+        given = {"boxes": generator.random((1, count, 4), np.float32),
+                 "scores": generator.random((1, 2, count), np.float32)}  # fmt: skip
+        found = session.step(given)
+        for name, want in zip(("kept", "row"), plain.run(None, given), strict=True):
+            np.testing.assert_array_equal(found[name], want)

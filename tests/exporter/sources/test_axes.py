@@ -30,6 +30,13 @@ def test_an_axis_may_be_empty_where_that_is_said() -> None:
     assert layouts.spans["edges"].holds(0)
 
 
+def test_a_span_within_others_keeps_its_steps() -> None:
+    assert Span(4, None, 4).within(6, 18) == Span(8, 16, 4)
+    assert Span(4, 12, 4).within(1, 50) == Span(4, 12, 4)
+    assert Span().within(3, 3) == Span(3, 3)
+    assert Span(8, None, 8).within(9, 15) == Span(16, 16, 8)  # there is none
+
+
 @pytest.mark.parametrize(
     ("axes", "words"),
     [
