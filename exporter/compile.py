@@ -140,6 +140,7 @@ def compile_source(
     if teacher is not None:
         with clock.phase("calibration"):
             data = read_calibration(teacher.data, source, traced.max_context)
+        traced = replace(traced, notes=(*traced.notes, *data.notes))
         context.calibration, context.work = data, teacher.work
         context.module = source.body if isinstance(source.body, nn.Module) else None
     steps = _steps(source, extra, how)

@@ -101,8 +101,8 @@ def export(
         source: what `load_source` takes, or what it returned.
         out: the bundle's folder.
         recipe: a recipe, or the file that a bundle holds as `recipe.toml`.
-        calib: what calibrated passes learn from: a file ``.npz`` or ``.txt``, a folder of these,
-            or arrays by the names of inputs.
+        calib: what calibrated passes learn from: a file ``.npz`` or ``.txt``, a picture, a folder
+            of these, or arrays by the names of inputs.
         data: what to verify with, in the same forms; if not given, what calibrated passes learned
             from, the rows first that they did not fit; without these, random inputs.
         work: where calibrated passes keep each layer that is finished, for a run that is cut off

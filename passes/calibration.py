@@ -40,10 +40,11 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """Batches of the user's data, and the SHA-256 of all of it."""
+    """Batches of the user's data, the SHA-256 of all of it, and what was done to make them."""
 
     batches: Sequence[Batch]
     sha256: str
+    notes: Sequence[str] = ()
 
     @property
     def held_out(self) -> list[int]:

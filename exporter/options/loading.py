@@ -20,7 +20,7 @@ from .config import Config
 from .layout_text import Axes, read_layouts
 
 States = Mapping[str, str]
-OF_ALL = ("whole", "text")  # options that no kind of source has to name
+OF_ALL = ("whole", "text", "pixels")  # options that no kind of source has to name
 FLAGS = {"graphs": "graph", "states": "state", "text": "tokenizer"}  # called otherwise where typed
 Inputs = Mapping[str, Any] | Sequence[Any] | Tensor | npt.NDArray[Any] | str | Path
 
@@ -78,6 +78,7 @@ class SourceOptions:
     inputs: Inputs | None = None
     text: str | Path | Mapping[str, Any] | None = None
     bits: Mapping[str, int] = field(default_factory=dict)
+    pixels: str | Path | Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "axes", read_layouts(self.axes))
@@ -192,6 +193,13 @@ class LoadKeywords(TypedDict, total=False):
         Mapping[str, int] | None,
         "of a supernet, the bits of each layer by globs over module paths, the last that fits: "
         '``{"*": 2, "*down_proj": 4}``.',
+    ]
+    pixels: Annotated[
+        str | Path | Mapping[str, Any] | None,
+        "what pictures that are given as data become: ``imagenet``, ``inception`` or ``clip``, "
+        '``{"mean": [0.5], "std": [0.25], "crop_pct": 0.9}``, or a file, ``config.json`` of timm '
+        "or ``preprocessor_config.json``, which is read by itself in a Hugging Face directory.  "
+        "From 0 to 1 where nothing is said.",
     ]
     import_from: Annotated[
         Sequence[str | Path] | None,

@@ -30,6 +30,7 @@ from .loading import (
     as_graphs,
     names_code,
 )
+from .pixels import Pixels
 from .served_shapes import ServedShapes
 from .toml_text import parse_toml
 from .user_passes import PASS_KEYS, as_entry, build_entry, describe_pass
@@ -42,6 +43,7 @@ FolderLayout = Literal["bundle", "genai", "triton"]
 PLAIN: Mapping[str, Callable[[Any], Any]] = {
     "config": read_config,
     "graphs": lambda given: {n: _told(graph) for n, graph in as_graphs(given).items()},
+    "pixels": lambda given: Pixels.read(given).to_json(),
     "passes": lambda given: [as_entry(entry) for entry in given],
     "shapes": lambda given: ServedShapes.of(given).to_json(),
 }

@@ -73,10 +73,11 @@ def as_made(
 
 
 def _without_files(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A bundle's recipe but for a config that would be a file of the bundle's choice."""
+    """A bundle's recipe but for a config or pixels that would be a file of the bundle's choice."""
     config = recipe.get("config")
-    path = isinstance(config, str) and not config.startswith("{")
-    return {n: x for n, x in recipe.items() if n != "config" or not path}
+    files = {"config"} if isinstance(config, str) and not config.startswith("{") else set()
+    files |= set() if isinstance(recipe.get("pixels"), Mapping) else {"pixels"}
+    return {n: x for n, x in recipe.items() if n not in files}
 
 
 def _require_own_files(own: Recipe, given: LoadKeywords) -> None:

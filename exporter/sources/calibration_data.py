@@ -1,10 +1,11 @@
-"""Calibration data as the user has it: arrays, text, or a folder of either, in batches of rows.
+"""Calibration data as the user has it: arrays, text, pictures or a folder of them, in batches.
 
 An ``.npz`` file holds an array for each input, by its name, [batch, time, ...], and `lengths`
 [batch] where rows are padded at their end; where the source has several graphs, a file may hold
 what all of them take.  Text is cut into rows of `LENGTH` tokens: bytes where
-the vocabulary has 256 entries, else those of the source's tokenizer.  Files are read when their
-rows are asked for, and once before, to refuse what is wrong with them.
+the vocabulary has 256 entries, else those of the source's tokenizer.  A picture is a row of the
+one input that a vision model takes (`picture_data.py`).  Files are read when their rows are asked
+for, and once before, to refuse what is wrong with them.
 """
 
 import hashlib
@@ -24,6 +25,7 @@ from intaglio.runtime.arrays import read_npz
 from intaglio.runtime.tokenizer_process import Tokenizer
 from intaglio.state import BATCH, TIME
 
+from .picture_data import PictureInput, is_picture, pictures_below
 from .source import Source
 from .tokenizer_files import TOKENIZER
 
@@ -42,7 +44,7 @@ def read_calibration(
     """Batches of what `data` holds, for the inputs of `source`.
 
     Args:
-        data: a file ``.npz`` or ``.txt``, a folder of such files, or arrays by name.
+        data: a file ``.npz`` or ``.txt``, a picture, a folder of such files, or arrays by name.
         source: whose inputs they are.
         max_context: the longest row that the source takes.
 
@@ -52,12 +54,16 @@ def read_calibration(
     reader = _Reader(source, max_context)
     if isinstance(data, Mapping):
         arrays = reader.check({n: np.asarray(x) for n, x in data.items()}, "the calibration data")
-        parts = _batches(None, reader.size(arrays))
+        parts = _batches((), reader.size(arrays))
         return Calibration(batches=_Rows(parts, reader, arrays), sha256=data_hash(arrays))
+    files = _files(Path(data))
+    pictures = [path for path in files if is_picture(path)]
+    together = reader.together(pictures, Path(data)) if pictures else []
     parts = []
-    for path in _files(Path(data)):
-        parts += _batches(path, reader.size(reader.read(path)))
-    return Calibration(batches=_Rows(parts, reader, None), sha256=data_hash(data))
+    for group in (*((path,) for path in files if path not in pictures), *together):
+        parts += _batches(group, reader.size(reader.read(group)))
+    notes = reader.pictures.notes(together) if reader.pictures else ()
+    return Calibration(batches=_Rows(parts, reader, None), sha256=data_hash(data), notes=notes)
 
 
 def data_hash(data: str | Path | Arrays) -> str:
@@ -85,31 +91,33 @@ def data_hash(data: str | Path | Arrays) -> str:
 
 @dataclass(frozen=True)
 class _Part:
-    """Rows `first` to `end` of a file, or of the arrays given."""
+    """Rows `first` to `end` of a file or of pictures, or without any of the arrays given."""
 
-    path: Path | None
+    files: tuple[Path, ...]
     first: int
     end: int
 
 
-def _batches(path: Path | None, size: tuple[int, int]) -> list[_Part]:
+def _batches(files: tuple[Path, ...], size: tuple[int, int]) -> list[_Part]:
     """Cut rows into batches, so many that one can be held out."""
     rows, steps = size
     step = max(1, min(BATCH_TOKENS // max(steps, 1), rows // HELD_OUT))
-    return [_Part(path, first, min(first + step, rows)) for first in range(0, rows, step)]
+    return [_Part(files, first, min(first + step, rows)) for first in range(0, rows, step)]
 
 
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
         found = sorted(p for p in path.iterdir() if p.suffix in (".npz", ".txt") and p.is_file())
+        found += pictures_below(path)
         if not found:
-            raise InputError(f"{path} has no .npz and no .txt files to calibrate with.")
+            raise InputError(f"{path} has no .npz, no .txt and no pictures to calibrate with.")
         return found
-    if path.suffix not in (".npz", ".txt") or not path.is_file():
-        what = "is no .npz and no .txt file" if path.exists() else "does not exist"
+    known = path.suffix in (".npz", ".txt") or is_picture(path)
+    if not known or not path.is_file():
+        what = "is no .npz, no .txt and no picture" if path.exists() else "does not exist"
         raise InputError(
             f"The calibration data {path} {what}: give arrays named like the model's inputs as "
-            ".npz, text as .txt, or a folder of these."
+            ".npz, text as .txt, pictures, or a folder of these."
         )
     return [path]
 
@@ -121,7 +129,7 @@ class _Rows(Sequence[Batch]):
         self._parts = parts
         self._reader = reader
         self._arrays = arrays
-        self._path: Path | None = None
+        self._files: tuple[Path, ...] = ()
 
     def __len__(self) -> int:
         return len(self._parts)
@@ -135,9 +143,8 @@ class _Rows(Sequence[Batch]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         part = self._parts[index]
-        if self._arrays is None or (part.path is not None and part.path != self._path):
-            assert part.path is not None
-            self._arrays, self._path = self._reader.read(part.path), part.path
+        if self._arrays is None or part.files != self._files:
+            self._arrays, self._files = self._reader.read(part.files), part.files
         return self._reader.batch(self._arrays, part.first, part.end)
 
 
@@ -149,13 +156,26 @@ class _Reader:
         self._examples = {n: x.numpy() for n, x in source.inputs.items()}
         self._needed = self._examples.keys() - self._source.defaults.keys()
         self._limit = max_context
+        self.pictures: PictureInput | None = None
 
-    def read(self, path: Path) -> Arrays:
-        """The arrays of a file.
+    def together(self, pictures: Sequence[Path], where: Path) -> list[tuple[Path, ...]]:
+        """Pictures in groups that are read at once; those to be read are of this input from now on.
+
+        Raises:
+            InputError: if no input takes pictures, or its fixed batch more than there are.
+        """
+        self.pictures = PictureInput.of(self._source, where)
+        return self.pictures.groups(pictures, where)
+
+    def read(self, files: Sequence[Path]) -> Arrays:
+        """The arrays of a file, or of some pictures.
 
         Raises:
             InputError: it cannot be read, or does not fit.
         """
+        if self.pictures is not None and is_picture(files[0]):
+            return self.check(self.pictures.read(files), str(files[0]))
+        (path,) = files
         if path.suffix == ".txt":
             return self._text(path)
         try:

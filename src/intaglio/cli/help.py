@@ -28,7 +28,7 @@ GROUPS: dict[str, str] = {
     "Drawing": "temperature top-k top-p min-p repetition-penalty seed guidance",
     "Search": "budget evaluations seed jobs ray report",
     "Source": "model config key import-from inputs axes whole state condition adapter adapters "
-    "bits",
+    "bits pixels",
     "Trust": "allow-code allow-pickle require-signature",
     EVERYWHERE: "json verbose quiet debug help",
 }

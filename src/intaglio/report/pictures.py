@@ -8,10 +8,10 @@ import numpy.typing as npt
 
 from intaglio.errors import InputError, MissingExtraError
 from intaglio.runtime.arrays import read_npy
-from intaglio.runtime.plain_files import require_ordinary
+from intaglio.runtime.picture_file import open_picture
 
 Array = npt.NDArray[Any]
-MODES = {1: "L", 3: "RGB"}  # by channels
+CHANNELS = (1, 3)
 
 
 def read_picture(path: Path, shape: tuple[int, ...]) -> Array:
@@ -32,22 +32,11 @@ def read_picture(path: Path, shape: tuple[int, ...]) -> Array:
 
 def _pixels(path: Path, shape: tuple[int, ...]) -> Array:
     """[channels, height, width] from 0 to 1, in as many channels as `shape` has."""
-    if len(shape) != 3 or shape[0] not in MODES:
+    if len(shape) != 3 or shape[0] not in CHANNELS:
         raise InputError(f"The bundle takes {list(shape)}, which is no picture: give a .npy file.")
-    try:
-        from PIL import Image
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("Reading pictures", "report") from error
-    try:
-        require_ordinary(path)
-        with Image.open(path) as image:
-            _require_shape(path, (shape[0], image.height, image.width), shape)
-            pixels = np.asarray(image.convert(MODES[shape[0]]), np.float32) / 255
-    except InputError:
-        raise
-    except Exception as error:  # each format of pictures is wrong in ways of its own
-        said = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise InputError(f"{path} cannot be read as a picture: {said}.") from error
+    image = open_picture(path, shape[0])
+    _require_shape(path, (shape[0], image.height, image.width), shape)
+    pixels = np.asarray(image, np.float32) / 255
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
@@ -61,7 +50,7 @@ def _require_shape(path: Path, found: tuple[int, ...], shape: tuple[int, ...]) -
 
 def is_picture(shape: tuple[int, ...]) -> bool:
     """Whether an array of `shape` can be drawn."""
-    return len(shape) == 3 and shape[0] in MODES
+    return len(shape) == 3 and shape[0] in CHANNELS
 
 
 def write_picture(path: Path, array: Array) -> None:

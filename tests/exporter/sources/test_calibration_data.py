@@ -207,7 +207,7 @@ def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
     for name, said in {
         "absent.npz": "does not exist",
         "damaged.npz": "cannot be read",
-        "": "has no .npz and no .txt files",
+        "": "has no .npz, no .txt and no pictures",
     }.items():
         path = tmp_path / name if name else tmp_path / "empty"
         path.parent.mkdir(exist_ok=True)

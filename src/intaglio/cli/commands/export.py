@@ -87,7 +87,9 @@ def export_(
     ] = None,
     calib: Annotated[
         Path | None,
-        typer.Option(metavar="PATH", help="What passes learn from: .npz, .txt, or a folder."),
+        typer.Option(
+            metavar="PATH", help="What passes learn from: .npz, .txt, pictures, or a folder."
+        ),
     ] = None,
     data: Data = None,
     work: Annotated[

@@ -105,6 +105,15 @@ class LoadFlags(TypedDict):
             metavar="GLOB=N", help="Of a supernet, the bits of layers; repeatable, the last fits."
         ),
     ]
+    pixels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE.json|TOML",
+            help="What pictures given as data become: imagenet, inception, clip, or "
+            "'mean=[...],std=[...],crop_pct=0.9'.",
+            show_default="from 0 to 1",
+        ),
+    ]
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Run code that the source or --pass FILE.py names.")
     ]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Steps = Annotated[int, typer.Option(min=1, metavar="N", help="Steps to compare.")]
 Data = Annotated[
     Path | None,
-    typer.Option(metavar="PATH", help="What to verify with: .npz, .txt, or a folder."),
+    typer.Option(metavar="PATH", help="What to verify with: .npz, .txt, pictures, or a folder."),
 ]
 LoadRecipe = Annotated[
     Path | None,
