@@ -55,6 +55,7 @@ HELPERS = {
     "low_bit_planes",
     "model",
     "op",
+    "pela",
     "plugin",
     "quick",
     "supernet",

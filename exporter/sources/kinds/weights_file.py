@@ -10,6 +10,7 @@ from intaglio.errors import SourceError
 from intaglio.exporter.options.config import read_config
 from intaglio.exporter.options.loading import Inputs, LoadOptions, names_code
 from intaglio.exporter.sources.checkpoint import Checkpoint, read_checkpoint
+from intaglio.exporter.sources.factored_projections import factored, told
 from intaglio.exporter.sources.factory import build_from_factory, importable_from
 from intaglio.exporter.sources.input_spec import Takes
 from intaglio.exporter.sources.known_model import build, outline
@@ -100,12 +101,15 @@ def of_checkpoint(checkpoint: Checkpoint, options: LoadOptions) -> Source:
         model = find(wanted)
         if fitting is None:
             config = model.configure(values)
-            check_fit(outline(model, config, len(tensors)), tensors, path)
+            shape = outline(model, config, len(tensors))
+            factored(shape, tensors)
+            check_fit(shape, tensors, path)
         else:
             config, tensors = read_layout(fitting, values, tensors, path)
         module, given, said_by_model = build(model, config)
         options = replace(options, **said_by_model)
-    notes = load_weights(module, tensors, checkpoint.path)
+    pairs = factored(module, tensors)
+    notes = load_weights(module, tensors, checkpoint.path) + tuple(told(pairs))
     module.eval().requires_grad_(requires_grad=False)
     notes += (*settle(module), *put_in(module, stored))
     if isinstance(given, Takes):
