@@ -30,8 +30,6 @@ from .layout import CheckpointLayout, Shapes, Values, read_value, refuse
 from .model import Model
 from .training import Report
 
-HIDDEN = -5e4  # a score whose exponential is 0 beside any other
-
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -176,12 +174,12 @@ class SeqBoatLayer(nn.Module):
         count = active.long().cumsum(1)
         between = count[:, :, None] - count[:, None, :]
         at = torch.arange(time, device=q.device)
-        past = at <= at[:, None]
-        seen = active[:, None, :] & (between <= config.window) & past
+        seen = active[:, None, :] & (between <= config.window) & (at <= at[:, None])
         if not soft:
             return scores.relu().square().masked_fill(~seen, 0.0) @ v
-        scores = scores.masked_fill(~seen, HIDDEN).masked_fill(~past, -math.inf)
-        return torch.softmax(scores, -1) @ v
+        # what a token that is not active finds is left out; it sees itself, lest that is no number
+        seen = seen | (at == at[:, None])
+        return torch.softmax(scores.masked_fill(~seen, -math.inf), -1) @ v
 
 
 def rotated(x: Tensor) -> Tensor:

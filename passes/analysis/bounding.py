@@ -4,7 +4,7 @@ A few nodes look beyond the region that they are asked about: a sum at all token
 at the score of the token itself.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -47,10 +47,14 @@ def evaluate(term: PairTerm, region: Region) -> Bounds:
     return evaluate_all(term, region)[term]
 
 
-def evaluate_all(term: PairTerm, region: Region) -> dict[PairTerm, Bounds]:
-    """Bounds of `term` and of all that it is computed from."""
-    found: dict[PairTerm, Bounds] = {}
-    for entry in walk(term):
+def evaluate_all(
+    term: PairTerm, region: Region, known: Mapping[PairTerm, Bounds] | None = None
+) -> dict[PairTerm, Bounds]:
+    """Bounds of `term` and of all that it is computed from, where those `known` hold."""
+    found: dict[PairTerm, Bounds] = dict(known or {})
+    for entry in walk(term, found):
+        if entry in found:
+            continue
         given = [None if one is None else found[one] for one in entry.inputs]
         found[entry] = _of(entry, given, region)
     return found

@@ -39,6 +39,7 @@ class PairValues:
 
     def __init__(self, step: StepValues, *, grow: bool) -> None:
         self.step, self.grow = step, grow
+        self.kept = KEPT[grow]
         self.count: ir.Value | None = None
         self._positions: ir.Value | None = None
 
@@ -55,6 +56,10 @@ class PairValues:
             held = emit("Shape", [past], INT64, [1], start=axis, end=axis + 1)
             self.count = emit("Add", [held, self.step.count], INT64, [1]) if self.grow else held
 
+    def queries(self) -> ir.Value:
+        """Int64 [batch*time]: the positions of the queries."""
+        return self.step.flat_positions
+
     def keys(self) -> ir.Value:
         """Int64 [S]: the positions of the keys."""
         if self.count is None:
@@ -64,7 +69,7 @@ class PairValues:
             emit = self.at
             count = emit("Squeeze", [self.count], INT64, [])
             ends = [emit.constant(0), count, emit.constant(1)]
-            self._positions = emit("Range", ends, INT64, [KEPT[self.grow]])
+            self._positions = emit("Range", ends, INT64, [self.kept])
         return self._positions
 
     def sizes(self, term: PairTerm, *, by_row: bool) -> list[Dim]:
@@ -76,7 +81,7 @@ class PairValues:
             if axis == term.axes.query:
                 found.append(query)
             elif axis == term.axes.key:
-                found.append(KEPT[self.grow] + (f" + {extra}" if extra else ""))
+                found.append(self.kept + (f" + {extra}" if extra else ""))
             elif isinstance(dim, int) or (by_row and dim == BATCH):
                 found.append(dim)
             else:
@@ -112,7 +117,7 @@ class PairValues:
                 parts.append(emit("Mul", product, INT64, [1]))
             else:
                 assert self.count is not None
-                extra = int(dim.removeprefix(KEPT[self.grow]).removeprefix(" + ") or 0)
+                extra = int(dim.removeprefix(self.kept).removeprefix(" + ") or 0)
                 held = [self.count, emit.constant([extra])]
                 parts.append(emit("Add", held, INT64, [1]) if extra else self.count)
         return parts[0] if len(parts) == 1 else emit("Concat", parts, INT64, [len(parts)], axis=0)

@@ -21,10 +21,10 @@ from intaglio.passes.analysis.pair_rules import shift
 from intaglio.passes.analysis.pairs import PairTerm, TermKind, leaves, surplus, walk
 from intaglio.passes.analysis.time import refuse
 from intaglio.passes.analysis.time_rules import ELEMENTWISE
-from intaglio.passes.graph import Dim, attribute, attributes_of, dims, input_of, integers
+from intaglio.passes.graph import Dim, Shape, attribute, attributes_of, dims, input_of, integers
 from intaglio.state import BATCH, CAPACITY, PAST, TIME, Layout
 
-from ._pair_values import KEPT, PairValues, StepValue
+from ._pair_values import PairValues, StepValue
 from ._stateful_ops import Carried, past_value
 from ._step_values import INT64, StepValues
 
@@ -34,6 +34,8 @@ class Pairs(PairValues):
 
     def __init__(self, step: StepValues, *, grow: bool) -> None:
         super().__init__(step, grow=grow)
+        self.length: Dim = PAST if grow else CAPACITY
+        self.layout = Layout.GROW if grow else Layout.STATIC
         self.carried: list[Carried] = []
         self._emitted: dict[PairTerm, StepValue] = {}
         self._caches: dict[tuple[ir.Value, int], ir.Value] = {}
@@ -46,7 +48,7 @@ class Pairs(PairValues):
         self._ports = {}
         found = self.by_row(self._emit(term), 4)
         shape = found.shape
-        whole: list[Dim] = [shape[0], shape[1], TIME, KEPT[self.grow]]
+        whole: list[Dim] = [shape[0], shape[1], TIME, self.kept]
         if list(shape) != whole:
             found = self.expanded(found, whole)
         return found.value
@@ -87,12 +89,15 @@ class Pairs(PairValues):
 
     def _cached(self, term: PairTerm) -> ir.Value:
         """Data of the keys: carried, and read with that of the new tokens."""
-        axis, value, emit = term.axes.key, term.value, self.at
-        assert axis is not None
+        assert term.axes.key is not None
+        if (term.value, term.axes.key) not in self._caches:
+            self.hold(term.value, term.axes.key, "entries", self._port(term))
+        return self._caches[term.value, term.axes.key]
+
+    def hold(self, value: ir.Value, axis: int, op: str, port: str) -> ir.Value:
+        """Carry `value`, data of each token, from call to call; that of all keys."""
         assert self.owner is not None
-        if (value, axis) in self._caches:
-            return self._caches[value, axis]
-        shape = term.shape
+        shape = dims(value) or ("",)
         if shape[0] != BATCH or any(
             not isinstance(d, int) for d in shape[1:axis] + shape[axis + 1 :]
         ):
@@ -101,23 +106,16 @@ class Pairs(PairValues):
                 f"takes values {value.name!r} of shape {list(shape)} from past tokens; they can be "
                 "carried only as [batch, ..., time, ...].",
             )
-        length = PAST if self.grow else CAPACITY
-        past = past_value(
-            "entries", value.dtype or ir.DataType.FLOAT, [*shape[:axis], length, *shape[axis + 1 :]]
-        )
+        dtype = value.dtype or ir.DataType.FLOAT
+        past = past_value("entries", dtype, [*shape[:axis], self.length, *shape[axis + 1 :]])
         self.size_by(past, axis)
-        whole = [*shape[:axis], KEPT[self.grow], *shape[axis + 1 :]]
-        if self.grow:
-            present = emit("Concat", [past, value], value.dtype, whole, axis=axis)
-        else:
-            given = [past, value, self.step.past_length]
-            present = emit("TensorScatter", given, value.dtype, whole, axis=axis)
+        present = self.joined(past, value, axis, [*shape[:axis], self.kept, *shape[axis + 1 :]])
         self.carried.append(
             Carried(
                 node=self.owner,
-                op="entries",
-                port=self._port(term),
-                layout=Layout.GROW if self.grow else Layout.STATIC,
+                op=op,
+                port=port,
+                layout=self.layout,
                 past=past,
                 present=present,
                 axis=axis,
@@ -125,6 +123,14 @@ class Pairs(PairValues):
         )
         self._caches[value, axis] = present
         return present
+
+    def joined(self, past: ir.Value, new: ir.Value, axis: int, whole: Shape) -> ir.Value:
+        """The entries of past tokens and of new ones."""
+        if self.layout is not Layout.STATIC:
+            return self.at("Concat", [past, new], new.dtype, whole, axis=axis)
+        return self.at(
+            "TensorScatter", [past, new, self.step.past_length], new.dtype, whole, axis=axis
+        )
 
     def _port(self, term: PairTerm) -> str:
         """What a state is called: keys and values of written-out attention, data of a mask."""
@@ -140,7 +146,7 @@ class Pairs(PairValues):
         start, pace = (contents(v) for v in (term.node.inputs[0], term.node.inputs[2]) if v)
         if start is None or pace is None:
             raise refuse(term.node, "counts from, or in steps of, the number of tokens.")
-        value = self.step.flat_positions if term.axes.query is not None else self.keys()
+        value = self.queries() if term.axes.query is not None else self.keys()
         shape = dims(value) or ()
         if dtype != INT64:
             value = emit("Cast", [value], dtype, shape, to=dtype)
@@ -155,7 +161,7 @@ class Pairs(PairValues):
         if slope is None:
             raise refuse(term.node, "sums or shifts positions in a way that has no step.")
         query = term.axes.query is not None
-        positions = self.step.flat_positions if query else self.keys()
+        positions = self.queries() if query else self.keys()
         dtype, emit = term.value.dtype or INT64, self.at
         sizes = self.sizes(term, by_row=False)
         axis = term.axes.query if query else term.axes.key
@@ -263,7 +269,7 @@ class Pairs(PairValues):
         self, value: ir.Value, axis: int, rows: int, term: PairTerm, shape: list[Dim]
     ) -> ir.Value:
         query = axis == term.axes.query
-        positions = self.step.flat_positions if query else self.keys()
+        positions = self.queries() if query else self.keys()
         index = self._within(positions, 0, rows - 1)
         shape[axis] = (dims(index) or ())[0]
         return self.at("Gather", [value, index], value.dtype, list(shape), axis=axis)
@@ -337,7 +343,7 @@ class Pairs(PairValues):
         query, key = term.axes.query, term.axes.key
         assert query is not None
         assert key is not None
-        positions = {query: self.step.flat_positions, key: self.keys()}
+        positions = {query: self.queries(), key: self.keys()}
         row, column = (positions[axis] for axis in sorted(positions))
         tall = [*(dims(row) or ()), 1]
         apart = [*(dims(row) or ()), *(dims(column) or ())]

@@ -54,6 +54,14 @@ class StepValues:
         return self._emit("Add", [self.past_length, self.count], INT64, [BATCH])
 
     @cached_property
+    def flat_indices(self) -> ir.Value:
+        """Int64 [batch*time]: the place of every token in its call, row after row."""
+        emit = self._emit
+        shape = emit("Concat", [self.rows, self.count], INT64, [2], axis=0)
+        table = emit("Expand", [self._indices, shape], INT64, [BATCH, TIME])
+        return emit("Reshape", [table, emit.constant([-1])], INT64, [FLAT])
+
+    @cached_property
     def _indices(self) -> ir.Value:
         """Int64 [time]: 0 .. T-1."""
         emit = self._emit

@@ -22,6 +22,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from intaglio.errors import PassError
+from intaglio.passes.analysis.active_keys import queue
 from intaglio.passes.analysis.blocks import Blocks
 from intaglio.passes.analysis.known_shapes import complete_shapes
 from intaglio.passes.analysis.mask import Causal
@@ -38,6 +39,7 @@ from ._every_token import every_token
 from ._padding import sequences, without_padding
 from ._pairs import Pairs
 from ._positions import limit_by_tables, offset_positions
+from ._queues import Queued
 from ._stateful_scan import carried_by, scan
 from ._stateful_windows import window
 from ._step_values import StepValues
@@ -79,6 +81,7 @@ class Statefulize(Exact):
         pairs = Pairs(step, grow=self.kv == "grow")
         carried: list[stateful.Carried] = []
         computed = _compute(met, timing.mixers, pairs)
+        carried += computed.carried
         for node in timing.mixers:
             if node in moving:
                 states = window(node, moving[node])
@@ -138,13 +141,19 @@ class _Computed:
 
     masks: dict[ir.Node, tuple[ir.Value, list[ir.Value]]] = field(default_factory=dict)
     results: dict[ir.Node, ir.Value] = field(default_factory=dict)
+    carried: list[stateful.Carried] = field(default_factory=list)
 
 
 def _compute(met: Meetings, nodes: Sequence[ir.Node], pairs: Pairs) -> _Computed:
     """Emit all values of pairs, before what they are computed from is rewritten in turn."""
     result = _Computed()
     for found in (met.found[node] for node in nodes if node in met.found):
-        if found.node.op_type != "Attention":
+        held = queue(found.terms[0]) if found.terms else None
+        if held is not None:
+            queued = Queued(pairs.step, held)
+            result.results[found.node] = queued.made(found)
+            result.carried += queued.after()
+        elif found.node.op_type != "Attention":
             result.results[found.node] = pairs.result(found.node, found.terms[0])
         elif found.terms:
             pasts = stateful.past_caches(found.node, window=None, grow=pairs.grow)

@@ -170,3 +170,9 @@ def test_the_trained_checkpoint_copies_marked_symbols() -> None:
         told = module(signal)[:, -2:].argmax(-1)
     assert (told == wanted).float().mean() >= 0.95
     assert torch.stack(shares).mean() > 0.9
+
+
+def test_what_it_carries_is_a_queue_of_active_tokens(bundle: Path) -> None:
+    specs = [spec for spec in Session.load(bundle).manifest.main.states if spec.op == "queue"]
+    assert {spec.shape[spec.axis or 0] for spec in specs} == {SMALL.window + 1}
+    assert not any(spec.grows for spec in Session.load(bundle).manifest.main.states)
