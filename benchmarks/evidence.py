@@ -37,16 +37,20 @@ class Row:
 
 
 def paired(
-    ours: Callable[[], object], theirs: Callable[[], object], pairs: int, warmup: int = 5
+    ours: Callable[[], object],
+    theirs: Callable[[], object],
+    pairs: int,
+    warmup: int = 5,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[list[float], list[float]]:
-    """Seconds of each call, ours and theirs in turns, after `warmup` uncounted pairs."""
+    """Seconds of each call by `clock`, ours and theirs in turns, after `warmup` uncounted pairs."""
     times: tuple[list[float], list[float]] = ([], [])
     for index in range(pairs + warmup):
         for call, kept in zip((ours, theirs), times, strict=True):
-            start = time.perf_counter()
+            start = clock()
             call()
             if index >= warmup:
-                kept.append(time.perf_counter() - start)
+                kept.append(clock() - start)
     return times
 
 

@@ -29,6 +29,7 @@ from .exact.linear_interpreter import LinearInterpreter
 from .exact.merge_duplicates import MergeDuplicates
 from .exact.merge_factors import MergeFactors
 from .exact.peel_first_token import PeelFirstToken
+from .exact.recognise_diagonal_ssm import RecogniseDiagonalSsm
 from .exact.recognise_linear_attention import RecogniseLinearAttention
 from .exact.recognise_recurrences import RecogniseRecurrences
 from .exact.relative_shifts import RelativeShifts
@@ -85,6 +86,7 @@ PASSES: tuple[type[Pass], ...] = (
     MergeDuplicates,
     MergeFactors,
     PeelFirstToken,
+    RecogniseDiagonalSsm,
     RecogniseLinearAttention,
     RecogniseRecurrences,
     RelativeShifts,

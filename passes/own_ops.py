@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from intaglio.ops import OPS
-from intaglio.ops.op import overload, own_function
+from intaglio.ops.op import Op, overload, own_function
 from intaglio.signature import DOMAIN
 
 from .graph import attributes_of, signature_of
@@ -30,18 +30,22 @@ def input_names(model: ir.Model, node: ir.Node) -> Sequence[str]:
     return () if signature is None else signature.names
 
 
-def define(model: ir.Model) -> None:
-    """Give every node of an operator of our own its function; drop functions that nobody calls."""
+def define(model: ir.Model, instead: Op | None = None) -> None:
+    """Give every node of an operator of our own its function; drop functions that nobody calls.
+
+    `instead` is an operator with another body, which its nodes get in the place of what they have.
+    """
     opset = model.opset_imports[""]
+    ops = OWN if instead is None else {**OWN, instead.onnx_type: instead}
     for node in model.graph.all_nodes():
         if node.domain != DOMAIN:
             continue
-        op = OWN[node.op_type]
+        op = ops[node.op_type]
         pairs = zip(op.inputs, node.inputs, strict=False)
         present = [name for name, value in pairs if value is not None]
         attributes = {name: attributes_of(node)[name] for name in op.schema.attributes}
         node.overload, node.version = overload(present, attributes), None
-        if node.op_identifier() not in model.functions:
+        if op is instead or node.op_identifier() not in model.functions:
             function = ir.serde.deserialize_function(own_function(op, present, attributes, opset))
             model.functions[function.identifier()] = function
         model.opset_imports[DOMAIN] = VERSION

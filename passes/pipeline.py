@@ -35,6 +35,7 @@ from .exact.hoist import Hoist
 from .exact.join_padding import JoinPadding
 from .exact.merge_duplicates import MergeDuplicates
 from .exact.peel_first_token import PeelFirstToken
+from .exact.recognise_diagonal_ssm import RecogniseDiagonalSsm
 from .exact.recognise_linear_attention import RecogniseLinearAttention
 from .exact.recognise_recurrences import RecogniseRecurrences
 from .exact.relative_shifts import RelativeShifts
@@ -143,6 +144,7 @@ def tidy() -> list[Pass]:
         PeelFirstToken(),
         JoinPadding(),
         RecogniseRecurrences(),
+        RecogniseDiagonalSsm(),
     ]
 
 

@@ -8,10 +8,12 @@ as a loop with a node for each operation of each token.  What a token decays is 
 [batch, time, D, N]; the kernel goes from token to token, so no decay is divided by and none
 overflows, however strong it is.
 
-It takes states one by one, the loop all of a token at once: with more than `MOST` of them the loop
-is the faster one, for one token and for many (`benchmarks/lowering.py`), and stays.
+It takes states one by one.  Where there are more than `MOST` of them, or where they are free, the
+operator stays, and what computes it goes by blocks of tokens, all states of a token at once
+(`_diagonal_blocks`): the faster form then, for one token and for many (`benchmarks/lowering.py`).
 """
 
+from dataclasses import replace
 from math import prod
 
 import numpy as np
@@ -32,26 +34,29 @@ from intaglio.passes.graph import (
 from intaglio.passes.own_ops import define
 from intaglio.state import BATCH, TIME
 
+from . import _diagonal_blocks
+
 DOMAIN = "com.microsoft"
 INT64 = ir.DataType.INT64
 MOST = 256  # numbers of a state, D N
 
 
 class OrtDiagonalSsm(Lower):
-    """Run diagonal state-space models in ONNX Runtime's kernel of linear attention."""
+    """Run diagonal state-space models in the kernel of linear attention, or by blocks of tokens."""
 
     def rewrite(self, model: ir.Model) -> PassResult:
-        """Rewrite every DiagonalSSM of fp32 that is small."""
+        """Rewrite every DiagonalSSM of fp32 that is small, and the meaning of the others."""
         notes = []
         for node in [n for n in model.graph if n.op_type == DIAGONAL_SSM.onnx_type]:
             sizes = _sizes(node)
             if sizes is None or prod(sizes) > MOST:
+                notes.append(f"{describe(node)} goes by blocks of tokens")
                 continue
             _rewrite(node, *sizes)
+            model.graph.opset_imports[DOMAIN] = 1
             notes.append(describe(node))
         if notes:
-            model.graph.opset_imports[DOMAIN] = 1
-            define(model)
+            define(model, instead=replace(DIAGONAL_SSM, body=_diagonal_blocks.body))
         return PassResult(changed=bool(notes), notes=notes)
 
 

@@ -1,4 +1,4 @@
-"""OrtDiagonalSsm: state-space models in ONNX Runtime's kernel of linear attention."""
+"""OrtDiagonalSsm: state-space models in the kernel of linear attention, or by blocks of tokens."""
 
 import numpy as np
 import onnx_ir as ir
@@ -7,6 +7,7 @@ import pytest
 from intaglio.passes import pipeline
 from intaglio.passes.base import Context
 from intaglio.passes.evaluate import run
+from intaglio.passes.lower import ort_diagonal_ssm
 from intaglio.passes.lower.ort_diagonal_ssm import OrtDiagonalSsm
 from intaglio.passes.own_ops import define
 
@@ -35,15 +36,20 @@ TEXT = """
         ("none", 1, "u, rate, ones, rate"),
     ],
 )
-def test_the_kernel_gives_what_the_loop_gives(kind: str, lti: int, inputs: str) -> None:
-    """At a decay of e^-30 a token, over more tokens than any chunk, and one token at a time."""
+@pytest.mark.parametrize("blocks", [False, True])
+def test_both_forms_give_what_the_loop_gives(
+    kind: str, lti: int, inputs: str, blocks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a decay of e^-30 a token, over more tokens than any block, and cut anywhere."""
+    if blocks:
+        monkeypatch.setattr(ort_diagonal_ssm, "MOST", 0)
     states = 1 if "ones" in inputs else 2
     model = ir.from_onnx_text(TEXT.format(N=states, kind=kind, lti=lti, inputs=inputs))
     define(model)
     whole = model.clone()
     pipeline.run(model, [OrtDiagonalSsm()], Context(), check=True)
 
-    assert "DiagonalSSM" not in {node.op_type for node in model.graph}
+    assert ("DiagonalSSM" in {node.op_type for node in model.graph}) is blocks
     random = np.random.default_rng(0)
     sizes = {"u": 3, "B": 2, "C": 2, "delta": 3}
     feeds = {name: random.normal(size=(2, 300, n)).astype(np.float32) for name, n in sizes.items()}
@@ -52,15 +58,23 @@ def test_the_kernel_gives_what_the_loop_gives(kind: str, lti: int, inputs: str) 
     wanted, found = run(whole, feeds), run(model, feeds)
     for name, array in wanted.items():
         np.testing.assert_allclose(found[name], array, atol=1e-5 * np.abs(array).max())
-    first = run(model, {n: x[:, :1] if n != "past" else x for n, x in feeds.items()})
-    np.testing.assert_array_equal(first["y"], found["y"][:, :1])
+    parts, state = [], feeds["past"]
+    for cut in (slice(0, 1), slice(1, 17), slice(17, 20), slice(20, 300)):
+        of_part = {name: array[:, cut] for name, array in feeds.items()} | {"past": state}
+        part = run(model, of_part)
+        parts.append(part["y"])
+        state = part["present"] if "past" in inputs else state
+        if "past" not in inputs:
+            break
+    whole_y = found["y"][:, : sum(part.shape[1] for part in parts)]
+    np.testing.assert_array_equal(np.concatenate(parts, 1), whole_y)
 
 
-@pytest.mark.parametrize(("channels", "stays"), [(64, False), (65, True)])
-def test_more_states_than_the_kernel_is_quick_with_stay_in_their_loop(
-    channels: int, stays: bool
+@pytest.mark.parametrize(("channels", "blocks"), [(64, False), (65, True)])
+def test_more_states_than_the_kernel_is_quick_with_go_by_blocks(
+    channels: int, blocks: bool
 ) -> None:
-    """Four states of each channel: 256 are taken one by one, more all at once."""
+    """Four states of each channel: 256 are taken one by one, more all of a token at once."""
     text = f"""
         <ir_version: 10, opset_import: ["" : 24, "intaglio" : 1]>
         g (float[batch, time, {channels}] u, float[{channels}, 4] A, float[{channels}, 4] S)
@@ -72,4 +86,5 @@ def test_more_states_than_the_kernel_is_quick_with_stay_in_their_loop(
     model = ir.from_onnx_text(text)
     define(model)
     pipeline.run(model, [OrtDiagonalSsm()], Context())
-    assert ("DiagonalSSM" in {node.op_type for node in model.graph}) is stays
+    bodies = [{node.op_type for node in each} for each in model.functions.values()]
+    assert [("Scan" in body, "If" in body) for body in bodies] == [(False, True)] * blocks
