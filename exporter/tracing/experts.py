@@ -64,8 +64,104 @@ def experts_with_idle_ones(
     return (each * top_k_weights[..., None]).sum(1).to(x.dtype)
 
 
+def experts_of_languages(self: Any, lang_ids: Tensor, hidden_states: Tensor) -> Tensor:
+    """X-MOD: y = x + W2_l act(W1_l x), l being the language of a row.
+
+    `lang_ids` is [B], `hidden_states` [B, T, D].
+
+    Source: Pfeiffer et al. 2022, arXiv:2205.06266, section 3.
+    """
+    residual = x = hidden_states
+    if self.adapter_layer_norm is not None:
+        x = self.adapter_layer_norm(x)
+    elif self.adapter_reuse_layer_norm:
+        x = self.LayerNorm(x)
+    if self.ln_before_adapter:
+        residual = x
+    adapters, of_row = list(self.adapter_modules.values()), lang_ids.long()
+
+    def linear(name: str, x: Tensor) -> Tensor:
+        layers = [getattr(each, name) for each in adapters]
+        weight = torch.stack([layer.weight for layer in layers])[of_row]
+        bias = torch.stack([layer.bias for layer in layers])[of_row]
+        return x @ weight.transpose(1, 2) + bias[:, None]
+
+    adapted = linear("dense2", adapters[0].adapter_act_fn(linear("dense1", x)))
+    return self.dropout(adapted) + residual
+
+
+class _ChosenRows(tuple[Any, ...]):  # noqa: SLOT001  its attributes are what it is for
+    """How experts of JetMoE were chosen, in the library's form; and as [B T, k]."""
+
+    experts: Tensor
+    gates: Tensor
+
+
+def _routed(router: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The chosen experts of rows of `x`, [B T, k], their weights, and the logits of all."""
+    logits = router.layer(x).float()
+    top, experts = logits.topk(router.top_k, dim=1)
+    return experts, top.softmax(1).type_as(x), logits
+
+
+def _of_each(experts: Any, chosen: Tensor, x: Tensor) -> Tensor:
+    """What the chosen experts make of `x`, [B T, 1 or k, D]: [B T, k, D']."""
+    y: Tensor = (experts.weight[chosen] @ x[..., None]).squeeze(-1)
+    return y
+
+
+def gated_experts(self: Any, layer_input: Tensor) -> Tensor:
+    """JetMoE: y = b + sum over the chosen experts e of p_e W2_e (act(g_e) * u_e), (g, u) = W1_e x.
+
+    `layer_input` is [B, T, D].
+
+    Source: Shen et al. 2024, arXiv:2404.07413, section 2.1.
+    """
+    x = layer_input.reshape(-1, self.input_size)
+    chosen, gates, _ = _routed(self.router, x)
+    gate, up = _of_each(self.input_linear, chosen, x[:, None]).chunk(2, dim=-1)
+    each = _of_each(self.output_linear, chosen, self.activation(gate) * up)
+    y: Tensor = (each * gates[..., None]).sum(1).view(layer_input.shape) + self.bias
+    return y
+
+
+def queries_of_experts(self: Any, layer_input: Tensor) -> tuple[Tensor, Tensor, _ChosenRows]:
+    """JetMoE: q_e = W_e x for each chosen expert e, [B, T, k, D] of x [B, T, C].
+
+    Source: Shen et al. 2024, arXiv:2404.07413, section 2.2.
+    """
+    x = layer_input.reshape(-1, self.input_size)
+    experts, gates, logits = _routed(self.router, x)
+    queries = _of_each(self.input_linear, experts, x[:, None])
+    order = experts.flatten().sort(0)[1]
+    rows = order.div(self.top_k, rounding_mode="trunc")
+    chosen = _ChosenRows((order, rows, gates.flatten()[order]))
+    chosen.experts, chosen.gates = experts, gates
+    return queries.view(*layer_input.shape[:2], self.top_k, -1), logits, chosen
+
+
+def outputs_of_experts(self: Any, layer_input: Tensor, chosen: Any) -> Tensor:
+    """JetMoE: y = b + sum over the chosen experts e of p_e W_e o_e; see `queries_of_experts`."""
+    batch, time, k, width = layer_input.shape
+    if isinstance(chosen, _ChosenRows):
+        experts, gates = chosen.experts, chosen.gates
+    else:  # sorted by the experts, each of which has so many
+        order, _, sorted_gates, sizes = chosen
+        of_each = torch.arange(self.num_experts).repeat_interleave(torch.tensor(sizes))
+        place = order.argsort()
+        experts, gates = of_each[place].view(-1, k), sorted_gates[place].view(-1, k)
+    each = _of_each(self.output_linear, experts, layer_input.reshape(-1, k, width))
+    summed = (each * gates[..., None]).sum(1)
+    y: Tensor = summed.view(batch, time, self.input_size) + self.bias
+    return y
+
+
 EXPERTS: Mapping[str, Callable[..., Any]] = {
     "DbrxExperts.forward": experts_of_one_matrix,
+    "JetMoeMoE.forward": gated_experts,
+    "JetMoeMoA.map": queries_of_experts,
+    "JetMoeMoA.reduce": outputs_of_experts,
     "Llama4TextMoe.forward": experts_of_scaled_inputs,
     "LongcatFlashExperts.forward": experts_with_idle_ones,
+    "XmodOutput.lang_adapter": experts_of_languages,
 }

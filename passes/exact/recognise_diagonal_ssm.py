@@ -48,7 +48,7 @@ class RecogniseDiagonalSsm(Exact):
         for node in [n for n in model.graph if n.op_type == "LinearAttention" and not n.domain]:
             found = _read(node)
             if found is not None:
-                _Emit(node, found.channels, found.states).replace(found)
+                _EmitSelective(node, found.channels, found.states).replace(found)
                 notes.append(describe(node))
         if notes:
             common.RemoveUnusedNodesPass()(model)
@@ -57,7 +57,7 @@ class RecogniseDiagonalSsm(Exact):
 
 
 @dataclass(frozen=True)
-class _Product:
+class _Factors:
     """A number times factors, the axis of a token's state that each axis of a factor lies along."""
 
     number: float
@@ -67,28 +67,28 @@ class _Product:
     def axes(self) -> set[int]:
         return {axis for _, own in self.factors for axis in own if axis is not None}
 
-    def split(self, axes: Collection[int]) -> "tuple[_Product, _Product]":
+    def split(self, axes: Collection[int]) -> "tuple[_Factors, _Factors]":
         """The factors that lie along one of `axes`, and the others with the number."""
         along = tuple(factor for factor in self.factors if {*axes} & {*factor[1]})
         others = tuple(factor for factor in self.factors if factor not in along)
-        return _Product(1.0, along), _Product(self.number, others)
+        return _Factors(1.0, along), _Factors(self.number, others)
 
-    def times(self, other: "_Product") -> "_Product":
-        return _Product(self.number * other.number, self.factors + other.factors)
+    def times(self, other: "_Factors") -> "_Factors":
+        return _Factors(self.number * other.number, self.factors + other.factors)
 
 
 @dataclass(frozen=True)
-class _System:
+class _Selective:
     channels: int
     states: int
-    u: _Product
-    a: _Product
-    b: _Product
-    c: _Product
-    delta: _Product
+    u: _Factors
+    a: _Factors
+    b: _Factors
+    c: _Factors
+    delta: _Factors
 
 
-def _read(node: ir.Node) -> _System | None:
+def _read(node: ir.Node) -> _Selective | None:
     """The system that `node` computes, None where it is none."""
     query, key, value = node.inputs[:3]
     gate, heads, scale = input_of(node, 4), attribute(node, "q_num_heads"), attribute(node, "scale")
@@ -109,17 +109,17 @@ def _read(node: ir.Node) -> _System | None:
         return None
     b, others = write.split({N})
     delta, a = kept.split(TOKENS)
-    u, c = given.times(others), read.times(_Product(float(scale), ()))
+    u, c = given.times(others), read.times(_Factors(float(scale), ()))
     along = [bool(x.axes & TOKENS) for x in (b, c)]
     told = D in read.axes or D in b.axes or N in delta.axes
     if told or along[0] != along[1] or not all(x.axes >= TOKENS for x in (u, delta)):
         return None
     if along[0] and not all(x.axes >= {B, T, N} for x in (b, c)):
         return None
-    return _System(heads, states, u, a, b, c, delta)
+    return _Selective(heads, states, u, a, b, c, delta)
 
 
-def _product(reader: MultilinearReader, value: ir.Value | None, heads: int, size: int) -> _Product:
+def _product(reader: MultilinearReader, value: ir.Value | None, heads: int, size: int) -> _Factors:
     """`value` [batch, time, heads * size] by axes of [batch, time, heads, size].
 
     Raises:
@@ -135,7 +135,7 @@ def _product(reader: MultilinearReader, value: ir.Value | None, heads: int, size
     if len(terms) != 1:
         raise NotMultilinearError
     axis = {label: place for place, label in enumerate(terms[0].out) if label is not None}
-    return _Product(terms[0].number, tuple((f.value, _placed(f, axis)) for f in terms[0].factors))
+    return _Factors(terms[0].number, tuple((f.value, _placed(f, axis)) for f in terms[0].factors))
 
 
 def _placed(factor: Factor, axis: dict[int, int]) -> tuple[int | None, ...]:
@@ -144,14 +144,14 @@ def _placed(factor: Factor, axis: dict[int, int]) -> tuple[int | None, ...]:
     return tuple(None if label is None else axis[label] for label in factor.labels)
 
 
-class _Emit(Emitter):
+class _EmitSelective(Emitter):
     """Emits a system in the place of `anchor`."""
 
     def __init__(self, anchor: ir.Node, channels: int, states: int) -> None:
         super().__init__(anchor)
         self._node, self._sizes = anchor, (BATCH, TIME, channels, states)
 
-    def replace(self, found: _System) -> None:
+    def replace(self, found: _Selective) -> None:
         node, lti = self._node, not found.b.axes & TOKENS
         own, mixing = (D, N), (D, N) if lti else (B, T, N)
         past, state = input_of(node, 3), (BATCH, *self._sizes[2:])
@@ -174,7 +174,7 @@ class _Emit(Emitter):
         assert node.graph is not None
         node.graph.remove(node, safe=True)
 
-    def _multiplied(self, product: _Product, axes: Sequence[int]) -> ir.Value:
+    def _multiplied(self, product: _Factors, axes: Sequence[int]) -> ir.Value:
         """The factors as one value along `axes`, with an entry for each place."""
         wanted = tuple(self._sizes[axis] for axis in axes)
         value: ir.Value | None = None

@@ -16,6 +16,7 @@ from intaglio.quiet import summary
 from intaglio.state import BATCH, TIME
 
 TOKENS, MASK, TYPES = "input_ids", "attention_mask", "token_type_ids"
+LENGTHS = "lengths"  # of what takes either these or a mask
 PROBE_BATCH, PROBE_TIME = 2, 7
 
 Run = Callable[..., Any]
@@ -58,13 +59,23 @@ def taken(module: nn.Module, tokens: int, config: Mapping[str, Any]) -> Taken:
     """
     whole = takes_whole_sequences(module, tokens)
     allowed = defaults(module, config) if whole else {}
+    counts = {MASK, LENGTHS} <= {*inspect.signature(type(module).forward).parameters}
     return Taken(
         shapes=dict.fromkeys((TOKENS, *allowed), (BATCH, TIME)),
         sample=tokens_and_masks(tokens, allowed),
         tokens=tokens,
         whole=whole,
         defaults=allowed,
+        call=_without_padding if counts and not whole else None,
     )
+
+
+def _without_padding(_module: nn.Module, run: Run, given: Mapping[str, Tensor]) -> Any:
+    """Run a module that takes its token of padding for the end of a row, unless it is told.
+
+    A token of a stream would be hidden by such a token behind it (XLM).
+    """
+    return run(**given, **{MASK: torch.ones_like(given[TOKENS])})
 
 
 def vocabulary(module: nn.Module, config: Mapping[str, Any]) -> int | None:

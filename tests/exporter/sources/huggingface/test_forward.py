@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from intaglio.exporter.proving.eager import OWN_CACHE, RECOMPUTED, Runner
 from intaglio.exporter.sources.load import load_source
@@ -68,3 +69,16 @@ def test_a_step_that_computes_something_else_is_not_measured(
 
     monkeypatch.setattr(kind, "step_with_cache", wrong)
     assert Runner().load(str(original), 1, {})["about"] == {"step": RECOMPUTED}
+
+
+def test_a_token_of_padding_hides_no_token_before_it(tmp_path: Path) -> None:
+    """XLM takes it for the end of a row unless it is given a mask; then the last one is hidden."""
+    config = transformers.XLMConfig(
+        vocab_size=20, emb_dim=8, n_layers=1, n_heads=2, causal=True, max_position_embeddings=16
+    )
+    transformers.XLMWithLMHeadModel(config).eval().save_pretrained(tmp_path)
+    source: Any = load_source(tmp_path).module
+    ids = torch.tensor([[5, config.pad_token_id, 7, 8]])
+    with torch.inference_mode():
+        whole, part = (source(input_ids=each)["logits"] for each in (ids, ids[:, :3]))
+    torch.testing.assert_close(whole[:, :3], part)
