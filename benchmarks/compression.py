@@ -12,12 +12,14 @@ Tokens per second are those of sessions on ONNX Runtime, one token at a time, of
 
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from evidence import Row, paired, ratio, run
 from low_bit_accuracy import BATCH, CHECKPOINT, LENGTH, _draw, _held_out
@@ -106,14 +108,22 @@ def _traced() -> tuple[Source, Traced]:
     return source, traced
 
 
+def shrunk(spec: str, seed: int) -> tuple[ir.Model, Mapping[str, Any]]:
+    """The graph after a pass, and what the pass told."""
+    source, traced = _traced()
+    model = traced.model.clone()
+    data = read_calibration({"input_ids": _draw(seed)}, source)
+    context = Context(calibration=data, module=source.module)
+    (record,) = pipeline.run(model, [parse(spec)], context)
+    return model, record.result.details
+
+
 def perplexity(spec: str, seed: int) -> tuple[float, float]:
     """Of the graph after a pass, and the part of the layers' parameters that it leaves."""
-    source, traced = _traced()
-    model, left = traced.model.clone(), 1.0
+    model, left = _traced()[1].model, 1.0
     if spec:
-        data = read_calibration({"input_ids": _draw(seed)}, source)
-        (record,) = pipeline.run(model, [parse(spec)], Context(calibration=data))
-        before, after = record.result.details["parameters"]
+        model, details = shrunk(spec, seed)
+        before, after = details["parameters"]
         left = after / before
     text = _held_out().long()
     count = (len(text) - 1) // LENGTH

@@ -11,7 +11,6 @@ In coordinates x C the Gram is Lam and that of derivatives I: a direction counts
 its eigenvalue.  What a linear layer loses by the directions that go is the sum of theirs.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,19 +48,6 @@ def interaction_basis(gram: Array, jacobian: Array, threshold: float) -> Basis:
         spectrum=spectrum,
         span=len(values),
     )
-
-
-def jacobian_gram(weights: Sequence[Array], metric: Array, moment: Array) -> Array:
-    """E[J^T S J] [K, K] of J = sum_i diag(d_i) W_i, by the moments of derivatives alone.
-
-    Args:
-        weights: W_i [N, K] each, m of them.
-        metric: S [N, N], how much directions of what follows count.
-        moment: E[d d^T] [m N, m N] of all d_i in a row.
-    """
-    stacked = np.concatenate(list(weights))
-    found: Array = stacked.T @ (output_metric(metric, moment) @ stacked)
-    return found
 
 
 def output_metric(metric: Array, moment: Array) -> Array:

@@ -3,9 +3,10 @@
 The local form (Bushnaq et al. 2024, arXiv:2405.10928, after 2405.10927; equations in
 `_interaction.py`) takes derivatives up to the next layer in its basis, from the last back to the
 first; where entries of the next one do not follow from the projections one by one, their results
-count alike.  W x becomes (W C+^T) (C^T x) with the directions that count most, C being shared by
-all projections of x; biases stay where they are.  Where x is a projection's result itself, C goes
-into that one, which is exact.
+count alike.  The global form takes them up to the outputs of the whole model
+(`_global_derivatives.py`), which needs the module.  W x becomes (W C+^T) (C^T x) with the
+directions that count most, C being shared by all projections of x; biases stay where they are.
+Where x is a projection's result itself, C goes into that one, which is exact.
 
 Behavioural loss is flat along all changes of W [N, K] but those of what inputs span and what the
 next layer reads: of its parameters at most rank(G) rank(E[J_z^T J_z]) are effective.
@@ -14,7 +15,8 @@ next layer reads: of its parameters at most rank(G) rank(E[J_z^T J_z]) are effec
 from collections.abc import Mapping, Sequence
 from dataclasses import field
 from fnmatch import fnmatchcase
-from typing import Any
+from itertools import pairwise
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +31,8 @@ from intaglio.passes.base import Calibrated, Context, PassResult
 from ._absorbing import Before, absorb, before
 from ._chosen import is_head
 from ._factors import put_factors
-from ._interaction import Basis, interaction_basis, jacobian_gram, output_metric, rank_of
+from ._global_derivatives import derivative_moments
+from ._interaction import Basis, interaction_basis, output_metric, rank_of
 from ._junctions import Junction, junctions
 from ._moments import junction_moments, told
 from ._narrow import Ledger, weight_of
@@ -48,6 +51,10 @@ class InteractionBasis(Calibrated):
     """Instead: the directions of every layer; 0: as the ratio says."""
     ranks: dict[str, int] = field(default_factory=dict)
     """The directions of the layers that a glob fits, before the others."""
+    form: Literal["local", "global"] = "local"
+    """Derivatives up to the next layer, or up to the outputs of the whole model."""
+    probes: int = 8
+    """Of the global form: backward passes for each batch of data."""
     threshold: float = 1e-10
     """The part of the largest eigenvalue below which a direction counts for nothing."""
     layers: list[str] = field(default_factory=lambda: ["*"])
@@ -71,8 +78,7 @@ class InteractionBasis(Calibrated):
         calibrating.check(model, context)
         dense = model.clone()
         stages = [calibrating.stage("dense", dense, context)]
-        needed = _needed(found, chosen)
-        bases, effective = self._bases(needed, junction_moments(model, context, needed, self.name))
+        bases, effective = self._bases(model, context, found, chosen)
         by_output = {p.node.outputs[0]: p for j in found for p in j.readers}
         ledger, layers = Ledger(), []
         work: list[tuple[Junction, int]] = []
@@ -98,8 +104,9 @@ class InteractionBasis(Calibrated):
         return PassResult(
             changed=bool(factors or ledger.placed),
             notes=[*map(_note, layers), *(f"{p} stays whole: {why}" for p, why in left.items())],
-            advice=told(data, {j.readers[0].path: j.readers[0].inputs for j in needed}),
+            advice=told(data, {j.readers[0].path: j.readers[0].inputs for j in bases}),
             details={
+                "form": self.form,
                 "layers": layers,
                 "left": left,
                 "parameters": [_size(dense), _size(model)],
@@ -126,6 +133,8 @@ class InteractionBasis(Calibrated):
             raise PassError(
                 f"interaction-basis: threshold = {self.threshold} should be above 0 and below 1."
             )
+        if self.probes < 1:
+            raise PassError("interaction-basis: probes should be at least 1.")
         if not data:
             raise PassError(
                 "interaction-basis needs data to learn from: give rows of the model's inputs with "
@@ -145,36 +154,36 @@ class InteractionBasis(Calibrated):
         return path not in left
 
     def _bases(
-        self, needed: Sequence[Junction], moments: Mapping[Junction, Mapping[str, Array]]
+        self,
+        model: ir.Model,
+        context: Context,
+        found: Sequence[Junction],
+        chosen: Mapping[Junction, Sequence[Projection]],
     ) -> tuple[dict[Junction, Basis], dict[Junction, list[int]]]:
-        """The basis of each junction, from the last to the first, and its effective parameters.
+        """The basis of each junction that is needed, and its effective parameters.
 
         These as [all of its projections', of these at most effective].
         """
+        if self.form == "global":
+            needed = [junction for junction in found if chosen[junction]]
+            ends = derivative_moments(model, needed, context, self.probes, self.name)
+        else:
+            needed, ends = _needed(found, chosen), {}
+        moments = junction_moments(model, context, needed, self.name)
         bases: dict[Junction, Basis] = {}
         effective = {}
         metrics: dict[ir.Value, Array] = {}
         for junction in reversed(needed):
-            own = moments[junction]
-            counts = {p: np.zeros((p.outputs, p.outputs)) for p in junction.readers}
-            total = np.zeros((junction.readers[0].inputs,) * 2)
-            for number, between in enumerate(junction.between):
-                metric, moment = metrics[between.h], own[f"between.{number}"]
-                weights = [weight_of(reader) for reader in between.readers]
-                total += jacobian_gram(weights, metric, moment)
-                size, whole = len(metric), output_metric(metric, moment)
-                for place, reader in enumerate(between.readers):
-                    part = slice(place * size, (place + 1) * size)
-                    counts[reader] += whole[part, part]
-            for reader in junction.ends:
-                weight = weight_of(reader)
-                total += weight.T @ weight
-                counts[reader] += np.eye(reader.outputs)
-            basis = interaction_basis(own["gram"], total, self.threshold)
+            counts = ends.get(junction)
+            if counts is None:
+                counts = _up_to_next(junction, moments[junction], metrics)
+            weights = np.concatenate([weight_of(reader) for reader in junction.readers])
+            gram = moments[junction]["gram"]
+            basis = interaction_basis(gram, weights.T @ counts @ weights, self.threshold)
             bases[junction] = basis
             elsewhere = 0.0 if junction.alone else 1.0
             metrics[junction.x] = basis.C @ basis.C.T + elsewhere * np.eye(len(basis.C))
-            ranks = [rank_of(count, self.threshold) for count in counts.values()]
+            ranks = [rank_of(part, self.threshold) for part in _blocks(junction, counts)]
             sizes = [p.outputs * p.inputs for p in junction.readers]
             effective[junction] = [sum(sizes), basis.span * sum(ranks)]
         return bases, effective
@@ -232,6 +241,30 @@ class InteractionBasis(Calibrated):
                 f"At most {1 - 1 / even:.3g} leaves one."
             )
         return min(kept, most)
+
+
+def _up_to_next(
+    junction: Junction, moments: Mapping[str, Array], metrics: Mapping[ir.Value, Array]
+) -> Array:
+    """E[J^T J] of what the next layers read in their bases, by what all readers yield."""
+    places = dict(zip(junction.readers, _places(junction), strict=True))
+    total = np.zeros((sum(p.outputs for p in junction.readers),) * 2)
+    for number, between in enumerate(junction.between):
+        own = np.concatenate([np.arange(places[p].start, places[p].stop) for p in between.readers])
+        moment = moments[f"between.{number}"]
+        total[np.ix_(own, own)] += output_metric(metrics[between.h], moment)
+    for reader in junction.ends:
+        total[places[reader], places[reader]] += np.eye(reader.outputs)
+    return total
+
+
+def _places(junction: Junction) -> list[slice]:
+    ends = np.cumsum([0, *(p.outputs for p in junction.readers)])
+    return [slice(int(a), int(b)) for a, b in pairwise(ends)]
+
+
+def _blocks(junction: Junction, counts: Array) -> list[Array]:
+    return [counts[place, place] for place in _places(junction)]
 
 
 def _needed(

@@ -22,7 +22,8 @@ from intaglio.exporter.tracing.trace import trace
 from intaglio.models.llama import Config, build
 from intaglio.passes import pipeline
 from intaglio.passes.base import Context, PassResult
-from intaglio.passes.calibrated._interaction import interaction_basis, jacobian_gram
+from intaglio.passes.calibrated._global_derivatives import derivative_moments
+from intaglio.passes.calibrated._interaction import interaction_basis, output_metric
 from intaglio.passes.calibrated._junctions import RULES, junctions
 from intaglio.passes.calibrated.interaction_basis import InteractionBasis
 
@@ -119,10 +120,82 @@ def test_moments_give_the_mean_of_jacobians() -> None:
         total += jacobian.T @ metric @ jacobian / len(x)
     d = between.derivatives(x)
 
-    held = [weights[p.path].detach().double().numpy() for p in between.readers]
-    np.testing.assert_allclose(jacobian_gram(held, metric, d.T @ d / len(x)), total, rtol=1e-9)
+    held = np.concatenate([weights[p.path].detach().double().numpy() for p in between.readers])
+    found_metric = output_metric(metric, d.T @ d / len(x))
+    np.testing.assert_allclose(held.T @ found_metric @ held, total, rtol=1e-9)
     assert not junction.ends
     assert len(found["layers.0.mixer.q_proj"].ends) == 3
+
+
+class Sine(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.sin()
+
+
+class Later(nn.Module):
+    """One number for each token, of all so far: V tanh(W x) summed over time, squared."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 4), nn.Linear(4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.last(self.first(x).tanh().cumsum(1)).square()
+        return y
+
+
+def test_global_derivatives_are_those_of_all_later_outputs() -> None:
+    """The mean over tokens of J^T J, padding left out, by what a projection yields."""
+    torch.manual_seed(0)
+    module = Later().eval()
+    x = np.random.default_rng(0).normal(size=(16, 3, 5)).astype(np.float32)
+    lengths = np.array([3, 2] * 8)
+    source = load_source(module, inputs={"x": torch.zeros(1, 4, 5)}, axes={"x": "batchxtimex5"})
+    model = trace(source).model
+    pipeline.run(model, pipeline.tidy(), Context())
+    data = read_calibration({"x": x, "lengths": lengths}, source)
+    found = [j for j in junctions(model.graph) if j.readers[0].path == "first"]
+    context = Context(calibration=data, module=source.module)
+    (moment,) = derivative_moments(model, found, context, 300, "me").values()
+
+    def of_z(z: torch.Tensor) -> torch.Tensor:
+        return module.last(z.tanh().cumsum(0)).square()[:, 0]
+
+    total, tokens = torch.zeros(4, 4), 0
+    rows = [r for index in data.fitted for r in _rows_of(data, index)]
+    for row, length in rows:
+        jacobian = torch.autograd.functional.jacobian(of_z, module.first(row[:length]).detach())
+        total += torch.einsum("otn,otm->nm", jacobian, jacobian)
+        tokens += length
+    np.testing.assert_allclose(moment, total / tokens, atol=0.1 * float(total.max()) / tokens)
+
+
+def _rows_of(data: Any, index: int) -> list[tuple[torch.Tensor, int]]:
+    batch = data.batches[index]
+    rows = torch.from_numpy(batch.inputs["x"])
+    return list(zip(rows, [int(n) for n in batch.lengths], strict=True))
+
+
+def test_the_global_form_keeps_what_no_output_follows_from() -> None:
+    """The head reads 3 of 8 sines, for which the local form has no rule."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(12, 8), Sine(), nn.Linear(8, 4, bias=False)).eval()
+    with torch.no_grad():
+        module[2].weight[:, 3:] = 0
+    call = {"inputs": {"input": torch.zeros(3, 12)}, "axes": {"input": "batchx12"}}
+    source = load_source(module, **call)  # type: ignore[arg-type]
+    model = trace(source).model
+    pipeline.run(model, pipeline.tidy(), Context())
+    data = read_calibration({"input": vectors()}, source)
+    counts = []
+    for form in ("local", "global"):
+        context = Context(calibration=data, module=source.module)
+        step = InteractionBasis(tail=0.0, form=form, head=True, layers=["0"])  # type: ignore[arg-type]
+        (layer,) = step.run(model.clone(), context).details["layers"]
+        counts.append((layer["directions"][1], layer["effective"]))
+    assert counts == [(8, [96, 96]), (3, [96, 36])]
+    with pytest.raises(PassError, match=r"no PyTorch module.*form='local'"):
+        InteractionBasis(form="global", head=True).run(model.clone(), Context(calibration=data))
 
 
 def test_bases_are_what_their_coordinates_say() -> None:
