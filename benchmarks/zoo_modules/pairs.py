@@ -146,6 +146,18 @@ def gated_inputs() -> nn.Module:
     return Loop(run, qkv=linear(3 * D), g=linear(2 * HEADS))
 
 
+def divided_gates() -> nn.Module:
+    """GLA for all tokens at once (Yang et al. 2024, equation 4): gates divided out of the keys."""
+
+    def run(m: Loop, x: Tensor) -> Any:
+        q, k, v, g = map(_heads, m.qkvg(x).chunk(4, -1))
+        total = (F.logsigmoid(g) / 16).cumsum(2)
+        weights = ((q * total.exp()) @ (k * (-total).exp()).mT).tril()
+        return _joined(weights @ v)
+
+    return Loop(run, qkvg=linear(4 * D))
+
+
 def shared_keys() -> nn.Module:
     """Heads of queries that share keys and values."""
 
@@ -182,6 +194,7 @@ MIXERS = tuple(
         taylor,
         gated_pairs,
         gated_inputs,
+        divided_gates,
         shared_keys,
         led_log_space,
     )

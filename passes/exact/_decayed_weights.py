@@ -163,7 +163,7 @@ class Decomposition:
     def _one_token(self, found: Placed, sign: float, by: Coefficients, side: str) -> None:
         """A summand that holds for one of the tokens: a sum so far, or anything."""
         node, value = found.value.producer(), found.value
-        moved = _behind(found)
+        moved = moved_from(found)
         if moved is not None:
             self._one_token(moved, sign, by, side)
         elif node is not None and not node.domain and node.op_type in ("Add", "Sub"):
@@ -171,10 +171,10 @@ class Decomposition:
                 if one is None:
                     raise OtherFormError
                 flip = -1.0 if node.op_type == "Sub" and place else 1.0
-                self._one_token(_aligned(found, one), flip * sign, by, side)
+                self._one_token(aligned(found, one), flip * sign, by, side)
         elif node is not None and not node.domain and node.op_type == "Neg" and node.inputs[0]:
             self._one_token(Placed(node.inputs[0], found.places), -sign, by, side)
-        elif node is not None and _sums_so_far(node) and node.inputs[0] is not None:
+        elif node is not None and sums_so_far(node) and node.inputs[0] is not None:
             self._count(Placed(node.inputs[0], found.places), sign, by, side)
         elif node is not None and _counts(node):
             self._count(None, sign, by, side)
@@ -252,7 +252,7 @@ def _placed(value: ir.Value, rank: int, *, log: bool = False, inverse: bool = Fa
     return Placed(value, tuple(places), log, inverse)
 
 
-def _aligned(found: Placed, operand: ir.Value) -> Placed:
+def aligned(found: Placed, operand: ir.Value) -> Placed:
     """An operand of the node that gives `found`, where its axes stand in the frame."""
     outer, shape = dims(found.value) or (), dims(operand)
     if shape is None:
@@ -263,7 +263,7 @@ def _aligned(found: Placed, operand: ir.Value) -> Placed:
     return Placed(operand, places)
 
 
-def _behind(found: Placed) -> Placed | None:
+def moved_from(found: Placed) -> Placed | None:
     """What a node that moves axes takes, where its axes stand in the frame; None for others."""
     node = found.value.producer()
     if node is None or node.domain or not node.inputs or node.inputs[0] is None:
@@ -273,7 +273,7 @@ def _behind(found: Placed) -> Placed | None:
     if shape is None or outer is None:
         return None
     if node.op_type in ("Identity", "Expand") or (node.op_type == "Cast" and _keeps_numbers(node)):
-        return _aligned(found, source)
+        return aligned(found, source)
     if node.op_type == "Transpose":
         perm = attribute(node, "perm", list(reversed(range(len(shape)))))
         moved = {axis: perm[axis] for axis in range(len(perm))}
@@ -328,7 +328,7 @@ def _keeps_earlier(node: ir.Node) -> bool:
     return not attribute(node, "upper", 1) and (by is None or by[0] >= 0)
 
 
-def _sums_so_far(node: ir.Node) -> bool:
+def sums_so_far(node: ir.Node) -> bool:
     """Whether a node is the sum over all tokens so far, each token included."""
     other = attribute(node, "exclusive", 0) or attribute(node, "reverse", 0)
     if node.op_type != "CumSum" or node.domain or other:

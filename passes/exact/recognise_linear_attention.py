@@ -35,6 +35,7 @@ from intaglio.passes.graph import (
 from intaglio.state import BATCH, TIME
 
 from ._decayed_weights import Coefficients, Decomposition, OtherFormError, Placed, Weights
+from ._divided_gates import Factor, gates_taken_out
 from ._segment_sums import expand_segment_sums
 
 INT64, FLOAT = ir.DataType.INT64, ir.DataType.FLOAT
@@ -138,7 +139,9 @@ class _Emitted:
         if not all(isinstance(dim, int) for dim in self._lead[1:]):
             raise OtherFormError
         self._heads = prod(int(dim) for dim in self._lead[1:])
-        query, key = (self._with_heads(one, weights.shared) for one in weights.scores)
+        query, key = (
+            self._with_heads(one, weights.shared) for one in self._ungated(*weights.scores)
+        )
         for side, factor in self._factors(weights):
             if side == "query":
                 query = self._times(query, factor)
@@ -184,6 +187,27 @@ class _Emitted:
             yield side, self._emit("Exp", [exponent], exponent.dtype, dims(exponent))
         for value, divided in weights.columns:
             yield "key", self._inverse(value) if divided else value
+
+    def _ungated(self, query: ir.Value, key: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """Queries and keys without the gates that are divided out of the latter."""
+        self._gates: list[ir.Value] = []
+        found = gates_taken_out(query, key, self._emit)
+        if found is None:
+            return query, key
+        gates = [self._scaled(self._laid(placed), number, ()) for placed, number in found.gates]
+        if not all(interval(gate)[1] <= 0.0 for gate in gates):
+            return query, key
+        self._gates = gates
+        return self._multiplied(found.query), self._turned(self._multiplied(found.key))
+
+    def _multiplied(self, factors: Sequence[Factor]) -> ir.Value:
+        product: ir.Value | None = None
+        for placed, divided in factors:
+            value = self._laid(placed)
+            value = self._inverse(value) if divided else value
+            product = value if product is None else self._times(product, value)
+        assert product is not None
+        return product
 
     def _with_heads(self, value: ir.Value, shared: Sequence[int]) -> ir.Value:
         """What heads share, with an axis of one entry for them."""
@@ -245,8 +269,9 @@ class _Emitted:
 
     def _turned(self, key: ir.Value) -> ir.Value:
         """Keys that scores take turned, as they are."""
-        perm = [*range(self._rank - 2), self._rank - 1, self._rank - 2]
         shape = dims(key) or ()
+        rank = len(shape)
+        perm = [*range(rank - 2), rank - 1, rank - 2]
         return self._emit("Transpose", [key], key.dtype, [shape[a] for a in perm], perm=perm)
 
     def _packed(self, value: ir.Value | None) -> ir.Value:
@@ -294,19 +319,20 @@ class _Emitted:
         return self._emit("Expand", [value, target], value.dtype, (*self._lead, TIME, size))
 
     def _decay(self, weights: Weights) -> ir.Value | None:
-        """The logarithm of what each token leaves of the state, [batch, time, heads]."""
-        total: ir.Value | None = None
+        """The logarithm of what each token leaves of the state, [batch, time, heads (* size)]."""
+        parts = [self._with_heads(gate, weights.shared) for gate in self._gates]
         for (placed, by), sign in weights.sums.items():
             summand = self._number(1.0) if placed is None else self._laid(placed)
-            part = self._scaled(summand, sign, by)
-            if total is not None:
-                part = self._emit("Add", [total, part], part.dtype, _met(total, part))
-            total = part
-        if total is None:
+            parts.append(self._scaled(summand, sign, by))
+        if not parts:
             return None
+        total = parts[0]
+        for part in parts[1:]:
+            total = self._emit("Add", [total, part], part.dtype, _met(total, part))
         if not interval(total)[1] <= 0.0:
             raise OtherFormError
-        return self._packed(self._everywhere(total, 1))
+        size = max(int((dims(part) or (1,))[-1]) for part in parts)
+        return self._packed(self._everywhere(total, size))
 
 
 def _met(first: ir.Value, second: ir.Value) -> list[Dim]:

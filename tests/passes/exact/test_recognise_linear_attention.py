@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from intaglio.exporter.export import export
 from intaglio.passes import pipeline
 from intaglio.passes.base import Context
+from intaglio.passes.evaluate import run
 from intaglio.passes.exact.recognise_linear_attention import RecogniseLinearAttention
 
 TEXT = """
@@ -128,6 +130,75 @@ def test_weights_that_are_normalised_by_their_sum_are_two_recurrences() -> None:
         "s = ReduceSum (w0, last) w = Div (w0, s)" + READ
     )
     assert becomes(body) == ["LinearAttention", "LinearAttention"]
+
+
+DIVIDED = (
+    "soft2 = Softplus (k) gk = Neg (soft2) {total} grown = Exp (up) less = Exp (down) "
+    "qg = Mul (q, grown) {keys} kt = Transpose <perm = [0, 1, 3, 2]> (kg) "
+    "both = MatMul (qg, kt) w = Trilu <upper = 0> (both) y = MatMul (w, v)"
+)
+NUMBERS = (
+    "float minus = {{-1.0}}, int64 middle = {{1}}, int64[3] flat = {{0, 0, 8}}, "
+    "int64[4] apart = {{0, 0, 2, 4}},"
+)
+FLAT = (
+    "kp = Transpose <perm = [0, 2, 1, 3]> (k) kf = Reshape (kp, flat) s3 = Softplus (kf) "
+    "g3 = Neg (s3) t3 = CumSum (g3, middle) r3 = Reshape (t3, apart) "
+    "up = Transpose <perm = [0, 2, 1, 3]> (r3) down = Neg (up)"
+)
+CUT_AFTER = (
+    "n3 = Neg (t3) l3 = Exp (n3) m3 = Mul (kf, l3) a3 = Reshape (m3, apart) "
+    "kg = Transpose <perm = [0, 2, 1, 3]> (a3)"
+)
+SUMMED = "up = CumSum (gk, along) down = Neg (up)"
+
+
+@pytest.mark.parametrize(
+    ("total", "keys"),
+    [
+        (SUMMED, "kg = Mul (k, less)"),
+        (SUMMED, "kg = Div (k, grown)"),
+        ("s = CumSum (gk, along) up = Div (s, six) down = Mul (up, minus)", "kg = Mul (k, less)"),
+        (FLAT, CUT_AFTER),
+    ],
+)
+def test_gates_that_are_divided_out_of_keys_are_decays(total: str, keys: str) -> None:
+    """After 1000 tokens e^-G is no number any more; the recurrence holds all of them."""
+    body = DIVIDED.format(total=total, keys=keys)
+    proto = onnx.parser.parse_model(
+        TEXT.replace("float half =", f"{NUMBERS} float half =").format(body=body, width=3)
+    )
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(proto, strict_mode=True))
+    pipeline.run(model, [RecogniseLinearAttention()], Context(), check=True)
+    node = next(each for each in model.graph if each.op_type == "LinearAttention")
+    assert node.attributes["update_rule"].value == "gated"
+    draw = np.random.default_rng(0).normal
+    shapes = {"q": (1, 2, 1000, 4), "k": (1, 2, 1000, 4), "v": (1, 2, 1000, 3), "a": (1, 1000, 2)}
+    y = run(model, {name: draw(size=shape).astype(np.float32) for name, shape in shapes.items()})
+    assert np.isfinite(y["y"]).all()
+
+
+@pytest.mark.parametrize(
+    ("total", "keys"),
+    [
+        ("up = CumSum (gk, along) other = CumSum (v4, along) down = Neg (other)",
+         "kg = Mul (k, less)"),
+        ("up = CumSum (gk, along) down = Div (up, six)", "kg = Mul (k, less)"),
+        ("up = CumSum (gk, keyed) down = Neg (up)", "kg = Mul (k, less)"),
+        ("down = CumSum (gk, along) up = Neg (down)", "kg = Mul (k, less)"),
+    ],
+)  # fmt: skip
+def test_exponents_that_do_not_cancel_are_no_decays(total: str, keys: str) -> None:
+    """Of two sums, of one times two numbers, along another axis, of what grows."""
+    text = TEXT.replace("float half =", "int64 keyed = {{3}}, float half =")
+    body = "v4 = Neg (q) " + DIVIDED.format(total=total, keys=keys)
+    proto = onnx.parser.parse_model(text.format(body=body, width=3))
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(proto, strict_mode=True))
+    pipeline.run(model, [RecogniseLinearAttention()], Context(), check=True)
+    rules = [
+        n.attributes["update_rule"].value for n in model.graph if n.op_type.startswith("Linear")
+    ]
+    assert "gated" not in rules
 
 
 def test_sums_between_two_tokens_written_over_pairs() -> None:
