@@ -1,12 +1,12 @@
-"""Systems with memories, gradients, graphs and symmetries: each target, and claims in small.
+"""Systems with memories, gradients, graphs and symmetries: parity on each target.
 
-    python benchmarks/other_systems.py [--quick] [--only NAME,...] [--json]
+    python benchmarks/other_systems.py [--only NAME,...] [--json]
 
 Of every preset, with the weights of `models/checkpoints/` or random ones: the largest error of its
 bundle against PyTorch in float64, the graphs of it that TensorRT-RTX builds engines of, without a
-GPU, or why it refuses, and the error of these on an emulated GPU.  Then what `memory_systems.py`
-and `longmem_bank.py` measure.  Further claims have benchmarks of their own: `graphgps.py`,
-`linear_interpreter.py`, `safe_eraser.py`.
+GPU, or why it refuses, and the error of these on an emulated GPU.  What the systems claim have
+benchmarks of their own: `memory_systems.py`, `mlp_memory_retrieval.py`, `longmem_recall.py`,
+`longmem_bank.py`, `graphgps.py`, `linear_interpreter.py`, `safe_eraser.py`.
 """
 
 import argparse
@@ -15,8 +15,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import longmem_bank
-import memory_systems
 import torch
 from evidence import Row, run
 from recurrent_family import checkpoints
@@ -41,19 +39,17 @@ def main() -> None:
     only = set(filter(None, options.only.split(",")))
     if unknown := only - NAMES:
         parser.error(f"{', '.join(unknown)}: there are {', '.join(sorted(NAMES))}")
-    run(__doc__, lambda quick: measure(quick, only), ["--only", options.only] * bool(only))
+    run(__doc__, lambda _quick: measure(only), ["--only", options.only] * bool(only))
 
 
-def measure(quick: bool, only: set[str]) -> list[Row]:
-    """The rows of each system, then those of what they claim."""
+def measure(only: set[str]) -> list[Row]:
+    """The rows of each system."""
     torch.set_num_threads(1)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         for name, checkpoint in checkpoints(Path(folder), only or NAMES):
             print(name, file=sys.stderr, flush=True)
             rows += _rows(name, checkpoint, Path(folder) / name.replace(" ", "-"))
-    if not only:
-        rows += [*memory_systems.measure(quick), *longmem_bank.measure(quick)]
     return rows
 
 

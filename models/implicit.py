@@ -115,7 +115,10 @@ class Solver(nn.Module):
 
 
 class Regression(Solver):
-    """Least squares of the data, with a penalty: of squares (ridge) or of sizes (lasso)."""
+    """Least squares of the data, with a penalty: of squares (ridge) or of sizes (lasso).
+
+    Every other entry of what the data were made with is zero.
+    """
 
     design: Tensor
     observed: Tensor
@@ -124,7 +127,8 @@ class Regression(Solver):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.register_buffer("design", torch.randn(config.observations, config.size))
-        self.register_buffer("observed", torch.randn(config.observations))
+        made_with = 3 * torch.randn(config.size) * (torch.arange(config.size) % 2)
+        self.register_buffer("observed", self.design @ made_with + torch.randn(len(self.design)))
         largest = torch.linalg.matrix_norm(self.design, 2).square()
         self.register_buffer("rate", 1 / (largest / config.observations + 1))
 
