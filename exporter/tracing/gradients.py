@@ -33,6 +33,7 @@ from intaglio.quiet import quiet, summary
 from intaglio.state import TIME
 
 from .conditions import Condition, of_zero_or_one
+from .plain_choices import CHOICES, is_batched
 
 
 class FixedTimeError(TraceError):
@@ -120,6 +121,8 @@ class _Plain(TorchFunctionMode):
     def __torch_function__(
         self, function: Any, _types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
+        if function in CHOICES and any(map(is_batched, args)):
+            function = CHOICES[function]
         return PLAIN.get(function, function)(*args, **(kwargs or {}))
 
 

@@ -51,6 +51,7 @@ from .mutations import idle_buffers
 from .norm_calls import settle_norm_calls
 from .reversed_differences import settle_reversed_differences
 from .squeezes import settle_squeezes
+from .stable_sorts import settle_stable_sorts
 from .stepped_axes import name_steps
 from .trace_check import WrongGraphError, check_trace, check_whole
 
@@ -123,6 +124,7 @@ def _traced(source: Source, program: ExportedProgram, spans: dict[str, Span]) ->
     settle_norm_calls(program)
     settle_squeezes(program)
     settle_masked_writes(program)
+    settle_stable_sorts(program)
     settle_clamps(program)
     settle_reversed_differences(program)
     inputs = source.inputs

@@ -102,7 +102,7 @@ def onto_simplex(x: Tensor) -> Tensor:
 
     (x - theta)_+ with theta the largest of (sum of the k largest entries - 1) / k over all k, which
     grows up to the k of the solution and falls from there (Held, Wolfe and Crowder, 1974).  The k
-    largest are compared for rather than sorted, whose derivative fixes the number of rows.
+    largest are compared for rather than sorted, so that the derivative scatters nothing.
     """
     above = (x[..., None, :] >= x[..., :, None]).to(x.dtype)  # [..., i, j]: x_j is x_i or more
     theta = ((above * x[..., None, :]).sum(-1) - 1) / above.sum(-1)

@@ -57,6 +57,18 @@ def test_ridge_is_solved_in_closed_form() -> None:
         np.testing.assert_allclose(back[row], jacobian.T @ v, atol=1e-8)
 
 
+def test_lasso_keeps_some_entries_and_drops_others() -> None:
+    """Where all are zero, a derivative of zeros would go unnoticed."""
+    torch.manual_seed(0)
+    module = IMPLICIT.build(IMPLICIT.presets["lasso"]).eval()
+    given = inputs(IMPLICIT.presets["lasso"], 3, 0, torch.Generator().manual_seed(1))
+    found = module(**given)
+    zero = found["solution"] == 0
+    assert zero.any()
+    assert (~zero).any(1).all()
+    assert (found["residual"] <= module.config.tolerance).all()
+
+
 @pytest.mark.parametrize("problem", ["lasso", "simplex", "equilibrium"])
 def test_derivatives_are_those_of_finite_differences(problem: str) -> None:
     module = solver(problem).double()
@@ -104,7 +116,6 @@ def test_solver_and_derivatives_are_graphs_of_one_bundle(bundle: tuple[Solver, P
 
 
 def test_a_derivative_of_a_projection_holds_for_any_number_of_rows(tmp_path: Path) -> None:
-    """Sorting inside of a derivative would fix it."""
     module = solver("simplex")
     export(module, tmp_path / "b", graphs={"main": graphs(module.config)["vjp"]}, verify=False)
     exact, t = module.double(), drawn(module, 5)["t"].double()
