@@ -7,6 +7,7 @@ widened when an operation takes it, and dropped after that operation.
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any, Self
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
+FINFO, NARROW = torch.finfo, torch.float32
 # What asks a tensor about itself and not for its numbers.
 ABOUT = {
     *(getattr(Tensor, name).__get__ for name in "shape device ndim layout requires_grad".split()),
@@ -54,9 +56,11 @@ class Widened(TorchFunctionMode):
         """Attention is as written, also within functions of PyTorch, where no mode looks.
 
         The fused kernels read a float32 mask beside float64 queries as if it were float64: from 16
-        tokens on their results are wrong.
+        tokens on their results are wrong.  Limits of dtypes are those of float32, which the module
+        runs in: what it adds or clamps so as not to divide by zero is a part of what it computes.
         """
         self._plain.enter_context(sdpa_kernel(SDPBackend.MATH))
+        self._plain.enter_context(patch.object(torch, "finfo", _limits))
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -78,12 +82,29 @@ class Widened(TorchFunctionMode):
         wide_args, wide_kwargs = tree_map(self._widen, (args, dict(kwargs or {})))
         if func is F.scaled_dot_product_attention:
             return _plain(func, wide_args, wide_kwargs)
+        if func is F.rms_norm:
+            return _rms_norm(*wide_args, **wide_kwargs)
         return func(*wide_args, **wide_kwargs)
 
     def _widen(self, value: Any) -> Any:
         if isinstance(value, Tensor) and id(value) in self._own:
             return value.detach().to(torch.float64)
         return value
+
+
+def _limits(dtype: torch.dtype | None = None) -> torch.finfo:
+    return FINFO() if dtype is None else FINFO(NARROW if dtype == torch.float64 else dtype)
+
+
+def _rms_norm(
+    input: Tensor,  # noqa: A002  its name in PyTorch
+    normalized_shape: list[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> Tensor:
+    """With the number that PyTorch takes for float32 where none is given."""
+    eps = FINFO(NARROW).eps if eps is None else eps
+    return F.rms_norm(input, normalized_shape, weight, eps)
 
 
 def _plain(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:

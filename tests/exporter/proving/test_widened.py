@@ -112,3 +112,24 @@ def test_recurrent_layers_of_a_copy_are_widened(kind: type[nn.GRU | nn.LSTM]) ->
     assert found.dtype == torch.float64
     with torch.no_grad():
         torch.testing.assert_close(found, wanted(x)[0], rtol=1e-12, atol=1e-14)
+
+
+def test_limits_of_dtypes_are_those_that_the_module_runs_with() -> None:
+    """They are added so as not to divide by zero, and tell where entries are small."""
+
+    class Small(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.scale = nn.RMSNorm(8), nn.Parameter(torch.ones(8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x * self.scale
+            by_hand = x / (x.square().sum(-1, keepdim=True) + torch.finfo(x.dtype).eps)
+            return self.norm(x) + F.rms_norm(x, [8]) + 1e-4 * by_hand
+
+    module, x = Small(), 1e-4 * torch.randn(3, 8)
+    with torch.no_grad():
+        with Widened(module):
+            found = module(x.double())
+        torch.testing.assert_close(found, module(x).double(), rtol=1e-5, atol=0)
+    assert torch.finfo(torch.float64).bits == 64
