@@ -1,14 +1,16 @@
 """The search of LLM-QFA: which numbers of bits for the layers of a supernet, under a budget.
 
 It evaluates random assignments, and the same bits for all layers; a regression of the losses tells
-which layers gain most by a bit for their size; further assignments give bits to these first (Yi et
-al. 2024, arXiv:2405.20202: 100 and 50).  Evaluations are independent jobs, each on one thread, so
-that its sums are the same wherever it runs.
+what each bit of each layer gains; further assignments spend the budget where most is gained for the
+size (Yi et al. 2024, arXiv:2405.20202: 100 and 50).  These come in rounds, each of which learns of
+the one before.  Evaluations of a round are independent jobs, each on one thread, so that its sums
+are the same wherever it runs.
 """
 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from intaglio.models.supernet import BITS, SuperLinear, restore, set_bits, super
 from .merging.losses import Data, loss
 
 PAIR = 64  # bits of a scale and an offset
+ROUNDS = 5  # of evaluations around the best
 FORM = re.compile(r"(\d+(?:\.\d+)?)(bits|MB|ms)")
 
 Bits = tuple[int, ...]
@@ -167,13 +170,13 @@ def search(
         return [sizes.of(bits, loss) for bits, loss in zip(some, losses, strict=True)]
 
     tried = evaluated(list(dict.fromkeys(wanted)), 0)
-    gains = _gains(tried) / sizes.weights
-    known = {each.bits for each in tried}
-    around = (
-        _filled(sizes, gains * random.lognormal(0, 0.5, count), budget)
-        for _ in range(evaluations[1])
-    )
-    return tried + evaluated([b for b in dict.fromkeys(around) if b not in known], len(tried))
+    for part in range(ROUNDS):
+        share = evaluations[1] * (part + 1) // ROUNDS - evaluations[1] * part // ROUNDS
+        gains = Gains(tried, sizes, random)
+        known = {each.bits for each in tried}
+        found = dict.fromkeys(_filled(sizes, gains.drawn(), budget) for _ in range(share))
+        tried += evaluated([bits for bits in found if bits not in known], len(tried))
+    return tried
 
 
 def evaluate(task: Shared, bits: Sequence[int]) -> float:
@@ -194,26 +197,65 @@ def _ready(task: tuple[Mapping[str, Any], Data]) -> tuple[nn.Module, Data]:
     return restore(held), data
 
 
-def _gains(tried: Sequence[Tried]) -> Any:
-    """How much the loss falls with a bit more in each layer, at least a little: ridge."""
-    x = np.array([each.bits for each in tried], np.float64)
-    y = np.array([each.loss for each in tried])
-    x, y = x - x.mean(0), y - y.mean()
-    slopes = np.linalg.solve(x.T @ x + 1e-2 * len(x) * np.eye(x.shape[1]), x.T @ y)
-    return np.maximum(-slopes, 1e-9)
+class Gains:
+    """What each further bit of each layer takes off the loss, as far as evaluations tell.
+
+    Losses are taken for sums over layers (a linear model).  Before anything is known, a layer has
+    the share of a uniform assignment's gain that it has of the weights, give or take as much; what
+    the evaluations tell beyond it is the posterior of a Bayesian regression.
+
+    Args:
+        tried: what was evaluated, among it the same bits for all layers.
+        sizes: what assignments cost.
+        random: where draws come from.
+    """
+
+    def __init__(self, tried: Sequence[Tried], sizes: Sizes, random: np.random.Generator) -> None:
+        self._random = random
+        self._count = len(sizes.weights)
+        uniform = {each.bits[0]: each.loss for each in tried if len(set(each.bits)) == 1}
+        steps = [uniform[low] - uniform[high] for low, high in pairwise(BITS)]
+        share = sizes.weights / sizes.weights.sum()
+        before = np.concatenate([share * step for step in steps])
+        width = np.concatenate([share * max(map(abs, steps))] * len(steps))
+        x = np.array([np.concatenate([np.array(t.bits) >= b for b in BITS[1:]]) for t in tried])
+        x = x.astype(np.float64)
+        left = uniform[BITS[0]] - np.array([t.loss for t in tried]) - x @ before
+        # Near the least that a linear model misses; what is smaller than it cannot be told.
+        noise = max(float(np.std(left)) / 4, 1e-9)
+        precision = x.T @ x / noise**2 + np.diag(1 / width**2)
+        self._mean = before + np.linalg.solve(precision, x.T @ left) / noise**2
+        self._root = np.linalg.cholesky(np.linalg.inv(precision))
+
+    def drawn(self) -> Any:
+        """One guess, as likely as it is to be right (Thompson 1933): [bits beyond 2, layers]."""
+        draw = self._root @ self._random.standard_normal(len(self._mean))
+        return (self._mean + draw).reshape(-1, self._count)
 
 
 def _filled(sizes: Sizes, gains: Any, budget: Budget) -> Bits:
     """Bits for the layers that gain most for their size, as long as the budget has room."""
-    bits = [min(BITS)] * len(gains)
-    for place in np.argsort(-gains):
-        for more in BITS[1:]:
-            larger = [*bits]
-            larger[place] = more
-            if sizes.of(larger).costs(budget.unit) > budget.limit:
-                break
-            bits = larger
-    return tuple(bits)
+    bits = np.full(sizes.weights.shape, min(BITS))
+    total = np.concatenate([np.zeros((1, gains.shape[1])), np.cumsum(gains, 0)])
+    while True:
+        best, taken = 0.0, None
+        for layer, more in product(range(len(bits)), range(1, len(BITS))):
+            raised = BITS[0] + more
+            if raised <= bits[layer]:
+                continue
+            gain = total[more, layer] - total[bits[layer] - BITS[0], layer]
+            rate = gain / (sizes.weights[layer] * (raised - bits[layer]))
+            if rate > best and _fits(sizes, bits, layer, raised, budget):
+                best, taken = rate, (layer, raised)
+        if taken is None:
+            return tuple(int(each) for each in bits)
+        bits[taken[0]] = taken[1]
+
+
+def _fits(sizes: Sizes, bits: Any, layer: int, raised: int, budget: Budget) -> bool:
+    larger = bits.copy()
+    larger[layer] = raised
+    return sizes.of(larger).costs(budget.unit) <= budget.limit
 
 
 def _weights(layer: SuperLinear) -> int:
