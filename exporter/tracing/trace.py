@@ -36,6 +36,7 @@ from intaglio.state import BATCH, TIME
 from .adopt import adopt_graph
 from .at_fault import run_examples
 from .attention_calls import settle_attention_calls
+from .boolean_sums import settle_boolean_sums
 from .capture import capture, capture_again
 from .causal_convolution import name_outputs_anew
 from .clamp_bounds import settle_clamps
@@ -50,6 +51,7 @@ from .modules import named, path_of
 from .mutations import idle_buffers
 from .norm_calls import settle_norm_calls
 from .reversed_differences import settle_reversed_differences
+from .scalars import settle_scalars
 from .squeezes import settle_squeezes
 from .stable_sorts import settle_stable_sorts
 from .stepped_axes import name_steps
@@ -60,6 +62,19 @@ TORCH_OPSET = 23
 INVENTED = "unk__"  # how the names begin that ONNX's inference makes up
 CHANCE = frozenset(
     "Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike".split()
+)
+# What the converter has no right form for is brought into one that it has, in this order.
+SETTLED = (
+    pair_complex_numbers,
+    settle_attention_calls,
+    settle_norm_calls,
+    settle_squeezes,
+    settle_scalars,
+    settle_boolean_sums,
+    settle_masked_writes,
+    settle_stable_sorts,
+    settle_clamps,
+    settle_reversed_differences,
 )
 TRANSLATIONS = {op.torch_op: op.translation for op in OPS if op.translation is not None}
 
@@ -119,14 +134,8 @@ def _traced(source: Source, program: ExportedProgram, spans: dict[str, Span]) ->
     convolve_causally(program)
     if not source.whole:
         refuse_transforms(source, program)
-    pair_complex_numbers(program)
-    settle_attention_calls(program)
-    settle_norm_calls(program)
-    settle_squeezes(program)
-    settle_masked_writes(program)
-    settle_stable_sorts(program)
-    settle_clamps(program)
-    settle_reversed_differences(program)
+    for settle in SETTLED:
+        settle(program)
     inputs = source.inputs
     names = list(name_outputs(source.module, run_examples(source.module, inputs), inputs))
     model = _convert(source, program)
