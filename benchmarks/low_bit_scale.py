@@ -61,6 +61,11 @@ note("end", 1.0)
 
 def measure(quick: bool) -> list[Row]:
     """Rows for one model, of 17M parameters if `quick`."""
+    return interrupted(quick, PASS, INPUTS)
+
+
+def interrupted(quick: bool, step: str, inputs: int) -> list[Row]:
+    """Rows of a pass that finishes `inputs` files of results for each block."""
     config = SMALL if quick else LARGE
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -70,15 +75,15 @@ def measure(quick: bool) -> list[Row]:
         del module
         ids = np.random.default_rng(0).integers(0, config.vocab_size, (ROWS, LENGTH))
         np.savez(folder / "calib.npz", input_ids=ids)
-        work, wanted = folder / "work", config.num_layers * INPUTS
-        child = _start(folder)
+        work, wanted = folder / "work", config.num_layers * inputs
+        child = _start(folder, step)
         while child.poll() is None and len(list(work.glob("*.npz"))) < wanted // 2:
             time.sleep(0.02)
         child.kill()
         first = _peaks(child)
         finished = {path: path.stat() for path in work.glob("*.npz")}
         start = time.perf_counter()
-        again = _start(folder)
+        again = _start(folder, step)
         second = _peaks(again)
         seconds = time.perf_counter() - start
         kept = {path: path.stat() for path in work.glob("*.npz")}
@@ -86,10 +91,10 @@ def measure(quick: bool) -> list[Row]:
         raise SystemExit(f"killed: {child.returncode}, went on: {again.returncode}, {len(kept)}")
     redone = sum(_file(stat) != _file(kept[path]) for path, stat in finished.items())
     peak = max(*first.values(), *second.values()) / 1e6
-    told = [line for line in (*first, *second) if "gptq layers." in line]
+    told = [line for line in (*first, *second) if f"{step.partition(':')[0]} layers." in line]
     return [
         Row(name="peak memory", value=peak, unit="GB", target=f"< {MOST:.0f}", holds=peak < MOST,
-            note=f"{count:,} parameters, {ROWS * LENGTH} tokens, {PASS}"),
+            note=f"{count:,} parameters, {ROWS * LENGTH} tokens, {step}"),
         Row(name="finished layers that were redone", value=redone, unit="layers", target="0",
             holds=redone == 0, note=f"killed when {len(finished)} of {wanted} were finished"),
         Row(name="layers whose progress was told", value=len(set(told)), unit="layers",
@@ -99,9 +104,9 @@ def measure(quick: bool) -> list[Row]:
     ]  # fmt: skip
 
 
-def _start(folder: Path) -> subprocess.Popen[str]:
+def _start(folder: Path, step: str) -> subprocess.Popen[str]:
     names = ("model.pt", "calib.npz", "work", "bundle")
-    arguments = [sys.executable, "-P", "-c", CHILD, *(str(folder / name) for name in names), PASS]
+    arguments = [sys.executable, "-P", "-c", CHILD, *(str(folder / name) for name in names), step]
     return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
 
 

@@ -147,7 +147,8 @@ def compile_source(
     try:
         return _compile_graph(traced, steps, context, how, clock)
     except PassError as error:
-        if source.whole or source.states or how.whole is not None:
+        asked = any(error.by is each for each in extra)  # of whole inputs it would say the same
+        if asked or source.whole or source.states or how.whole is not None:
             raise
         raise PassError(f"{error} {AS_WHOLE}") from error
 

@@ -265,7 +265,11 @@ def _run(
         before = model.clone() if checked else None
         states = list(context.states)
         was, had = now, made
-        result = step.run(model, context)
+        try:
+            result = step.run(model, context)
+        except PassError as refused:
+            refused.by = step
+            raise
         now, made = _size(model), makers(model)
         error = None
         if before is not None and result.changed:

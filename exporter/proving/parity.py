@@ -12,7 +12,7 @@ from .coverage import Coverage
 from .quantized import MOVED
 
 OUTPUT, STATE, KL = "output", "state", "mean divergence of next tokens"
-QUANTIZATION = "what quantization moved,"
+QUANTIZATION = "what the new weights moved,"
 ONE_PART, TWO_PARTS = ("fast", "mixed"), "fine"
 INT8_ACTIVATIONS = (*ONE_PART, TWO_PARTS)
 """What a lowering may have made that rounds activations to 8 bits: all or some of them once."""

@@ -28,7 +28,9 @@ def put_factors(
     emit = Emitter(first.node)
     sources = [source for layer in layers for source in made_of(layer.weight)]
     shared = _initializer(graph, first, name, right, sources)
-    x = _times(emit, first, first.x, shared, right)
+    read = first.node.inputs[0]  # what was made of `x`, where factors took its place before
+    assert read is not None
+    x = _times(emit, first, read, shared, right)
     found = {}
     for layer, left in zip(layers, lefts, strict=True):
         own = f"{_stem(layer)}.second.weight"

@@ -57,7 +57,9 @@ class JobError(IntaglioError):
 
 
 class PassError(IntaglioError):
-    """A pass refuses a graph, or its options."""
+    """A pass refuses a graph, or its options; `by` is that pass, where a pipeline ran it."""
+
+    by: object = None
 
 
 class CheckError(IntaglioError):

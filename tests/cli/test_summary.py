@@ -169,6 +169,15 @@ def test_parity_shows_each_stream_where_it_is_farthest(
     assert lines[1:] == [["logits", "3.0e-07", "1e-04", "1"], ["state", "nan", "1e-04", "1"]]
 
 
+def test_what_compression_or_few_bits_moved_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """In words that are true of both."""
+    evidence = {**parity(logits=[1e-7]), "quantization": {"logits": 0.25}}
+    summary.show_parity(Console(Flags()), evidence)
+    last = capsys.readouterr().out.splitlines()[-1]
+
+    assert last == "the new weights moved the source's own outputs: logits 2.5e-01"
+
+
 def test_of_many_streams_those_beyond_their_limits_are_never_hidden(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -131,7 +131,7 @@ def show_parity(console: Console, parity: Mapping[str, Any]) -> None:
         console.text(f"  {hidden} more, all farther from their limit")
     if parity.get("quantization"):
         moved = (f"{name} {error:.1e}" for name, error in parity["quantization"].items())
-        console.text(f"quantization moved the source's own outputs: {', '.join(moved)}")
+        console.text(f"the new weights moved the source's own outputs: {', '.join(moved)}")
 
 
 def amount(size: int) -> str:

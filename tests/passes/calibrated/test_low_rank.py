@@ -93,6 +93,29 @@ def test_a_bundle_of_factors_is_verified_by_their_products(tmp_path: Path, bits:
     assert (parity.quantization or {})["logits"] > 1e-3
 
 
+def test_layers_in_a_row_read_what_is_there(tmp_path: Path) -> None:
+    """Two with nothing between, as a model of two factors has them: the second reads the new."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(12, 10, bias=False), nn.Linear(10, 12)).eval()
+    report = intaglio.export(
+        module,
+        tmp_path / "bundle",
+        passes=["low-rank:ratio=0.3,by='svd',head=true"],
+        inputs={"input": torch.zeros(3, 12)},
+        axes={"input": "batchx12"},
+    )
+    assert report.parity is not None
+    assert report.parity.passed
+
+
+def test_what_is_refused_of_whole_inputs_too_is_not_sent_there(tmp_path: Path) -> None:
+    """A ratio that leaves nothing is no matter of steps."""
+    with pytest.raises(PassError, match=r"At most 0\.\d+ leaves one\.$"):
+        intaglio.export(
+            model(), tmp_path / "bundle", passes=["low-rank:ratio=0.99"], calib=ids(), **CALL
+        )
+
+
 def test_data_and_the_layers_before_count() -> None:
     plain, better = (
         factored(ratio=0.4, by=by).details["stages"][1]["perplexity"] for by in ("svd", "data")
