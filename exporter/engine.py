@@ -32,6 +32,7 @@ def with_engines(
     clock: Clock,
     data: str | Path | Arrays | None,
     requests: Mapping[str, BuildRequest],
+    jobs: int | None = None,
 ) -> Attempt:
     """Build the engines of a bundle that is written, and prove them, if that is asked for.
 
@@ -43,6 +44,7 @@ def with_engines(
         clock: is told what is done.
         data: to verify with.
         requests: what to build for, by the names of graphs.
+        jobs: processes that compile kernels, at most.
 
     Raises:
         ParityError: if a graph, or its engine, does not compute what the source does.
@@ -53,7 +55,7 @@ def with_engines(
         for name, request in requests.items():
             graph = made.compiled.graphs[name].trt
             assert graph is not None
-            manifest, advice = add_engine(writer, manifest, name, graph, request, clock)
+            manifest, advice = add_engine(writer, manifest, name, graph, request, clock, jobs)
             notes += (line for line in advice if line not in notes)
     for name, each in {MAIN: made.compiled, **made.compiled.others}.items() if how.verify else ():
         run = partial(

@@ -88,6 +88,7 @@ def export(
     require_target: Sequence[str] = (),
     force: bool = False,
     dry_run: bool = False,
+    jobs: int | None = None,
     progress: Progress | None = None,
     **options: Unpack[ExportKeywords],
 ) -> ExportReport:
@@ -112,6 +113,8 @@ def export(
             is written where TensorRT alone refuses, and the notes say why.
         force: replace a bundle that is there.
         dry_run: load, trace and run the passes, refuse what an export would, and write nothing.
+        jobs: processes that compile kernels for TensorRT beside each other, at most; None for one
+            per processor.  What they compile is the same.
         progress: is told each phase and, where known, the fraction of it that is done.
         **options: those of `ExportKeywords`.
 
@@ -128,7 +131,7 @@ def export(
         loaded, asked = _loaded(source, asked, clock)
         teacher = Teacher.of(calib, Path(work or f"{writer.destination}.work"))
         compiled = _compiled(loaded, asked, clock, teacher)
-        made = _made(writer, loaded, compiled, asked, clock)
+        made = _made(writer, loaded, compiled, asked, clock, jobs)
         if require_parity:
             require_proof(writer, made.manifest)
         manifest = writer.commit(made.manifest)
@@ -233,7 +236,12 @@ def _compiled(source: Source, asked: Asked, clock: Clock, teacher: Teacher | Non
 
 
 def _made(
-    writer: BundleWriter, source: Source, compiled: CompiledGraph, asked: Asked, clock: Clock
+    writer: BundleWriter,
+    source: Source,
+    compiled: CompiledGraph,
+    asked: Asked,
+    clock: Clock,
+    jobs: int | None,
 ) -> Attempt:
     """The bundle, verified; without an engine of TensorRT, if none can be built and none must."""
     wanted = None if compiled.trt is None else requests(compiled, source, asked.how)
@@ -241,7 +249,7 @@ def _made(
     if wanted is None:
         return made
     try:
-        return with_engines(writer, source, made, asked.how, clock, asked.data, wanted)
+        return with_engines(writer, source, made, asked.how, clock, asked.data, wanted, jobs)
     except (BuildError, UnsupportedError) as error:
         if asked.required:
             raise

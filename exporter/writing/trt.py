@@ -138,9 +138,9 @@ def plugin_ops() -> dict[tuple[str, str], Op]:
 
 
 def compile_kernels(
-    model: ir.Model, capabilities: Sequence[int], clock: Clock
+    model: ir.Model, capabilities: Sequence[int], clock: Clock, jobs: int | None = None
 ) -> tuple[dict[str, NodeKernels], dict[str, str]]:
-    """Compile what the plugins of a model launch.
+    """Compile what the plugins of a model launch, in so many processes at most.
 
     Returns:
         Kernels by a name of their own, and that name for each node; nodes that are alike share.
@@ -153,7 +153,7 @@ def compile_kernels(
     from intaglio.trt_plugins.plugin import Input, Request
 
     ops = plugin_ops()
-    jobs: dict[str, list[Job]] = {}
+    of_name: dict[str, list[Job]] = {}
     names: dict[str, str] = {}
     nodes: dict[str, str] = {}
     for node in model.graph:
@@ -174,15 +174,16 @@ def compile_kernels(
         wanted = [Job(plugin=op.name, request=r, where=describe(node)) for r in requests]
         key = json.dumps([job.to_json() for job in wanted], sort_keys=True)
         name = names.setdefault(key, f"{op.name}.{len(names)}")
-        jobs.setdefault(name, wanted)
+        of_name.setdefault(name, wanted)
         nodes[str(node.name)] = name
     compiled = compile_all(
-        [job for wanted in jobs.values() for job in wanted],
+        [job for wanted in of_name.values() for job in wanted],
+        workers=jobs,
         done=lambda job: clock.report(_words(job), None),
     )
     made = iter(compiled)
     kernels = {
-        name: _kernels(wanted, list(islice(made, len(wanted)))) for name, wanted in jobs.items()
+        name: _kernels(wanted, list(islice(made, len(wanted)))) for name, wanted in of_name.items()
     }
     return kernels, nodes
 
@@ -271,13 +272,14 @@ def add_engine(
     model: ir.Model,
     request: BuildRequest,
     clock: Clock,
+    jobs: int | None = None,
 ) -> tuple[Manifest, tuple[str, ...]]:
     """Add kernels and engine to a bundle in the making whose graph `name` is `model`.
 
     Returns:
         The manifest with them, and what the user should know.
     """
-    kernels, nodes = compile_kernels(model, request.capabilities, clock)
+    kernels, nodes = compile_kernels(model, request.capabilities, clock, jobs)
     with writer.told():
         write_kernels(writer.path, kernels, nodes, own_place(kernel_files.INDEX, name))
         text = json.dumps(request.to_json(), indent=1, sort_keys=True)

@@ -12,6 +12,8 @@ from intaglio.cli.frame import app
     ("words", "code", "said"),
     [
         ("--jobs 2", 1, "--jobs is of a search, which --budget asks for"),
+        ("--jobs 2 --target trt", 1, "none.pt: there is no such file"),
+        ("--jobs 2 --seed 1 --target trt", 1, "--seed is of a search, which --budget asks for"),
         ("--budget 3bits", 2, "needs --calib"),
         ("--budget 3bits --calib text.txt --bits *=3", 2, "--bits says them already"),
         ("--budget 3bits --calib text.txt --evaluations 3", 2, "give two numbers"),

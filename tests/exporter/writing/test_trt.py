@@ -20,6 +20,7 @@ from intaglio.errors import (
 )
 from intaglio.exporter import engine as engine_module
 from intaglio.exporter.export import ExportReport, export
+from intaglio.exporter.options.clock import Clock
 from intaglio.exporter.options.served_shapes import ServedShapes
 from intaglio.exporter.proving.verify import verify
 from intaglio.exporter.writing import trt as trt_target
@@ -354,3 +355,18 @@ def test_a_cache_holds_the_longest_prefill() -> None:
     halved.inputs[1].shape = ir.Shape(["batch", "(frames - 1)//2 + 1"])
     found = trt_target.ranges(halved.inputs, none, None, None, {"frames": (1, 20, 99)})
     assert found["(frames - 1)//2 + 1"] == (1, 10, 50)
+
+
+def test_kernels_are_compiled_by_so_many_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `jobs` of an export says; what each compiles follows from the request alone."""
+    asked: list[int | None] = []
+
+    def compile_all(_: list[Any], *, workers: int | None, **__: Any) -> list[Any]:
+        asked.append(workers)
+        return []
+
+    monkeypatch.setattr("intaglio.trt_plugins.ahead.compile_all", compile_all)
+    model = ir.Model(ir.Graph([], [], nodes=[], opset_imports={"": 24}), ir_version=11)
+    for jobs in (None, 3):
+        trt_target.compile_kernels(model, [86, 89], Clock(None), jobs)
+    assert asked == [None, 3]

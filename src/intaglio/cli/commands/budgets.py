@@ -38,8 +38,8 @@ class SearchFlags(TypedDict):
         typer.Option(
             min=1,
             metavar="N",
-            help="Evaluations at a time, each in a process.",
-            show_default="1, in this one",
+            help="Processes at a time: evaluations, or kernels of --target trt.",
+            show_default="1; of kernels one per processor",
         ),
     ]
     ray: Annotated[
@@ -88,15 +88,16 @@ def beside(out: Path) -> Path:
     return out.with_name(f"{out.name}.work")
 
 
-def require_none(flags: SearchFlags) -> None:
-    """Refuse what says something of a search where there is none.
+def require_none(flags: SearchFlags, *, kernels: bool) -> None:
+    """Refuse what says something of a search where there is none; of jobs `kernels` are some.
 
     Raises:
         OptionError: if there is something.
     """
-    given = [name for name, value in flags.items() if value is not None]
+    given = [n for n, value in flags.items() if value is not None and not (kernels and n == "jobs")]
     if given:
-        raise OptionError(f"--{given[0]} is of a search, which --budget asks for.")
+        of = ", or of kernels for --target trt" if given == ["jobs"] else ""
+        raise OptionError(f"--{given[0]} is of a search, which --budget asks for{of}.")
 
 
 def search_before(

@@ -203,7 +203,7 @@ def export_(
     how: Any = {name: told[name] for name in SearchFlags.__annotations__}
     options = loading(load, methods(graph))
     if budget is None:
-        require_none(how)
+        require_none(how, kernels="trt" in (target or "") or recipe is not None)
     with console.progress() as progress:
         made = None
         if budget is not None:
@@ -243,6 +243,7 @@ def export_(
             require_target=require_target.split(",") if require_target else (),
             force=force,
             dry_run=dry_run,
+            jobs=how["jobs"],
             portable=False if no_portable else None,
             layout=None if layout is None else layout.value,
             progress=progress,
