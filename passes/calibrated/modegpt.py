@@ -36,6 +36,7 @@ from ._shared_channels import MLP, SCORES, VALUES, How, Part, parts_of
 
 MOST = 0.8  # of a block's channels that it loses at most, by importance
 DEEP = 8  # blocks from which importance decides
+SHOWN = 6  # parts in a message
 
 
 class Modegpt(Calibrated):
@@ -68,13 +69,10 @@ class Modegpt(Calibrated):
         FoldRepeatedHeads().rewrite(model)
         common.RemoveUnusedNodesPass()(model)  # what repeated heads read them, too
         left: dict[str, str] = {}
-        parts = [
-            each
-            for each in parts_of(model, left, How(by=self.by, ridge=self.ridge))
-            if self._chosen(each)
-        ]
+        every = list(parts_of(model, left, How(by=self.by, ridge=self.ridge)))
+        parts = [each for each in every if self._chosen(each)]
         if not parts:
-            raise PassError(f"modegpt found nothing to compress. {_words(left)}".strip())
+            raise PassError(f"modegpt found nothing to compress. {_others(every, left)}".strip())
         lost, allocation = self._lost(model, context, parts)
         wanted = [each for part in parts for each in part.wanted]
         found = {}
@@ -226,5 +224,11 @@ def _calibration(context: Context) -> dict[str, Any] | None:
     }
 
 
-def _words(left: Mapping[str, str]) -> str:
-    return " ".join(f"{path} stays as it is: {why}." for path, why in left.items())
+def _others(every: Sequence[Part], left: Mapping[str, str]) -> str:
+    """What was found and not asked for, and what cannot be compressed."""
+    words = [f"{path} stays as it is: {why}." for path, why in left.items()]
+    if every:
+        found = ", ".join(f"{part.path} ({part.kind})" for part in every[:SHOWN])
+        more = f" and {len(every) - SHOWN} more" if len(every) > SHOWN else ""
+        words.insert(0, f"By modules, layers and skip it leaves out {found}{more}.")
+    return " ".join(words)

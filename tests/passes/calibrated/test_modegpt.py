@@ -251,6 +251,13 @@ def test_a_ratio_that_leaves_no_channel_is_refused(graph: Graph) -> None:
         compress(graph, ratio=0.95)
 
 
+def test_globs_that_fit_nothing_are_told_with_what_there_is(graph: Graph) -> None:
+    """Paths and kinds, so that the right ones can be typed."""
+    said = r"leaves out layers\.0\.mlp \(mlp\), .*layers\.1\.mixer \(vo\)"
+    with pytest.raises(PassError, match=said):
+        compress(graph, layers=["nothing"])
+
+
 def test_options_without_sense_are_refused() -> None:
     for options in ({"ratio": 1.0}, {"ratio": -0.1}, {"modules": ["heads"]}, {"eps": 0.0}):
         with pytest.raises(PassError, match="modegpt"):
