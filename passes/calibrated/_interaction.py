@@ -22,12 +22,16 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Basis:
-    """C [K, k], C+ [k, K] and the eigenvalues Lam [k], largest first; `span`: the rank of G."""
+    """C [K, k], C+ [k, K] and the eigenvalues Lam [k], largest first; `span`: the rank of G.
+
+    `fold`: the further row of C and column of C+, [k] each, of a constant 1 behind x.
+    """
 
     C: Array
     inverse: Array
     spectrum: Array
     span: int
+    fold: tuple[Array, Array] | None = None
 
 
 def interaction_basis(gram: Array, jacobian: Array, threshold: float) -> Basis:

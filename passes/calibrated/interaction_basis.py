@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import field
 from fnmatch import fnmatchcase
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -35,7 +36,8 @@ from ._global_derivatives import derivative_moments
 from ._interaction import Basis, interaction_basis, output_metric, rank_of
 from ._junctions import Junction, junctions
 from ._moments import junction_moments, told
-from ._narrow import Ledger, weight_of
+from ._narrow import Ledger, put_vector, vector_of, weight_of
+from ._rib_results import read_rib, rib_basis
 
 Array = npt.NDArray[Any]
 
@@ -55,6 +57,10 @@ class InteractionBasis(Calibrated):
     """Derivatives up to the next layer, or up to the outputs of the whole model."""
     probes: int = 8
     """Of the global form: backward passes for each batch of data."""
+    rib: str = ""
+    """A results file of rib, whose bases take the place of those that are found here."""
+    nodes: dict[str, str] = field(default_factory=dict)
+    """Its nodes by name, and a glob of the layers that read each; else layers below that name."""
     threshold: float = 1e-10
     """The part of the largest eigenvalue below which a direction counts for nothing."""
     layers: list[str] = field(default_factory=lambda: ["*"])
@@ -79,6 +85,11 @@ class InteractionBasis(Calibrated):
         dense = model.clone()
         stages = [calibrating.stage("dense", dense, context)]
         bases, effective = self._bases(model, context, found, chosen)
+        theirs = self._read(chosen) if self.rib else {}
+        bases |= theirs
+        chosen = {
+            j: readers if j in theirs or not self.rib else [] for j, readers in chosen.items()
+        }
         by_output = {p.node.outputs[0]: p for j in found for p in j.readers}
         ledger, layers = Ledger(), []
         work: list[tuple[Junction, int]] = []
@@ -88,7 +99,7 @@ class InteractionBasis(Calibrated):
             absorbing = before(junction, by_output)
             takes = absorbing is not None and self._takes(absorbing.projection, {})
             whole = takes and len(chosen[junction]) == len(junction.readers)
-            earlier = absorbing if whole else None
+            earlier = absorbing if whole and not self.rib else None
             layer = self._layer(chosen[junction], bases[junction], earlier, left)
             layers.append(layer | {"effective": effective[junction]})
             kept = layer["directions"][2]
@@ -98,7 +109,7 @@ class InteractionBasis(Calibrated):
                 work.append((junction, kept))
         factors: dict[str, list[str]] = {}
         for junction, kept in work:
-            factors |= _put(model.graph, chosen[junction], bases[junction], kept)
+            factors |= _put(model.graph, chosen[junction], bases[junction], kept, ledger)
         common.RemoveUnusedNodesPass()(model)
         stages.append(calibrating.stage(self.name, model, context, dense))
         return PassResult(
@@ -140,6 +151,26 @@ class InteractionBasis(Calibrated):
                 "interaction-basis needs data to learn from: give rows of the model's inputs with "
                 "--calib FILE.npz, or text with --calib FILE.txt."
             )
+
+    def _read(self, chosen: Mapping[Junction, Sequence[Projection]]) -> dict[Junction, Basis]:
+        """The bases of a results file, by what reads there.
+
+        Raises:
+            PassError: the file cannot be read, or no chosen layer is at one of its nodes.
+        """
+        told = read_rib(Path(self.rib), self.name)
+        found = {}
+        for junction, readers in chosen.items():
+            for node in told:
+                glob = self.nodes.get(node, node)
+                if readers and any(fnmatchcase(f"{p.path}.", f"{glob}.*") for p in readers):
+                    found[junction] = rib_basis(node, told[node], readers[0].inputs, self.name)
+        if not found:
+            raise PassError(
+                f"interaction-basis: no layer is at a node of {self.rib} ({', '.join(told)}). Say "
+                "by nodes, in a recipe, which layers read each, as {'NODE' = 'GLOB'}."
+            )
+        return found
 
     def _takes(self, layer: Projection, left: dict[str, str]) -> bool:
         path = layer.path
@@ -283,16 +314,39 @@ def _needed(
 
 
 def _put(
-    graph: ir.Graph, readers: Sequence[Projection], basis: Basis, kept: int
+    graph: ir.Graph, readers: Sequence[Projection], basis: Basis, kept: int, ledger: Ledger
 ) -> dict[str, list[str]]:
     """Let the readers read `kept` directions, those together whose weights are stored alike."""
     found: dict[str, list[str]] = {}
     for by_output in (True, False):
         alike = [p for p in readers if p.by_output is by_output]
         if alike:
-            lefts = [weight_of(p) @ basis.inverse[:kept].T for p in alike]
+            lefts = [_behind(p, basis, kept, ledger) for p in alike]
             found |= put_factors(graph, alike, basis.C[:, :kept].T, lefts)
     return found
+
+
+def _behind(reader: Projection, basis: Basis, kept: int, ledger: Ledger) -> Array:
+    """What reads `kept` coordinates in the place of a reader; of a folded bias its own follows.
+
+    Of [x, 1] C_r C_r+ [W^T; b^T] the constant is C_r's last row times all behind it.
+
+    Raises:
+        PassError: a bias is folded into the basis, and the reader has none of its own.
+    """
+    left: Array = weight_of(reader) @ basis.inverse[:kept].T
+    if basis.fold is None:
+        return left
+    bias = vector_of(reader.bias)
+    if bias is None or reader.bias is None or uses(reader.bias) != 1:
+        raise PassError(
+            f"interaction-basis: biases are folded into the bases of rib, and {reader.path} has "
+            "no bias of its own."
+        )
+    constant, back = basis.fold
+    left = left + np.outer(bias, back[:kept])
+    put_vector(reader.bias, left @ constant[:kept], ledger)
+    return left
 
 
 def _size(model: ir.Model) -> int:

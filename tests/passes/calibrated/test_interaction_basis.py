@@ -338,3 +338,64 @@ def test_what_cannot_be_is_refused() -> None:
         changed("decoder", layers=["nowhere"])
     with pytest.raises(PassError, match="needs data"):
         InteractionBasis().run(traced("perceptron")[1].clone(), Context())
+
+
+def rib_results(path: Path, node: str, *, turned: bool) -> tuple[Array, Array]:
+    """A file in the form of rib, of 12 entries and a folded bias: 6 directions at a node."""
+    random = np.random.default_rng(5)
+    forth = random.normal(size=(13, 6))
+    back = np.linalg.pinv(forth)
+    rotation = {
+        "node_layer": node,
+        "orig_dim": 13,
+        "C": torch.from_numpy(forth.T if turned else forth),
+        "C_pinv": torch.from_numpy(back),
+        "Lambda": torch.linspace(1, 0.1, 13, dtype=torch.float64),
+        **dict.fromkeys(("W", "W_pinv", "V")),
+    }
+    last = {**dict.fromkeys(rotation), "node_layer": "output", "orig_dim": 24}
+    config = {"out_dir": Path("out"), "dtype": "float64"}
+    held = {"exp_name": "e", "interaction_rotations": [rotation, last], "config": config}
+    torch.save(held, path)
+    return forth, back
+
+
+def test_the_bases_of_a_results_file_are_taken(tmp_path: Path) -> None:
+    """What it says of [x, 1], 4 directions of it; the bias follows, and all is verified."""
+    forth, back = rib_results(tmp_path / "rib.pt", "up", turned=False)
+    made, found = changed("perceptron", rib=str(tmp_path / "rib.pt"), rank=4)
+    (layer,) = found.details["layers"]
+    assert layer["directions"] == [12, 6, 4]
+    x, up = vectors(5).astype(np.float64), perceptron().up
+    behind = torch.cat((up.weight, up.bias[:, None]), 1).detach().numpy()
+    wanted = np.pad(x, ((0, 0), (0, 1)), constant_values=1) @ forth[:, :4] @ back[:4] @ behind.T
+    held = {n: v.const_value.numpy() for n, v in made.graph.initializers.items() if v.const_value}
+    first, second = held["up.first.weight"], held["up.second.weight"]
+    np.testing.assert_allclose(x @ first.T @ second.T + held["up.bias"], wanted, atol=1e-4)
+    report = intaglio.export(
+        perceptron(),
+        tmp_path / "bundle",
+        passes=[f"interaction-basis:rib='{tmp_path / 'rib.pt'}',rank=4"],
+        calib={"x": vectors()},
+        **CALL,
+    )
+    assert report.parity is not None
+    assert report.parity.passed
+
+
+def test_a_results_file_that_does_not_fit_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "rib.pt"
+    rib_results(path, "mlp_in.0", turned=False)
+    with pytest.raises(PassError, match=r"no layer is at a node of .*\(mlp_in\.0\)"):
+        changed("perceptron", rib=str(path))
+    _, found = changed("perceptron", rib=str(path), rank=4, nodes={"mlp_in.0": "up"})
+    assert [layer["path"] for layer in found.details["layers"]] == ["up"]
+    rib_results(path, "up", turned=True)
+    with pytest.raises(PassError, match=r"has C \[6, 13\] .* 12 entries are read there"):
+        changed("perceptron", rib=str(path))
+    torch.save({"interaction_rotations": []}, path)
+    with pytest.raises(PassError, match="no interaction_rotations with C and C_pinv"):
+        changed("perceptron", rib=str(path))
+    path.write_bytes(b"no")
+    with pytest.raises(PassError, match="cannot be read as results of rib"):
+        changed("perceptron", rib=str(path))
