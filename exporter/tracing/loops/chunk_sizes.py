@@ -13,11 +13,16 @@ from .terms import aten
 LENGTHS = (24, 96, 384, 1536)  # tokens at which chunks are looked for, of at most half as many
 
 
-def chunk_size(unrolled: Callable[[int], ExportedProgram], taken: Collection[int]) -> int | None:
+def chunk_size(
+    unrolled: Callable[[int], ExportedProgram],
+    calls: Callable[[int], int],
+    taken: Collection[int],
+) -> int | None:
     """Tokens of a chunk; None where no loop over chunks is seen.
 
     Args:
         unrolled: gives the program of a number of tokens.
+        calls: how many functions the source calls for a number of tokens.
         taken: sizes that are none of time.
     """
     for least in LENGTHS:
@@ -36,18 +41,25 @@ def chunk_size(unrolled: Callable[[int], ExportedProgram], taken: Collection[int
         several = [length for length, each in starts.items() if len(each) > 1]
         if several:
             return max(several, key=lambda length: length * len(starts[length]))
-        if least == LENGTHS[0] and _grows_with_each(unrolled, program, time):
+        if least == LENGTHS[0] and _grows_with_each(unrolled, calls, program, time):
             return None
     return None
 
 
 def _grows_with_each(
-    unrolled: Callable[[int], ExportedProgram], program: ExportedProgram, time: int
+    unrolled: Callable[[int], ExportedProgram],
+    calls: Callable[[int], int],
+    program: ExportedProgram,
+    time: int,
 ) -> bool:
     """Whether each token more makes the program longer, as chunks that are not seen yet do not.
 
-    Longer programs of a loop over tokens would take minutes.
+    Longer programs of a loop over tokens would take minutes, also where nothing reads what it gives
+    and the program does not have it.
     """
+    made = [calls(time + more) for more in range(3)]
+    if made[0] < made[1] < made[2]:
+        return True
     try:
         longer = [unrolled(time + more) for more in (1, 2)]
     except PartedError:

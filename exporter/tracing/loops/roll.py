@@ -9,10 +9,12 @@ captured again like any module, with batch and time free, and held to the source
 import copy
 import itertools
 import operator
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from intaglio.exporter.sources.source import Source
@@ -71,7 +73,11 @@ def _rolled(source: Source) -> ExportedProgram | None:
     except PartedError as error:
         parted = error
     batch = _free(source, ROWS, 1)[0]
-    chunk = chunk_size(lambda time: _unrolled(source, batch, time), _taken(source))
+    chunk = chunk_size(
+        lambda time: _unrolled(source, batch, time),
+        lambda time: _calls(source, time),
+        _taken(source),
+    )
     if chunk is not None:
         return _rolled_chunks(source, chunk)
     if parted is not None:
@@ -249,6 +255,31 @@ def _unrolled(source: Source, batch: int, time: int) -> ExportedProgram:
             return functional
     except Exception as error:
         raise PartedError(f"cannot be captured at {time} tokens either") from error
+
+
+class _Counted(TorchFunctionMode):
+    """Counts calls of PyTorch's functions while it is entered."""
+
+    count = 0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        del types  # part of the protocol
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def _calls(source: Source, time: int) -> int:
+    """How many functions the source calls for `time` tokens; 0 where it does not take so many."""
+    inputs = source.random_inputs(1, time, 0)
+    counted = _Counted()  # type: ignore[no-untyped-call]
+    try:
+        with torch.no_grad(), quiet(), counted:
+            source.module(**inputs)
+    except Exception:  # noqa: BLE001  whatever it raises, it does not take so many
+        return 0
+    return counted.count
 
 
 def _captured(source: Source, outer: Outer) -> ExportedProgram:

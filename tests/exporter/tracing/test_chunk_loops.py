@@ -1,6 +1,7 @@
 """Loops over chunks of tokens go over tokens, or are refused by what a chunk does otherwise."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from intaglio.exporter.sources.load import load_source
 from intaglio.exporter.sources.source import Source
+from intaglio.exporter.tracing.loops import roll as rolling
 from intaglio.exporter.tracing.loops.loop_streams import PartedError
 from intaglio.exporter.tracing.loops.roll import roll
 from intaglio.exporter.tracing.trace import trace
@@ -140,3 +142,26 @@ def late(net: Net, x: Tensor) -> Tensor:
 def test_what_a_chunk_does_otherwise_is_refused(forward: Forward, words: str) -> None:
     with pytest.raises(PartedError, match=words):
         roll(source_of(forward))
+
+
+def test_a_loop_over_tokens_that_nothing_reads_is_not_unrolled_ever_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its program does not grow with the tokens, but takes as long as they are many to capture."""
+
+    def unread(net: Net, x: Tensor) -> Tensor:
+        h = x[:, 0]
+        for t in range(x.shape[1]):
+            h = h / 2 + x[:, t]
+        x.nonzero()
+        return net.qkv(x)
+
+    unrolled = rolling._unrolled
+
+    def watched(source: Source, batch: int, time: int) -> Any:
+        assert time < 96, "a longer program is asked for"
+        return unrolled(source, batch, time)
+
+    monkeypatch.setattr(rolling, "_unrolled", watched)
+    with pytest.raises(PartedError, match="u0"):
+        roll(source_of(unread))
