@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from intaglio.runtime.compare import Deviation
@@ -76,6 +76,8 @@ class ParityReport:
     itself, at most; a row of the kind `QUANTIZATION` holds what it moved in the mean to a limit.
     `accuracy` is how the bundle multiplies by them, None without any.  `covers` says how far it was
     tried.  Of a graph of whole inputs (`whole`), steps are calls, and splits their sizes.
+    `rounding` tells, where parity fails, how far each output of the source as it is is from the
+    same in float64.
     """
 
     against: str
@@ -93,6 +95,7 @@ class ParityReport:
     accuracy: str | None = None
     covers: Coverage | None = None
     whole: bool = False
+    rounding: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -166,7 +169,7 @@ class ParityReport:
             cause += f" {rounding}{'' if self.data else RANDOM}"
         return (
             f"Parity fails over {scope}: of outputs and states {len(failed)} differ, most of all "
-            f"{worst.who} {where} ({numbers}).{cause}"
+            f"{worst.who} {where} ({numbers}).{cause}{self._rounded()}"
         )
 
     @property
@@ -179,6 +182,19 @@ class ParityReport:
             return ""
         found = (f"{name} {error:.1e}" for name, error in self.quantization.items())
         return f" {self._what} itself moved the source's outputs: {', '.join(found)}."
+
+    def _rounded(self) -> str:
+        """What rounding makes of the source itself, where that is beyond the limit as well."""
+        limits = {row.found.name: row.found.limit for row in self.failures}
+        found = {n: e for n, e in self.rounding.items() if e > limits.get(n, math.inf)}
+        if not found:
+            return ""
+        name = max(found, key=lambda each: found[each])
+        return (
+            f" Rounding alone takes the source itself {found[name]:.1e} from its own output "
+            f"{name!r} in float64 on the same inputs, which is beyond that limit too: fewer tokens "
+            f"(--steps) compare what comes before, and --tolerance {name}=VALUE accepts it."
+        )
 
     def _undefined(self) -> str:
         names = sorted({row.found.name for row in self.rows if row.found.undefined})

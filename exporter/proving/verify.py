@@ -54,6 +54,7 @@ from .follow import (
     words_of,
 )
 from .further import SHORT, Further
+from .own_rounding import own_rounding
 from .own_steps import verify_own
 from .parity import QUANTIZATION, ParityReport, Row
 from .portable import portable_session
@@ -230,6 +231,8 @@ def verify(
         accuracy=accuracy_of(entry),
         covers=covers,
     )
+    if not report.passed and held is None:
+        report = replace(report, rounding=own_rounding(source, drawn, wanted.outputs))
     limit = max(EXACT, *_own(limits))
     return _finish(report, opened, graph, held or source, limit, bisect=bisect, keep=keep)
 
