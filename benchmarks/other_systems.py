@@ -49,11 +49,11 @@ def measure(only: set[str]) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         for name, checkpoint in checkpoints(Path(folder), only or NAMES):
             print(name, file=sys.stderr, flush=True)
-            rows += _rows(name, checkpoint, Path(folder) / name.replace(" ", "-"))
+            rows += targets_of(name, checkpoint, Path(folder) / name.replace(" ", "-"))
     return rows
 
 
-def _rows(name: str, checkpoint: Path, out: Path) -> Iterator[Row]:
+def targets_of(name: str, checkpoint: Path, out: Path) -> Iterator[Row]:
     """What was measured of one system, or why nothing was."""
     try:
         with quiet():

@@ -1,20 +1,27 @@
-"""Every system of `models/` that is stepped: its step engine against float64, and what it carries.
+"""Every recurrent system of `models/`: its step engine against float64, and what it carries.
 
-    python benchmarks/recurrent_family.py [--quick] [--only NAME,...] [--json]
+    python benchmarks/recurrent_family.py [--quick] [--only NAME,...] [--jobs N] [--json]
 
-Weights are those of `models/checkpoints/` where a preset was trained, else random.  For each the
-largest error of 1,024 steps against one call of the module in float64 (outputs and states, as
-`verify` compares them), the difference between one call of the engine and calls of uneven parts,
-the bytes that a row carries, and, where these do not grow, the time of a step after 16,384 tokens
-against that after 128.
+Weights are those of `models/checkpoints/` where a preset was trained, else random; beside presets
+the variants that papers compare.  For each the largest error of 1,024 steps against one call of
+the module in float64 (outputs and states, as `verify` compares them; of models that take whole
+images, of these), the difference between one call of the engine and calls of uneven parts, the
+bytes that a row carries, and, where these do not grow, the time of a step after 16,384 tokens
+against that after 128, in turns, as the median of the ratios of pairs.  Engines of TensorRT-RTX
+are those of `recurrent_engines.py`.
+
+A system takes ten seconds of one core, most of them its export.  `--jobs` takes several at a time.
 """
 
 import argparse
 import itertools
 import sys
 import tempfile
-from collections.abc import Iterator
-from dataclasses import asdict
+import time
+from collections.abc import Collection, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +32,7 @@ from evidence import Row, paired, ratio, run
 
 import intaglio
 from intaglio.errors import IntaglioError
+from intaglio.exporter.export import ExportReport
 from intaglio.exporter.sources.load import load_source
 from intaglio.exporter.sources.source import Source
 from intaglio.models import MODELS, save
@@ -33,11 +41,34 @@ from intaglio.runtime import Session
 from intaglio.state import TIME
 
 CHECKPOINTS = Path(__file__).parents[1] / "models" / "checkpoints"
+NAMES = (
+    "al-rnn", "gated-deltanet", "gla", "hybrid-linear-attention", "liger", "mamba", "mmmamba",
+    "mom", "mvar", "nala", "nalaformer", "rwkv7", "s4", "s4d", "seqboat",
+)  # fmt: skip
+MIXERS = ("retnet", "hgrn", "hgrn2", "gla", "deltanet", "gated-deltanet")
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {  # of the preset tiny, by what differs
+    "hybrid-linear-attention": {
+        **{f"{mixer} alone": {"layers": (mixer,) * 2} for mixer in MIXERS},
+        "hgrn2 and attention, 3 to 1": {"layers": ("hgrn2",) * 3 + ("attention",)},
+        "gated-deltanet and attention, 24 to 1": {
+            "layers": ("gated-deltanet",) * 24 + ("attention",)
+        },
+    },
+    "s4": {
+        "legs": {"context": 2048},
+        "legt": {"context": 2048, "basis": "legt", "rank": 2},
+        "fout": {"context": 2048, "basis": "fout"},
+    },
+    "seqboat": {
+        "squares": {"attention": "relu2"},
+        "distances": {"positions": "simple", "max_positions": 2048},
+    },
+}
 STEPS, QUICK_STEPS = 1024, 128
 PARTS = (1, 2, 63, 1, 65)  # the rest comes in one call
 LIMIT, SPLIT, FLAT = 1e-4, 1e-5, 1.1
 NEAR, FAR, QUICK_FAR = 128, 16_384, 2048
-CHUNK = 512
+CHUNK, PAIRS = 1024, 300
 SEED = 5
 
 Array = npt.NDArray[Any]
@@ -46,69 +77,76 @@ Array = npt.NDArray[Any]
 def main() -> None:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--only", default="")
+    parser.add_argument("--jobs", type=int, default=1)
     options, sys.argv[1:] = parser.parse_known_args()
     only = set(filter(None, options.only.split(",")))
+    if unknown := only - set(NAMES):
+        parser.error(f"{', '.join(sorted(unknown))}: there are {', '.join(NAMES)}")
     chosen = ["--only", options.only] * bool(only)
-    run(__doc__, lambda quick: measure(quick, only), chosen)
+    run(__doc__, lambda quick: measure(quick, only, options.jobs), chosen)
 
 
-def measure(quick: bool, only: set[str]) -> list[Row]:
+def measure(quick: bool, only: set[str], jobs: int) -> list[Row]:
     """The rows of each system."""
-    torch.set_num_threads(1)
-    rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        for name, checkpoint in checkpoints(Path(folder), only):
-            print(name, file=sys.stderr, flush=True)
-            rows += _rows(name, checkpoint, Path(folder) / name.replace(" ", "-"), quick)
-    return rows
+        wanted, place = only or NAMES, Path(folder)
+        systems = [*checkpoints(place, wanted), *(() if quick else _variants(place, wanted))]
+        with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+            calls = [pool.submit(_rows, *system, place, quick) for system in systems]
+            return [row for call in calls for row in call.result()]
 
 
-def checkpoints(folder: Path, only: set[str]) -> Iterator[tuple[str, Path]]:
+def checkpoints(folder: Path, names: Collection[str]) -> Iterator[tuple[str, Path]]:
     """A trained checkpoint for each preset, or one of random weights."""
     trained = {}
     for path in sorted(CHECKPOINTS.glob("*.pt")):
         saved = torch.load(path, weights_only=True)
         trained[saved["model"], repr(sorted(saved["config"].items()))] = path
     for model in MODELS:
-        for preset, config in model.presets.items():
-            if only and model.name not in only:
-                continue
+        for preset, config in model.presets.items() if model.name in names else ():
             found = trained.get((model.name, repr(sorted(asdict(config).items()))))
             if found is not None:
                 yield f"{model.name} {preset}", found
-                continue
-            torch.manual_seed(0)
-            path = folder / f"{model.name}-{preset}.pt"
-            save(path, model.name, config, model.build(config))
-            yield f"{model.name} {preset}, random weights", path
+            else:
+                yield _random(folder, model.name, preset, config)
 
 
-def _rows(name: str, checkpoint: Path, out: Path, quick: bool) -> list[Row]:
+def _variants(folder: Path, names: Collection[str]) -> Iterator[tuple[str, Path]]:
+    for model in MODELS:
+        for title, other in VARIANTS.get(model.name, {}).items() if model.name in names else ():
+            yield _random(folder, model.name, title, replace(model.presets["tiny"], **other))
+
+
+def _random(folder: Path, name: str, title: str, config: Any) -> tuple[str, Path]:
+    """A checkpoint of random weights."""
+    (model,) = (each for each in MODELS if each.name == name)
+    torch.manual_seed(0)
+    path = folder / f"{name}-{title}.pt"
+    save(path, name, config, model.build(config))
+    return f"{name} {title}, random weights", path
+
+
+def _rows(name: str, checkpoint: Path, folder: Path, quick: bool) -> list[Row]:
     """What was measured of one system, or why nothing was."""
+    torch.set_num_threads(1)
+    out, steps, start = (
+        folder / name.replace(" ", "-"),
+        QUICK_STEPS if quick else STEPS,
+        time.time(),
+    )
     try:
         with quiet():
             source = load_source(checkpoint)
-            if source.whole or TIME not in source.symbols:
-                return []  # nothing to step
-            report = intaglio.export(source, out, steps=QUICK_STEPS if quick else STEPS)
+            report = intaglio.export(source, out, steps=steps)
     except IntaglioError as refusal:
         return [Row(name=name, value=1, unit="refused", holds=False, note=str(refusal))]
     graph = report.manifest.main
+    rows = [_error(name, report)]
+    print(f"{name}: {time.time() - start:.0f} s", file=sys.stderr, flush=True)
     if graph.whole or not graph.states:
-        return []
-    assert report.parity is not None
-    error = max(row.found.error for row in report.parity.rows)
-    grown = [spec.input for spec in graph.states if any(isinstance(d, str) for d in spec.shape[1:])]
-    rows = [
-        Row(
-            name=f"{name}: steps",
-            value=error,
-            unit="error",
-            target=f"<= {LIMIT:g}",
-            holds=error <= LIMIT,
-            against=f"PyTorch, {report.parity.precision}",
-            note=f"{report.parity.steps} steps",
-        ),
+        return rows
+    grown = [spec.input for spec in graph.states if spec.grows]
+    rows.append(
         Row(
             name=f"{name}: state of a row",
             value=sum(spec.nbytes(1, NEAR) for spec in graph.states),
@@ -116,8 +154,8 @@ def _rows(name: str, checkpoint: Path, out: Path, quick: bool) -> list[Row]:
             note=f"at {NEAR} tokens; {len(grown)} of {len(graph.states)} grow"
             if grown
             else "does not grow",
-        ),
-    ]
+        )
+    )
     along, once = _fed(source, 1)
     if not along or once.keys() != {spec.name for spec in graph.conditions}:
         return rows  # a call takes more than its next tokens
@@ -127,6 +165,22 @@ def _rows(name: str, checkpoint: Path, out: Path, quick: bool) -> list[Row]:
     far, most = QUICK_FAR if quick else FAR, graph.limits.max_context
     short = most is not None and most < 2 * far  # than the tokens that are to lie behind a step
     return rows if grown or short else [*rows, _flat(name, source, out, far)]
+
+
+def _error(name: str, report: ExportReport) -> Row:
+    """The largest error of ONNX Runtime's graph, over outputs and states."""
+    assert report.parity is not None
+    error = max(row.found.error for row in report.parity.rows)
+    whole = report.manifest.main.whole
+    return Row(
+        name=f"{name}: {'whole inputs' if whole else 'steps'}",
+        value=error,
+        unit="error",
+        target=f"<= {LIMIT:g}",
+        holds=error <= LIMIT,
+        against=f"PyTorch, {report.parity.precision}",
+        note="" if whole else f"{report.parity.steps} steps",
+    )
 
 
 def _fed(source: Source, tokens: int) -> tuple[dict[str, Array], dict[str, Array]]:
@@ -178,12 +232,12 @@ def _flat(name: str, source: Source, out: Path, far: int) -> Row:
     """The time of a step after many tokens against that after few."""
     inputs, once = _fed(source, CHUNK)
     sessions = [_opened(out, once), _opened(out, once)]
-    for _ in range(far // CHUNK):
+    for _ in range(far // CHUNK):  # any recurrence has to go through them
         sessions[0].step(inputs)
     sessions[1].step(_part(source, inputs, 0, NEAR))
     token = _part(source, inputs, 0, 1)
     slow, fast = paired(
-        lambda: sessions[0].step(token), lambda: sessions[1].step(token), 300, warmup=20
+        lambda: sessions[0].step(token), lambda: sessions[1].step(token), PAIRS, warmup=20
     )
     value = ratio(slow, fast)
     return Row(

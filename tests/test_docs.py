@@ -107,6 +107,25 @@ def test_figures_are_those_that_the_benchmarks_recorded() -> None:
         assert set(re.findall(r"[\d.]+", ratio)) <= values, f"{ratio}: {script}"
 
 
+def test_the_table_of_recurrent_systems_is_the_record() -> None:
+    """A row for each system that `recurrent_family.py` recorded, and its figures, rounded."""
+    recorded: dict[str, dict[str, float]] = {}
+    results = ROOT / "benchmarks" / "results" / "recurrent_family.json"
+    for row in json.loads(results.read_text())["rows"]:
+        system, _, what = row["name"].partition(": ")
+        recorded.setdefault(system.removesuffix(", random weights"), {})[what] = row["value"]
+    page = (ROOT / "docs" / "systems" / "README.md").read_text(encoding="utf-8")
+    table = page.partition("| system | error |")[2].partition("\n\n")[0]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
+
+    assert {row[0] for row in rows} == set(recorded)
+    for system, *cells in rows:
+        values = recorded[system].values()
+        known = {form.format(value) for value in values for form in ("{:.1e}", "{:,.0f}", "{:.2f}")}
+        shown = {cell.removesuffix(", grows") for cell in cells} - {"-"}
+        assert shown <= known, system
+
+
 def test_links_between_documents_lead_somewhere() -> None:
     for document in DOCUMENTS:
         text = BLOCK.sub("", (ROOT / document).read_text(encoding="utf-8"))

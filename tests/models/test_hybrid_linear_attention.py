@@ -330,3 +330,12 @@ def test_configs_that_make_no_model_are_refused(changes: dict[str, Any], message
 
 def test_every_mixer_is_among_the_small_ones() -> None:
     assert {*SMALL.layers, "window"} == set(MIXERS)
+
+
+def test_the_trained_checkpoint_is_of_four_kinds_of_layers() -> None:
+    path = Path(__file__).parents[2] / "models" / "checkpoints" / "hybrid_linear_attention.pt"
+    saved = torch.load(path, weights_only=True)
+    config = MODEL.configure(saved["config"])
+
+    assert len(set(config.layers)) == 4
+    build(config).load_state_dict(saved["state_dict"])

@@ -1,0 +1,43 @@
+"""Recurrent systems of `models/`: engines of TensorRT-RTX, without a GPU.
+
+    python benchmarks/recurrent_engines.py [--quick] [--only NAME,...] [--json]
+
+Of every preset, with the weights of `models/checkpoints/` or random ones: the largest error of its
+bundle against PyTorch in float64, the graphs of it that TensorRT-RTX builds engines of, or why it
+refuses, and the error of these on an emulated GPU, as `other_systems.py` has them of the others.
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from evidence import Row, run
+from other_systems import targets_of
+from recurrent_family import NAMES, checkpoints
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--only", default="")
+    options, sys.argv[1:] = parser.parse_known_args()
+    only = set(filter(None, options.only.split(",")))
+    if unknown := only - set(NAMES):
+        parser.error(f"{', '.join(sorted(unknown))}: there are {', '.join(NAMES)}")
+    run(__doc__, lambda quick: measure(quick, only), ["--only", options.only] * bool(only))
+
+
+def measure(quick: bool, only: set[str]) -> list[Row]:
+    """The rows of each system."""
+    torch.set_num_threads(1)
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, checkpoint in checkpoints(Path(folder), only or NAMES[: 1 if quick else None]):
+            print(name, file=sys.stderr, flush=True)
+            rows += targets_of(name, checkpoint, Path(folder) / name.replace(" ", "-"))
+    return rows
+
+
+if __name__ == "__main__":
+    main()
