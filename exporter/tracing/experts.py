@@ -84,10 +84,12 @@ def experts_of_languages(self: Any, lang_ids: Tensor, hidden_states: Tensor) -> 
         layers = [getattr(each, name) for each in adapters]
         weight = torch.stack([layer.weight for layer in layers])[of_row]
         bias = torch.stack([layer.bias for layer in layers])[of_row]
-        return x @ weight.transpose(1, 2) + bias[:, None]
+        y: Tensor = x @ weight.transpose(1, 2) + bias[:, None]
+        return y
 
     adapted = linear("dense2", adapters[0].adapter_act_fn(linear("dense1", x)))
-    return self.dropout(adapted) + residual
+    y: Tensor = self.dropout(adapted) + residual
+    return y
 
 
 class _ChosenRows(tuple[Any, ...]):  # noqa: SLOT001  its attributes are what it is for

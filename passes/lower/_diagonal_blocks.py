@@ -134,5 +134,5 @@ def _one_after_the_other(count: int, state: str, after: str) -> Iterator[str]:
         yield f"kept_{t} = Mul (keep_{t}, {state})"
         state = f"state_{t}" if t < count - 1 else after
         yield f"{state} = Add (kept_{t}, added_{t})"
-    parts = [*(f"state_{t}" for t in range(count - 1)), after]
-    yield f"states = Concat <axis = 1> ({', '.join(parts)})"
+    after_each = [*(f"state_{t}" for t in range(count - 1)), after]
+    yield f"states = Concat <axis = 1> ({', '.join(after_each)})"
