@@ -87,9 +87,8 @@ class InteractionBasis(Calibrated):
         bases, effective = self._bases(model, context, found, chosen)
         theirs = self._read(chosen) if self.rib else {}
         bases |= theirs
-        chosen = {
-            j: readers if j in theirs or not self.rib else [] for j, readers in chosen.items()
-        }
+        if self.rib:
+            chosen = {j: readers if j in theirs else [] for j, readers in chosen.items()}
         by_output = {p.node.outputs[0]: p for j in found for p in j.readers}
         ledger, layers = Ledger(), []
         work: list[tuple[Junction, int]] = []
