@@ -36,7 +36,7 @@ def read_rib(path: Path, who: str) -> dict[str, Mapping[str, Any]]:
         line = str(error).partition("\n")[0].rstrip(".")
         raise PassError(f"{who}: {path} cannot be read as results of rib: {line}.") from error
     listed = held.get("interaction_rotations") if isinstance(held, dict) else None
-    found = {
+    found: dict[str, Mapping[str, Any]] = {
         str(each["node_layer"]): each
         for each in (listed if isinstance(listed, list) else ())
         if isinstance(each, dict)
