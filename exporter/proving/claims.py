@@ -14,8 +14,9 @@ from intaglio.runtime.graph_entry import GraphEntry
 from intaglio.runtime.session import Session
 from intaglio.state import Layout, StateSpec
 
+from .caught_calls import Key
 from .follow import start_over
-from .reference import Key, Reference, reference
+from .reference import Reference, reference
 
 ALIKE = 1e-2  # of a state and a call of the source: what they differ by if they are the same
 SOUGHT = 8  # tokens after which they are compared

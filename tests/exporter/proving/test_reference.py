@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from intaglio.errors import ParityError, SourceError
-from intaglio.exporter.proving.reference import CATCHES, Reference, reference
+from intaglio.exporter.proving.caught_calls import CATCHES
+from intaglio.exporter.proving.reference import Reference, reference
 from intaglio.exporter.sources.examples import guess_specs
 from intaglio.exporter.sources.input_spec import sampler
 from intaglio.exporter.sources.source import Source
