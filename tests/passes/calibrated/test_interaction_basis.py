@@ -159,13 +159,14 @@ def test_global_derivatives_are_those_of_all_later_outputs() -> None:
     (moment,) = derivative_moments(model, found, context, 300, "me").values()
 
     def of_z(z: torch.Tensor) -> torch.Tensor:
-        return module.last(z.tanh().cumsum(0)).square()[:, 0]
+        y: torch.Tensor = module.last(z.tanh().cumsum(0)).square()[:, 0]
+        return y
 
     total, tokens = torch.zeros(4, 4), 0
     rows = [r for index in data.fitted for r in _rows_of(data, index)]
     for row, length in rows:
-        jacobian = torch.autograd.functional.jacobian(of_z, module.first(row[:length]).detach())
-        total += torch.einsum("otn,otm->nm", jacobian, jacobian)
+        jacobian = torch.func.jacrev(of_z)(module.first(row[:length]).detach())
+        total += torch.einsum("otn,otm->nm", jacobian, jacobian).detach()
         tokens += length
     np.testing.assert_allclose(moment, total / tokens, atol=0.1 * float(total.max()) / tokens)
 
@@ -179,18 +180,20 @@ def _rows_of(data: Any, index: int) -> list[tuple[torch.Tensor, int]]:
 def test_the_global_form_keeps_what_no_output_follows_from() -> None:
     """The head reads 3 of 8 sines, for which the local form has no rule."""
     torch.manual_seed(0)
-    module = nn.Sequential(nn.Linear(12, 8), Sine(), nn.Linear(8, 4, bias=False)).eval()
+    last = nn.Linear(8, 4, bias=False)
+    module = nn.Sequential(nn.Linear(12, 8), Sine(), last).eval()
     with torch.no_grad():
-        module[2].weight[:, 3:] = 0
-    call = {"inputs": {"input": torch.zeros(3, 12)}, "axes": {"input": "batchx12"}}
-    source = load_source(module, **call)  # type: ignore[arg-type]
+        last.weight[:, 3:] = 0
+    call: Any = {"inputs": {"input": torch.zeros(3, 12)}, "axes": {"input": "batchx12"}}
+    source = load_source(module, **call)
     model = trace(source).model
     pipeline.run(model, pipeline.tidy(), Context())
     data = read_calibration({"input": vectors()}, source)
     counts = []
     for form in ("local", "global"):
         context = Context(calibration=data, module=source.module)
-        step = InteractionBasis(tail=0.0, form=form, head=True, layers=["0"])  # type: ignore[arg-type]
+        asked: Any = {"tail": 0.0, "form": form, "head": True, "layers": ["0"]}
+        step = InteractionBasis(**asked)
         (layer,) = step.run(model.clone(), context).details["layers"]
         counts.append((layer["directions"][1], layer["effective"]))
     assert counts == [(8, [96, 96]), (3, [96, 36])]
