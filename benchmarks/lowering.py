@@ -1,14 +1,18 @@
 """The lowering for ONNX Runtime against the graph of standard operators that it is made of.
 
-    python benchmarks/lowering.py [--quick] [--json]
+    python benchmarks/lowering.py [--quick] [--only rules|systems] [--json]
 
 One layer of linear attention, 16 heads of 64, one row, one thread, and diagonal state-space models:
 as many channels and states of each as Mamba, S4D and HGRN have, and few.  These operators have no
 kernel in ONNX Runtime, which runs their bodies, loops over tokens; both graphs of
 the same bundle take turns on the same inputs and states, and their outputs are compared first.
+Times are those of the one thread, whatever else the machine does.
 """
 
+import argparse
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -101,15 +105,23 @@ class System(nn.Module):
         return diagonal_ssm(input, a, self.b, self.c, delta, discretization="none", lti=True)[0]
 
 
-def measure(quick: bool) -> list[Row]:
-    """A row for each rule and number of tokens."""
+def main() -> None:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--only", choices=("rules", "systems"))
+    options, sys.argv[1:] = parser.parse_known_args()
+    only = options.only
+    run(__doc__, lambda quick: measure(quick, only), ["--only", only] if only else [])
+
+
+def measure(quick: bool, only: str | None = None) -> list[Row]:
+    """A row for each rule, or system, and number of tokens."""
     torch.set_num_threads(1)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        for name, (rule, per_key) in RULES.items():
+        for name, (rule, per_key) in RULES.items() if only != "systems" else ():
             inputs = partial(_inputs, rule, per_key=per_key)
             rows += _rows(name, Layer(rule), inputs, TARGETS, Path(folder), quick)
-        for label, sizes in SYSTEMS.items():
+        for label, sizes in SYSTEMS.items() if only != "rules" else ():
             name, targets = f"DiagonalSSM, {label}", dict.fromkeys(TARGETS, NO_SLOWER)
             inputs = partial(_signals, *sizes)
             rows += _rows(name, System(*sizes), inputs, targets, Path(folder), quick)
@@ -142,7 +154,7 @@ def _row(name: str, pair: tuple[Any, Any], given: dict[str, Tensor], target: flo
     if error > NEAR:
         raise SystemExit(f"{name}: the two graphs differ by {error:.1e}")
     pairs = 100 if ours.shape[1] == 1 else 9
-    fast, slow = paired(lowered, standard, pairs, warmup=2)
+    fast, slow = paired(lowered, standard, pairs, warmup=2, clock=time.thread_time)
     speed = ratio(slow, fast)
     return Row(
         name=name,
@@ -200,4 +212,4 @@ def _call(session: Any, given: dict[str, np.ndarray]) -> Callable[[], Any]:
 
 
 if __name__ == "__main__":
-    run(__doc__, measure)
+    main()

@@ -11,10 +11,14 @@ overflows, however strong it is.
 It takes states one by one.  Where there are more than `MOST` of them, or where they are free, the
 operator stays, and what computes it goes by blocks of tokens, all states of a token at once
 (`_diagonal_blocks`): the faster form then, for one token and for many (`benchmarks/lowering.py`).
+A system that is the same for all tokens stays the loop: what it keeps of a token is then at hand in
+the processor's cache, where blocks write it out for every token.
 """
 
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from math import prod
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -50,14 +54,26 @@ class OrtDiagonalSsm(Lower):
         for node in [n for n in model.graph if n.op_type == DIAGONAL_SSM.onnx_type]:
             sizes = _sizes(node)
             if sizes is None or prod(sizes) > MOST:
-                notes.append(f"{describe(node)} goes by blocks of tokens")
+                if not _same(attribute(node, "lti", 0), input_of(node, 4)):
+                    notes.append(f"{describe(node)} goes by blocks of tokens")
                 continue
             _rewrite(node, *sizes)
             model.graph.opset_imports[DOMAIN] = 1
             notes.append(describe(node))
         if notes:
-            define(model, instead=replace(DIAGONAL_SSM, body=_diagonal_blocks.body))
+            define(model, instead=replace(DIAGONAL_SSM, body=_body))
         return PassResult(changed=bool(notes), notes=notes)
+
+
+def _same(lti: int, delta: object) -> bool:
+    """Whether all tokens decay alike."""
+    return bool(lti) and delta is None
+
+
+def _body(present: Collection[str], attributes: Mapping[str, Any]) -> str:
+    """What computes the operator where it stays."""
+    same = _same(attributes["lti"], "delta" if "delta" in present else None)
+    return (DIAGONAL_SSM if same else _diagonal_blocks).body(present, attributes)
 
 
 def _sizes(node: ir.Node) -> tuple[int, int] | None:

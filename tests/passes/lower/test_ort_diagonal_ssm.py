@@ -70,21 +70,31 @@ def test_both_forms_give_what_the_loop_gives(
     np.testing.assert_array_equal(np.concatenate(parts, 1), whole_y)
 
 
-@pytest.mark.parametrize(("channels", "blocks"), [(64, False), (65, True)])
+@pytest.mark.parametrize(
+    ("channels", "delta", "bodies"),
+    [
+        (64, ", delta", []),
+        (65, ", delta", [(False, True)]),
+        (65, "", [(True, False)]),  # no step sizes: the same for all tokens
+    ],
+)
 def test_more_states_than_the_kernel_is_quick_with_go_by_blocks(
-    channels: int, blocks: bool
+    channels: int, delta: str, bodies: list[tuple[bool, bool]]
 ) -> None:
-    """Four states of each channel: 256 are taken one by one, more all of a token at once."""
+    """Four states of each channel: 256 are taken one by one, more all of a token at once.
+
+    A system that is the same for all tokens stays a loop, which has what it keeps at hand.
+    """
     text = f"""
         <ir_version: 10, opset_import: ["" : 24, "intaglio" : 1]>
-        g (float[batch, time, {channels}] u, float[{channels}, 4] A, float[{channels}, 4] S)
-          => (float[batch, time, {channels}] y)
+        g (float[batch, time, {channels}] u, float[batch, time, {channels}] delta,
+           float[{channels}, 4] A, float[{channels}, 4] S) => (float[batch, time, {channels}] y)
         {{
-          y, present = intaglio.DiagonalSSM <discretization = "none", lti = 1> (u, A, S, S)
+          y, present = intaglio.DiagonalSSM <discretization = "none", lti = 1> (u, A, S, S{delta})
         }}
     """
     model = ir.from_onnx_text(text)
     define(model)
     pipeline.run(model, [OrtDiagonalSsm()], Context())
-    bodies = [{node.op_type for node in each} for each in model.functions.values()]
-    assert [("Scan" in body, "If" in body) for body in bodies] == [(False, True)] * blocks
+    found = [{node.op_type for node in each} for each in model.functions.values()]
+    assert [("Scan" in body, "If" in body) for body in found] == bodies
