@@ -145,7 +145,7 @@ def compile_source(
         context.module = source.body if isinstance(source.body, nn.Module) else None
     steps = _steps(source, extra, how)
     try:
-        return _compile_graph(traced, steps, context, how, clock)
+        return _with_alone(_compile_graph(traced, steps, context, how, clock), how)
     except PassError as error:
         asked = any(error.by is each for each in extra)  # of whole inputs it would say the same
         if asked or source.whole or source.states or how.whole is not None:
@@ -241,6 +241,15 @@ def _compile_beside(context: Context, how: Recipe, clock: Clock) -> dict[str, Co
         )
         for name, model in context.beside.items()
     }
+
+
+def _with_alone(compiled: CompiledGraph, how: Recipe) -> CompiledGraph:
+    """What is told where passes put graphs beside this one, and not for all targets."""
+    if not compiled.beside or "trt" not in how.targets:
+        return compiled
+    names = ", ".join(compiled.beside)
+    told = f"TensorRT has no engines of {names}, which a pass made: ONNX Runtime alone runs them."
+    return replace(compiled, told=(*compiled.told, told))
 
 
 def _refuse_rates(model: ir.Model) -> None:

@@ -1,19 +1,19 @@
 """The linear interpreter: a network is recorded for one input and replayed as an affine map."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import onnx_ir as ir
 import pytest
 import torch
-from onnx.reference import ReferenceEvaluator
-from onnx.reference.op_run import OpRun
+from in_double import in_double
 from torch import Tensor, nn
 
 from intaglio.errors import PassError
+from intaglio.exporter.export import export
 from intaglio.exporter.options.loading import LoadOptions
 from intaglio.exporter.sources.load import load
 from intaglio.exporter.tracing.trace import trace
@@ -113,55 +113,6 @@ def made(module: nn.Module) -> tuple[ir.Model, Context]:
     return model, context
 
 
-class LayerNormalization(OpRun):
-    """ONNX's own reference computes it in float32."""
-
-    def _run(
-        self, x: Array, scale: Array, bias: Array, axis: int, epsilon: float, **_: Any
-    ) -> tuple[Array]:
-        axes = tuple(range(axis % x.ndim, x.ndim))
-        centred = x - x.mean(axes, keepdims=True)
-        spread = np.sqrt((centred**2).mean(axes, keepdims=True) + np.float32(epsilon))
-        return (centred / spread * scale + bias,)
-
-
-class GroupNormalization(OpRun):
-    """The same of groups of channels."""
-
-    def _run(
-        self, x: Array, scale: Array, bias: Array, epsilon: float, num_groups: int, **_: Any
-    ) -> tuple[Array]:
-        parts = x.reshape(len(x), num_groups, -1)
-        centred = parts - parts.mean(-1, keepdims=True)
-        spread = np.sqrt((centred**2).mean(-1, keepdims=True) + np.float32(epsilon))
-        wide = (-1, *[1] * (x.ndim - 2))
-        return ((centred / spread).reshape(x.shape) * scale.reshape(wide) + bias.reshape(wide),)
-
-
-def in_double(model: ir.Model) -> Callable[[dict[str, Array]], dict[str, Array]]:
-    """The graph in float64, by the reference that ONNX gives of its operators."""
-    proto = ir.to_proto(model.clone())
-    for value in (*proto.graph.input, *proto.graph.output):
-        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
-            value.type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
-    del proto.graph.value_info[:]
-    for holder in (
-        proto.graph.initializer,
-        *([a.t] for n in proto.graph.node for a in n.attribute),
-    ):
-        for tensor in holder:
-            if tensor.data_type == onnx.TensorProto.FLOAT:
-                wide = onnx.numpy_helper.to_array(tensor).astype(np.float64)
-                tensor.CopyFrom(onnx.numpy_helper.from_array(wide, tensor.name))
-    for node in proto.graph.node:
-        for attribute in node.attribute:
-            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == 1:
-                attribute.i = onnx.TensorProto.DOUBLE
-    engine = ReferenceEvaluator(proto, new_ops=[LayerNormalization, GroupNormalization])
-    names = [value.name for value in proto.graph.output]
-    return lambda feeds: dict(zip(names, engine.run(None, feeds), strict=True))
-
-
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_map_gives_the_output_and_its_rows_are_its_columns(name: str) -> None:
     """W x0 + r = y0, and W by columns is W by rows, to 1e-10 in float64."""
@@ -243,3 +194,13 @@ class Rowwise(nn.Module):
 def test_what_has_no_affine_form_is_refused_by_name(module: nn.Module, words: str) -> None:
     with pytest.raises(PassError, match=words):
         made(module)
+
+
+def test_an_engine_of_the_main_graph_alone_is_told(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(72, 2))
+    report = export(
+        module, tmp_path / "b", dry_run=True, targets=["ort", "trt"],
+        inputs={"input": torch.randn(2, 3, SIDE, SIDE)}, passes=["linear-interpreter"],
+    )  # fmt: skip
+    told = "no engines of record, replay, transpose, which a pass made"
+    assert any(told in note for note in report.notes)

@@ -46,6 +46,8 @@ def install(bundle: Path, gpu: Gpu, cache: Path, patch: pytest.MonkeyPatch) -> "
     """
     trt, main = None, None
     for graph in Bundle.open(bundle).graphs.values():
+        if TARGET not in graph.entry.targets:
+            continue
         built = read_built(graph)
         assert built is not None
         made = Graph(graph, gpu, cache)
