@@ -28,12 +28,12 @@ from intaglio.runtime.session import Session
 
 CHECKPOINT = Path(__file__).parents[1] / "models" / "checkpoints" / "llama.pt"
 PACKAGES = ("json", "email", "unittest", "logging", "http", "urllib", "xml", "importlib")
-KEYS, LEARNT, TOLD, WINDOW = 120_000, 60_000, 16_384, 256
-NEAREST, SOFT = 512, (5.0, 15.0, 50.0, 150.0)  # temperatures of distances
+KEYS, LEARNT, TOLD, WINDOW = 60_000, 30_000, 8192, 256
+NEAREST, SOFT = 256, (5.0, 15.0, 50.0)  # temperatures of distances
 WEIGHTS = tuple(x / 20 for x in range(1, 16))
-STEPS, BATCH = 4000, 256
+STEPS, BATCH = 1500, 128
 TEMPERATURES = (0.8, 1.0, 1.25)
-CONFIG = mlp_memory.Config(hidden_size=128, intermediate_size=512, num_layers=4)
+CONFIG = mlp_memory.Config(hidden_size=128, intermediate_size=256, num_layers=3)
 
 
 def corpus() -> Tensor:

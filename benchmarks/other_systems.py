@@ -1,45 +1,63 @@
 """Systems with memories, gradients, graphs and symmetries: parity on each target.
 
-    python benchmarks/other_systems.py [--only NAME,...] [--json]
+    python benchmarks/other_systems.py [--only NAME,...] [--beside FILE] [--json]
 
 Of every preset, with the weights of `models/checkpoints/` or random ones: the largest error of its
 bundle against PyTorch in float64, the graphs of it that TensorRT-RTX builds engines of, without a
-GPU, or why it refuses, and the error of these on an emulated GPU.  What the systems claim have
+GPU, or why it refuses, and the error of these on an emulated GPU.  The linear interpreter is a
+pass, here over a small classifier of pictures.  With `--beside`, rows of other systems are those of
+an earlier record.  What the systems claim have
 benchmarks of their own: `memory_systems.py`, `mlp_memory_retrieval.py`, `longmem_recall.py`,
 `longmem_bank.py`, `graphgps.py`, `linear_interpreter.py`, `safe_eraser.py`.
 """
 
 import argparse
+import json
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from evidence import Row, run
 from recurrent_family import checkpoints
+from torch import nn
 from trt_engines import EMULATED, emulated
 
 import intaglio
 from intaglio.errors import IntaglioError
 from intaglio.exporter.proving.parity import ParityReport
+from intaglio.models import llama, mlp_memory
 from intaglio.quiet import quiet
 
+INTERPRETER = "linear-interpreter"
 NAMES = {
-    "mlp-memory", "longmem", "bib", "implicit", "graphgps", "lie-conv", "moment-probing",
-    "safe-eraser",
+    INTERPRETER, "mlp-memory", "longmem", "bib", "implicit", "graphgps", "lie-conv",
+    "moment-probing", "safe-eraser",
 }  # fmt: skip
 STEPS, GPU_STEPS = 128, 8
+GENERATOR = torch.Generator().manual_seed(0)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--only", default="")
+    parser.add_argument("--beside", type=Path)
     options, sys.argv[1:] = parser.parse_known_args()
     only = set(filter(None, options.only.split(",")))
     if unknown := only - NAMES:
         parser.error(f"{', '.join(unknown)}: there are {', '.join(sorted(NAMES))}")
-    run(__doc__, lambda _quick: measure(only), ["--only", options.only] * bool(only))
+    earlier = [] if options.beside is None else _others(options.beside, only)
+    chosen = ["--only", options.only] * bool(only)
+    chosen += ["--beside", str(options.beside)] * (options.beside is not None)
+    run(__doc__, lambda _quick: [*earlier, *measure(only)], chosen)
+
+
+def _others(record: Path, only: set[str]) -> list[Row]:
+    """The rows of a record that are of systems that are not measured now."""
+    rows = [Row(**row) for row in json.loads(record.read_text())["rows"]]
+    return [row for row in rows if row.name.replace(":", " ").split()[0] not in only]
 
 
 def measure(only: set[str]) -> list[Row]:
@@ -50,15 +68,43 @@ def measure(only: set[str]) -> list[Row]:
         for name, checkpoint in checkpoints(Path(folder), only or NAMES):
             print(name, file=sys.stderr, flush=True)
             rows += targets_of(name, checkpoint, Path(folder) / name.replace(" ", "-"))
+        if not only or INTERPRETER in only:
+            print(INTERPRETER, file=sys.stderr, flush=True)
+            rows += targets_of(
+                INTERPRETER, classifier(), Path(folder) / INTERPRETER, passes=[INTERPRETER],
+                inputs={"input": torch.randn(2, 3, 8, 8)}, axes={"input": "batchx3x8x8"},
+            )  # fmt: skip
+        if not only or mlp_memory.MLP_MEMORY.name in only:
+            given = {"input_ids": torch.randint(64, (2, 9)), **mlp_memory.conditions(2, GENERATOR)}
+            axes = {"input_ids": "batchxtime", "weight": "batch", "temperature": "batch"}
+            name = f"{mlp_memory.MLP_MEMORY.name} beside a language model, random weights"
+            rows += targets_of(name, mixture(), Path(folder) / "mixture", inputs=given, axes=axes)
     return rows
 
 
-def targets_of(name: str, checkpoint: Path, out: Path) -> Iterator[Row]:
+def mixture() -> nn.Module:
+    """A language model of Llama's kind and a memory, random weights."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_layers": 2}
+    model = llama.build(llama.Config(**sizes, num_heads=2, num_kv_heads=2)).eval()
+    memory = mlp_memory.build(mlp_memory.Config(**sizes)).eval()
+    return mlp_memory.join({"language_model": model, "memory": memory})
+
+
+def classifier() -> nn.Module:
+    """A convolution, a smooth activation, a pool and a head, random weights."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.GELU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(64, 3)
+    ).eval()
+
+
+def targets_of(name: str, source: Path | nn.Module, out: Path, **how: Any) -> Iterator[Row]:
     """What was measured of one system, or why nothing was."""
     try:
         with quiet():
             report = intaglio.export(
-                checkpoint, out, targets=["ort", "trt"], sm=[EMULATED], steps=STEPS
+                source, out, targets=["ort", "trt"], sm=[EMULATED], steps=STEPS, **how
             )
     except IntaglioError as refusal:
         yield Row(name=name, value=1, unit="refused", holds=False, note=str(refusal))
@@ -72,7 +118,7 @@ def targets_of(name: str, checkpoint: Path, out: Path) -> Iterator[Row]:
               note=", ".join(built) or why)  # fmt: skip
     if built:
         with quiet():
-            found = emulated(out, checkpoint, GPU_STEPS)
+            found = emulated(out, source, GPU_STEPS)
         yield _error(f"{name}: engine on an emulated GPU", found)
 
 

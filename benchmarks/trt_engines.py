@@ -26,6 +26,7 @@ import pytest
 import torch
 from evidence import Row, run
 from hf_configs import FAMILIES, Family, save
+from torch import nn
 
 from intaglio import export
 from intaglio.errors import IntaglioError
@@ -115,7 +116,7 @@ def _rows(title: str, source: Path, steps: int, *, dtype: str, **options: Any) -
                   against="float64", note=f"{made.steps} steps")  # fmt: skip
 
 
-def emulated(bundle: Path, source: Path, steps: int) -> ParityReport:
+def emulated(bundle: Path, source: Path | nn.Module, steps: int) -> ParityReport:
     """Verify the engine on an emulated GPU."""
     with pytest.MonkeyPatch.context() as patch:
         install(bundle, Gpu(EMULATED), user_cache.folder("kernels"), patch)
