@@ -126,6 +126,31 @@ def test_the_table_of_recurrent_systems_is_the_record() -> None:
         assert shown <= known, system
 
 
+def test_the_systems_of_the_readme_are_those_that_have_a_page() -> None:
+    """With the records that the pages' table names, which are there, and the target it tells."""
+    told = table("README.md")
+    systems = {link.replace("docs/systems/", ""): row for link, row in told.items()}
+    pages = {
+        link.replace("../", "docs/"): row for link, row in table("docs/systems/README.md").items()
+    }
+    assert systems.keys() == pages.keys()
+    for link, row in pages.items():
+        records = set(re.findall(r"`(\w+\.json)`", row))
+        assert set(re.findall(r"`(\w+\.json)`", systems[link])) <= records
+        assert ("refused" in row) == ("`trt`" not in systems[link]), link
+        for record in records - {"losses.json"}:
+            assert (ROOT / "benchmarks" / "results" / record).exists(), record
+
+
+def table(document: str) -> dict[str, str]:
+    """Rows of systems by the link of each, and the name where several share a page."""
+    rows = re.findall(
+        r"^\| \[([^]]+)\]\(([^)]+\.md)\)(.*(?:`ort`|arxiv).*)$",
+        (ROOT / document).read_text(encoding="utf-8"), re.MULTILINE,
+    )  # fmt: skip
+    return {f"{link} {name}": rest for name, link, rest in rows}
+
+
 def test_links_between_documents_lead_somewhere() -> None:
     for document in DOCUMENTS:
         text = BLOCK.sub("", (ROOT / document).read_text(encoding="utf-8"))
