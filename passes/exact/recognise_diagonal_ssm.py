@@ -21,6 +21,7 @@ from intaglio.passes.base import Exact, PassResult
 from intaglio.passes.graph import (
     Dim,
     Emitter,
+    Shape,
     attribute,
     describe,
     dims,
@@ -149,12 +150,14 @@ class _EmitSelective(Emitter):
 
     def __init__(self, anchor: ir.Node, channels: int, states: int) -> None:
         super().__init__(anchor)
-        self._node, self._sizes = anchor, (BATCH, TIME, channels, states)
+        self._node = anchor
+        self._sizes: tuple[Dim, ...] = (BATCH, TIME, channels, states)
 
     def replace(self, found: _Selective) -> None:
         node, lti = self._node, not found.b.axes & TOKENS
         own, mixing = (D, N), (D, N) if lti else (B, T, N)
-        past, state = input_of(node, 3), (BATCH, *self._sizes[2:])
+        past = input_of(node, 3)
+        state: tuple[Dim, ...] = (BATCH, *self._sizes[2:])
         if past is not None:
             past = self("Squeeze", [past, self.constant([3])], FLOAT, state)
         inputs = [
@@ -165,6 +168,7 @@ class _EmitSelective(Emitter):
             self._multiplied(found.delta, (B, T, D)),
             *([] if past is None else [past]),
         ]
+        looks: list[tuple[ir.DataType | None, Shape | None]]
         looks = [(FLOAT, self._sizes[:3]), (FLOAT, state)]
         kind = {"discretization": "none", "lti": int(lti)}
         y, last = self.node("DiagonalSSM", inputs, looks, kind, DOMAIN)

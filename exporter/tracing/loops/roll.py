@@ -273,7 +273,7 @@ class _Counted(TorchFunctionMode):
 def _calls(source: Source, time: int) -> int:
     """How many functions the source calls for `time` tokens; 0 where it does not take so many."""
     inputs = source.random_inputs(1, time, 0)
-    counted = _Counted()  # type: ignore[no-untyped-call]
+    counted = _Counted()
     try:
         with torch.no_grad(), quiet(), counted:
             source.module(**inputs)
