@@ -114,6 +114,12 @@ def test_bounds_and_alignment(body: str, message: str) -> None:
     assert fault.value.__notes__ == [f"at: {body.rstrip(';')}"]
 
 
+def test_the_upper_half_of_a_product_divides() -> None:
+    """By 5: times 52429, two bits more than the upper half of 32."""
+    fifth = "mul.hi.u16 %rs2, %rs1, -13107; shr.u16 %rs3, %rs2, 2; cvt.u32.u16 %r4, %rs3;"
+    assert run(f"cvt.u16.u32 %rs1, %r1; {fifth} {WRITE}") == [t // 5 for t in range(64)]
+
+
 def test_traffic_is_counted_in_sectors() -> None:
     """Two warps, a number each: next to each other, one for eight sectors, and all the same."""
     gpu = Gpu(80)
@@ -195,7 +201,8 @@ def test_threads_that_part_otherwise_are_not_known() -> None:
     "body",
     [
         "atom.global.add.u32 %r4, [%rd5], 1;",
-        "mul.hi.s32 %r4, %r1, %r1;",
+        "mul.hi.s64 %rd6, %rd4, %rd4;",
+        "mad.hi.s32 %r4, %r1, %r1, %r1;",
         "min.NaN.f32 %r4, %r1, %r1;",
         "add.sat.s32 %r4, %r1, %r1;",
     ],

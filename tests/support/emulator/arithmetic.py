@@ -16,7 +16,7 @@ def _unordered(a: Array, b: Array) -> Array:
 
 
 # What may stand between an opcode and its type, and says nothing that is not done here anyway.
-SUFFIXES = {"lo", "wide", "rn", "approx", "full", "ftz", "f32"}
+SUFFIXES = {"lo", "hi", "wide", "rn", "approx", "full", "ftz", "f32"}
 COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     "eq": np.equal,
     "ne": lambda a, b: (a != b) & ~_unordered(a, b),
@@ -57,11 +57,16 @@ def arithmetic(instruction: Instruction) -> Step | None:
     opcode, *between = instruction.name[:-1] or instruction.name
     if opcode in _SPECIAL:
         return _SPECIAL[opcode](instruction)
+    if "hi" in between and (opcode != "mul" or instruction.name[-1].endswith("64")):
+        return None
     return _plain(instruction) if opcode in FUNCTIONS and SUFFIXES.issuperset(between) else None
 
 
 def _plain(instruction: Instruction) -> Step:
-    """One function of operands of one type; `wide` gives twice their bits, `f32.f16` takes both."""
+    """One function of operands of one type; `f32.f16` takes both.
+
+    `wide` gives twice their bits, `hi` the upper half of these, of products of at most 32 bits.
+    """
     name, (to, *given) = instruction.name, instruction.operands
     function, kind = FUNCTIONS[name[0]], name[-1]
     result = kind
@@ -75,6 +80,10 @@ def _plain(instruction: Instruction) -> Step:
         result = "f32"
         kinds[-1] = "f32"
     readers = [reader(each, of) for each, of in zip(given, kinds, strict=True)]
+    if "hi" in name:
+        bits, product, double = int(kind[1:]), function, KINDS[f"{kind[0]}{2 * int(kind[1:])}"][0]
+        readers = [_widened(each, double) for each in readers]
+        function = lambda a, b: (product(a, b) >> bits).astype(KINDS[kind][0])  # noqa: E731
     if "wide" in name:
         wide = KINDS[result][0]
         readers[:2] = [_widened(each, wide) for each in readers[:2]]
