@@ -327,7 +327,7 @@ def _stepped(
     outputs = {x.name: x.shape for x in entry.outputs}
     found = {}
     for name in steps[0]:
-        axis = [at for at, dim in enumerate(outputs[name]) if dim == "time"]
+        axis = [at for at, dim in enumerate(outputs[name]) if "time" in str(dim)]
         along = len(parts) > 1 and axis
         found[name] = (
             np.concatenate([step[name] for step in steps], axis[0]) if along else steps[-1][name]
