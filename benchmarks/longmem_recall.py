@@ -10,7 +10,7 @@ where its key came before: `seen` is the share of those, the most that any model
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +80,7 @@ def value_loss(logits: Tensor, rows: Tensor) -> Tensor:
     return F.cross_entropy(logits[:, ::2].flatten(0, 1), rows[:, 1::2].flatten())
 
 
-def _learn(optimizer: torch.optim.Optimizer, loss: Tensor, parameters: list[Tensor]) -> None:
+def _learn(optimizer: torch.optim.Optimizer, loss: Tensor, parameters: Sequence[Tensor]) -> None:
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(parameters, 1.0)

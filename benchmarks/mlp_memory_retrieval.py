@@ -51,7 +51,7 @@ def states(mixture: mlp_memory.Mixture, text: Tensor) -> tuple[Tensor, Tensor, T
     taken: list[Tensor] = []
     module = mixture.language_model.get_submodule(mixture.tap)
     hook = module.register_forward_pre_hook(lambda _module, given: taken.append(given[0]))
-    logits = [mixture.language_model(part[:, :-1]) for part in rows.split(16)]
+    logits = [mixture.language_model(part[:, :-1]) for part in torch.split(rows, 16)]
     hook.remove()
     flat = torch.cat(logits).log_softmax(-1).flatten(0, 1)
     return torch.cat(taken).flatten(0, 1), flat, rows[:, 1:].flatten()
@@ -60,7 +60,7 @@ def states(mixture: mlp_memory.Mixture, text: Tensor) -> tuple[Tensor, Tensor, T
 def nearest(queries: Tensor, keys: Tensor, *, drop: bool) -> tuple[Tensor, Tensor]:
     """Squared distances and places [N, k] of the nearest keys; `drop` leaves out the first."""
     squares, found = keys.square().sum(1), []
-    for part in queries.split(1024):
+    for part in torch.split(queries, 1024):
         distance = squares - 2 * part @ keys.T + part.square().sum(1, keepdim=True)
         found.append(distance.topk(NEAREST + drop, largest=False))
     distances, places = (torch.cat(each)[:, int(drop) :] for each in zip(*found, strict=True))

@@ -85,7 +85,7 @@ def measure(only: set[str]) -> list[Row]:
 def mixture() -> nn.Module:
     """A language model of Llama's kind and a memory, random weights."""
     torch.manual_seed(0)
-    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_layers": 2}
+    sizes: Any = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_layers": 2}
     model = llama.build(llama.Config(**sizes, num_heads=2, num_kv_heads=2)).eval()
     memory = mlp_memory.build(mlp_memory.Config(**sizes)).eval()
     return mlp_memory.join({"language_model": model, "memory": memory})

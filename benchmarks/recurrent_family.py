@@ -92,7 +92,7 @@ def measure(quick: bool, only: set[str], jobs: int) -> list[Row]:
         wanted, place = only or NAMES, Path(folder)
         systems = [*checkpoints(place, wanted), *(() if quick else _variants(place, wanted))]
         with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-            calls = [pool.submit(_rows, *system, place, quick) for system in systems]
+            calls = [pool.submit(_rows, name, path, place, quick) for name, path in systems]
             return [row for call in calls for row in call.result()]
 
 

@@ -49,7 +49,9 @@ class Queued(Pairs):
         node = meeting.node
         if node.op_type != "Attention":
             return self.result(node, meeting.terms[0])
-        mask = self.mask(meeting.terms[0], node, node.inputs[1])
+        key = node.inputs[1]
+        assert key is not None
+        mask = self.mask(meeting.terms[0], node, key)
         held = [
             self.hold(given, 2, OP, port)
             for port, given in zip(("key", "value"), node.inputs[1:MASK], strict=True)
@@ -78,12 +80,13 @@ class Queued(Pairs):
 
         Places that are left over are of keys that are not active.
         """
-        emit, size, whole = self.at, self._size, [BATCH, self.kept]
+        emit, size = self.at, self._size
+        whole: list[int | str] = [BATCH, self.kept]
         active = emit("Reshape", [self._cached(self._active), emit.constant([0, -1])],
                       ir.DataType.BOOL, whole)  # fmt: skip
         later = emit("Add", [self.keys(), emit.constant(1)], INT64, [self.kept])
         rank = emit("Where", [active, later, emit.constant(0)], INT64, whole)
-        kept = [BATCH, size]
+        kept: list[int | str] = [BATCH, size]
         _, found = emit.node(
             "TopK", [rank, emit.constant([size])], [(INT64, kept)] * 2, {"axis": 1}
         )

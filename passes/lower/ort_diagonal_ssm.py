@@ -73,7 +73,9 @@ def _same(lti: int, delta: object) -> bool:
 def _body(present: Collection[str], attributes: Mapping[str, Any]) -> str:
     """What computes the operator where it stays."""
     same = _same(attributes["lti"], "delta" if "delta" in present else None)
-    return (DIAGONAL_SSM if same else _diagonal_blocks).body(present, attributes)
+    body = DIAGONAL_SSM.body if same else _diagonal_blocks.body
+    assert body is not None
+    return body(present, attributes)
 
 
 def _sizes(node: ir.Node) -> tuple[int, int] | None:

@@ -1,6 +1,7 @@
 """Layers that solve: solutions, residuals, and derivatives by the implicit function theorem."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,7 +61,7 @@ def test_ridge_is_solved_in_closed_form() -> None:
 def test_lasso_keeps_some_entries_and_drops_others() -> None:
     """Where all are zero, a derivative of zeros would go unnoticed."""
     torch.manual_seed(0)
-    module = IMPLICIT.build(IMPLICIT.presets["lasso"]).eval()
+    module: Any = IMPLICIT.build(IMPLICIT.presets["lasso"]).eval()
     given = inputs(IMPLICIT.presets["lasso"], 3, 0, torch.Generator().manual_seed(1))
     found = module(**given)
     zero = found["solution"] == 0

@@ -18,7 +18,8 @@ def saved(folder: Path, mode: str, colour: object = 0, name: str = "a.png") -> P
 
 
 def pixel(path: Path, channels: int) -> list[int]:
-    return np.asarray(open_picture(path, channels)).reshape(20, channels)[0].tolist()
+    first: list[int] = np.asarray(open_picture(path, channels)).reshape(20, channels)[0].tolist()
+    return first
 
 
 @pytest.mark.parametrize(

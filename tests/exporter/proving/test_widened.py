@@ -125,7 +125,8 @@ def test_limits_of_dtypes_are_those_that_the_module_runs_with() -> None:
         def forward(self, x: Tensor) -> Tensor:
             x = x * self.scale
             by_hand = x / (x.square().sum(-1, keepdim=True) + torch.finfo(x.dtype).eps)
-            return self.norm(x) + F.rms_norm(x, [8]) + 1e-4 * by_hand
+            normed: Tensor = self.norm(x)
+            return normed + F.rms_norm(x, [8]) + 1e-4 * by_hand
 
     module, x = Small(), 1e-4 * torch.randn(3, 8)
     with torch.no_grad():

@@ -154,7 +154,8 @@ def test_a_loop_over_tokens_that_nothing_reads_is_not_unrolled_ever_longer(
         for t in range(x.shape[1]):
             h = h / 2 + x[:, t]
         x.nonzero()
-        return net.qkv(x)
+        y: Tensor = net.qkv(x)
+        return y
 
     unrolled = rolling._unrolled
 

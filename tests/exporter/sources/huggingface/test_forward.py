@@ -76,7 +76,7 @@ def test_a_token_of_padding_hides_no_token_before_it(tmp_path: Path) -> None:
     config = transformers.XLMConfig(
         vocab_size=20, emb_dim=8, n_layers=1, n_heads=2, causal=True, max_position_embeddings=16
     )
-    transformers.XLMWithLMHeadModel(config).eval().save_pretrained(tmp_path)
+    transformers.XLMWithLMHeadModel(config).save_pretrained(tmp_path)
     source: Any = load_source(tmp_path).module
     ids = torch.tensor([[5, config.pad_token_id, 7, 8]])
     with torch.inference_mode():
