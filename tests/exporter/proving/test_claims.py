@@ -194,7 +194,7 @@ def test_a_renamed_state_that_is_wrong_fails(
     """Of the operator that it says, it is held to the call that no state claims."""
     place = edited(plain, tmp_path / "bundle", lambda e: e["states"][0].update(module="elsewhere"))
     monkeypatch.setattr(
-        "intaglio.exporter.proving.reference._Convolution.state",
+        "intaglio.exporter.proving.caught_calls._Convolution.state",
         lambda self, _, tokens: self.inputs[..., tokens : tokens + self.reach] + 1,
     )
 
