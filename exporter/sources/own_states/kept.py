@@ -49,7 +49,10 @@ class KeptValue:
 
 
 class HeldValues:
-    """All that a module keeps beside its parameters and submodules, to be put back."""
+    """All that a module keeps beside its parameters and submodules, to be put back.
+
+    Hooks that a call registers are taken away with whatever it keeps to know that it did.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         """Take note of what `module` keeps now; tensors are copied."""
@@ -59,6 +62,7 @@ class HeldValues:
             for path, part in self._parts.items()
             for name, value in _own(part)
         }
+        self._hooks = _Hooks(module)
 
     def put_back(self) -> None:
         """Let the module keep what it kept."""
@@ -68,15 +72,35 @@ class HeldValues:
                     delattr(part, name)
         for slot, value in self.held.items():
             put(self._parts[slot.path], slot.name, tree_map(_copied, value))
+        self._hooks.put_back()
+
+
+class _Hooks:
+    """The hooks of all parts of a module."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._before = [
+            (held, dict(held))
+            for part in module.modules()
+            for name, held in vars(part).items()
+            if name in _MACHINERY and "hooks" in name and isinstance(held, dict)
+        ]
+
+    def put_back(self) -> None:
+        for held, before in self._before:
+            held.clear()
+            held.update(before)
 
 
 @contextlib.contextmanager
 def as_it_was(module: nn.Module) -> Iterator[None]:
     """Whatever `module` keeps while the context is open, it keeps what it kept before."""
     parts = [(part, dict(_own(part))) for part in module.modules()]
+    hooks = _Hooks(module)
     try:
         yield
     finally:
+        hooks.put_back()
         for part, before in parts:
             for name, value in list(_own(part)):
                 if name not in before:

@@ -201,3 +201,25 @@ def test_time_is_an_axis_whose_parts_give_what_all_of_it_gives() -> None:
         states={"mean": "new_mean"},
     )
     assert shapes(source) == {"chunk": {0: "batch"}, "mean": {0: "batch"}}
+
+
+class Watched(nn.Module):
+    """Hooks what its first call needs hooked, and knows that it did, as libraries do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Any:
+        if not getattr(self, "watching", False):
+            self.mix.register_forward_hook(lambda _module, _given, y: y + 1)
+            self.watching = True
+        return self.mix(x)
+
+
+def test_hooks_of_a_first_call_are_not_hooked_twice() -> None:
+    """The trial forgets that it was the first: its hooks go as well."""
+    module = Watched().eval()
+    source = load_source(module, inputs={"x": X})
+    for _ in range(2):
+        torch.testing.assert_close(source.module(x=X), module(X))
