@@ -52,6 +52,7 @@ from .lower.ort_low_bit import OrtLowBit
 from .lower.ort_packed_heads import OrtPackedHeads
 from .lower.ort_packed_products import OrtPackedProducts
 from .lower.ort_relabel import OrtRelabel
+from .lower.ort_reshapes import OrtReshapes
 from .lower.ort_unit_norm import OrtUnitNorm
 from .lower.trt_attention import TrtAttention
 from .lower.trt_given_inputs import TrtGivenInputs
@@ -108,6 +109,7 @@ PASSES: tuple[type[Pass], ...] = (
     OrtDecayGate,
     OrtPackedHeads,
     OrtPackedProducts,
+    OrtReshapes,
     OrtUnitNorm,
     OrtRelabel,
     TrtAttention,

@@ -57,6 +57,7 @@ from .lower.ort_low_bit import Accuracy, OrtLowBit
 from .lower.ort_packed_heads import OrtPackedHeads
 from .lower.ort_packed_products import OrtPackedProducts
 from .lower.ort_relabel import OrtRelabel
+from .lower.ort_reshapes import OrtReshapes
 from .lower.ort_unit_norm import OrtUnitNorm
 from .lower.trt_attention import TrtAttention
 from .lower.trt_given_inputs import TrtGivenInputs
@@ -196,6 +197,7 @@ def lowering(target: str, accuracy: Accuracy = "auto", dtype: str = FP32) -> lis
         OrtUnitNorm(),
         OrtDecayGate(),
         OrtConditional(),
+        OrtReshapes(),
         RemoveDead(),
         OrtRelabel(),
     ]
