@@ -5,7 +5,8 @@
 For each module of `zoo_modules/` the largest error of its step engine against PyTorch in float64,
 over 1,000 tokens one at a time, all at once and in uneven parts; the note says which operators it
 became, and how many values a row carries.  A refusal is a row with its reason; anything else that
-stops an export is a crash.  `--rtx` builds an engine of TensorRT-RTX as well.
+stops an export is a crash.  `--rtx` builds an engine of TensorRT-RTX as well, and counts them; none
+of them has run, where there is no GPU.
 """
 
 import argparse
@@ -28,10 +29,12 @@ from intaglio.errors import IntaglioError
 from intaglio.exporter.export import ExportReport
 from intaglio.operators import BY_TYPE
 from intaglio.quiet import quiet
+from intaglio.runtime.trt.engine_build import RECORD
 
 STEPS, QUICK_STEPS, QUICK_EVERY = 1000, 100, 5
 LIMIT, TARGET = 1e-4, 0.95
 SCANS = ("Scan", "Loop", "Conv")
+BUILT = "; engine built"
 
 
 def main() -> None:
@@ -61,8 +64,11 @@ def measure(quick: bool, only: set[str], *, rtx: bool) -> list[Row]:
     share = len(exported) / len(rows)
     wrong = sum(not row.holds for row in exported)
     crashed = sum(row.unit == "crash" for row in rows)
+    built = sum(row.note.endswith(BUILT) for row in exported)
+    engines = Row(name="engines of TensorRT-RTX", value=built, unit=f"of {len(exported)}")
     return [
         *rows,
+        *[engines] * rtx,
         Row(
             name="exported",
             value=share,
@@ -91,7 +97,7 @@ def _row(kind: str, mixer: Mixer, steps: int, *, rtx: bool) -> Row:
                     **engines,
                     **mixer.options,
                 )
-            return _exported(name, mixer, report)
+            return _exported(name, mixer, report, rtx=rtx)
         except IntaglioError as refusal:
             return Row(name=name, value=1, unit="refused", holds=False, note=str(refusal))
         except Exception:  # noqa: BLE001  whatever else ends an export
@@ -99,7 +105,7 @@ def _row(kind: str, mixer: Mixer, steps: int, *, rtx: bool) -> Row:
             return Row(name=name, value=1, unit="crash", holds=False, note=last)
 
 
-def _exported(name: str, mixer: Mixer, report: ExportReport) -> Row:
+def _exported(name: str, mixer: Mixer, report: ExportReport, *, rtx: bool) -> Row:
     assert report.parity is not None
     error = max(row.found.error for row in report.parity.rows)
     states = report.manifest.main.states
@@ -117,6 +123,9 @@ def _exported(name: str, mixer: Mixer, report: ExportReport) -> Row:
         note = f"whole sequences; {note}"
     if grown:
         note += f"; grows: {', '.join(grown)}"
+    if rtx:
+        lacking = " ".join(each for each in report.notes if "TensorRT" in each)
+        note += BUILT if (report.out / RECORD).exists() else f"; no engine: {lacking}"
     return Row(
         name=name,
         value=error,

@@ -12,7 +12,13 @@ def named() -> dict[str, Tensor]:
     return {"input_ids": torch.zeros(2, 9, dtype=torch.int64)}
 
 
+ATTENDING = ("mixed_stack",)  # whose keys and values grow with the tokens
+
 MIXERS = tuple(
-    Mixer(make=make, inputs=named if make.__name__ == "language_model" else tokens)
+    Mixer(
+        make=make,
+        inputs=named if make.__name__ == "language_model" else tokens,
+        constant=make.__name__ not in ATTENDING,
+    )
     for make in MODULES
 )
