@@ -8,6 +8,8 @@ more keys than queries, while a step has to see all that came before.  So
   seen by query t of T where s <= valid - T + t
 * keys and values of different widths -> the narrower filled with zeros: of queries and keys they
   add nothing to scores, of values they are cut off the result again
+* beside a loop -> products and a softmax: the builder of TensorRT-RTX 1.7 ends with a fault of its
+  own (SIGSEGV) where fused attention and a loop meet in a graph
 """
 
 import onnx_ir as ir
@@ -18,6 +20,8 @@ from intaglio.passes.graph import Emitter, attribute, describe, dims, input_of, 
 BOOL, INT64 = ir.DataType.BOOL, ir.DataType.INT64
 PAST_KEY, PAST_VALUE, VALID = 4, 5, 6  # inputs of Attention
 MASK = 3
+LOOPS = ("Loop", "Scan")
+LOWEST = -1e30  # of a score that weighs nothing
 
 Key = tuple[ir.Value | None, str, str]
 
@@ -29,6 +33,7 @@ class TrtAttention(Lower):
         """Rewrite every attention with a cache; masks are shared between layers."""
         masks: dict[Key, ir.Value] = {}
         notes = []
+        loops = any(node.op_type in LOOPS for node in model.graph)
         for node in list(model.graph):
             if node.op_type != "Attention" or node.domain:
                 continue
@@ -37,8 +42,9 @@ class TrtAttention(Lower):
             masked = bool(attribute(node, "is_causal", 0)) and (joined or valid is not None)
             if masked:
                 _mask(node, valid, masks)
-            evened = _even(node)
-            if joined or masked or evened:
+            written = loops and _write_out(node)
+            evened = not written and _even(node)
+            if joined or masked or evened or written:
                 notes.append(describe(node))
         return PassResult(changed=bool(notes), notes=notes)
 
@@ -58,6 +64,54 @@ def _join(node: ir.Node) -> bool:
         replace_uses(old, joined)
     node.resize_outputs(1)
     return True
+
+
+def _write_out(node: ir.Node) -> bool:
+    """Products and a softmax for an attention over [batch, heads, time, width] with a mask."""
+    query, key, value = node.inputs[:3]
+    if query is None or key is None or value is None:
+        return False
+    shapes = [list(dims(each) or ()) for each in (query, key, value)]
+    if any(len(shape) != 4 or "?" in shape for shape in shapes) or attribute(node, "is_causal", 0):
+        return False
+    (rows, heads, time, width), (_, shared, length, _), (*_, size) = shapes
+    if not all(isinstance(each, int) for each in (heads, shared, width, size)):
+        return False
+    emit, kind, result = Emitter(node), query.dtype, node.outputs[0]
+    repeats = int(heads) // int(shared)
+    if repeats > 1:
+        key, value = (_repeated(emit, each, repeats) for each in (key, value))
+    factor = attribute(node, "scale") or int(width) ** -0.5
+    scaled = emit("Mul", [query, emit.constant(factor, "float32")], kind, shapes[0])
+    turned = emit("Transpose", [key], kind, [rows, heads, width, length], perm=[0, 1, 3, 2])
+    whole = [rows, heads, time, length]
+    scores = emit("MatMul", [scaled, turned], kind, whole)
+    if cap := attribute(node, "softcap", 0.0):
+        limit = emit.constant(cap, "float32")
+        scores = emit("Tanh", [emit("Div", [scores, limit], kind, whole)], kind, whole)
+        scores = emit("Mul", [scores, limit], kind, whole)
+    mask = input_of(node, MASK)
+    if mask is not None and mask.dtype is BOOL:
+        scores = emit("Where", [mask, scores, emit.constant(LOWEST, "float32")], kind, whole)
+    elif mask is not None:
+        scores = emit("Add", [scores, mask], kind, whole)
+    weights = emit("Softmax", [scores], kind, whole, axis=-1)
+    replace_uses(result, emit("MatMul", [weights, value], kind, dims(result)))
+    assert node.graph is not None
+    node.graph.remove(node, safe=True)
+    return True
+
+
+def _repeated(emit: Emitter, value: ir.Value, repeats: int) -> ir.Value:
+    """[batch, heads, time, width] with each head as often as queries share it."""
+    rows, heads, time, width = dims(value) or ()
+    apart = emit(
+        "Unsqueeze", [value, emit.constant([2])], value.dtype, [rows, heads, 1, time, width]
+    )
+    parts = [apart] * repeats
+    joined = emit("Concat", parts, value.dtype, [rows, heads, repeats, time, width], axis=2)
+    sizes = emit.constant([0, int(heads) * repeats, -1, int(width)])
+    return emit("Reshape", [joined, sizes], value.dtype, [rows, int(heads) * repeats, time, width])
 
 
 def _even(node: ir.Node) -> bool:
@@ -108,7 +162,7 @@ def _mask(node: ir.Node, valid: ir.Value | None, masks: dict[Key, ir.Value]) -> 
     if given is not None and given.dtype is BOOL:
         mask = emit("And", [given, mask], BOOL, None)
     elif given is not None:
-        lowest = emit.constant(-1e30, "float32")
+        lowest = emit.constant(LOWEST, "float32")
         mask = emit("Where", [mask, given, lowest], given.dtype, None)
     node.resize_inputs(MASK + 1)
     node.replace_input_with(MASK, mask)

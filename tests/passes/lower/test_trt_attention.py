@@ -108,3 +108,27 @@ def test_attention_without_a_cache_stays() -> None:
         {{ y = Attention <is_causal = 1> (q, q, q) }}
     """
     assert not TrtAttention().run(ir.from_onnx_text(text), Context()).changed
+
+
+LOOP = """
+      start = Constant <value = float[2] {0.0, 0.0}> ()
+      rows = Constant <value = float[1, 2] {1.0, 2.0}> ()
+      last, each = Scan <num_scan_inputs = 1, body = cell
+        (float[2] h, float[2] t) => (float[2] n, float[2] o) { n = Add (h, t)  o = Identity (n) }
+      > (start, rows)
+    }
+"""
+
+
+@pytest.mark.parametrize("more", ["", "softcap = 2.0, "])
+def test_attention_beside_a_loop_is_written_out(apply: Apply, more: str) -> None:
+    """Heads that share keys see what they saw, in caches of both kinds."""
+    growing = GROW.replace(", bool[time, all] seen", "").replace("MASK", "")
+    for text, layout, symbol in (
+        (STATIC, Layout.STATIC, "capacity"),
+        (growing, Layout.GROW, "past"),
+    ):
+        inner = text.rstrip().removesuffix("}").replace("<is_causal", f"<{more}is_causal") + LOOP
+        model = apply(inner, TrtAttention(), Context(states=caches(layout, symbol)))
+        assert not attentions(model)
+        assert [node.op_type for node in model.graph].count("Softmax") == inner.count("= Attention")
