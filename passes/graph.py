@@ -268,7 +268,13 @@ def _holds(value: ir.Value, array: npt.NDArray[Any]) -> bool:
 
 
 def replace_uses(old: ir.Value, new: ir.Value) -> None:
-    """Let every consumer of `old` take `new`, which means the same and takes over its name."""
+    """Let every consumer of `old` take `new`, which means the same and takes over its name.
+
+    An input or a weight keeps its own, so that an output of the graph is made a copy of it.
+    """
+    maker = old.producer()
+    if new.producer() is None and maker is not None and old.is_graph_output():
+        new = Emitter(maker)("Identity", [new], new.dtype, dims(new))
     name = old.name
     ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
     if new.producer() is not None:

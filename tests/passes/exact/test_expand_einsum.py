@@ -143,6 +143,12 @@ def test_pairs_of_tokens_are_one_product_with_rows_in_front(
     assert [str(dim) for dim in product.outputs[0].shape][:-2] == [str(dim) for dim in front]  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("equation", ["->", "bt->bt"])
+def test_what_gives_back_its_input_is_a_copy_of_it(equation: str) -> None:
+    """The output of the graph keeps its name, and the input its own."""
+    assert expanded(equation) == (True, ["Identity"])
+
+
 def test_equations_without_letters_of_their_own_stay() -> None:
     """Axes that are not spelled out, and a diagonal."""
     assert expanded("...d,de->...e", [2, 5, 4], [4, 6]) == (False, ["Einsum"])
