@@ -4,7 +4,8 @@
 
 Every mask of `mask_cases` is exported and stepped over 2,000 tokens of two rows: all at once, one
 by one, and in uneven parts; error(a, b) is max|a-b| / max|b| against the module's full forward.
-What lets a token see a later one has to be refused, or to take whole sequences alone.
+What lets a token see a later one has to be refused, to take whole sequences alone, or to be stepped
+in the blocks within which tokens see each other, whole.
 Speed: a step of one token at a context of 4,096, of four layers under a general mask, beside the
 same layers under the causal one.
 """
@@ -24,7 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import intaglio
+from intaglio.call_ends import last_end
 from intaglio.errors import IntaglioError
+from intaglio.exporter.proving.follow import splits_of
 from intaglio.quiet import quiet
 from intaglio.runtime import Session
 
@@ -50,7 +53,7 @@ def measure(quick: bool) -> list[Row]:
 
 
 def _row(name: str, model: Model, tokens: int, *, refused: bool) -> Row:
-    target = f"refused, or whole and <= {LIMIT}" if refused else f"<= {LIMIT}"
+    target = f"refused, or whole blocks and <= {LIMIT}" if refused else f"<= {LIMIT}"
     with tempfile.TemporaryDirectory() as folder:
         try:
             session = _exported(model, Path(folder) / "bundle")
@@ -59,10 +62,12 @@ def _row(name: str, model: Model, tokens: int, *, refused: bool) -> Row:
                 name=name, value=1, unit="refused", target=target, holds=refused, note=str(why)
             )
         whole = bool(session.manifest.main.whole)
-        error = _error(session, model, [[tokens]] if whole else _splits(tokens))
+        ends = session.entry.limits.ends
+        splits = splits_of(last_end(ends, tokens), ends) if ends else _splits(tokens)
+        error = _error(session, model, [[tokens]] if whole else splits)
         note = ", ".join(f"{s.input} {list(s.shape)}" for s in session.entry.states)
-        holds = whole is refused and error <= LIMIT
-        note = "whole sequences" if whole else note
+        holds = (whole or bool(ends)) is refused and error <= LIMIT
+        note = "whole sequences" if whole else f"whole blocks; {note}" if ends else note
         return Row(
             name=name, value=error, unit="error", target=target, holds=holds, against=AGAINST,
             note=note,
