@@ -99,7 +99,8 @@ def _row(kind: str, mixer: Mixer, steps: int, *, rtx: bool) -> Row:
                 )
             return _exported(name, mixer, report, rtx=rtx)
         except IntaglioError as refusal:
-            return Row(name=name, value=1, unit="refused", holds=False, note=str(refusal))
+            said = str(refusal).partition(" The attempt is kept")[0]  # in a folder that is gone
+            return Row(name=name, value=1, unit="refused", holds=False, note=said)
         except Exception:  # noqa: BLE001  whatever else ends an export
             last = traceback.format_exc(limit=-3)
             return Row(name=name, value=1, unit="crash", holds=False, note=last)
