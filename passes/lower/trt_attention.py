@@ -39,7 +39,8 @@ class TrtAttention(Lower):
                 continue
             joined = _join(node)
             valid = input_of(node, VALID)
-            masked = bool(attribute(node, "is_causal", 0)) and (joined or valid is not None)
+            cached = joined or valid is not None
+            masked = bool(attribute(node, "is_causal", 0)) and (cached or (loops and _square(node)))
             if masked:
                 _mask(node, valid, masks)
             written = loops and _write_out(node)
@@ -64,6 +65,12 @@ def _join(node: ir.Node) -> bool:
         replace_uses(old, joined)
     node.resize_outputs(1)
     return True
+
+
+def _square(node: ir.Node) -> bool:
+    """Whether there are as many keys as queries: the upper left and the lower right are one."""
+    query, key = (dims(value) or () for value in node.inputs[:2])
+    return len(query) == len(key) == 4 and query[2] == key[2] != "?"
 
 
 def _write_out(node: ir.Node) -> bool:

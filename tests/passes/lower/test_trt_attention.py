@@ -132,3 +132,13 @@ def test_attention_beside_a_loop_is_written_out(apply: Apply, more: str) -> None
         model = apply(inner, TrtAttention(), Context(states=caches(layout, symbol)))
         assert not attentions(model)
         assert [node.op_type for node in model.graph].count("Softmax") == inner.count("= Attention")
+
+
+def test_attention_without_a_cache_is_written_out_beside_a_loop(apply: Apply) -> None:
+    """As many queries as keys, as in models that take whole inputs."""
+    text = f"""{HEAD}
+        g (float[batch, 4, time, 8] q) => (float[batch, 4, time, 8] y)
+        {{ y = Attention <is_causal = 1> (q, q, q) }}
+    """
+    model = apply(text.rstrip().removesuffix("}") + LOOP, TrtAttention(), Context())
+    assert not attentions(model)
