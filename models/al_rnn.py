@@ -228,6 +228,7 @@ AL_RNN = Model(
             fits=_fits,
             configure=_configure,
             weights=_weights,
+            immaterial=(),
         ),
     ),
 )

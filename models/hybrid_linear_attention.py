@@ -276,6 +276,9 @@ FLA = {
     "delta_net": _fla_deltanet,
     "gated_deltanet": _fla_gated_deltanet,
 }
+# values that its own modules never read, of gla, of delta_net, of retnet, and of hgrn2, whose
+# expand_ratio goes before
+UNREAD_BY_FLA = ("use_gk", "use_gv", "use_output_norm", "use_short_conv", "num_heads")
 
 
 HYBRID_LINEAR_ATTENTION = Model(
@@ -287,5 +290,5 @@ HYBRID_LINEAR_ATTENTION = Model(
     presets={"tiny": TINY},
     recipe=TrainingRecipe(steps=300, time=128),
     source="arXiv:2507.06457",
-    layouts=(layout(FLA, build),),
+    layouts=(layout(FLA, build, UNREAD_BY_FLA),),
 )

@@ -4,7 +4,7 @@ A layout is a record at the end of the model's file; `renamed` is all that most 
 ``renamed(tensors, {"A_log": "encoder.A_log"})``.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,17 @@ from intaglio.errors import SourceError
 from ._values import fits, words
 
 REQUIRED = object()
+LIBRARY = frozenset(  # what transformers writes into a config.json whatever the model
+    {
+        *("_attn_implementation_autoset", "_commit_hash", "_name_or_path", "architectures"),
+        *("auto_map", "bos_token_id", "chunk_size_feed_forward", "dtype", "eos_token_id"),
+        *("finetuning_task", "id2label", "initializer_range", "is_decoder", "is_encoder_decoder"),
+        *("keys_to_ignore_at_inference", "label2id", "max_position_embeddings", "model_type"),
+        *("output_attentions", "output_hidden_states", "pad_token_id", "prefix", "problem_type"),
+        *("pruned_heads", "return_dict", "tokenizer_class", "torch_dtype", "torchscript"),
+        *("transformers_version", "use_bfloat16", "use_cache"),
+    }
+)
 Values = Mapping[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -33,6 +44,10 @@ class CheckpointLayout:
     `source` is the repository, its commit and the file that all this was read from.  `beside` are
     values of the config that name further files of the same directory, each a list of tensors: the
     k-th is given as ``VALUE.k``.
+
+    `immaterial` are values of the config that change nothing of what is computed, beside those of
+    `LIBRARY`: where it is given, a value that `configure` does not ask for and that is not among
+    them is refused, unless it is null.
     """
 
     name: str
@@ -41,6 +56,7 @@ class CheckpointLayout:
     configure: Callable[[Values, Shapes], dict[str, Any]]
     weights: Callable[[Mapping[str, Tensor], Any], dict[str, Tensor]]
     beside: tuple[str, ...] = ()
+    immaterial: Collection[str] | None = None
 
 
 def renamed(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
@@ -85,3 +101,34 @@ def refuse(values: Values, supported: Mapping[str, tuple[Any, ...]]) -> None:
 def _same(found: object, known: object) -> bool:
     """Equal and of one kind: 1 is not true."""
     return found == known and isinstance(found, bool) == isinstance(known, bool)
+
+
+class Asked(Mapping[str, Any]):
+    """A config, and which of its values were asked for."""
+
+    def __init__(self, values: Values) -> None:
+        self._values = values
+        self.names: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        self.names.add(name)
+        return self._values[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def check(self, immaterial: Collection[str]) -> None:
+        """Hold the values that nobody asked for to those that change nothing.
+
+        Raises:
+            SourceError: one is not known to.
+        """
+        for name, value in self._values.items():
+            if value is not None and name not in {*self.names, *LIBRARY, *immaterial}:
+                raise SourceError(f"its config has {name} = {value!r}, which is not known")

@@ -36,6 +36,7 @@ from .training import Report, TrainingRecipe, train
 GATINGS = ("gla", "hgrn2", "gsa")
 GATING_OF = {f"liger_{gating}": gating for gating in GATINGS}  # by model_type
 GATE_DIVISOR = 16.0
+POOL_SIZE = 64  # of the published code where its config says none
 TUNED = ("q_proj", "k_proj", "v_proj")
 
 
@@ -187,9 +188,14 @@ def build(config: Config) -> LanguageModel:
     return LanguageModel([LigerAttention(config) for _ in range(config.num_layers)], config)
 
 
+IMMATERIAL = (  # of a Llama in training, and of other mixers, which its modules never read
+    *("attention_dropout", "expand_k", "expand_v", "hidden_ratio", "pretraining_tp"),
+)
+
+
 def _configure(values: Values, _: Shapes) -> dict[str, Any]:
     gating = GATING_OF[values["model_type"]]
-    slots = read_value(values, "pool_size", int, TINY.slots)
+    slots = read_value(values, "pool_size", int, POOL_SIZE)
     return {**pretrained_llama.llama_values(values), "gating": gating, "slots": slots}
 
 
@@ -204,6 +210,7 @@ LINEARIZATION = CheckpointLayout(
     fits=lambda values, _: isinstance(name := values.get("model_type"), str) and name in GATING_OF,
     configure=_configure,
     weights=_weights,
+    immaterial=IMMATERIAL,
 )
 
 LIGER = Model(

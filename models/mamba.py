@@ -173,6 +173,10 @@ AS_IT_IS = {  # of ssm_cfg: options that change what is computed, and the value 
     "D_has_hdim": (False,),
     "d_ssm": (None,),
 }
+IMMATERIAL = (  # sizes that the weights have as well, and how sums are taken
+    *("attn_cfg", "d_model", "fused_add_norm", "n_layer", "pad_vocab_size_multiple"),
+    *("residual_in_fp32", "vocab_size"),
+)
 EMBEDDING, FIRST_LAYER = "backbone.embedding.weight", "backbone.layers.0.mixer."
 
 
@@ -253,6 +257,7 @@ MAMBA = Model(
             fits=_fits,
             configure=_configure,
             weights=_weights,
+            immaterial=IMMATERIAL,
         ),
     ),
 )

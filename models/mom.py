@@ -222,6 +222,8 @@ def _fla(values: Values) -> dict[str, Any]:
     }
 
 
+OF_TRAINING = ("aux_loss_scale", "capacity", "use_layer_wise_balance")
+
 MOM = Model(
     name="mom",
     summary="Mixture of memories: a router picks which recurrent states a token writes and reads.",
@@ -231,5 +233,5 @@ MOM = Model(
     presets={"tiny": TINY},
     recipe=TrainingRecipe(steps=200, time=128),
     source="arXiv:2502.13685",
-    layouts=(layout({"mom": _fla}, build),),
+    layouts=(layout({"mom": _fla}, build, OF_TRAINING),),
 )

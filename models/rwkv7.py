@@ -29,6 +29,7 @@ from intaglio.ops import dplr_delta_rule
 
 from .layout import CheckpointLayout, Shapes, Values, read_value, refuse, renamed
 from .model import Model, token_ids
+from .parts.fla_checkpoints import IMMATERIAL as FLA_IMMATERIAL
 from .parts.fla_checkpoints import MOST_LAYERS, head_size
 from .parts.fla_checkpoints import SOURCE as FLA_SOURCE
 from .parts.language_layers import by_head
@@ -355,6 +356,7 @@ RWKV7 = Model(
             fits=lambda _, keys: "blocks.0.att.r_k" in keys,
             configure=_files_configure,
             weights=_files_weights,
+            immaterial=(),
         ),
         CheckpointLayout(
             name="fla",
@@ -362,6 +364,7 @@ RWKV7 = Model(
             fits=lambda values, _: values.get("model_type") == "rwkv7",
             configure=_fla_configure,
             weights=_fla_weights,
+            immaterial=FLA_IMMATERIAL,
         ),
     ),
 )

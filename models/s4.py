@@ -26,7 +26,16 @@ from intaglio.errors import SourceError
 from .layout import CheckpointLayout, Shapes, Values, read_value, refuse
 from .model import Model
 from .parts.hippo import RANKS, diagonal_plus_low_rank, timescales
-from .parts.s4_layers import DELAYS, Delays, Stack, convolve, parameter, signals, stack_values
+from .parts.s4_layers import (
+    DELAYS,
+    IMMATERIAL,
+    Delays,
+    Stack,
+    convolve,
+    parameter,
+    signals,
+    stack_values,
+)
 
 SMALLEST = 1e-4  # of a pole's distance from the imaginary axis, whose logarithm is stored
 
@@ -273,6 +282,7 @@ S4 = Model(
             fits=lambda values, keys: "s4_layers.0.layer.kernel.inv_dt" in keys,  # noqa: ARG005
             configure=_configure,
             weights=_weights,
+            immaterial=IMMATERIAL,
         ),
     ),
 )

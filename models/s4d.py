@@ -18,7 +18,16 @@ from torch.nn import functional as F
 from .layout import CheckpointLayout, Shapes, Values
 from .model import Model
 from .parts.hippo import diagonal_poles, timescales
-from .parts.s4_layers import DELAYS, Delays, Stack, convolve, parameter, signals, stack_values
+from .parts.s4_layers import (
+    DELAYS,
+    IMMATERIAL,
+    Delays,
+    Stack,
+    convolve,
+    parameter,
+    signals,
+    stack_values,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +130,7 @@ S4D = Model(
             fits=lambda values, keys: "s4_layers.0.kernel.log_dt" in keys,  # noqa: ARG005
             configure=_configure,
             weights=_weights,
+            immaterial=IMMATERIAL,
         ),
     ),
 )

@@ -290,6 +290,12 @@ class SelectiveCopy:
         return F.one_hot(symbols, classes).float(), wanted
 
 
+IMMATERIAL = (  # arguments that the shapes tell, and those of training
+    *("d_ema", "d_input", "d_model", "d_output", "d_qk", "dropout", "init_temp_scale"),
+    *("max_positions", "n_layers"),
+)
+
+
 def _fits(values: Values, keys: Collection[str]) -> bool:
     del values
     return "seq_layers.0.ssm.delta" in keys
@@ -312,7 +318,8 @@ def _configure(values: Values, shapes: Shapes) -> dict[str, Any]:
             f"nothing tells {', '.join(lacking)}: pass --config with a file of the arguments of "
             "SeqBoatModel"
         )
-    first = "seq_layers.0."
+    first, prenorm = "seq_layers.0.", "final_norm.norm.weight" in shapes
+    refuse(values, {"prenorm": (prenorm,)})  # which decides whether there is such a norm
     size, averages = shapes[first + "ssm.gamma"]
     keys = shapes[first + "gamma"][1]
     table = first + "rel_pos_bias.rel_pos_bias"
@@ -327,7 +334,7 @@ def _configure(values: Values, shapes: Shapes) -> dict[str, Any]:
         "num_layers": len({n.split(".")[1] for n in shapes if n.startswith("seq_layers.")}),
         "attention": read_value(values, "attention_activation", str, default="relu2"),
         "positions": read_value(values, "rel_pos_bias", str, default="simple"),
-        "prenorm": "final_norm.norm.weight" in shapes,
+        "prenorm": prenorm,
         "pooled": read_value(values, "pooled", bool, default=True),
     }
     if table in shapes:
@@ -363,6 +370,7 @@ SEQBOAT = Model(
             fits=_fits,
             configure=_configure,
             weights=_weights,
+            immaterial=IMMATERIAL,
         ),
     ),
 )

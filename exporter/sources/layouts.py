@@ -29,6 +29,7 @@ from intaglio.exporter.sources.state_dict import (
     unreadable,
 )
 from intaglio.models import CheckpointLayout, Model
+from intaglio.models.layout import Asked
 
 Values = Mapping[str, Any]
 
@@ -111,7 +112,7 @@ def read_layout(
     given = _plain(tensors, path)
     shapes = {name: tuple(tensor.shape) for name, tensor in given.items()}
     with_config = f"{path} does not fit {fitting}"
-    made = _tell(with_config, "config lacks", fitting.layout.configure, values, shapes)
+    made = _tell(with_config, "config lacks", _configured, fitting.layout, values, shapes)
     config = fitting.model.configure(made)
     module = outline(fitting.model, config, len(given))
     read = _Read(given)
@@ -119,6 +120,17 @@ def read_layout(
         found = _tell(with_config, "file lacks", fitting.layout.weights, read, config)
     _check(module, found, read, followed, path)
     return config, found
+
+
+def _configured(
+    layout: CheckpointLayout, values: Values, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Any]:
+    """What a layout makes of a config, none of whose values is passed over in silence."""
+    asked = Asked(values)
+    made = layout.configure(asked, shapes)
+    if layout.immaterial is not None:
+        asked.check(layout.immaterial)
+    return made
 
 
 def _tell(said: str, lacks: str, call: Callable[..., Any], *args: Any) -> Any:

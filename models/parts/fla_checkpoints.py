@@ -28,17 +28,27 @@ NAMES = (  # ours, theirs
     (r"^layers\.", "model.layers."),
 )
 BOUNDS = "model.lower_bounds"
+IMMATERIAL = frozenset(  # kernels, losses, first weights, and sizes that others decide
+    {
+        *("attn_mode", "conv_size", "fuse_cross_entropy", "fuse_linear_cross_entropy"),
+        *("fuse_norm", "fuse_swiglu", "hidden_ratio", "use_l2warp"),
+    }
+)
+OF_ATTENTION = ("layers", "num_heads", "num_kv_heads", "qkv_bias", "rope_theta", "window_size")
 MOST_LAYERS = 10_000  # whatever a config asks for
 Specific = Callable[[Values], dict[str, Any]]
 
 
-def layout(kinds: Mapping[str, Specific], build: Callable[[Any], Any]) -> CheckpointLayout:
+def layout(
+    kinds: Mapping[str, Specific], build: Callable[[Any], Any], immaterial: Collection[str] = ()
+) -> CheckpointLayout:
     """The layout of these values of model_type, each with what of its config is its own.
 
     Args:
         kinds: of model_type, a function of config.json to values of our config, `layers` among
             them: the name of the mixer in the layers that are not attention, once.
         build: the module of a config.
+        immaterial: values of these config.json alone that change nothing.
     """
 
     def fits(values: Values, _: Collection[str]) -> bool:
@@ -58,7 +68,12 @@ def layout(kinds: Mapping[str, Specific], build: Callable[[Any], Any]) -> Checkp
         return _weights(tensors, names)
 
     return CheckpointLayout(
-        name="fla", source=SOURCE, fits=fits, configure=configure, weights=weights
+        name="fla",
+        source=SOURCE,
+        fits=fits,
+        configure=configure,
+        weights=weights,
+        immaterial=IMMATERIAL.union(immaterial),
     )
 
 
@@ -118,6 +133,7 @@ def _attention(values: Values, layers: list[str]) -> dict[str, Any]:
         if not isinstance(spec, dict) or not isinstance(spec.get("layers"), list):
             raise SourceError(f"its config has attn = {given!r}, without a list of layers")
         said = {f"attn.{name}": value for name, value in spec.items()}
+        refuse(said, {name: (None,) for name in said if name[5:] not in OF_ATTENTION})
         heads = read_value(said, "attn.num_heads", int)
         window = read_value(said, "attn.window_size", int | None, None)
         own = {

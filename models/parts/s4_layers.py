@@ -13,6 +13,10 @@ from torch import Tensor, fft, nn
 from intaglio.errors import SourceError
 from intaglio.models.layout import Shapes, Values, read_value
 
+IMMATERIAL = (  # of the modules there: sizes that the weights have as well, and training
+    *("d_input", "d_model", "d_output", "d_state", "dropout", "dt_max", "dt_min", "lr"),
+    *("n_layers", "n_ssm", "rank", "transposed"),
+)
 DELAYS = (16, 32, 64, 128)  # of the tiny versions, whose task is to tell the past
 
 

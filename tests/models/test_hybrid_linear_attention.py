@@ -196,7 +196,6 @@ def official(config: Config, model_type: str, path: Path) -> Path:
         "hidden_size": 16,
         "num_hidden_layers": len(config.layers),
         "num_heads": 2,
-        "head_dim": 8,
         "expand_k": 1.0,
         "expand_v": 1.0,
         "use_short_conv": True,
@@ -298,6 +297,8 @@ def test_a_directory_of_the_library_becomes_an_engine(tmp_path: Path) -> None:
         ({"use_short_conv": False}, r"Unexpected in the file .*\n.*k_conv1d"),
         ({"expand_v": 2.0}, r"model\.layers\.0\.attn\.v_proj\.weight: \[16, 16\] in the file"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"logit_scale": 0.5}, r"logit_scale = 0\.5, which is not known"),
+        ({"attn": {"layers": [1], "num_heads": 2, "qk_norm": True}}, r"attn\.qk_norm = True"),
     ],
 )
 def test_what_a_directory_says_wrong_is_named(
