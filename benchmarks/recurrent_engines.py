@@ -2,9 +2,10 @@
 
     python benchmarks/recurrent_engines.py [--quick] [--only NAME,...] [--json]
 
-Of every preset, with the weights of `models/checkpoints/` or random ones: the largest error of its
-bundle against PyTorch in float64, the graphs of it that TensorRT-RTX builds engines of, or why it
-refuses, and the error of these on an emulated GPU, as `other_systems.py` has them of the others.
+Of every preset, with the weights of `models/checkpoints/` or random ones, and of the variants that
+`recurrent_family.py` steps: the largest error of its bundle against PyTorch in float64, the graphs
+of it that TensorRT-RTX builds engines of, or why it refuses, and the error of these on an emulated
+GPU, as `other_systems.py` has them of the others.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from pathlib import Path
 import torch
 from evidence import Row, run
 from other_systems import targets_of
-from recurrent_family import NAMES, checkpoints
+from recurrent_family import NAMES, checkpoints, variants
 
 
 def main() -> None:
@@ -33,9 +34,11 @@ def measure(quick: bool, only: set[str]) -> list[Row]:
     torch.set_num_threads(1)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        for name, checkpoint in checkpoints(Path(folder), only or NAMES[: 1 if quick else None]):
+        wanted, place = only or NAMES[: 1 if quick else None], Path(folder)
+        systems = [*checkpoints(place, wanted), *(() if quick else variants(place, wanted))]
+        for name, checkpoint in systems:
             print(name, file=sys.stderr, flush=True)
-            rows += targets_of(name, checkpoint, Path(folder) / name.replace(" ", "-"))
+            rows += targets_of(name, checkpoint, place / name.replace(" ", "-"))
     return rows
 
 

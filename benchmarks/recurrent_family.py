@@ -90,7 +90,7 @@ def measure(quick: bool, only: set[str], jobs: int) -> list[Row]:
     """The rows of each system."""
     with tempfile.TemporaryDirectory() as folder:
         wanted, place = only or NAMES, Path(folder)
-        systems = [*checkpoints(place, wanted), *(() if quick else _variants(place, wanted))]
+        systems = [*checkpoints(place, wanted), *(() if quick else variants(place, wanted))]
         with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
             calls = [pool.submit(_rows, name, path, place, quick) for name, path in systems]
             return [row for call in calls for row in call.result()]
@@ -111,7 +111,8 @@ def checkpoints(folder: Path, names: Collection[str]) -> Iterator[tuple[str, Pat
                 yield _random(folder, model.name, preset, config)
 
 
-def _variants(folder: Path, names: Collection[str]) -> Iterator[tuple[str, Path]]:
+def variants(folder: Path, names: Collection[str]) -> Iterator[tuple[str, Path]]:
+    """A checkpoint of random weights for each variant."""
     for model in MODELS:
         for title, other in VARIANTS.get(model.name, {}).items() if model.name in names else ():
             yield _random(folder, model.name, title, replace(model.presets["tiny"], **other))
