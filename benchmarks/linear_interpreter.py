@@ -2,21 +2,27 @@
 
     python benchmarks/linear_interpreter.py [--quick] [--json]
 
-A small classifier of 16 x 16 pictures, random weights, one thread; 64 columns in one call are timed
-in turns with 64 calls of one, in seconds of the processor: by a clock, what else runs interrupts
-the longer of the two more often.  The identities are those of the engine, in float32, and those of
-the same graphs in float64, by the reference that ONNX gives of its operators.
+Random weights, one thread, seconds of the thread: a small classifier of 16 x 16 pictures, one of
+VGG's kind with 34M parameters, and a network from pictures to pictures.  64 calls of one column are
+timed in turns with the first call of all 64 after a recording, in which the rows of the map are
+taken where the outputs are fewer, and with a further call, which has them.  A network from pictures
+to pictures has no shorter side, and is replayed by its graph.  The identities are those of the
+engine, in float32, and those of the same graphs in float64, by the reference that ONNX gives of its
+operators.
 """
 
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 import torch
-from evidence import Row, paired, ratio, run
+from evidence import Row, run
 from torch import nn
 
 import intaglio
@@ -25,46 +31,82 @@ from intaglio.runtime.interpreter import COLUMNS, Interpreter
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from in_double import in_double
 
+Array = npt.NDArray[Any]
 LEAST = 10.0
 
 
-def measure(quick: bool) -> list[Row]:
-    """The identities, and the speed."""
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    module = nn.Sequential(
+def classifier() -> nn.Module:
+    """Of 16 x 16 pictures, ten classes."""
+    return nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(8, 16, 3, padding=1), nn.GELU(), nn.MaxPool2d(2), nn.Flatten(),
         nn.Linear(256, 10),
-    ).eval()  # fmt: skip
+    )  # fmt: skip
+
+
+def vgg() -> nn.Module:
+    """VGG-16 with batch norms on 32 x 32 pictures, ten classes, its two wide layers kept."""
+    layers: list[nn.Module] = []
+    channels = 3
+    for width, count in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
+        for _ in range(count):
+            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+            channels = width
+        layers.append(nn.MaxPool2d(2))
+    head = [nn.Linear(512, 4096), nn.ReLU(), nn.Linear(4096, 4096), nn.ReLU(), nn.Linear(4096, 10)]
+    return nn.Sequential(*layers, nn.Flatten(), *head)
+
+
+def pictures() -> nn.Module:
+    """From 16 x 16 pictures to such."""
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(16, 3, 3, padding=1),
+    )  # fmt: skip
+
+
+NETWORKS = {
+    "a classifier of 16 x 16 pictures": (classifier, 16, 50),
+    "a VGG-16 of 32 x 32 pictures, 34M parameters": (vgg, 32, 3),
+    "from pictures to pictures of 16 x 16": (pictures, 16, 20),
+}
+"""How each is built, the side of its pictures, and how often it is timed.
+
+The goal is for the first: of the second, where products are all that counts, ten rows cost as much
+as ten columns, so that 64 : 10 is about the most that a first call can gain.
+"""
+
+
+def measure(quick: bool) -> list[Row]:
+    """The identities, and the speeds."""
+    torch.set_num_threads(1)
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
-        intaglio.export(
-            module,
-            Path(folder) / "b",
-            inputs=(torch.randn(2, 3, 16, 16),),
-            axes={"input": "batchx3x16x16"},
-            passes=["linear-interpreter"],
-        )
-        exact = identities(Path(folder) / "b")
-        found = Interpreter.load(Path(folder) / "b", threads=1)
-        x = np.random.default_rng(0).standard_normal((3, 16, 16)).astype(np.float32)
-        y = found.record(x)
-        rows = found.rows(range(10)).reshape(10, -1)
-        columns = found.columns(range(x.size)).reshape(x.size, -1).T
-        many = np.random.default_rng(1).standard_normal((COLUMNS, 3, 16, 16)).astype(np.float32)
-        alone, together = paired(
-            lambda: [found.replay(many[i : i + 1]) for i in range(COLUMNS)],
-            lambda: found.replay(many),
-            10 if quick else 50,
-            clock=time.process_time,
-        )
-        anew, _ = paired(
-            lambda: [(found.record(x), found.replay(many[i : i + 1])) for i in range(COLUMNS)],
-            lambda: None,
-            10 if quick else 50,
-            clock=time.process_time,
-        )
-    speed, whole = ratio(alone, together), ratio(anew, together)
+        for index, (name, (build, side, count)) in enumerate(NETWORKS.items()):
+            if quick and build is vgg:
+                continue
+            torch.manual_seed(0)
+            out = Path(folder) / str(index)
+            intaglio.export(
+                build().eval(),
+                out,
+                inputs=(torch.randn(2, 3, side, side),),
+                axes={"input": f"batchx3x{side}x{side}"},
+                passes=["linear-interpreter"],
+            )
+            found = Interpreter.load(out, threads=1)
+            x = np.random.default_rng(0).standard_normal((3, side, side)).astype(np.float32)
+            rows += [*(held(found, out, x) if build is classifier else ())]
+            rows += speeds(name, found, x, count, goal=build is classifier)
+    return rows
+
+
+def held(found: Interpreter, bundle: Path, x: Array) -> list[Row]:
+    """Rows of the identities."""
+    y = found.record(x)
+    rows = found.rows(range(10)).reshape(10, -1)
+    parts = [found.columns(range(at, at + 8)) for at in range(0, x.size, 8)]  # by the graph
+    columns = np.concatenate(parts).reshape(x.size, -1).T
     sums = float(np.abs(rows @ x.ravel() + found.bias - y).max() / np.abs(y).max())
     apart = float(np.abs(rows - columns).max() / np.abs(rows).max())
     share = float(np.linalg.norm(found.bias) / np.linalg.norm(y))
@@ -74,14 +116,50 @@ def measure(quick: bool) -> list[Row]:
         Row(name="rows against columns", value=apart, unit="of the largest", target="<= 1e-5",
             holds=apart <= 1e-5),
         *(Row(name=f"{name}, float64", value=error, unit="of the largest", target="<= 1e-10",
-              holds=error <= 1e-10) for name, error in exact.items()),
-        Row(name=f"replay of {COLUMNS} columns, apart : in one call", value=speed, unit="times",
-            target=f">= {LEAST:.0f}", holds=speed >= LEAST, against="processor time"),
-        Row(name=f"{COLUMNS} columns, each recorded anew : recorded once, replayed in one call",
-            value=whole, unit="times", target=f">= {LEAST:.0f}", holds=whole >= LEAST,
-            against="processor time"),
+              holds=error <= 1e-10) for name, error in identities(bundle).items()),
         Row(name="length of the bias term", value=share, unit="of the output's"),
     ]  # fmt: skip
+
+
+def speeds(name: str, found: Interpreter, x: Array, count: int, *, goal: bool) -> Iterator[Row]:
+    """Rows of 64 columns apart beside one call: the first after a recording, and a further one."""
+    y = found.record(x)
+    many = np.random.default_rng(1).standard_normal((COLUMNS, *x.shape)).astype(np.float32)
+    shorter = y.size < COLUMNS
+    times: dict[str, list[float]] = {"recorded": [], "first": [], "further": [], "apart": []}
+
+    def timed(what: str, call: Callable[[], Array]) -> Array:
+        start = time.thread_time()
+        made = call()
+        times[what].append(time.thread_time() - start)
+        return made
+
+    for _ in range(count + 1):
+        timed("recorded", lambda: found.record(x))
+        together = timed("first", lambda: found.replay(many))
+        timed("further", lambda: found.replay(many))
+        apart = timed("apart", lambda: np.concatenate([found.replay(each[None]) for each in many]))
+    error = float(np.abs(apart - together).max() / np.abs(together).max())
+    yield Row(name=f"{name}: columns in one call against apart", value=error,
+              unit="of the largest", target="<= 1e-5", holds=error <= 1e-5)  # fmt: skip
+    recorded, first, further, alone = (np.array(each[1:]) for each in times.values())
+    anew = (alone + COLUMNS * recorded, recorded + first)
+    for what, (one, other) in {
+        "columns apart : in one call": (alone, first),
+        "columns apart : in a further call": (alone, further),
+        "columns, each recorded anew : recorded once, in one call": anew,
+    }.items():
+        speed = float(np.median(one / other))
+        asked = goal and other is first
+        yield Row(
+            name=f"{name}: {COLUMNS} {what}",
+            value=speed,
+            unit="times",
+            target=f">= {LEAST:.0f}" if asked else None,
+            holds=speed >= LEAST if asked else None,
+            against="time of the thread",
+            note="" if shorter else "by the graph: more outputs than columns",
+        )
 
 
 def identities(bundle: Path) -> dict[str, float]:

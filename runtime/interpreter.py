@@ -3,7 +3,8 @@
 y(x1) = W x1 + r for an input x0, with y(x0) the network's own output.  A bundle that was exported
 with ``--pass linear-interpreter`` holds the graphs.  `record` runs the network once and keeps what
 it decided, `replay` runs any number of columns through the map in one call, and `transpose` weights
-of the outputs through its transpose.
+of the outputs through its transpose.  Where there are more columns than outputs, the rows are the
+shorter side of W: they are taken once, and columns are products with them.
 
 Source: Navarrete Michelini et al. 2019, arXiv:1908.05168.
 """
@@ -54,6 +55,7 @@ class Interpreter:
         self.name = name
         self._spec = record.entry.inputs[0]
         self._decisions: dict[str, Array] = {}
+        self._matrix: Array | None = None  # the rows of W, flat, once they were taken
         self.output = self.bias = np.zeros(0)
 
     @classmethod
@@ -102,7 +104,7 @@ class Interpreter:
         found = self._record.step({self._spec.name: x0[None].astype(self._spec.dtype)})
         wanted = {spec.name for spec in self._replay.entry.inputs}
         self._decisions = {name: x for name, x in found.items() if name in wanted}
-        self.output = found[self.name][0]
+        self.output, self._matrix = found[self.name][0], None
         self.bias = self.replay(np.zeros((1, *shape), self._spec.dtype))[0]
         return self.output
 
@@ -120,11 +122,23 @@ class Interpreter:
         """W x + r of each x of `x1` [columns, ...], in one call.
 
         Raises:
-            InputError: if nothing was recorded yet.
+            InputError: if nothing was recorded yet, or the columns have another shape.
         """
         self._require_recorded()
+        fits = x1.shape[1:] == self.shape and x1.dtype == self._spec.dtype
+        if self.gives_rows and fits and len(x1) > self.output.size:
+            return self._product(x1)
         found = self._replay.step({self._spec.name: x1, **self._decisions})
         return found[self.name]
+
+    def _product(self, x1: Array) -> Array:
+        """The same by the rows of W, which are fewer and smaller than the columns given."""
+        if self._matrix is None:
+            size = self.output.size
+            units = np.eye(size, dtype=self._spec.dtype).reshape(size, *self.output.shape)
+            self._matrix = self.transpose(units).reshape(size, -1)
+        moved: Array = x1.reshape(len(x1), -1) @ self._matrix.T
+        return moved.reshape(len(x1), *self.output.shape) + self.bias
 
     def columns(self, places: Iterable[int]) -> Array:
         """Columns of W [count, ...]: what a one at each of the flat `places` of the input adds."""

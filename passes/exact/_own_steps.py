@@ -3,7 +3,7 @@
 Rows must not meet, and tokens in parts must give what they give at once.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -28,20 +28,19 @@ def check_rows(model: ir.Model, context: Context) -> None:
     """
     if context.batch is not None:
         return
-    together = _steps(model, context, ROWS, slice(None))
-    for row in range(ROWS):
-        alone = _steps(model, context, ROWS, slice(row, row + 1))
-        for name, arrays in together.items():
-            axis = _axis(model, name, BATCH)
-            for whole, single in zip(arrays, alone[name], strict=True):
-                mine = whole if axis is None else whole.take(range(row, row + 1), axis)
-                if not _agree(mine, single):
-                    raise PassError(
-                        f"{name!r} of one row depends on the other rows of the batch, which a "
-                        "session must be able to run apart. Keep rows apart in the model (batch "
-                        "norms in eval mode, no means over the batch), or name the axis that is "
-                        f"the batch: --axes {next(iter(_own_inputs(model, context)))}:..."
-                    )
+    parts = [slice(None), *(slice(row, row + 1) for row in range(ROWS))]
+    stepped = [_steps(model, context, ROWS, part) for part in parts]
+    for together, *alone in zip(*stepped, strict=True):  # side by side: states may be large
+        for row, name in ((row, name) for row in range(ROWS) for name in together):
+            axis, whole = _axis(model, name, BATCH), together[name]
+            mine = whole if axis is None else whole.take(range(row, row + 1), axis)
+            if not _agree(mine, alone[row][name]):
+                raise PassError(
+                    f"{name!r} of one row depends on the other rows of the batch, which a "
+                    "session must be able to run apart. Keep rows apart in the model (batch "
+                    "norms in eval mode, no means over the batch), or name the axis that is "
+                    f"the batch: --axes {next(iter(_own_inputs(model, context)))}:..."
+                )
 
 
 def check_parts(model: ir.Model, context: Context) -> None:
@@ -89,15 +88,16 @@ def _own_inputs(model: ir.Model, context: Context) -> dict[str, ir.Value]:
     return {str(v.name): v for v in model.graph.inputs if v.name not in carried}
 
 
-def _steps(model: ir.Model, context: Context, batch: int, rows: slice) -> Mapping[str, list[Array]]:
-    """Outputs and states of some rows over a few steps."""
+def _steps(
+    model: ir.Model, context: Context, batch: int, rows: slice
+) -> Iterator[Mapping[str, Array]]:
+    """Outputs and states of some rows after each of a few steps."""
     session = evaluate.session(model)
     names = [output.name for output in session.get_outputs()]
     wanted = {entry.name for entry in session.get_inputs()}
     count = len(range(batch)[rows])
     carried = stepping.first_states(context.states, count, TOKENS)
     following = {spec.output: spec.input for spec in context.states}
-    found: dict[str, list[Array]] = {name: [] for name in names}
     for step in range(STEPS):
         drawn = stepping.random_inputs(
             model, context.states, {BATCH: batch, TIME: 3}, seed=step, defaults=context.defaults
@@ -112,10 +112,8 @@ def _steps(model: ir.Model, context: Context, batch: int, rows: slice) -> Mappin
                 f"a step of {count} rows does not run: {summary(error)}. Name the axes of the "
                 "inputs: --axes NAME:batchx..."
             ) from error
-        for name, array in results.items():
-            found[name].append(array)
+        yield results
         carried = {following[name]: results[name] for name in following}
-    return found
 
 
 def _rows(model: ir.Model, name: str, array: Array, rows: slice) -> Array:

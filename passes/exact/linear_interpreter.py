@@ -28,6 +28,7 @@ from ._linear_streams import split
 
 RECORD, REPLAY, TRANSPOSE = "record", "replay", "transpose"
 AGREES = 1e-3  # of the largest entry; a form that is wrong is wrong by far more than rounding
+MOST = 1e8  # times as large as numbers of a normal distribution
 
 Array = npt.NDArray[Any]
 
@@ -72,8 +73,15 @@ def _checked(model: ir.Model, made: dict[str, ir.Model], context: Context) -> di
     output = str(model.graph.outputs[0].name)
     wanted = evaluate.run(model, feed)[output]
     noise = rng.standard_normal((2, *shape), np.float32)
-    both = np.concatenate((x, np.zeros_like(x), noise))
-    replayed = evaluate.run(made[REPLAY], {str(source.name): both, **decisions})[output]
+
+    def replayed_with(noise: Array) -> Array:
+        both = np.concatenate((x, np.zeros_like(x), noise))
+        return evaluate.run(made[REPLAY], {str(source.name): both, **decisions})[output]
+
+    replayed = replayed_with(noise)
+    if TRANSPOSE in made:
+        noise = noise * _beside_the_bias(replayed)
+        replayed = replayed_with(noise)
     found = {"replay": _apart(replayed[:1], wanted), "record": _apart(recorded[output], wanted)}
     moved = replayed[2:] - replayed[1:2]
     if TRANSPOSE in made:
@@ -97,6 +105,16 @@ def _checked(model: ir.Model, made: dict[str, ir.Model], context: Context) -> di
                 f"{error:.1e} of the largest entry); an operator of the model is taken wrongly."
             )
     return found
+
+
+def _beside_the_bias(replayed: Array) -> np.float32:
+    """How much larger inputs have to be for what they add to be as large as the bias term.
+
+    Of a deep network W u may be so small beside r that the sum rounds it away.
+    """
+    bias = float(np.abs(replayed[1]).max(initial=0))
+    moved = float(np.abs(replayed[2:] - replayed[1]).max(initial=0))
+    return np.float32(min(max(bias / moved, 1.0), MOST) if moved else MOST)
 
 
 def _apart(a: Array, b: Array) -> float:

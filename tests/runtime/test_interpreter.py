@@ -39,7 +39,8 @@ def test_rows_columns_and_singular_vectors_are_of_one_map(bundle: Path) -> None:
     """W x0 + r = y0; and numpy finds the same singular values and vectors."""
     found, x = Interpreter.load(bundle), np.random.default_rng(0).random(SHAPE, np.float32)
     y = found.record(x)
-    columns = found.columns(range(30)).reshape(30, 3).T
+    apart = [found.columns(range(at, at + 3)) for at in range(0, 30, 3)]  # by the graph
+    columns = np.concatenate(apart).reshape(30, 3).T
     rows = found.rows(range(3)).reshape(3, 30)
     np.testing.assert_allclose(columns, rows, atol=1e-6)
     np.testing.assert_allclose(rows @ x.ravel() + found.bias, y, atol=1e-6)
@@ -50,6 +51,20 @@ def test_rows_columns_and_singular_vectors_are_of_one_map(bundle: Path) -> None:
     for mine, theirs in ((singular.inputs, right), (singular.outputs, left.T)):
         across = np.abs((mine.reshape(2, -1) * theirs[:2]).sum(1))
         np.testing.assert_allclose(across, 1, atol=1e-3)
+
+
+def test_more_columns_than_outputs_are_what_they_are_one_by_one(bundle: Path) -> None:
+    """By the rows, which are those of the input that was recorded last."""
+    found, rng = Interpreter.load(bundle), np.random.default_rng(0)
+    many = rng.standard_normal((7, *SHAPE)).astype(np.float32)
+    for _ in range(2):
+        found.record(rng.standard_normal(SHAPE).astype(np.float32))
+        apart = np.concatenate([found.replay(each[None]) for each in many])
+        np.testing.assert_allclose(found.replay(many), apart, atol=1e-6)
+    with pytest.raises(InputError):
+        found.replay(many[:, :, :5])
+    with pytest.raises(InputError):
+        found.replay(many.astype(np.int64))
 
 
 def test_the_main_graph_is_as_it_was_and_verified_alone(bundle: Path) -> None:

@@ -92,14 +92,14 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def made(module: nn.Module) -> tuple[ir.Model, Context]:
+def made(module: nn.Module, std: float = 0.4) -> tuple[ir.Model, Context]:
     """A graph of pictures, tidied, and what the pass put beside it."""
     torch.manual_seed(0)
     for buffer in module.buffers():
         if buffer.is_floating_point():
             nn.init.uniform_(buffer, 0.5, 1.5)
     for parameter in module.parameters():
-        nn.init.normal_(parameter, std=0.4)
+        nn.init.normal_(parameter, std=std)
     options = {
         "inputs": (torch.randn(2, 3, SIDE, SIDE),),
         "axes": {"input": f"batchx3x{SIDE}x{SIDE}"},
@@ -136,6 +136,17 @@ def test_the_map_gives_the_output_and_its_rows_are_its_columns(name: str) -> Non
     feeds = {n: v for n, v in decisions.items() if n in taken}
     rows = transpose({f"{output}_weights": weights, **feeds})["row"].reshape(len(wanted), -1)
     np.testing.assert_allclose(rows, columns, rtol=0, atol=1e-10)
+
+
+def test_a_deep_network_that_hardly_moves_has_its_rows_checked_all_the_same() -> None:
+    """Beside the bias term W u would be rounded away: the inputs of the check are larger."""
+    torch.manual_seed(0)
+    layers = [each for _ in range(7) for each in (nn.Conv2d(3, 3, 3, padding=1), nn.Tanh())]
+    module = nn.Sequential(*layers, nn.Flatten(), nn.Linear(3 * SIDE * SIDE, 2))
+    _, context = made(module, std=0.012)
+    replay = context.beside["replay"].graph
+    assert "transpose" in context.beside
+    assert replay.outputs
 
 
 def test_of_rectifiers_and_pools_the_map_is_the_derivative_and_of_others_not() -> None:
