@@ -23,6 +23,7 @@ from intaglio.ops import diagonal_ssm
 
 from .layout import CheckpointLayout, Shapes, Values, read_value, refuse, renamed
 from .model import Model, token_ids
+from .parts import fla_mamba
 from .parts.language_layers import RMSNorm
 from .parts.mamba2 import Mamba2
 from .training import TrainingRecipe
@@ -259,5 +260,6 @@ MAMBA = Model(
             weights=_weights,
             immaterial=IMMATERIAL,
         ),
+        fla_mamba.layout(build),
     ),
 )

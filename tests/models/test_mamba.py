@@ -1,6 +1,7 @@
 """Mamba and Mamba-2: the equations of their papers, the library's files, an engine."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,17 +9,19 @@ import numpy as np
 import pytest
 import torch
 from recurrences import Array, Weights, convolved, linear, rms, silu, softplus, weights_of
+from safetensors.torch import save_file
 from torch import nn
 
 from intaglio.errors import SourceError
 from intaglio.exporter.export import ExportReport, export
+from intaglio.exporter.sources.load import load_source
 from intaglio.models import Model, find
 from intaglio.models.mamba import Config, build
 from intaglio.runtime import Session
 
 DATA = Path(__file__).parents[1] / "data" / "keys"
 MODEL: Model = find("mamba")
-(LAYOUT,) = MODEL.layouts
+LAYOUT, FLA = MODEL.layouts
 KEYS = {kind: json.loads((DATA / f"{kind}.json").read_text()) for kind in ("mamba", "mamba2")}
 FIRST = Config(
     kind="mamba",
@@ -126,6 +129,11 @@ def test_official_names_and_shapes_at_full_size_fit(kind: str) -> None:
     assert {id(t) for t in found.values()} == {id(t) for t in tensors.values()}
     assert (config.kind, config.num_layers, config.inner_size) == (kind, 24, 1536)
 
+    renamed = {n.replace("embedding.", "embeddings."): x for n, x in tensors.items()}
+    same = FLA.configure(of_fla(config), {})
+    assert MODEL.configure(same) == config
+    assert FLA.weights(renamed, config).keys() == found.keys()
+
 
 def test_the_librarys_own_mamba_is_left_to_it() -> None:
     """Directories of transformers name themselves, and their embeddings otherwise."""
@@ -163,6 +171,62 @@ def test_the_step_engine_carries_a_state_for_each_head(exported: ExportReport) -
     expected = whole.step({"input_ids": tokens})["logits"]
     pieces = [parted.step({"input_ids": tokens[:, t : t + 4]})["logits"] for t in (0, 4, 8)]
     np.testing.assert_allclose(np.concatenate(pieces, 1), expected, atol=2e-5)
+
+
+def of_fla(config: Config) -> dict[str, Any]:
+    """The config.json of that library for a model of these sizes."""
+    shared = {
+        "model_type": config.kind,
+        "hidden_size": config.hidden_size,
+        "vocab_size": config.vocab_size,
+        "num_hidden_layers": config.num_layers,
+        "state_size": config.state_size,
+        "conv_kernel": config.conv_size,
+        "expand": config.inner_size // config.hidden_size,
+        "norm_eps": config.norm_eps,
+        "tie_word_embeddings": config.tie_embeddings,
+        "residual_in_fp32": True,
+        "fuse_norm": True,
+    }
+    if config.kind == "mamba":
+        return {**shared, "dt_rank": config.step_rank, "intermediate_size": config.inner_size}
+    heads = config.inner_size // config.head_size
+    sizes = {"head_dim": config.head_size, "num_heads": heads, "n_groups": config.groups}
+    return {**shared, **sizes, "dt_limit": [0.0, float("inf")], "norm_before_gate": False}
+
+
+@pytest.mark.parametrize("config", [FIRST, SECOND], ids=["mamba", "mamba2"])
+def test_directories_of_flash_linear_attention_are_read(config: Config, tmp_path: Path) -> None:
+    """Read by transformers they would lose the epsilon and the groups of their norms."""
+    config = replace(config, norm_eps=1e-2, tie_embeddings=False)
+    module = shaken(config)
+    theirs = {n.replace("embedding.", "embeddings."): x for n, x in module.state_dict().items()}
+    save_file(theirs, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(of_fla(config)))
+
+    source = load_source(tmp_path)
+
+    assert source.model == "mamba"
+    ids = torch.arange(8)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(source.module(ids), module(ids), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"norm_before_gate": True}, "norm_before_gate = True"),
+        ({"dt_limit": [0.001, 0.1]}, r"dt_limit = \[0\.001, 0\.1\]"),
+        ({"num_heads": 3}, "num_heads = 3, of which only None or 4"),
+        ({"head_dim": 7}, "head_dim = 7: 24 entries cannot be cut into 7 heads"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000, above"),
+    ],
+)
+def test_what_flash_linear_attention_does_otherwise_is_refused(
+    changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SourceError, match=message):
+        FLA.configure({**of_fla(SECOND), **changes}, {})
 
 
 @pytest.mark.parametrize(
