@@ -6,7 +6,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from intaglio.passes.graph import attribute
+
 from .bounds import Array, Bounds, Region, exact, leaves, over_corners
+from .own_pairs import same_at_own
 from .pairs import PairTerm
 
 Given = Sequence[Bounds | None]
@@ -64,8 +67,10 @@ def _add(term: PairTerm, given: Given, _region: Region) -> Bounds:
     return Bounds(low, high, _affine(given, np.add))
 
 
-def _sub(term: PairTerm, given: Given, _region: Region) -> Bounds:
+def _sub(term: PairTerm, given: Given, region: Region) -> Bounds:
     left, right = both(given)
+    if _alike(term, left, region):
+        return _zero(left, right)
     low = _rounded(left.low - right.high, term)
     high = _rounded(left.high - right.low, term)
     return Bounds(low, high, _affine(given, np.subtract))
@@ -103,6 +108,21 @@ def _div(term: PairTerm, given: Given, _region: Region) -> Bounds | None:
     if term.value.dtype is not None and term.value.dtype.is_floating_point():
         return _corner(term, given, np.divide)
     return _corner(term, given, lambda x, y: np.trunc(x / y))
+
+
+def _mod(term: PairTerm, given: Given, _region: Region) -> Bounds | None:
+    """The rest of a division by a number that is known, with the sign of the divisor."""
+    left, right = both(given)
+    whole = left.slope is not None and right.slope is not None
+    if not whole or not right.known or (right.low <= 0).any() or attribute(term.node, "fmod", 0):
+        return None
+    if left.known:
+        rest = np.mod(left.low, right.low)
+        return Bounds(rest, rest, (0 * rest, 0 * rest, rest))
+    if (left.low >= 0).all() and (left.high < right.low).all():
+        return left
+    shape = np.broadcast_shapes(left.low.shape, right.low.shape)
+    return Bounds(np.zeros(shape), np.broadcast_to(right.low - 1, shape))
 
 
 def _min(term: PairTerm, given: Given, _region: Region) -> Bounds | None:
@@ -197,10 +217,12 @@ def _cast(term: PairTerm, given: Given, _region: Region) -> Bounds | None:
 def _compare(decided: Callable[[Array, Array], tuple[Array, Array]]) -> Rule:
     """A comparison, by the bounds of the difference: they are exact where it is affine."""
 
-    def rule(_term: PairTerm, given: Given, region: Region) -> Bounds:
+    def rule(term: PairTerm, given: Given, region: Region) -> Bounds:
         left, right = both(given)
         slope = _affine(given, np.subtract)
-        if slope is not None:
+        if _alike(term, left, region):
+            low = high = _zero(left, right).low
+        elif slope is not None:
             low, high = over_corners(slope, region)
         elif np.bool_ in (left.low.dtype, right.low.dtype):
             low = left.low.astype(float) - right.high.astype(float)
@@ -223,6 +245,23 @@ def _equal(term: PairTerm, given: Given, region: Region) -> Bounds | None:
         number = np.isfinite(left.low) & np.isfinite(left.high)
         return Bounds(number, np.ones_like(number))
     return _same(term, [left, right], region)
+
+
+def _alike(term: PairTerm, left: Bounds, region: Region) -> bool:
+    """Whether both inputs are one number of each token, and pairs are of tokens with themselves.
+
+    What is not finite is not equal to itself, or differs from itself by no number.
+    """
+    dtype = term.node.inputs[0].dtype if term.node.inputs[0] is not None else None
+    if region.nearest != 0 or region.farthest != 0 or dtype is None:
+        return False
+    finite = np.isfinite(left.low.astype(float)) & np.isfinite(left.high.astype(float))
+    return bool(not dtype.is_floating_point() or finite.all()) and same_at_own(*term.node.inputs)
+
+
+def _zero(left: Bounds, right: Bounds) -> Bounds:
+    zero = np.zeros(np.broadcast_shapes(left.low.shape, right.low.shape))
+    return Bounds(zero, zero, (zero, zero, zero))
 
 
 def _less(x: Array, y: Array) -> Array:
@@ -296,6 +335,7 @@ NUMBERS: dict[str, Rule] = {
     "Log": _guarded(np.log, 0.0),
     "Max": _max,
     "Min": _min,
+    "Mod": _mod,
     "Mul": _mul,
     "Pow": _pow,
     "Neg": _neg,

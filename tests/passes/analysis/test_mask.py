@@ -67,6 +67,14 @@ UNDERSTOOD: dict[str, tuple[Mask, Causal | Computed]] = {
         lambda i, j: (j <= i) & ((i.to(torch.uint8) - j.to(torch.uint8)) < 100),
         Computed(),
     ),
+    "blocks of 4, others -10000": (
+        lambda i, j: low((j <= i) & (i // 4 == j // 4), -1e4),
+        Computed(),
+    ),
+    "every third token, others -10000": (
+        lambda i, j: low((j <= i) & ((i - j) % 3 == 0), -1e4),
+        Computed(),
+    ),
     "a small bias": (lambda i, j: low(j <= i) + low(i - j < 900, -5.0), Computed()),
 }
 
@@ -81,6 +89,9 @@ LEAKING: dict[str, Mask] = {
     "places as bytes, which wrap": lambda i, j: j.to(torch.uint8) <= i.to(torch.uint8),
     "places in 16 bits, times 100": lambda i, j: j.short() * 100 <= i.short() * 100,
     "later tokens weigh less": lambda i, j: low(j <= i, -5.0),
+    "blocks before, others -10000": lambda i, j: low((j <= i) & (i // 4 != j // 4), -1e4),
+    "other blocks for keys, -10000": lambda i, j: low((j <= i) & (i // 4 == (j + 1) // 4), -1e4),
+    "every third but itself, -10000": lambda i, j: low((j <= i) & ((i - j) % 3 == 1), -1e4),
     "rows without a key, -10000": lambda i, j: low(j < i, -1e4),
 }
 
