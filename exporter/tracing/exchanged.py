@@ -14,7 +14,7 @@ from intaglio.exporter.sources.source import Source
 from .experts import EXPERTS
 from .mixers import MIXERS
 from .replace import replaced
-from .torch_layers import FUNCTIONS, layers
+from .torch_layers import FUNCTIONS, LAYERS
 
 COMPARED = (2, 7, 0)  # rows, tokens and seed of what replacements are compared on
 
@@ -29,4 +29,4 @@ def exchanged(source: Source, module: nn.Module) -> AbstractContextManager[bool]
     """
     known = {**MIXERS, **EXPERTS} if source.format.startswith(HUGGINGFACE) else {}
     inputs = source.inputs if source.whole else source.random_inputs(*COMPARED)
-    return replaced(module, inputs, layers(whole=source.whole), {**FUNCTIONS, **known})
+    return replaced(module, inputs, LAYERS, {**FUNCTIONS, **known})

@@ -11,7 +11,8 @@ While a module is captured, a call of one of `FUNCTIONS` runs as what stands bes
 * numbers that count down by one as those that count up, turned round;
 * differences of a higher order, or with something put in front, one after the other.
 
-Each holds for all values.  A call in a form that is not known here runs as it is.
+Distributions do not check their arguments meanwhile, which they do by branching on values.  Each
+holds for all values.  A call in a form that is not known here runs as it is.
 """
 
 import math
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import SymInt, Tensor
+from torch.distributions import Distribution
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -191,6 +193,15 @@ FUNCTIONS: Mapping[Any, Spelled] = {
 
 class Spellings(TorchFunctionMode):
     """Runs calls of `FUNCTIONS` as what means the same."""
+
+    def __enter__(self) -> Any:
+        self._checks = Distribution._validate_args  # noqa: SLF001  it has a setter alone
+        Distribution.set_default_validate_args(False)
+        return super().__enter__()  # type: ignore[no-untyped-call]
+
+    def __exit__(self, *error: object) -> None:
+        Distribution.set_default_validate_args(self._checks)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

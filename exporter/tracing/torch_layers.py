@@ -6,7 +6,6 @@ takes the layer and the same arguments.  Both run and are compared before the fu
 (`replace`).
 """
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,7 +16,6 @@ from torch.nn import functional as F
 from intaglio.ops import rnn
 
 from .replace import Functions, UnreplaceableError
-from .whole import AS_WHOLE
 
 
 def recurrent(
@@ -119,25 +117,16 @@ def attention(
     attn_mask: Tensor | None = None,
     average_attn_weights: bool = True,
     is_causal: bool = False,
-    *,
-    whole: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention with heads as an axis of their own: [B, H, T, D].
 
-    A mask of padding is for models of whole inputs, or of what a sequence is conditioned on.  Masks
-    mean what they mean there: True, or a
-    number that is added, for what is left out.
+    Masks mean what they mean there: True, or a number that is added, for what is left out.
     """
     del is_causal  # a hint beside the mask
     if layer.bias_k is not None or layer.add_zero_attn:
         raise UnreplaceableError("adds keys of its own (add_bias_kv, add_zero_attn)")
     if query.dim() != 3:
         raise UnreplaceableError("takes a sequence without a batch: give [batch, time, size]")
-    if key_padding_mask is not None and key is query and not whole:
-        raise UnreplaceableError(
-            "takes a padding mask (key_padding_mask); rows of unequal length are `lengths` of a "
-            f"session. {AS_WHOLE}"
-        )
     if not layer.batch_first:
         query, key, value = (x.transpose(0, 1) for x in (query, key, value))
     q, k, v = (_heads(layer, x, place) for place, x in enumerate((query, key, value)))
@@ -211,13 +200,6 @@ LAYERS: Mapping[type[nn.Module], Callable[..., Any]] = {
     nn.MultiheadAttention: attention,
     nn.MaxPool1d: largest,
 }
-
-
-def layers(*, whole: bool) -> Mapping[type[nn.Module], Callable[..., Any]]:
-    """The replacements for a model that is stepped, or that takes whole inputs."""
-    if not whole:
-        return LAYERS
-    return {**LAYERS, nn.MultiheadAttention: functools.partial(attention, whole=True)}
 
 
 FUNCTIONS: Functions = {

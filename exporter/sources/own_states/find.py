@@ -3,7 +3,8 @@
 A pair of an input and an output is a state where the user says so, where the module keeps it in
 itself, where names pair up (`names`; those of keys, of named tuples, or in the return statement),
 where both are nested alike, as the ``(h, c)`` of an LSTM, or where an input that is called like a
-state has the shape and dtype of one output, and no other input has.
+state has the shape and dtype of one output, and no other input has.  One that `forward` takes, and
+the examples leave out, is tried (`left_out`).
 """
 
 import inspect
@@ -35,6 +36,7 @@ from intaglio.state import BATCH, TIME
 from .functional import Functional, flatten, present
 from .initial import initial_of, split_initial
 from .kept import find_kept
+from .left_out import states_left_out
 from .paired_names import pair, says_state
 from .returned import returned_names
 from .state_axes import Shape, Sizing, changes_per_call, settle
@@ -65,12 +67,16 @@ def describe(
     if plain or options.whole or (options.condition and not options.states):
         return _plainly(module, inputs, options, owner)
     arguments = _arguments(module, inputs, owner)
+    left_out = states_left_out(module, arguments, options.axes or {}, options.states or {})
+    if left_out is not None:
+        arguments |= left_out.arguments
     trial = _try(module, arguments)
     if trial is None:
         _refuse_unknown(options, owner)
         return _plainly(module, inputs, options, owner)
     form, outputs, aliases = trial
-    pairs = _pairs(options.states or {}, form, outputs, aliases, owner)
+    known = {} if left_out is None else left_out.outputs
+    pairs = _pairs(options.states or {}, form, outputs, aliases, owner, known)
     if not pairs and not form.changes:
         return _plainly(module, inputs, options, owner)
     return _described(module, form, outputs, pairs, options, owner)
@@ -167,11 +173,12 @@ def _pairs(
     outputs: Mapping[str, Tensor],
     aliases: Mapping[str, set[str]],
     owner: str,
+    known: Mapping[str, str],
 ) -> dict[str, tuple[str, str]]:
-    """The output of each state, and how that is known."""
+    """The output of each state, and how that is known; some are `known` before."""
     names = list(outputs)
     inputs = form.inputs
-    found = {}
+    found = {name: (output, "the model goes on from it") for name, output in known.items()}
     for name, text in asked.items():
         found[name] = (_asked(name, text, inputs, aliases, owner), "as asked")
     for nested in form.slots.values():
@@ -185,7 +192,7 @@ def _pairs(
         a, b = inputs[name], outputs[output]
         return a.shape == b.shape and a.dtype == b.dtype
 
-    taken: set[str] = set()
+    taken = set(known.values())
 
     def take(name: str, output: str, why: str) -> None:
         if name not in found and output not in taken and alike(name, output):

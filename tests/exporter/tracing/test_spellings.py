@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution, Normal
 from torch.nn import functional as F
 
 from intaglio.exporter.sources.load import load_source
@@ -37,6 +38,7 @@ class Spelled(nn.Module):
             "counted down": torch.arange(2, -2, -1.0) + x - torch.arange(1, -3, -1),
             "over one": (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + 1),
             "of all": bands.std([2, 3])[..., None],
+            "of a policy": Normal(x, x.exp()).stddev,
             "second": torch.diff(x, n=2, dim=1, prepend=x.new_zeros(x.shape[0], 2, SIZE)),
         }
 
@@ -53,6 +55,13 @@ def test_what_is_spelled_otherwise_is_stepped() -> None:
     assert wanted.keys() == got.keys()
     for name, value in wanted.items():
         np.testing.assert_allclose(got[name], value, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def test_distributions_check_their_arguments_again_afterwards() -> None:
+    before = Distribution._validate_args
+    with Spellings():
+        Normal(torch.tensor(torch.nan), torch.ones(()))
+    assert Distribution._validate_args is before
 
 
 def test_forms_that_are_not_known_run_as_they_are() -> None:

@@ -13,7 +13,6 @@ from intaglio.errors import PassError, TraceError
 from intaglio.exporter.export import ExportReport, export
 from intaglio.exporter.sources.load import load_source
 from intaglio.exporter.tracing.exchanged import exchanged
-from intaglio.exporter.tracing.replace import UnreplaceableError
 from intaglio.exporter.tracing.torch_layers import attention
 from intaglio.ops import RNN
 from intaglio.runtime import Session
@@ -193,15 +192,6 @@ def test_both_directions_of_a_recurrent_layer_are_exported_whole(
             lambda net, x: net.layer(x, x, x)[0],
             "adds keys of its own",
         ),
-        (
-            nn.MultiheadAttention(SIZE, 2, batch_first=True),
-            lambda net, x: net.layer(
-                *(x, x, x),
-                key_padding_mask=torch.zeros(x.shape[:2]).bool(),
-                attn_mask=later(x.shape[1]),
-            )[0],
-            "takes a padding mask",
-        ),
     ],
 )
 def test_what_a_replacement_does_not_serve_is_named(
@@ -223,8 +213,19 @@ def test_padding_of_what_others_attend_to_is_theirs_to_hide() -> None:
     found, _ = attention(layer, x, memory, memory, key_padding_mask=padded)
 
     torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
-    with pytest.raises(UnreplaceableError, match="takes a padding mask"):
-        attention(layer, x, x, x, key_padding_mask=padded[:, :3])
+
+
+def test_padding_told_by_the_tokens_is_carried_beside_the_keys(tmp_path: Path) -> None:
+    """What a token says of itself as a key is known when later ones look at it."""
+
+    def mix(net: Any, x: Tensor) -> Any:
+        padding = (x[..., 0] > 1) & (torch.arange(x.shape[1]) > 0)
+        return net.layer(x, x, x, key_padding_mask=padding, attn_mask=later(x.shape[1]))[0]
+
+    net = Net(mix, layer=nn.MultiheadAttention(SIZE, 2, batch_first=True))
+    manifest = exported(net, tmp_path / "bundle").manifest
+    assert not manifest.main.whole
+    assert len(manifest.main.states) == 3
 
 
 def test_a_layer_is_what_it_was_afterwards() -> None:
