@@ -49,6 +49,7 @@ from .lower.ort_diagonal_ssm import OrtDiagonalSsm
 from .lower.ort_domains import OrtDomains
 from .lower.ort_group_query_attention import OrtGroupQueryAttention
 from .lower.ort_low_bit import OrtLowBit
+from .lower.ort_one_token import OrtOneToken
 from .lower.ort_packed_heads import OrtPackedHeads
 from .lower.ort_packed_products import OrtPackedProducts
 from .lower.ort_relabel import OrtRelabel
@@ -107,6 +108,7 @@ PASSES: tuple[type[Pass], ...] = (
     OrtLowBit,
     OrtConditional,
     OrtDecayGate,
+    OrtOneToken,
     OrtPackedHeads,
     OrtPackedProducts,
     OrtReshapes,

@@ -54,6 +54,7 @@ from .lower.ort_diagonal_ssm import OrtDiagonalSsm
 from .lower.ort_domains import OrtDomains
 from .lower.ort_group_query_attention import OrtGroupQueryAttention
 from .lower.ort_low_bit import Accuracy, OrtLowBit
+from .lower.ort_one_token import OrtOneToken
 from .lower.ort_packed_heads import OrtPackedHeads
 from .lower.ort_packed_products import OrtPackedProducts
 from .lower.ort_relabel import OrtRelabel
@@ -198,6 +199,7 @@ def lowering(target: str, accuracy: Accuracy = "auto", dtype: str = FP32) -> lis
         OrtDecayGate(),
         OrtConditional(),
         OrtReshapes(),
+        OrtOneToken(),
         RemoveDead(),
         OrtRelabel(),
     ]

@@ -1,14 +1,17 @@
 """What a session runs of ONNX Runtime: states in host memory, steps bound to them."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from types import MappingProxyType
 from typing import Any, Self
 
-from intaglio.errors import InputError
+from intaglio.errors import BundleError, InputError
+from intaglio.graph_keys import ONE_STEP
 from intaglio.runtime.arrays import Array
 from intaglio.runtime.bound_step import BoundStep
 from intaglio.runtime.bundle import BundleGraph
 from intaglio.runtime.carried_states import CarriedStates
+from intaglio.runtime.dims import size_of
 from intaglio.runtime.graph_entry import GraphEntry
 from intaglio.runtime.step_inputs import Sizes
 from intaglio.state import BATCH, TIME, Layout, StateSpec
@@ -84,12 +87,27 @@ def open_ort(
 ) -> OrtBackend:
     """What runs `target` of a graph; arguments and errors are those of `open_engine`.
 
-    With `tables`, an engine that looks products up takes the steps of one token of one row.
+    With `tables`, an engine that looks products up takes the steps of one token of one row; else
+    one of which that is known from the start does, where the graph says that it gains by it.
 
     Raises:
         InputError: if there are tables to use and the graph has nothing for them.
     """
     if tables:
         require_tables(graph.entry)
-    single = open_engine(graph, target, threads, tables=True) if tables else None
-    return OrtBackend(open_engine(graph, target, threads), graph.entry, single)
+    engine, single = open_engine(graph, target, threads), None
+    if tables:
+        single = open_engine(graph, target, threads, tables=True)
+    elif ONE_STEP in engine.get_modelmeta().custom_metadata_map:
+        with suppress(BundleError):  # of a graph that one token is too few for
+            single = open_engine(graph, target, threads, sizes=_one_token(graph.entry))
+    return OrtBackend(engine, graph.entry, single)
+
+
+def _one_token(entry: GraphEntry) -> dict[str, int]:
+    """The free dimensions that one token of one row fixes, as inputs and states have them."""
+    shapes = [spec.shape for spec in (*entry.inputs, *entry.outputs)]
+    shapes += [spec.shape for spec in entry.states]
+    free = {dim for shape in shapes for dim in shape if isinstance(dim, str)}
+    found = {dim: size_of(dim, {BATCH: 1, TIME: 1}) for dim in sorted(free)}
+    return {dim: size for dim, size in found.items() if size is not None}

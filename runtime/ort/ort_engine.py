@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
@@ -43,7 +44,7 @@ _DTYPES = {
 
 Mark = tuple[int, ...]  # of a file: device, number, size, times
 
-_opened: WeakValueDictionary[tuple[str, int | None, bool, str], Any] = WeakValueDictionary()
+_opened: WeakValueDictionary[tuple[Any, ...], Any] = WeakValueDictionary()
 _mapped: WeakKeyDictionary[Any, Mapping[Path, Mark | None]] = WeakKeyDictionary()
 _lock = threading.Lock()
 
@@ -55,6 +56,7 @@ def open_engine(
     trace: str | None = None,
     *,
     tables: bool = False,
+    sizes: Mapping[str, int] = MappingProxyType({}),
 ) -> Any:
     """An `onnxruntime.InferenceSession` of `target`, the same one while any holder is alive.
 
@@ -69,19 +71,20 @@ def open_engine(
             once its `end_profiling` is called, and at once the graph that it made of the bundle's,
             with its weights in `WEIGHTS` beside it; None for no such files.
         tables: whether products of 2 bits are looked up, see `lookup_tables`.
+        sizes: free dimensions that are fixed, by name.
 
     Raises:
         BundleError: if a file is absent or changed, or ONNX Runtime refuses the graph.
     """
     content = graph.read(target)
     own = "" if graph.bundle.copy is None else str(graph.bundle.root)
-    key = (content.fingerprint, threads, tables, own)
+    key = (content.fingerprint, threads, tables, tuple(sorted(sizes.items())), own)
     marks = {path: _mark(path) for path in (graph.root / name for name in content.files)}
     with _lock:
         engine = _opened.get(key)
         if engine is None or any(_mark(path) != mark for path, mark in _mapped[engine].items()):
             engine = _opened[key] = _open(
-                graph, target, content.graph, threads, trace, tables=tables
+                graph, target, content.graph, threads, trace, tables=tables, sizes=sizes
             )
             _mapped[engine] = marks
     path = graph.target(target).path
@@ -107,6 +110,7 @@ def _open(
     trace: str | None,
     *,
     tables: bool,
+    sizes: Mapping[str, int],
 ) -> Any:
     bundle, entry = graph.bundle, graph.target(target)
     options = onnxruntime.SessionOptions()
@@ -115,6 +119,8 @@ def _open(
     options.add_session_config_entry(_SPINNING, "0")
     if tables:
         options.add_session_config_entry(OPTION, "1")
+    for name, size in sizes.items():
+        options.add_free_dimension_override_by_name(name, size)
     if threads is not None:
         options.intra_op_num_threads = threads
     if trace is not None:
