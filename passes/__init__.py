@@ -60,6 +60,7 @@ from .lower.trt_given_inputs import TrtGivenInputs
 from .lower.trt_half import TrtHalf
 from .lower.trt_loops import TrtLoops
 from .lower.trt_low_bit import TrtLowBit
+from .lower.trt_norms import TrtNorms
 from .lower.trt_scatter_add import TrtScatterAdd
 
 PASSES: tuple[type[Pass], ...] = (
@@ -119,5 +120,6 @@ PASSES: tuple[type[Pass], ...] = (
     TrtHalf,
     TrtLoops,
     TrtLowBit,
+    TrtNorms,
     TrtScatterAdd,
 )

@@ -65,6 +65,7 @@ from .lower.trt_given_inputs import TrtGivenInputs
 from .lower.trt_half import TrtHalf
 from .lower.trt_loops import TrtLoops
 from .lower.trt_low_bit import TrtLowBit
+from .lower.trt_norms import TrtNorms
 from .lower.trt_scatter_add import TrtScatterAdd
 from .user import pass_from_file
 
@@ -180,6 +181,7 @@ def lowering(target: str, accuracy: Accuracy = "auto", dtype: str = FP32) -> lis
             TrtLowBit(),
             TrtAttention(),
             TrtGivenInputs(),
+            TrtNorms(),
             TrtScatterAdd(),
             *halved,
             TrtLoops(),

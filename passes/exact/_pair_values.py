@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from intaglio.passes.analysis.pairs import PairTerm, surplus
 from intaglio.passes.analysis.time import refuse
-from intaglio.passes.graph import Dim, Emitter, dims
+from intaglio.passes.graph import Dim, Emitter, Shape, dims
 from intaglio.state import BATCH, CAPACITY, PAST, TIME
 
 from ._step_values import FLAT, INT64, StepValues
@@ -163,3 +163,14 @@ class PairValues:
             turned = [BATCH, *outer, TIME, *inner]
             split = emit("Transpose", [split], value.dtype, turned, perm=perm)
         return StepValue(self.reshaped(split, [BATCH, *ones, *outer, TIME, *inner]), by_row=True)
+
+
+def as_cache(shape: Shape, axis: int) -> tuple[tuple[int, ...], int]:
+    """Axes of one entry that make four of fewer, tokens the third, and where tokens then are.
+
+    TensorRT writes into caches of [rows, heads, tokens, entries] alone.
+    """
+    front, behind = 2 - axis, 2 - (len(shape) - axis)
+    if front < 0 or behind < 0:
+        return (), axis
+    return (*range(1, 1 + front), *range(3, 3 + behind)), 2

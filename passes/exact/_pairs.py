@@ -24,7 +24,7 @@ from intaglio.passes.analysis.time_rules import ELEMENTWISE
 from intaglio.passes.graph import Dim, Shape, attribute, attributes_of, dims, input_of, integers
 from intaglio.state import BATCH, CAPACITY, PAST, TIME, Layout
 
-from ._pair_values import PairValues, StepValue
+from ._pair_values import PairValues, StepValue, as_cache
 from ._stateful_ops import Carried, past_value
 from ._step_values import INT64, StepValues
 
@@ -107,20 +107,23 @@ class Pairs(PairValues):
                 "carried only as [batch, ..., time, ...].",
             )
         dtype = value.dtype or ir.DataType.FLOAT
-        past = past_value("entries", dtype, [*shape[:axis], self.length, *shape[axis + 1 :]])
-        self.size_by(past, axis)
-        present = self.joined(past, value, axis, [*shape[:axis], self.kept, *shape[axis + 1 :]])
+        wide, place = as_cache(shape, axis) if self.layout is Layout.STATIC else ((), axis)
+        added = self.at.constant(wide) if wide else None
+        sizes = list(shape)
+        for each in wide:
+            sizes.insert(each, 1)
+        new = value if added is None else self.at("Unsqueeze", [value, added], dtype, sizes)
+        before, behind = sizes[:place], sizes[place + 1 :]
+        past = past_value("entries", dtype, [*before, self.length, *behind])
+        self.size_by(past, place)
+        present = self.joined(past, new, place, [*before, self.kept, *behind])
         self.carried.append(
-            Carried(
-                node=self.owner,
-                op=op,
-                port=port,
-                layout=self.layout,
-                past=past,
-                present=present,
-                axis=axis,
-            )
-        )
+            Carried(node=self.owner, op=op, port=port, layout=self.layout, past=past,
+                    present=present, axis=place)
+        )  # fmt: skip
+        if added is not None:
+            whole = [*shape[:axis], self.kept, *shape[axis + 1 :]]
+            present = self.at("Squeeze", [present, added], dtype, whole)
         self._caches[value, axis] = present
         return present
 

@@ -83,12 +83,13 @@ def toeplitz(m: Pairs, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def kernel(m: Pairs, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The same, gathered from what is computed for each distance."""
+    """The same for all heads joined, gathered from what is computed for each distance."""
     del k
     place = torch.arange(q.shape[-2])
     far = (place[:, None] - place).clamp(min=0)
-    by_head = torch.exp(-m.heads.weight[0].exp()[:, None] * place)[:, far]
-    return torch.einsum("hij,bhjd->bhid", by_head.tril(), v)
+    weights = torch.exp(-m.heads.weight[0, 0].exp() * place)[far].tril()
+    joined = torch.einsum("ij,bjd->bid", weights, v.transpose(1, 2).flatten(2))
+    return joined.unflatten(-1, (HEADS, -1)).transpose(1, 2)
 
 
 @pytest.mark.parametrize(
@@ -99,6 +100,7 @@ def test_weights_of_pairs_step_exactly(weigh: Weigh, traced: Traced) -> None:
     module = Pairs(weigh).eval()
     model, context = traced(module)
     pipeline.run(model, pipeline.standard(), context)
+    assert {(len(state.shape), state.axis) for state in context.states} == {(4, 2)}
     session, ids = evaluate.session(model), torch.randint(VOCABULARY, (2, 7))
     with torch.no_grad():
         wanted = module(ids).numpy()
