@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 
+from intaglio.passes import evaluate
 from intaglio.passes.base import Context
 from intaglio.passes.exact.remove_dead import RemoveDead
 from intaglio.passes.lower.ort_reshapes import OrtReshapes
@@ -58,3 +60,56 @@ def test_others_are_computed_as_before(
     kinds = [node.op_type for node in model.graph]
     assert kinds[-2:] == ["Concat", "Reshape"]
     assert set(kinds[:-2]) == {"Shape"}
+
+
+MOVES = """
+    <ir_version: 10, opset_import: ["" : 24]>
+    g (float[batch, time, 6] x) => (float[%s] y)
+      <int64[4] heads = {0, -1, 2, 3}, int64[3] flat = {-1, 1, 6}, int64[3] copied = {0, -1, 6},
+       int64[1] last = {3}, int64[1] six = {6}, float[batch, time, 6] z, float[batch, time, 2, 3] a,
+       float[%s] b,
+       int64[1] rows, int64[1] tokens, int64[3] told>
+    {
+      z = Neg (x)
+      a = Reshape (z, heads)
+      rows = Shape <start = 0, end = 1> (x)
+      tokens = Shape <start = 1, end = 2> (x)
+      told = Concat <axis = 0> (rows, tokens, six)
+      %s
+    }
+"""
+BACK = "t = Transpose <perm = [0, 2, 1, 3]> (a) b = Transpose <perm = [0, 2, 1, 3]> (t)"
+WIDE = (
+    "t = Transpose <perm = [1, 0, 2]> (z) b = Unsqueeze (t, last)"
+    " u = Transpose <perm = [1, 3, 0, 2]> (b) y = Exp (u)"
+)
+OTHER = "b = Transpose <perm = [0, 2, 1, 3]> (a) y = Transpose <perm = [0, 1, 3, 2]> (b)"
+FOUR = "batch, time, 2, 3"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "between", "nodes", "kinds"),
+    [
+        ("rest, 1, 6", FOUR, f"{BACK} y = Reshape (b, flat)", ["Neg", "Reshape"]),
+        ("batch, time, 6", FOUR, f"{BACK} y = Reshape (b, told)", ["Neg", "Reshape"]),
+        ("batch, 1, time, 6", "time, batch, 6, 1", WIDE, ["Neg", "Unsqueeze", "Exp"]),
+        # Sizes that are copied from what is reshaped, and axes that are in another order.
+        ("batch, time, 6", FOUR, f"{BACK} y = Reshape (b, copied)", ["Neg", "Reshape", "Reshape"]),
+        ("batch, 2, 3, time", FOUR, OTHER, ["Neg", "Reshape", "Transpose"]),
+    ],
+    ids=["numbers", "read", "unsqueezed", "copied", "turned"],
+)  # fmt: skip
+def test_moves_one_after_the_other_are_one(
+    apply: Callable[..., ir.Model], sizes: str, between: str, nodes: str, kinds: list[str]
+) -> None:
+    text = MOVES % (sizes, between, nodes)
+    plain = ir.from_onnx_text(text)
+    model = apply(text, OrtReshapes())
+    RemoveDead().run(model, Context())
+
+    x = np.random.default_rng(0).normal(size=(2, 5, 6)).astype(np.float32)
+    np.testing.assert_array_equal(
+        evaluate.run(model, {"x": x})["y"], evaluate.run(plain, {"x": x})["y"]
+    )
+    left = ("Constant", "Shape", "Concat")
+    assert [node.op_type for node in model.graph if node.op_type not in left] == kinds
