@@ -1,6 +1,7 @@
 """Causal mixers of every kind, exported as their papers' code has them.
 
-    python benchmarks/zoo.py [--quick] [--only KIND_OR_NAME,...] [--rtx] [--beside FILE] [--json]
+    python benchmarks/zoo.py [--quick] [--only KIND_OR_NAME,...] [--rtx] [--timed]
+        [--beside FILE] [--json]
 
 For each module of `zoo_modules/` the largest error of its step engine against PyTorch in float64,
 over 1,000 tokens one at a time, all at once and in uneven parts; the note says which operators it
@@ -9,7 +10,8 @@ stops an export is a crash.  Then the time of a step of one token in turns with 
 written by hand, with our operators or as a step cell (`zoo_modules/by_hand.py`), in the time of
 the thread that computes.  `--rtx` builds an engine of TensorRT-RTX as well, and verifies it on an
 emulated GPU; none of them has run on a GPU.  With `--beside`, rows of mixers that are not measured
-now are those of an earlier record.
+now are those of an earlier record; with `--timed`, so is all of those that are but the time of a
+step.
 """
 
 import argparse
@@ -56,17 +58,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--only", default="")
     parser.add_argument("--rtx", action="store_true")
+    parser.add_argument("--timed", action="store_true")
     parser.add_argument("--beside", type=Path)
     options, sys.argv[1:] = parser.parse_known_args()
     chosen = ["--only", options.only] * bool(options.only) + ["--rtx"] * options.rtx
+    chosen += ["--timed"] * options.timed
     chosen += ["--beside", str(options.beside)] * (options.beside is not None)
     only = set(filter(None, options.only.split(",")))
     earlier = [] if options.beside is None else json.loads(options.beside.read_text())["rows"]
     kept = [Row(**row) for row in earlier]
-    run(__doc__, lambda quick: measure(quick, only, kept, rtx=options.rtx), chosen)
+    run(
+        __doc__,
+        lambda quick: measure(quick, only, kept, rtx=options.rtx, timed=options.timed),
+        chosen,
+    )
 
 
-def measure(quick: bool, only: set[str], kept: list[Row], *, rtx: bool) -> list[Row]:
+def measure(quick: bool, only: set[str], kept: list[Row], *, rtx: bool, timed: bool) -> list[Row]:
     """The rows of each mixer, measured now or kept, and those that count them."""
     torch.set_num_threads(1)
     mixers = [(kind, mixer) for kind, each in KINDS.items() for mixer in each]
@@ -76,7 +84,10 @@ def measure(quick: bool, only: set[str], kept: list[Row], *, rtx: bool) -> list[
         if only and not {kind, mixer.name, name} & only:
             rows += [row for row in kept if row.name in (name, name + STEP, name + ON_GPU)]
             continue
-        for row in _rows(kind, mixer, quick=quick, rtx=rtx):
+        if timed:
+            rows += [row for row in kept if row.name in (name, name + ON_GPU)]
+        measured = _timed(kind, mixer, quick=quick) if timed else None
+        for row in measured or _rows(kind, mixer, quick=quick, rtx=rtx):
             print(f"{row.name}: {row.value:.3g} {row.unit}", file=sys.stderr, flush=True)
             rows.append(row)
     return [*rows, *_counts(rows)]
@@ -138,6 +149,20 @@ def _rows(kind: str, mixer: Mixer, *, quick: bool, rtx: bool) -> Iterator[Row]:
         except Exception:  # noqa: BLE001  whatever else ends an export
             last = traceback.format_exc(limit=-3)
             yield Row(name=name, value=1, unit="crash", holds=False, note=last)
+
+
+def _timed(kind: str, mixer: Mixer, *, quick: bool) -> Iterator[Row]:
+    """The time of a step alone, if there is a form by hand."""
+    torch.manual_seed(0)
+    module, form = mixer.make().eval(), FORMS[kind][mixer.name]
+    if isinstance(form, str):
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        out, given = Path(folder) / "bundle", mixer.inputs()
+        with quiet():
+            options = {**mixer.options, "axes": mixer.axes, "verify": False}
+            intaglio.export(module, out, inputs=given, **options)
+        yield _step(f"{kind}: {mixer.name}", mixer, module, form, Path(folder), quick=quick)
 
 
 def _emulated(name: str, parity: ParityReport) -> Row:

@@ -49,10 +49,12 @@ def _branch(graph: ir.Graph, scan: ir.Node) -> None:
     emit = Emitter(scan)
     turns = list(map(_turn, scan.outputs[states:], placed))
     given = list(map(_unturned, scan.inputs[states:], axes))
-    sequence, axis = given[0]
-    length = emit("Shape", [sequence], INT64, [1], **_one(axis))
+    before = _before(scan)
+    chains = [_chain(scan, before, *each) for each in given]
+    (sequence, axis), made = given[0], chains[0]
+    length = emit("Shape", [_data(made[-1]) if made else sequence], INT64, [1], **_one(axis))
     alone = emit("Equal", [length, emit.constant([1])], BOOL, [1])
-    once = _once(graph, scan, given, list(map(_place, placed, turns)))
+    once = _once(graph, scan, given, chains, list(map(_place, placed, turns)))
     wanted = [
         *scan.outputs[:states],
         *(
@@ -66,7 +68,9 @@ def _branch(graph: ir.Graph, scan: ir.Node) -> None:
     found = emit.node("If", [alone], shapes, {"then_branch": once})
     for old, new in zip(wanted, found, strict=True):
         replace_uses(old, new)
-    inside = [*_before(scan), scan, *(turn for turn in turns if turn is not None)]
+    alone_here = dict.fromkeys([*chain(*chains), *before])
+    inside = [node for node in graph if node in alone_here]
+    inside += [scan, *(turn for turn in turns if turn is not None)]
     graph.remove(inside)
     imports = dict(graph.opset_imports)
     many = ir.Graph([], wanted, nodes=inside, opset_imports=imports, name="many")
@@ -79,16 +83,21 @@ def _once(
     graph: ir.Graph,
     scan: ir.Node,
     given: Sequence[tuple[ir.Value | None, int]],
+    chains: Sequence[Sequence[ir.Node]],
     placed: Sequence[int],
 ) -> ir.Graph:
     """The body as a graph of its own, on the states and the only entry of each sequence.
 
-    `given` are the sequences with their axes of time, `placed` is where the results have it.
+    `given` are the sequences with their axes of time, `chains` what computes them and may leave
+    that axis out, the last node first; `placed` is where the results have it.
     """
     body = scan.attributes["body"].as_graph().clone(allow_outer_scope_values=True)
     states = len(scan.inputs) - len(given)
-    first = [_moved("Squeeze", value, axis) for value, axis in given]
-    entries = [node.outputs[0] for _, node in first]
+    first: dict[tuple[ir.Value | None, int], list[ir.Node]] = {}
+    entries = [
+        _entry(first, value, axis, nodes)
+        for (value, axis), nodes in zip(given, chains, strict=True)
+    ]
     for inner, outer in zip(list(body.inputs), [*scan.inputs[:states], *entries], strict=True):
         assert outer is not None
         ir.convenience.replace_all_uses_with(inner, outer, replace_graph_outputs=True)
@@ -97,7 +106,7 @@ def _once(
     body.remove(computed)
     last = [[ir.node("Identity", [value])] for value in outputs[:states]]
     last += map(_moved, ["Unsqueeze"] * len(placed), outputs[states:], placed)
-    nodes = [*chain(*first), *computed, *chain(*last)]
+    nodes = [*chain(*first.values()), *computed, *chain(*last)]
     for index, node in enumerate(nodes):
         node.name = f"{scan.name}/one/{node.op_type}_{index}"
         node.metadata_props.update({**scan.metadata_props, **node.metadata_props})
@@ -111,6 +120,68 @@ def _once(
 def _one(axis: int) -> dict[str, int]:
     """The part of a shape that is one axis, which may be counted from the end."""
     return {"start": axis} if axis == -1 else {"start": axis, "end": axis + 1}
+
+
+def _entry(
+    made: dict[tuple[ir.Value | None, int], list[ir.Node]],
+    value: ir.Value | None,
+    axis: int,
+    nodes: Sequence[ir.Node],
+) -> ir.Value:
+    """The only entry of a sequence along an axis; `made` are the nodes so far, by results."""
+    if (value, axis) not in made:
+        if not nodes:
+            made[value, axis] = _moved("Squeeze", value, axis)
+        else:
+            node, *others = nodes
+            data = _data(node)
+            lower = _entry(made, data, axis, others)
+            inputs = [lower if each is data else each for each in node.inputs]
+            made[value, axis] = [ir.node(node.op_type, inputs)]
+    return made[value, axis][-1].outputs[0]
+
+
+def _chain(
+    scan: ir.Node, before: Sequence[ir.Node], value: ir.Value | None, axis: int
+) -> list[ir.Node]:
+    """Products with weights and sums that only the loop reads, the last first.
+
+    They are as well computed without the axis of time, which fewer nodes do.
+    """
+    found: list[ir.Node] = []
+    while value is not None and (node := value.producer()) is not None:
+        readers = {use.node for use in value.uses()}
+        shape = dims(value)
+        if value.is_graph_output() or not readers <= {scan, *before, *found} or shape is None:
+            break
+        data = _data(node)
+        rank = len(shape)
+        if data is None or not 0 <= axis < rank - 1 or len(dims(data) or ()) != rank:
+            break
+        others = [len(dims(each) or ()) for each in node.inputs if each is not data and each]
+        if node.op_type == "MatMul" and others != [2]:
+            break
+        if node.op_type == "Add" and not all(other < rank - axis for other in others):
+            break
+        found.append(node)
+        value = data
+    return found
+
+
+def _data(node: ir.Node) -> ir.Value | None:
+    """What a product with a weight, or a sum with one, takes beside it."""
+    if node.domain or node.op_type not in ("MatMul", "Add"):
+        return None
+    a, b = node.inputs
+    if _is_weight(b) and not _is_weight(a):
+        return a
+    return b if node.op_type == "Add" and _is_weight(a) and not _is_weight(b) else None
+
+
+def _is_weight(value: ir.Value | None) -> bool:
+    turn = producer(value, "Transpose")
+    value = value if turn is None else turn.inputs[0]
+    return value is not None and value.is_initializer() and dims(value) is not None
 
 
 def _moved(op: str, value: ir.Value | None, axis: int) -> list[ir.Node]:

@@ -15,8 +15,11 @@ TEXT = """
     <ir_version: 10, opset_import: ["" : 24]>
     g (float[batch, time, 3] x, float[batch, 3] past)
        => (float[batch, 3] present, float[{sizes}] y {outputs})
-      <float[3, 3] w = {{1, 2, 3, -4, 5, 6, 7, -8, 9}}>
+      <float[3, 3] w = {{1, 2, 3, -4, 5, 6, 7, -8, 9}}, float[3] bias = {{1, 0, 2}},
+       float[1, 1, 3] wide = {{1, 0, 2}}, float[batch, time, 3] product,
+       float[batch, time, 3] sum>
     {{
+      {made}
       u = {given}
       present, found = Scan <num_scan_inputs = 1 {axes},
         body = step (float[batch, 3] h, float[batch, 3] token)
@@ -30,6 +33,7 @@ TEXT = """
     }}
 """
 TURNED = {
+    "made": "",
     "sizes": "batch, time, 3",
     "outputs": "",
     "given": "Transpose <perm = [1, 0, 2]> (x)",
@@ -41,13 +45,22 @@ BY_AXES = TURNED | {
     "axes": ", scan_input_axes = [1], scan_output_axes = [1]",
     "placed": "Identity (found)",
 }
+# Products and sums with weights that only the loop reads, and such that stand for every token.
+MADE = TURNED | {
+    "given": "Transpose <perm = [1, 0, 2]> (sum)",
+    "made": "product = MatMul (x, w) sum = Add (bias, product)",
+}
+WIDE = MADE | {"made": "product = MatMul (x, w) sum = Add (product, wide)"}
+BOTH = MADE | {"made": "product = MatMul (x, w) sum = Add (product, x)"}
 # More than time is moved, or somebody else reads what is between.
 REST = TURNED | {"placed": "Transpose <perm = [2, 1, 0]> (found)", "sizes": "3, batch, time"}
 READ = TURNED | {"outputs": ", float[time, batch, 3] u, float[time, batch, 3] found"}
 
 
 @pytest.mark.parametrize(
-    "form", [TURNED, BY_AXES, REST, READ], ids=["turned", "axes", "rest", "read"]
+    "form",
+    [TURNED, BY_AXES, REST, READ, MADE, WIDE, BOTH],
+    ids=["turned", "axes", "rest", "read", "made", "wide", "both"],
 )
 @pytest.mark.parametrize("time", [1, 3])
 def test_a_call_gives_what_it_gave(form: dict[str, str], time: int) -> None:
@@ -79,6 +92,18 @@ def test_no_turn_is_left_beside_the_branches() -> None:
     assert once == ["Constant", "Squeeze", "MatMul", "Add", "Tanh", "Mul", "Identity", "Constant",
                     "Unsqueeze"]  # fmt: skip
     assert not OrtOneToken().run(model, Context()).changed
+
+
+@pytest.mark.parametrize(("form", "left"), [(MADE, []), (WIDE, ["MatMul", "Add"])])
+def test_products_that_the_loop_alone_reads_lose_the_axis_of_time(
+    form: dict[str, str], left: list[str]
+) -> None:
+    """And stand in both branches, so that no call computes them twice."""
+    model = ir.from_onnx_text(TEXT.format(**form))
+    OrtOneToken().run(model, Context())
+
+    kinds = [node.op_type for node in model.graph if node.op_type in ("MatMul", "Add")]
+    assert kinds == left
 
 
 def test_large_weights_are_not_packed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
