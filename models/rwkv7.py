@@ -339,6 +339,25 @@ def _fla_weights(tensors: Mapping[str, Tensor], config: Config) -> dict[str, Ten
     }
 
 
+EARLIER = {  # a tensor by which a file of a version is told, the latest first
+    "rwkv6": "blocks.0.att.time_maa_x",
+    "rwkv5": "blocks.0.att.time_faaaa",
+    "rwkv4": "blocks.0.att.time_first",
+}
+
+
+def _earlier(values: Values, keys: Collection[str]) -> bool:
+    return values.get("model_type") in list(EARLIER) or any(n in keys for n in EARLIER.values())
+
+
+def _refuse_earlier(values: Values, shapes: Shapes) -> dict[str, Any]:
+    told = [values.get("model_type"), *(v for v, name in EARLIER.items() if name in shapes)]
+    version = next(name for name in told if name in list(EARLIER))[-1]
+    raise SourceError(
+        f"these are weights of RWKV-{version}, whose recurrence has no model here; RWKV-7 has one"
+    )
+
+
 RWKV7 = Model(
     name="rwkv7",
     summary="RWKV-7: a recurrence whose transition is diagonal plus low rank.",
@@ -365,6 +384,14 @@ RWKV7 = Model(
             configure=_fla_configure,
             weights=_fla_weights,
             immaterial=FLA_IMMATERIAL,
+        ),
+        CheckpointLayout(
+            name="earlier",
+            source="github.com/BlinkDL/RWKV-LM @ 524481d5099b38d9bc8ef1e89209161b86c8011b, RWKV-v4 "
+            "to RWKV-v6; " + FLA_SOURCE,
+            fits=_earlier,
+            configure=_refuse_earlier,
+            weights=lambda tensors, _: dict(tensors),
         ),
     ),
 )

@@ -54,6 +54,8 @@ def configure(values: Values, _: Shapes) -> dict[str, Any]:
     )
     refuse(text, {"bias": (False,), "rope_scaling": (None,), "tie_word_embeddings": (False,)})
     refuse(vision, {"rope_scaling": (None,)})
+    for config in (vision, text):
+        refuse(config, {"hidden_act": ("silu",)})
     sizes = {ours: read_value(text, theirs, int) for ours, theirs in SAME.items()}
     shared = (*SAME.values(), "rope_theta", "rms_norm_eps")
     apart = [name for name in shared if vision.get(name) != text.get(name)]

@@ -172,6 +172,8 @@ def test_a_published_checkpoint_gives_what_its_parts_say(tmp_path: Path) -> None
         ("embedding_config", "special_token_maps", {"<img>": 1}),
         ("embedding_config", "hidden_size", 64),
         ("llm_config", "layers_block_type", ["rwkv"]),
+        ("embedding_config", "hidden_act", "gelu"),
+        ("llm_config", "hidden_act", "gelu"),
     ],
 )
 def test_what_the_layout_cannot_hold_is_refused_by_name(

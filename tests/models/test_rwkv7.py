@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from intaglio.errors import SourceError
 from intaglio.exporter.export import ExportReport, export
+from intaglio.exporter.sources.load import load_source
 from intaglio.models import CheckpointLayout, Model, find
 from intaglio.models.rwkv7 import Config, build
 from intaglio.runtime import Session
 
 DATA = Path(__file__).parents[1] / "data" / "keys"
 MODEL: Model = find("rwkv7")
-FILES, FLA = MODEL.layouts
+FILES, FLA, _ = MODEL.layouts
 KEYS = {
     layout.name: json.loads((DATA / f"{name}.json").read_text())
     for layout, name in ((FILES, "rwkv7"), (FLA, "rwkv7_fla"))
@@ -124,7 +125,7 @@ def test_the_model_is_the_recurrence_of_the_paper() -> None:
     np.testing.assert_allclose(found, np.stack(rows), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("layout", MODEL.layouts, ids=lambda layout: layout.name)
+@pytest.mark.parametrize("layout", [FILES, FLA], ids=lambda layout: layout.name)
 def test_official_names_and_shapes_at_full_size_fit(layout: CheckpointLayout) -> None:
     """Each tensor of 0.19 billion parameters is one of ours, but the first layer's residual."""
     values, shapes = KEYS[layout.name]["config"], KEYS[layout.name]["keys"]
@@ -207,6 +208,21 @@ def test_parts_and_unequal_rows_give_what_whole_rows_give(exported: ExportReport
 def test_what_is_not_supported_is_refused_by_name(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(SourceError, match=message):
         FLA.configure({**KEYS["fla"]["config"], **changes}, {})
+
+
+@pytest.mark.parametrize(
+    ("part", "version"), [("time_maa_x", 6), ("time_faaaa", 5), ("time_first", 4)]
+)
+def test_earlier_versions_are_told_apart_and_refused(
+    part: str, version: int, tmp_path: Path
+) -> None:
+    torch.save({f"blocks.0.att.{part}": torch.ones(4)}, tmp_path / "model.pth")
+    with pytest.raises(SourceError, match=f"these are weights of RWKV-{version}, whose recurrence"):
+        load_source(tmp_path / "model.pth")
+    fitting = [
+        each.name for each in MODEL.layouts if each.fits({"model_type": f"rwkv{version}"}, ())
+    ]
+    assert fitting == ["earlier"]
 
 
 def test_the_norm_that_the_library_fuses_has_a_floor() -> None:
