@@ -1,12 +1,14 @@
 """Lorenz's attractor from an AL-RNN of 2 rectified units, run freely in one call of the engine.
 
-    python benchmarks/al_rnn.py WEIGHTS [--json]
+    python benchmarks/al_rnn.py [WEIGHTS] [--json]
 
-WEIGHTS is `alrnn_python/models/lorenz_m20_p2` of DurstewitzLab/ALRNN-DSR, trained by the authors of
-the paper (Brenner et al. 2024, arXiv:2410.14240).  From one observation on, 11,000 steps are one
-call; the first 1,000 are left out.
+WEIGHTS is the checkpoint that was trained here, or `alrnn_python/models/lorenz_m20_p2` of
+DurstewitzLab/ALRNN-DSR, trained by the authors of the paper (Brenner et al. 2024,
+arXiv:2410.14240).  From one observation on, 11,000 steps are one call; the first 1,000 are left
+out.
 """
 
+import argparse
 import sys
 import tempfile
 import time
@@ -22,25 +24,25 @@ from intaglio.runtime import Session
 
 STEPS, SETTLED = 11_000, 1000
 LIMIT = 1e-6
+OURS = Path(__file__).parents[1] / "models" / "checkpoints" / "al_rnn.pt"
 
 
 def main() -> None:
-    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
-        raise SystemExit(__doc__)
-    weights = Path(sys.argv.pop(1))
-    run(__doc__, lambda quick: measure(weights, quick), [weights.name])
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("weights", type=Path, nargs="?", default=OURS)
+    options, sys.argv[1:] = parser.parse_known_args()
+    weights = options.weights
+    run(__doc__, lambda quick: measure(weights, quick), [] if weights == OURS else [weights.name])
 
 
 def measure(weights: Path, quick: bool) -> list[Row]:
     """Parity of the engine, and the attractor that it draws."""
-    steps = STEPS // 4 if quick else STEPS
+    steps, whose = STEPS // 4 if quick else STEPS, "" if weights != OURS else "trained here: "
     with tempfile.TemporaryDirectory() as folder, quiet():
-        config = Path(folder) / "config.json"
-        config.write_text('{"P": 2}')
-        source = Path(folder) / "weights.pt"
+        out, source = Path(folder) / "out", Path(folder) / "weights.pt"
         source.write_bytes(weights.read_bytes())
-        out = Path(folder) / "out"
-        report = intaglio.export(source, out, model="al-rnn", config=config, steps=100)
+        theirs = {} if weights == OURS else {"model": "al-rnn", "config": {"P": 2}}
+        report = intaglio.export(source, out, steps=100, **theirs)
         session = Session.load(out, threads=1)
         start = lorenz(2000, 3)[None, :1].numpy()
         free = {
@@ -58,7 +60,7 @@ def measure(weights: Path, quick: bool) -> list[Row]:
     wings = int(np.count_nonzero(np.diff(np.sign(path[:, 0]))))
     return [
         Row(
-            name="error of 100 steps",
+            name=f"{whose}error of 100 steps",
             value=error,
             unit="error",
             target=f"<= {LIMIT:g}",
@@ -66,7 +68,7 @@ def measure(weights: Path, quick: bool) -> list[Row]:
             against="PyTorch, float64",
         ),
         Row(
-            name="linear regions visited, of 4",
+            name=f"{whose}linear regions visited, of 4",
             value=len(visited),
             unit="regions",
             target="== 3",
@@ -74,14 +76,19 @@ def measure(weights: Path, quick: bool) -> list[Row]:
             note=f"{shares} of the time",
         ),
         Row(
-            name="changes between the wings",
+            name=f"{whose}changes between the wings",
             value=wings,
             unit="changes",
             target=">= 10",
             holds=wings >= 10,
             note=f"in {len(path)} steps; deviations {path.std(0).round(2).tolist()}",
         ),
-        Row(name="a free step", value=seconds / steps * 1e6, unit="us", note="all in one call"),
+        Row(
+            name=f"{whose}a free step",
+            value=seconds / steps * 1e6,
+            unit="us",
+            note="all in one call",
+        ),
     ]
 
 

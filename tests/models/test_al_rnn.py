@@ -12,10 +12,11 @@ import torch
 
 import intaglio
 from intaglio.errors import SourceError
-from intaglio.models.al_rnn import AL_RNN, AlmostLinearRNN, Config, build, lorenz
+from intaglio.models.al_rnn import AL_RNN, AlmostLinearRNN, Config, build, descend, lorenz
 from intaglio.runtime import Session
 
 SMALL = Config(units=7, rectified=3, observed=2)
+CHECKPOINT = Path(__file__).parents[2] / "models" / "checkpoints" / "al_rnn.pt"
 Array = npt.NDArray[np.float64]
 
 
@@ -103,6 +104,40 @@ def test_lorenz_is_on_its_attractor() -> None:
     assert path[:, 0].min() < -1.5
     assert path[:, 0].max() > 1.5
     assert path.diff(dim=0).norm(dim=1).max() < 0.5
+
+
+def test_what_trains_it_is_the_gradient_of_the_forward_pass() -> None:
+    """An observation every 5 tokens: the loss and all gradients, in float64."""
+    module = _drawn().double()
+    given, wanted = torch.randn(2, 21, 4, 2, generator=torch.Generator().manual_seed(4)).double()
+    told = descend(module, given, wanted, 5)
+    found = {name: parameter.grad for name, parameter in module.named_parameters()}
+    module.zero_grad(set_to_none=True)
+    observed = (torch.arange(21) % 5 == 0).expand(4, 21)
+    loss = (
+        (module(given.transpose(0, 1), observed)["prediction"] - wanted.transpose(0, 1))
+        .square()
+        .mean()
+    )
+    loss.backward()
+    assert told == pytest.approx(loss.item(), rel=1e-12)
+    for name, parameter in module.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-10, atol=1e-12)
+
+
+def test_the_trained_checkpoint_draws_the_attractor() -> None:
+    """Of a free run, from one observation on: both wings, again and again, as wide as they are."""
+    saved = torch.load(CHECKPOINT, weights_only=True)
+    module = build(AL_RNN.configure(saved["config"]))
+    module.load_state_dict(saved["state_dict"])
+    start = lorenz(200, 3)[None, :1].expand(1, 4000, 3)
+    with torch.no_grad():
+        free = module(start, torch.zeros(1, 4000, dtype=torch.bool))
+    path, region = free["prediction"][0, 1000:], free["region"][0, 1000:]
+    wings = torch.count_nonzero(path[:, 0].sign().diff())
+    assert wings >= 10
+    assert ((path.std(0) > 0.7) & (path.std(0) < 1.4)).all()
+    assert len(region.unique()) == 3
 
 
 def test_official_checkpoints_are_read() -> None:
