@@ -32,6 +32,7 @@ def main() -> None:
         near = perhaps(options.preset, model.presets)
         parser.error(f"no preset {options.preset!r}{near}; there are: {', '.join(model.presets)}")
     config = model.presets[options.preset]
+    recipe = model.recipes.get(options.preset, recipe)
     if options.start is not None and model.adopt is not None:
         config = model.adopt(config, options.start)
     torch.manual_seed(recipe.seed)

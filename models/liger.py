@@ -54,6 +54,7 @@ class Config(llama.Config):
 
 
 TINY = Config()
+SMALL = Config(hidden_size=64, intermediate_size=144, num_layers=3, num_kv_heads=1)
 HGRN2 = Config(gating="hgrn2")
 GSA = Config(gating="gsa")
 
@@ -219,7 +220,7 @@ LIGER = Model(
     config=Config,
     build=build,
     inputs=token_ids,
-    presets={"tiny": TINY, "hgrn2": HGRN2, "gsa": GSA},
+    presets={"tiny": TINY, "small": SMALL, "hgrn2": HGRN2, "gsa": GSA},
     recipe=Linearization(),
     source="arXiv:2503.01496",
     layouts=(LINEARIZATION,),

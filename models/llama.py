@@ -39,6 +39,7 @@ class Config:
 
 TINY = Config()
 WINDOW = Config(window=64)
+SMALL = Config(hidden_size=64, intermediate_size=144, num_layers=3, num_kv_heads=1)
 
 
 class Attention(nn.Module):
@@ -117,7 +118,8 @@ LLAMA = Model(
     config=Config,
     build=build,
     inputs=token_ids,
-    presets={"tiny": TINY, "window": WINDOW},
+    presets={"tiny": TINY, "window": WINDOW, "small": SMALL},
     recipe=TrainingRecipe(),
+    recipes={"small": TrainingRecipe(steps=300, time=128)},
     source="arXiv:2302.13971, arXiv:2310.06825",
 )

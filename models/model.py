@@ -1,7 +1,7 @@
 """What a model is: a system of the literature as an ordinary module, its configs and its recipe."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -61,13 +61,14 @@ class Model:
 
     `config` is a frozen dataclass of plain values, `build` makes the module from it, `inputs`
     draws example inputs of (config, batch, time, generator), and `presets` holds configs by name,
-    each trained by `recipe` into a file of `models/checkpoints`.  `axes` names the dimensions of
-    each input as ``--axes`` does, as ``batchx3xheightxwidth``; without it every input is
-    [batch, time, ...].  `graphs` gives the graphs that a bundle of it has, of a config, where there
-    are several: one is called main.  `layouts` say how checkpoints of other code are read,
-    `joint` how it is put together with other models, by a file that names them, `staged` how stages
-    that were trained apart make one, and `adopt` makes the config of (a preset's, the checkpoint
-    that the recipe begins from), where the one follows the sizes of the other.
+    each trained by `recipe`, or by its own of `recipes`, into a file of `models/checkpoints`.
+    `axes` names the dimensions of each input as ``--axes`` does, as ``batchx3xheightxwidth``;
+    without it every input is [batch, time, ...].  `graphs` gives the graphs that a bundle of it
+    has, of a config, where there are several: one is called main.  `layouts` say how checkpoints of
+    other code are read, `joint` how it is put together with other models, by a file that names
+    them, `staged` how stages that were trained apart make one, and `adopt` makes the config of (a
+    preset's, the checkpoint that the recipe begins from), where the one follows the sizes of the
+    other.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Model:
     joint: Joint | None = None
     adopt: Callable[[Any, Path], Any] | None = None
     staged: Staged | None = None
+    recipes: Mapping[str, Training] = field(default_factory=dict)
 
     def configure(self, values: Mapping[str, Any]) -> Any:
         """The config of these values.
@@ -91,12 +93,12 @@ class Model:
         Raises:
             SourceError: a value is missing, unknown or of another kind; it is named.
         """
-        known = {field.name: field for field in fields(self.config)}
+        known = {each.name: each for each in fields(self.config)}
         unknown = [name for name in values if name not in known]
         needed = [
             name
-            for name, field in known.items()
-            if field.default is MISSING and field.default_factory is MISSING
+            for name, each in known.items()
+            if each.default is MISSING and each.default_factory is MISSING
         ]
         missing = [name for name in needed if name not in values]
         if unknown or missing:

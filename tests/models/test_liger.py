@@ -19,6 +19,7 @@ from intaglio.models.liger import (
     GATINGS,
     LIGER,
     LINEARIZATION,
+    TUNED,
     Config,
     LigerAttention,
     Linearization,
@@ -268,6 +269,17 @@ def test_the_recipe_adopts_a_directory_of_hugging_face(
     assert changed == {"q_proj.weight", "k_proj.weight", "v_proj.weight"}
     update = after["layers.0.mixer.q_proj.weight"] - before["layers.0.mixer.q_proj.weight"]
     assert torch.linalg.matrix_rank(update, atol=1e-5) == 2
+
+
+def test_the_trained_checkpoint_is_its_transformer_but_for_updates_of_low_rank() -> None:
+    """What the recipe makes of `llama_small.pt`, whose own loss is recorded, as this one's is."""
+    folder = Path(__file__).parents[2] / "models" / "checkpoints"
+    before = read(folder / "llama_small.pt").tensors
+    saved = torch.load(folder / "liger.pt", weights_only=True)
+    assert LIGER.configure(saved["config"]) == LIGER.presets["small"]
+    for name, after in saved["state_dict"].items():
+        rank = torch.linalg.matrix_rank(torch.atleast_2d(after - before[name]), atol=1e-5)
+        assert rank == (8 if any(part in name for part in TUNED) else 0), name
 
 
 def test_the_recipe_says_what_it_begins_from(tmp_path: Path) -> None:
