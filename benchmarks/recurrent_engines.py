@@ -18,6 +18,13 @@ from evidence import Row, run
 from other_systems import targets_of
 from recurrent_family import NAMES, checkpoints, variants
 
+from intaglio.exporter.options.served_shapes import ServedShapes
+
+SERVED = {  # sizes of pictures, of which an engine has no default
+    "mmmamba": "pixel_values:1x1x3x16x16:1x1x3x16x16:2x2x3x16x16",
+    "nalaformer": "image:1x3x32x32:1x3x32x32:2x3x64x64",
+}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(add_help=False)
@@ -38,7 +45,9 @@ def measure(quick: bool, only: set[str]) -> list[Row]:
         systems = [*checkpoints(place, wanted), *(() if quick else variants(place, wanted))]
         for name, checkpoint in systems:
             print(name, file=sys.stderr, flush=True)
-            rows += targets_of(name, checkpoint, place / name.replace(" ", "-"))
+            served = SERVED.get(name.split()[0])
+            how = {} if served is None else {"shapes": ServedShapes.parse(shapes=[served])}
+            rows += targets_of(name, checkpoint, place / name.replace(" ", "-"), **how)
     return rows
 
 
