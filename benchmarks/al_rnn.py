@@ -41,8 +41,9 @@ def measure(weights: Path, quick: bool) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder, quiet():
         out, source = Path(folder) / "out", Path(folder) / "weights.pt"
         source.write_bytes(weights.read_bytes())
-        theirs = {} if weights == OURS else {"model": "al-rnn", "config": {"P": 2}}
-        report = intaglio.export(source, out, steps=100, **theirs)
+        theirs = None if weights == OURS else {"P": 2}
+        model = None if weights == OURS else "al-rnn"
+        report = intaglio.export(source, out, steps=100, model=model, config=theirs)
         session = Session.load(out, threads=1)
         start = lorenz(2000, 3)[None, :1].numpy()
         free = {
