@@ -12,7 +12,7 @@ Source: Chen et al. 2025, arXiv:2502.12520; github.com/yuu250/SafeEraser.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,7 @@ HARMFUL, HARMLESS = tuple("ABCDEFGHIJ"), tuple("abcdefghij")
 QUESTIONS = 12  # of each scene
 REFUSAL = "Sorry, no."
 END = "\n"
+WITHIN = 0.45  # of a step: less than half, by more than rounding
 TINY = Config(hidden_size=64, intermediate_size=128, num_layers=2, num_heads=4, num_kv_heads=4)
 
 
@@ -92,13 +93,20 @@ def _loss(module: nn.Module, rows: tuple[Tensor, Tensor]) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Unlearning:
-    """AdamW: `steps` of learning everything, then `unlearning` of refusals beside what is kept."""
+    """AdamW: `steps` of learning everything, then `unlearning` of refusals beside what is kept.
+
+    With `cells`, unlearning changes projections alone, and each of their weights by less than half
+    a step of that many bits in groups of `group`: what small rates do to large models (Zhang et al.
+    2024, arXiv:2410.16454).  Rounded to so many bits they are the weights before unlearning.
+    """
 
     steps: int = 300
     unlearning: int = 90
     rate: float = 3e-3
     unlearning_rate: float = 1e-3
     seed: int = 0
+    cells: int | None = None
+    group: int = 64
 
     def train(self, module: nn.Module, report: Report | None, start: Path | None) -> str:
         """As `Training` says.
@@ -112,10 +120,33 @@ class Unlearning:
         self._steps(module, [known], self.steps, self.rate, report)
         kept = _rows(HARMLESS, refuse=False)
         refused = _rows(HARMFUL, refuse=True)
-        self._steps(module, [refused, kept], self.unlearning, self.unlearning_rate, report)
+        bounds = self._bounds(module)
+        both, rate = [refused, kept], self.unlearning_rate
+        self._steps(module, both, self.unlearning, rate, report, bounds)
         with torch.no_grad():
             left, lost = _loss(module, kept), _loss(module, refused)
         return f"losses of {left:.4f} on what is kept and {lost:.4f} on refusals, nats per byte"
+
+    def _bounds(self, module: nn.Module) -> dict[str, tuple[Tensor, Tensor]] | None:
+        """Within which each weight of a projection keeps its code; the ends of groups stay."""
+        if self.cells is None:
+            return None
+        found = {}
+        for name, layer in module.named_modules():
+            if not isinstance(layer, nn.Linear):
+                continue
+            rows = len(layer.weight)
+            groups = layer.weight.detach().reshape(rows, -1, self.group)
+            first, last = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
+            least = first.clamp_max(0)
+            step = (last.clamp_min(0) - least) / (2**self.cells - 1)
+            code = ((groups - least) / step).round()
+            low = torch.maximum(least + (code - WITHIN) * step, first)
+            high = torch.minimum(least + (code + WITHIN) * step, last)
+            ends = (groups == first) | (groups == last)
+            bounds = (torch.where(ends, groups, each).flatten(1) for each in (low, high))
+            found[f"{name}.weight"] = (next(bounds), next(bounds))
+        return found
 
     def _steps(
         self,
@@ -124,8 +155,10 @@ class Unlearning:
         steps: int,
         rate: float,
         report: Report | None,
+        bounds: Mapping[str, tuple[Tensor, Tensor]] | None = None,
     ) -> None:
-        optimizer = torch.optim.AdamW(module.parameters(), rate, weight_decay=0.01)
+        free = [w for n, w in module.named_parameters() if bounds is None or n in bounds]
+        optimizer = torch.optim.AdamW(free, rate, weight_decay=0.01)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps)
         for step in range(steps):
             loss = torch.stack([_loss(module, each) for each in rows]).sum()
@@ -133,6 +166,8 @@ class Unlearning:
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
+            for name, (low, high) in (bounds or {}).items():
+                module.get_parameter(name).data.clamp_(low, high)
             if report is not None and step % 100 == 0:
                 report(step, loss.item())
 

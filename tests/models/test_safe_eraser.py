@@ -1,16 +1,28 @@
 """SafeEraser in small: what is unlearnt is refused, and few bits are caught where they lose it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from typer.testing import CliRunner
 
 from intaglio.cli.frame import app
 from intaglio.errors import SourceError
 from intaglio.exporter.export import export
-from intaglio.models.safe_eraser import END, HARMFUL, QUESTIONS, SAFE_ERASER, suite, write_suite
+from intaglio.models.safe_eraser import (
+    END,
+    HARMFUL,
+    QUESTIONS,
+    SAFE_ERASER,
+    TINY,
+    Unlearning,
+    suite,
+    write_suite,
+)
+from intaglio.passes.calibrated._affine import grid, quantize
 from intaglio.runtime.behaviour import read_suite
 
 CHECKPOINT = Path(__file__).parents[2] / "models" / "checkpoints" / "safe_eraser.pt"
@@ -38,6 +50,24 @@ def test_refusals_last_in_full_precision_and_a_gate_tells_where_not(
     command = ["verify", str(tmp_path / "b"), "--against", str(CHECKPOINT), "--answer-tokens", "12"]
     command += ["--behaviour", str(tmp_path / "suite.jsonl"), "--stop", END]
     assert CliRunner().invoke(app, command).exit_code == code
+
+
+def test_unlearning_within_the_cells_of_a_grid_changes_no_code() -> None:
+    """Rounded, the weights are those before unlearning, though most of them moved."""
+    config = replace(TINY, vocab_size=128, intermediate_size=64, num_layers=1)
+    found = []
+    for rate in (0.0, 3e-3):
+        torch.manual_seed(0)
+        module = SAFE_ERASER.build(config)
+        recipe = Unlearning(steps=1, unlearning=2, unlearning_rate=rate, cells=4)
+        recipe.train(module, None, None)
+        found.append([m.weight.detach() for m in module.modules() if isinstance(m, nn.Linear)])
+    for before, after in zip(*found, strict=True):
+        grids = [grid(weight, 4, 64) for weight in (before, after)]
+        assert all(torch.equal(*each) for each in zip(*grids, strict=True))
+        codes = [quantize(weight, *grids[0], 4, 64).codes for weight in (before, after)]
+        assert torch.equal(*codes)
+        assert (before != after).float().mean() > 0.8
 
 
 def test_the_checkpoint_is_of_the_recipe_and_small() -> None:
