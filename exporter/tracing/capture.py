@@ -329,7 +329,8 @@ def _explain(error: Exception, stack: ModuleStack, watch: _Watch, source: Source
     if isinstance(error, GuardOnDataDependentSymNode):
         return (
             f"In {where}, Python control flow depends on the values of tensors, which one graph "
-            "cannot hold. Express the choice with torch.where or masks."
+            "cannot hold. Express a choice with torch.where or masks, and a loop with "
+            "torch._higher_order_ops.while_loop."
         )
     return f"PyTorch cannot capture {where}: {summary(error)}"
 

@@ -108,6 +108,12 @@ def carried_out(
             recorded = make_fx(flat, decomposition_table=_derivatives())(given, inputs)
             recorded = make_fx(functionalize(recorded), decomposition_table=WRITTEN)(given, inputs)
     except Exception as error:
+        if UNRECORDED in str(error):
+            raise TraceError(
+                "The model takes gradients of what it computes where PyTorch records nothing to "
+                "take them of, as under torch.no_grad(), in which engines are compared with it. "
+                "Open `with torch.enable_grad():` in forward around what is differentiated."
+            ) from error
         raise TraceError(
             f"The model takes gradients, and these cannot be recorded: {summary(error)}"
         ) from error
@@ -185,6 +191,7 @@ def _refuse_bounds(
             )
 
 
+UNRECORDED = "does not require grad and does not have a grad_fn"  # PyTorch's own words
 MEND = "Write what depends on sizes with tensor operations, or keep the axis at one size."
 
 

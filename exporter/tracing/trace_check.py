@@ -63,7 +63,7 @@ def check_trace(
                 f"({summary(error)}); a step engine has to run any number, 1 included. {AS_WHOLE}"
             ) from error
         names = list(expected)
-        feeds = {i.name: inputs[i.name].numpy() for i in engine.get_inputs()}
+        feeds = {i.name: inputs[i.name].detach().numpy() for i in engine.get_inputs()}
         try:
             found = dict(zip(names, engine.run(names, feeds), strict=True))
             wrong = [n for n in names if not _agree(found[n], expected[n].numpy())]
@@ -137,7 +137,7 @@ def check_whole(
                 ) from error
             continue
         names = list(expected)
-        feeds = {i.name: inputs[i.name].numpy() for i in engine.get_inputs()}
+        feeds = {i.name: inputs[i.name].detach().numpy() for i in engine.get_inputs()}
         try:
             found = dict(zip(names, engine.run(names, feeds), strict=True))
             limits = {name: TOLD if name in ends else LIMIT for name in names}

@@ -41,6 +41,12 @@ def of_autograd(score: nn.Module, x: Tensor) -> Tensor:
         return torch.autograd.grad(score(point).sum(), point)[0]
 
 
+def of_marked(score: nn.Module, x: Tensor) -> Tensor:
+    """Without a word on where gradients are recorded."""
+    x.requires_grad_()
+    return torch.autograd.grad(score(x).sum(), x)[0]
+
+
 def of_backward(score: nn.Module, x: Tensor) -> Tensor:
     with torch.enable_grad():
         point = x.clone().requires_grad_()
@@ -87,6 +93,13 @@ def test_a_gradient_is_exported_and_holds_for_other_sizes(case: str, tmp_path: P
     (made,) = Session.load(tmp_path / "bundle").step({"x": other.numpy()}).values()
     wanted = module(other).detach()
     torch.testing.assert_close(torch.from_numpy(made), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_where_nothing_is_recorded_are_refused_with_the_line_to_write() -> None:
+    """Sources run under torch.no_grad(): what is differentiated opens gradients itself."""
+    source = load_source(Taught(of_marked), inputs={"x": torch.randn(2, 8)}, axes="x:batchx8")
+    with pytest.raises(TraceError, match=r"Open `with torch\.enable_grad"):
+        trace(source)
 
 
 def test_weights_keep_their_names() -> None:
