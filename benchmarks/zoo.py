@@ -118,7 +118,7 @@ def _counts(rows: list[Row]) -> Iterator[Row]:
 
 
 def _rows(kind: str, mixer: Mixer, *, quick: bool, rtx: bool) -> Iterator[Row]:
-    name = f"{kind}: {mixer.name}"
+    name = part = f"{kind}: {mixer.name}"
     torch.manual_seed(0)
     module, form = mixer.make().eval(), FORMS[kind][mixer.name]
     options: dict[str, Any] = {**mixer.options, "steps": QUICK_STEPS if quick else STEPS}
@@ -140,15 +140,16 @@ def _rows(kind: str, mixer: Mixer, *, quick: bool, rtx: bool) -> Iterator[Row]:
             if not isinstance(form, str):
                 yield _step(name, mixer, module, form, Path(folder), quick=quick)
             if rtx and (out / RECORD).exists():
+                part = name + ON_GPU
                 with quiet():
                     parity = emulated(out, module, GPU_STEPS)
                 yield _emulated(name, parity)
         except IntaglioError as refusal:
             said = str(refusal).partition(" The attempt is kept")[0]  # in a folder that is gone
-            yield Row(name=name, value=1, unit="refused", holds=False, note=said)
+            yield Row(name=part, value=1, unit="refused", holds=False, note=said)
         except Exception:  # noqa: BLE001  whatever else ends an export
             last = traceback.format_exc(limit=-3)
-            yield Row(name=name, value=1, unit="crash", holds=False, note=last)
+            yield Row(name=part, value=1, unit="crash", holds=False, note=last)
 
 
 def _timed(kind: str, mixer: Mixer, *, quick: bool) -> Iterator[Row]:

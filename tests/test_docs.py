@@ -126,6 +126,32 @@ def test_the_table_of_recurrent_systems_is_the_record() -> None:
         assert shown <= known, system
 
 
+def test_what_was_tried_of_mixers_is_the_record() -> None:
+    """How many were exported, built, emulated and timed beside their forms by hand."""
+    record = json.loads((ROOT / "benchmarks/results/zoo.json").read_text(encoding="utf-8"))
+    counts = {row["name"]: row for row in record["rows"] if ": " not in row["name"]}
+    of = {name: int(row["unit"][3:]) for name, row in counts.items() if row["unit"][:3] == "of "}
+    steps = [row for row in record["rows"] if row["name"].endswith(": a step")]
+    gpu = [row for row in record["rows"] if row["name"].endswith(": engine on an emulated GPU")]
+    verified = [row for row in gpu if row["holds"]]
+    exported = round(counts["exported"]["value"] * of["exported"])
+    built, slow = counts["engines of TensorRT-RTX"]["value"], [x for x in steps if not x["holds"]]
+    page = (ROOT / "docs" / "what-can-be-stepped.md").read_text(encoding="utf-8")
+    worst = max(row["value"] for row in steps)
+
+    assert [row["unit"] for row in gpu if not row["holds"]] == ["refused"]
+    for words in (
+        f"Of {of['exported']} mixers",
+        f"{exported} export unchanged",
+        f"{built} of these were also built",
+        f"{len(verified)} of the engines were verified on an emulated GPU",
+        f"Of {len(steps)} of the mixers",
+        f"{len(steps) - len(slow)} take at most 1.1 times",
+        f"the slowest of the others {worst:.2f} times",
+    ):
+        assert words in page, words
+
+
 def test_the_systems_of_the_readme_are_those_that_have_a_page() -> None:
     """With the records that the pages' table names, which are there, and the target it tells."""
     told = table("README.md")
