@@ -6,7 +6,7 @@ While a module is captured, a call of one of `FUNCTIONS` runs as what stands bes
 * windows by `unfold` as a convolution that picks each of their entries, which has a state;
 * variances over several axes by the sizes of these, which the converter multiplies as tensors, and
   those over an axis that is kept, which it reshapes to what nobody knows;
-* triangular matrices of a known size solved row by row;
+* inverses, solutions, factors and determinants of small matrices (`small_matrices`);
 * distances of all pairs of points, where PyTorch looks at how many there are;
 * numbers that count down by one as those that count up, turned round;
 * differences of a higher order, or with something put in front, one after the other.
@@ -25,12 +25,10 @@ from torch.distributions import Distribution
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-MOST_ROWS = 128  # of a triangular matrix that is solved row by row
+from . import small_matrices
+from .small_matrices import AsItIsError
+
 Spelled = Callable[..., Any]
-
-
-class _AsItIsError(Exception):
-    """A call is of no form that is known here."""
 
 
 def _max_pool1d(
@@ -43,7 +41,7 @@ def _max_pool1d(
     return_indices: bool = False,
 ) -> Tensor:
     if return_indices:
-        raise _AsItIsError
+        raise AsItIsError
     size, by = _one(kernel_size), _one(stride or kernel_size)
     pooled: Tensor = F.max_pool2d(
         input.unsqueeze(-2), (1, size), (1, by), (0, _one(padding)), (1, _one(dilation)), ceil_mode
@@ -64,11 +62,11 @@ def _convolved(x: Tensor, dim: int, taps: Tensor, stride: int) -> Tensor:
     """Each channel of `x` by each row of `taps`, over `dim`: one more axis at the end."""
     axis = dim % x.dim()
     if not x.is_floating_point() or axis == 0 or not isinstance(x.shape[axis], SymInt):
-        raise _AsItIsError
+        raise AsItIsError
     along = x.movedim(axis, -1)
     beside = along.shape[1:-1]
     if any(isinstance(each, SymInt) for each in beside):
-        raise _AsItIsError
+        raise AsItIsError
     channels, results = math.prod(beside), taps.shape[0]
     rows = along.reshape(along.shape[0], channels, along.shape[-1])
     weight = taps.repeat(channels, 1)[:, None]
@@ -81,14 +79,14 @@ def _moments(x: Tensor, dim: Any, *, correction: float, keepdim: bool) -> tuple[
     dim = (dim,) if isinstance(dim, int) and keepdim else dim
     several = isinstance(dim, tuple | list) and len(dim) > 1 - keepdim
     if not several or x.is_complex():
-        raise _AsItIsError
+        raise AsItIsError
     sizes = [x.shape[axis] for axis in dim]
     if any(isinstance(size, SymInt) for size in sizes):
-        raise _AsItIsError
+        raise AsItIsError
     mean = x.mean(dim, keepdim=True)
     count = math.prod(sizes) - correction
     if count <= 0:
-        raise _AsItIsError
+        raise AsItIsError
     variance = (x - mean).square().sum(dim, keepdim=True) / count
     return (variance, mean) if keepdim else (_without(variance, dim), _without(mean, dim))
 
@@ -121,7 +119,7 @@ def _diff(
 ) -> Tensor:
     """Differences of a higher order of what something is put in front of, by their weights."""
     if n < 2 or append is not None or prepend is None:
-        raise _AsItIsError
+        raise AsItIsError
     weights = [(-1.0) ** (n - k) * math.comb(n, k) for k in range(n + 1)]
     whole = torch.cat([prepend, x], dim)
     return _convolved(whole, dim, torch.tensor([weights], dtype=x.dtype), 1).squeeze(-1)
@@ -131,7 +129,7 @@ def _cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: Any = None) -> 
     """[..., P, M] and [..., R, M] -> [..., P, R]."""
     del compute_mode  # by which of two ways it rounds
     if x1.is_complex() or p not in (1, 2):
-        raise _AsItIsError
+        raise AsItIsError
     apart = x1[..., :, None, :] - x2[..., None, :, :]
     return apart.abs().sum(-1) if p == 1 else apart.square().sum(-1).sqrt()
 
@@ -140,33 +138,10 @@ def _arange(start: Any, end: Any = None, step: Any = 1, **others: Any) -> Tensor
     """``arange(T - 1, -1, -1.0)``, whose length the converter tells as a quotient."""
     whole = all(isinstance(number, int | SymInt) for number in (start, end))
     if not whole or not isinstance(step, int | float) or step != -1:
-        raise _AsItIsError
+        raise AsItIsError
     if isinstance(step, float):
         others = {"dtype": torch.get_default_dtype(), **others}
     return torch.arange(end + 1, start + 1, **others).flip(0)
-
-
-def _solve_triangular(
-    a: Tensor,
-    b: Tensor,
-    *,
-    upper: bool,
-    left: bool = True,
-    unitriangular: bool = False,
-    out: Any = None,
-) -> Tensor:
-    """Forward substitution, row by row, of a matrix of a known size: chunks of the delta rule."""
-    size: Any = a.shape[-1]
-    if upper or not left or out is not None or isinstance(size, SymInt) or size > MOST_ROWS:
-        raise _AsItIsError
-    rows: list[Tensor] = []
-    for i in range(size):
-        row = b[..., i : i + 1, :]
-        if rows:
-            row = row - a[..., i : i + 1, :i] @ torch.cat(rows, -2)
-        rows.append(row if unitriangular else row / a[..., i : i + 1, i : i + 1])
-    like = sum(rows[1:], rows[0])  # as its sizes are those of all
-    return torch.cat([row.expand_as(like) for row in rows], -2)
 
 
 _VARIANCE, _DEVIATION = _of_moments(lambda v, _: v), _of_moments(lambda v, _: v.sqrt())
@@ -179,7 +154,22 @@ FUNCTIONS: Mapping[Any, Spelled] = {
     Tensor.unfold: _unfold,
     torch.arange: _arange,
     torch.cdist: _cdist,
-    torch.linalg.solve_triangular: _solve_triangular,
+    torch.linalg.solve_triangular: small_matrices.solve_triangular,
+    torch.linalg.solve: small_matrices.solve,
+    torch.linalg.inv: small_matrices.inverse,
+    torch.inverse: small_matrices.inverse,
+    Tensor.inverse: small_matrices.inverse,
+    torch.linalg.cholesky: small_matrices.cholesky,
+    torch.cholesky_solve: small_matrices.cholesky_solve,
+    Tensor.cholesky_solve: small_matrices.cholesky_solve,
+    torch.linalg.det: small_matrices.det,
+    torch.det: small_matrices.det,
+    Tensor.det: small_matrices.det,
+    torch.linalg.slogdet: small_matrices.slogdet,
+    torch.slogdet: small_matrices.slogdet,
+    Tensor.slogdet: small_matrices.slogdet,
+    torch.logdet: small_matrices.logdet,
+    Tensor.logdet: small_matrices.logdet,
     torch.diff: _diff,
     Tensor.diff: _diff,
     torch.var: _VARIANCE,
@@ -211,6 +201,6 @@ class Spellings(TorchFunctionMode):
         if func in FUNCTIONS:
             try:
                 return FUNCTIONS[func](*args, **given)
-            except (_AsItIsError, TypeError):  # another form of the call
+            except (AsItIsError, TypeError):  # another form of the call
                 pass
         return func(*args, **given)

@@ -38,6 +38,7 @@ class Pairing:
         self._streams: dict[tuple[Term, int], Stream] = {}
         self._waiting: list[Stream] = []  # those whose arguments are not described yet
         self._later: dict[Term, int] = {}  # by how much a stream runs after its token
+        self._recurrent: dict[Term, bool] = {}  # of the last of a stream: it follows from itself
 
     def pair(self, entries: Sequence[Term]) -> None:
         """Unify each of `entries` with the one before it."""
@@ -120,6 +121,33 @@ class Pairing:
             term = later
         return term
 
+    def _iteration(self, term: Term, used: int) -> int:
+        """The iteration of `term`, the newest of its stream that one at `used` takes.
+
+        What no token flows into and follows from itself, as the covariance of a Kalman filter, runs
+        so that its last member belongs to the last iteration; entries of tables run with the user.
+        """
+        if term.latest != ALWAYS:
+            return term.latest + self._later.get(self._end(term), 0)
+        if not self._follows_from_itself(end := self._end(term)):
+            return used
+        at = self._time - 1
+        while end is not term:
+            end, at = self._before[end], at - 1
+        return at
+
+    def _follows_from_itself(self, end: Term) -> bool:
+        """Whether a term is computed from the one before it in its stream."""
+        if end not in self._recurrent:
+            before, pending, seen = self._before.get(end), [end], set[Term]()
+            while pending and before not in seen:
+                term = pending.pop()
+                leaves = [x for x in term.leaves if isinstance(x, Term) and x not in seen]
+                seen.update(leaves)
+                pending += leaves
+            self._recurrent[end] = before in seen
+        return self._recurrent[end]
+
     def _edge(self, values: Mapping[int, Any], what: str) -> Edge:
         """What `values`, an argument by iteration, are."""
         last, times = values[max(values)], sorted(values, reverse=True)
@@ -132,10 +160,7 @@ class Pairing:
             return Fixed(last) if last.latest == ALWAYS else self._held(last)
         if len(times) > 1 and values[times[1]] is last:
             return self._mostly(values, last, what)
-        at = (
-            times[0] if last.latest == ALWAYS else last.latest + self._later.get(self._end(last), 0)
-        )
-        stream = self._stream(last, at)
+        stream = self._stream(last, at := self._iteration(last, times[0]))
         delay = times[0] - at
         return self._flow(values, stream, delay, what)
 

@@ -107,6 +107,31 @@ def test_loops_of_several_kinds_are_stepped() -> None:
         np.testing.assert_allclose(found["output"], wanted, rtol=1e-5, atol=2e-5)
 
 
+def filtered(net: Net, x: Tensor) -> Tensor:
+    """What no token flows into is carried as well: the covariance of a filter, and its gain."""
+    a, out = 0.9 * net.w.weight, []
+    m, p = torch.zeros_like(x[:, 0]), torch.eye(SIZE).expand(x.shape[0], SIZE, SIZE)
+    for t in range(x.shape[1]):
+        p = a @ p @ a.T + torch.eye(SIZE)
+        gain = p / (p + 2)
+        m = m + (gain @ (x[:, t] - m)[..., None])[..., 0]
+        p = p - gain * p
+        out.append(m)
+    return torch.stack(out, 1)
+
+
+def test_what_depends_on_no_token_is_carried_where_it_follows_from_itself() -> None:
+    source = source_of(filtered)
+    model, context = trace(source).model, Context()
+    pipeline.run(model, pipeline.standard(), context)
+    inputs = source.random_inputs(3, 12, 1)
+    arrays = {name: value.numpy() for name, value in inputs.items()}
+    found = stepping.roll(model, context.states, arrays, [1, 2, 9])
+    wanted = source.module(**inputs).detach().numpy()
+    np.testing.assert_allclose(found["output"], wanted, rtol=1e-5, atol=2e-5)
+    assert {state.shape[1:] for state in context.states} == {(SIZE,), (SIZE, SIZE)}
+
+
 def counted(net: Net, x: Tensor) -> Tensor:
     """No loop, but sizes that Python was asked for; transforms as long as something else is."""
     places = torch.arange(len(x[0]))
