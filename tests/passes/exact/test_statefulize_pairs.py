@@ -89,7 +89,7 @@ def kernel(m: Pairs, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     far = (place[:, None] - place).clamp(min=0)
     weights = torch.exp(-m.heads.weight[0, 0].exp() * place)[far].tril()
     joined = torch.einsum("ij,bjd->bid", weights, v.transpose(1, 2).flatten(2))
-    return joined.unflatten(-1, (HEADS, -1)).transpose(1, 2)
+    return torch.unflatten(joined, -1, (HEADS, -1)).transpose(1, 2)
 
 
 @pytest.mark.parametrize(
