@@ -10,7 +10,8 @@ one right after the other, and what counts is the median of the ratios of severa
 is above the limit, its two sizes go through further rounds, up to a bound.  What would be the
 growth of the memory's time is kept out: caches are overwritten before each pass, since a small
 graph would be walked within them, a large one not; and memory comes in huge pages, where Linux
-gives them on request, since the page tables of 64,000 nodes outgrow the processor's.
+gives them on request, since the page tables of 64,000 nodes outgrow the processor's.  The last rows
+are of loops over tokens, whose bodies grow (`loop_scaling.py`).
 """
 
 import gc
@@ -26,6 +27,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import loop_scaling
 import numpy as np
 import onnx_ir as ir
 import torch
@@ -92,10 +94,10 @@ KINDS = (
 
 
 def measure(quick: bool) -> list[Row]:
-    """Rows of growth for every pass and for the whole, for each kind of model."""
+    """Rows of growth for every pass and for the whole, for each kind of model; those of loops."""
     torch.set_num_threads(1)
     sizes = SIZES[:3] if quick else SIZES
-    return [row for kind in KINDS for row in _rows(kind, sizes)]
+    return [row for kind in KINDS for row in _rows(kind, sizes)] + loop_scaling.measure(quick)
 
 
 def _rows(kind: Kind, sizes: tuple[int, ...]) -> list[Row]:

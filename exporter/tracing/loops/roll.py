@@ -249,12 +249,33 @@ def _unrolled(source: Source, batch: int, time: int) -> ExportedProgram:
             module = carried_out(source, inputs, shapes)
         with torch.no_grad(), quiet(), Spellings():
             program = torch.export.export(module, (), inputs, dynamic_shapes=shapes, strict=False)
+        if all(map(_is_functional, program.graph.nodes)):
+            return program
         with torch.no_grad(), quiet():
             pair_complex_numbers(program)
             functional: ExportedProgram = program.run_decompositions({})
             return functional
     except Exception as error:
         raise PartedError(f"cannot be captured at {time} tokens either") from error
+
+
+def _is_functional(node: fx.Node) -> bool:
+    """Whether the functional form, which costs as much again, leaves a node as it is.
+
+    It takes writes out, and takes apart what is views of other kinds, as `chunk` and `reshape`.
+    """
+    value = node.meta.get("val")
+    if isinstance(value, Tensor) and value.is_complex():
+        return False
+    op = node.target
+    if node.op != "call_function" or op is operator.getitem:
+        return node.op != "call_module"
+    if not isinstance(op, torch._ops.OpOverload) or op._schema.is_mutable:  # noqa: SLF001
+        return False
+    if all(argument.alias_info is None for argument in op._schema.arguments):  # noqa: SLF001
+        return True
+    composite = torch._C.DispatchKey.CompositeImplicitAutograd  # noqa: SLF001
+    return not op.has_kernel_for_dispatch_key(composite)
 
 
 class _Counted(TorchFunctionMode):
