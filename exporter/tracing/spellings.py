@@ -4,6 +4,7 @@ While a module is captured, a call of one of `FUNCTIONS` runs as what stands bes
 
 * the largest of a window, in one dimension, as in two, where PyTorch's own looks at the length;
 * windows by `unfold` as a convolution that picks each of their entries, which has a state;
+* one entry that a list picks as a slice;
 * variances over several axes by the sizes of these, which the converter multiplies as tensors, and
   those over an axis that is kept, which it reshapes to what nobody knows;
 * inverses, solutions, factors and determinants of small matrices (`small_matrices`);
@@ -17,6 +18,7 @@ holds for all values.  A call in a form that is not known here runs as it is.
 
 import math
 from collections.abc import Callable, Mapping
+from types import EllipsisType
 from typing import Any
 
 import torch
@@ -144,6 +146,18 @@ def _arange(start: Any, end: Any = None, step: Any = 1, **others: Any) -> Tensor
     return torch.arange(end + 1, start + 1, **others).flip(0)
 
 
+def _picked(x: Tensor, index: Any) -> Tensor:
+    """``x[:, [-1]]``, one entry by a list, as the slice that it is."""
+    places = index if isinstance(index, tuple) else (index,)
+    lists = [place for place in places if isinstance(place, list)]
+    plain = all(each is None or isinstance(each, slice | list | EllipsisType) for each in places)
+    if not plain or len(lists) != 1 or len(lists[0]) != 1 or type(lists[0][0]) is not int:
+        raise AsItIsError
+    (place,) = lists[0]
+    taken = slice(place, place + 1 or None)
+    return x[tuple(taken if isinstance(each, list) else each for each in places)]
+
+
 _VARIANCE, _DEVIATION = _of_moments(lambda v, _: v), _of_moments(lambda v, _: v.sqrt())
 _BOTH = _of_moments(lambda v, m: (v, m))
 _DEVIATION_BOTH = _of_moments(lambda v, m: (v.sqrt(), m))
@@ -152,6 +166,7 @@ FUNCTIONS: Mapping[Any, Spelled] = {
     torch.max_pool1d: _max_pool1d,
     F.max_pool1d: _max_pool1d,
     Tensor.unfold: _unfold,
+    Tensor.__getitem__: _picked,
     torch.arange: _arange,
     torch.cdist: _cdist,
     torch.linalg.solve_triangular: small_matrices.solve_triangular,

@@ -2,7 +2,8 @@
 
 A model without an axis of time is whole, and so is one whose results for a token change with later
 tokens, or that gives one result for all of them: nothing that is carried between calls could serve
-it.  A model that looks back alone is stepped; where that fails, the user says which it should be.
+it.  One result of the vocabulary is what a language model gives for its last token.  A model that
+looks back alone is stepped; where that fails, the user says which it should be.
 """
 
 from collections.abc import Sequence
@@ -11,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
+from torch import Tensor, nn
 
 from intaglio.errors import OptionError, SourceError
-from intaglio.exporter.sources.outputs import is_reserved
+from intaglio.exporter.sources.outputs import is_reserved, vocabularies
 from intaglio.exporter.sources.source import Source
 from intaglio.state import PAST_LENGTH, TIME
 
@@ -98,11 +99,21 @@ def _why_whole(source: Source) -> str:
     except Exception:  # noqa: BLE001  what does not run is told where it is traced
         return ""
     if not any(axis is not None for axis in axes.values()):
+        if _tells_next_token(source, run):
+            return ""
         return f"it gives one result for all tokens together. {AS_STEPS}"
     ahead = _looks_ahead(source, run, axes)
     if not ahead or _in_blocks(source, run, axes):
         return ""
     return f"{ahead!r} of a token changes with later tokens."
+
+
+def _tells_next_token(source: Source, run: Run) -> bool:
+    """Whether all results are of the vocabulary: a language model gives those of its last token."""
+    if not isinstance(source.body, nn.Module):
+        return False
+    largest = max(vocabularies(source.body), default=0)
+    return all(x.shape[-1:] == (largest,) for x in run(source.inputs).values())
 
 
 def _time_axes(source: Source, run: Run) -> dict[str, int | None]:

@@ -16,6 +16,7 @@ from intaglio.exporter.export import ExportReport, export
 from intaglio.exporter.proving.verify import verify
 from intaglio.exporter.proving.whole_calls import calls
 from intaglio.exporter.sources.load import load_source
+from intaglio.exporter.tracing.whole import settled
 from intaglio.runtime import Session
 
 PICTURE = torch.randn(2, 3, 16, 24, generator=torch.Generator().manual_seed(0))
@@ -120,6 +121,24 @@ def test_a_classifier_is_found_to_be_whole_and_says_so(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has the shape \(2, 3, 16, 20\)"):
         session.step({"image": PICTURE[..., :20].numpy()})
     assert verify(tmp_path / "b", module, inputs={"image": PICTURE}).passed
+
+
+@pytest.mark.parametrize(("results", "whole"), [(31, False), (5, True)])
+def test_logits_of_the_vocabulary_are_those_of_the_next_token(results: int, whole: bool) -> None:
+    """A language model that gives its last ones alone is stepped, a classifier is not."""
+
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Embedding(31, 4), nn.Linear(4, results)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            found: Tensor = self.head(self.embed(ids).cumsum(1)[:, -1])
+            return found
+
+    source = load_source(Last(), inputs={"ids": torch.randint(31, (2, 6))})
+    assert settled(source, None).whole is whole
+    assert settled(source, asked=True).whole
 
 
 def test_height_and_width_are_free_in_the_steps_that_the_model_takes(tmp_path: Path) -> None:

@@ -71,6 +71,7 @@ def test_forms_that_are_not_known_run_as_they_are() -> None:
         lambda: x.var(1),
         x.std,
         lambda: x.unfold(2, 3, 2),
+        lambda: (x[:, [-1]], x[[0]], x[..., [1], None], x[:, [0, 1]], x[:, [0], [1]], x[0, [1]]),
         lambda: x.diff(n=2),
         lambda: torch.diff(x),
         lambda: x.var((0, 1, 2), correction=0)[None],

@@ -34,6 +34,7 @@ class Net(nn.Module):
 HEADS: dict[str, Head] = {
     "index": lambda net, y, h: net.out(net.norm(y[:, -1])),  # noqa: ARG005
     "slice": lambda net, y, h: net.out(y[:, -1:]),  # noqa: ARG005
+    "list": lambda net, y, h: net.out(y[:, [-1], :]),  # noqa: ARG005
     "view": lambda net, y, h: net.out(y[:, -1, :].reshape(y.shape[0], -1)).softmax(-1),  # noqa: ARG005
     "hidden": lambda net, y, h: net.out(h[-1]),  # noqa: ARG005
     "both layers": lambda net, y, h: net.both(torch.cat((h[-1], h[-2]), 1)),  # noqa: ARG005
