@@ -230,4 +230,4 @@ def test_what_is_carried_is_data_of_tokens_alone(traced: Traced) -> None:
     training, _ = traced(Model(Layer(MASKS["sinks and window"]), Layer(MASKS["documents"])))
     _, context = step_graph(training, "static")
     data = [(s.module, s.shape, s.dtype) for s in context.states if s.port == "mask"]
-    assert data == [("layers.1", ("batch", "capacity"), "int64")]
+    assert data == [("layers.1", ("batch", 1, "capacity", 1), "int64")]
