@@ -151,13 +151,14 @@ def _value(program: ExportedProgram, end: fx.Node) -> Tensor:
         TraceError: if it cannot be computed: a singular matrix, a solver that does not converge.
     """
     weights = {**program.state_dict, **program.constants}
+    failed = f"In {named(path_of(end))}, what depends on weights alone cannot be computed from them"
     try:
         plain = _run(program, end, weights, lambda value: value)
     except Exception as error:
-        raise TraceError(
-            f"In {named(path_of(end))}, what depends on weights alone cannot be computed from "
-            f"them: {summary(error)}"
-        ) from error
+        raise TraceError(f"{failed}: {summary(error)}") from error
+    given = (weights[name] for name in weights_of(program, end))
+    if bool(plain.isnan().any()) and not any(bool(each.isnan().any()) for each in given):
+        raise TraceError(f"{failed}: it is no number, as the inverse of a singular matrix is none.")
     try:
         wide = _run(program, end, weights, _widened)
     except Exception:  # noqa: BLE001  what fixes its own type runs as it is
