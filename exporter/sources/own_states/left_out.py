@@ -61,13 +61,14 @@ def states_left_out(
         return None
     if len(found) > 1:
         raise _ambiguous(found)
-    if not _same(_call(module, {**arguments, **found[0].arguments}), first):
-        name = next(iter(found[0].arguments))
+    told = any(":" in asked.get(name, "") for name in found[0].outputs)
+    if not told and not _same(_call(module, {**arguments, **found[0].arguments}), first):
+        names = ", ".join(found[0].arguments)
+        lines = " ".join(f"--state {n}={x}:INITIAL" for n, x in found[0].outputs.items())
         raise OptionError(
-            f"`forward` takes a state {name!r}, which the example inputs leave out, and does not "
-            "start it from zeros. Give it with the example inputs, and say what it starts from: "
-            f"--state {next(iter(found[0].outputs))}=OUTPUT:INITIAL; or --state none, to export "
-            "the model without it."
+            f"`forward` takes a state ({names}), which the example inputs leave out, and does not "
+            f"start it from zeros. Say what it starts from, a number, a file .npz or a method: "
+            f"{lines}; or --state none, to export the model without it."
         )
     return found[0]
 

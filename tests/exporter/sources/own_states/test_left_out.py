@@ -106,8 +106,10 @@ def test_what_cannot_be_told_is_asked_for() -> None:
         load_source(Wide(), inputs={"x": X})
     (state,) = load_source(Wide(), inputs={"x": X}, states={"state": "output_1"}).states
     assert state.output == "output_1"
-    with pytest.raises(OptionError, match=r"does not start it from zeros.*--state h=OUTPUT:"):
+    with pytest.raises(OptionError, match=r"it from zeros.*--state h=output_1:INITIAL"):
         load_source(Learned(), inputs={"x": X})
+    (state,) = load_source(Learned(), inputs={"x": X}, states={"h": "output_1:0.5"}).states
+    assert state.initial == 0.5
     assert not load_source(Learned(), inputs={"x": X}, states={"none": ""}).states
 
 
