@@ -63,10 +63,10 @@ def states_left_out(
         raise _ambiguous(found)
     told = any(":" in asked.get(name, "") for name in found[0].outputs)
     if not told and not _same(_call(module, {**arguments, **found[0].arguments}), first):
-        names = ", ".join(found[0].arguments)
+        called = ", ".join(found[0].arguments)
         lines = " ".join(f"--state {n}={x}:INITIAL" for n, x in found[0].outputs.items())
         raise OptionError(
-            f"`forward` takes a state ({names}), which the example inputs leave out, and does not "
+            f"`forward` takes a state ({called}), which the example inputs leave out, and does not "
             f"start it from zeros. Say what it starts from, a number, a file .npz or a method: "
             f"{lines}; or --state none, to export the model without it."
         )
