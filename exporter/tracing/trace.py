@@ -56,6 +56,7 @@ from .squeezes import settle_squeezes
 from .stable_sorts import settle_stable_sorts
 from .stepped_axes import name_steps
 from .trace_check import WrongGraphError, check_trace, check_whole
+from .translations import TRANSLATIONS, table_kept
 
 OPSET = 27
 TORCH_OPSET = 23
@@ -76,7 +77,6 @@ SETTLED = (
     settle_clamps,
     settle_reversed_differences,
 )
-TRANSLATIONS = {op.torch_op: op.translation for op in OPS if op.translation is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +204,7 @@ def _refuse_chance(model: ir.Model) -> None:
 def _convert(source: Source, program: ExportedProgram) -> ir.Model:
     name_outputs_anew(program)
     try:
-        with torch.no_grad(), quiet():
+        with torch.no_grad(), quiet(), table_kept():
             converted = torch.onnx.export(
                 program,
                 dynamo=True,
