@@ -78,15 +78,14 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def made_and_traced_once() -> Iterator[None]:
-    """PyTorch's table of ONNX functions is made once, and a system of `models/` is traced once."""
+def systems_traced_once() -> Iterator[None]:
+    """A system of `models/` is traced once."""
     if "torch" not in sys.modules:
         yield
         return
-    from onnx_functions import made_once
     from traced_once import traced_once
 
-    with made_once(), traced_once():
+    with traced_once():
         yield
 
 

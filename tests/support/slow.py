@@ -43,7 +43,7 @@ class Slow:
         if FOLDERS & set(Path(test.path).relative_to(TESTS).parts):
             return True
         fixtures = test._fixtureinfo.name2fixturedefs.items()
-        asked = [found[-1].func for name, found in fixtures if name != "made_and_traced_once"]
+        asked = [found[-1].func for name, found in fixtures if name != "systems_traced_once"]
         return any(self.reaches(each) for each in (test.function, *asked))
 
     def reaches(self, function: Any) -> bool:

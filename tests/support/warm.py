@@ -54,27 +54,26 @@ def serve(address: str) -> None:
     """Fork for each command that comes in."""
     import onnxruntime  # noqa: F401
     import transformers  # noqa: F401
-    from onnx_functions import made_once
 
     import intaglio.cli
     import intaglio.exporter.export
     import intaglio.exporter.sources.load  # noqa: F401
 
-    with made_once():
-        _convert_once()
-        gc.freeze()  # no child walks, and so copies, what all of them share
-        _listen(address)
+    _convert_once()
+    gc.freeze()  # no child walks, and so copies, what all of them share
+    _listen(address)
 
 
 def _convert_once() -> None:
     """Fill PyTorch's tables; on one thread, since a pool of threads does not outlive a fork."""
     import torch
 
+    from intaglio.exporter.tracing.translations import table_kept
     from intaglio.quiet import quiet
 
     torch.set_num_threads(1)
     rows = {0: torch.export.Dim.DYNAMIC}
-    with quiet():
+    with quiet(), table_kept():
         program = torch.export.export(
             torch.nn.Linear(2, 2), (torch.zeros(3, 2),), dynamic_shapes=(rows,), strict=False
         )
