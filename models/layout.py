@@ -123,12 +123,18 @@ class Asked(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._values)
 
-    def check(self, immaterial: Collection[str]) -> None:
+    def check(self, immaterial: Collection[str], within: str = "") -> None:
         """Hold the values that nobody asked for to those that change nothing.
+
+        Args:
+            immaterial: their names, beside those of `LIBRARY`.
+            within: the name of this config where it is a value of another.
 
         Raises:
             SourceError: one is not known to.
         """
+        known = {*self.names, *LIBRARY, *immaterial}
         for name, value in self._values.items():
-            if value is not None and name not in {*self.names, *LIBRARY, *immaterial}:
-                raise SourceError(f"its config has {name} = {value!r}, which is not known")
+            if value is not None and name not in known:
+                full = f"{within}.{name}" if within else name
+                raise SourceError(f"its config has {full} = {value!r}, which is not known")

@@ -269,6 +269,7 @@ PUBLISHED = CheckpointLayout(
     fits=mmmamba_checkpoints.fits,
     configure=mmmamba_checkpoints.configure,
     weights=mmmamba_checkpoints.weights,
+    immaterial=mmmamba_checkpoints.IMMATERIAL,
 )
 
 MMMAMBA = Model(

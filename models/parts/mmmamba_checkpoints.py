@@ -1,7 +1,7 @@
 """The published checkpoints of mmMamba: two stacks of layers that are one, fused projections.
 
-Source: github hustvl/mmMamba @ 85143d0: hovle/modeling_holistic_embedding.py,
-hovle/modeling_internlm2.py, src/model/linear_attention/mamba2.py (`change_weight`).
+Source: github hustvl/mmMamba @ 85143d0: hovle/configuration_*.py and modeling_*.py,
+src/model/linear_attention/mamba2.py (`change_weight`).
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from intaglio.errors import SourceError
-from intaglio.models.layout import Shapes, Values, read_value, refuse, renamed
+from intaglio.models.layout import Asked, Shapes, Values, read_value, refuse, renamed
 
 EMBEDDING, LANGUAGE = "embedding_config", "llm_config"
 KINDS = ("mamba2", "mha")
@@ -23,6 +23,26 @@ SAME = {
     "num_heads": "num_attention_heads",
     "num_kv_heads": "num_key_value_heads",
 }
+IMMATERIAL = (  # prompts, tiles and losses; what ties embeddings of a model that has no output
+    *("downsample_ratio", "dynamic_image_size", "max_dynamic_patch", "min_dynamic_patch"),
+    *("pad2square", "ps_version", "select_layer", "template", "tie_word_embeddings"),
+    "use_thumbnail",
+)
+OF_LIBRARY = (  # what transformers writes into a config within a config, whatever it says
+    *("add_cross_attention", "bad_words_ids", "begin_suppress_tokens", "diversity_penalty"),
+    *("cross_attention_hidden_size", "decoder_start_token_id", "do_sample", "early_stopping"),
+    *("encoder_no_repeat_ngram_size", "exponential_decay_length_penalty", "forced_bos_token_id"),
+    *("forced_eos_token_id", "length_penalty", "max_length", "min_length", "no_repeat_ngram_size"),
+    *("num_beam_groups", "num_beams", "num_return_sequences", "output_scores"),
+    *("remove_invalid_values", "repetition_penalty", "return_dict_in_generate", "sep_token_id"),
+    *("suppress_tokens", "task_specific_params", "temperature", "tf_legacy_loss"),
+    *("tie_encoder_decoder", "top_k", "top_p", "typical_p", "attn_implementation"),
+)
+OF_EMBEDDING = (  # first weights and training; what the code never reads; of no shuffle
+    *("attention_dropout", "downsample_ratio", "drop_path_rate", "initializer_factor"),
+    *("pixel_shuffle_loc", "pretraining_tp", "tie_word_embeddings", "use_autoregressive_loss"),
+    "use_img_start_end_tokens",
+)
 OF_LAYER = {
     "input_layernorm.weight": "attention_norm.weight",
     "post_attention_layernorm.weight": "ffn_norm.weight",
@@ -46,14 +66,31 @@ def fits(values: Values, _: object) -> bool:
 
 
 def configure(values: Values, _: Shapes) -> dict[str, Any]:
-    """Values of our config of those of config.json."""
+    """Values of our config of those of config.json and of the two configs in it."""
     refuse(values, {"normalize_encoder_output": (False, None)})
-    vision, text = (read_value(values, name, dict) for name in (EMBEDDING, LANGUAGE))
+    refuse(values, {"use_backbone_lora": (0, None), "use_llm_lora": (0, None)})
+    vision, text = (Asked(read_value(values, name, dict)) for name in (EMBEDDING, LANGUAGE))
+    made = _values(vision, text)
+    refuse(values, {"force_image_size": (made["image_size"], None)})
+    vision.check({*OF_LIBRARY, *OF_EMBEDDING}, EMBEDDING)
+    text.check(OF_LIBRARY, LANGUAGE)
+    return made
+
+
+def _values(vision: Values, text: Values) -> dict[str, Any]:
     refuse(
-        vision, {"use_ls": (False,), "special_token_maps": ({}, None), "attention_bias": (False,)}
+        vision,
+        {
+            "use_ls": (False,),
+            "attention_bias": (False, None),
+            "mlp_bias": (False, None),
+            "special_token_maps": ({}, None),
+            "rope_scaling": (None,),
+            "llm_vocab_size": (read_value(text, "vocab_size", int),),
+            "llm_hidden_size": (read_value(text, "hidden_size", int),),
+        },
     )
     refuse(text, {"bias": (False,), "rope_scaling": (None,), "tie_word_embeddings": (False,)})
-    refuse(vision, {"rope_scaling": (None,)})
     for config in (vision, text):
         refuse(config, {"hidden_act": ("silu",)})
     sizes = {ours: read_value(text, theirs, int) for ours, theirs in SAME.items()}

@@ -174,15 +174,39 @@ def test_a_published_checkpoint_gives_what_its_parts_say(tmp_path: Path) -> None
         ("llm_config", "layers_block_type", ["rwkv"]),
         ("embedding_config", "hidden_act", "gelu"),
         ("llm_config", "hidden_act", "gelu"),
+        ("embedding_config", "llm_vocab_size", 41),
+        ("embedding_config", "mlp_bias", True),
+        ("embedding_config", "qk_norm", True),
+        ("llm_config", "qk_norm", True),
+        (None, "force_image_size", 32),
+        (None, "use_llm_lora", 8),
     ],
 )
 def test_what_the_layout_cannot_hold_is_refused_by_name(
-    config: str, name: str, value: object
+    config: str | None, name: str, value: object
 ) -> None:
     values = _published_config()
-    values[config][name] = value
+    (values if config is None else values[config])[name] = value
     with pytest.raises(SourceError, match="rwkv" if value == ["rwkv"] else name):
         PUBLISHED.configure(values, {})
+
+
+@pytest.mark.parametrize("config", [None, "embedding_config", "llm_config"])
+def test_what_a_directory_says_and_nobody_knows_is_refused(
+    config: str | None, tmp_path: Path
+) -> None:
+    """Within either config as well, by its whole name; what the library adds changes nothing."""
+    values = _published_config()
+    values |= {"template": "internlm2-chat", "use_thumbnail": True, "select_layer": -1}
+    values["llm_config"] |= {"top_k": 50, "do_sample": False, "architectures": ["InternLM2"]}
+    values["embedding_config"] |= {"tie_word_embeddings": True, "drop_path_rate": 0.1}
+    save_file(_published(MMMAMBA.build(MMMAMBA.configure(SMALL))), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert load_source(tmp_path).model == "mmmamba"
+    (values if config is None else values[config])["qk_norm"] = True
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(SourceError, match=r"\.".join(filter(None, (config, "qk_norm = True")))):
+        load_source(tmp_path)
 
 
 def _published_config() -> dict[str, Any]:
