@@ -29,7 +29,7 @@ def name_outputs(module: nn.Module, value: Any, inputs: Collection[str] = ()) ->
         value = next(entry for entry in value if entry is not None)
     if isinstance(value, Tensor):
         name = "logits" if _is_vocabulary(module, value) else "output"
-        return {_own_name(name, inputs): value}
+        return {_own_name(name, inputs): _recorded(value)}
     entries: dict[str, Any] = {}
     for path, entry in leaves(value):
         if path:
@@ -41,7 +41,12 @@ def name_outputs(module: nn.Module, value: Any, inputs: Collection[str] = ()) ->
             "The model should return a tensor, or a dict or tuple of tensors; "
             f"of what it returns, {what}. Wrap it in a module whose forward returns tensors."
         )
-    return entries
+    return {name: _recorded(entry) for name, entry in entries.items()}
+
+
+def _recorded(value: Tensor) -> Tensor:
+    """Without what a module that takes gradients recorded for them."""
+    return value.detach() if value.requires_grad else value
 
 
 def leaves(

@@ -42,6 +42,11 @@ MEND = (
     "A Python loop over it, int(), len() or a branch on it does that. Write the module with "
     "tensor operations, or with one of intaglio.ops such as torch.ops.intaglio.linear_attention."
 )
+VALUES = (
+    "Express a choice with torch.where or masks, a loop until something holds with "
+    "torch._higher_order_ops.while_loop, and one that drops entries, as suppression of boxes, as "
+    "a loop over a fixed number of them with a mask of those that stay."
+)
 
 
 def capture(source: Source) -> tuple[ExportedProgram, dict[str, Span]]:
@@ -327,10 +332,11 @@ def _explain(error: Exception, stack: ModuleStack, watch: _Watch, source: Source
         return _fixed(*fixed, source)
     where = f"{named(stack.current)}{_line(error)}"
     if isinstance(error, GuardOnDataDependentSymNode):
+        line = _own_line(error)
+        what = "" if line is None or not line.line else f" `{line.line}`:"
         return (
-            f"In {where}, Python control flow depends on the values of tensors, which one graph "
-            "cannot hold. Express a choice with torch.where or masks, and a loop with "
-            "torch._higher_order_ops.while_loop."
+            f"In {where},{what} Python control flow depends on the values of tensors, which one "
+            f"graph cannot hold. {VALUES}"
         )
     return f"PyTorch cannot capture {where}: {summary(error)}"
 
@@ -375,11 +381,16 @@ def _shapes(source: Source, names: Mapping[str, int | str]) -> dict[str, list[in
 
 
 def _line(error: Exception) -> str:
-    """The line of the user's own code that raised, empty when there is none."""
+    """Where in the user's own code it raised, empty when that is nowhere."""
+    frame = _own_line(error)
+    return "" if frame is None else f" ({Path(frame.filename).name}:{frame.lineno})"
+
+
+def _own_line(error: Exception) -> traceback.FrameSummary | None:
     library = str(Path(torch.__file__).parent)
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
         if not frame.filename.startswith((library, str(Path(__file__).parents[1])))
     ]
-    return f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return frames[-1] if frames else None

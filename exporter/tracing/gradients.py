@@ -1,9 +1,10 @@
 """Gradients that a module takes within its forward pass become operators like any other.
 
-PyTorch captures neither `torch.func.grad`, `vjp` and `jacrev` nor `torch.autograd.grad` and
-`backward`.  A pass of the module over tensors without contents records what they compute: the
-derivatives of the operators, in the operators of PyTorch.  The record is a module with the weights
-of the source under their names, and is captured and compared with it like any other.
+PyTorch captures neither `torch.func.grad`, `vjp`, `jvp` and what is made of them nor
+`torch.autograd.grad` and `backward`.  A pass of the module over tensors without contents records
+what they compute: the derivatives of the operators, in the operators of PyTorch.  The record is a
+module with the weights of the source under their names, and is captured and compared with it like
+any other.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.export import default_decompositions
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -33,6 +35,7 @@ from intaglio.quiet import quiet, summary
 from intaglio.state import TIME
 
 from .conditions import Condition, of_zero_or_one
+from .forward_mode import forwards_by_backwards
 from .plain_choices import CHOICES, is_batched
 
 
@@ -51,22 +54,29 @@ def differentiates(source: Source) -> bool:
 def _counted() -> Iterator[list[str]]:
     """The calls of autograd while the context is open; `torch.func` ends in them as well."""
     calls: list[str] = []
-    kept = {name: getattr(torch.autograd, name) for name in ("grad", "backward")}
+    kept = {
+        (owner, name): getattr(owner, name)
+        for owner, name in (
+            (torch.autograd, "grad"),
+            (torch.autograd, "backward"),
+            (forward_ad, "make_dual"),
+        )
+    }
 
-    def counting(name: str) -> Any:
+    def counting(function: Any) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
-            calls.append(name)
-            return kept[name](*args, **kwargs)
+            calls.append(function.__name__)
+            return function(*args, **kwargs)
 
         return call
 
-    for name in kept:
-        setattr(torch.autograd, name, counting(name))
+    for (owner, name), function in kept.items():
+        setattr(owner, name, counting(function))
     try:
         yield calls
     finally:
-        for name, function in kept.items():
-            setattr(torch.autograd, name, function)
+        for (owner, name), function in kept.items():
+            setattr(owner, name, function)
 
 
 def carried_out(
@@ -101,12 +111,15 @@ def carried_out(
             fake,
             enable_python_dispatcher(),
             _Plain(),
+            forwards_by_backwards(),
             sdpa_kernel(SDPBackend.MATH),
             torch.no_grad(),
             quiet(),
         ):
             recorded = make_fx(flat, decomposition_table=_derivatives())(given, inputs)
             recorded = make_fx(functionalize(recorded), decomposition_table=WRITTEN)(given, inputs)
+    except TraceError:
+        raise
     except Exception as error:
         if UNRECORDED in str(error):
             raise TraceError(
@@ -184,7 +197,7 @@ def _refuse_bounds(
                 )
     for guard in environment.guards:
         said = guard.expr.xreplace(alike)
-        if said.free_symbols and not of_zero_or_one(said):
+        if said.free_symbols and not of_zero_or_one(said) and CHOICE not in str(guard.sloc):
             raise TraceError(
                 "The model takes gradients, and what it computes depends on a condition of its "
                 f"sizes, {Condition(said, names)}. {MEND}"
@@ -192,6 +205,7 @@ def _refuse_bounds(
 
 
 UNRECORDED = "does not require grad and does not have a grad_fn"  # PyTorch's own words
+CHOICE = "fake_impls.py"  # where PyTorch asks which library would compute a convolution
 MEND = "Write what depends on sizes with tensor operations, or keep the axis at one size."
 
 
@@ -264,11 +278,13 @@ def _convolution_backward(
 def _diagonal_scatter(
     value: Tensor, diagonal: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1
 ) -> Any:
-    """A square matrix with another diagonal, as bases of Jacobians are made."""
-    if offset or value.shape[dim1] != value.shape[dim2]:
-        return NotImplemented
-    there = torch.diag_embed(torch.ones_like(diagonal), 0, dim1, dim2) != 0
-    return torch.where(there, torch.diag_embed(diagonal, 0, dim1, dim2), value)
+    """A matrix with another diagonal, as bases of Jacobians are made; above or below the main."""
+    last = value.movedim((dim1, dim2), (-2, -1))
+    row, column = (torch.arange(size, device=value.device) for size in last.shape[-2:])
+    entry = (row + min(offset, 0)).clamp(0, diagonal.shape[-1] - 1)
+    there = column - row[:, None] == offset
+    spread = diagonal.index_select(-1, entry).unsqueeze(-1)
+    return torch.where(there, spread, last).movedim((-2, -1), (dim1, dim2))
 
 
 WRITTEN = {torch.ops.aten.diagonal_scatter.default: _diagonal_scatter}

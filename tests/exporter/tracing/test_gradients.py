@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._higher_order_ops.while_loop import while_loop
+from torch.autograd import forward_ad
 
 from intaglio.errors import TraceError
 from intaglio.exporter.export import export
@@ -35,16 +36,29 @@ def of_function(score: nn.Module, x: Tensor) -> Tensor:
     return found
 
 
-def of_autograd(score: nn.Module, x: Tensor) -> Tensor:
-    with torch.enable_grad():
-        point = x.clone().requires_grad_()
-        return torch.autograd.grad(score(point).sum(), point)[0]
-
-
 def of_marked(score: nn.Module, x: Tensor) -> Tensor:
     """Without a word on where gradients are recorded."""
     x.requires_grad_()
     return torch.autograd.grad(score(x).sum(), x)[0]
+
+
+def of_itself(score: nn.Module, x: Tensor) -> Tensor:
+    """The input is marked, and what is returned depends on it still."""
+    with torch.enable_grad():
+        y = score(x.requires_grad_())
+        return y + torch.autograd.grad(y.sum(), x, create_graph=True)[0]
+
+
+def of_dual_numbers(score: nn.Module, x: Tensor) -> Tensor:
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, torch.ones_like(x))
+        found: Tensor = forward_ad.unpack_dual(score(dual)).tangent
+        return found
+
+
+def of_linear_map(score: nn.Module, x: Tensor) -> Tensor:
+    found: Tensor = torch.func.linearize(score, x)[1](x)
+    return found
 
 
 def of_backward(score: nn.Module, x: Tensor) -> Tensor:
@@ -60,8 +74,24 @@ def jacobian(score: nn.Module, x: Tensor) -> Tensor:
     return found
 
 
+def along(score: nn.Module, x: Tensor) -> Tensor:
+    """What a direction does to the value and to what is beside it, where PyTorch goes forwards."""
+    y, changed, beside = torch.func.jvp(
+        lambda p: (score(p), p.square()), (x,), (x.cos(),), has_aux=True
+    )
+    return y * changed + beside.mean()
+
+
+def twice(score: nn.Module, x: Tensor) -> Tensor:
+    """Forwards over backwards; bases of several arguments have ones beside the diagonal."""
+    bent = torch.func.hessian(lambda p, q: score(p * q.cos()).sum(), argnums=(0, 1))
+    ((_, found), (_, last)) = torch.func.vmap(bent)(x, x + 1)
+    result: Tensor = found + 2 * last
+    return result
+
+
 CASES: dict[str, tuple[nn.Module, Tensor, str]] = {
-    "autograd": (Taught(of_autograd), torch.randn(2, 8), "x:batchx8"),
+    "autograd": (Taught(of_itself), torch.randn(2, 8), "x:batchx8"),
     "backward": (Taught(of_backward), torch.randn(2, 8), "x:batchx8"),
     "jacobian": (
         Taught(jacobian, nn.Linear(8, 3), nn.SiLU(), nn.LayerNorm(3)),
@@ -79,6 +109,12 @@ CASES: dict[str, tuple[nn.Module, Tensor, str]] = {
         torch.randn(2, 4, 40),
         "x:batchx4x40",
     ),
+    "forwards": (
+        Taught(along, nn.Conv1d(4, 8, 3), nn.SiLU(), nn.MaxPool1d(2)),
+        torch.randn(2, 4, 12),
+        "x:batchx4x12",
+    ),
+    "twice": (Taught(twice, nn.Linear(8, 3), nn.Tanh()), torch.randn(2, 8), "x:batchx8"),
     "of each token": (Taught(of_function), torch.randn(2, 6, 8), "x:batchxtimex8"),
 }
 
@@ -89,9 +125,10 @@ def test_a_gradient_is_exported_and_holds_for_other_sizes(case: str, tmp_path: P
 
     export(module, tmp_path / "bundle", inputs={"x": x}, axes=axes)
 
+    x = x.detach()
     other = torch.cat((x, x[:1] + 1))
     (made,) = Session.load(tmp_path / "bundle").step({"x": other.numpy()}).values()
-    wanted = module(other).detach()
+    wanted = module(other.clone()).detach()
     torch.testing.assert_close(torch.from_numpy(made), wanted, atol=1e-5, rtol=1e-5)
 
 
@@ -102,8 +139,31 @@ def test_gradients_where_nothing_is_recorded_are_refused_with_the_line_to_write(
         trace(source)
 
 
+@pytest.mark.parametrize("take", [of_dual_numbers, of_linear_map])
+def test_dual_numbers_are_refused_with_the_line_to_write(take: Taken) -> None:
+    source = load_source(Taught(take), inputs={"x": torch.randn(2, 8)}, axes="x:batchx8")
+    with pytest.raises(TraceError, match=r"Write `y, t = torch\.func\.jvp\(f, \(x,\), \(v,\)\)`"):
+        trace(source)
+
+
+def test_a_loop_until_a_value_is_refused_with_its_line_and_the_way_out() -> None:
+    def suppressed(score: nn.Module, x: Tensor) -> Tensor:
+        left, kept = score(x).squeeze(-1).argsort(descending=True), []
+        while len(left):
+            kept.append(left[0])
+            left = left[1:][(x[left[1:]] - x[left[0]]).norm(dim=-1) > 1]
+        return x[torch.stack(kept)]
+
+    source = load_source(Taught(suppressed), inputs={"x": torch.randn(4, 8)}, axes="x:4x8")
+    with pytest.raises(
+        TraceError,
+        match=r"test_gradients\.py:\d+\), `while len\(left\):`.*values of tensors.*"
+        r"while_loop, and one that drops entries, as suppression of boxes, as a loop over a fixed",
+    ):
+        trace(source)
+
+
 def test_weights_keep_their_names() -> None:
-    """Of a bias that no derivative depends on nothing is left."""
     module, x, axes = CASES["autograd"]
 
     graph = trace(load_source(module, inputs={"x": x}, axes=axes)).model.graph
