@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,14 +46,14 @@ def of_marked(score: nn.Module, x: Tensor) -> Tensor:
 def of_itself(score: nn.Module, x: Tensor) -> Tensor:
     """The input is marked, and what is returned depends on it still."""
     with torch.enable_grad():
-        y = score(x.requires_grad_())
+        y: Tensor = score(x.requires_grad_())
         return y + torch.autograd.grad(y.sum(), x, create_graph=True)[0]
 
 
 def of_dual_numbers(score: nn.Module, x: Tensor) -> Tensor:
     with forward_ad.dual_level():
-        dual = forward_ad.make_dual(x, torch.ones_like(x))
-        found: Tensor = forward_ad.unpack_dual(score(dual)).tangent
+        dual = forward_ad.make_dual(x, torch.ones_like(x))  # type: ignore[no-untyped-call]
+        found: Tensor = forward_ad.unpack_dual(score(dual)).tangent  # type: ignore[no-untyped-call]
         return found
 
 
@@ -76,10 +77,10 @@ def jacobian(score: nn.Module, x: Tensor) -> Tensor:
 
 def along(score: nn.Module, x: Tensor) -> Tensor:
     """What a direction does to the value and to what is beside it, where PyTorch goes forwards."""
-    y, changed, beside = torch.func.jvp(
-        lambda p: (score(p), p.square()), (x,), (x.cos(),), has_aux=True
-    )
-    return y * changed + beside.mean()
+    found: Any = torch.func.jvp(lambda p: (score(p), p.square()), (x,), (x.cos(),), has_aux=True)
+    y, changed, beside = found
+    result: Tensor = y * changed + beside.mean()
+    return result
 
 
 def twice(score: nn.Module, x: Tensor) -> Tensor:
