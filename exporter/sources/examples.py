@@ -65,15 +65,15 @@ def describe_inputs(
         specs = tuple(replace(s, shape=known.get(s.name) or _usual(s.shape)) for s in named)
         return Takes.of(specs, sizes={**EXAMPLE, **_own_sizes(specs)}, spans=layouts.spans)
     given = {spec.name: spec.example for spec in specs if spec.example is not None}
-    shapes, notes = guess_shapes(module, given, known)
+    shapes, spans, notes = guess_shapes(module, given, known, layouts.spans)
     specs = tuple(replace(spec, shape=tuple(shapes[spec.name])) for spec in named)
     bounds = {s.name: s.below for s in specs if s.below is not None}
     bounds = {**bounds_of(module, given, shapes), **bounds}
     specs = tuple(replace(spec, below=bounds.get(spec.name)) for spec in specs)
     _check_bounds(specs, owner)
     own = _own_sizes(specs)
-    sizes = example_sizes(module, sampler(specs), own, layouts.spans)
-    return Takes.of(specs, sizes=sizes, spans=layouts.spans, notes=notes)
+    sizes = example_sizes(module, sampler(specs), own, spans)
+    return Takes.of(specs, sizes=sizes, spans=spans, notes=notes)
 
 
 def _check_conditions(specs: Sequence[InputSpec], conditions: Sequence[str]) -> None:

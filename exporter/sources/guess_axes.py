@@ -29,30 +29,55 @@ Shapes = dict[str, Shape]
 
 
 def guess_shapes(
-    module: nn.Module, examples: Mapping[str, Tensor], known: Mapping[str, Shape]
-) -> tuple[Shapes, tuple[str, ...]]:
-    """The dimensions of each input, those of `known` as they are, and notes on what was guessed."""
+    module: nn.Module,
+    examples: Mapping[str, Tensor],
+    known: Mapping[str, Shape],
+    spans: Mapping[str, Span],
+) -> tuple[Shapes, dict[str, Span], tuple[str, ...]]:
+    """The dimensions of each input, the sizes that free axes take, and notes on what was guessed.
+
+    Dimensions in `known` and sizes in `spans` are kept as they are.
+    """
+    steps = dict(spans)
     if known.keys() >= examples.keys():
-        return {name: known[name] for name in examples}, ()
+        return {name: known[name] for name in examples}, steps, ()
     for tried, kept in _candidates(examples, known):
         if _serves(module, examples, tried, kept):
             if all(shape[1:2] == (TIME,) for shape in tried.values() if len(shape) > 1):
-                return tried, ()
+                return tried, steps, ()
             found = tried
             if _sequences(tried):
                 found = _with_lengths(module, examples, tried, known, kept)
-            return found, (_said(found),)
+            return found, steps, (_said(found),)
+        if TIME not in steps and (step := _step(module, examples, tried, kept)):
+            steps[TIME] = Span(step, None, step)
+            return tried, steps, (_said(tried, step),)
     shapes = _each_alone(module, examples, known)
-    return shapes, (_said(shapes),)
+    return shapes, steps, (_said(shapes),)
+
+
+def _step(
+    module: nn.Module, examples: Mapping[str, Tensor], shapes: Shapes, kept: Collection[str]
+) -> int | None:
+    """What the number of tokens has to be a multiple of; None where multiples do not serve."""
+    size = _sizes(examples, shapes).get(TIME, 0)
+    if size < 4 or not _serves(module, examples, shapes, kept, size):
+        return None
+    divisors = (n for n in range(2, size + 1) if size % n == 0)
+    return next((n for n in divisors if _serves(module, examples, shapes, kept, n)), None)
 
 
 def _sequences(shapes: Shapes) -> bool:
     return any(shape[1:2] == (TIME,) for shape in shapes.values())
 
 
-def _said(shapes: Shapes) -> str:
+def _said(shapes: Shapes, step: int = 1) -> str:
+    words = f"{TIME}={step}..:{step}" if step > 1 else TIME
+    typed = {
+        name: [words if dim == TIME else dim for dim in shape] for name, shape in shapes.items()
+    }
     return (
-        f"The free axes were found by running at other sizes: {as_option(shapes)}. To free others, "
+        f"The free axes were found by running at other sizes: {as_option(typed)}. To free others, "
         "or to name them, type that with names in the place of sizes."
     )
 
@@ -143,13 +168,22 @@ def _consistent(examples: Mapping[str, Tensor], shapes: Shapes) -> bool:
 
 
 def _serves(
-    module: nn.Module, examples: Mapping[str, Tensor], shapes: Shapes, kept: Collection[str]
+    module: nn.Module,
+    examples: Mapping[str, Tensor],
+    shapes: Shapes,
+    kept: Collection[str],
+    step: int = 1,
 ) -> bool:
-    """Whether the module runs at other sizes, and all outputs have the free axes of `kept`."""
+    """Whether the module runs at other sizes, and all outputs have the free axes of `kept`.
+
+    The number of tokens grows by a prime multiple of `step`.
+    """
     sizes = _sizes(examples, shapes)
     if not sizes:
         return False
     grown = _apart(sizes)
+    if step > 1:
+        grown[TIME] = sizes[TIME] + 5 * step
     outputs = _outputs(module, examples, shapes, grown)
     if outputs is None:
         return False
@@ -269,8 +303,11 @@ def example_sizes(
             return False
         return True
 
-    def fitted(sizes: Sizes) -> dict[str, int]:
-        return {s: spans[s].nearest(n) if s in spans else n for s, n in sizes.items()}
+    def fitted(sizes: Sizes) -> dict[str, int]:  # two steps, since one looks like a constant
+        known = {s: spans.get(s, Span()) for s in sizes}
+        return {
+            s: known[s].nearest(max(n, known[s].least + known[s].step)) for s, n in sizes.items()
+        }
 
     usual = {symbol: EXAMPLE.get(symbol, max(size, 2)) for symbol, size in own.items()}
     own = {symbol: max(size, 2) for symbol, size in own.items()}

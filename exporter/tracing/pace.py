@@ -72,7 +72,10 @@ def find_pace(source: Source) -> int:
         return 1
     strides = math.prod(seen.strides)
     known = [strides] if 1 < strides <= MOST else []
+    found: list[int] = []
     for length in (*known, *LENGTHS):
+        if found and (known or length == LENGTHS[-1]):
+            break
         once, twice = (_shapes(source, n) for n in (length, 2 * length))
         if once is None or twice is None:
             continue
@@ -80,8 +83,8 @@ def find_pace(source: Source) -> int:
             return 1
         pace = _pace(once, twice, length)
         if _grows_evenly(source, pace):
-            return pace
-    return 1
+            found.append(pace)
+    return min(found, default=1)  # what is cut off at the end may grow evenly by more, too
 
 
 def _pace(once: list[Shape], twice: list[Shape], length: int) -> int:
@@ -183,6 +186,9 @@ class _Moves(TorchDispatchMode):  # type: ignore[no-untyped-call]
             moves = bool(args[4] > 1 and args[0].shape[args[1]] >= self._tokens)
             self.strides += [int(args[4])] if moves else []
             return moves
+        if "slice" in name and len(args) > 1 and args[0].shape[args[1]] == self._tokens:
+            # What is left may be whole groups of entries, of which the example may have one.
+            return 1 < result.shape[args[1]] < self._tokens
         if "pool" in name and "adaptive" not in name and len(args) > 1:
             self.strides += map(int, args[2] if len(args) > 2 and args[2] else args[1])
             return True
@@ -194,5 +200,10 @@ class _Moves(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Whether an axis as long as the sequence is taken apart, or gets more entries."""
         before = list(accumulate(given.shape, operator.mul))
         after = set(accumulate(made.shape, operator.mul))
-        timed = (at for at, size in enumerate(given.shape) if size == self._tokens)
-        return any(before[at] not in after for at in timed)
+        for at, size in enumerate(given.shape):
+            begins = before[at] // max(size, 1)
+            if size == self._tokens and (
+                before[at] not in after or any(begins < end < before[at] for end in after)
+            ):
+                return True
+        return False

@@ -118,7 +118,9 @@ def _tells_next_token(source: Source, run: Run) -> bool:
 
 def _time_axes(source: Source, run: Run) -> dict[str, int | None]:
     """The axis of each output that has a size for each number of tokens, None for none."""
-    first, second = run(source.inputs), run(source.draw({TIME: source.sizes[TIME] + MORE}, 0))
+    step = source.spans[TIME].step if TIME in source.spans and source.pace == 1 else 1
+    more = source.draw({TIME: source.sizes[TIME] + MORE * step}, 0)
+    first, second = run(source.inputs), run(more)
     return {
         name: next(
             (i for i, (n, m) in enumerate(zip(x.shape, second[name].shape, strict=True)) if n != m),

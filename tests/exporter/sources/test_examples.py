@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from intaglio.errors import SourceError
+from intaglio.exporter.sources.axes import Span
 from intaglio.exporter.sources.examples import describe_inputs, guess_specs, specs_from_examples
 from intaglio.exporter.sources.input_spec import InputSpec, sampler
 from intaglio.state import BATCH, TIME
@@ -92,6 +93,21 @@ def test_examples_are_generalised_to_any_batch_and_time() -> None:
     assert drawn["speed"].dtype is torch.float32
     assert float(drawn["speed"].mean()) == pytest.approx(6, abs=0.1)
     assert float(drawn["speed"].std()) == pytest.approx(1, abs=0.1)
+
+
+class Threes(nn.Module):
+    """Three frames in one; no number of frames but a multiple of three is taken."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(x.shape[0], x.shape[1] // 3, 6)
+
+
+def test_a_time_that_is_taken_in_steps_alone_is_free_in_these() -> None:
+    takes = describe_inputs(Threes(), {"x": torch.randn(2, 12, 2)}, None, "it")
+    assert takes.spans == {TIME: Span(3, None, 3)}
+    assert takes.sizes[TIME] % 3 == 0
+    assert takes.sizes[TIME] > 3
+    assert "--axes 'x:batchxtime=3..:3x2'" in takes.notes[0]
 
 
 def test_other_kinds_follow_their_examples() -> None:

@@ -50,6 +50,14 @@ class Stacked(nn.Module):
         return x.mT.reshape(x.shape[0], x.shape[2] // 4, 8)
 
 
+class Averaged(nn.Module):
+    """The mean of each five frames; what is left over at the end is cut off."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, channels, time = x.shape
+        return x[..., : time // 5 * 5].reshape(rows, channels, time // 5, 5).mean(-1)
+
+
 class Chain(nn.Module):
     """One layer after the other."""
 
@@ -80,6 +88,7 @@ PACES = {
     "down and up": (Chain(Down(4), Up(4)), 4),
     "up and down": (Chain(Up(4), Down(2)), 1),
     "stacked": (Stacked(), 4),
+    "averaged": (Averaged(), 5),
     "pooled": (Chain(nn.MaxPool1d(3)), 3),
     "one rate": (Gru(), 1),
 }
