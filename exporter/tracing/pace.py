@@ -188,7 +188,7 @@ class _Moves(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return moves
         if "slice" in name and len(args) > 1 and args[0].shape[args[1]] == self._tokens:
             # What is left may be whole groups of entries, of which the example may have one.
-            return 1 < result.shape[args[1]] < self._tokens
+            return bool(1 < result.shape[args[1]] < self._tokens)
         if "pool" in name and "adaptive" not in name and len(args) > 1:
             self.strides += map(int, args[2] if len(args) > 2 and args[2] else args[1])
             return True
