@@ -21,6 +21,7 @@ class TensorSpec:
     `below` bounds an input that picks rows of a table, as token ids do: from 0 to below it; one
     number for each column of the last axis where these go to different tables, and the name of an
     axis where it picks from that.  The shape of an output may have arithmetic of symbols.
+    `tolerance` is of an output that tells how a loop ended: above it, the loop did not converge.
     """
 
     name: str
@@ -28,6 +29,7 @@ class TensorSpec:
     shape: tuple[int | str, ...]
     default: float | None = None
     below: int | str | tuple[int, ...] | None = None
+    tolerance: float | None = None
 
     @property
     def entries(self) -> int | None:

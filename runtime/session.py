@@ -16,6 +16,7 @@ from intaglio.runtime.arrays import Array
 from intaglio.runtime.backend import Backend
 from intaglio.runtime.bundle import Bundle, BundleGraph
 from intaglio.runtime.carried_states import Settings
+from intaglio.runtime.convergence import require_converged
 from intaglio.runtime.engines import (
     AUTO,
     choose_target,
@@ -54,9 +55,11 @@ class Session:
         target: name of the target that runs.
         state: the carried state.
         stepper: what takes its steps.
+        require_convergence: whether a step raises where a loop ended above its tolerance.
     """
 
     def __init__(self, graph: BundleGraph, target: str, backend: Backend, state: State) -> None:
+        self.require_convergence = False
         self.graph = graph
         self.entry: GraphEntry = graph.entry
         self.target = target
@@ -78,6 +81,7 @@ class Session:
         require_signature: str | os.PathLike[str] | None = None,
         tables: bool = False,
         private: bool = False,
+        require_convergence: bool = False,
     ) -> Self:
         """Open a bundle for stepping.
 
@@ -95,6 +99,8 @@ class Session:
                 in tables, on ONNX Runtime: faster, for the memory of these weights once more.
             private: whether to run a copy of the bundle, which is made now and which no other
                 program writes; weights are mapped from the bundle's own files otherwise.
+            require_convergence: whether a step raises where a loop, as of a solver, ended above
+                its tolerance; its outputs tell that otherwise.
 
         Raises:
             BundleError: if the bundle is absent, incomplete, changed, not for this target, or not
@@ -108,7 +114,9 @@ class Session:
         chosen = opened.graph(graph)
         target = choose_target(chosen, target)
         backend = open_backend(chosen, target, threads, tables=tables)
-        return cls.over(chosen, target, backend, capacity=capacity, grow=grow, threads=threads)
+        found = cls.over(chosen, target, backend, capacity=capacity, grow=grow, threads=threads)
+        found.require_convergence = require_convergence
+        return found
 
     @classmethod
     def over(
@@ -176,7 +184,9 @@ class Session:
 
     def fork(self) -> "Session":
         """A session that continues from here with a state of its own, sharing the weights."""
-        return Session(self.graph, self.target, self._backend.fork(), self.state.copy())
+        forked = Session(self.graph, self.target, self._backend.fork(), self.state.copy())
+        forked.require_convergence = self.require_convergence
+        return forked
 
     def condition(
         self,
@@ -238,13 +248,18 @@ class Session:
             StateError: if the number of rows changed, a row would exceed max_context or a fixed
                 capacity, or another thread is within a step of this session.
             DeviceError: if the GPU that runs an engine of TensorRT fails.
+            ConvergenceError: if a loop ended above its tolerance, where that is required.  It has
+                the outputs, and what is carried stands behind the step.
         """
         try:
             if not self._turn.take():
                 raise StateError(BUSY)
-            return self._step(inputs, lengths, out)
+            found = self._step(inputs, lengths, out)
         finally:
             self._turn.give()
+        if self.require_convergence:
+            require_converged(self.entry.outputs, found)
+        return found
 
     def _step(
         self,

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from intaglio.errors import OptionError
 from intaglio.exporter.options.recipe import Recipe
 from intaglio.exporter.sources.source import Source
+from intaglio.passes.analysis.loop_ends import tolerances
 from intaglio.passes.pipeline import FP16, FP32
 from intaglio.runtime.graph_entry import MAIN, NOT_RUN, GraphEntry, Limits, TargetEntry, TensorSpec
 from intaglio.runtime.manifest import Manifest
@@ -116,6 +117,7 @@ def _entry(
     graph, context = compiled.ort.graph, compiled.context
     taken = {state.input for state in context.states} | (set() if source.whole else {PAST_LENGTH})
     left = {state.output for state in context.states}
+    ends = tolerances(graph)
     return GraphEntry(
         inputs=tuple(
             replace(
@@ -125,7 +127,11 @@ def _entry(
             for value in graph.inputs
             if value.name not in taken
         ),
-        outputs=tuple(_tensor(v) for v in graph.outputs if v.name not in left),
+        outputs=tuple(
+            replace(_tensor(value), tolerance=ends.get(str(value.name)))
+            for value in graph.outputs
+            if value.name not in left
+        ),
         states=tuple(context.states),
         past_length=not source.whole and any(v.name == PAST_LENGTH for v in graph.inputs),
         whole=source.whole,

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from intaglio.passes.graph import input_of, producer, subgraphs, taken
+from intaglio.passes.graph import constant, input_of, producer, subgraphs, taken
 
 COMPARED = frozenset(("Greater", "GreaterOrEqual", "Less", "LessOrEqual"))
 MOVED = frozenset(("Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape", "Expand", "Flatten"))
@@ -31,6 +31,46 @@ def told(graph: ir.Graph) -> frozenset[str]:
         and (loop := producer(root, "Loop")) is not None
         and _tells(loop, loop.outputs.index(root))
     )
+
+
+def tolerances(graph: ir.Graph) -> dict[str, float]:
+    """Of those outputs that a loop brings below a number: their names, and the number.
+
+    Where the loop ended for another reason, such an output is above it.
+    """
+    found = {}
+    names = told(graph)
+    for value in graph.outputs:
+        root = _root(value) if str(value.name) in names else None
+        loop = None if root is None else producer(root, "Loop")
+        if root is None or loop is None:
+            continue
+        (body,) = subgraphs(loop)
+        after = _root(body.outputs[1 + loop.outputs.index(root)])
+        bounds = {bound for each, bound in _goes_on_above(body.outputs[0]) if _root(each) is after}
+        if len(bounds) == 1:
+            found[str(value.name)] = bounds.pop()
+    return found
+
+
+def _goes_on_above(condition: ir.Value) -> Iterator[tuple[ir.Value, float]]:
+    """Values, and the constants above which they ask for another trip."""
+    waiting, seen = [(condition, False)], set()
+    while waiting:
+        value, turned = waiting.pop()
+        node = value.producer()
+        if node is None or (node, turned) in seen:
+            continue
+        seen.add((node, turned))
+        if node.op_type not in COMPARED:
+            turned ^= node.op_type == "Not"
+            waiting += [(each, turned) for each in node.inputs if each is not None]
+            continue
+        left, right = node.inputs[:2]
+        above = node.op_type.startswith("Greater") != turned
+        value, bound = (left, constant(right)) if above else (right, constant(left))
+        if bound is not None and bound.size == 1 and bound.dtype.kind == "f" and value is not None:
+            yield value, float(bound.item())
 
 
 def _root(value: ir.Value | None) -> ir.Value | None:

@@ -4,8 +4,9 @@ A message is one or more sentences that say what is wrong, where, and how to men
 user's own names: module paths of the PyTorch model, keys of the checkpoint, files as typed.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class IntaglioError(Exception):
@@ -90,6 +91,16 @@ class ParityError(IntaglioError):
     """An engine does not compute what its source computes."""
 
     exit_code: ClassVar[int] = 3
+
+
+class ConvergenceError(IntaglioError):
+    """A loop of a graph ended above its tolerance; `outputs` are what it gave, by name."""
+
+    exit_code: ClassVar[int] = 3
+
+    def __init__(self, said: str, outputs: Mapping[str, Any]) -> None:
+        super().__init__(said)
+        self.outputs = outputs
 
 
 def reason(error: OSError) -> str:

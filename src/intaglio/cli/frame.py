@@ -1,7 +1,7 @@
 """What every command shares: the global options, and what its failures mean.
 
-Exit codes: 0 done; 1 the user's input or environment; 2 usage; 3 parity failed; 4 a fault of
-intaglio; 130 interrupted.
+Exit codes: 0 done; 1 the user's input or environment; 2 usage; 3 parity failed, or a loop that was
+required to converge; 4 a fault of intaglio; 130 interrupted.
 """
 
 import contextlib

@@ -4,7 +4,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from intaglio.passes.analysis.loop_ends import told
+from intaglio.passes.analysis.loop_ends import told, tolerances
 
 HALVES = "x2 = Mul(x, half)\n r2 = Abs(x2)\n k2 = Add(k, one)\n c2 = Greater(r2, tol)"
 KEPT = HALVES.replace("r2 = Abs(x2)", "a = Abs(x2)\n m = Greater(r, tol)\n r2 = Where(m, a, r)")
@@ -12,6 +12,14 @@ CASES = {
     "a residual and a count": (
         f"{HALVES}\n b = Less(k2, cap)\n go = And(c2, b)",
         {"residual", "count"},
+    ),
+    "a residual that ends the loop above a number": (
+        f"{HALVES.replace('Greater', 'Less')}\n go = Identity(c2)",
+        {"residual"},
+    ),
+    "a residual below a number, turned round": (
+        f"{HALVES.replace('c2 = Greater(r2, tol)', 'd = Less(r2, tol)')}\n go = Not(d)",
+        {"residual"},
     ),
     "a count that no condition reads": (f"{HALVES}\n go = Identity(c2)", {"residual"}),
     "a residual that the solution is made of": (
@@ -50,3 +58,5 @@ def test_what_only_tells_is_found(case: str) -> None:
     proto = onnx.parser.parse_model(text)
     model = ir.serde.deserialize_model(proto)
     assert told(model.graph) == wanted
+    below = {name: pytest.approx(0.01) for name in wanted - {"count"} if "above" not in case}
+    assert tolerances(model.graph) == below

@@ -7,7 +7,7 @@ import typer
 
 from intaglio.cli.console import Console, Flags
 from intaglio.cli.frame import command
-from intaglio.errors import InputError
+from intaglio.errors import ConvergenceError, InputError
 from intaglio.places import require_file
 
 from .options import BundlePath, Signature, open_bundle, require_consent
@@ -56,6 +56,12 @@ def run_(
             "--out", "-o", metavar="FILE", help="Keep the outputs: .npz, or .png of a picture."
         ),
     ] = None,
+    require_convergence: Annotated[
+        bool,
+        typer.Option(
+            "--require-convergence", help="Exit 3 if a loop ends above its tolerance, as a solver."
+        ),
+    ] = False,
     steps: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="At most.", show_default="100 tokens, or all arrays"),
@@ -118,6 +124,8 @@ def run_(
         raise typer.BadParameter("give --prompt or --inputs")
     if out is not None and prompt is not None:
         raise typer.BadParameter("--out keeps the outputs of --inputs, or a picture")
+    if require_convergence and inputs is None:
+        raise typer.BadParameter("--require-convergence is for --inputs")
     if system is not None and not chat:
         raise typer.BadParameter("--system is for --chat")
     if chat and (inputs is not None or out is not None):
@@ -138,6 +146,7 @@ def run_(
     from intaglio.runtime import Bundle, Draft, Session
     from intaglio.runtime.adapters import chosen, is_of_adapter
     from intaglio.runtime.arrays import read_npz
+    from intaglio.runtime.convergence import unconverged
     from intaglio.runtime.graph_entry import MAIN
 
     def load(found: Bundle, graph: str, adapter: str | None) -> Session:
@@ -171,10 +180,15 @@ def run_(
         outputs, latency = stream.step_arrays(session, read_npz(inputs), steps)
         if out is not None:
             stream.write_arrays(out, outputs)
+        said = unconverged(session.entry.outputs, outputs)
+        if said is not None and require_convergence:
+            raise ConvergenceError(said, outputs)
         shapes = {name: list(array.shape) for name, array in outputs.items()}
         console.table([[name, str(shape)] for name, shape in shapes.items()], ["output", "shape"])
-        console.result({"outputs": shapes, "latency": latency.to_json()})
+        console.result({"outputs": shapes, "latency": latency.to_json(), "unconverged": said})
         console.message(str(latency))
+        if said is not None:
+            console.message(said)
         return
     if condition and (session.state.batch or 1) > 1:
         raise InputError(
