@@ -149,10 +149,12 @@ class Interpreter:
 
         Raises:
             BundleError: if the bundle has no transpose; its passes say why.
+            InputError: if nothing was recorded yet, or there is no such place.
         """
         return self._columns(list(places), self.output.shape, self.transpose)
 
     def _columns(self, places: Sequence[int], shape: tuple[int, ...], run: Any) -> Array:
+        self._require_recorded()
         size = int(np.prod(shape))
         wrong = [place for place in places if not 0 <= place < size]
         if wrong:

@@ -57,8 +57,8 @@ def _goes_on_above(condition: ir.Value) -> Iterator[tuple[ir.Value, float]]:
     """Values, and the constants above which they ask for another trip."""
     waiting, seen = [(condition, False)], set()
     while waiting:
-        value, turned = waiting.pop()
-        node = value.producer()
+        asked, turned = waiting.pop()
+        node = asked.producer()
         if node is None or (node, turned) in seen:
             continue
         seen.add((node, turned))

@@ -103,6 +103,8 @@ def test_what_does_not_fit_is_told(bundle: Path, tmp_path: Path) -> None:
     found = Interpreter.load(bundle)
     with pytest.raises(InputError, match="Nothing is recorded yet"):
         found.columns([0])
+    with pytest.raises(InputError, match="Nothing is recorded yet"):
+        found.rows([0])
     with pytest.raises(InputError, match=r"shape \[1, 5, 6\]; the map is of \[1, 6, 5\]"):
         found.record(np.zeros((1, 5, 6), np.float32))
     found.record(np.zeros(SHAPE, np.float32))
