@@ -44,7 +44,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_step_raises_where_that_is_asked_for_with_what_it_gave(bundle: Path) -> None:
     told, strict = Session.load(bundle), Session.load(bundle, require_convergence=True)
-    near, far = {"x": np.float32([1, 2, 4])}, {"x": np.float32([1, 50])}
+    near, far = {"x": np.array([1, 2, 4], np.float32)}, {"x": np.array([1, 50], np.float32)}
     assert {o.name: o.tolerance for o in told.entry.outputs} == {
         "solution": None, "residual": pytest.approx(0.01), "count": None
     }  # fmt: skip
@@ -57,14 +57,14 @@ def test_a_step_raises_where_that_is_asked_for_with_what_it_gave(bundle: Path) -
             session.step(far)
         np.testing.assert_array_equal(raised.value.outputs["solution"], found["solution"])
     with pytest.raises(ConvergenceError, match="up to nan"):
-        strict.step({"x": np.float32([1, np.nan])})
+        strict.step({"x": np.array([1, np.nan], np.float32)})
 
 
 def test_run_tells_it_and_exits_with_3_where_that_is_asked_for(
     bundle: Path, tmp_path: Path
 ) -> None:
-    np.savez(tmp_path / "far.npz", x=np.float32([1, 50]))
-    np.savez(tmp_path / "near.npz", x=np.float32([1, 2]))
+    np.savez(tmp_path / "far.npz", x=np.array([1, 50], np.float32))
+    np.savez(tmp_path / "near.npz", x=np.array([1, 2], np.float32))
     out = tmp_path / "out.npz"
     run = ("run", bundle, "--inputs", tmp_path / "far.npz", "--json")
     found = invoke(*run)
