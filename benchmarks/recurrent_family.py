@@ -10,15 +10,18 @@ bytes that a row carries, and, where these do not grow, the time of a step after
 against that after 128, in turns, as the median of the ratios of pairs.  Engines of TensorRT-RTX
 are those of `recurrent_engines.py`.
 
-A system takes ten seconds of one core, most of them its export.  `--jobs` takes several at a time.
+A system takes ten seconds of one core, most of them its export.  `--jobs` takes several at a time,
+`--only` models, or presets and variants of them, as ``"mom tiny,s4"``.
 """
 
 import argparse
 import itertools
+import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from multiprocessing import get_context
@@ -79,31 +82,41 @@ def main() -> None:
     parser.add_argument("--only", default="")
     parser.add_argument("--jobs", type=int, default=1)
     options, sys.argv[1:] = parser.parse_known_args()
-    only = set(filter(None, options.only.split(",")))
-    if unknown := only - set(NAMES):
-        parser.error(f"{', '.join(sorted(unknown))}: there are {', '.join(NAMES)}")
-    chosen = ["--only", options.only] * bool(only)
+    only = chosen_of(parser, options.only)
+    chosen = ["--only", shlex.quote(options.only)] * bool(only)
     run(__doc__, lambda quick: measure(quick, only, options.jobs), chosen)
+
+
+def chosen_of(parser: argparse.ArgumentParser, names: str) -> set[str]:
+    """The names after `--only`, or the parser's error where one is of nothing."""
+    only = set(filter(None, names.split(",")))
+    models = [model for model in MODELS if model.name in NAMES]
+    known = {f"{m.name} {x}" for m in models for x in (*m.presets, *VARIANTS.get(m.name, ()))}
+    if unknown := only - {*NAMES, *known}:
+        parser.error(f"{', '.join(sorted(unknown))}: there are {', '.join(NAMES)}")
+    return only
 
 
 def measure(quick: bool, only: set[str], jobs: int) -> list[Row]:
     """The rows of each system."""
     with tempfile.TemporaryDirectory() as folder:
-        wanted, place = only or NAMES, Path(folder)
+        wanted, place = only or set(NAMES), Path(folder)
         systems = [*checkpoints(place, wanted), *(() if quick else variants(place, wanted))]
         with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
             calls = [pool.submit(_rows, name, path, place, quick) for name, path in systems]
             return [row for call in calls for row in call.result()]
 
 
-def checkpoints(folder: Path, names: Collection[str]) -> Iterator[tuple[str, Path]]:
+def checkpoints(folder: Path, names: AbstractSet[str]) -> Iterator[tuple[str, Path]]:
     """A trained checkpoint for each preset, or one of random weights."""
     trained = {}
     for path in sorted(CHECKPOINTS.glob("*.pt")):
         saved = torch.load(path, weights_only=True)
         trained[saved["model"], repr(sorted(saved["config"].items()))] = path
     for model in MODELS:
-        for preset, config in model.presets.items() if model.name in names else ():
+        for preset, config in model.presets.items():
+            if names.isdisjoint((model.name, f"{model.name} {preset}")):
+                continue
             found = trained.get((model.name, repr(sorted(asdict(config).items()))))
             if found is not None:
                 yield f"{model.name} {preset}", found
@@ -111,10 +124,12 @@ def checkpoints(folder: Path, names: Collection[str]) -> Iterator[tuple[str, Pat
                 yield _random(folder, model.name, preset, config)
 
 
-def variants(folder: Path, names: Collection[str]) -> Iterator[tuple[str, Path]]:
+def variants(folder: Path, names: AbstractSet[str]) -> Iterator[tuple[str, Path]]:
     """A checkpoint of random weights for each variant."""
     for model in MODELS:
-        for title, other in VARIANTS.get(model.name, {}).items() if model.name in names else ():
+        for title, other in VARIANTS.get(model.name, {}).items():
+            if names.isdisjoint((model.name, f"{model.name} {title}")):
+                continue
             yield _random(folder, model.name, title, replace(model.presets["tiny"], **other))
 
 

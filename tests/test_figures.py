@@ -1,0 +1,158 @@
+"""Figures on the pages of recurrent systems are those of the benchmarks' records, rounded."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from intaglio.models import MODELS
+
+ROOT = Path(__file__).parents[1]
+
+
+class Record(dict[str, dict[str, Any]]):
+    """The rows of a record by name."""
+
+    def __init__(self, name: str) -> None:
+        text = (ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8")
+        super().__init__((row["name"], row) for row in json.loads(text)["rows"])
+
+    def value(self, start: str) -> float:
+        """That of the row of this name, or of the one whose name begins so."""
+        (found,) = [start] if start in self else [name for name in self if name.startswith(start)]
+        return float(self[found]["value"])
+
+    def noted(self, name: str, form: str = r"\d+\.\d+") -> list[str]:
+        """Numbers of a row's note, as it writes them."""
+        return re.findall(form, self[name]["note"])
+
+
+def al_rnn(told: Record) -> Iterator[str]:
+    for network, prefix in (("trained here", "trained here: "), ("the authors'", "")):
+        regions = f"{prefix}linear regions visited, of 4"
+        share = ", ".join(told.noted(regions))
+        changes = told.value(f"{prefix}changes between the wings")
+        yield f"| {network} | {told.value(regions):.0f} | {share} | {changes:.0f} |"
+
+
+def liger(told: Record) -> Iterator[str]:
+    recipe = told.value("after the recipe")
+    yield f"| the transformer | {told.value('transformer'):.3f} |"
+    yield f"| its weights as a Liger, not tuned | {told.value('its weights'):.3f} |"
+    yield f"numbers | {recipe:.3f} |"
+    yield f"of the token itself alone | {told.value('after the recipe, each'):.3f} |"
+    yield f"200 steps of all | {told.value('from random weights'):.3f} |"
+    yield f"is {told.value('one state for each head'):.2f} times smaller"
+    yield f"within {recipe - told.value('transformer'):.2f} nats of its transformer"
+
+
+def mom(told: Record) -> Iterator[str]:
+    kinds = ("one state of 32", "4 memories", "one state of 128")
+    for keys in (32, 64, 128):
+        one, four, wide = (told.value(f"{keys} keys: {kind}") for kind in kinds)
+        yield f"| {keys} | {one:.3f} | {four:.3f} | {wide:.3f} |"
+    yield f"{four:.2f} of 128 keys instead of {one:.2f}"
+    yield f"({wide:.2f} of 128)"
+
+
+def hybrid_linear_attention(told: Record) -> Iterator[str]:
+    titles = ("linear alone", "three to one", "half and half", "attention alone")
+    pages = ("Gated DeltaNet alone", "three to one attention", *titles[2:])
+    for title, page in zip(titles, pages, strict=True):
+        near, far = (told.value(f"{title}: state of a row after {n}") for n in (128, 16384))
+        error = f"{told.value(f'{title}: steps'):.1e}".replace("e-0", "e-")
+        yield f"| {page} | {near:,.0f} | {far:,.0f} | {error} |"
+
+
+def mvar(told: Record) -> Iterator[str]:
+    carried, joined = (told.value(f"token-steps of Mamba in a layer, {x}") for x in ("c", "j"))
+    ours, theirs = told.value("all scales, step"), told.value("all scales, joined")
+    yield f"{carried:.0f} token-steps where states are carried and {joined:,.0f} where"
+    yield f"joined, {told.value('joined again / carried'):.2f} times as many"
+    yield f"Mamba alone took {told.value('time of Mamba'):.1f} times as long"
+    yield f"took {ours:.0f} ms as a step engine and {theirs:.0f} ms joined again"
+    yield f"by {told.value('error of all'):.1e} of the largest"
+
+
+def seqboat(told: Record) -> Iterator[str]:
+    for layers, page in enumerate(("none", "one of two", "both")):
+        name = f"steps in which {layers} of 2 layers attend"
+        (share,) = told.noted(name, r"(\d+)%")
+        yield f"| {page} | {share} % | {told.value(name):.2f} ms |"
+    yield f"leaves {told.value('tokens that the trained'):.0%}".replace("%", " %")
+
+
+def hippo(told: Record) -> Iterator[str]:
+    legs, legt, fout = (told.value(f"{x}: error of the past") for x in ("legs", "legt", "fout"))
+    yield f"is {legs:.3f} of the least one"
+    yield f"{legt:.2f} and {fout:.2f} of the least error"
+    near = told.noted("legs: mean R2 of delays")
+    assert near[0] == near[2]
+    yield f"R2 {near[0]} of 10 to 100 tokens ago, {near[3]} of 200, {near[5]} of 800"
+    window = told.noted("fout: mean R2 of delays")
+    yield f"R2 {min(window)} to {max(window)} everywhere"
+    for random in ("poles", "matrix"):
+        yield f"R2 {told.noted(f'random {random}: mean R2 of delays')[4]} of 400 tokens ago"
+
+
+def long_context(told: Record) -> Iterator[str]:
+    contexts = (1024, 8192, 32_768, 103_000)
+    whole, states = [], []
+    for kind, paper in (("linear", 20.6), ("hybrid", 13.5)):
+        names = [f"{kind}: times faster than softmax, context {n}" for n in contexts]
+        shown = " | ".join(f"{told.value(name):.2f}" for name in names)
+        predicted = re.findall(r"predict (\S+);", told[names[-1]]["against"])
+        yield f"| {shown} | {predicted[0]} | {paper} |"
+        below = f"{kind}: state of a row below softmax's, context 103000"
+        whole += told.noted(below)
+        states.append(f"{told.value(below):.1f}")
+    yield f"{whole[0]} % (linear) and {whole[1]} % (hybrid) less memory"
+    yield f"states alone {states[0]} % and {states[1]} % less"
+
+
+FIGURES: dict[str, Callable[[Record], Iterator[str]]] = {
+    "al-rnn": al_rnn,
+    "hybrid-linear-attention": hybrid_linear_attention,
+    "liger": liger,
+    "mmmamba": long_context,
+    "mom": mom,
+    "mvar": mvar,
+    "s4": hippo,
+    "seqboat": seqboat,
+}
+
+
+@pytest.mark.parametrize("page", FIGURES)
+def test_figures_of_a_page_are_the_record(page: str) -> None:
+    """Each in its words, on the page or in the table of all systems."""
+    folder = ROOT / "docs" / "systems"
+    text = "".join((folder / name).read_text("utf-8") for name in (f"{page}.md", "README.md"))
+    figures = FIGURES[page]
+
+    for words in figures(Record(figures.__name__)):
+        assert words in text, words
+
+
+@pytest.mark.parametrize("record", ["recurrent_engines", "recurrent_family"])
+def test_what_is_trained_was_measured_trained(record: str) -> None:
+    """No row is of random weights where there is a checkpoint of that preset."""
+    presets = {
+        model.name: {values(asdict(config)): preset for preset, config in model.presets.items()}
+        for model in MODELS
+    }
+    random = {name.partition(", random weights:")[0] for name in Record(record) if ", ran" in name}
+    assert random
+
+    for path in (ROOT / "models" / "checkpoints").glob("*.pt"):
+        saved = torch.load(path, weights_only=True)
+        preset = presets[saved["model"]].get(values(saved["config"]))
+        assert f"{saved['model']} {preset}" not in random, path.name
+
+
+def values(config: dict[str, Any]) -> str:
+    return repr(sorted(config.items()))
