@@ -1,16 +1,18 @@
 """Bounds of what operators compute entry by entry, see `bounds`: arithmetic, comparisons, logic."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from intaglio.passes.graph import attribute
+from intaglio.passes.graph import attribute, constant, input_of
 
 from .bounds import Array, Bounds, Region, exact, leaves, over_corners
 from .own_pairs import same_at_own
 from .pairs import PairTerm
+from .time_facts import normal
 
 Given = Sequence[Bounds | None]
 Rule = Callable[[PairTerm, Given, Region], Bounds | None]
@@ -305,6 +307,30 @@ def _where(_term: PairTerm, given: Given, _region: Region) -> Bounds:
     return Bounds(low, high)
 
 
+def _reduced(function: Callable[..., Array]) -> Rule:
+    """The sum, the largest or the least along axes of known size, none of them of tokens."""
+
+    def rule(term: PairTerm, given: Given, _region: Region) -> Bounds | None:
+        source, one = term.inputs[0], first(given)
+        axes = constant(input_of(term.node, 1))
+        if source is None or axes is None or one.low.dtype == np.bool_:
+            return None
+        along = tuple(normal(int(axis), len(source.shape)) for axis in axes.flatten())
+        timed = (source.axes.query, source.axes.key)
+        if not along or any(a in timed or source.shape[a] != one.low.shape[a] for a in along):
+            return None
+        keep = bool(attribute(term.node, "keepdims", 1))
+        low, high = (function(end, axis=along, keepdims=keep) for end in (one.low, one.high))
+        if function is np.sum:  # in whatever order it is summed
+            terms = math.prod(one.low.shape[axis] for axis in along)
+            most = np.sum(np.maximum(abs(one.low), abs(one.high)), axis=along, keepdims=keep)
+            slack = terms * most / exact(term.value.dtype)
+            low, high = low - slack, high + slack
+        return Bounds(_rounded(low, term), _rounded(high, term))
+
+    return rule
+
+
 def _like(found: Bounds, other: Bounds) -> Bounds:
     shape = np.broadcast_shapes(found.low.shape, other.low.shape)
     return Bounds(
@@ -341,6 +367,9 @@ NUMBERS: dict[str, Rule] = {
     "Neg": _neg,
     "Not": _not,
     "Or": _logical(np.logical_or),
+    "ReduceMax": _reduced(np.max),
+    "ReduceMin": _reduced(np.min),
+    "ReduceSum": _reduced(np.sum),
     "Round": _rising(np.round),
     "Sign": _rising(np.sign),
     "Sqrt": _guarded(np.sqrt, 0.0),

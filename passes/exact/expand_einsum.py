@@ -40,7 +40,7 @@ class ExpandEinsum(Exact):
         notes = []
         for node in [n for n in model.graph if n.op_type == "Einsum" and not n.domain]:
             parts = _two_by_two(node)
-            done = [part for part in parts if _beside(part) or _expand(part)]
+            done = [part for part in parts if _beside(part) or _expand(part) or _summed(part)]
             if done or len(parts) > 1:
                 notes.append(describe(node))
             for gone in [*reversed(done), *([node] if len(parts) > 1 else [])]:
@@ -121,16 +121,48 @@ def _sizes(sides: Sequence[str], values: Sequence[ir.Value | None]) -> dict[str,
 def _beside(node: ir.Node) -> bool:
     """Write what sums over nothing as products entry by entry, of any number of tensors."""
     takes, _, gives = str(attribute(node, "equation", "")).replace(" ", "").partition("->")
+    if set(takes.replace(",", "")) != set(gives):
+        return False
+    emit = Emitter(node)
+    total = _entry_by_entry(emit, node, takes, gives)
+    if total is None:
+        return False
+    replace_uses(node.outputs[0], total)
+    return True
+
+
+def _summed(node: ir.Node) -> bool:
+    """Write products entry by entry, then a sum, where a tensor has all letters: none is larger.
+
+    ``btd,bsd,btsd->bts`` are scores with a decay of its own for each pair of tokens and channel.
+    """
+    takes, _, gives = str(attribute(node, "equation", "")).replace(" ", "").partition("->")
+    full = gives + "".join(dict.fromkeys(x for x in takes if x not in "," + gives))
+    sides = takes.split(",")
+    if full == gives or len(sides) < 2 or {*full} not in [{*side} for side in sides]:
+        return False
+    emit = Emitter(node)
+    total = _entry_by_entry(emit, node, takes, full)
+    if total is None:
+        return False
+    axes = emit.constant(list(range(len(gives), len(full))))
+    shape = (dims(total) or ())[: len(gives)]
+    y = emit("ReduceSum", [total, axes], node.outputs[0].dtype, shape, keepdims=0)
+    replace_uses(node.outputs[0], y)
+    return True
+
+
+def _entry_by_entry(emit: Emitter, node: ir.Node, takes: str, gives: str) -> ir.Value | None:
+    """The product of all inputs with the axes of `gives`; None where a shape is not known."""
     sides = takes.split(",")
     shapes = [dims(value) for value in node.inputs]
-    if "." in takes or len(sides) != len(shapes) or set("".join(sides)) != set(gives):
-        return False
+    if "." in takes or len(sides) != len(shapes):
+        return None
     if any(len(set(side)) < len(side) for side in (*sides, gives)):
-        return False
-    emit, old = Emitter(node), node.outputs[0]
-    laid = []
+        return None
     if any(s is None or len(s) != len(side) for s, side in zip(shapes, sides, strict=True)):
-        return False
+        return None
+    laid = []
     for side, shape, value in zip(sides, shapes, node.inputs, strict=True):
         assert value is not None
         assert shape is not None
@@ -139,9 +171,9 @@ def _beside(node: ir.Node) -> bool:
     total = laid[0]
     for value in laid[1:]:
         pairs = zip(dims(total) or (), dims(value) or (), strict=True)
-        total = emit("Mul", [total, value], old.dtype, [b if a == 1 else a for a, b in pairs])
-    replace_uses(old, total)
-    return True
+        sizes = [b if a == 1 else a for a, b in pairs]
+        total = emit("Mul", [total, value], node.outputs[0].dtype, sizes)
+    return total
 
 
 def _laid(

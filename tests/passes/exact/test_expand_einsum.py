@@ -85,7 +85,6 @@ def test_what_sums_over_nothing_is_products(equation: str) -> None:
     "equation",
     [
         "bthd,hde->bte",  # sums over two letters
-        "btd,btd->bt",  # a row of nothing
         "btd,e->bte",
         "btd->tb",
         "bt,ts->bt",
@@ -94,6 +93,20 @@ def test_what_sums_over_nothing_is_products(equation: str) -> None:
 )
 def test_what_a_product_does_not_say_stays(equation: str) -> None:
     assert expanded(equation) == (False, ["Einsum"])
+
+
+@pytest.mark.parametrize(
+    ("equation", "products"),
+    [("btd,btd->bt", 1), ("btd,bsd,btsd->bts", 2), ("dsbt,tb,bsd->bt", 2)],
+)
+def test_a_tensor_of_all_letters_is_multiplied_and_summed(equation: str, products: int) -> None:
+    changed, found = expanded(equation)
+
+    assert changed
+    assert [op for op in found if op in ("Mul", "Einsum", "ReduceSum")] == [
+        *["Mul"] * products,
+        "ReduceSum",
+    ]
 
 
 @pytest.mark.parametrize(

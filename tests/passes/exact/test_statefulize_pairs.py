@@ -92,15 +92,32 @@ def kernel(m: Pairs, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.unflatten(joined, -1, (HEADS, -1)).transpose(1, 2)
 
 
+def decays(k: Tensor) -> Tensor:
+    """A factor for each pair of tokens and channel: how far sums of the keys are apart."""
+    total = nn.functional.logsigmoid(k).cumsum(-2)
+    apart: Tensor = (total[..., :, None, :] - total[..., None, :, :]).exp()
+    return apart
+
+
+def by_channel(m: Pairs, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Yang et al. 2024, arXiv:2312.06635, equation 4 without its quotient."""
+    del m
+    later = torch.ones(q.shape[-2], q.shape[-2], dtype=torch.bool).triu(1)
+    decay = decays(k).masked_fill(later[:, :, None], 0)
+    return torch.einsum("bhid,bhjd,bhijd->bhij", q, k, decay) @ v
+
+
 @pytest.mark.parametrize(
-    "weigh", [relative, disentangled, talking, stick_breaking, toeplitz, kernel]
+    "weigh", [relative, disentangled, talking, stick_breaking, toeplitz, kernel, by_channel]
 )
 def test_weights_of_pairs_step_exactly(weigh: Weigh, traced: Traced) -> None:
     torch.manual_seed(0)
     module = Pairs(weigh).eval()
     model, context = traced(module)
     pipeline.run(model, pipeline.standard(), context)
-    assert {(len(state.shape), state.axis) for state in context.states} == {(4, 2)}
+    caches = [state for state in context.states if state.axis is not None]
+    assert {(len(state.shape), state.axis) for state in caches} == {(4, 2)}
+    assert (len(caches) < len(context.states)) is (weigh is by_channel)  # what decays is summed
     session, ids = evaluate.session(model), torch.randint(VOCABULARY, (2, 7))
     with torch.no_grad():
         wanted = module(ids).numpy()
@@ -123,6 +140,15 @@ def mixed_after(m: Pairs, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return mixed @ v
 
 
+def channels_after(m: Pairs, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Factors of channels, of which those of the first leave later tokens."""
+    del m
+    later = torch.ones(q.shape[-2], q.shape[-2], dtype=torch.bool).triu(1)
+    some = torch.arange(q.shape[-1]) > 0
+    decay = decays(k).clamp(max=1).masked_fill(later[:, :, None] & some, 0)
+    return (q[..., :, None, :] * k[..., None, :, :] * decay).sum(-1) @ v
+
+
 def from_the_end(m: Pairs, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Places before the first, which are counted from the last token back."""
     del m, k
@@ -142,6 +168,7 @@ def of_tokens(m: Pairs, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     [
         (all_later, "later tokens a weight"),
         (mixed_after, "later tokens a weight"),
+        (channels_after, "later tokens a weight"),
         (from_the_end, "from the last token back"),
         (of_tokens, "not known to act on each pair|places that are computed"),
     ],
