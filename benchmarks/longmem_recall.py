@@ -10,81 +10,21 @@ where its key came before: `seen` is the share of those, the most that any model
 """
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from evidence import Row, run
 from torch import Tensor
-from torch.nn import functional as F
 
 from intaglio.exporter.export import export
 from intaglio.models import longmem
+from intaglio.models.parts.recalled_pairs import SEGMENTS, Recall, documents
 from intaglio.runtime.session import Session
 
-KEYS, SEGMENTS, PAIRS = 32, 8, 16
-CONFIG = longmem.Config(
-    vocab_size=2 * KEYS, hidden_size=64, num_heads=4, num_layers=2, retrieval_layer=1,
-    segment=2 * PAIRS, capacity=2 * PAIRS * SEGMENTS, chunk=2, retrieved=16,
-)  # fmt: skip
-BACKBONE, SIDE = 1500, 150  # steps
 DOCUMENTS = 64  # that are told, after training
 RISE = 0.3  # of accuracy from the first segment to the last, at least
-
-
-def documents(count: int, generator: torch.Generator) -> Tensor:
-    """Tokens [count, segments, 2 * pairs]: keys from 0 on, values behind them."""
-    values = torch.randint(KEYS, (count, KEYS), generator=generator) + KEYS
-    keys = torch.randint(KEYS, (count, SEGMENTS * PAIRS), generator=generator)
-    pairs = torch.stack((keys, values.gather(1, keys)), -1)
-    return pairs.view(count, SEGMENTS, 2 * PAIRS)
-
-
-def rows_of(count: int, generator: torch.Generator) -> Tensor:
-    """Segments by themselves, whose keys are few, so that most come again."""
-    values = torch.randint(KEYS, (count, KEYS), generator=generator) + KEYS
-    few = torch.rand(count, KEYS, generator=generator).argsort(1)[:, :6]
-    keys = few.gather(1, torch.randint(6, (count, PAIRS), generator=generator))
-    return torch.stack((keys, values.gather(1, keys)), -1).flatten(1)
-
-
-def train_backbone(module: longmem.LongMem, steps: int, generator: torch.Generator) -> None:
-    """The language model by itself, on segments."""
-    parameters = [*module.backbone.parameters(), module.lm_head.weight]
-    optimizer = torch.optim.AdamW(parameters, lr=2e-3, betas=(0.9, 0.95))
-    for step in range(steps):
-        optimizer.param_groups[0]["lr"] = 2e-3 * min(1, (step + 1) / 100) * (1 - step / steps)
-        rows = rows_of(64, generator)
-        logits = F.linear(module.backbone(rows)[-1], module.lm_head.weight)
-        _learn(optimizer, value_loss(logits, rows), parameters)
-
-
-def train_side(module: longmem.LongMem, steps: int, generator: torch.Generator) -> None:
-    """The side network beside the frozen model, on documents read segment by segment."""
-    module.begin()
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=3e-3, betas=(0.9, 0.95))
-    for step in range(steps):
-        optimizer.param_groups[0]["lr"] = 3e-3 * min(1, (step + 1) / 20) * (1 - step / steps)
-        losses, bank = [], longmem.empty_bank(CONFIG, 16)
-        for rows in documents(16, generator).unbind(1):
-            given = module(rows, **bank)
-            losses.append(value_loss(given["logits"], rows))
-            bank = {name: given[name].detach() for name in longmem.BANK}
-        _learn(optimizer, torch.stack(losses).mean(), parameters)
-
-
-def value_loss(logits: Tensor, rows: Tensor) -> Tensor:
-    """Of the values [B, pairs] behind the keys."""
-    return F.cross_entropy(logits[:, ::2].flatten(0, 1), rows[:, 1::2].flatten())
-
-
-def _learn(optimizer: torch.optim.Optimizer, loss: Tensor, parameters: Sequence[Tensor]) -> None:
-    optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-    optimizer.step()
 
 
 def told(session: Session, rows: Tensor, *, bank: bool) -> list[float]:
@@ -111,15 +51,13 @@ def measure(quick: bool) -> list[Row]:
     """Accuracy of each segment."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    generator = torch.Generator().manual_seed(0)
-    module = longmem.build(CONFIG)
-    train_backbone(module, BACKBONE // 20 if quick else BACKBONE, generator)
-    train_side(module, SIDE // 20 if quick else SIDE, generator)
-    module.eval().requires_grad_(requires_grad=False)
+    module = longmem.build(longmem.RECALL)
+    (Recall(steps=75, side=7) if quick else Recall()).train(module, None, None)
+    module.requires_grad_(requires_grad=False)
     rows = documents(DOCUMENTS, torch.Generator().manual_seed(1))
     with tempfile.TemporaryDirectory() as name:
-        given = longmem.inputs(CONFIG, 2, 0, generator)
-        axes = longmem.axes(CONFIG)
+        given = longmem.inputs(longmem.RECALL, 2, 0, torch.Generator())
+        axes = longmem.axes(longmem.RECALL)
         export(module, Path(name) / "b", inputs=given, axes=axes, steps=SEGMENTS)
         session = Session.load(Path(name) / "b")
         return list(_rows(told(session, rows, bank=True), told(session, rows, bank=False), rows))

@@ -1,15 +1,22 @@
 """MLP Memory: perplexity between that of a language model and that of the search it imitates.
 
-    python benchmarks/mlp_memory_retrieval.py [--quick] [--json]
+    python benchmarks/mlp_memory_retrieval.py [--text NAME] [--beside FILE] [--quick] [--json]
 
 The language model is the trained checkpoint of Llama's kind over bytes; its corpus are packages of
-Python's library that it never saw.  Each state there is a key, with the byte behind it: exact
-search for the nearest gives the distribution of kNN-LM (Khandelwal et al. 2020, arXiv:1911.00172),
-with the key itself left out while the memory learns from it (KL to that and cross-entropy, half
-each).  Weights of the mixture and temperatures are chosen on one half of the held-out text, and
-perplexities are those of the other half; of the mixture with the memory by its engine.
+Python's library that it never saw.  What is told is text of `modules`, held out of its training, or
+of `files` of the corpus itself, of which every eighth part is left out of it.  With `--beside`, the
+rows of the other text are those of an earlier record.
+
+Each state of the corpus is a key, with the byte behind it: exact search for the nearest gives the
+distribution of kNN-LM (Khandelwal et al. 2020, arXiv:1911.00172), with the key itself left out
+while the memory learns from it (KL to that and cross-entropy, half each).  Weights of the mixture
+and temperatures are chosen on one half of what is told, and perplexities are those of the other
+half; of the mixture with the memory by its engine.
 """
 
+import argparse
+import json
+import sys
 import sysconfig
 import tempfile
 from pathlib import Path
@@ -28,10 +35,12 @@ from intaglio.runtime.session import Session
 
 CHECKPOINT = Path(__file__).parents[1] / "models" / "checkpoints" / "llama.pt"
 PACKAGES = ("json", "email", "unittest", "logging", "http", "urllib", "xml", "importlib")
-KEYS, LEARNT, TOLD, WINDOW = 60_000, 30_000, 8192, 256
-NEAREST, SOFT = 256, (5.0, 15.0, 50.0)  # temperatures of distances
+KEYS, LEARNT, TOLD, WINDOW = 60_000, {"modules": 30_000, "files": 60_000}, 8192, 256
+NEAREST, SOFT = 256, (2.0, 5.0, 15.0, 50.0)  # temperatures of distances
 WEIGHTS = tuple(x / 20 for x in range(1, 16))
-STEPS, BATCH = 1500, 128
+MODULES, FILES = "modules", "files"
+PART, EVERY = 2048, 4  # bytes; of so many parts of the files one is told
+STEPS, BATCH = {"modules": 1500, "files": 3000}, 128
 TEMPERATURES = (0.8, 1.0, 1.25)
 CONFIG = mlp_memory.Config(hidden_size=128, intermediate_size=256, num_layers=3)
 
@@ -41,6 +50,16 @@ def corpus() -> Tensor:
     library = Path(sysconfig.get_path("stdlib"))
     paths = [path for name in PACKAGES for path in sorted((library / name).glob("*.py"))]
     return torch.frombuffer(bytearray(b"".join(p.read_bytes() for p in paths)), dtype=torch.uint8)
+
+
+def texts(name: str, keys: int, told: int) -> tuple[Tensor, Tensor]:
+    """The corpus and what is told: so many bytes that choose, so many, and the one behind."""
+    if name == MODULES:
+        return corpus()[:keys], held_out_text()[: 2 * told + 1]
+    parts = torch.split(corpus(), PART)
+    kept = [each for place, each in enumerate(parts) if place % EVERY != EVERY - 1]
+    others = parts[EVERY - 1 :: EVERY][: 2 * told // PART]  # turn and turn about
+    return torch.cat(kept[: keys // PART]), torch.cat((*others[::2], *others[1::2], others[0][:1]))
 
 
 @torch.no_grad()
@@ -97,14 +116,14 @@ def perplexity(model: Tensor, other: Tensor, weight: float, values: Tensor) -> f
     return float(F.nll_loss(both, values).exp())
 
 
-def measure(quick: bool) -> list[Row]:
+def measure(name: str, quick: bool) -> list[Row]:
     """Perplexities of the language model, with the search, and with the memory."""
     torch.set_num_threads(1)
     model = load_source(CHECKPOINT).module
     empty = mlp_memory.join({"language_model": model, "memory": mlp_memory.build(CONFIG)})
     most = KEYS // 10 if quick else KEYS
-    keys, _, values = states(empty, corpus()[:most])
-    text = held_out_text()[: 2 * (TOLD // 8 if quick else TOLD)]
+    read, text = texts(name, most, TOLD // 8 if quick else TOLD)
+    keys, _, values = states(empty, read)
     hidden, plain, wanted = states(empty, text)
     choose, tell = slice(0, len(hidden) // 2), slice(len(hidden) // 2, None)
     distances, places = nearest(hidden, keys, drop=False)
@@ -117,10 +136,12 @@ def measure(quick: bool) -> list[Row]:
     )  # fmt: skip
     found = _log(searched(distances, values[places], soft))
     search = perplexity(plain[tell], found[tell], weight, wanted[tell])
-    learnt = keys[: most if quick else LEARNT]
+    learnt = keys[: most if quick else LEARNT[name]]
     away, near = nearest(learnt, keys, drop=True)
     targets = searched(away, values[near], soft)
-    memory = taught(learnt, targets, values[: len(learnt)], STEPS // 20 if quick else STEPS)
+    memory = taught(
+        learnt, targets, values[: len(learnt)], STEPS[name] // 20 if quick else STEPS[name]
+    )
     with torch.no_grad():
         logits = memory(hidden[None])[0]
     heat, share = min(
@@ -130,20 +151,20 @@ def measure(quick: bool) -> list[Row]:
         ),
     )
     mixture = mlp_memory.join({"language_model": model, "memory": memory})
-    engine = by_engine(mixture, text[len(text) // 2 :], share, heat)
+    engine = by_engine(mixture, text[(len(text) - 1) // 2 :], share, heat)
     base = perplexity(plain[tell], plain[tell], 0.0, wanted[tell])
     alone = float(F.cross_entropy(logits[tell], wanted[tell]).exp())
     said = "per byte; the paper: 10.42 of GPT2-large, 9.58 with a memory, of WikiText-103"
     return [
-        Row(name="language model", value=base, unit="perplexity", note=said),
-        Row(name=f"with exact search among {len(keys):,} keys", value=search, unit="perplexity",
-            note=f"weight {weight}, temperature {soft}"),
-        Row(name="with the memory, by the engine", value=engine, unit="perplexity",
+        Row(name=f"{name}: language model", value=base, unit="perplexity", note=said),
+        Row(name=f"{name}: with exact search among {len(keys):,} keys", value=search,
+            unit="perplexity", note=f"weight {weight}, temperature {soft}"),
+        Row(name=f"{name}: with the memory, by the engine", value=engine, unit="perplexity",
             target="between both", holds=search < engine < base,
             note=f"weight {share}, temperature {heat}"),
-        Row(name="what the search gains, that the memory gains",
+        Row(name=f"{name}: what the search gains, that the memory gains",
             value=(base - engine) / (base - search), unit="share"),
-        Row(name="memory alone", value=alone, unit="perplexity"),
+        Row(name=f"{name}: memory alone", value=alone, unit="perplexity"),
     ]  # fmt: skip
 
 
@@ -173,5 +194,18 @@ def _log(distribution: Tensor) -> Tensor:
     return distribution.clamp_min(1e-12).log()
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--text", choices=(MODULES, FILES))
+    parser.add_argument("--beside", type=Path)
+    options, sys.argv[1:] = parser.parse_known_args()
+    names = [MODULES, FILES] if options.text is None else [options.text]
+    earlier = [] if options.beside is None else json.loads(options.beside.read_text())["rows"]
+    kept = [Row(**row) for row in earlier if row["name"].partition(":")[0] not in names]
+    chosen = ["--text", options.text] * (options.text is not None)
+    chosen += ["--beside", str(options.beside)] * (options.beside is not None)
+    run(__doc__, lambda quick: kept + [row for n in names for row in measure(n, quick)], chosen)
+
+
 if __name__ == "__main__":
-    run(__doc__, measure)
+    main()

@@ -26,7 +26,9 @@ from intaglio.graphs import Graph
 from .model import Model
 from .parts import optimality
 from .parts.optimality import Rate
+from .training import Drawn
 
+UNROLLED = 20  # steps of an equilibrium that training follows back
 PROBLEMS = ("ridge", "lasso", "simplex", "equilibrium")
 
 
@@ -222,6 +224,24 @@ def graphs(config: Config) -> dict[str, Graph]:
     }
 
 
+def _followed(module: nn.Module, batch: int, generator: torch.Generator) -> Tensor:
+    """Of a wave that the first entry of an equilibrium should follow; the last steps are unrolled.
+
+    A layer whose steps could part is held to less than that.
+    """
+    assert isinstance(module, Equilibrium)
+    t = torch.randn((batch, module.config.inputs), generator=generator)
+    x = torch.zeros(batch, module.config.size)
+    with torch.no_grad():
+        for _ in range(60):
+            x = module.step(x, t)
+    for _ in range(UNROLLED):
+        x = module.step(x, t)
+    wave = 0.6 * torch.sin(2 * t[:, 0]) * torch.cos(t[:, 1])
+    largest = torch.linalg.matrix_norm(module.inner.weight, 2)
+    return F.mse_loss(x[:, 0], wave) + F.relu(largest - 0.9)
+
+
 IMPLICIT = Model(
     name="implicit",
     summary="Layers that solve, with derivatives by the implicit function theorem.",
@@ -231,6 +251,6 @@ IMPLICIT = Model(
     axes=axes,
     graphs=graphs,
     presets={name: Config(problem=name) for name in PROBLEMS},
-    recipe=None,
+    recipe=Drawn(loss=_followed, unit="squared", steps=1200, rate=1e-2),
     source="arXiv:2105.15183",
 )

@@ -31,6 +31,7 @@ from intaglio.errors import SourceError
 from .layout import CheckpointLayout, Shapes, Values, read_value, renamed
 from .model import Model
 from .parts.language_layers import by_head
+from .parts.recalled_pairs import BANK, KEYS, PAIRS, SEGMENTS, Recall
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,15 @@ class Config:
 
 
 TINY = Config()
-BANK = ("memory_keys", "memory_values", "memory_means", "memory_filled")
+RECALL = Config(
+    vocab_size=2 * KEYS,
+    hidden_size=64,
+    num_layers=2,
+    retrieval_layer=1,
+    segment=2 * PAIRS,
+    capacity=2 * PAIRS * SEGMENTS,
+    chunk=2,
+)
 
 
 class Attention(nn.Module):
@@ -225,6 +234,10 @@ class LongMem(nn.Module):
                 layer.get_submodule(mine).load_state_dict(weights, strict=False)
         self.layer_norm.load_state_dict(self.backbone.ln_f.state_dict())
 
+    def empty_bank(self, batch: int) -> dict[str, Tensor]:
+        """As the function of that name, of its config."""
+        return empty_bank(self.config, batch)
+
     def forward(
         self,
         input_ids: Tensor,
@@ -367,8 +380,8 @@ LONGMEM = Model(
     build=build,
     inputs=inputs,
     axes=axes,
-    presets={"tiny": TINY},
-    recipe=None,
+    presets={"tiny": TINY, "recall": RECALL},
+    recipe=Recall(),
     layouts=(FAIRSEQ,),
     source="arXiv:2306.07174",
 )

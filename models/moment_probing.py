@@ -22,7 +22,9 @@ from intaglio.errors import SourceError
 from .layout import CheckpointLayout, read_value
 from .model import Model
 from .parts.backbones import ConvNeXt, LayerNorm2d, Swin, ViT
+from .parts.drawn_shapes import draw
 from .parts.language_layers import by_head
+from .training import Drawn
 
 BACKBONES = ("vit", "swin", "convnext")
 
@@ -274,6 +276,12 @@ TIMM = CheckpointLayout(
 )
 
 
+def _told(module: nn.Module, batch: int, generator: torch.Generator) -> Tensor:
+    """Of shapes, which are told apart."""
+    images, labels = draw(batch, TINY.image_size, generator)
+    return F.cross_entropy(module(images), labels)
+
+
 MOMENT_PROBING = Model(
     name="moment-probing",
     summary="Moment probing: first and second moments of a frozen backbone's tokens.",
@@ -282,7 +290,7 @@ MOMENT_PROBING = Model(
     inputs=inputs,
     axes=lambda c: {"image": f"batchx{c.image_channels}x{c.image_size}x{c.image_size}"},
     presets={"tiny": TINY},
-    recipe=None,
+    recipe=Drawn(loss=_told, unit="nats per picture", steps=500, rate=2e-3),
     layouts=(TIMM,),
     source="arXiv:2307.11342",
 )

@@ -24,6 +24,7 @@ from intaglio.errors import OptionError, SourceError
 from intaglio.places import require_file
 
 HELD_OUT = ("bisect", "colorsys", "fnmatch", "graphlib", "heapq", "shlex", "stat", "textwrap")
+OTHER = 2**20  # seed of what is drawn and never trained on
 WINDOW = 256  # bytes that a validation sequence holds
 
 
@@ -67,6 +68,62 @@ class TrainingRecipe:
                 f"This model is trained from random weights, not from {start}: leave out --from."
             )
         return f"held-out loss {train(module, self, report):.4f} nats per byte"
+
+
+Loss = Callable[[nn.Module, int, torch.Generator], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """AdamW with a short warm-up and a linear decay, on batches that a formula draws.
+
+    `loss` is that of a module on a batch of so many, drawn by a generator, and `unit` what it
+    counts; `finish` is done last, with the generator of what is held out.
+    """
+
+    loss: Loss
+    unit: str
+    steps: int = 600
+    batch: int = 32
+    rate: float = 3e-3
+    seed: int = 0
+    finish: Callable[[nn.Module, torch.Generator], None] | None = None
+
+    def train(self, module: nn.Module, report: Report | None, start: Path | None) -> str:
+        """As `Training` says.
+
+        Raises:
+            SourceError: if there is a checkpoint to start from.
+        """
+        if start is not None:
+            raise SourceError(
+                f"This model is trained from random weights, not from {start}: leave out --from."
+            )
+        torch.set_num_threads(1)
+        generator = torch.Generator().manual_seed(self.seed)
+        parameters = [each for each in module.parameters() if each.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=self.rate, weight_decay=0.01)
+        module.train()
+        for step in range(self.steps):
+            done = min(1.0, (step + 1) / 30) * (1 - step / self.steps)
+            optimizer.param_groups[0]["lr"] = self.rate * done
+            loss = self.loss(module, self.batch, generator)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            if report is not None and step % 50 == 0:
+                report(step, loss.item())
+        module.eval()
+        if self.finish is not None:
+            self.finish(module, torch.Generator().manual_seed(OTHER))
+        return f"held-out loss {self.held_out(module):.4f} {self.unit}"
+
+    @torch.no_grad()
+    def held_out(self, module: nn.Module) -> float:
+        """The loss on batches that were never trained on."""
+        generator = torch.Generator().manual_seed(OTHER + 1)
+        return sum(self.loss(module, 100, generator).item() for _ in range(5)) / 5
 
 
 def train(
