@@ -15,7 +15,6 @@ from torch import Tensor
 from intaglio.errors import IntaglioError, SourceError
 from intaglio.exporter.export import export
 from intaglio.models.longmem import (
-    BANK,
     FAIRSEQ,
     LONGMEM,
     Config,
@@ -25,6 +24,7 @@ from intaglio.models.longmem import (
     empty_bank,
     inputs,
 )
+from intaglio.models.parts.recalled_pairs import BANK
 from intaglio.runtime.session import Session
 
 Array = npt.NDArray[Any]
