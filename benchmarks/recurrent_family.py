@@ -5,7 +5,8 @@
 Weights are those of `models/checkpoints/` where a preset was trained, else random; beside presets
 the variants that papers compare.  For each the largest error of 1,024 steps against one call of
 the module in float64 (outputs and states, as `verify` compares them; of models that take whole
-images, of these), the difference between one call of the engine and calls of uneven parts, the
+images, of these), the worst of its layers alone on normal numbers where that is more than what one
+layer may be off by, the difference between one call of the engine and calls of uneven parts, the
 bytes that a row carries, and, where these do not grow, the time of a step after 16,384 tokens
 against that after 128, in turns, as the median of the ratios of pairs.  Engines of TensorRT-RTX
 are those of `recurrent_engines.py`.
@@ -15,6 +16,7 @@ A system takes ten seconds of one core, most of them its export.  `--jobs` takes
 """
 
 import argparse
+import inspect
 import itertools
 import shlex
 import sys
@@ -32,6 +34,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from evidence import Row, paired, ratio, run
+from torch import nn
 
 import intaglio
 from intaglio.errors import IntaglioError
@@ -39,6 +42,7 @@ from intaglio.exporter.export import ExportReport
 from intaglio.exporter.sources.load import load_source
 from intaglio.exporter.sources.source import Source
 from intaglio.models import MODELS, save
+from intaglio.models.parts.language_layers import LanguageModel
 from intaglio.quiet import quiet
 from intaglio.runtime import Session
 from intaglio.state import TIME
@@ -69,7 +73,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {  # of the preset tiny, by wha
 }
 STEPS, QUICK_STEPS = 1024, 128
 PARTS = (1, 2, 63, 1, 65)  # the rest comes in one call
-LIMIT, SPLIT, FLAT = 1e-4, 1e-5, 1.1
+LIMIT, LAYER, SPLIT, FLAT = 1e-4, 1e-5, 1e-5, 1.1
 NEAR, FAR, QUICK_FAR = 128, 16_384, 2048
 CHUNK, PAIRS = 1024, 300
 SEED = 5
@@ -159,6 +163,8 @@ def _rows(name: str, checkpoint: Path, folder: Path, quick: bool) -> list[Row]:
     graph = report.manifest.main
     rows = [_error(name, report)]
     print(f"{name}: {time.time() - start:.0f} s", file=sys.stderr, flush=True)
+    if rows[0].value > LAYER:
+        rows += _layers(name, source, out, steps)
     if graph.whole or not graph.states:
         return rows
     grown = [spec.input for spec in graph.states if spec.grows]
@@ -197,6 +203,24 @@ def _error(name: str, report: ExportReport) -> Row:
         against=f"PyTorch, {report.parity.precision}",
         note="" if whole else f"{report.parity.steps} steps",
     )
+
+
+def _layers(name: str, source: Source, out: Path, steps: int) -> Iterator[Row]:
+    """The largest error of a layer alone, over all of a language model's."""
+    assert isinstance(source.body, nn.Module)
+    stack = next(x for x in source.body.modules() if isinstance(x, LanguageModel)).layers
+    errors = []
+    for index, layer in enumerate(stack):
+        torch.manual_seed(index)
+        (given,) = inspect.signature(layer.forward).parameters
+        x = {given: torch.randn(2, 16, layer.get_parameter("input_layernorm.weight").numel())}
+        with quiet():
+            report = intaglio.export(layer, out.with_name(f"{out.name}-{index}"), inputs=x,
+                                     steps=steps)  # fmt: skip
+        errors.append(_error("", report).value)
+    yield Row(name=f"{name}: steps of a layer alone", value=max(errors), unit="error",
+              target=f"<= {LAYER:g}", holds=max(errors) <= LAYER, against="PyTorch, float64",
+              note=f"{steps} steps; the worst of {len(errors)}")  # fmt: skip
 
 
 def _fed(source: Source, tokens: int) -> tuple[dict[str, Array], dict[str, Array]]:
