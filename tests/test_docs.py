@@ -126,6 +126,50 @@ def test_the_table_of_recurrent_systems_is_the_record() -> None:
         assert shown <= known, system
 
 
+def test_the_table_of_parity_on_both_targets_is_the_record() -> None:
+    """A row for each system that `other_systems.py` recorded: both errors, and the engines."""
+    recorded: dict[str, dict[str, str]] = {}
+    results = ROOT / "benchmarks" / "results" / "other_systems.json"
+    for row in json.loads(results.read_text())["rows"]:
+        assert row["holds"] is not False, row["name"]
+        system, _, what = row["name"].partition(": ")
+        whole = row["unit"].startswith("of ") and row["unit"] != "of the limit"
+        told = f"{row['value']} {row['unit']}" if whole else f"{row['value']:.3f}"
+        recorded.setdefault(system.removesuffix(", random weights"), {})[what] = told
+    page = (ROOT / "docs" / "systems" / "README.md").read_text(encoding="utf-8")
+    table = page.partition("| system | bundle | graphs with an engine |")[2].partition("\n\n")[0]
+    rows = {row[0]: row[1:] for row in _cells(table)}
+
+    assert rows == {system: list(told.values()) for system, told in recorded.items()}
+
+
+def _cells(table: str) -> list[list[str]]:
+    lines = [line for line in table.splitlines()[1:] if line.startswith("| ")]
+    return [re.split(r"\s*\|\s*", line.strip("| ")) for line in lines]
+
+
+def test_claims_in_small_are_of_records_that_are_there() -> None:
+    """Each number of the column is one of its record, rounded or counted in thousands."""
+    page = (ROOT / "docs" / "systems" / "README.md").read_text(encoding="utf-8")
+    rows = _cells(page.partition("| claim | the paper | here | record |")[2])
+    assert len(rows) > 10
+    for claim, _, here, record in rows:
+        path = ROOT / "benchmarks" / "results" / record.strip("` ")
+        kept = json.loads(path.read_text())["rows"]
+        known = {
+            f"{row['value']:{form}}"
+            for row in kept
+            for form in (".0e", ".1f", ".2f", ".3f", ".3g", ".2g")
+        }
+        words = " ".join(f"{row['note']} {row['against'] or ''}" for row in kept)
+        known |= {
+            f"{float(n):{form}}" for n in re.findall(r"\d+\.\d+", words) for form in (".2f", ".3f")
+        }
+        plain = re.sub(r"exit code 3|4 bits", "", here)
+        found = set(re.findall(r"\d[\d.]*(?:e-\d+)?", plain))
+        assert found <= known, (claim, found - known)
+
+
 def test_what_was_tried_of_mixers_is_the_record() -> None:
     """How many were exported, built, emulated and timed beside their forms by hand."""
     record = json.loads((ROOT / "benchmarks/results/zoo.json").read_text(encoding="utf-8"))
