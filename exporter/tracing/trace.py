@@ -56,7 +56,7 @@ from .squeezes import settle_squeezes
 from .stable_sorts import settle_stable_sorts
 from .stepped_axes import name_steps
 from .trace_check import WrongGraphError, check_trace, check_whole
-from .translations import TRANSLATIONS, table_kept
+from .translations import TRANSLATIONS, swift_translations
 
 OPSET = 27
 TORCH_OPSET = 23
@@ -204,7 +204,7 @@ def _refuse_chance(model: ir.Model) -> None:
 def _convert(source: Source, program: ExportedProgram) -> ir.Model:
     name_outputs_anew(program)
     try:
-        with torch.no_grad(), quiet(), table_kept():
+        with torch.no_grad(), quiet(), swift_translations():
             converted = torch.onnx.export(
                 program,
                 dynamo=True,

@@ -68,12 +68,12 @@ def _convert_once() -> None:
     """Fill PyTorch's tables; on one thread, since a pool of threads does not outlive a fork."""
     import torch
 
-    from intaglio.exporter.tracing.translations import table_kept
+    from intaglio.exporter.tracing.translations import swift_translations
     from intaglio.quiet import quiet
 
     torch.set_num_threads(1)
     rows = {0: torch.export.Dim.DYNAMIC}
-    with quiet(), table_kept():
+    with quiet(), swift_translations():
         program = torch.export.export(
             torch.nn.Linear(2, 2), (torch.zeros(3, 2),), dynamic_shapes=(rows,), strict=False
         )

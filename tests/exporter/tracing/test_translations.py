@@ -21,7 +21,7 @@ def test_the_table_is_made_once_and_what_one_model_adds_is_its_own(
     monkeypatch.setattr(translations, "_kept", {})
     monkeypatch.setattr(ONNXRegistry, "from_torchlib", classmethod(counting))
     own = ONNXRegistry.__dict__["from_torchlib"]
-    with translations.table_kept():
+    with translations.swift_translations():
         first = ONNXRegistry.from_torchlib(opset_version=23)
         first.functions["aten::add.Tensor"].clear()
         second = ONNXRegistry.from_torchlib(opset_version=23)

@@ -1,0 +1,204 @@
+"""Bring a program to operations that have translations without tracing it once more.
+
+PyTorch's exporter runs a whole program again, under functionalization, to write composite
+operations as plain ones: most of the time that an export of a module takes.  Nearly always there
+are but a few kinds of them, which say the same data in another shape or dtype; they are written as
+views and casts here, node by node, by the shapes that the capture noted.  A program in which
+anything else would change, or that writes to its values, is left as it is for PyTorch.
+"""
+
+import functools
+import operator
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+from torch import SymInt, Tensor, fx
+from torch._export.utils import _check_valid_to_preserve, _is_cia_op
+from torch._ops import OpOverload
+from torch.export import ExportedProgram
+from torch.export.graph_signature import OutputKind
+
+from .causal_convolution import name_outputs_anew
+
+aten = torch.ops.aten
+
+RESHAPED = frozenset(
+    [
+        aten.reshape.default,
+        aten.reshape_as.default,
+        aten.flatten.using_ints,
+        aten.unflatten.int,
+        aten.view_as.default,
+    ]
+)
+CAST = frozenset(
+    [aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.to.other, aten.type_as.default]
+)
+RENAMED = {
+    aten.__and__.Tensor: aten.bitwise_and.Tensor,
+    aten.__or__.Tensor: aten.bitwise_or.Tensor,
+    aten.__xor__.Tensor: aten.bitwise_xor.Tensor,
+    aten.swapaxes.default: aten.transpose.int,
+    aten.swapdims.default: aten.transpose.int,
+}
+TO_COPY = aten._to_copy.default  # noqa: SLF001
+ASSERTED = frozenset(
+    [
+        aten._assert_tensor_metadata.default,  # noqa: SLF001  a public operation's own name
+        aten._assert_scalar.default,  # noqa: SLF001
+        aten.sym_constrain_range_for_size.default,
+    ]
+)
+"""What the exporter takes out itself."""
+COMPOSITE = frozenset(
+    [*RESHAPED, *CAST, *RENAMED, aten.contiguous.default, aten.expand_as.default, aten.mT.default,
+     aten.chunk.default, aten.square.default]
+)  # fmt: skip
+
+
+class _NoSizeError(Exception):
+    """A size that no node gives."""
+
+
+def made_plain(program: ExportedProgram, known: Collection[Any]) -> bool:
+    """Write composite operations of `program` as plain ones, in place, if that is all it needs.
+
+    Args:
+        program: as it was captured.
+        known: operations that have translations.
+
+    Returns:
+        Whether each of its operations is one of `known` now that PyTorch would leave as it is; if
+        not, the program computes what it did.
+    """
+    nodes = list(program.graph.nodes)
+    if any(
+        spec.kind is not OutputKind.USER_OUTPUT for spec in program.graph_signature.output_specs
+    ):
+        return False
+    if not all(_is_plain(node, known) or node.target in COMPOSITE for node in nodes):
+        return False
+    try:
+        _rewrite(program.graph, nodes)
+    except _NoSizeError:
+        return False
+    finally:
+        program.graph.eliminate_dead_code()
+        program.graph_module.recompile()
+        name_outputs_anew(program)
+    return True
+
+
+def _is_plain(node: fx.Node, known: Collection[Any]) -> bool:
+    """Whether PyTorch would leave a node as it is."""
+    if node.op in ("placeholder", "output"):
+        return True
+    if node.op != "call_function":
+        return False
+    target = node.target
+    if not isinstance(target, OpOverload):
+        return target is operator.getitem or isinstance(node.meta.get("val"), torch.SymInt | int)
+    if target is aten.sym_size.int or target in ASSERTED:
+        return True
+    composite = _is_cia_op(target) and not _check_valid_to_preserve(target)
+    mutable = target._schema.is_mutable  # noqa: SLF001  there is no other way to ask
+    return target in known and not mutable and not composite
+
+
+def _rewrite(graph: fx.Graph, nodes: list[fx.Node]) -> None:
+    sizes = _Sizes(graph)
+    for node in nodes:
+        if node.target not in COMPOSITE:
+            sizes.note(node)
+            continue
+        with graph.inserting_before(node):
+            made = _plain(graph, node, sizes)
+        if "val" not in made.meta:
+            made.meta = dict(node.meta)
+        node.replace_all_uses_with(made)
+        graph.erase_node(node)
+        sizes.note(made)
+
+
+def _plain(graph: fx.Graph, node: fx.Node, sizes: "_Sizes") -> fx.Node:
+    """The node that stands for a composite one."""
+    given, target = node.args[0], node.target
+    assert isinstance(given, fx.Node)
+
+    def call(op: OpOverload, *args: Any, **options: Any) -> fx.Node:
+        return graph.call_function(op, args, options)
+
+    if target in RENAMED:
+        return call(RENAMED[target], *node.args, **node.kwargs)
+    if target is aten.contiguous.default:
+        return given
+    if target is aten.mT.default:
+        return call(aten.transpose.int, given, -2, -1)
+    if target is aten.square.default:
+        return call(aten.pow.Tensor_Scalar, given, 2)
+    was, value = given.meta["val"], node.meta["val"]
+    if target in CAST:
+        same = was.dtype == value.dtype
+        return given if same else call(TO_COPY, given, dtype=value.dtype)
+    if target is aten.chunk.default:
+        axis = node.args[2] if len(node.args) > 2 else 0
+        first = value[0].shape[axis]
+        if not isinstance(was.shape[axis], int):
+            raise _NoSizeError
+        return call(aten.split.Tensor, given, first, axis)
+    shape = [sizes.of(size) for size in value.shape]
+    if target is aten.expand_as.default:
+        return call(aten.expand.default, given, shape)
+    laid = call(aten.clone.default, given, memory_format=torch.contiguous_format)
+    laid.meta = {**node.meta, "val": was.contiguous()}
+    return call(aten.view.default, laid, shape)
+
+
+class _Sizes:
+    """Nodes that give sizes, by the expressions that PyTorch has for them."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self._graph = graph
+        self._nodes: dict[Any, fx.Node] = {}
+        self._axes: dict[Any, tuple[fx.Node, int]] = {}
+
+    def note(self, node: fx.Node) -> None:
+        """Remember what sizes a node gives or has."""
+        value = node.meta.get("val")
+        if isinstance(value, SymInt):
+            self._nodes.setdefault(value.node.expr, node)
+        if isinstance(value, Tensor):
+            shape: tuple[Any, ...] = tuple(value.shape)
+            for axis, size in enumerate(shape):
+                if isinstance(size, SymInt):
+                    self._axes.setdefault(size.node.expr, (node, axis))
+
+    def of(self, size: Any) -> int | fx.Node:
+        """A size, a number or a SymInt, as an argument of a node that is inserted now."""
+        return self._expressed(size.node.expr) if isinstance(size, SymInt) else int(size)
+
+    def _expressed(self, expression: Any) -> int | fx.Node:
+        if expression.is_Integer:
+            return int(expression)
+        if expression in self._axes and expression not in self._nodes:
+            holder, axis = self._axes[expression]
+            size = self._graph.call_function(aten.sym_size.int, (holder, axis))
+            size.meta = {**holder.meta, "val": holder.meta["val"].shape[axis]}
+            self._nodes[expression] = size
+        if expression in self._nodes:
+            return self._nodes[expression]
+        if not (expression.is_Mul or expression.is_Add):
+            raise _NoSizeError
+        function = operator.mul if expression.is_Mul else operator.add
+        parts = [self._expressed(each) for each in expression.args]
+        return functools.reduce(functools.partial(self._combined, function), parts)
+
+    def _combined(
+        self, function: Callable[..., Any], left: int | fx.Node, right: int | fx.Node
+    ) -> fx.Node:
+        found = self._graph.call_function(function, (left, right))
+        one = next(node for node in (left, right) if isinstance(node, fx.Node))
+        values = (x.meta["val"] if isinstance(x, fx.Node) else x for x in (left, right))
+        found.meta = {**one.meta, "val": function(*values)}
+        return found
