@@ -18,6 +18,7 @@ A system takes ten seconds of one core, most of them its export.  `--jobs` takes
 import argparse
 import inspect
 import itertools
+import re
 import shlex
 import sys
 import tempfile
@@ -93,7 +94,7 @@ def main() -> None:
 
 def chosen_of(parser: argparse.ArgumentParser, names: str) -> set[str]:
     """The names after `--only`, or the parser's error where one is of nothing."""
-    only = set(filter(None, names.split(",")))
+    only = set(filter(None, re.split(r",(?! )", names)))  # names of variants hold ", "
     models = [model for model in MODELS if model.name in NAMES]
     known = {f"{m.name} {x}" for m in models for x in (*m.presets, *VARIANTS.get(m.name, ()))}
     if unknown := only - {*NAMES, *known}:
