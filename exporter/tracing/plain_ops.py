@@ -21,7 +21,7 @@ from torch.export.graph_signature import OutputKind
 
 from .causal_convolution import name_outputs_anew
 
-aten = torch.ops.aten
+aten, SCAN = torch.ops.aten, torch.ops.higher_order.scan
 
 RESHAPED = frozenset(
     [
@@ -53,7 +53,8 @@ ASSERTED = frozenset(
 """What the exporter takes out itself."""
 COMPOSITE = frozenset(
     [*RESHAPED, *CAST, *RENAMED, aten.contiguous.default, aten.expand_as.default, aten.mT.default,
-     aten.chunk.default, aten.square.default]
+     aten.chunk.default, aten.movedim.int, aten.rsub.Scalar,
+     aten.square.default]
 )  # fmt: skip
 
 
@@ -72,31 +73,37 @@ def made_plain(program: ExportedProgram, known: Collection[Any]) -> bool:
         Whether each of its operations is one of `known` now that PyTorch would leave as it is; if
         not, the program computes what it did.
     """
-    nodes = list(program.graph.nodes)
-    if any(
-        spec.kind is not OutputKind.USER_OUTPUT for spec in program.graph_signature.output_specs
-    ):
+    returned = program.graph_signature.output_specs
+    if any(spec.kind is not OutputKind.USER_OUTPUT for spec in returned):
         return False
+    graphs = [part for part in program.graph_module.modules() if isinstance(part, fx.GraphModule)]
+    nodes = (node for part in graphs for node in part.graph.nodes)
     if not all(_is_plain(node, known) or node.target in COMPOSITE for node in nodes):
         return False
     try:
-        _rewrite(program.graph, nodes)
+        for part in graphs:
+            _rewrite(part.graph)
     except _NoSizeError:
         return False
     finally:
-        program.graph.eliminate_dead_code()
-        program.graph_module.recompile()
+        for part in graphs:
+            part.graph.eliminate_dead_code()
+            part.recompile()
         name_outputs_anew(program)
     return True
 
 
 def _is_plain(node: fx.Node, known: Collection[Any]) -> bool:
     """Whether PyTorch would leave a node as it is."""
+    target = node.target
     if node.op in ("placeholder", "output"):
         return True
+    if node.op == "get_attr":  # the body of a scan
+        return all(user.target is SCAN for user in node.users)
     if node.op != "call_function":
         return False
-    target = node.target
+    if target is SCAN:
+        return target in known
     if not isinstance(target, OpOverload):
         return target is operator.getitem or isinstance(node.meta.get("val"), torch.SymInt | int)
     if target is aten.sym_size.int or target in ASSERTED:
@@ -106,9 +113,9 @@ def _is_plain(node: fx.Node, known: Collection[Any]) -> bool:
     return target in known and not mutable and not composite
 
 
-def _rewrite(graph: fx.Graph, nodes: list[fx.Node]) -> None:
+def _rewrite(graph: fx.Graph) -> None:
     sizes = _Sizes(graph)
-    for node in nodes:
+    for node in list(graph.nodes):
         if node.target not in COMPOSITE:
             sizes.note(node)
             continue
@@ -135,6 +142,9 @@ def _plain(graph: fx.Graph, node: fx.Node, sizes: "_Sizes") -> fx.Node:
         return given
     if target is aten.mT.default:
         return call(aten.transpose.int, given, -2, -1)
+    if target is aten.rsub.Scalar:
+        number, *factor = node.args[1:]
+        return call(aten.sub.Tensor, number, given, **({"alpha": factor[0]} if factor else {}))
     if target is aten.square.default:
         return call(aten.pow.Tensor_Scalar, given, 2)
     was, value = given.meta["val"], node.meta["val"]
@@ -147,12 +157,22 @@ def _plain(graph: fx.Graph, node: fx.Node, sizes: "_Sizes") -> fx.Node:
         if not isinstance(was.shape[axis], int):
             raise _NoSizeError
         return call(aten.split.Tensor, given, first, axis)
+    if target is aten.movedim.int:
+        source, destination = (int(axis) for axis in node.args[1:])  # type: ignore[arg-type]
+        return call(aten.permute.default, given, _moved(was.ndim, source, destination))
     shape = [sizes.of(size) for size in value.shape]
     if target is aten.expand_as.default:
         return call(aten.expand.default, given, shape)
     laid = call(aten.clone.default, given, memory_format=torch.contiguous_format)
     laid.meta = {**node.meta, "val": was.contiguous()}
     return call(aten.view.default, laid, shape)
+
+
+def _moved(rank: int, source: int, destination: int) -> list[int]:
+    """The axes of a tensor once one of them is somewhere else."""
+    axes = [axis for axis in range(rank) if axis != source % rank]
+    axes.insert(destination % rank, source % rank)
+    return axes
 
 
 class _Sizes:

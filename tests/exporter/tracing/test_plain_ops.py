@@ -57,15 +57,24 @@ def parted(x: Tensor) -> tuple[Tensor, ...]:
 
 
 def several(x: Tensor) -> Tensor:
-    y = x[:, :1].expand_as(x).swapaxes(1, 2).square() @ x
-    return torch.where((y > 0)[..., :1] & (y > 1) | (y < -1), y.mT.mT, 0.0)
+    y = (1 - x[:, :1].expand_as(x)).movedim(1, -1).square() @ torch.rsub(x, 2, alpha=3)
+    return torch.where((y > 0)[..., :1] & (y > 1) | (y < -1), y.mT.swapaxes(1, 2), 0.0)
+
+
+def looped(x: Tensor) -> Tensor:
+    def step(state: Tensor, entry: Tensor) -> tuple[Tensor, Tensor]:
+        state = (1 - entry) * state + entry.reshape(-1, 12)
+        return state, state.to(torch.float64)
+
+    _, found = torch._higher_order_ops.scan(step, x[:, 0].clone(), x.movedim(1, 0))
+    return torch.as_tensor(found).movedim(0, 1)
 
 
 def same(x: Tensor) -> tuple[Tensor, Tensor]:
     return x.reshape(x.shape), x.contiguous()
 
 
-@pytest.mark.parametrize("function", [reshaped, cast, parted, several, same])
+@pytest.mark.parametrize("function", [reshaped, cast, parted, several, looped, same])
 def test_what_is_rewritten_computes_the_same(function: Callable[[Tensor], object]) -> None:
     program = captured(function)
     assert made_plain(program, known())
@@ -83,11 +92,11 @@ def written(x: Tensor) -> Tensor:
     return y
 
 
-def turned(x: Tensor) -> Tensor:
-    return x.movedim(0, 1)
+def shifted(x: Tensor) -> Tensor:
+    return x.moveaxis((0, 1), (1, 0))
 
 
-@pytest.mark.parametrize("function", [written, turned])
+@pytest.mark.parametrize("function", [written, shifted])
 def test_what_needs_more_is_left_to_pytorch(function: Callable[[Tensor], object]) -> None:
     program = captured(function)
     assert not made_plain(program, known())
