@@ -51,9 +51,14 @@ ASSERTED = frozenset(
     ]
 )
 """What the exporter takes out itself."""
+PADDED = {
+    aten.conv1d.padding: aten.conv1d.default,
+    aten.conv2d.padding: aten.conv2d.default,
+    aten.conv3d.padding: aten.conv3d.default,
+}
 COMPOSITE = frozenset(
-    [*RESHAPED, *CAST, *RENAMED, aten.contiguous.default, aten.expand_as.default, aten.mT.default,
-     aten.chunk.default, aten.movedim.int, aten.rsub.Scalar,
+    [*RESHAPED, *CAST, *RENAMED, *PADDED, aten.contiguous.default, aten.expand_as.default,
+     aten.mT.default, aten.chunk.default, aten.movedim.int, aten.narrow.default, aten.rsub.Scalar,
      aten.square.default]
 )  # fmt: skip
 
@@ -151,6 +156,13 @@ def _plain(graph: fx.Graph, node: fx.Node, sizes: "_Sizes") -> fx.Node:
     if target in CAST:
         same = was.dtype == value.dtype
         return given if same else call(TO_COPY, given, dtype=value.dtype)
+    if target in PADDED:
+        return call(PADDED[target], *_padded(node))
+    if target is aten.narrow.default:
+        axis, start, length = node.args[1:]
+        if not isinstance(start, int) or not isinstance(length, int) or start < 0:
+            raise _NoSizeError
+        return call(aten.slice.Tensor, given, axis, start, start + length)
     if target is aten.chunk.default:
         axis = node.args[2] if len(node.args) > 2 else 0
         first = value[0].shape[axis]
@@ -166,6 +178,23 @@ def _plain(graph: fx.Graph, node: fx.Node, sizes: "_Sizes") -> fx.Node:
     laid = call(aten.clone.default, given, memory_format=torch.contiguous_format)
     laid.meta = {**node.meta, "val": was.contiguous()}
     return call(aten.view.default, laid, shape)
+
+
+def _padded(node: fx.Node) -> list[Any]:
+    """The arguments of a convolution whose padding is a word, with numbers in its place."""
+    weight = node.args[1]
+    assert isinstance(weight, fx.Node)
+    spatial = weight.meta["val"].shape[2:]
+    ones = [1] * len(spatial)
+    given: list[Any] = [*node.args, *(None, ones, "valid", ones, 1)[len(node.args) - 2 :]]
+    around = [step * (size - 1) for size, step in zip(spatial, given[5], strict=True)]
+    if given[4] == "valid":
+        given[4] = [0] * len(spatial)
+    elif any(total % 2 for total in around):  # one more behind than in front
+        raise _NoSizeError
+    else:
+        given[4] = [total // 2 for total in around]
+    return given
 
 
 def _moved(rank: int, source: int, destination: int) -> list[int]:

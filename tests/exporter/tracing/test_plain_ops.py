@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.nn import functional as F
 
 from intaglio.exporter.tracing import translations
 from intaglio.exporter.tracing.plain_ops import made_plain
@@ -70,11 +71,19 @@ def looped(x: Tensor) -> Tensor:
     return torch.as_tensor(found).movedim(0, 1)
 
 
+KERNEL = torch.randn(5, 12, 3)
+
+
+def convolved(x: Tensor) -> tuple[Tensor, Tensor]:
+    same = F.conv1d(x.mT, KERNEL, padding="same", dilation=2)
+    return same, F.conv1d(x.mT, KERNEL, padding="valid", stride=2).narrow(1, 1, 3)
+
+
 def same(x: Tensor) -> tuple[Tensor, Tensor]:
     return x.reshape(x.shape), x.contiguous()
 
 
-@pytest.mark.parametrize("function", [reshaped, cast, parted, several, looped, same])
+@pytest.mark.parametrize("function", [reshaped, cast, parted, several, looped, convolved, same])
 def test_what_is_rewritten_computes_the_same(function: Callable[[Tensor], object]) -> None:
     program = captured(function)
     assert made_plain(program, known())
@@ -92,11 +101,16 @@ def written(x: Tensor) -> Tensor:
     return y
 
 
+def uneven(x: Tensor) -> Tensor:
+    return F.conv1d(x.mT, KERNEL[..., :2], padding="same")
+
+
 def shifted(x: Tensor) -> Tensor:
     return x.moveaxis((0, 1), (1, 0))
 
 
-@pytest.mark.parametrize("function", [written, shifted])
+@pytest.mark.filterwarnings("ignore:Using padding:UserWarning")
+@pytest.mark.parametrize("function", [written, uneven, shifted])
 def test_what_needs_more_is_left_to_pytorch(function: Callable[[Tensor], object]) -> None:
     program = captured(function)
     assert not made_plain(program, known())
