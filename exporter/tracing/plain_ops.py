@@ -7,6 +7,7 @@ views and casts here, node by node, by the shapes that the capture noted.  A pro
 anything else would change, or that writes to its values, is left as it is for PyTorch.
 """
 
+import contextlib
 import functools
 import operator
 from collections.abc import Callable, Collection
@@ -209,7 +210,7 @@ class _Sizes:
 
     def __init__(self, graph: fx.Graph) -> None:
         self._graph = graph
-        self._nodes: dict[Any, fx.Node] = {}
+        self._nodes: dict[Any, int | fx.Node] = {}
         self._axes: dict[Any, tuple[fx.Node, int]] = {}
 
     def note(self, node: fx.Node) -> None:
@@ -230,18 +231,22 @@ class _Sizes:
     def _expressed(self, expression: Any) -> int | fx.Node:
         if expression.is_Integer:
             return int(expression)
-        if expression in self._axes and expression not in self._nodes:
-            holder, axis = self._axes[expression]
-            size = self._graph.call_function(aten.sym_size.int, (holder, axis))
-            size.meta = {**holder.meta, "val": holder.meta["val"].shape[axis]}
-            self._nodes[expression] = size
         if expression in self._nodes:
             return self._nodes[expression]
-        if not (expression.is_Mul or expression.is_Add):
+        if expression.is_Mul or expression.is_Add:  # of sizes of inputs, not of what is computed
+            function = operator.mul if expression.is_Mul else operator.add
+            with contextlib.suppress(_NoSizeError):
+                parts = [self._expressed(each) for each in expression.args]
+                found = functools.reduce(functools.partial(self._combined, function), parts)
+                self._nodes[expression] = found
+                return found
+        if expression not in self._axes:
             raise _NoSizeError
-        function = operator.mul if expression.is_Mul else operator.add
-        parts = [self._expressed(each) for each in expression.args]
-        return functools.reduce(functools.partial(self._combined, function), parts)
+        holder, axis = self._axes[expression]
+        size = self._graph.call_function(aten.sym_size.int, (holder, axis))
+        size.meta = {**holder.meta, "val": holder.meta["val"].shape[axis]}
+        self._nodes[expression] = size
+        return size
 
     def _combined(
         self, function: Callable[..., Any], left: int | fx.Node, right: int | fx.Node

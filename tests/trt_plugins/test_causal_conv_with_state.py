@@ -57,8 +57,9 @@ def test_the_samples_of_the_operator(check: Check) -> None:
         check(PLUGIN, sample)
 
 
-@pytest.mark.parametrize("taps", [1, 4, 9])
-@pytest.mark.parametrize("time", [0, 1, 2, TOKENS, TOKENS + 9])
+@pytest.mark.parametrize(
+    ("taps", "time"), [(4, 0), (4, 1), (4, 2), (4, TOKENS + 9), (1, 2), (9, 2), (9, TOKENS)]
+)
 def test_any_length(check: Check, taps: int, time: int) -> None:
     """No token at all, fewer than the state holds, and more than a tile."""
     check(PLUGIN, draw(time, taps))

@@ -24,7 +24,7 @@ from intaglio.trt_plugins.ahead import Job, compile_all
 from intaglio.trt_plugins.launch_torch import request_of
 from intaglio.trt_plugins.plugin import Plugin, Request
 
-HALF, BRAIN, SINGLE = torch.float16, torch.bfloat16, torch.float32
+HALF, SINGLE = torch.float16, torch.float32
 AMPERE = 80
 
 
@@ -41,7 +41,7 @@ def dtype_of(sample: Sample) -> torch.dtype:
     return next(x.dtype for x in sample.values() if isinstance(x, Tensor))
 
 
-@pytest.mark.parametrize("dtype", [HALF, BRAIN, SINGLE])
+@pytest.mark.parametrize("dtype", [HALF, SINGLE])
 def test_the_samples_of_every_operator(dtype: torch.dtype, kernel_cache: Path) -> None:
     """Every attribute, and what may be absent."""
     cases = [(find(name), x) for name in NAMES for x in taken(find(name), dtype, AMPERE)]
@@ -53,7 +53,7 @@ def test_the_samples_of_every_operator(dtype: torch.dtype, kernel_cache: Path) -
 
 @pytest.mark.parametrize(
     ("sm", "first_wins"),
-    [(75, False), (AMPERE, False), (AMPERE, True), (90, False), (100, False), (120, False)],
+    [(75, False), (AMPERE, True), (90, False), (100, False)],
 )
 def test_every_generation(sm: int, first_wins: bool, kernel_cache: Path) -> None:
     """With each one's tensor cores, and none; whoever wins where several write one value."""

@@ -23,8 +23,7 @@ GROUPS: dict[str, str] = {
     "TensorRT": "flavour sm require-target",
     "What is measured": "context prompt-length batch threads capacity",
     "How long": "warm-up duration iterations percentile",
-    "Proof": "data tolerance steps thorough lowered bisect check-passes no-verify require-parity "
-    "require-convergence",
+    "Proof": "data tolerance steps thorough lowered bisect check-passes no-verify require-parity",
     "Behaviour": "behaviour judge answer-tokens samples temperature top-p seed stop",
     "Drawing": "temperature top-k top-p min-p repetition-penalty seed guidance",
     "Search": "budget evaluations seed jobs ray report",

@@ -141,7 +141,7 @@ def test_a_recurrent_model_of_two_bits_holds_on_text(tmp_path: Path, text: Path)
 def test_calibrated_exports_are_verified_on_what_they_were_calibrated_with(
     tmp_path: Path, text: Path
 ) -> None:
-    checkpoint = MODELS / "checkpoints" / "gla.pt"
+    checkpoint = MODELS / "checkpoints" / "llama_small.pt"
     calibrated = ["gptq:bits=2,group=64"]
     report = export(checkpoint, tmp_path / "bundle", passes=calibrated, calib=text, steps=64)
 
