@@ -43,6 +43,7 @@ RENAMED = {
     aten.swapaxes.default: aten.transpose.int,
     aten.swapdims.default: aten.transpose.int,
 }
+NORM = aten._native_batch_norm_legit_no_training.default  # noqa: SLF001
 TO_COPY = aten._to_copy.default  # noqa: SLF001
 ASSERTED = frozenset(
     [
@@ -52,20 +53,21 @@ ASSERTED = frozenset(
     ]
 )
 """What the exporter takes out itself."""
+SAME = frozenset([aten.contiguous.default, aten.detach_.default])
 PADDED = {
     aten.conv1d.padding: aten.conv1d.default,
     aten.conv2d.padding: aten.conv2d.default,
     aten.conv3d.padding: aten.conv3d.default,
 }
 COMPOSITE = frozenset(
-    [*RESHAPED, *CAST, *RENAMED, *PADDED, aten.contiguous.default, aten.expand_as.default,
-     aten.mT.default, aten.chunk.default, aten.movedim.int, aten.narrow.default, aten.rsub.Scalar,
-     aten.square.default]
+    [*RESHAPED, *CAST, *RENAMED, *PADDED, *SAME, aten.batch_norm.default, aten.chunk.default,
+     aten.dropout.default, aten.expand_as.default, aten.mT.default, aten.movedim.int,
+     aten.narrow.default, aten.rsub.Scalar, aten.square.default]
 )  # fmt: skip
 
 
-class _NoSizeError(Exception):
-    """A size that no node gives."""
+class _NotPlainError(Exception):
+    """A node that the shapes noted do not say how to write, as where nothing gives a size."""
 
 
 def made_plain(program: ExportedProgram, known: Collection[Any]) -> bool:
@@ -89,7 +91,7 @@ def made_plain(program: ExportedProgram, known: Collection[Any]) -> bool:
     try:
         for part in graphs:
             _rewrite(part.graph)
-    except _NoSizeError:
+    except _NotPlainError:
         return False
     finally:
         for part in graphs:
@@ -144,8 +146,14 @@ def _plain(graph: fx.Graph, node: fx.Node, sizes: "_Sizes") -> fx.Node:
 
     if target in RENAMED:
         return call(RENAMED[target], *node.args, **node.kwargs)
-    if target is aten.contiguous.default:
+    if target in SAME:
         return given
+    if target is aten.dropout.default:
+        if node.args[2]:
+            raise _NotPlainError
+        return given
+    if target is aten.batch_norm.default:
+        return _normed(graph, node)
     if target is aten.mT.default:
         return call(aten.transpose.int, given, -2, -1)
     if target is aten.rsub.Scalar:
@@ -162,13 +170,13 @@ def _plain(graph: fx.Graph, node: fx.Node, sizes: "_Sizes") -> fx.Node:
     if target is aten.narrow.default:
         axis, start, length = node.args[1:]
         if not isinstance(start, int) or not isinstance(length, int) or start < 0:
-            raise _NoSizeError
+            raise _NotPlainError
         return call(aten.slice.Tensor, given, axis, start, start + length)
     if target is aten.chunk.default:
         axis = node.args[2] if len(node.args) > 2 else 0
         first = value[0].shape[axis]
         if not isinstance(was.shape[axis], int):
-            raise _NoSizeError
+            raise _NotPlainError
         return call(aten.split.Tensor, given, first, axis)
     if target is aten.movedim.int:
         source, destination = (int(axis) for axis in node.args[1:])  # type: ignore[arg-type]
@@ -179,6 +187,17 @@ def _plain(graph: fx.Graph, node: fx.Node, sizes: "_Sizes") -> fx.Node:
     laid = call(aten.clone.default, given, memory_format=torch.contiguous_format)
     laid.meta = {**node.meta, "val": was.contiguous()}
     return call(aten.view.default, laid, shape)
+
+
+def _normed(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    """A batch norm by its running moments."""
+    *given, training, momentum, epsilon, _ = node.args
+    if training or None in given:
+        raise _NotPlainError
+    norm = graph.call_function(NORM, (*given, momentum, epsilon))
+    value = node.meta["val"]
+    norm.meta = {**node.meta, "val": (value, value.new_empty(0), value.new_empty(0))}
+    return graph.call_function(operator.getitem, (norm, 0))
 
 
 def _padded(node: fx.Node) -> list[Any]:
@@ -192,7 +211,7 @@ def _padded(node: fx.Node) -> list[Any]:
     if given[4] == "valid":
         given[4] = [0] * len(spatial)
     elif any(total % 2 for total in around):  # one more behind than in front
-        raise _NoSizeError
+        raise _NotPlainError
     else:
         given[4] = [total // 2 for total in around]
     return given
@@ -235,13 +254,13 @@ class _Sizes:
             return self._nodes[expression]
         if expression.is_Mul or expression.is_Add:  # of sizes of inputs, not of what is computed
             function = operator.mul if expression.is_Mul else operator.add
-            with contextlib.suppress(_NoSizeError):
+            with contextlib.suppress(_NotPlainError):
                 parts = [self._expressed(each) for each in expression.args]
                 found = functools.reduce(functools.partial(self._combined, function), parts)
                 self._nodes[expression] = found
                 return found
         if expression not in self._axes:
-            raise _NoSizeError
+            raise _NotPlainError
         holder, axis = self._axes[expression]
         size = self._graph.call_function(aten.sym_size.int, (holder, axis))
         size.meta = {**holder.meta, "val": holder.meta["val"].shape[axis]}

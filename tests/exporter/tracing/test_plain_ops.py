@@ -79,11 +79,19 @@ def convolved(x: Tensor) -> tuple[Tensor, Tensor]:
     return same, F.conv1d(x.mT, KERNEL, padding="valid", stride=2).narrow(1, 1, 3)
 
 
+def normed(x: Tensor) -> Tensor:
+    mean, spread = torch.arange(12.0), torch.arange(1.0, 13.0)
+    y = F.batch_norm(x.mT, mean, spread, spread, mean, eps=0.1)
+    return F.dropout(y, 0.5, training=False) * torch.tensor(2.0)
+
+
 def same(x: Tensor) -> tuple[Tensor, Tensor]:
     return x.reshape(x.shape), x.contiguous()
 
 
-@pytest.mark.parametrize("function", [reshaped, cast, parted, several, looped, convolved, same])
+@pytest.mark.parametrize(
+    "function", [reshaped, cast, parted, several, looped, convolved, normed, same]
+)
 def test_what_is_rewritten_computes_the_same(function: Callable[[Tensor], object]) -> None:
     program = captured(function)
     assert made_plain(program, known())
@@ -105,12 +113,16 @@ def uneven(x: Tensor) -> Tensor:
     return F.conv1d(x.mT, KERNEL[..., :2], padding="same")
 
 
+def dropped(x: Tensor) -> Tensor:
+    return F.dropout(x, 0.5, training=True) * 0
+
+
 def shifted(x: Tensor) -> Tensor:
     return x.moveaxis((0, 1), (1, 0))
 
 
 @pytest.mark.filterwarnings("ignore:Using padding:UserWarning")
-@pytest.mark.parametrize("function", [written, uneven, shifted])
+@pytest.mark.parametrize("function", [written, uneven, dropped, shifted])
 def test_what_needs_more_is_left_to_pytorch(function: Callable[[Tensor], object]) -> None:
     program = captured(function)
     assert not made_plain(program, known())
