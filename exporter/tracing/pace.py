@@ -74,7 +74,7 @@ def find_pace(source: Source) -> int:
     known = [strides] if 1 < strides <= MOST else []
     found: list[int] = []
     for length in (*known, *LENGTHS):
-        if found and (known or length == LENGTHS[-1]):
+        if found and length == LENGTHS[-1]:
             break
         once, twice = (_shapes(source, n) for n in (length, 2 * length))
         if once is None or twice is None:
@@ -84,7 +84,9 @@ def find_pace(source: Source) -> int:
         pace = _pace(once, twice, length)
         if _grows_evenly(source, pace):
             found.append(pace)
-    return min(found, default=1)  # what is cut off at the end may grow evenly by more, too
+            if pace == 1 or not seen.cuts:
+                break
+    return min(found, default=1)  # where an end is cut off, it may grow evenly by more as well
 
 
 def _pace(once: list[Shape], twice: list[Shape], length: int) -> int:
@@ -153,13 +155,14 @@ class _Shapes(TorchFunctionMode):
 
 
 class _Moves(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes whether something may change a rate, and the strides of what does."""
+    """Notes whether something may change a rate, the strides of what does, and whether it cuts."""
 
     supports_higher_order_operators = True  # or PyTorch's scans raise
 
     def __init__(self, tokens: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.moves = False
+        self.cuts = False
         self.strides: list[int] = []
         self._tokens = tokens
         self._compiled = False
@@ -188,7 +191,9 @@ class _Moves(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return moves
         if "slice" in name and len(args) > 1 and args[0].shape[args[1]] == self._tokens:
             # What is left may be whole groups of entries, of which the example may have one.
-            return bool(1 < result.shape[args[1]] < self._tokens)
+            cuts = bool(1 < result.shape[args[1]] < self._tokens)
+            self.cuts = self.cuts or cuts
+            return cuts
         if "pool" in name and "adaptive" not in name and len(args) > 1:
             self.strides += map(int, args[2] if len(args) > 2 and args[2] else args[1])
             return True
