@@ -42,9 +42,7 @@ WINDOW, STATIC = Layout.WINDOW, Layout.STATIC
 LIBRARY: Any = transformers  # partly without types
 DECODERS: dict[str, tuple[Any, list[Layout]]] = {
     "llama": (transformers.LlamaConfig(**GROUPED), [STATIC, STATIC]),
-    "qwen3": (transformers.Qwen3Config(**GROUPED), [STATIC, STATIC]),
-    "mistral": (transformers.MistralConfig(**GROUPED, sliding_window=6), [WINDOW, WINDOW]),
-    "gemma3": (
+    "gemma3": (  # norms of queries and keys, and windows, as Qwen3 and Mistral have them
         transformers.Gemma3TextConfig(
             **GROUPED, sliding_window=5, layer_types=["sliding_attention", "full_attention"]
         ),
@@ -52,7 +50,7 @@ DECODERS: dict[str, tuple[Any, list[Layout]]] = {
     ),
     "gpt2": (transformers.GPT2Config(**GPT2), [STATIC, STATIC]),
 }
-ROTATED = {"llama", "qwen3", "mistral", "gemma3"}
+ROTATED = {"llama", "gemma3"}
 ENCODERS = {
     "bert": transformers.BertForMaskedLM(transformers.BertConfig(**SIZES)),
     "distilbert": transformers.DistilBertForSequenceClassification(
