@@ -28,7 +28,7 @@ from intaglio.errors import SourceError
 
 from .layout import CheckpointLayout, Shapes, Values, read_value, refuse
 from .model import Model
-from .training import Report
+from .training import Report, refuse_start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,10 +253,7 @@ class SelectiveCopy:
         Raises:
             SourceError: if there is a checkpoint to start from.
         """
-        if start is not None:
-            raise SourceError(
-                f"This model is trained from random weights, not from {start}: leave out --from."
-            )
+        refuse_start(start)
         torch.set_num_threads(1)
         generator = torch.Generator().manual_seed(self.seed)
         optimizer = torch.optim.AdamW(module.parameters(), lr=self.rate)

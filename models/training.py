@@ -45,6 +45,18 @@ class Training(Protocol):
         """
 
 
+def refuse_start(start: object) -> None:
+    """Of a recipe that begins with random weights.
+
+    Raises:
+        SourceError: if there is a checkpoint to start from.
+    """
+    if start is not None:
+        raise SourceError(
+            f"This model is trained from random weights, not from {start}: leave out --from."
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecipe:
     """AdamW with a short warm-up and a cosine to a tenth of `rate`; `time` bytes a sequence."""
@@ -63,10 +75,7 @@ class TrainingRecipe:
         Raises:
             SourceError: if there is a checkpoint to start from.
         """
-        if start is not None:
-            raise SourceError(
-                f"This model is trained from random weights, not from {start}: leave out --from."
-            )
+        refuse_start(start)
         return f"held-out loss {train(module, self, report):.4f} nats per byte"
 
 
@@ -95,10 +104,7 @@ class Drawn:
         Raises:
             SourceError: if there is a checkpoint to start from.
         """
-        if start is not None:
-            raise SourceError(
-                f"This model is trained from random weights, not from {start}: leave out --from."
-            )
+        refuse_start(start)
         torch.set_num_threads(1)
         generator = torch.Generator().manual_seed(self.seed)
         parameters = [each for each in module.parameters() if each.requires_grad]

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from intaglio.errors import SourceError
-from intaglio.models.training import Report
+from intaglio.models.training import Report, refuse_start
 
 NAMES = ("disc", "square", "diamond", "ring", "plus", "cross", "frame", "stripes")
 EDGE = 24.0  # how steep the edge of a shape is, in units of the picture
@@ -68,10 +67,7 @@ class Shapes:
         Raises:
             SourceError: if there is a checkpoint to start from.
         """
-        if start is not None:
-            raise SourceError(
-                f"This model is trained from random weights, not from {start}: leave out --from."
-            )
+        refuse_start(start)
         torch.set_num_threads(1)
         generator = torch.Generator().manual_seed(self.seed)
         optimizer = torch.optim.AdamW(module.parameters(), lr=self.rate, weight_decay=0.05)

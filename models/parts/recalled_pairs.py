@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from intaglio.errors import SourceError
-from intaglio.models.training import OTHER, Report
+from intaglio.models.training import OTHER, Report, refuse_start
 
 KEYS, SEGMENTS, PAIRS, FEW = 32, 8, 16, 6
 BANK = ("memory_keys", "memory_values", "memory_means", "memory_filled")
@@ -57,10 +56,7 @@ class Recall:
         Raises:
             SourceError: if there is a checkpoint to start from.
         """
-        if start is not None:
-            raise SourceError(
-                f"This model is trained from random weights, not from {start}: leave out --from."
-            )
+        refuse_start(start)
         torch.set_num_threads(1)
         generator = torch.Generator().manual_seed(self.seed)
         self._train_backbone(module, generator, report)

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, fft, nn
 
-from intaglio.errors import SourceError
 from intaglio.models.layout import Shapes, Values, read_value
+from intaglio.models.training import refuse_start
 
 IMMATERIAL = (  # of the modules there: sizes that the weights have as well, and training
     *("d_input", "d_model", "d_output", "d_state", "dropout", "dt_max", "dt_min", "lr"),
@@ -117,10 +117,7 @@ class Delays:
         Raises:
             SourceError: if there is a checkpoint to start from.
         """
-        if start is not None:
-            raise SourceError(
-                f"This model is trained from random weights, not from {start}: leave out --from."
-            )
+        refuse_start(start)
         assert isinstance(module, Stack)
         torch.set_num_threads(1)
         generator = torch.Generator().manual_seed(self.seed)

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from intaglio.errors import SourceError
-from intaglio.models.training import Report
+from intaglio.models.training import Report, refuse_start
 
 from .drawn_shapes import draw
 
@@ -37,10 +36,7 @@ class Scales:
         Raises:
             SourceError: if there is a checkpoint to start from.
         """
-        if start is not None:
-            raise SourceError(
-                f"This model is trained from random weights, not from {start}: leave out --from."
-            )
+        refuse_start(start)
         torch.set_num_threads(1)
         generator = torch.Generator().manual_seed(self.seed)
         module.train()
