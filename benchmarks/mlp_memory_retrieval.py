@@ -7,9 +7,8 @@ Python's library that it never saw.  What is told is text of `modules`, held out
 of `files` of the corpus itself, of which every eighth part is left out of it.  With `--beside`, the
 rows of the other text are those of an earlier record.
 
-Each state of the corpus is a key, with the byte behind it: exact search for the nearest gives the
-distribution of kNN-LM (Khandelwal et al. 2020, arXiv:1911.00172), with the key itself left out
-while the memory learns from it (KL to that and cross-entropy, half each).  Weights of the mixture
+The search is that of `models/parts/imitated_search.py`, by which the memory of `files` was trained
+that `models/checkpoints/` has; that of `modules` learns here.  Weights of the mixture
 and temperatures are chosen on one half of what is told, and perplexities are those of the other
 half; of the mixture with the memory by its engine.
 """
@@ -17,7 +16,6 @@ half; of the mixture with the memory by its engine.
 import argparse
 import json
 import sys
-import sysconfig
 import tempfile
 from pathlib import Path
 
@@ -30,84 +28,47 @@ from torch.nn import functional as F
 from intaglio.exporter.export import export
 from intaglio.exporter.sources.load import load_source
 from intaglio.models import mlp_memory
-from intaglio.models.training import held_out_text
+from intaglio.models.parts.imitated_search import (
+    PART,
+    Imitation,
+    corpus,
+    kept_and_left_out,
+    nearest,
+    searched,
+    states,
+)
+from intaglio.models.training import WINDOW, held_out_text
 from intaglio.runtime.session import Session
 
-CHECKPOINT = Path(__file__).parents[1] / "models" / "checkpoints" / "llama.pt"
-PACKAGES = ("json", "email", "unittest", "logging", "http", "urllib", "xml", "importlib")
-KEYS, LEARNT, TOLD, WINDOW = 60_000, {"modules": 30_000, "files": 60_000}, 8192, 256
-NEAREST, SOFT = 256, (2.0, 5.0, 15.0, 50.0)  # temperatures of distances
+CHECKPOINTS = Path(__file__).parents[1] / "models" / "checkpoints"
+KEYS, LEARNT, TOLD = 60_000, 30_000, 8192
+SOFT = (2.0, 5.0, 15.0, 50.0)  # temperatures of distances
 WEIGHTS = tuple(x / 20 for x in range(1, 16))
 MODULES, FILES = "modules", "files"
-PART, EVERY = 2048, 4  # bytes; of so many parts of the files one is told
-STEPS, BATCH = {"modules": 1500, "files": 3000}, 128
+STEPS = 1500
 TEMPERATURES = (0.8, 1.0, 1.25)
-CONFIG = mlp_memory.Config(hidden_size=128, intermediate_size=256, num_layers=3)
-
-
-def corpus() -> Tensor:
-    """Bytes of the packages, in order of name."""
-    library = Path(sysconfig.get_path("stdlib"))
-    paths = [path for name in PACKAGES for path in sorted((library / name).glob("*.py"))]
-    return torch.frombuffer(bytearray(b"".join(p.read_bytes() for p in paths)), dtype=torch.uint8)
+CONFIG = mlp_memory.BYTES
 
 
 def texts(name: str, keys: int, told: int) -> tuple[Tensor, Tensor]:
     """The corpus and what is told: so many bytes that choose, so many, and the one behind."""
     if name == MODULES:
         return corpus()[:keys], held_out_text()[: 2 * told + 1]
-    parts = torch.split(corpus(), PART)
-    kept = [each for place, each in enumerate(parts) if place % EVERY != EVERY - 1]
-    others = parts[EVERY - 1 :: EVERY][: 2 * told // PART]  # turn and turn about
-    return torch.cat(kept[: keys // PART]), torch.cat((*others[::2], *others[1::2], others[0][:1]))
+    kept, parts = kept_and_left_out(keys)
+    others = parts[: 2 * told // PART]  # turn and turn about
+    return kept, torch.cat((*others[::2], *others[1::2], others[0][:1]))
 
 
-@torch.no_grad()
-def states(mixture: mlp_memory.Mixture, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What the memory reads [N, hidden], log-probabilities [N, 256], and the next bytes [N]."""
-    count = (len(text) - 1) // WINDOW
-    rows = torch.stack([text[i * WINDOW : (i + 1) * WINDOW + 1] for i in range(count)]).long()
-    taken: list[Tensor] = []
-    module = mixture.language_model.get_submodule(mixture.tap)
-    hook = module.register_forward_pre_hook(lambda _module, given: taken.append(given[0]))
-    logits = [mixture.language_model(part[:, :-1]) for part in torch.split(rows, 16)]
-    hook.remove()
-    flat = torch.cat(logits).log_softmax(-1).flatten(0, 1)
-    return torch.cat(taken).flatten(0, 1), flat, rows[:, 1:].flatten()
-
-
-def nearest(queries: Tensor, keys: Tensor, *, drop: bool) -> tuple[Tensor, Tensor]:
-    """Squared distances and places [N, k] of the nearest keys; `drop` leaves out the first."""
-    squares, found = keys.square().sum(1), []
-    for part in torch.split(queries, 1024):
-        distance = squares - 2 * part @ keys.T + part.square().sum(1, keepdim=True)
-        found.append(distance.topk(NEAREST + drop, largest=False))
-    distances, places = (torch.cat(each)[:, int(drop) :] for each in zip(*found, strict=True))
-    return distances, places
-
-
-def searched(distances: Tensor, values: Tensor, soft: float) -> Tensor:
-    """The distribution [N, 256] of the bytes behind the nearest keys."""
-    weights = (-distances / soft).softmax(1)
-    return torch.zeros(len(weights), 256).scatter_add_(1, values, weights)
-
-
-def taught(inputs: Tensor, targets: Tensor, values: Tensor, steps: int) -> mlp_memory.Memory:
-    """A memory that gives the distribution of the search: half KL, half cross-entropy."""
+def taught(name: str, keys: Tensor, values: Tensor, soft: float, quick: bool) -> mlp_memory.Memory:
+    """The trained checkpoint, of the files; a memory that learns the modules' corpus here."""
+    if name == FILES:
+        return load_source(CHECKPOINTS / "mlp_memory.pt").module
     torch.manual_seed(0)
     memory = mlp_memory.build(CONFIG)
-    optimizer = torch.optim.AdamW(memory.parameters(), lr=2e-3, betas=(0.9, 0.95))
-    generator = torch.Generator().manual_seed(0)
-    for step in range(steps):
-        optimizer.param_groups[0]["lr"] = 2e-3 * min(1, (step + 1) / 100) * (1 - step / steps)
-        chosen = torch.randint(len(inputs), (BATCH,), generator=generator)
-        logits = memory(inputs[chosen][None])[0]
-        imitated = F.kl_div(logits.log_softmax(-1), targets[chosen], reduction="batchmean")
-        loss = (imitated + F.cross_entropy(logits, values[chosen])) / 2
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    return memory.eval().requires_grad_(requires_grad=False)
+    steps = STEPS // 20 if quick else STEPS
+    recipe = Imitation(tap=mlp_memory.last_mlp, steps=steps, soft=soft)
+    recipe.imitate(memory, keys[:LEARNT], keys, values)
+    return memory.requires_grad_(requires_grad=False)
 
 
 def perplexity(model: Tensor, other: Tensor, weight: float, values: Tensor) -> float:
@@ -119,12 +80,12 @@ def perplexity(model: Tensor, other: Tensor, weight: float, values: Tensor) -> f
 def measure(name: str, quick: bool) -> list[Row]:
     """Perplexities of the language model, with the search, and with the memory."""
     torch.set_num_threads(1)
-    model = load_source(CHECKPOINT).module
-    empty = mlp_memory.join({"language_model": model, "memory": mlp_memory.build(CONFIG)})
+    model = load_source(CHECKPOINTS / "llama.pt").module
+    tap = mlp_memory.last_mlp(model)
     most = KEYS // 10 if quick else KEYS
     read, text = texts(name, most, TOLD // 8 if quick else TOLD)
-    keys, _, values = states(empty, read)
-    hidden, plain, wanted = states(empty, text)
+    keys, _, values = states(model, tap, read)
+    hidden, plain, wanted = states(model, tap, text)
     choose, tell = slice(0, len(hidden) // 2), slice(len(hidden) // 2, None)
     distances, places = nearest(hidden, keys, drop=False)
     soft, weight = min(
@@ -136,12 +97,7 @@ def measure(name: str, quick: bool) -> list[Row]:
     )  # fmt: skip
     found = _log(searched(distances, values[places], soft))
     search = perplexity(plain[tell], found[tell], weight, wanted[tell])
-    learnt = keys[: most if quick else LEARNT[name]]
-    away, near = nearest(learnt, keys, drop=True)
-    targets = searched(away, values[near], soft)
-    memory = taught(
-        learnt, targets, values[: len(learnt)], STEPS[name] // 20 if quick else STEPS[name]
-    )
+    memory = taught(name, keys, values, soft, quick)
     with torch.no_grad():
         logits = memory(hidden[None])[0]
     heat, share = min(

@@ -25,6 +25,7 @@ from intaglio.errors import SourceError
 
 from .layout import CheckpointLayout, Shapes, Values, read_value, refuse, renamed
 from .model import Joint, Model
+from .parts.imitated_search import Imitation
 from .parts.language_layers import RMSNorm, SwiGLU
 
 KINDS = ("gpt2", "llama")
@@ -48,6 +49,9 @@ class Config:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"kind is {self.kind!r}; it should be {' or '.join(KINDS)}")
+
+
+BYTES = Config(hidden_size=128, intermediate_size=160, num_layers=3)  # beside llama's tiny preset
 
 
 class Gelu(nn.Module):
@@ -300,8 +304,8 @@ MLP_MEMORY = Model(
     config=Config,
     build=build,
     inputs=inputs,
-    presets={"tiny": Config(), "gpt2": Config(kind="gpt2", norm_eps=1e-5)},
-    recipe=None,
+    presets={"tiny": Config(), "gpt2": Config(kind="gpt2", norm_eps=1e-5), "bytes": BYTES},
+    recipe=Imitation(tap=last_mlp),
     layouts=LAYOUTS,
     joint=Joint(parts=("language_model", "memory"), join=join, conditions=conditions),
     source="arXiv:2508.01832",

@@ -14,11 +14,30 @@ from torch import nn
 
 from intaglio.errors import SourceError
 from intaglio.exporter.export import export
-from intaglio.models.mlp_memory import LAYOUTS, MLP_MEMORY, Config, build, join, mixed
+from intaglio.exporter.sources.load import load_source
+from intaglio.models.mlp_memory import (
+    BYTES,
+    LAYOUTS,
+    MLP_MEMORY,
+    Config,
+    build,
+    join,
+    last_mlp,
+    mixed,
+)
+from intaglio.models.parts.imitated_search import (
+    PART,
+    Imitation,
+    kept_and_left_out,
+    nearest,
+    searched,
+)
+from intaglio.models.training import WINDOW
 from intaglio.runtime.session import Session
 
 Array = npt.NDArray[Any]
 KEYS = Path(__file__).parents[1] / "data" / "keys"
+CHECKPOINTS = Path(__file__).parents[2] / "models" / "checkpoints"
 SMALL = {
     "gpt2": Config(kind="gpt2", vocab_size=20, hidden_size=8, intermediate_size=12, input_size=6),
     "llama": Config(vocab_size=20, hidden_size=8, intermediate_size=12),
@@ -157,6 +176,49 @@ def test_two_directories_become_one_engine(tmp_path: Path) -> None:
         np.testing.assert_allclose(found[1, t], logits.log_softmax(-1), atol=1e-4)
     between = np.log(0.7 * np.exp(found[0]) + 0.3 * np.exp(found[1]))
     np.testing.assert_allclose(found[2], between, atol=1e-4)
+
+
+def test_the_checkpoint_brings_what_a_search_brings() -> None:
+    """On parts of files that are not in its corpus, beside the language model that it is of."""
+    parts = {"language_model": "llama", "memory": "mlp_memory"}
+    places = {name: CHECKPOINTS / f"{stem}.pt" for name, stem in parts.items()}
+    assert places["memory"].stat().st_size < 1_000_000
+    mixture = join({name: load_source(place).module for name, place in places.items()})
+    _, left_out = kept_and_left_out(PART)
+    rows = torch.cat(left_out[:8]).view(-1, WINDOW).long()
+    losses = []
+    for weight in (0.0, 0.75):
+        given = torch.full((len(rows),), weight), torch.ones(len(rows))
+        found = mixture(rows[:, :-1], *given)
+        losses.append(nn.functional.nll_loss(found.flatten(0, 1), rows[:, 1:].flatten()).item())
+    assert losses[1] < losses[0] - 0.05  # 0.11 on Python 3.11's own library
+
+
+def test_a_memory_learns_beside_a_language_model_alone() -> None:
+    recipe = replace(Imitation(tap=last_mlp), steps=100, keys=2 * PART)
+    memory = build(BYTES)
+    with pytest.raises(SourceError, match="belongs to a language model"):
+        recipe.train(memory, None, None)
+    before = {name: weight.clone() for name, weight in memory.named_parameters()}
+    reached = recipe.train(memory, None, CHECKPOINTS / "llama.pt")
+    assert all(not torch.equal(before[name], weight) for name, weight in memory.named_parameters())
+    assert float(reached.split()[1]) < 3  # of ln 256 = 5.5 at random
+
+
+def test_the_search_is_that_of_every_key() -> None:
+    """Its own key left out, weights by softmax of -distance / temperature."""
+    keys = torch.randn(300, 3, generator=torch.Generator().manual_seed(0))
+    values = torch.arange(300) % 256
+    distances, places = nearest(keys[:2], keys, drop=True)
+    found = searched(distances, values[places], 0.5)
+    for row in range(2):
+        far = {i: float(((keys[row] - keys[i]) ** 2).sum()) for i in range(300) if i != row}
+        near = sorted(far, key=far.__getitem__)[:256]
+        weights = np.exp([-far[i] / 0.5 for i in near])
+        wanted = np.zeros(256)
+        for i, weight in zip(near, weights / weights.sum(), strict=True):
+            wanted[i % 256] += weight
+        np.testing.assert_allclose(found[row].numpy(), wanted, atol=1e-5)
 
 
 class Blocks(nn.Module):
