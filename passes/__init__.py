@@ -56,6 +56,7 @@ from .lower.ort_relabel import OrtRelabel
 from .lower.ort_reshapes import OrtReshapes
 from .lower.ort_unit_norm import OrtUnitNorm
 from .lower.trt_attention import TrtAttention
+from .lower.trt_bytes import TrtBytes
 from .lower.trt_given_inputs import TrtGivenInputs
 from .lower.trt_half import TrtHalf
 from .lower.trt_loops import TrtLoops
@@ -116,6 +117,7 @@ PASSES: tuple[type[Pass], ...] = (
     OrtUnitNorm,
     OrtRelabel,
     TrtAttention,
+    TrtBytes,
     TrtGivenInputs,
     TrtHalf,
     TrtLoops,

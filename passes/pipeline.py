@@ -46,6 +46,7 @@ from .exact.separate_rows import SeparateRows
 from .exact.split_sequences import SplitSequences
 from .exact.stabilize_log_sigmoid import StabilizeLogSigmoid
 from .exact.statefulize import Statefulize
+from .exact.widen_kinds import WidenKinds
 from .low_bit import low_bit_nodes
 from .lower.ort_attention_mask import OrtAttentionMask
 from .lower.ort_conditional import OrtConditional
@@ -61,6 +62,7 @@ from .lower.ort_relabel import OrtRelabel
 from .lower.ort_reshapes import OrtReshapes
 from .lower.ort_unit_norm import OrtUnitNorm
 from .lower.trt_attention import TrtAttention
+from .lower.trt_bytes import TrtBytes
 from .lower.trt_given_inputs import TrtGivenInputs
 from .lower.trt_half import TrtHalf
 from .lower.trt_loops import TrtLoops
@@ -153,7 +155,14 @@ def tidy() -> list[Pass]:
 
 def after_hoist() -> list[Pass]:
     """Tidy the step graph, or what hoist split off it."""
-    return [FoldConstants(), RemoveNoOps(), MergeDuplicates(), FuseRotary(), RemoveDead()]
+    return [
+        FoldConstants(),
+        RemoveNoOps(),
+        MergeDuplicates(),
+        FuseRotary(),
+        WidenKinds(),  # of what the passes themselves chose
+        RemoveDead(),
+    ]
 
 
 def whole(extra: Sequence[Pass] = ()) -> list[Pass]:
@@ -178,6 +187,7 @@ def lowering(target: str, accuracy: Accuracy = "auto", dtype: str = FP32) -> lis
     if target == "trt":
         halved = [TrtHalf()] if dtype == FP16 else []
         return [
+            TrtBytes(),
             TrtLowBit(),
             TrtAttention(),
             TrtGivenInputs(),

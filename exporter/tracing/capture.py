@@ -106,7 +106,7 @@ def _captured(source: Source, module: nn.Module) -> tuple[ExportedProgram, dict[
     root = module.register_forward_pre_hook(watch.start, with_kwargs=True)
     stack = ModuleStack(module, watch.look)
     try:
-        scans = contextlib.nullcontext() if source.whole else Scans()
+        scans = Scans(stepped=not source.whole)
         with torch.no_grad(), quiet(), Spellings(), scans, in_order():
             try:
                 with stack:

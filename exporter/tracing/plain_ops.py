@@ -53,16 +53,15 @@ ASSERTED = frozenset(
     ]
 )
 """What the exporter takes out itself."""
-SAME = frozenset([aten.contiguous.default, aten.detach_.default])
 PADDED = {
     aten.conv1d.padding: aten.conv1d.default,
     aten.conv2d.padding: aten.conv2d.default,
     aten.conv3d.padding: aten.conv3d.default,
 }
 COMPOSITE = frozenset(
-    [*RESHAPED, *CAST, *RENAMED, *PADDED, *SAME, aten.batch_norm.default, aten.chunk.default,
-     aten.dropout.default, aten.expand_as.default, aten.mT.default, aten.movedim.int,
-     aten.narrow.default, aten.rsub.Scalar, aten.square.default]
+    [*RESHAPED, *CAST, *RENAMED, *PADDED, aten.batch_norm.default, aten.chunk.default,
+     aten.contiguous.default, aten.detach_.default, aten.dropout.default, aten.expand_as.default,
+     aten.mT.default, aten.movedim.int, aten.narrow.default, aten.rsub.Scalar, aten.square.default]
 )  # fmt: skip
 
 
@@ -146,8 +145,10 @@ def _plain(graph: fx.Graph, node: fx.Node, sizes: "_Sizes") -> fx.Node:
 
     if target in RENAMED:
         return call(RENAMED[target], *node.args, **node.kwargs)
-    if target in SAME:
+    if target is aten.detach_.default:
         return given
+    if target is aten.contiguous.default:  # a view behind it is of these strides
+        return call(aten.clone.default, given, memory_format=torch.contiguous_format)
     if target is aten.dropout.default:
         if node.args[2]:
             raise _NotPlainError

@@ -3,11 +3,13 @@
 Its CPU kernels leave out, among types that operators may have, Where of booleans, a few operators
 of small integers, and nearly all of bfloat16.  A wider type holds every value of the narrower one,
 and what comes back is one of those or, of bfloat16, rounded once, as PyTorch rounds it.
+A choice between booleans is logic: Where(c, a, b) is (c and a) or (not c and b).
 Found by trying each operator with each type in ONNX Runtime 1.32.
 """
 
 import onnx_ir as ir
 
+from intaglio.passes.analysis.known_shapes import broadcast
 from intaglio.passes.base import Exact, PassResult
 from intaglio.passes.graph import Emitter, describe, dims, replace_uses
 
@@ -21,7 +23,6 @@ MOVES = frozenset(
 """What there is of bfloat16; of other operators some have it at some opsets alone."""
 SHORT = frozenset("ArgMax ArgMin Clip Max Min NonZero Pad ReduceMax ReduceMin Relu Where".split())
 LACKING: dict[ir.DataType, tuple[frozenset[str], ir.DataType]] = {
-    Kind.BOOL: (frozenset(("Where",)), Kind.UINT8),
     Kind.INT8: (frozenset(("NonZero", "Trilu")), Kind.INT32),
     Kind.INT16: (SHORT | {"Trilu"}, Kind.INT32),
     Kind.UINT8: (frozenset(("Trilu",)), Kind.INT32),
@@ -36,10 +37,36 @@ class WidenKinds(Exact):
         notes = []
         for node in list(model.graph.all_nodes()):
             wider = _wider(node)
-            if wider:
+            if _chooses_booleans(node):
+                _write_logic(node)
+                notes.append(describe(node))
+            elif wider:
                 _widen(node, *wider)
                 notes.append(describe(node))
         return PassResult(changed=bool(notes), notes=notes)
+
+
+def _chooses_booleans(node: ir.Node) -> bool:
+    return (
+        node.op_type == "Where"
+        and not node.domain
+        and isinstance(node.graph, ir.Graph)
+        and all(value is not None and value.dtype == Kind.BOOL for value in node.inputs)
+    )
+
+
+def _write_logic(node: ir.Node) -> None:
+    emit, (choice, first, second) = Emitter(node), node.inputs
+
+    def logic(op: str, *of: ir.Value | None) -> ir.Value:
+        shapes = [shape for value in of if value and (shape := dims(value)) is not None]
+        shape = broadcast(shapes) if len(shapes) == len(of) else None
+        return emit(op, list(of), Kind.BOOL, shape)
+
+    other = logic("And", logic("Not", choice), second)
+    replace_uses(node.outputs[0], logic("Or", logic("And", choice, first), other))
+    assert isinstance(node.graph, ir.Graph)
+    node.graph.remove(node, safe=True)
 
 
 def _wider(node: ir.Node) -> tuple[ir.DataType, ir.DataType] | None:

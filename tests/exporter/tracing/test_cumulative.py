@@ -1,5 +1,7 @@
 """What accumulates over tokens becomes scans; sums that overflow are carried in a stable form."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import intaglio
 from intaglio.exporter.sources.load import load_source
+from intaglio.exporter.tracing.cumulative import cummax, cummin, cumprod, logcumsumexp
 from intaglio.exporter.tracing.trace import trace
 from intaglio.passes import pipeline, stepping
 from intaglio.passes.base import Context
@@ -106,3 +110,43 @@ def test_accumulations_over_tokens_are_carried(make: type[nn.Module]) -> None:
         ops = [spec.op for spec in context.states]
         assert ops.count("diagonal_ssm") >= 3  # what does not match stays a sum, or a scan
         assert ops.count("cumulative_sum") == 5
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 8])
+def test_along_an_axis_of_a_fixed_size_they_are_steps_of_all_entries(size: int) -> None:
+    """Entries that are equal, far apart and infinite, along any axis."""
+    x = torch.tensor([3.0, -1, 3, 500, -500, -torch.inf, 2, 500])[:size].repeat(2, 3, 1)
+    x[1] = x[1].flip(-1)
+    for dim, value in ((-1, x), (1, x.mT.contiguous())):
+        torch.testing.assert_close(cumprod(value.long(), dim), value.long().cumprod(dim))
+        torch.testing.assert_close(cumprod(value / 9, dim), (value / 9).cumprod(dim))
+        torch.testing.assert_close(logcumsumexp(value, dim), value.logcumsumexp(dim))
+        for own, theirs in ((cummax, torch.cummax), (cummin, torch.cummin)):
+            for found, wanted in zip(own(value, dim), theirs(value, dim), strict=True):
+                assert torch.equal(found, wanted)
+
+
+def test_whole_models_accumulate_too(tmp_path: Path) -> None:
+    """Transmittance along the samples of a ray, as radiance fields have it."""
+
+    def forward(x: Tensor) -> Tensor:
+        alpha = x.sigmoid()
+        ones = torch.ones((x.shape[0], 1))
+        left = torch.cumprod(torch.cat([ones, 1 - alpha + 1e-10], -1), -1)[:, :-1]
+        return (alpha * left).sum(-1) + alpha.cummax(1).indices[:, -1]
+
+    ray = intaglio.export(
+        Called(forward), tmp_path / "b", inputs={"x": torch.randn(3, 6)}, axes={"x": "raysx6"}
+    )
+    assert ray.manifest.main.whole
+
+
+class Called(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)

@@ -54,7 +54,8 @@ def cast(x: Tensor) -> Tensor:
 
 
 def parted(x: Tensor) -> tuple[Tensor, ...]:
-    return x.chunk(3, -1) + x.contiguous().chunk(5, dim=2)
+    shuffled = x.view(x.shape[0], -1, 3, 4).mT.contiguous().view(*x.shape)
+    return x.chunk(3, -1) + shuffled.chunk(5, dim=2)
 
 
 def several(x: Tensor) -> Tensor:
