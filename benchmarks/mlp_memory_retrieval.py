@@ -62,7 +62,9 @@ def texts(name: str, keys: int, told: int) -> tuple[Tensor, Tensor]:
 def taught(name: str, keys: Tensor, values: Tensor, soft: float, quick: bool) -> mlp_memory.Memory:
     """The trained checkpoint, of the files; a memory that learns the modules' corpus here."""
     if name == FILES:
-        return load_source(CHECKPOINTS / "mlp_memory.pt").module
+        held = load_source(CHECKPOINTS / "mlp_memory.pt").module
+        assert isinstance(held, mlp_memory.Memory)
+        return held
     torch.manual_seed(0)
     memory = mlp_memory.build(CONFIG)
     steps = STEPS // 20 if quick else STEPS

@@ -115,8 +115,7 @@ def _extreme(
             better = beats(later[0], earlier[0])
             return tuple(torch.where(better, b, a) for a, b in zip(earlier, later, strict=True))
 
-        _, places = _doubled((x, at.movedim(0, dim)), dim, chosen)
-        return result((values, places))
+        return result((values, _doubled((x, at.movedim(0, dim)), dim, chosen)[1]))
 
     def step(carried: Pair, entry: Pair) -> tuple[Pair, Tensor]:
         better = beats(entry[0], carried[0])

@@ -60,8 +60,8 @@ def _write_logic(node: ir.Node) -> None:
 
     def logic(op: str, *of: ir.Value | None) -> ir.Value:
         shapes = [shape for value in of if value and (shape := dims(value)) is not None]
-        shape = broadcast(shapes) if len(shapes) == len(of) else None
-        return emit(op, list(of), Kind.BOOL, shape)
+        known = len(shapes) == len(of)
+        return emit(op, list(of), Kind.BOOL, broadcast(shapes) if known else None)
 
     other = logic("And", logic("Not", choice), second)
     replace_uses(node.outputs[0], logic("Or", logic("And", choice, first), other))

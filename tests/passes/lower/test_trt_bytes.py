@@ -1,5 +1,7 @@
 """TrtBytes: what moves and chooses numbers of 8 bits does so in int32, and gives the same."""
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -42,7 +44,7 @@ def test_pixels_are_moved_and_chosen_in_int32() -> None:
         kinds = {v.dtype for v in (*node.inputs, *node.outputs) if v is not None}
         assert node.op_type == "Cast" or ir.DataType.UINT8 not in kinds
     draw = np.random.default_rng(0)
-    feeds = {
+    feeds: dict[str, Any] = {
         "x": draw.integers(0, 256, (2, 4, 3), dtype=np.uint8),
         "w": (300 * draw.random((2, 3, 4)) - 20).astype(np.float32),
         "c": np.array([[True], [False], [True]]),
