@@ -5,6 +5,7 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
+from torch import fx
 from torch.export import ExportedProgram
 
 from intaglio.ops import OPS
@@ -19,17 +20,21 @@ def swift_translations() -> Iterator[None]:
 
     It makes the table anew for each model and parses the source text of some 500 functions to do
     so, which takes longer than all else of a small export.  Each model is given a copy, so that
-    what is added for one is not there for another.  And it traces each program twice more to write
-    composite operations as plain ones, see `plain_ops`.  A version of PyTorch that has these
-    elsewhere goes on doing both.
+    what is added for one is not there for another.  It traces each program twice more to write
+    composite operations as plain ones, see `plain_ops`, and once to find where dtypes mix: the
+    values that the capture noted tell their dtypes, and only what is cast there is run.  A version
+    of PyTorch that has these elsewhere goes on doing all three.
     """
     try:
         from torch.onnx._internal.exporter import _fx_passes
         from torch.onnx._internal.exporter._registration import ONNXRegistry
+        from torch.onnx._internal.fx.passes import type_promotion
 
         from .plain_ops import made_plain
 
         own, again = ONNXRegistry.__dict__["from_torchlib"], _fx_passes.decompose_with_registry
+        promoting = type_promotion._TypePromotionInterpreter  # noqa: SLF001
+        rule_of, run_again = type_promotion.get_type_promotion_rule, promoting.run_node
     except (AttributeError, ImportError, KeyError):
         yield
         return
@@ -46,10 +51,20 @@ def swift_translations() -> Iterator[None]:
         table.functions = {target: list(those) for target, those in table.functions.items()}
         return table
 
+    def promoted(interpreter: Any, node: fx.Node) -> Any:
+        if "val" not in node.meta:
+            return run_again(interpreter, node)
+        with interpreter._set_current_node(node):  # noqa: SLF001
+            if rule := rule_of(node, interpreter.type_promotion_table):
+                interpreter._maybe_promote_node(node, rule)  # noqa: SLF001
+        return node.meta["val"]
+
     _fx_passes.decompose_with_registry = plain  # type: ignore[assignment]
+    promoting.run_node = promoted  # type: ignore[method-assign]
     ONNXRegistry.from_torchlib = classmethod(copied)  # type: ignore[assignment, method-assign]
     try:
         yield
     finally:
         _fx_passes.decompose_with_registry = again
+        promoting.run_node = run_again  # type: ignore[method-assign]
         ONNXRegistry.from_torchlib = own  # type: ignore[method-assign]
