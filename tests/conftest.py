@@ -78,14 +78,14 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def systems_traced_once() -> Iterator[None]:
+def systems_traced_once(traces: Path) -> Iterator[None]:
     """A system of `models/` is traced once."""
     if "torch" not in sys.modules:
         yield
         return
     from traced_once import traced_once
 
-    with traced_once():
+    with traced_once(traces):
         yield
 
 
@@ -116,11 +116,11 @@ def tensorrt_libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def commands(tmp_path_factory: pytest.TempPathFactory, traces: Path) -> Iterator[Path]:
     """Where the command lies that runs in a child of a process with the libraries imported."""
     from warm import warm
 
-    with warm(tmp_path_factory.mktemp("warm")) as place:
+    with warm(tmp_path_factory.mktemp("warm"), traces) as place:
         yield place
 
 
@@ -163,8 +163,18 @@ def hybrid_engine(export_hybrid: Callable[..., "ExportReport"]) -> "ExportReport
 @pytest.fixture(scope="session")
 def kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where kernels that this run compiles are kept, for all of its processes."""
-    base = tmp_path_factory.getbasetemp()
+    return shared_folder(tmp_path_factory, "kernel-cache")
+
+
+@pytest.fixture(scope="session")
+def traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where graphs of systems that this run traces are kept, for all of its processes."""
+    return shared_folder(tmp_path_factory, "traces")
+
+
+def shared_folder(factory: pytest.TempPathFactory, name: str) -> Path:
+    base = factory.getbasetemp()
     base = base.parent if base.name.startswith("popen-") else base  # of one of several workers
-    folder = base / "kernel-cache"
+    folder = base / name
     folder.mkdir(exist_ok=True)
     return folder

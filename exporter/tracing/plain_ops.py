@@ -19,6 +19,7 @@ from torch._export.utils import _check_valid_to_preserve, _is_cia_op
 from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind
+from torch.utils._pytree import tree_leaves
 
 from .causal_convolution import name_outputs_anew
 
@@ -38,7 +39,9 @@ CAST = frozenset(
 )
 RENAMED = {
     aten.__and__.Tensor: aten.bitwise_and.Tensor,
+    aten.__and__.Scalar: aten.bitwise_and.Scalar,
     aten.__or__.Tensor: aten.bitwise_or.Tensor,
+    aten.__or__.Scalar: aten.bitwise_or.Scalar,
     aten.__xor__.Tensor: aten.bitwise_xor.Tensor,
     aten.swapaxes.default: aten.transpose.int,
     aten.swapdims.default: aten.transpose.int,
@@ -53,15 +56,20 @@ ASSERTED = frozenset(
     ]
 )
 """What the exporter takes out itself."""
+MOVED = frozenset(
+    [aten.movedim.int, aten.movedim.intlist, aten.moveaxis.int, aten.moveaxis.intlist,
+     aten.numpy_T.default]
+)  # fmt: skip
 PADDED = {
     aten.conv1d.padding: aten.conv1d.default,
     aten.conv2d.padding: aten.conv2d.default,
     aten.conv3d.padding: aten.conv3d.default,
 }
 COMPOSITE = frozenset(
-    [*RESHAPED, *CAST, *RENAMED, *PADDED, aten.batch_norm.default, aten.chunk.default,
+    [*RESHAPED, *CAST, *RENAMED, *PADDED, *MOVED, aten.batch_norm.default, aten.chunk.default,
      aten.contiguous.default, aten.detach_.default, aten.dropout.default, aten.expand_as.default,
-     aten.mT.default, aten.movedim.int, aten.narrow.default, aten.rsub.Scalar, aten.square.default]
+     aten.mT.default, aten.narrow.default, aten.outer.default, aten.rsub.Scalar,
+     aten.square.default]
 )  # fmt: skip
 
 
@@ -80,12 +88,17 @@ def made_plain(program: ExportedProgram, known: Collection[Any]) -> bool:
         Whether each of its operations is one of `known` now that PyTorch would leave as it is; if
         not, the program computes what it did.
     """
+    return made_plain_where(program, lambda node: _is_plain(node, known))
+
+
+def made_plain_where(program: ExportedProgram, is_plain: Callable[[fx.Node], bool]) -> bool:
+    """`made_plain` with another notion of which nodes stay as they are."""
     returned = program.graph_signature.output_specs
     if any(spec.kind is not OutputKind.USER_OUTPUT for spec in returned):
         return False
     graphs = [part for part in program.graph_module.modules() if isinstance(part, fx.GraphModule)]
     nodes = (node for part in graphs for node in part.graph.nodes)
-    if not all(_is_plain(node, known) or node.target in COMPOSITE for node in nodes):
+    if not all(node.target in COMPOSITE or is_plain(node) for node in nodes):
         return False
     try:
         for part in graphs:
@@ -179,9 +192,12 @@ def _plain(graph: fx.Graph, node: fx.Node, sizes: "_Sizes") -> fx.Node:
         if not isinstance(was.shape[axis], int):
             raise _NotPlainError
         return call(aten.split.Tensor, given, first, axis)
-    if target is aten.movedim.int:
-        source, destination = (int(axis) for axis in node.args[1:])  # type: ignore[arg-type]
-        return call(aten.permute.default, given, _moved(was.ndim, source, destination))
+    if target in MOVED:
+        return call(aten.permute.default, given, _moved(was.ndim, *node.args[1:]))
+    if target is aten.outer.default:
+        column = call(aten.unsqueeze.default, given, 1)
+        column.meta = {**node.meta, "val": was.unsqueeze(1)}
+        return call(aten.mul.Tensor, column, node.args[1])
     shape = [sizes.of(size) for size in value.shape]
     if target is aten.expand_as.default:
         return call(aten.expand.default, given, shape)
@@ -218,11 +234,14 @@ def _padded(node: fx.Node) -> list[Any]:
     return given
 
 
-def _moved(rank: int, source: int, destination: int) -> list[int]:
-    """The axes of a tensor once one of them is somewhere else."""
-    axes = [axis for axis in range(rank) if axis != source % rank]
-    axes.insert(destination % rank, source % rank)
-    return axes
+def _moved(rank: int, sources: Any = None, destinations: Any = None) -> list[int]:
+    """The axes of a tensor once some of them are somewhere else; all reversed by default."""
+    if sources is None:
+        return list(range(rank))[::-1]
+    pairs = zip(tree_leaves(destinations), tree_leaves(sources), strict=True)
+    places = {destination % rank: source % rank for destination, source in pairs}
+    others = (axis for axis in range(rank) if axis not in places.values())
+    return [places[place] if place in places else next(others) for place in range(rank)]
 
 
 class _Sizes:

@@ -1,12 +1,17 @@
-"""Graphs of checkpoints that many tests export, each traced once for a process."""
+"""Graphs of checkpoints that many tests export, each traced once for all processes of a run."""
 
 import contextlib
 import hashlib
 import json
+import os
+import pickle
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
+import onnx
+import onnx_ir as ir
 import pytest
 from torch import nn
 
@@ -19,28 +24,27 @@ DECIDING = (
 
 
 @contextlib.contextmanager
-def traced_once() -> Iterator[None]:
+def traced_once(folder: Path) -> Iterator[None]:
     """Trace no system of `models/` twice with the same weights, config and inputs.
 
-    What follows tracing changes graphs in place, so each gets a copy.  Other modules are traced
-    each time: their weights and classes do not tell what their `forward` computes.
+    Graphs are kept in `folder`, which several processes may share.  What follows tracing changes
+    graphs in place: each gets one of its own.  Other modules are traced each time: their weights
+    and classes do not tell what their `forward` computes.
     """
-    known: dict[str, Traced] = {}
     made = trace
 
     def once(source: Source) -> Traced:
         if not (source.model and source.config and isinstance(source.body, nn.Module)):
             return made(source)
-        key = _key(source, source.body)
-        if key not in known:
-            known[key] = made(source)
-        found = known[key]
-        return replace(
-            found,
-            model=found.model.clone(deep_copy=True),
-            aliases=dict(found.aliases),
-            spans=dict(found.spans),
-        )
+        kept = folder / _key(source, source.body)
+        if not kept.exists():
+            new = kept.with_suffix(f".{os.getpid()}")
+            traced = made(source)
+            graph = ir.to_proto(traced.model).SerializeToString()
+            new.write_bytes(pickle.dumps((graph, replace(traced, model=None))))
+            new.rename(kept)
+        graph, traced = pickle.loads(kept.read_bytes())
+        return replace(traced, model=ir.from_proto(onnx.ModelProto.FromString(graph)))
 
     with pytest.MonkeyPatch.context() as patch:
         for name, module in [*sys.modules.items()]:

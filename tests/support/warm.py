@@ -29,17 +29,17 @@ with socket.socket(socket.AF_UNIX) as link:
 
 
 @contextlib.contextmanager
-def warm(folder: Path) -> Iterator[Path]:
+def warm(folder: Path, traces: Path) -> Iterator[Path]:
     """A folder for PATH with `intaglio`, and beside it `block`, which runs ``block -c TEXT``.
 
-    The server ends with the context.
+    Systems are traced once, see `traced_once`.  The server ends with the context.
     """
     address, place = str(folder / "socket"), folder / "bin"
     place.mkdir()
     for client in (place / "intaglio", folder / "block"):
         client.write_text(CLIENT.format(python=sys.executable, address=address))
         client.chmod(0o755)
-    server = subprocess.Popen([sys.executable, __file__, address])
+    server = subprocess.Popen([sys.executable, __file__, address, traces])
     try:
         while not Path(address).exists():
             assert server.poll() is None, "the server ended"
@@ -50,10 +50,11 @@ def warm(folder: Path) -> Iterator[Path]:
         server.wait()
 
 
-def serve(address: str) -> None:
+def serve(address: str, traces: Path) -> None:
     """Fork for each command that comes in."""
     import onnxruntime  # noqa: F401
     import transformers  # noqa: F401
+    from traced_once import traced_once
 
     import intaglio.cli
     import intaglio.exporter.export
@@ -61,7 +62,8 @@ def serve(address: str) -> None:
 
     _convert_once()
     gc.freeze()  # no child walks, and so copies, what all of them share
-    _listen(address)
+    with traced_once(traces):
+        _listen(address)
 
 
 def _convert_once() -> None:
@@ -140,4 +142,4 @@ def _run(link: socket.socket) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(sys.argv[1], Path(sys.argv[2]))

@@ -12,7 +12,8 @@ import operator
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import SymBool, SymFloat, SymInt, Tensor, fx, nn
+from torch._ops import OpOverload
 from torch.export import Dim, ExportedProgram
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
@@ -20,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from intaglio.exporter.sources.source import Source
 from intaglio.exporter.tracing.complex_numbers import as_pairs, pair_complex_numbers
 from intaglio.exporter.tracing.gradients import carried_out, differentiates
+from intaglio.exporter.tracing.plain_ops import made_plain_where
 from intaglio.exporter.tracing.spellings import Spellings
 from intaglio.quiet import quiet, summary
 from intaglio.state import BATCH, TIME
@@ -253,6 +255,8 @@ def _unrolled(source: Source, batch: int, time: int) -> ExportedProgram:
             return program
         with torch.no_grad(), quiet():
             pair_complex_numbers(program)
+            if made_plain_where(program, _is_functional):
+                return program
             functional: ExportedProgram = program.run_decompositions({})
             return functional
     except Exception as error:
@@ -270,7 +274,9 @@ def _is_functional(node: fx.Node) -> bool:
     op = node.target
     if node.op != "call_function" or op is operator.getitem:
         return node.op != "call_module"
-    if not isinstance(op, torch._ops.OpOverload) or op._schema.is_mutable:  # noqa: SLF001
+    if not isinstance(op, OpOverload):
+        return isinstance(value, SymInt | SymFloat | SymBool | int | float)
+    if op._schema.is_mutable:  # noqa: SLF001
         return False
     if all(argument.alias_info is None for argument in op._schema.arguments):  # noqa: SLF001
         return True
