@@ -60,7 +60,7 @@ def swift_translations() -> Iterator[None]:
         return node.meta["val"]
 
     _fx_passes.decompose_with_registry = plain  # type: ignore[assignment]
-    promoting.run_node = promoted  # type: ignore[method-assign]
+    promoting.run_node = promoted  # type: ignore[assignment, method-assign]
     ONNXRegistry.from_torchlib = classmethod(copied)  # type: ignore[assignment, method-assign]
     try:
         yield
