@@ -7,7 +7,6 @@ import os
 import pickle
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -41,10 +40,10 @@ def traced_once(folder: Path) -> Iterator[None]:
             new = kept.with_suffix(f".{os.getpid()}")
             traced = made(source)
             graph = ir.to_proto(traced.model).SerializeToString()
-            new.write_bytes(pickle.dumps((graph, replace(traced, model=None))))
+            new.write_bytes(pickle.dumps((graph, {**vars(traced), "model": None})))
             new.rename(kept)
-        graph, traced = pickle.loads(kept.read_bytes())
-        return replace(traced, model=ir.from_proto(onnx.ModelProto.FromString(graph)))
+        graph, others = pickle.loads(kept.read_bytes())
+        return Traced(**{**others, "model": ir.from_proto(onnx.ModelProto.FromString(graph))})
 
     with pytest.MonkeyPatch.context() as patch:
         for name, module in [*sys.modules.items()]:
