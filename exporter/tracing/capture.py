@@ -34,6 +34,7 @@ from .loops.roll import roll
 from .modules import ModuleStack, named, path_of
 from .scans import in_order
 from .spellings import Spellings
+from .whole_numbers import free_sizes
 
 UNBOUNDED = 2**31  # PyTorch's own infinities are above
 SPARE_ROWS = 4  # of a table of positions, for padding
@@ -107,7 +108,7 @@ def _captured(source: Source, module: nn.Module) -> tuple[ExportedProgram, dict[
     stack = ModuleStack(module, watch.look)
     try:
         scans = Scans(stepped=not source.whole)
-        with torch.no_grad(), quiet(), Spellings(), scans, in_order():
+        with torch.no_grad(), quiet(), Spellings(), scans, in_order(), free_sizes(module):
             try:
                 with stack:
                     program = _export(module, inputs, shapes)

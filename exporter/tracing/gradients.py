@@ -255,18 +255,22 @@ def _convolution_backward(
     groups: int,
     mask: list[bool],
 ) -> Any:
-    """The gradient of a convolution by its input, which is a convolution turned round."""
-    if transposed or not mask[0]:
+    """The gradient of a convolution by its input: a transposed one, and the other way round."""
+    if not mask[0]:
         return NotImplemented
-    kernel = weight.shape[2:]
-    missing = [
-        size - ((out - 1) * step - 2 * pad + reach * (taps - 1) + 1)
-        for size, out, step, pad, reach, taps in zip(
-            value.shape[2:], grad.shape[2:], stride, padding, dilation, kernel, strict=True
-        )
-    ]
+    missing = [0] * len(stride)
+    if transposed and any(more >= step for more, step in zip(output_padding, stride, strict=True)):
+        return NotImplemented  # the convolution would have entries more
+    if not transposed:
+        missing = [
+            size - ((out - 1) * step - 2 * pad + reach * (taps - 1) + 1)
+            for size, out, step, pad, reach, taps in zip(
+                value.shape[2:], grad.shape[2:], stride, padding, dilation, weight.shape[2:],
+                strict=True,
+            )
+        ]  # fmt: skip
     back = torch.ops.aten.convolution(
-        grad, weight, None, stride, padding, dilation, True, missing, groups
+        grad, weight, None, stride, padding, dilation, not transposed, missing, groups
     )  # fmt: skip
     others = torch.ops.aten.convolution_backward(
         grad, value, weight, bias_sizes, stride, padding, dilation, transposed, output_padding,
