@@ -62,7 +62,9 @@ from .lower.trt_half import TrtHalf
 from .lower.trt_loops import TrtLoops
 from .lower.trt_low_bit import TrtLowBit
 from .lower.trt_norms import TrtNorms
+from .lower.trt_pool_indices import TrtPoolIndices
 from .lower.trt_scatter_add import TrtScatterAdd
+from .lower.trt_scatter_reduce import TrtScatterReduce
 
 PASSES: tuple[type[Pass], ...] = (
     Decoupleq,
@@ -123,5 +125,7 @@ PASSES: tuple[type[Pass], ...] = (
     TrtLoops,
     TrtLowBit,
     TrtNorms,
+    TrtPoolIndices,
     TrtScatterAdd,
+    TrtScatterReduce,
 )

@@ -68,7 +68,9 @@ from .lower.trt_half import TrtHalf
 from .lower.trt_loops import TrtLoops
 from .lower.trt_low_bit import TrtLowBit
 from .lower.trt_norms import TrtNorms
+from .lower.trt_pool_indices import TrtPoolIndices
 from .lower.trt_scatter_add import TrtScatterAdd
+from .lower.trt_scatter_reduce import TrtScatterReduce
 from .user import pass_from_file
 
 FP32, FP16 = "fp32", "fp16"
@@ -192,7 +194,9 @@ def lowering(target: str, accuracy: Accuracy = "auto", dtype: str = FP32) -> lis
             TrtAttention(),
             TrtGivenInputs(),
             TrtNorms(),
+            TrtPoolIndices(),
             TrtScatterAdd(),
+            TrtScatterReduce(),
             *halved,
             TrtLoops(),
             RemoveDead(),

@@ -32,6 +32,8 @@ def like(example: Tensor, shape: Sequence[int], fixed: bool, generator: torch.Ge
         return stretched(example, shape, generator)
     columns = fixed and example.ndim > 1 and example[..., 0].numel() >= ENOUGH
     pool = example.reshape(-1, example.shape[-1]) if columns else example.reshape(-1, 1)
+    if example.dtype.is_floating_point and _differ(pool):
+        return _between(pool, shape, generator, columns=columns).to(example.dtype)
     values = _picked(pool, shape, generator, columns=columns)
     if not example.dtype.is_floating_point or bool((example == example.round()).all()):
         return values
@@ -81,6 +83,31 @@ def below(
     limits = torch.as_tensor(bound).double().clamp(min=1)
     drawn = (torch.rand(shape, generator=generator, dtype=torch.float64) * limits).long()
     return drawn.to(dtype)
+
+
+def _differ(pool: Tensor) -> bool:
+    """Whether no value comes twice in any column, and not all are whole numbers."""
+    ordered = pool.sort(0).values
+    return not bool((ordered[1:] == ordered[:-1]).any() or (pool == pool.round()).all())
+
+
+def _between(
+    pool: Tensor, shape: Sequence[int], generator: torch.Generator, *, columns: bool
+) -> Tensor:
+    """Values between neighbours of a column's: of its distribution, and none of them twice.
+
+    What orders values would order equal ones as it likes.
+    """
+    ordered = pool.double().sort(0).values
+    at = torch.rand(shape, generator=generator, dtype=torch.float64) * (len(ordered) - 1)
+    index = at.long().clamp(max=max(len(ordered) - 2, 0))
+    part = at - index
+    if not columns:
+        low, high = ordered[:, 0][index], ordered[:, 0][index + 1]
+    else:
+        flat = index.reshape(-1, ordered.shape[1])
+        low, high = (ordered.gather(0, flat + i).reshape(list(shape)) for i in (0, 1))
+    return low + part * (high - low)
 
 
 def _picked(

@@ -7,6 +7,7 @@ module with the weights of the source under their names, and is captured and com
 any other.
 """
 
+import math
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -279,6 +280,34 @@ def _convolution_backward(
     return back, *others[1:]
 
 
+def _avg_pool2d_backward(
+    grad: Tensor,
+    value: Tensor,
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    ceil: bool,
+    include_padding: bool,
+    divisor: int | None,
+) -> Any:
+    """The gradient of means of windows: each entry's share of every window that it is in."""
+    if ceil or (any(padding) and not include_padding):
+        return NotImplemented  # windows at the ends have divisors of their own
+    steps, channels = stride or kernel, value.shape[-3]
+    if not isinstance(channels, int) or value.dim() != 4:
+        return NotImplemented
+    missing = [
+        size - ((out - 1) * step - 2 * pad + taps)
+        for size, out, step, pad, taps in zip(
+            value.shape[2:], grad.shape[2:], steps, padding, kernel, strict=True
+        )
+    ]
+    share = grad.new_full((channels, 1, *kernel), 1 / (divisor or math.prod(kernel)))
+    return torch.ops.aten.convolution(
+        grad, share, None, steps, padding, [1, 1], True, missing, channels
+    )
+
+
 def _diagonal_scatter(
     value: Tensor, diagonal: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1
 ) -> Any:
@@ -300,4 +329,8 @@ def _derivatives() -> dict[Any, Any]:
     known = {
         op: rule for op, rule in table.items() if op.name().partition(".")[0].endswith("_backward")
     }
-    return {**known, torch.ops.aten.convolution_backward.default: _convolution_backward}
+    return {
+        **known,
+        torch.ops.aten.avg_pool2d_backward.default: _avg_pool2d_backward,
+        torch.ops.aten.convolution_backward.default: _convolution_backward,
+    }

@@ -45,7 +45,7 @@ FREE = {"int": _int, "len": _len}
 def _whole(value: SymFloat) -> Any:
     size = _size(value.node.expr)
     if size is None:
-        return torch.sym_int(value)
+        return torch.sym_int(value)  # type: ignore[no-untyped-call]
     return value.node.shape_env.create_symintnode(size, hint=int(value.node.hint))
 
 

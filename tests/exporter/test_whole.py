@@ -15,6 +15,7 @@ from intaglio.errors import InputError, ParityError, SourceError, TraceError
 from intaglio.exporter.export import ExportReport, export
 from intaglio.exporter.proving.verify import verify
 from intaglio.exporter.proving.whole_calls import calls
+from intaglio.exporter.sources.drawing import like
 from intaglio.exporter.sources.load import load_source
 from intaglio.exporter.tracing.whole import settled
 from intaglio.runtime import Session
@@ -338,3 +339,15 @@ def test_a_graph_with_suppression_is_exported_whole(tmp_path: Path) -> None:
         found = session.step(given)
         for name, want in zip(("kept", "row"), plain.run(None, given), strict=True):
             np.testing.assert_array_equal(found[name], want)
+
+
+def test_values_that_differ_are_drawn_apart() -> None:
+    """What sorts or picks the largest would order equal ones as it likes; columns keep theirs."""
+    example = torch.tensor([[0.5, -10.0], [0.1, -11.5], [0.9, -13.0], [0.2, -12.0]])
+    drawn = like(example, (500, 2), fixed=True, generator=torch.Generator().manual_seed(0))
+    for column, known in zip(drawn.mT, example.mT, strict=True):
+        assert len(column.unique()) > 490
+        assert known.min() <= column.min()
+        assert column.max() <= known.max()
+    tied = like(torch.tensor([0.0, 0.5, 0.5]), (100,), fixed=False, generator=torch.Generator())
+    assert {0.0, 0.5} <= set(tied.tolist())
