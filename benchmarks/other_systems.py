@@ -19,6 +19,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import pytest
 import torch
 from evidence import Row, run
 from recurrent_family import checkpoints
@@ -30,6 +33,12 @@ from intaglio.errors import IntaglioError
 from intaglio.exporter.proving.parity import ParityReport
 from intaglio.models import llama, mlp_memory
 from intaglio.quiet import quiet
+from intaglio.runtime import user_cache
+from intaglio.runtime.interpreter import Interpreter
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+from emulator.device import Gpu
+from emulator.engine import install
 
 INTERPRETER = "linear-interpreter"
 NAMES = {
@@ -74,6 +83,7 @@ def measure(only: set[str]) -> list[Row]:
                 INTERPRETER, classifier(), Path(folder) / INTERPRETER, passes=[INTERPRETER],
                 inputs={"input": torch.randn(2, 3, 8, 8)}, axes={"input": "batchx3x8x8"},
             )  # fmt: skip
+            rows.append(interpreted(Path(folder) / INTERPRETER))
         if not only or mlp_memory.MLP_MEMORY.name in only:
             given = {"input_ids": torch.randint(64, (2, 9)), **mlp_memory.conditions(2, GENERATOR)}
             axes = {"input_ids": "batchxtime", "weight": "batch", "temperature": "batch"}
@@ -89,6 +99,28 @@ def mixture() -> nn.Module:
     model = llama.build(llama.Config(**sizes, num_heads=2, num_kv_heads=2)).eval()
     memory = mlp_memory.build(mlp_memory.Config(**sizes)).eval()
     return mlp_memory.join({"language_model": model, "memory": memory})
+
+
+def interpreted(bundle: Path) -> Row:
+    """Rows, columns and bias of the engines of record, replay and transpose."""
+    draw = np.random.default_rng(0)
+    x, many = (
+        draw.standard_normal(shape).astype(np.float32) for shape in ((3, 8, 8), (2, 3, 8, 8))
+    )
+
+    def told(found: Interpreter) -> list[npt.NDArray[Any]]:
+        return [found.record(x), found.rows(range(3)), found.replay(many), found.bias]
+
+    wanted = told(Interpreter.load(bundle))
+    with pytest.MonkeyPatch.context() as patch:
+        install(bundle, Gpu(EMULATED), user_cache.folder("kernels"), patch)
+        made = told(Interpreter.load(bundle, target="trt"))
+    pairs = zip(made, wanted, strict=True)
+    error = max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs)
+    return Row(
+        name=f"{INTERPRETER}: rows, columns and bias of engines on an emulated GPU", value=error,
+        unit="of the largest", target="<= 1e-5", holds=error <= 1e-5, against="ONNX Runtime",
+    )  # fmt: skip
 
 
 def classifier() -> nn.Module:

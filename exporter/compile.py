@@ -13,6 +13,7 @@ from intaglio.errors import IntaglioError, OptionError, PassError
 from intaglio.exporter.options.clock import Clock
 from intaglio.exporter.options.recipe import Recipe
 from intaglio.exporter.options.served_shapes import ServedShapes
+from intaglio.exporter.proving.derived import differing
 from intaglio.exporter.sources.axes import Sizes
 from intaglio.exporter.sources.calibration_data import Arrays, read_calibration
 from intaglio.exporter.sources.source import Source
@@ -229,27 +230,32 @@ def _compile_prepare(context: Context, how: Recipe, clock: Clock) -> CompiledGra
 
 
 def _compile_beside(context: Context, how: Recipe, clock: Clock) -> dict[str, CompiledGraph]:
-    """What passes put beside a graph, tidied and lowered for ONNX Runtime."""
-    alone = replace(how, targets=("ort",))
-    return {
+    """What passes put beside a graph, tidied and lowered for each target."""
+    made = {
         name: _compile_graph(
             Traced(model=model, max_context=None, aliases={}, notes=()),
             pipeline.after_hoist(),
             Context(progress=clock.report),
-            alone,
+            how,
             clock,
         )
         for name, model in context.beside.items()
     }
+    wrong = differing({name: (each.portable, each.trt) for name, each in made.items()})
+    return {
+        name: each.without_trt(PassError(wrong[name])) if name in wrong else each
+        for name, each in made.items()
+    }
 
 
 def _with_alone(compiled: CompiledGraph, how: Recipe) -> CompiledGraph:
-    """What is told where passes put graphs beside this one, and not for all targets."""
-    if not compiled.beside or "trt" not in how.targets:
-        return compiled
-    names = ", ".join(compiled.beside)
-    told = f"TensorRT has no engines of {names}, which a pass made: ONNX Runtime alone runs them."
-    return replace(compiled, told=(*compiled.told, told))
+    """What is told of graphs that passes put beside this one, where they lack a target."""
+    lacking = {n: each.lacks for n, each in compiled.beside.items() if each.lacks is not None}
+    if compiled.trt is None or "trt" not in how.targets:
+        beside = {name: each.without_trt() for name, each in compiled.beside.items()}
+        return replace(compiled, beside=beside)
+    told = [f"TensorRT has no engine of the graph {n!r}: {why}" for n, why in lacking.items()]
+    return replace(compiled, told=(*compiled.told, *told))
 
 
 def _refuse_rates(model: ir.Model) -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from intaglio.errors import DeviceError, MissingExtraError
+from intaglio.errors import BuildError, DeviceError, MissingExtraError, UnsupportedError
 from intaglio.exporter.options.clock import Clock
 from intaglio.exporter.options.recipe import Recipe
 from intaglio.exporter.proving.parity import ParityReport
@@ -14,12 +14,14 @@ from intaglio.exporter.sources.calibration_data import Arrays
 from intaglio.exporter.sources.source import Source
 from intaglio.exporter.writing.bundle_writer import BundleWriter
 from intaglio.exporter.writing.describe import NO_DEVICE, with_verdict
+from intaglio.exporter.writing.graph_files import own_place
 from intaglio.exporter.writing.trt import add_engine
 from intaglio.runtime.bundle import Bundle
 from intaglio.runtime.graph_entry import FAILED, MAIN, NOT_RUN, PASSED
 from intaglio.runtime.manifest import Manifest
 from intaglio.runtime.trt import flavour as flavours
-from intaglio.runtime.trt.engine_build import TARGET, BuildRequest, read_built
+from intaglio.runtime.trt.engine_build import REQUEST, TARGET, BuildRequest, read_built
+from intaglio.runtime.trt.kernels import INDEX
 
 from .attempt import Attempt, limits_of, refused
 
@@ -55,7 +57,13 @@ def with_engines(
         for name, request in requests.items():
             graph = made.compiled.graphs[name].trt
             assert graph is not None
-            manifest, advice = add_engine(writer, manifest, name, graph, request, clock, jobs)
+            try:
+                manifest, advice = add_engine(writer, manifest, name, graph, request, clock, jobs)
+            except (BuildError, UnsupportedError) as error:
+                if not manifest.graphs[name].derived:
+                    raise
+                manifest = _without(writer, manifest, name)
+                advice = (f"TensorRT has no engine of the graph {name!r}: {error}",)
             notes += (line for line in advice if line not in notes)
     for name, each in {MAIN: made.compiled, **made.compiled.others}.items() if how.verify else ():
         run = partial(
@@ -77,6 +85,17 @@ def with_engines(
             raise refused(writer, manifest, faults)
         notes += (line for line in told if line not in notes)
     return replace(made, manifest=manifest, notes=tuple(notes))
+
+
+def _without(writer: BundleWriter, manifest: Manifest, name: str) -> Manifest:
+    """The manifest without the target for a graph that a pass made, whose files go."""
+    entry = manifest.graphs[name]
+    (writer.path / entry.targets[TARGET].path).unlink(missing_ok=True)
+    for place in (REQUEST, INDEX):
+        (writer.path / own_place(place, name)).unlink(missing_ok=True)
+    targets = {target: each for target, each in entry.targets.items() if target != TARGET}
+    graphs = {**manifest.graphs, name: replace(entry, targets=targets)}
+    return writer.write_manifest(replace(manifest, graphs=graphs))
 
 
 def _built(writer: BundleWriter, name: str) -> bool:

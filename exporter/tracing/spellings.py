@@ -8,6 +8,7 @@ While a module is captured, a call of one of `FUNCTIONS` runs as what stands bes
 * variances over several axes by the sizes of these, which the converter multiplies as tensors, and
   those over an axis that is kept, which it reshapes to what nobody knows;
 * inverses, solutions, factors and determinants of small matrices (`small_matrices`);
+* order statistics and places among sorted values (`order_statistics`), and scattered means;
 * distances of all pairs of points, where PyTorch looks at how many there are;
 * numbers that count down by one as those that count up, turned round;
 * differences of a higher order, or with something put in front, one after the other.
@@ -27,7 +28,7 @@ from torch.distributions import Distribution
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from . import small_matrices
+from . import order_statistics, scattered_means, small_matrices
 from .small_matrices import AsItIsError
 
 Spelled = Callable[..., Any]
@@ -185,6 +186,19 @@ FUNCTIONS: Mapping[Any, Spelled] = {
     Tensor.slogdet: small_matrices.slogdet,
     torch.logdet: small_matrices.logdet,
     Tensor.logdet: small_matrices.logdet,
+    torch.kthvalue: order_statistics.kthvalue,
+    Tensor.kthvalue: order_statistics.kthvalue,
+    torch.median: order_statistics.median,
+    Tensor.median: order_statistics.median,
+    torch.searchsorted: order_statistics.searchsorted,
+    torch.argsort: order_statistics.argsort,
+    Tensor.argsort: order_statistics.argsort,
+    torch.masked_select: order_statistics.masked_select,
+    Tensor.masked_select: order_statistics.masked_select,
+    torch.scatter_reduce: scattered_means.scatter_reduce,
+    Tensor.scatter_reduce: scattered_means.scatter_reduce,
+    torch.index_reduce: scattered_means.index_reduce,
+    Tensor.index_reduce: scattered_means.index_reduce,
     torch.diff: _diff,
     Tensor.diff: _diff,
     torch.var: _VARIANCE,

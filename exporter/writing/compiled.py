@@ -55,7 +55,8 @@ class CompiledGraph:
         """The same for ONNX Runtime alone, which TensorRT refuses for a reason."""
         others = {name: each.without_trt() for name, each in self.others.items()}
         prepare = None if self.prepare is None else self.prepare.without_trt()
-        return replace(self, trt=None, others=others, prepare=prepare, lacks=why)
+        beside = {name: each.without_trt() for name, each in self.beside.items()}
+        return replace(self, trt=None, others=others, prepare=prepare, lacks=why, beside=beside)
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -101,7 +101,9 @@ def _beside(
         past_length=False,
         whole=True,
         derived=True,
-        targets={n: replace(each, parity=CHECKED) for n, each in targets.items()},
+        targets={
+            n: each if n == TARGET else replace(each, parity=CHECKED) for n, each in targets.items()
+        },
         passes=tuple(record.to_json() for record in compiled.records),
     )
 

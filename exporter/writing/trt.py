@@ -24,6 +24,7 @@ from intaglio.passes.own_ops import input_names
 from intaglio.runtime.bundle import Bundle
 from intaglio.runtime.dims import size_of
 from intaglio.runtime.graph_entry import MAIN
+from intaglio.runtime.interpreter import COLUMNS
 from intaglio.runtime.manifest import Manifest
 from intaglio.runtime.trt import kernels as kernel_files
 from intaglio.runtime.trt.engine_build import REQUEST, BuildRequest, Profile, build
@@ -40,6 +41,7 @@ CAPABILITIES = (80, 86, 89, 120)
 LONGEST_CACHE = 4096  # entries of a static cache whose model sets no bound
 TOKENS = (1, 64, 512)  # of a prefill: least, usual, most
 BATCHES = (1, 1, 1)
+COLUMNS_AT_ONCE = (1, COLUMNS, COLUMNS)  # rows of a graph that a pass made
 
 UNFINISHED = (
     "The bundle holds graph and kernels for TensorRT, and no engine: {} Finish it on the device "
@@ -229,6 +231,10 @@ def requests(compiled: CompiledGraph, source: Source, how: Recipe) -> dict[str, 
         found[name] = _request(each, sizes, how)
         if each.prepare is not None:
             found[prepares(name)] = _request(each.prepare, sizes, how)
+        for other, made in each.beside.items():
+            if made.trt is not None:
+                own = ranges(made.trt.graph.inputs, ServedShapes.from_json({}), None, None)
+                found[other] = _request(made, {**own, BATCH: COLUMNS_AT_ONCE}, how)
     return found
 
 

@@ -207,11 +207,14 @@ def test_what_has_no_affine_form_is_refused_by_name(module: nn.Module, words: st
         made(module)
 
 
-def test_an_engine_of_the_main_graph_alone_is_told(tmp_path: Path) -> None:
-    module = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(72, 2))
+def test_graphs_that_were_made_are_lowered_for_tensorrt_too(tmp_path: Path) -> None:
+    """Transposed pools add to the places that were recorded, which TensorRT's scatters do not."""
+    module = nn.Sequential(nn.Conv2d(3, 2, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(18, 2))
     report = export(
         module, tmp_path / "b", dry_run=True, targets=["ort", "trt"],
         inputs={"input": torch.randn(2, 3, SIDE, SIDE)}, passes=["linear-interpreter"],
     )  # fmt: skip
-    told = "no engines of record, replay, transpose, which a pass made"
-    assert any(told in note for note in report.notes)
+    graphs = report.manifest.graphs
+    assert list(graphs) == ["main", "record", "replay", "transpose"]
+    assert all(set(graph.targets) == {"ort", "trt"} for graph in graphs.values())
+    assert not any("TensorRT" in note for note in report.notes)
