@@ -62,5 +62,5 @@ def argsort(x: Tensor, *given: Any, **options: Any) -> Tensor:
 
 def masked_select(x: Tensor, mask: Tensor) -> Tensor:
     """The entries where a mask holds, in a row."""
-    shape = torch.broadcast_shapes(x.shape, mask.shape)
+    shape = torch.broadcast_shapes(x.shape, mask.shape)  # type: ignore[no-untyped-call]
     return x.expand(shape)[mask.expand(shape)]
