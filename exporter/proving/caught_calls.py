@@ -93,6 +93,8 @@ class _Attention:
         entries = {"key": self.key, "value": self.value}.get(spec.port)
         if entries is None or entries.ndim != 4 or len(spec.shape) != 4 or not spec.shape[1]:
             return None
+        if entries.shape[2] < tokens:  # one of several calls, of a loop over tokens
+            return None
         kept = _fold_heads(entries, spec)[:, :, :tokens]
         if spec.layout is not Layout.WINDOW:
             return kept

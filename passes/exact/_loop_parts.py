@@ -46,8 +46,11 @@ class Parts:
         self._tokens = AllTokens(emit, body.graph, self._given)
         self._final: dict[int, ir.Value] = {}
         self.kinds: list[str] = []
-        self.smaller = False
-        for group in _joined(list(body.groups()), looped):
+        groups = list(body.groups())
+        self.smaller = not groups
+        if not groups:
+            self.kinds.append("what it computes of each token alone")
+        for group in _joined(groups, looped):
             if set(group) & looped:
                 self._loop(group)
             elif len(group) > 1:

@@ -25,6 +25,7 @@ from .pairing import Pairing, named
 from .terms import ALWAYS, INPUT, WEIGHT, Term, ancestors, aten, is_size
 from .terms import Terms as Program
 from .tidy import SELECT, STACK, same
+from .token_prefixes import settle_prefixes
 from .tokens import PerToken, layout
 
 SCAN = torch.ops.higher_order.scan
@@ -66,6 +67,8 @@ class Outer:
         """
         described, ends = [], []
         for program in self._programs:
+            if self._chunk == 1:
+                settle_prefixes(program)
             streams = Pairing(program.time)
             stacked = list(_stacked(program))
             last = {} if self._chunk > 1 else lasts(program, stacked)
@@ -91,6 +94,7 @@ class Outer:
         """Make nodes of `wanted`, after those that they take from."""
         waiting: list[tuple[Terms, bool]] = [(terms, False) for terms in reversed(wanted)]
         plans: dict[Terms, tuple[IterationGraph, list[Any]]] = {}
+        within: set[Terms] = set()  # lists of loops that wait for what they take
         while waiting:
             terms, ready = waiting.pop()
             if terms in self._made:
@@ -105,7 +109,11 @@ class Outer:
                     self._made[terms] = self._node(terms)
                 else:
                     self._loop(group, plans[terms][0])
+                    within.difference_update(stacks for stacks, _ in group)
                 continue
+            if terms in within:
+                raise PartedError("takes at each token what follows from all of its own results")
+            within.update(stacks for stacks, _ in group or ())
             waiting.append((terms, True))
             if group is not None:
                 needs = plans[terms][1]
@@ -321,16 +329,29 @@ def _stacked(program: Program) -> Iterator[Term]:
 
 
 def _joined(found: list[tuple[Terms, Edges]]) -> list[list[tuple[Terms, Edges]]]:
-    """Groups of lists that share a stream which depends on tokens and is more than a read."""
-    groups: list[tuple[set[Stream], list[tuple[Terms, Edges]]]] = []
+    """Groups of lists that share a stream which depends on tokens and is more than a read.
+
+    One that is computed from another as a whole is of a later loop.
+    """
+    groups: list[tuple[int, set[Stream], list[tuple[Terms, Edges]]]] = []
+    depths = _depths([stacks[0] for stacks, _ in found])
     for each in found:
-        streams, members = _streams(each[1][0]), [each]
-        for other in [group for group in groups if group[0] & streams]:
+        streams, members, depth = _streams(each[1][0]), [each], depths[each[0][0]]
+        for other in [group for group in groups if group[0] == depth and group[1] & streams]:
             groups.remove(other)
-            streams |= other[0]
-            members = other[1] + members
-        groups.append((streams, members))
-    return [members for _, members in groups]
+            streams |= other[1]
+            members = other[2] + members
+        groups.append((depth, streams, members))
+    return [members for _, _, members in groups]
+
+
+def _depths(lists: Sequence[Term]) -> dict[Term, int]:
+    """How many lists stand before each, of which one is computed from the other."""
+    depths: dict[Term, int] = {}
+    for each in sorted(lists, key=lambda term: term.order):
+        before = (depths[term] for term in ancestors([each]) if term in depths)
+        depths[each] = max(before, default=-1) + 1
+    return depths
 
 
 def _streams(edge: Any) -> set[Stream]:

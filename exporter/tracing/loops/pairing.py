@@ -40,12 +40,13 @@ class Pairing:
         self._later: dict[Term, int] = {}  # by how much a stream runs after its token
         self._recurrent: dict[Term, bool] = {}  # of the last of a stream: it follows from itself
 
-    def pair(self, entries: Sequence[Term]) -> None:
-        """Unify each of `entries` with the one before it."""
+    def pair(self, entries: Sequence[Term], first: int = 0) -> None:
+        """Unify each of `entries` with the one before it; iteration `first` gives the first."""
         for index, entry in enumerate(entries):
-            if entry.latest > index:
+            if entry.latest > index + first:
                 raise PartedError(
-                    f"looks ahead: what it gives for token {index} depends on token {entry.latest}"
+                    f"looks ahead: what it gives for token {index + first} depends on token "
+                    f"{entry.latest}"
                 )
         waiting = list(itertools.pairwise(entries))
         while waiting:
@@ -60,6 +61,10 @@ class Pairing:
                 for a, b in zip(earlier.leaves, later.leaves, strict=True)
                 if isinstance(a, Term) and isinstance(b, Term)
             ]
+
+    def before(self, term: Term) -> Term | None:
+        """The same computation one iteration ago."""
+        return self._before.get(term)
 
     def flows(self, stacks: Sequence[Sequence[Any]]) -> list[Edge]:
         """What lists that were stacked hold, as arguments are described.

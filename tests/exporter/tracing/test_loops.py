@@ -219,14 +219,68 @@ def fourth(net: Net, x: Tensor, t: int, h: Tensor) -> Any:
         (fourth, "iterations 3 and 4 part at aten.add"),
         (lambda net, x, t, h: h + net.w(x[:, t]) * 0.9**t, "part at aten.mul"),
         (lambda net, x, t, h: h + net.w(x[:, t]) / x.shape[1], "computes with the number of tok"),
-        (lambda _, x, t, h: h + x[:, : t + 1].sum(1), "does not repeat itself"),
+        (lambda _, x, t, h: h + x[:, : t + 1].std(1), "through aten.std"),
+        (lambda _, x, t, h: h + x[:, : min(t + 2, x.shape[1])].sum(1), "looks ahead"),
     ],
-    ids=["ahead", "fourth", "powers", "length", "prefix"],
+    ids=["ahead", "fourth", "powers", "length", "prefix", "prefix ahead"],
 )
 def test_what_does_not_repeat_itself_is_refused(step: Any, words: str) -> None:
     """With the iterations that part, or with what looks ahead."""
     with pytest.raises(PartedError, match=words):
         roll(source_of(body(step)))
+
+
+def heads(net: Net, x: Tensor) -> Tensor:
+    """Keys and values of two heads, joined to those of earlier tokens."""
+    past, out = None, []
+    for t in range(x.shape[1]):
+        q, k = (z.view(-1, 1, 2, 2).transpose(1, 2) for z in net.u(x[:, t : t + 1]).chunk(2, -1))
+        past = k if past is None else torch.cat([past, k], 2)
+        seen = nn.functional.scaled_dot_product_attention(q, past, past)
+        out.append(seen.transpose(1, 2).reshape(-1, 1, SIZE))
+    return torch.cat(out, 1)
+
+
+def remembered(net: Net, x: Tensor) -> Tensor:
+    """A state attends to earlier ones, time first; what it finds is given, and goes no farther."""
+    h, states, out = torch.zeros_like(x[:, 0]), [], []
+    for t in range(x.shape[1]):
+        h = torch.tanh(net.w(x[:, t]) + h)
+        states.append(h)
+        past = torch.stack(states)
+        score = (past * net.w(h)).sum(-1) - 0.3 * torch.arange(t, -1, -1)[:, None]
+        found = (score.softmax(0)[..., None] * past).sum(0) + past.amax(0) / (t + 1)
+        out.append(torch.cat([h, found], -1))
+    return torch.stack(out, 1)
+
+
+@pytest.mark.parametrize("forward", [heads, remembered])
+def test_iterations_that_compute_over_all_tokens_before_are_one_computation(
+    forward: Forward,
+) -> None:
+    """Whatever the number of tokens; what leads to the sums is a loop of its own, or none."""
+    source = source_of(forward)
+    program = roll(source)
+    assert program is not None
+    for time in (1, 2, 3, 11):
+        inputs = source.random_inputs(3, time, time)
+        found, *_ = program.module()(**inputs)
+        torch.testing.assert_close(found, source.module(**inputs))
+
+
+def test_a_state_that_follows_from_what_it_found_in_earlier_ones_is_refused() -> None:
+    """Its list would have to grow within the loop."""
+
+    def attended(net: Net, x: Tensor) -> Tensor:
+        states = [torch.zeros_like(x[:, 0])]
+        for t in range(x.shape[1]):
+            past = torch.stack(states, 1)
+            weights = (past * net.w(x[:, t])[:, None]).sum(-1, keepdim=True).softmax(1)
+            states.append(torch.tanh(x[:, t] + (weights * past).sum(1)))
+        return torch.stack(states[1:], 1)
+
+    with pytest.raises(PartedError, match="would grow within the loop"):
+        roll(source_of(attended))
 
 
 def test_a_refusal_says_both_what_froze_and_why() -> None:
