@@ -73,7 +73,7 @@ COMPOSITE = frozenset(
 )  # fmt: skip
 
 
-class _NotPlainError(Exception):
+class NotPlainError(Exception):
     """A node that the shapes noted do not say how to write, as where nothing gives a size."""
 
 
@@ -103,7 +103,7 @@ def made_plain_where(program: ExportedProgram, is_plain: Callable[[fx.Node], boo
     try:
         for part in graphs:
             _rewrite(part.graph)
-    except _NotPlainError:
+    except NotPlainError:
         return False
     finally:
         for part in graphs:
@@ -134,7 +134,7 @@ def _is_plain(node: fx.Node, known: Collection[Any]) -> bool:
 
 
 def _rewrite(graph: fx.Graph) -> None:
-    sizes = _Sizes(graph)
+    sizes = SizeNodes(graph)
     for node in list(graph.nodes):
         if node.target not in COMPOSITE:
             sizes.note(node)
@@ -148,7 +148,7 @@ def _rewrite(graph: fx.Graph) -> None:
         sizes.note(made)
 
 
-def _plain(graph: fx.Graph, node: fx.Node, sizes: "_Sizes") -> fx.Node:
+def _plain(graph: fx.Graph, node: fx.Node, sizes: "SizeNodes") -> fx.Node:
     """The node that stands for a composite one."""
     given, target = node.args[0], node.target
     assert isinstance(given, fx.Node)
@@ -164,7 +164,7 @@ def _plain(graph: fx.Graph, node: fx.Node, sizes: "_Sizes") -> fx.Node:
         return call(aten.clone.default, given, memory_format=torch.contiguous_format)
     if target is aten.dropout.default:
         if node.args[2]:
-            raise _NotPlainError
+            raise NotPlainError
         return given
     if target is aten.batch_norm.default:
         return _normed(graph, node)
@@ -184,13 +184,13 @@ def _plain(graph: fx.Graph, node: fx.Node, sizes: "_Sizes") -> fx.Node:
     if target is aten.narrow.default:
         axis, start, length = node.args[1:]
         if not isinstance(start, int) or not isinstance(length, int) or start < 0:
-            raise _NotPlainError
+            raise NotPlainError
         return call(aten.slice.Tensor, given, axis, start, start + length)
     if target is aten.chunk.default:
         axis = node.args[2] if len(node.args) > 2 else 0
         first = value[0].shape[axis]
         if not isinstance(was.shape[axis], int):
-            raise _NotPlainError
+            raise NotPlainError
         return call(aten.split.Tensor, given, first, axis)
     if target in MOVED:
         return call(aten.permute.default, given, _moved(was.ndim, *node.args[1:]))
@@ -210,7 +210,7 @@ def _normed(graph: fx.Graph, node: fx.Node) -> fx.Node:
     """A batch norm by its running moments."""
     *given, training, momentum, epsilon, _ = node.args
     if training or None in given:
-        raise _NotPlainError
+        raise NotPlainError
     norm = graph.call_function(NORM, (*given, momentum, epsilon))
     value = node.meta["val"]
     norm.meta = {**node.meta, "val": (value, value.new_empty(0), value.new_empty(0))}
@@ -228,7 +228,7 @@ def _padded(node: fx.Node) -> list[Any]:
     if given[4] == "valid":
         given[4] = [0] * len(spatial)
     elif any(total % 2 for total in around):  # one more behind than in front
-        raise _NotPlainError
+        raise NotPlainError
     else:
         given[4] = [total // 2 for total in around]
     return given
@@ -244,7 +244,7 @@ def _moved(rank: int, sources: Any = None, destinations: Any = None) -> list[int
     return [places[place] if place in places else next(others) for place in range(rank)]
 
 
-class _Sizes:
+class SizeNodes:
     """Nodes that give sizes, by the expressions that PyTorch has for them."""
 
     def __init__(self, graph: fx.Graph) -> None:
@@ -274,13 +274,13 @@ class _Sizes:
             return self._nodes[expression]
         if expression.is_Mul or expression.is_Add:  # of sizes of inputs, not of what is computed
             function = operator.mul if expression.is_Mul else operator.add
-            with contextlib.suppress(_NotPlainError):
+            with contextlib.suppress(NotPlainError):
                 parts = [self._expressed(each) for each in expression.args]
                 found = functools.reduce(functools.partial(self._combined, function), parts)
                 self._nodes[expression] = found
                 return found
         if expression not in self._axes:
-            raise _NotPlainError
+            raise NotPlainError
         holder, axis = self._axes[expression]
         size = self._graph.call_function(aten.sym_size.int, (holder, axis))
         size.meta = {**holder.meta, "val": holder.meta["val"].shape[axis]}

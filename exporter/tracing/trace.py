@@ -45,6 +45,7 @@ from .exchanged import exchanged
 from .fold_weights import fold_weights
 from .fourier import convolve_causally, refuse_transforms
 from .kernel_states import carry_kernels
+from .key_offsets import settle_key_offsets
 from .masked_writes import settle_masked_writes
 from .metadata import strip
 from .modules import named, path_of
@@ -76,6 +77,7 @@ SETTLED = (
     settle_stable_sorts,
     settle_clamps,
     settle_reversed_differences,
+    settle_key_offsets,
 )
 
 
