@@ -10,7 +10,7 @@ same weights, but those that a kernel packs are packed twice.  Where there are m
 bytes of them, the loop's own share of a step is small, and nothing is done.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from itertools import chain
 
 import numpy as np
@@ -49,7 +49,8 @@ def _branch(graph: ir.Graph, scan: ir.Node) -> None:
     emit = Emitter(scan)
     turns = list(map(_turn, scan.outputs[states:], placed))
     given = list(map(_unturned, scan.inputs[states:], axes))
-    before = _before(scan)
+    kept = {*scan.inputs[:states], *(value for value, _ in given)}
+    before = _before(scan, kept)
     chains = [_chain(scan, before, *each) for each in given]
     (sequence, axis), made = given[0], chains[0]
     length = emit("Shape", [_data(made[-1]) if made else sequence], INT64, [1], **_one(axis))
@@ -209,13 +210,17 @@ def _unturned(value: ir.Value | None, axis: int) -> tuple[ir.Value | None, int]:
     return turn.inputs[0], perm[axis]
 
 
-def _before(scan: ir.Node) -> list[ir.Node]:
-    """The Transposes that only the loop reads: nothing takes a node out that a branch left over."""
+def _before(scan: ir.Node, kept: Container[ir.Value | None]) -> list[ir.Node]:
+    """The Transposes that only the loop reads: nothing takes a node out that a branch left over.
+
+    Not those whose results, among `kept`, the body reads as well: of states, and of more than time.
+    """
     made = dict.fromkeys(producer(value, "Transpose") for value in scan.inputs)
     return [
         turn
         for turn in made
         if turn is not None
+        and turn.outputs[0] not in kept
         and not turn.outputs[0].is_graph_output()
         and all(use.node is scan for use in turn.outputs[0].uses())
     ]

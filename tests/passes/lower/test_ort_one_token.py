@@ -28,12 +28,13 @@ TEXT = """
           both = Add (mixed, token)
           later = Tanh (both)
           result = Mul (later, token)
-        }}> (past, u)
+        }}> ({start}, u)
       y = {placed}
     }}
 """
 TURNED = {
     "made": "",
+    "start": "past",
     "sizes": "batch, time, 3",
     "outputs": "",
     "given": "Transpose <perm = [1, 0, 2]> (x)",
@@ -54,13 +55,21 @@ WIDE = MADE | {"made": "product = MatMul (x, w) sum = Add (product, wide)"}
 BOTH = MADE | {"made": "product = MatMul (x, w) sum = Add (product, x)"}
 # More than time is moved, or somebody else reads what is between.
 REST = TURNED | {"placed": "Transpose <perm = [2, 1, 0]> (found)", "sizes": "3, batch, time"}
+DEEP = TURNED | {
+    "made": "rows = Transpose <perm = [2, 0, 1]> (x)",
+    "given": "Transpose <perm = [2, 1, 0]> (rows)",
+}
+START = TURNED | {
+    "made": "rows = Transpose (past) start = Transpose (rows)",
+    "start": "start",
+}
 READ = TURNED | {"outputs": ", float[time, batch, 3] u, float[time, batch, 3] found"}
 
 
 @pytest.mark.parametrize(
     "form",
-    [TURNED, BY_AXES, REST, READ, MADE, WIDE, BOTH],
-    ids=["turned", "axes", "rest", "read", "made", "wide", "both"],
+    [TURNED, BY_AXES, REST, DEEP, START, READ, MADE, WIDE, BOTH],
+    ids=["turned", "axes", "rest", "deep", "start", "read", "made", "wide", "both"],
 )
 @pytest.mark.parametrize("time", [1, 3])
 def test_a_call_gives_what_it_gave(form: dict[str, str], time: int) -> None:
