@@ -45,6 +45,8 @@ def own_shape(term: Term) -> tuple[int, ...] | None:
 
 def apply(graph: fx.Graph, term: Term, leaves: Sequence[Any]) -> Inner:
     """The operator of `term` on `leaves`, which are values, nodes of sizes and constants."""
+    if not callable(term.op):
+        raise PartedError(f"reads all tokens of {term.leaves[0]!r} at one of its first iterations")
     if any(isinstance(leaf, Inner) and leaf.own is not None for leaf in leaves):
         return _apply_lifted(graph, term, leaves)
     return Inner(_call(graph, term, term.op, leaves))

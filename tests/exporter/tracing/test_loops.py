@@ -204,6 +204,10 @@ def body(step: Callable[[Net, Tensor, int, Tensor], Any]) -> Forward:
     return forward
 
 
+def discounted(_: Net, x: Tensor, t: int, h: Tensor) -> Any:
+    return h + (x[:, : t + 1] * 0.9 ** torch.arange(t, -1, -1).view(1, -1, 1)).sum(1)
+
+
 def ahead(net: Net, x: Tensor, t: int, h: Tensor) -> Any:
     return h + net.w(x[:, t]) + (x[:, t + 1] if t + 1 < x.shape[1] else 0)
 
@@ -221,8 +225,9 @@ def fourth(net: Net, x: Tensor, t: int, h: Tensor) -> Any:
         (lambda net, x, t, h: h + net.w(x[:, t]) / x.shape[1], "computes with the number of tok"),
         (lambda _, x, t, h: h + x[:, : t + 1].std(1), "through aten.std"),
         (lambda _, x, t, h: h + x[:, : min(t + 2, x.shape[1])].sum(1), "looks ahead"),
+        (discounted, "reads all tokens of 'x' at one of its first iterations"),
     ],
-    ids=["ahead", "fourth", "powers", "length", "prefix", "prefix ahead"],
+    ids=["ahead", "fourth", "powers", "length", "prefix", "prefix ahead", "discounted"],
 )
 def test_what_does_not_repeat_itself_is_refused(step: Any, words: str) -> None:
     """With the iterations that part, or with what looks ahead."""
