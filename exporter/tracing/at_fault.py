@@ -1,6 +1,8 @@
 """Which module it is that fails, where a model does not run on its own example inputs."""
 
+import traceback
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,10 +39,28 @@ def run_examples(module: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
             else "its own forward"
         )
         raise TraceError(
-            f"The model fails on its example inputs, {sizes}: {place} raises {summary(error)}. "
-            "Give inputs that it takes: --inputs FILE.npz, and --axes where their axes were "
-            "guessed wrongly."
+            f"The model fails on its example inputs, {sizes}: {place} raises "
+            f"{summary(error)}{line_of(error)}. "
+            "Mend it, or give inputs that it takes: --inputs FILE.npz, and --axes where their axes "
+            "were guessed wrongly."
         ) from error
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def line_of(error: Exception) -> str:
+    """Where in the user's own code it raised, empty when that is nowhere."""
+    frame = own_line(error)
+    return "" if frame is None else f" ({Path(frame.filename).name}:{frame.lineno})"
+
+
+def own_line(error: Exception) -> traceback.FrameSummary | None:
+    """The innermost line that raised and is neither PyTorch's nor the exporter's."""
+    library = str(Path(torch.__file__).parent)
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith((library, str(Path(__file__).parents[1])))
+    ]
+    return frames[-1] if frames else None

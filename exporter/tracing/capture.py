@@ -6,11 +6,9 @@ watched while the module runs under the tracer, so that an error names the modul
 
 import contextlib
 import re
-import traceback
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +25,7 @@ from intaglio.exporter.sources.source import Source
 from intaglio.quiet import quiet, summary
 from intaglio.state import BATCH, TIME
 
+from .at_fault import line_of, own_line, run_examples
 from .cumulative import Scans
 from .gradients import FixedTimeError, carried_out, differentiates
 from .loops.loop_streams import PartedError
@@ -116,6 +115,8 @@ def _captured(source: Source, module: nn.Module) -> tuple[ExportedProgram, dict[
                 root.remove()
                 program = _export(module, inputs, shapes)
     except Exception as error:
+        with quiet():
+            run_examples(source.module, inputs)
         kind = _FrozenError if (watch.fixed() or ("",))[0] == TIME else TraceError
         raise kind(_explain(error, stack, watch, source)) from error
     finally:
@@ -331,9 +332,9 @@ def _runs_at(source: Source, symbol: str, size: int, trial: AbstractContextManag
 def _explain(error: Exception, stack: ModuleStack, watch: _Watch, source: Source) -> str:
     if (fixed := watch.fixed()) is not None:
         return _fixed(*fixed, source)
-    where = f"{named(stack.current)}{_line(error)}"
+    where = f"{named(stack.current)}{line_of(error)}"
     if isinstance(error, GuardOnDataDependentSymNode):
-        line = _own_line(error)
+        line = own_line(error)
         what = "" if line is None or not line.line else f" `{line.line}`:"
         return (
             f"In {where},{what} Python control flow depends on the values of tensors, which one "
@@ -379,19 +380,3 @@ def _shapes(source: Source, names: Mapping[str, int | str]) -> dict[str, list[in
                for axis, size in enumerate(value.shape)]
         for name, value in source.inputs.items()
     }  # fmt: skip
-
-
-def _line(error: Exception) -> str:
-    """Where in the user's own code it raised, empty when that is nowhere."""
-    frame = _own_line(error)
-    return "" if frame is None else f" ({Path(frame.filename).name}:{frame.lineno})"
-
-
-def _own_line(error: Exception) -> traceback.FrameSummary | None:
-    library = str(Path(torch.__file__).parent)
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith((library, str(Path(__file__).parents[1])))
-    ]
-    return frames[-1] if frames else None

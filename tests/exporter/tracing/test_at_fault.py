@@ -39,3 +39,14 @@ def test_an_export_says_so(tmp_path: Path) -> None:
 
     with pytest.raises(TraceError, match=r"'parts.1' \(Embedding\)"):
         export(Sum(), tmp_path / "bundle", inputs=inputs)
+
+
+def test_what_fails_before_any_capture_is_the_models_own(tmp_path: Path) -> None:
+    """With its error as it is without PyTorch's symbols, and the line."""
+
+    class Uneven(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.view(*x.shape[:2], 3, -1).cumsum(1)
+
+    with pytest.raises(TraceError, match=r"fails on its .*\[2, 3, 3, -1\].*test_at_fault.py:\d"):
+        export(Uneven(), tmp_path / "bundle", inputs={"x": torch.zeros(2, 3, 4)})
