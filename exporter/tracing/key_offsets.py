@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils._pytree import tree_leaves
 
-from .plain_ops import NotPlainError, SizeNodes
+from .size_nodes import NotPlainError, SizeNodes
 
 aten = torch.ops.aten
 SOFTMAX = frozenset([aten.softmax.int, aten._softmax.default])  # noqa: SLF001

@@ -7,14 +7,12 @@ views and casts here, node by node, by the shapes that the capture noted.  A pro
 anything else would change, or that writes to its values, is left as it is for PyTorch.
 """
 
-import contextlib
-import functools
 import operator
 from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
-from torch import SymInt, Tensor, fx
+from torch import fx
 from torch._export.utils import _check_valid_to_preserve, _is_cia_op
 from torch._ops import OpOverload
 from torch.export import ExportedProgram
@@ -22,6 +20,7 @@ from torch.export.graph_signature import OutputKind
 from torch.utils._pytree import tree_leaves
 
 from .causal_convolution import name_outputs_anew
+from .size_nodes import NotPlainError, SizeNodes
 
 aten, SCAN = torch.ops.aten, torch.ops.higher_order.scan
 
@@ -60,21 +59,11 @@ MOVED = frozenset(
     [aten.movedim.int, aten.movedim.intlist, aten.moveaxis.int, aten.moveaxis.intlist,
      aten.numpy_T.default]
 )  # fmt: skip
-PADDED = {
+PADDED: dict[Any, OpOverload] = {
     aten.conv1d.padding: aten.conv1d.default,
     aten.conv2d.padding: aten.conv2d.default,
     aten.conv3d.padding: aten.conv3d.default,
 }
-COMPOSITE = frozenset(
-    [*RESHAPED, *CAST, *RENAMED, *PADDED, *MOVED, aten.batch_norm.default, aten.chunk.default,
-     aten.contiguous.default, aten.detach_.default, aten.dropout.default, aten.expand_as.default,
-     aten.mT.default, aten.narrow.default, aten.outer.default, aten.rsub.Scalar,
-     aten.square.default]
-)  # fmt: skip
-
-
-class NotPlainError(Exception):
-    """A node that the shapes noted do not say how to write, as where nothing gives a size."""
 
 
 def made_plain(program: ExportedProgram, known: Collection[Any]) -> bool:
@@ -135,12 +124,13 @@ def _is_plain(node: fx.Node, known: Collection[Any]) -> bool:
 
 def _rewrite(graph: fx.Graph) -> None:
     sizes = SizeNodes(graph)
+    plain = _Written(graph, sizes)
     for node in list(graph.nodes):
         if node.target not in COMPOSITE:
             sizes.note(node)
             continue
         with graph.inserting_before(node):
-            made = _plain(graph, node, sizes)
+            made = plain.made(node)
         if "val" not in made.meta:
             made.meta = dict(node.meta)
         node.replace_all_uses_with(made)
@@ -148,73 +138,111 @@ def _rewrite(graph: fx.Graph) -> None:
         sizes.note(made)
 
 
-def _plain(graph: fx.Graph, node: fx.Node, sizes: "SizeNodes") -> fx.Node:
-    """The node that stands for a composite one."""
-    given, target = node.args[0], node.target
-    assert isinstance(given, fx.Node)
+class _Written:
+    """The nodes that stand for composite ones of a graph."""
 
-    def call(op: OpOverload, *args: Any, **options: Any) -> fx.Node:
-        return graph.call_function(op, args, options)
+    def __init__(self, graph: fx.Graph, sizes: SizeNodes) -> None:
+        self._graph, self._sizes = graph, sizes
 
-    if target in RENAMED:
-        return call(RENAMED[target], *node.args, **node.kwargs)
-    if target is aten.detach_.default:
-        return given
-    if target is aten.contiguous.default:  # a view behind it is of these strides
-        return call(aten.clone.default, given, memory_format=torch.contiguous_format)
-    if target is aten.dropout.default:
-        if node.args[2]:
-            raise NotPlainError
-        return given
-    if target is aten.batch_norm.default:
-        return _normed(graph, node)
-    if target is aten.mT.default:
-        return call(aten.transpose.int, given, -2, -1)
-    if target is aten.rsub.Scalar:
-        number, *factor = node.args[1:]
-        return call(aten.sub.Tensor, number, given, **({"alpha": factor[0]} if factor else {}))
-    if target is aten.square.default:
-        return call(aten.pow.Tensor_Scalar, given, 2)
-    was, value = given.meta["val"], node.meta["val"]
-    if target in CAST:
-        same = was.dtype == value.dtype
-        return given if same else call(TO_COPY, given, dtype=value.dtype)
-    if target in PADDED:
-        return call(PADDED[target], *_padded(node))
-    if target is aten.narrow.default:
+    def made(self, node: fx.Node) -> fx.Node:
+        """The node that stands for `node`, at the place where nodes are inserted now."""
+        target = node.target
+        if target in RENAMED:
+            return self._call(RENAMED[target], *node.args, **node.kwargs)
+        return MAKERS[target](self, node, node.args[0])
+
+    def _call(self, op: Any, *args: Any, **options: Any) -> fx.Node:
+        return self._graph.call_function(op, args, options)
+
+    def _shape(self, node: fx.Node) -> list[int | fx.Node]:
+        return [self._sizes.of(size) for size in node.meta["val"].shape]
+
+    def reshaped(self, node: fx.Node, given: fx.Node) -> fx.Node:
+        laid = self._call(aten.clone.default, given, memory_format=torch.contiguous_format)
+        laid.meta = {**node.meta, "val": given.meta["val"].contiguous()}
+        return self._call(aten.view.default, laid, self._shape(node))
+
+    def expanded(self, node: fx.Node, given: fx.Node) -> fx.Node:
+        return self._call(aten.expand.default, given, self._shape(node))
+
+    def cast(self, node: fx.Node, given: fx.Node) -> fx.Node:
+        dtype = node.meta["val"].dtype
+        same = given.meta["val"].dtype == dtype
+        return given if same else self._call(TO_COPY, given, dtype=dtype)
+
+    def contiguous(self, _: fx.Node, given: fx.Node) -> fx.Node:
+        # It stays, since a view behind it may need its strides.
+        return self._call(aten.clone.default, given, memory_format=torch.contiguous_format)
+
+    def moved(self, node: fx.Node, given: fx.Node) -> fx.Node:
+        axes = _moved(given.meta["val"].ndim, *node.args[1:])
+        return self._call(aten.permute.default, given, axes)
+
+    def turned(self, _: fx.Node, given: fx.Node) -> fx.Node:
+        return self._call(aten.transpose.int, given, -2, -1)
+
+    def narrowed(self, node: fx.Node, given: fx.Node) -> fx.Node:
         axis, start, length = node.args[1:]
         if not isinstance(start, int) or not isinstance(length, int) or start < 0:
             raise NotPlainError
-        return call(aten.slice.Tensor, given, axis, start, start + length)
-    if target is aten.chunk.default:
-        axis = node.args[2] if len(node.args) > 2 else 0
-        first = value[0].shape[axis]
-        if not isinstance(was.shape[axis], int):
+        return self._call(aten.slice.Tensor, given, axis, start, start + length)
+
+    def parted(self, node: fx.Node, given: fx.Node) -> fx.Node:
+        axis: Any = node.args[2] if len(node.args) > 2 else 0
+        if not isinstance(given.meta["val"].shape[axis], int):
             raise NotPlainError
-        return call(aten.split.Tensor, given, first, axis)
-    if target in MOVED:
-        return call(aten.permute.default, given, _moved(was.ndim, *node.args[1:]))
-    if target is aten.outer.default:
-        column = call(aten.unsqueeze.default, given, 1)
-        column.meta = {**node.meta, "val": was.unsqueeze(1)}
-        return call(aten.mul.Tensor, column, node.args[1])
-    shape = [sizes.of(size) for size in value.shape]
-    if target is aten.expand_as.default:
-        return call(aten.expand.default, given, shape)
-    laid = call(aten.clone.default, given, memory_format=torch.contiguous_format)
-    laid.meta = {**node.meta, "val": was.contiguous()}
-    return call(aten.view.default, laid, shape)
+        return self._call(aten.split.Tensor, given, node.meta["val"][0].shape[axis], axis)
+
+    def outer(self, node: fx.Node, given: fx.Node) -> fx.Node:
+        column = self._call(aten.unsqueeze.default, given, 1)
+        column.meta = {**node.meta, "val": given.meta["val"].unsqueeze(1)}
+        return self._call(aten.mul.Tensor, column, node.args[1])
+
+    def reversed_difference(self, node: fx.Node, given: fx.Node) -> fx.Node:
+        number, *factor = node.args[1:]
+        options = {"alpha": factor[0]} if factor else {}
+        return self._call(aten.sub.Tensor, number, given, **options)
+
+    def square(self, _: fx.Node, given: fx.Node) -> fx.Node:
+        return self._call(aten.pow.Tensor_Scalar, given, 2)
+
+    def same(self, node: fx.Node, given: fx.Node) -> fx.Node:
+        if node.target is aten.dropout.default and node.args[2]:  # it is training
+            raise NotPlainError
+        return given
+
+    def padded(self, node: fx.Node, _: fx.Node) -> fx.Node:
+        return self._call(PADDED[node.target], *_padded(node))
+
+    def normed(self, node: fx.Node, _: fx.Node) -> fx.Node:
+        """A batch norm by its running moments."""
+        *given, training, momentum, epsilon, _cudnn = node.args
+        if training or None in given:
+            raise NotPlainError
+        norm = self._call(NORM, *given, momentum, epsilon)
+        value = node.meta["val"]
+        norm.meta = {**node.meta, "val": (value, value.new_empty(0), value.new_empty(0))}
+        return self._call(operator.getitem, norm, 0)
 
 
-def _normed(graph: fx.Graph, node: fx.Node) -> fx.Node:
-    """A batch norm by its running moments."""
-    *given, training, momentum, epsilon, _ = node.args
-    if training or None in given:
-        raise NotPlainError
-    norm = graph.call_function(NORM, (*given, momentum, epsilon))
-    value = node.meta["val"]
-    norm.meta = {**node.meta, "val": (value, value.new_empty(0), value.new_empty(0))}
-    return graph.call_function(operator.getitem, (norm, 0))
+MAKERS: dict[Any, Callable[[_Written, fx.Node, Any], fx.Node]] = {
+    **dict.fromkeys(RESHAPED, _Written.reshaped),
+    **dict.fromkeys(CAST, _Written.cast),
+    **dict.fromkeys(MOVED, _Written.moved),
+    **dict.fromkeys(PADDED, _Written.padded),
+    aten.batch_norm.default: _Written.normed,
+    aten.chunk.default: _Written.parted,
+    aten.contiguous.default: _Written.contiguous,
+    aten.detach_.default: _Written.same,
+    aten.dropout.default: _Written.same,
+    aten.expand_as.default: _Written.expanded,
+    aten.mT.default: _Written.turned,
+    aten.narrow.default: _Written.narrowed,
+    aten.outer.default: _Written.outer,
+    aten.rsub.Scalar: _Written.reversed_difference,
+    aten.square.default: _Written.square,
+}
+COMPOSITE = frozenset([*RENAMED, *MAKERS])
 
 
 def _padded(node: fx.Node) -> list[Any]:
@@ -242,56 +270,3 @@ def _moved(rank: int, sources: Any = None, destinations: Any = None) -> list[int
     places = {destination % rank: source % rank for destination, source in pairs}
     others = (axis for axis in range(rank) if axis not in places.values())
     return [places[place] if place in places else next(others) for place in range(rank)]
-
-
-class SizeNodes:
-    """Nodes that give sizes, by the expressions that PyTorch has for them."""
-
-    def __init__(self, graph: fx.Graph) -> None:
-        self._graph = graph
-        self._nodes: dict[Any, int | fx.Node] = {}
-        self._axes: dict[Any, tuple[fx.Node, int]] = {}
-
-    def note(self, node: fx.Node) -> None:
-        """Remember what sizes a node gives or has."""
-        value = node.meta.get("val")
-        if isinstance(value, SymInt):
-            self._nodes.setdefault(value.node.expr, node)
-        if isinstance(value, Tensor):
-            shape: tuple[Any, ...] = tuple(value.shape)
-            for axis, size in enumerate(shape):
-                if isinstance(size, SymInt):
-                    self._axes.setdefault(size.node.expr, (node, axis))
-
-    def of(self, size: Any) -> int | fx.Node:
-        """A size, a number or a SymInt, as an argument of a node that is inserted now."""
-        return self._expressed(size.node.expr) if isinstance(size, SymInt) else int(size)
-
-    def _expressed(self, expression: Any) -> int | fx.Node:
-        if expression.is_Integer:
-            return int(expression)
-        if expression in self._nodes:
-            return self._nodes[expression]
-        if expression.is_Mul or expression.is_Add:  # of sizes of inputs, not of what is computed
-            function = operator.mul if expression.is_Mul else operator.add
-            with contextlib.suppress(NotPlainError):
-                parts = [self._expressed(each) for each in expression.args]
-                found = functools.reduce(functools.partial(self._combined, function), parts)
-                self._nodes[expression] = found
-                return found
-        if expression not in self._axes:
-            raise NotPlainError
-        holder, axis = self._axes[expression]
-        size = self._graph.call_function(aten.sym_size.int, (holder, axis))
-        size.meta = {**holder.meta, "val": holder.meta["val"].shape[axis]}
-        self._nodes[expression] = size
-        return size
-
-    def _combined(
-        self, function: Callable[..., Any], left: int | fx.Node, right: int | fx.Node
-    ) -> fx.Node:
-        found = self._graph.call_function(function, (left, right))
-        one = next(node for node in (left, right) if isinstance(node, fx.Node))
-        values = (x.meta["val"] if isinstance(x, fx.Node) else x for x in (left, right))
-        found.meta = {**one.meta, "val": function(*values)}
-        return found
