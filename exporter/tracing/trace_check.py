@@ -62,7 +62,7 @@ def check_trace(
                 f"The model itself fails on {batch} rows of {time} tokens "
                 f"({summary(error)}); a step engine has to run any number, 1 included. {AS_WHOLE}"
             ) from error
-        names = list(expected)
+        names, found = list(expected), {}
         feeds = {i.name: inputs[i.name].detach().numpy() for i in engine.get_inputs()}
         try:
             found = dict(zip(names, engine.run(names, feeds), strict=True))
@@ -71,7 +71,8 @@ def check_trace(
             wrong = [summary(error)]
         if wrong:
             where = f"{batch} rows of {time} tokens"
-            raise WrongGraphError(_explain(source, program, inputs, where, wrong[0]))
+            message = _without_nan(wrong[0], found, expected, where)
+            raise WrongGraphError(message or _explain(source, program, inputs, where, wrong[0]))
 
 
 def _engine(model: ir.Model) -> Any:
@@ -136,7 +137,7 @@ def check_whole(
                     "sizes that it takes, as --axes with NAME=LEAST..MOST:STEP says them."
                 ) from error
             continue
-        names = list(expected)
+        names, found = list(expected), {}
         feeds = {i.name: inputs[i.name].detach().numpy() for i in engine.get_inputs()}
         try:
             found = dict(zip(names, engine.run(names, feeds), strict=True))
@@ -148,7 +149,9 @@ def check_whole(
             cause = next((each for each in assumed if not each.holds(sizes)), None)
             if cause is not None:
                 raise TraceError(_assumed(source, cause, in_words(sizes), wrong[0]))
-            raise TraceError(_explain(source, program, inputs, in_words(sizes), wrong[0]))
+            where = in_words(sizes)
+            message = _without_nan(wrong[0], found, expected, where)
+            raise TraceError(message or _explain(source, program, inputs, where, wrong[0]))
     return spans
 
 
@@ -175,8 +178,30 @@ def _agree(a: npt.NDArray[Any], b: npt.NDArray[Any], limit: float = LIMIT) -> bo
     if b.dtype == np.bool_:
         return bool(np.array_equal(a, b))
     finite = np.isfinite(b)
+    if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
+        return False
     scale = np.abs(b[finite]).max(initial=0.0)
     return bool(np.abs(a[finite] - b[finite]).max(initial=0.0) <= limit * scale)
+
+
+def _without_nan(
+    name: str, found: Mapping[str, Any], expected: Mapping[str, Any], where: str
+) -> str:
+    """In words, where the graph gives numbers for NaN of PyTorch and nothing else is wrong."""
+    if name not in found:  # an error of ONNX Runtime
+        return ""
+    a, b = np.asarray(found[name]), np.asarray(expected[name])
+    if a.shape != b.shape or b.dtype.kind != "f":
+        return ""
+    lost = np.isnan(b) & ~np.isnan(a)
+    if not lost.any() or not _agree(np.where(lost, np.nan, a), b):
+        return ""
+    return (
+        f"On {where} PyTorch gives NaN in {int(lost.sum())} of {b.size} places of {name!r} where "
+        "the graph gives numbers: ONNX Runtime passes over NaN in a maximum or minimum along an "
+        "axis, in its index and in max pooling. Keep NaN from arising in the model, as by a clamp "
+        "of what is divided by."
+    )
 
 
 def _explain(

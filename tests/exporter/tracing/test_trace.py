@@ -256,6 +256,14 @@ def test_what_one_graph_cannot_hold_is_refused_by_module(
     assert capfd.readouterr() == ("", "")
 
 
+def test_nan_that_a_maximum_of_onnx_runtime_passes_over_is_told_as_that() -> None:
+    def share(_: Mixer, x: Tensor) -> Tensor:
+        return (x.relu() / x.relu()).amax(-1, keepdim=True)
+
+    with pytest.raises(TraceError, match=r"PyTorch gives NaN in \d+ of \d+ places of 'logits'"):
+        trace(source(share))
+
+
 def test_an_error_of_control_flow_names_the_line() -> None:
     """The user's own line is found among those of PyTorch."""
     line = branch_on_values.__code__.co_firstlineno + 1
