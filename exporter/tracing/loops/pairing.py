@@ -116,6 +116,11 @@ class Pairing:
         stream = self._streams[term, max(members)] = Stream(members)
         stream.start = _start(members)
         if len([t for t in members if t >= stream.start]) < LEAST:
+            if len(members) >= LEAST:  # which are alike but for numbers
+                raise PartedError(
+                    f"has {named(stream.sample)} with a number that grows in no straight line with "
+                    "the iterations: carry it in a tensor, or take it from a table"
+                )
             raise _parted(min(members) - 1, named(stream.sample))
         self._waiting.append(stream)
         return stream

@@ -126,7 +126,7 @@ class _Prefix:
                     self._pairing.pair(whole)
             elif grown is None and not self._takes_growing(each):
                 self._pairing.pair(each, FIRST)
-            else:
+            elif _alike(each):
                 waiting += arguments_of(each)
 
     def _lead_of(self, family: Family) -> int:
@@ -140,9 +140,8 @@ class _Prefix:
             axis = growing(each)
             if axis is not None:
                 return int(each[-1].shape[axis]) - self._terms.time
-            if is_one(each):
-                continue
-            waiting += zip(*(x.leaves for x in each), strict=True)
+            if not is_one(each) and _alike(each):
+                waiting += zip(*(x.leaves for x in each), strict=True)
         raise PartedError("computes over what grows in no order")
 
     def _lift(self, lifting: Lifting, family: Family) -> PerIteration:
@@ -163,6 +162,11 @@ class _Prefix:
         elif (source := self._source(family, grown)) is not None:
             return lifting.whole(source, grown=grown)
         if not all(x.op is last.op and x.spec == last.spec for x in family):
+            if grown is not None and last.op in (STACK, CAT):
+                raise PartedError(
+                    "keeps a list of the tokens so far in another order than theirs, or not all of "
+                    "them: append each to its end"
+                )
             raise PartedError(
                 f"computes over the tokens so far in another way at each iteration, at {last.op}"
             )
@@ -201,6 +205,11 @@ class _Prefix:
             if x.latest > t:
                 raise PartedError(f"looks ahead at iteration {t}, at token {x.latest}")
         self._refuse_own(family[-1])
+        if not all(same(x.shape, family[-1].shape) for x in family):
+            raise PartedError(
+                "computes over pairs of tokens so far, at each iteration: only one axis may grow, "
+                f"but of what {family[-1].op} gives several do"
+            )
         early = [self._at(family, t) for t in range(FIRST)]
         if any(x is None or not same(x.shape, family[-1].shape) for x in early):
             nothing = self._terms.filled(family[-1].shape, 0, family[-1].value)
@@ -231,7 +240,12 @@ class _Prefix:
             return self._terms(SLICE, base, axis, 0, len(whole))
         for entry in whole:
             self._refuse_own(entry)
-        missing = self._terms.time - len(whole)
+        missing, first = self._terms.time - len(whole), whole[0]
+        if isinstance(first, Term) and first.latest > 0:
+            raise PartedError(
+                f"computes over the tokens from token {first.latest} on, without the first ones: "
+                "keep those as well, and mask them"
+            )
         if missing > 0:
             raise PartedError(
                 "computes over the tokens before each, without its own: keep that one in the list "
@@ -328,6 +342,11 @@ class _Prefix:
         if like.op is SLICE:
             return terms(SLICE, like.leaves[0], axis, like.leaves[2], like.leaves[2] + size)
         return terms(STACK, entries, axis)
+
+
+def _alike(family: Family) -> bool:
+    """Whether members take as many values each."""
+    return all(x.spec == family[-1].spec for x in family)
 
 
 def _base(entries: Sequence[Any], axis: int, count: int) -> Term | None:

@@ -1,5 +1,6 @@
 """Python loops over tokens become scans whose states are carried, or are refused by what parts."""
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from intaglio.passes import pipeline, stepping
 from intaglio.passes.base import Context
 
 SIZE = 4
+rolling = sys.modules[roll.__module__]
 Forward = Callable[["Net", Tensor], Any]
 
 
@@ -208,6 +210,10 @@ def discounted(_: Net, x: Tensor, t: int, h: Tensor) -> Any:
     return h + (x[:, : t + 1] * 0.9 ** torch.arange(t, -1, -1).view(1, -1, 1)).sum(1)
 
 
+def squared(_: Net, x: Tensor, t: int, h: Tensor) -> Any:
+    return h + (x[:, : t + 1] * torch.ones(t + 1, t + 1).tril().sum(0)[:, None]).sum(1)
+
+
 def ahead(net: Net, x: Tensor, t: int, h: Tensor) -> Any:
     return h + net.w(x[:, t]) + (x[:, t + 1] if t + 1 < x.shape[1] else 0)
 
@@ -221,13 +227,28 @@ def fourth(net: Net, x: Tensor, t: int, h: Tensor) -> Any:
     [
         (ahead, "looks ahead: what it gives for token 0 depends on token 1"),
         (fourth, "iterations 3 and 4 part at aten.add"),
-        (lambda net, x, t, h: h + net.w(x[:, t]) * 0.9**t, "part at aten.mul"),
+        (
+            lambda net, x, t, h: h + net.w(x[:, t]) * 0.9**t,
+            "aten.mul.Tensor with a number that grows",
+        ),
         (lambda net, x, t, h: h + net.w(x[:, t]) / x.shape[1], "computes with the number of tok"),
         (lambda _, x, t, h: h + x[:, : t + 1].std(1), "through aten.std"),
         (lambda _, x, t, h: h + x[:, : min(t + 2, x.shape[1])].sum(1), "looks ahead"),
         (discounted, "reads all tokens of 'x' at one of its first iterations"),
+        (lambda _, x, t, h: h + x[:, 1 : t + 1].sum(1), "from token 1 on, without the first"),
+        (squared, "only one axis may grow"),
     ],
-    ids=["ahead", "fourth", "powers", "length", "prefix", "prefix ahead", "discounted"],
+    ids=[
+        "ahead",
+        "fourth",
+        "powers",
+        "length",
+        "prefix",
+        "prefix ahead",
+        "discounted",
+        "first",
+        "square",
+    ],
 )
 def test_what_does_not_repeat_itself_is_refused(step: Any, words: str) -> None:
     """With the iterations that part, or with what looks ahead."""
@@ -261,9 +282,10 @@ def remembered(net: Net, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("forward", [heads, remembered])
 def test_iterations_that_compute_over_all_tokens_before_are_one_computation(
-    forward: Forward,
+    forward: Forward, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the number of tokens; what leads to the sums is a loop of its own, or none."""
+    monkeypatch.setattr(rolling, "FAR", (139,))  # a loop over 4,099 tokens takes seconds
     source = source_of(forward)
     program = roll(source)
     assert program is not None
@@ -271,6 +293,21 @@ def test_iterations_that_compute_over_all_tokens_before_are_one_computation(
         inputs = source.random_inputs(3, time, time)
         found, *_ = program.module()(**inputs)
         torch.testing.assert_close(found, source.module(**inputs))
+
+
+def test_a_list_that_is_kept_backwards_is_refused() -> None:
+    """Its entries are those of other tokens at each iteration."""
+
+    def newest_first(_: Net, x: Tensor) -> Tensor:
+        past: list[Tensor] = []
+        out = []
+        for token in x.unbind(1):
+            past.insert(0, token)
+            out.append((torch.stack(past, 1) * torch.arange(1.0, len(past) + 1)[:, None]).sum(1))
+        return torch.stack(out, 1)
+
+    with pytest.raises(PartedError, match="append each to its end"):
+        roll(source_of(newest_first))
 
 
 def test_a_state_that_follows_from_what_it_found_in_earlier_ones_is_refused() -> None:
