@@ -105,7 +105,7 @@ class Further:
         goal = min(max(goals, default=0), most, self._affordable())
         goal = self._end(int(goal))
         if goal > done:
-            yield self.source.random_inputs(self.rows or 1, goal, 2), goal
+            yield long_inputs(self.source, self.rows, goal), goal
         if thorough:
             yield from self._all_values()
 
@@ -221,6 +221,11 @@ def _taken(array: Array, axes: Mapping[int, int | str], place: Mapping[str, Any]
     picked = [place.get(str(axes.get(axis)), slice(None)) for axis in range(array.ndim)]
     part: Array = array[tuple(picked)]
     return part
+
+
+def long_inputs(source: Source, rows: int | None, tokens: int) -> dict[str, Tensor]:
+    """What a run of so many tokens is on; of one row, where a bundle takes any number."""
+    return source.random_inputs(rows or 1, tokens, 2)
 
 
 def _symbols(source: Source) -> set[str]:

@@ -4,6 +4,7 @@ A recurrence may make more of a difference with each token; then the last bit of
 in every later one, and no two programs in float32 agree for long.
 """
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -23,6 +24,8 @@ def own_rounding(
 ) -> dict[str, float]:
     """max|a - b| / max|b| of each output as it is, a, and in float64, b; nothing where it is one.
 
+    It is infinite where the output is finite in float64 alone.
+
     Args:
         source: a module; of others nothing is known.
         inputs: what it ran on, [batch, time, ...] each.
@@ -37,4 +40,6 @@ def own_rounding(
         value = outputs[name].to(torch.float64).numpy()
         if exact.dtype == np.float64 and outputs[name].dtype != torch.float64 and exact.size:
             found[name] = float(np.abs(value - exact).max() / max(np.abs(exact).max(), 1e-30))
-    return {name: error for name, error in found.items() if np.isfinite(error)}
+            if np.isfinite(exact).all() and not np.isfinite(value).all():
+                found[name] = math.inf
+    return {name: error for name, error in found.items() if not math.isnan(error)}

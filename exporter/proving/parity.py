@@ -190,6 +190,14 @@ class ParityReport:
         if not found:
             return ""
         name = max(found, key=lambda each: found[each])
+        if math.isinf(found[name]):
+            return (
+                f" The source itself gives NaN or infinities for {name!r} in float32 on the same "
+                "inputs, and none in float64: a number in it grows with the tokens until it "
+                "overflows, as the exponential of a sum over all of them does. Take what "
+                "is divided out again within the exponent, exp(a - b) for exp(a) / exp(b), or "
+                "give gates to torch.ops.intaglio.linear_attention as logarithms."
+            )
         return (
             f" Rounding alone takes the source itself {found[name]:.1e} from its own output "
             f"{name!r} in float64 on the same inputs, which is beyond that limit too: fewer tokens "

@@ -9,6 +9,7 @@ dequantized, see `quantized.py`.  What is compared, and how strictly, follows fr
 source and the command: what the manifest claims is held to them, see `claims.py`.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -53,7 +54,7 @@ from .follow import (
     tokens_in,
     words_of,
 )
-from .further import SHORT, Further
+from .further import SHORT, Further, long_inputs
 from .own_rounding import own_rounding
 from .own_steps import verify_own
 from .parity import QUANTIZATION, ParityReport, Row
@@ -232,7 +233,13 @@ def verify(
         covers=covers,
     )
     if not report.passed and held is None:
-        report = replace(report, rounding=own_rounding(source, drawn, wanted.outputs))
+        rounding = own_rounding(source, drawn, wanted.outputs)
+        if covers.tokens > steps and any(math.isnan(row.found.error) for row in report.failures):
+            longer = long_inputs(source, entry.limits.batch, covers.tokens)
+            rounding |= own_rounding(
+                source, longer, reference(source, longer, states=False).outputs
+            )
+        report = replace(report, rounding=rounding)
     limit = max(EXACT, *_own(limits))
     return _finish(report, opened, graph, held or source, limit, bisect=bisect, keep=keep)
 

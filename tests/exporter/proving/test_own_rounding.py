@@ -57,3 +57,21 @@ def test_a_failure_says_that_rounding_alone_fails_as_well() -> None:
     assert "Rounding alone takes the source itself 2.5e-01 from its own output 'output'" in said
     assert "--tolerance output=VALUE" in said
     assert "Rounding alone" not in report({"output": 5e-5}).summary()
+
+
+class Gated(nn.Module):
+    """Sums whose decay is divided out before, and multiplied in again behind."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates = torch.cumsum(torch.ones_like(x), 1)
+        return torch.exp(-gates) * torch.cumsum(torch.exp(gates) * x, 1)
+
+
+def test_what_overflows_in_the_source_itself_is_told_as_that() -> None:
+    """Finite in float64 alone; a difference within the exponent is what helps."""
+    source = load_source(Gated(), inputs={"x": np.zeros((2, 5, 1), np.float32)})
+    inputs = {"x": torch.ones(1, 100, 1)}
+    found = own_rounding(source, inputs, reference(source, inputs, states=False).outputs)
+
+    assert found == {"output": float("inf")}
+    assert "overflows, as the exponential of a sum" in report(found).summary()
