@@ -16,6 +16,7 @@ from intaglio.exporter.options.served_shapes import ServedShapes
 from intaglio.exporter.proving.derived import differing
 from intaglio.exporter.sources.axes import Sizes
 from intaglio.exporter.sources.calibration_data import Arrays, read_calibration
+from intaglio.exporter.sources.own_states.grown import CACHE
 from intaglio.exporter.sources.source import Source
 from intaglio.exporter.tracing.trace import Traced, trace
 from intaglio.exporter.tracing.whole import AS_WHOLE
@@ -151,7 +152,8 @@ def compile_source(
         asked = any(error.by is each for each in extra)  # of whole inputs it would say the same
         if asked or source.whole or source.states or how.whole is not None:
             raise
-        raise PassError(f"{error} {AS_WHOLE}") from error
+        caches = [note for note in source.notes if CACHE in note]
+        raise PassError(" ".join([str(error), *caches, AS_WHOLE])) from error
 
 
 def _modules(source: Source) -> tuple[str, ...]:

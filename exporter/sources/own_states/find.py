@@ -34,6 +34,7 @@ from intaglio.spelling import perhaps
 from intaglio.state import BATCH, TIME
 
 from .functional import Functional, flatten, present
+from .grown import told
 from .initial import initial_of, split_initial
 from .kept import find_kept
 from .left_out import states_left_out
@@ -78,7 +79,8 @@ def describe(
     known = {} if left_out is None else left_out.outputs
     pairs = _pairs(options.states or {}, form, outputs, aliases, owner, known)
     if not pairs and not form.changes:
-        return _plainly(module, inputs, options, owner)
+        found = _plainly(module, inputs, options, owner)
+        return replace(found, notes=(*found.notes, *told(form.inputs, outputs)))
     return _described(module, form, outputs, pairs, options, owner)
 
 
