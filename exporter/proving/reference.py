@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from intaglio.errors import IntaglioError, ParityError, SourceError
+from intaglio.exporter.sources.axes import as_option
 from intaglio.exporter.sources.outputs import name_outputs
 from intaglio.exporter.sources.source import Source
 from intaglio.exporter.tracing.adopt import open_original, run_original
@@ -135,10 +136,21 @@ def reference(source: Source, inputs: Mapping[str, Tensor], *, states: bool = Tr
 def _does_not_run(source: Source, inputs: Mapping[str, Tensor], error: Exception) -> SourceError:
     rows, tokens = _sized(source, inputs, BATCH), _sized(source, inputs, TIME)
     sizes = f"{rows} rows of {tokens} tokens" if rows and tokens else "the inputs"
+    hint = "Say which sizes it takes, as in --axes 'x:batchxtime=..100x8' for at most 100 tokens."
+    if not (rows and tokens) and source.dynamic:
+        # An index may reach beyond an axis that is free: the sizes of the example fit its values.
+        shapes = {
+            name: [
+                axes[axis] if axis in axes and axis == 0 else size
+                for axis, size in enumerate(value.shape)
+            ]
+            for name, value in source.inputs.items()
+            for axes in (source.dynamic.get(name, {}),)
+        }
+        hint = f"To keep to the example's sizes, its first axes aside: {as_option(shapes)}."
     return SourceError(
         f"The model was traced, and does not run on {sizes} that the bundle is compared with: "
-        f"{summary(error)}. Say which sizes it takes, as in --axes 'x:batchxtime=..100x8' for at "
-        "most 100 tokens."
+        f"{summary(error)}. {hint}"
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)  # which PyTorch only keeps
-ENOUGH = 4  # values of a column from which its own range is known
+ENOUGH = 2  # values of a column from which its own range is known
 MIXED = 0.5  # share of values that lie between two of the example's
 
 

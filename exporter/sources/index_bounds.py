@@ -200,9 +200,23 @@ def bounds_of(
     found = {}
     for name, limits in first.items():
         bound = _bound(limits, second[name], before, sizes)
-        if bound is not None:
+        # One bound for columns that pick from other tables, or nothing, may exclude the example.
+        if bound is not None and not (
+            _of_columns(limits) and _excludes(bound, examples[name], before)
+        ):
             found[name] = bound
     return found
+
+
+def _of_columns(limits: Tensor) -> bool:
+    """Whether the limits of columns differ."""
+    columns = limits.reshape(-1, limits.shape[-1]) if limits.ndim > 1 else limits[None, :1]
+    return bool((columns.amin(0) != columns.min()).any())
+
+
+def _excludes(bound: Below, example: Tensor, sizes: Sizes) -> bool:
+    limit = sizes[bound] if isinstance(bound, str) else bound
+    return bool((example >= torch.as_tensor(limit)).any())
 
 
 def _grown(

@@ -131,6 +131,27 @@ def test_other_kinds_follow_their_examples() -> None:
     assert torch.equal(drawn["speed"], torch.ones(40))
 
 
+class Corners(nn.Module):
+    """Features at the left edge of each box [left, top, right, bottom]."""
+
+    def forward(self, features: Tensor, boxes: Tensor) -> Tensor:
+        return features[:, boxes[:, 0].long()]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+def test_a_column_that_picks_keeps_to_its_values_and_bounds_no_other(dtype: torch.dtype) -> None:
+    """Of as few as three boxes, whose other columns are beyond what the first may be."""
+    boxes = torch.tensor([[1, 2, 9, 9], [3, 4, 20, 20], [19, 11, 31, 31]], dtype=dtype)
+    features = torch.randn(2, 20, 8)
+    axes: dict[str, tuple[int | str, ...]] = {"features": (BATCH, 20, 8), "boxes": ("n", 4)}
+    takes = describe_inputs(Corners(), {"features": features, "boxes": boxes}, axes, "it")
+    drawn = takes.sample({BATCH: 2, "n": 50}, 1)["boxes"]
+
+    assert float(drawn[:, 0].max()) <= 19
+    assert float(drawn[:, 2].max()) > 19
+    assert takes.bounds == {}
+
+
 def test_the_same_seed_gives_the_same_inputs() -> None:
     """And another one others."""
     sample = sampler(guess_specs(Tokens(), "it"))
