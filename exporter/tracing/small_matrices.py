@@ -14,6 +14,23 @@ from torch import SymInt, Tensor
 
 MOST_ROWS = 128  # of a triangular matrix, which takes a product a row
 MOST_PIVOTED = 16  # of any other, which takes some ten nodes a row
+_ITERATED = (
+    "ONNX has no eigenvalues and no singular values, which take as many iterations as the data ask "
+    "for: compute them before the call, and take them as an input."
+)
+INSTEAD = {
+    "linalg_qr": (
+        "Of at most 16 columns that are independent, write `r = torch.linalg.cholesky(a.mT @ a).mT"
+        "` and `q = torch.linalg.solve_triangular(r, a, upper=True, left=False)`, which have the "
+        "signs that make the diagonal of r positive."
+    ),
+    "linalg_pinv": (
+        "Of at most 16 columns that are independent, write `torch.linalg.solve(a.mT @ a, a.mT)`."
+    ),
+    "linalg_eig": _ITERATED,
+    "linalg_svd": _ITERATED,
+}
+"""By parts of names of operations that are not written out: what a user can write."""
 
 
 class AsItIsError(Exception):

@@ -33,6 +33,7 @@ from intaglio.quiet import quiet, summary
 from intaglio.signature import DOMAIN
 from intaglio.state import BATCH, TIME
 
+from . import small_matrices
 from .adopt import adopt_graph
 from .at_fault import run_examples
 from .attention_calls import settle_attention_calls
@@ -223,6 +224,12 @@ def _convert(source: Source, program: ExportedProgram) -> ir.Model:
     return converted.model
 
 
+def _instead(target: str) -> str:
+    """What to write in the place of an operation, where that is known."""
+    lines = (line for name, line in small_matrices.INSTEAD.items() if name in target)
+    return next(lines, "Express it with other operations.")
+
+
 def _explain(error: Exception) -> str:
     causes = list(_causes(error))
     node = next((node for cause in causes if (node := _failed_node(cause))), None)
@@ -230,7 +237,7 @@ def _explain(error: Exception) -> str:
         return f"PyTorch cannot convert the model to ONNX: {summary(causes[-1])}"
     return (
         f"In {named(path_of(node))}, the operation {node.target} cannot be converted to "
-        f"ONNX ({summary(causes[-1])}). Express it with other operations."
+        f"ONNX ({summary(causes[-1])}). {_instead(str(node.target))}"
     )
 
 

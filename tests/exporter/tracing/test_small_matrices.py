@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from intaglio.exporter.tracing.small_matrices import INSTEAD
 from intaglio.exporter.tracing.spellings import Spellings
 
 linalg = torch.linalg
@@ -68,6 +69,18 @@ class LinearAlgebra(torch.utils._python_dispatch.TorchDispatchMode):  # type: ig
         if any(word in str(func) for word in ("linalg", "cholesky", "triangular", "det")):
             self.called.append(str(func))
         return func(*args, **(kwargs or {}))
+
+
+def test_what_is_told_to_write_is_what_is_refused() -> None:
+    a = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    words: dict[str, Any] = {"torch": torch, "a": a}
+    for line in INSTEAD["linalg_qr"].split("`")[1::2]:
+        exec(line, words)
+    signs = linalg.qr(a)[1].diagonal(dim1=-2, dim2=-1).sign()
+    torch.testing.assert_close(words["q"], linalg.qr(a)[0] * signs[..., None, :])
+    torch.testing.assert_close(words["r"], linalg.qr(a)[1] * signs[..., None])
+    (line,) = INSTEAD["linalg_pinv"].split("`")[1::2]
+    torch.testing.assert_close(eval(line, words), linalg.pinv(a))
 
 
 def test_large_ones_run_as_they_are() -> None:
