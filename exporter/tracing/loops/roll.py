@@ -38,6 +38,7 @@ ROWS = 29  # more than the small sizes inside a body, to which PyTorch compares 
 VIEWS = frozenset({"aten.view.default", "aten._unsafe_view.default"})
 SHORTEST = 6  # tokens; what starts in its own way and what ends so leave three iterations between
 TRIED = (1, 2, 13, 31, 64)  # tokens at which a program without a loop is held to its source
+DOUBLINGS = (16, 32, 64, 128, 256, 512, 1024)  # at which calls are counted
 FAR = (139, 519, 1033, 2069, 4099)  # in which a chunk would end that the others are within
 NEAR = 1e-4
 SEEN = 1e-9  # of the largest, in float64: what is not rounding
@@ -74,6 +75,12 @@ def _rolled(source: Source) -> ExportedProgram | None:
             return program
     except PartedError as error:
         parted = error
+    if _doubles(source):
+        raise PartedError(
+            "takes a few operations more for each doubling of the number of tokens, as a parallel "
+            "scan does: write the recurrence as a loop over tokens, whose engine computes many at "
+            "once where it can"
+        ) from parted
     batch = _free(source, ROWS, 1)[0]
     chunk = chunk_size(
         lambda time: _unrolled(source, batch, time),
@@ -307,6 +314,16 @@ def _calls(source: Source, time: int) -> int:
     except Exception:  # noqa: BLE001  whatever it raises, it does not take so many
         return 0
     return counted.count
+
+
+def _doubles(source: Source) -> bool:
+    """Whether each doubling of the number of tokens adds as many calls as the one before."""
+    made: list[int] = []
+    for time in DOUBLINGS:
+        made.append(_calls(source, time))
+        if not made[-1] or len({b - a for a, b in itertools.pairwise(made)}) > 1:
+            return False
+    return made[0] < made[1]
 
 
 def _captured(source: Source, outer: Outer) -> ExportedProgram:

@@ -129,9 +129,20 @@ def late(net: Net, x: Tensor) -> Tensor:
     return torch.stack(out, 1)
 
 
+def doubled(net: Net, x: Tensor) -> Tensor:
+    """A sum over the tokens so far by doubling (Hillis and Steele)."""
+    y: Tensor = net.qkv(x)[..., :SIZE]
+    shift = 1
+    while shift < x.shape[1]:
+        y = y + F.pad(y[:, :-shift], (0, 0, shift, 0))
+        shift *= 2
+    return y
+
+
 @pytest.mark.parametrize(
     ("forward", "words"),
     [
+        (doubled, "each doubling of the number of tokens"),
         (late, "does something else where there are 13 tokens"),
         (ahead, "chunks of 3 tokens and looks ahead: token 3 sees later ones"),
         (shorter, "chunks of 3 tokens and does something else where there are 1 tokens"),
