@@ -132,6 +132,8 @@ def test_the_table_of_parity_on_both_targets_is_the_record() -> None:
     results = ROOT / "benchmarks" / "results" / "other_systems.json"
     for row in json.loads(results.read_text())["rows"]:
         assert row["holds"] is not False, row["name"]
+        if row["unit"] == "of the largest":  # of numbers that are no outputs; on the system's page
+            continue
         system, _, what = row["name"].partition(": ")
         whole = row["unit"].startswith("of ") and row["unit"] != "of the limit"
         told = f"{row['value']} {row['unit']}" if whole else f"{row['value']:.3f}"

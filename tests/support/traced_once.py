@@ -33,9 +33,10 @@ def traced_once(folder: Path) -> Iterator[None]:
     made = trace
 
     def once(source: Source) -> Traced:
-        if not (source.model and source.config and isinstance(source.body, nn.Module)):
+        body = source.body
+        if not (source.model and source.config and isinstance(body, nn.Module) and _is_named(body)):
             return made(source)
-        kept = folder / _key(source, source.body)
+        kept = folder / _key(source, body)
         if not kept.exists():
             new = kept.with_suffix(f".{os.getpid()}")
             traced = made(source)
@@ -51,6 +52,12 @@ def traced_once(folder: Path) -> Iterator[None]:
             if not own and vars(module).get("trace") is made:
                 patch.setattr(module, "trace", once)
         yield
+
+
+def _is_named(body: nn.Module) -> bool:
+    """Whether its class is one of a file, and none whose forward is another of its methods."""
+    kind = type(body)
+    return getattr(sys.modules[kind.__module__], kind.__qualname__, None) is kind
 
 
 def _key(source: Source, body: nn.Module) -> str:
