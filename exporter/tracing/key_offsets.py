@@ -39,20 +39,24 @@ PLAIN = {
     aten.div.Tensor: operator.truediv,
 }
 VIEWS = frozenset([aten.view.default, aten.reshape.default, aten.expand.default])
+FOLLOWED = frozenset(
+    [*CASTS, *VIEWS, aten.neg.default, aten.flip.default, aten.slice.Tensor,
+     aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.dims]
+)  # fmt: skip
 WIDE = frozenset([torch.float32, torch.float64])
 HIDDEN = -1e9  # what is at most this has no weight, whatever its row moves by
 ROUNDED = 4  # units of rounding by which a table may differ from a straight line
 
 
 def settle_key_offsets(program: ExportedProgram) -> None:
-    """Count the keys of each softmax over a free axis in `program` from the first one."""
+    """Count the keys of each softmax over a free axis in `program` from its query."""
     graph = program.graph
     values = _values(program)
     sizes = SizeNodes(graph)
     for node in list(graph.nodes):
         given = _normalised(node)
-        if given is not None and isinstance(given.meta["val"].shape[-1], SymInt):
-            rows = node.meta["val"].shape[-2:-1] or given.meta["val"].shape[-1:]
+        rows = () if given is None else node.meta["val"].shape[-2:-1]
+        if given is not None and rows and isinstance(given.meta["val"].shape[-1], SymInt):
             shape = (*rows, given.meta["val"].shape[-1])
             with graph.inserting_before(node), contextlib.suppress(NotPlainError):
                 made = _FromQuery(graph, values, sizes, shape).made(given)
@@ -144,19 +148,25 @@ class _FromQuery:
         apart = self._call(node, TO_COPY, (apart,), {"dtype": value.dtype})
         return self._call(node, aten.mul.Tensor, (apart, slope), {})
 
-    def _is_counted_back(self, node: Any) -> bool:
+    def _is_counted_back(self, node: fx.Node) -> bool:
         """Whether a term is of the last entries of something, or goes against the index."""
-        if not isinstance(node, fx.Node):
-            return False
-        if node.target is aten.arange.default:
-            return False
-        if node.target in BEGINS:
-            begin = node.args[BEGINS[node.target] :][:1]
-            if any(isinstance(x, fx.Node) or (isinstance(x, int) and x < 0) for x in begin):
-                return node.target not in ARANGES or isinstance(begin[0], fx.Node)
-            return self._is_counted_back(node.args[0])
-        counted = isinstance(node.meta.get("val"), SymInt) or node.target is aten.flip.default
-        return counted or any(map(self._is_counted_back, node.args))
+        seen, left = set[fx.Node](), [node]
+        while left:
+            one = left.pop()
+            if one in seen or one.target is aten.arange.default:
+                continue
+            seen.add(one)
+            if one.target is aten.flip.default or isinstance(one.meta.get("val"), SymInt):
+                return True
+            if one.target not in BEGINS:
+                left += one.all_input_nodes
+                continue
+            begin = one.args[BEGINS[one.target]] if len(one.args) > BEGINS[one.target] else 0
+            last = isinstance(begin, int) and begin < 0 and one.target not in ARANGES
+            if last or isinstance(begin, fx.Node):
+                return True
+            left += [given for given in one.args[:1] if isinstance(given, fx.Node)]
+        return False
 
     def _slope(self, node: Any) -> Any:
         """What a value grows by from one entry of its last axis to the next; None if it varies.
@@ -181,8 +191,10 @@ class _FromQuery:
             if target is aten.mul.Tensor and _is_level(left):
                 return self._reckoned(node, target, self._slope(right), left)
             return None
-        slope = self._slope(given) if isinstance(given, fx.Node) else None
-        if slope is None or not isinstance(given, fx.Node):
+        if target not in FOLLOWED or not isinstance(given, fx.Node):
+            return None
+        slope = self._slope(given)
+        if slope is None:
             return None
         last = [node.meta["val"].ndim - 1]
         if target is aten.neg.default or (target is aten.flip.default and _axes(node) == last):

@@ -137,6 +137,24 @@ def test_what_is_not_affine_or_hides_little_stays(bias: Callable[[int], Tensor],
     assert torch.equal(program.module()(x), module(x))
 
 
+class Deep(nn.Module):
+    """A bias of keys that comes of many residual sums, and weights of tokens without queries."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = x
+        for _ in range(40):
+            y = y + y.sin() * y.view(x.shape)
+        scores = x @ x.mT + y.mT[:, :1] / x.shape[1]
+        return scores.softmax(-1), torch.softmax(torch.arange(1 - x.shape[1], 1) * 0.1, 0)
+
+
+def test_data_are_followed_once_and_weights_without_queries_stay() -> None:
+    program = captured(Deep())
+    settle_key_offsets(program)
+    x = torch.randn(3, 9, 2) / 10
+    torch.testing.assert_close(program.module()(x), Deep()(x))
+
+
 def test_it_is_stepped(tmp_path: Path) -> None:
     """Far enough from the first key for what is counted from there to be rounded."""
     inputs = {"x": torch.randn(2, 7, 2)}
