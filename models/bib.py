@@ -21,7 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .layout import CheckpointLayout
 from .model import Model
+from .parts import bib_checkpoints
 from .parts.bert import Bert, one_hot
 from .training import Drawn
 
@@ -197,6 +199,17 @@ def build(config: Config) -> Bib:
     return Bib(config)
 
 
+RELEASED = CheckpointLayout(
+    name="BIB",
+    source="github GGchen1997/BIB-ICML2023-Submission @ 4c8de45e21bd54f74f8c516960bcc5a517c71be8, "
+    "dna/my_model.py, dna/BIB.py, protein/my_model.py, protein/BIB.py",
+    fits=bib_checkpoints.fits,
+    configure=bib_checkpoints.configure,
+    weights=bib_checkpoints.weights,
+    beside=bib_checkpoints.FILES,
+    immaterial=bib_checkpoints.IMMATERIAL,
+)
+
 BIB = Model(
     name="bib",
     summary="Design of DNA and proteins by input gradients of losses in both directions.",
@@ -206,5 +219,6 @@ BIB = Model(
     axes=axes,
     presets={"tiny": TINY, "protein": PROTEIN},
     recipe=Drawn(loss=_scored, unit="squared", steps=600, finish=_fit),
+    layouts=(RELEASED,),
     source="arXiv:2301.02931",
 )

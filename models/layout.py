@@ -42,8 +42,8 @@ class CheckpointLayout:
     Both raise `SourceError` for what they refuse, and may leave a `KeyError` that names the value
     or the tensors that are missing.  Whatever tensor is not asked for is unexpected in the file.
     `source` is the repository, its commit and the file that all this was read from.  `beside` are
-    values of the config that name further files of the same directory, each a list of tensors: the
-    k-th is given as ``VALUE.k``.
+    values of the config that name further files of the same directory: a tensor is given as
+    ``VALUE``, the k-th of a list as ``VALUE.k``, and one of a state dict as ``VALUE.name``.
 
     `immaterial` are values of the config that change nothing of what is computed, beside those of
     `LIBRARY`: where it is given, a value that `configure` does not ask for and that is not among

@@ -208,7 +208,7 @@ def _pairs(tensors: Mapping[str, Tensor], layer: int, size: int, config: Config)
     if name not in tensors:
         raise SourceError(
             f"its layer {layer} keeps {size} of {config.head_size} entries of a head, and no file "
-            f"says which: {MASKS} of its config.json names none"
+            f"says which: {MASKS} of its config.json names no list of them"
         )
     mask = tensors[name]
     shape = (config.num_kv_heads, size)

@@ -6,10 +6,11 @@ A file ``.npz`` holds, for each changed parameter [n, m], any of three kinds of 
     NAME/columns [k], NAME/column_delta [n, k]       to the columns of these numbers
     NAME/down [r, m], NAME/up [n, r]                 up @ down, as LoRA has it
 
-and ``base``, the SHA-256 of the base as manifests give it.  Rows and columns are those of S2FT
-(Yang et al. 2024, arXiv:2412.06289), down and up those of LoRA (Hu et al. 2021, arXiv:2106.09685).
-A bundle whose adapters are switched takes the same arrays as conditions: all of one size, filled up
-with what adds nothing, and with the place of each row in `row_delta` instead of the rows.
+or, for a parameter of any shape that was trained as a whole, NAME/value, which takes its place; and
+``base``, the SHA-256 of the base as manifests give it.  Rows and columns are those of S2FT (Yang et
+al. 2024, arXiv:2412.06289), down and up those of LoRA (Hu et al. 2021, arXiv:2106.09685).  A bundle
+whose adapters are switched takes the additions as conditions: all of one size, filled up with what
+adds nothing, and with the place of each row in `row_delta` instead of the rows.
 """
 
 import os
@@ -35,8 +36,11 @@ FUSED, SWITCHED, PARALLEL = "fused", "switched", "parallel"
 ROWS, COLUMNS, LOW = ("rows", "row_delta"), ("columns", "column_delta"), ("down", "up")
 KINDS = (ROWS, COLUMNS, LOW)
 PLACES = "places"  # of rows, as a condition has them
+VALUE = "value"  # of a whole parameter
 FREE = {"row_delta": 0, "column_delta": 1, "columns": 0, "down": 0, "up": 1, "rows": 0}
 """Which axis of an array counts rows, columns or ranks."""
+
+ONLY_FUSED = "no session can switch that. Export with it: --adapters fused."
 
 Parts = Mapping[str, Array]
 
@@ -162,6 +166,8 @@ def conditions(adapter: Adapter | None, specs: Iterable[TensorSpec]) -> dict[str
     given: dict[str, Array] = {}
     for parameter, parts in ({} if adapter is None else adapter.parts).items():
         for part, array in parts.items():
+            if part == VALUE:
+                raise InputError(f"The adapter takes the place of all of {parameter}: {ONLY_FUSED}")
             name = condition_name(parameter, PLACES if part == "rows" else part)
             if name not in taken:
                 raise InputError(
@@ -261,6 +267,10 @@ def _require_room(name: str, array: Array, spec: TensorSpec) -> None:
 
 def _check(found: Parts, what: str) -> None:
     """Refuse additions that are incomplete or contradict themselves."""
+    if found.keys() == {VALUE}:
+        if found[VALUE].dtype.kind != "f" or not np.isfinite(found[VALUE]).all():
+            raise InputError(f"{what}: {VALUE} should be finite numbers.")
+        return
     wanted = [kind for kind in KINDS if set(kind) & found.keys()]
     names = [part for kind in wanted for part in kind]
     for part in found:

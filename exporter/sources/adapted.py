@@ -22,14 +22,17 @@ from intaglio.runtime.adapters import (
     FUSED,
     LOW,
     NUMBER,
+    ONLY_FUSED,
     PARALLEL,
     PREFIX,
     ROWS,
     SWITCHED,
+    VALUE,
     Adapter,
     condition_name,
     conditions,
 )
+from intaglio.runtime.arrays import Array
 from intaglio.runtime.graph_entry import TensorSpec
 from intaglio.state import BATCH
 
@@ -101,11 +104,25 @@ def fuse(module: nn.Module, adapter: Adapter) -> None:
         InputError: if a shape differs.
     """
     known = dict(module.named_parameters(remove_duplicate=False))
-    for name in adapter.parts:
+    for name, parts in adapter.parts.items():
         parameter = _known(known, name)
+        if VALUE in parts:
+            _put(parameter, name, parts[VALUE])
+            continue
         delta = torch.from_numpy(adapter.delta(name, tuple(parameter.shape)))
         with torch.no_grad():
             parameter.add_(delta.to(parameter.dtype))
+
+
+def _put(parameter: Tensor, name: str, value: Array) -> None:
+    """Let `value` take the place of all of a parameter."""
+    if value.shape != tuple(parameter.shape):
+        raise SourceError(
+            f"The adapter's {name} has the shape {value.shape}, and the base's "
+            f"{tuple(parameter.shape)}. It was made for another model."
+        )
+    with torch.no_grad():
+        parameter.copy_(torch.from_numpy(value))
 
 
 def _known(known: Mapping[str, Tensor], name: str) -> Tensor:
@@ -130,6 +147,9 @@ def _slots(read: Mapping[str, Adapter]) -> dict[tuple[str, Kind], int]:
     """Room for each kind of addition: as much as the largest of the adapters needs."""
     found: dict[tuple[str, Kind], int] = {}
     for adapter in read.values():
+        for name, parts in adapter.parts.items():
+            if VALUE in parts:
+                raise SourceError(f"The adapter takes the place of all of {name}: {ONLY_FUSED}")
         for key, count in adapter.kinds().items():
             found[key] = max(found.get(key, 1), count)
     return found

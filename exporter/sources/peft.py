@@ -1,7 +1,14 @@
-"""Directories of the library PEFT that hold a LoRA: `adapter_config.json` and its weights."""
+"""Directories of the library PEFT that hold a LoRA: `adapter_config.json` and its weights.
+
+Beside pairs of matrices they may hold parameters that were trained as a whole, which take the place
+of the model's (``modules_to_save``).  Names are those of the model as it was when the adapter was
+trained; where a later version of transformers calls its layers otherwise, its own table of older
+names is asked.
+"""
 
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +16,20 @@ import numpy as np
 from torch import Tensor, nn
 
 from intaglio.errors import SourceError
-from intaglio.runtime.adapters import Adapter
+from intaglio.runtime.adapters import VALUE, Adapter
+from intaglio.runtime.arrays import Array
 from intaglio.runtime.plain_files import read_json
 
 from .container import read_container
 
 CONFIG = "adapter_config.json"
-FILES = ("adapter_model.safetensors", "adapter_model.bin")
+FILES = ("adapter_model.safetensors", "adapter_model.bin", "checkpoint.pt")
+"""Of the library, and of training scripts that save what was trained by themselves."""
 WRAPPER = "base_model.model."
 KEPT = ("lora_A", "lora_B")
+WHOLE = "modules_to_save"
 READ = {"peft_type", "bias", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora",
-        "fan_in_fan_out", "init_lora_weights"}  # fmt: skip
+        "fan_in_fan_out", "init_lora_weights", "modules_to_save"}  # fmt: skip
 IDLE = {"auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying",
         "eva_config", "exclude_modules", "inference_mode", "layers_pattern", "layers_to_transform",
         "loftq_config", "lora_dropout", "megatron_config", "megatron_core", "peft_version",
@@ -49,19 +59,23 @@ def read_peft(path: Path, module: nn.Module) -> Adapter:
     if file is None:
         raise SourceError(f"{path} has no weights: neither {' nor '.join(FILES)}.")
     _, content = read_container(file)
-    if not isinstance(content, Mapping):
-        raise SourceError(f"{file} holds no tensors by name.")
+    named = isinstance(content, Mapping) and all(isinstance(x, Tensor) for x in content.values())
+    if not isinstance(content, Mapping) or not named:
+        raise SourceError(f"{file} holds no tensors by name, or more than those.")
     pairs: dict[str, dict[str, Tensor]] = {}
+    names = _Names(module, file)
+    parts: dict[str, dict[str, Array]] = {}
     for key, value in content.items():
         layer, part = _place(str(key), file)
-        pairs.setdefault(layer, {})[part] = value
-    known = dict(module.named_parameters(remove_duplicate=False))
-    parts = {}
+        if part == VALUE:
+            parts[names.parameter(layer)] = {VALUE: _plain(value, layer, file)}
+        else:
+            pairs.setdefault(layer, {})[part] = value
     for layer, pair in pairs.items():
-        name = _parameter(layer, known, file)
+        name = names.parameter(f"{layer}.weight")
         if set(pair) != set(KEPT):
             raise SourceError(f"{file} has one of {' and '.join(KEPT)} for {layer}, not both.")
-        down, up = (pair[part].float().numpy() for part in KEPT)
+        down, up = (pair[part].detach().float().numpy() for part in KEPT)
         if down.ndim != 2 or up.ndim != 2 or len(down) != up.shape[1]:
             raise SourceError(f"{file}: the LoRA of {layer} is not of matrices that fit.")
         if not all(np.isfinite(each).all() for each in (down, up)):
@@ -100,21 +114,76 @@ def _config(path: Path) -> Mapping[str, Any]:
 
 
 def _place(key: str, file: Path) -> tuple[str, str]:
-    """The layer and the part that a key of the file names."""
+    """The layer and the part that a key of the file names; of a whole parameter its name."""
     words = key.removeprefix(WRAPPER).split(".")
     found = [index for index, word in enumerate(words) if word in KEPT]
+    if not found and not any(word.startswith("lora_") for word in words):
+        if WHOLE in words[:-1]:  # a copy beside the module, by the name of the adapter
+            index = words.index(WHOLE)
+            words[index : index + 2] = []
+        return ".".join(words), VALUE
     if len(found) != 1 or words[-1] != "weight":
         raise SourceError(f"{file} holds {key!r}, which is no part of a LoRA of linear layers.")
     return ".".join(words[: found[0]]), words[found[0]]
 
 
-def _parameter(layer: str, known: Mapping[str, Tensor], file: Path) -> str:
-    """The parameter of a layer; a model with a head holds its body under a name of its own."""
-    name = f"{layer}.weight"
-    fitting = [name] if name in known else [each for each in known if each.endswith(f".{name}")]
-    if len(fitting) != 1:
-        raise SourceError(f"{file} is for {layer}, and the model has no such layer.")
-    return fitting[0]
+def _plain(value: Tensor, name: str, file: Path) -> Array:
+    """A whole parameter as numbers."""
+    found = value.detach().float().numpy()
+    if not np.isfinite(found).all():
+        raise SourceError(f"{file}: {name} holds NaN or Inf.")
+    return found
+
+
+class _Names:
+    """The parameters of a model by the names that they have in a file."""
+
+    def __init__(self, module: nn.Module, file: Path) -> None:
+        self._known = dict(module.named_parameters(remove_duplicate=False))
+        self._file = file
+        self._renamed = _older_names(module)
+
+    def parameter(self, name: str) -> str:
+        """The parameter that a file calls `name`.
+
+        A model with a head holds its body under a name of its own.
+
+        Raises:
+            SourceError: if there is none, or the model uses it elsewhere too.
+        """
+        for each in (name, self._renamed(name)):
+            ends = (own for own in self._known if own.endswith(f".{each}"))
+            fitting = [each] if each in self._known else list(ends)
+            if len(fitting) == 1:
+                self._require_alone(fitting[0])
+                return fitting[0]
+        raise SourceError(
+            f"{self._file} is for {name.removesuffix('.weight')}, and the model has no such layer."
+        )
+
+    def _require_alone(self, name: str) -> None:
+        own = self._known[name]
+        others = [n for n, each in self._known.items() if each is own and n != name]
+        if others:
+            raise SourceError(
+                f"{self._file} changes {name} alone, and the model uses the same weight as "
+                f"{' and '.join(others)}. Untie them in the base (tie_word_embeddings)."
+            )
+
+
+def _older_names(module: nn.Module) -> Callable[[str], str]:
+    """The name that the library gives today to what earlier versions of it named otherwise."""
+    if "transformers" not in sys.modules:  # then it has not built the module
+        return lambda name: name
+    from transformers import PreTrainedModel, conversion_mapping
+    from transformers.core_model_loading import WeightRenaming, rename_source_key
+
+    if not isinstance(module, PreTrainedModel):
+        return lambda name: name
+    table = conversion_mapping.get_model_conversion_mapping(module)
+    plain = [each for each in table if isinstance(each, WeightRenaming)]
+    prefix, known = module.base_model_prefix, module.state_dict()
+    return lambda name: str(rename_source_key(name, plain, [], prefix, known)[0])
 
 
 def _scale(config: Mapping[str, Any], layer: str, rank: int) -> float:

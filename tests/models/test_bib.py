@@ -1,7 +1,9 @@
 """BIB: losses and gradients are those of the paper, and designs go the same way in an engine."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ from torch import Tensor
 
 from intaglio.errors import SourceError
 from intaglio.exporter.export import export
-from intaglio.models.bib import BIB, Bib, Config, axes, build, inputs
+from intaglio.exporter.sources.load import load_source
+from intaglio.models.bib import BIB, RELEASED, Bib, Config, axes, build, inputs
 from intaglio.runtime.design import Descent
 from intaglio.runtime.session import Session
 
@@ -95,6 +98,78 @@ def test_the_encoder_is_that_of_the_library() -> None:
         wanted = library(ids).last_hidden_state
         found = ours(torch.nn.functional.one_hot(ids, DNA.vocab_size).float())
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
+KEYS = Path(__file__).parents[1] / "data/keys"
+
+
+@pytest.mark.parametrize("alphabet", ["dna", "protein"])
+def test_the_official_keys_are_those_of_the_module(alphabet: str) -> None:
+    """DNABERT and ProtBERT at full size, and the files of the offline data beside them."""
+    keys = json.loads((KEYS / f"bib_{alphabet}.json").read_text())
+    shapes = {name: tuple(shape) for name, shape in keys["keys"].items()}
+    assert RELEASED.fits(keys["config"], shapes)
+    config = BIB.configure(RELEASED.configure(keys["config"], shapes))
+    assert (config.alphabet, config.target) == (alphabet, 10.0)
+    with torch.device("meta"):
+        module = build(config)
+        found = RELEASED.weights({n: torch.empty(s) for n, s in shapes.items()}, config)
+    assert {n: x.shape for n, x in found.items()} == {
+        n: x.shape for n, x in module.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["library", "released"])
+def test_released_files_beside_a_language_model_are_read(turned: bool, tmp_path: Path) -> None:
+    """Losses by the library's BERT and the dual form that the files hold."""
+    from transformers import BertConfig, BertForMaskedLM
+
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"vocab_size": 69, "hidden_size": 8, "num_attention_heads": 2}
+    sizes |= {"num_hidden_layers": 1, "intermediate_size": 12, "max_position_embeddings": 16}
+    library = BertForMaskedLM(BertConfig(**sizes, layer_norm_eps=1e-12, pad_token_id=0))
+    library.train(mode=False)
+
+    def features(letters: np.ndarray) -> np.ndarray:
+        words = [5 + 16 * a + 4 * b + c for a, b, c in zip(letters, letters[1:], letters[2:])]
+        with torch.no_grad():
+            hidden = library.bert(torch.tensor([[2, *words, 3]])).last_hidden_state
+        return hidden[0, 1:-1].double().numpy().mean(0)
+
+    rng = np.random.default_rng(0)
+    offline = np.array([features(rng.integers(4, size=6)) for _ in range(24)])
+    y = rng.standard_normal(24)
+    kernel = offline @ offline.T
+    dual = np.linalg.solve(kernel + 1e-6 * np.trace(kernel) / 24 * np.eye(24), y)
+    head = {"main.weight": torch.randn(1, 8), "main.bias": torch.randn(1)}
+    files: dict[str, Any] = {
+        "offline_logits": torch.from_numpy(offline), "part_oracle": head,
+        "offline_labels": torch.from_numpy(y)[:, None], "offline_m": torch.tensor(2.0),
+        "offline_coeffs": torch.from_numpy(dual)[:, None], "offline_std": torch.tensor(0.5),
+    }  # fmt: skip
+    library.save_pretrained(tmp_path)
+    for name, content in files.items():
+        torch.save(content, tmp_path / f"TFBind8-Exact-v0{name}.pt")
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"length": 6} | {name: f"RRdata/TFBind8-Exact-v0{name}.pt" for name in files}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if turned:  # words are a linear layer of the released module
+        state = library.bert.state_dict()
+        state["embeddings.word_embeddings.weight"] = state["embeddings.word_embeddings.weight"].T
+        (tmp_path / "model.safetensors").unlink()
+        torch.save(state, tmp_path / "pytorch_model.bin")
+    module = load_source(tmp_path).module
+    letters = rng.integers(4, size=6)
+    z = torch.from_numpy(4 * np.eye(4)[letters])[None].float()
+    given, h = module(z), features(letters)
+    np.testing.assert_allclose(given["loss_forward"][0], (offline @ h @ dual - 10) ** 2, rtol=1e-3)
+    back = offline @ h * 10 / (h @ h * (1 + 1e-6)) - y
+    np.testing.assert_allclose(given["loss_backward"][0], np.mean(back**2), rtol=1e-4)
+    score = (head["main.weight"].numpy()[0] @ h + head["main.bias"].item()) * 0.5 + 2
+    np.testing.assert_allclose(given["score"][0], score, rtol=1e-4)
+    (tmp_path / "TFBind8-Exact-v0offline_m.pt").unlink()
+    with pytest.raises(SourceError, match="offline_m, and .* has none of that name"):
+        load_source(tmp_path)
 
 
 def by_torch(module: Bib, z: Tensor) -> tuple[Tensor, list[float]]:

@@ -36,7 +36,7 @@ class Directory:
     """A directory with a config and weights.
 
     `config` is what config.json says, `weights` are the files that hold tensors by name, `lists`
-    by what config.json calls them those that hold tensors in a row.
+    by what config.json calls them further files that hold tensors.
     """
 
     path: Path
@@ -82,7 +82,7 @@ class Directory:
                     raise SourceError(f"{path}: {name!r} is no tensor but {type(value).__name__}.")
                 found[name] = value
         for name, path in self.lists.items():
-            found |= _read_list(path, name)
+            found |= _read_beside(path, name)
         return found
 
     def beside(self, names: Collection[str]) -> "Directory":
@@ -183,12 +183,19 @@ def _read(path: Path) -> Iterator[tuple[str, object]]:
         raise _damaged(path, error) from error
 
 
-def _read_list(path: Path, name: str) -> dict[str, Tensor]:
-    """The tensors that a file holds in a row, as ``NAME.k``."""
+def _read_beside(path: Path, name: str) -> dict[str, Tensor]:
+    """The tensors of a further file: one as ``NAME``, a list or a state dict as ``NAME.k``."""
     _, content = read_container(path)
-    if not isinstance(content, list) or not all(isinstance(each, Tensor) for each in content):
-        raise SourceError(f"{path} holds no list of tensors, as {name} of {CONFIG} says it does.")
-    return {f"{name}.{place}": each for place, each in enumerate(content)}
+    if isinstance(content, Tensor):
+        return {name: content}
+    held = content if isinstance(content, Mapping) else dict(enumerate(_listed(content)))
+    if not held or not all(isinstance(each, Tensor) for each in held.values()):
+        raise SourceError(f"{path} holds no tensors, as {name} of {CONFIG} says it does.")
+    return {f"{name}.{place}": each for place, each in held.items()}
+
+
+def _listed(content: object) -> list[object]:
+    return content if isinstance(content, list) else []
 
 
 def _names(path: Path) -> list[str]:

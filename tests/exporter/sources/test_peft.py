@@ -12,7 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from intaglio.errors import SourceError
+from intaglio.exporter.sources.adapted import fuse
 from intaglio.exporter.sources.peft import is_peft, read_peft
+from intaglio.runtime.adapters import Adapter
 
 A, B = torch.arange(8.0).reshape(2, 4), torch.arange(6.0).reshape(3, 2)
 MODULE = nn.ModuleDict({"body": nn.ModuleDict({"proj": nn.Linear(4, 3)})})
@@ -87,3 +89,62 @@ def test_weights_that_are_no_numbers_are_told(tmp_path: Path) -> None:
     save_file(tensors, folder / "adapter_model.safetensors")
     with pytest.raises(SourceError, match="holds NaN or Inf"):
         read_peft(folder, MODULE)
+
+
+def test_whole_parameters_take_the_place_of_the_models(tmp_path: Path) -> None:
+    """Biases too, whether the file has the name of the copy or that of the module."""
+    module = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3))
+    tensors = {
+        "base_model.model.0.lora_A.default.weight": A,
+        "base_model.model.0.lora_B.default.weight": B,
+        "base_model.model.0.bias": torch.ones(3),
+        "base_model.model.1.modules_to_save.default.weight": torch.full((3,), 2.0),
+    }
+    config = {"peft_type": "LORA", "lora_alpha": 6, "r": 2, "modules_to_save": ["0", "1"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    torch.save(tensors, tmp_path / "checkpoint.pt")
+    wanted = module[0].weight.detach() + 3 * B @ A
+    read_peft(tmp_path, module).save(tmp_path / "whole.npz")
+    fuse(module, Adapter.read(tmp_path / "whole.npz"))
+    torch.testing.assert_close(module[0].weight.detach(), wanted)
+    assert (module[0].bias == 1).all()
+    assert (module[1].weight == 2).all()
+    torch.save(tensors | {"base_model.model.1.bias": torch.zeros(4)}, tmp_path / "checkpoint.pt")
+    with pytest.raises(SourceError, match=r"1.bias has the shape \(4,\), and the base's \(3,\)"):
+        fuse(module, read_peft(tmp_path, module))
+
+
+def test_a_weight_that_is_used_twice_is_not_changed_for_one(tmp_path: Path) -> None:
+    """The head of a model whose embedding is the same weight."""
+    module = nn.ModuleDict({"head": nn.Linear(4, 3), "embed": nn.Embedding(3, 4)})
+    module["head"].weight = module["embed"].weight
+    with pytest.raises(SourceError, match=r"changes head.weight alone.* the same weight as embed"):
+        read_peft(write(tmp_path, "head"), module)
+
+
+def test_the_official_keys_of_safe_eraser_are_those_of_llava(tmp_path: Path) -> None:
+    """At full size, by the names that the library gave the layers when they were trained."""
+    from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+    with torch.device("meta"):
+        module = LlavaForConditionalGeneration(LlavaConfig())
+    keys = json.loads((Path(__file__).parents[2] / "data/keys/safe_eraser.json").read_text())
+    rank, alpha = keys["config"]["r"], keys["config"]["lora_alpha"]
+    made = {  # of rank 1, which is as quick as it is small; saved with their gradients on
+        name: torch.ones(1, requires_grad=True)
+        .half()
+        .expand([1 if size == rank else size for size in shape])
+        for name, shape in keys["keys"].items()
+    }
+    config = keys["config"] | {"r": 1, "lora_alpha": alpha // rank}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    torch.save(made, tmp_path / "checkpoint.pt")
+    parts = read_peft(tmp_path, module).parts
+    assert len(parts) == 32 * 7 + 4
+    shapes = {name: tuple(each.shape) for name, each in module.named_parameters()}
+    for name, found in parts.items():
+        if "value" in found:
+            assert found["value"].shape == shapes[name]
+        else:
+            assert (len(found["up"]), found["down"].shape[1]) == shapes[name]
+            assert found["up"][0, 0] == 8

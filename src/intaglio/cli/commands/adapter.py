@@ -57,4 +57,6 @@ def adapter_(
 
 
 def _words(parts: Mapping[str, Any]) -> list[str]:
+    if "value" in parts:
+        return ["all", "", ""]
     return [str(len(parts[name])) if name in parts else "" for name in ("rows", "columns", "down")]
