@@ -1,11 +1,13 @@
 """BIB: losses and gradients are those of the paper, and designs go the same way in an engine."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from torch import Tensor
@@ -17,6 +19,7 @@ from intaglio.models.bib import BIB, RELEASED, Bib, Config, axes, build, inputs
 from intaglio.runtime.design import Descent
 from intaglio.runtime.session import Session
 
+Array = npt.NDArray[Any]
 DNA = Config(length=6, offline=24, hidden_size=8, intermediate_size=12, num_layers=1)
 PROTEIN = replace(DNA, alphabet="protein", length=5, vocab_size=30)
 STEPS = 20
@@ -38,24 +41,83 @@ def designs(config: Config, rows: int = 3) -> Tensor:
     return inputs(config, rows, 0, torch.Generator().manual_seed(1))["design"]
 
 
-def test_losses_are_kernel_ridge_regression_in_both_directions() -> None:
-    """By the dual form of the paper, in numpy, one design at a time."""
+def soft(z: Array) -> Array:
+    """What is likely of triples of letters [T, 64] by scores of letters [length, 4]."""
+    p = np.exp(z) / np.exp(z).sum(-1, keepdims=True)
+    words = np.zeros((len(z) - 2, 64))
+    for t, i, j, k in np.ndindex(len(words), 4, 4, 4):
+        words[t, 16 * i + 4 * j + k] = p[t, i] * p[t + 1, j] * p[t + 2, k]
+    return words
+
+
+def hidden(w: dict[str, Array], words: Array) -> Array:
+    """The mean over BERT's last layer of words [T, 64], token by token and head by head."""
+
+    def norm(x: Array, name: str) -> Array:
+        y = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-12)
+        return np.asarray(y * w[f"{name}.weight"] + w[f"{name}.bias"])
+
+    def linear(x: Array, name: str) -> Array:
+        return np.asarray(x @ w[f"{name}.weight"].T + w[f"{name}.bias"])
+
+    table, places = (w[f"bert.embeddings.{n}_embeddings.weight"] for n in ("word", "position"))
+    letters = np.array([word @ table[5:69] for word in words])
+    x = np.concatenate((table[2:3], letters, table[3:4])) + places[: len(words) + 2]
+    x = norm(x + w["bert.embeddings.token_type_embeddings.weight"][0], "bert.embeddings.LayerNorm")
+    for layer in range(DNA.num_layers):
+        at = f"bert.encoder.layer.{layer}"
+        q, k, v = (linear(x, f"{at}.attention.self.{n}") for n in ("query", "key", "value"))
+        mixed, size = np.zeros_like(x), DNA.hidden_size // DNA.num_heads
+        for head, t in np.ndindex(DNA.num_heads, len(x)):
+            part = slice(head * size, head * size + size)
+            shares = np.exp(k[:, part] @ q[t, part] / np.sqrt(size))
+            mixed[t, part] = shares @ v[:, part] / shares.sum()
+        out = f"{at}.attention.output"
+        x = norm(linear(mixed, f"{out}.dense") + x, f"{out}.LayerNorm")
+        inner = linear(x, f"{at}.intermediate.dense")
+        inner = inner * (1 + np.vectorize(math.erf)(inner / math.sqrt(2))) / 2
+        x = norm(linear(inner, f"{at}.output.dense") + x, f"{at}.output.LayerNorm")
+    return np.asarray(x[1:-1].mean(0))
+
+
+def test_losses_and_gradients_are_the_equations() -> None:
+    """Kernel ridge regression in both directions by its dual form, of features in numpy.
+
+    Gradients are finite differences of hard words that move as the soft ones do.
+    """
     module = fitted(DNA).double()
     z = designs(DNA).double()
     given = module(z)
-    features, y = module.features.numpy(), module.labels.numpy()
+    w = {name: value.numpy() for name, value in module.state_dict().items()}
+    features, y = w["features"], w["labels"]
     kernel = features @ features.T
     ridge = 1e-6 * np.trace(kernel) / len(kernel)
     dual = np.linalg.solve(kernel + ridge * np.eye(len(kernel)), y)
-    for row in range(len(z)):
-        h = module.embed(z)[row].numpy()
-        forward = (features @ h @ dual - 10.0) ** 2
+    weight = features.T @ dual  # before h: differences of the long sum are lost in its rounding
+
+    def losses(words: Array) -> Array:
+        h = hidden(w, words)
         back = (features @ h) * (10.0 / (h @ h * (1 + 1e-6)))
-        np.testing.assert_allclose(given["loss_forward"][row], forward, rtol=1e-4)
-        np.testing.assert_allclose(given["loss_backward"][row], np.mean((back - y) ** 2), rtol=1e-9)
-        score = module.main.weight.numpy()[0] @ h + module.main.bias.numpy()[0]
-        wanted = score * module.scale[1].item() + module.scale[0].item()
-        np.testing.assert_allclose(given["score"][row], wanted, rtol=1e-9)
+        score = (w["main.weight"][0] @ h + w["main.bias"][0]) * w["scale"][1] + w["scale"][0]
+        return np.array([score, (h @ weight - 10.0) ** 2, np.mean((back - y) ** 2)])
+
+    for row in range(len(z)):
+        start = z[row].numpy()
+        hard = np.eye(64)[soft(start).argmax(-1)]
+        wanted = losses(hard)
+        for name, value in zip(("score", "loss_forward", "loss_backward"), wanted, strict=True):
+            np.testing.assert_allclose(given[name][row], value, rtol=1e-4)
+        moved = np.zeros((3, *start.shape))
+        for place in np.ndindex(*start.shape):
+            both = []
+            for way in (1e-6, -1e-6):
+                other = start.copy()
+                other[place] += way
+                both.append(losses(hard + soft(other) - soft(start)))
+            moved[(slice(None), *place)] = (both[0] - both[1]) / 2e-6
+        for name, value in zip(("score", "forward", "backward"), moved, strict=True):
+            found = given[f"{name}_gradient"][row].numpy()
+            assert np.abs(found - value).max() <= 1e-4 * np.abs(value).max()
 
 
 def test_words_of_dna_are_triples_of_letters() -> None:
@@ -130,11 +192,14 @@ def test_released_files_beside_a_language_model_are_read(turned: bool, tmp_path:
     library = BertForMaskedLM(BertConfig(**sizes, layer_norm_eps=1e-12, pad_token_id=0))
     library.train(mode=False)
 
-    def features(letters: np.ndarray) -> np.ndarray:
-        words = [5 + 16 * a + 4 * b + c for a, b, c in zip(letters, letters[1:], letters[2:])]
+    def features(letters: Array) -> Array:
+        words = [
+            5 + 16 * a + 4 * b + c
+            for a, b, c in zip(letters[:-2], letters[1:-1], letters[2:], strict=True)
+        ]
         with torch.no_grad():
             hidden = library.bert(torch.tensor([[2, *words, 3]])).last_hidden_state
-        return hidden[0, 1:-1].double().numpy().mean(0)
+        return np.asarray(hidden[0, 1:-1].double().numpy().mean(0))
 
     rng = np.random.default_rng(0)
     offline = np.array([features(rng.integers(4, size=6)) for _ in range(24)])
@@ -168,7 +233,7 @@ def test_released_files_beside_a_language_model_are_read(turned: bool, tmp_path:
     score = (head["main.weight"].numpy()[0] @ h + head["main.bias"].item()) * 0.5 + 2
     np.testing.assert_allclose(given["score"][0], score, rtol=1e-4)
     (tmp_path / "TFBind8-Exact-v0offline_m.pt").unlink()
-    with pytest.raises(SourceError, match="offline_m, and .* has none of that name"):
+    with pytest.raises(SourceError, match=r"offline_m, and .* has none of that name"):
         load_source(tmp_path)
 
 

@@ -157,7 +157,7 @@ def one_more(folder: Path) -> None:
     [
         (lambda f: (f / "rotary_masks.pt").unlink(), "mask_path, and .* has none of that name"),
         (masks(lambda m: {"a": m[0]}), "which: mask_path of its config.json names no list of them"),
-        (masks(lambda m: {"a": 1}), r"rotary_masks\.pt holds no tensors, as mask_path"),
+        (masks(lambda _: {"a": 1}), r"rotary_masks\.pt holds no tensors, as mask_path"),
         (masks(lambda m: m[:1]), "layer 1 keeps 8 of 16 entries of a head, and no file says"),
         (masks(lambda m: [*m, m[0]]), r"'?mask_path\.2"),
         (masks(lambda m: [m[1], m[0]]), r"mask of layer 0 is torch\.int64 \[2, 8\]; .* \[2, 12\]"),

@@ -1,9 +1,11 @@
 """SafeEraser in small: what is unlearnt is refused, and few bits are caught where they lose it."""
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,10 +17,16 @@ from intaglio.exporter.export import export
 from intaglio.models.safe_eraser import (
     END,
     HARMFUL,
+    HARMLESS,
     QUESTIONS,
+    REFUSAL,
     SAFE_ERASER,
     TINY,
     Unlearning,
+    _loss,
+    _rows,
+    answer,
+    prompt,
     suite,
     write_suite,
 )
@@ -68,6 +76,28 @@ def test_unlearning_within_the_cells_of_a_grid_changes_no_code() -> None:
         codes = [quantize(weight, *grids[0], 4, 64).codes for weight in (before, after)]
         assert torch.equal(*codes)
         assert (before != after).float().mean() > 0.8
+
+
+def test_losses_are_those_of_answers_alone() -> None:
+    """PO and PD: cross-entropies of refusals of harmful scenes and of kept answers of others."""
+    rng = np.random.default_rng(0)
+    table = rng.standard_normal((256, 256))
+
+    class Table(nn.Module):
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return torch.from_numpy(table)[ids]
+
+    for scenes, refuse in ((HARMFUL, True), (HARMLESS, False)):
+        terms = []
+        for scene, question in itertools.product(scenes, range(QUESTIONS)):
+            asked = prompt(scene, question).encode()
+            said = ((REFUSAL if refuse else answer(scene, question)) + END).encode()
+            text = asked + said
+            for place in range(len(asked), len(text)):
+                logits = table[text[place - 1]]
+                terms.append(np.log(np.exp(logits).sum()) - logits[text[place]])
+        found = _loss(Table(), _rows(scenes, refuse=refuse))
+        assert found.item() == pytest.approx(np.mean(terms), abs=1e-12)
 
 
 def test_the_checkpoint_is_of_the_recipe_and_small() -> None:

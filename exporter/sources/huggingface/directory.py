@@ -188,14 +188,11 @@ def _read_beside(path: Path, name: str) -> dict[str, Tensor]:
     _, content = read_container(path)
     if isinstance(content, Tensor):
         return {name: content}
-    held = content if isinstance(content, Mapping) else dict(enumerate(_listed(content)))
+    named = dict(enumerate(content)) if isinstance(content, list) else content
+    held: dict[Any, Any] = dict(named) if isinstance(named, Mapping) else {}
     if not held or not all(isinstance(each, Tensor) for each in held.values()):
         raise SourceError(f"{path} holds no tensors, as {name} of {CONFIG} says it does.")
     return {f"{name}.{place}": each for place, each in held.items()}
-
-
-def _listed(content: object) -> list[object]:
-    return content if isinstance(content, list) else []
 
 
 def _names(path: Path) -> list[str]:

@@ -93,7 +93,8 @@ def test_weights_that_are_no_numbers_are_told(tmp_path: Path) -> None:
 
 def test_whole_parameters_take_the_place_of_the_models(tmp_path: Path) -> None:
     """Biases too, whether the file has the name of the copy or that of the module."""
-    module = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3))
+    linear, norm = nn.Linear(4, 3), nn.LayerNorm(3)
+    module = nn.Sequential(linear, norm)
     tensors = {
         "base_model.model.0.lora_A.default.weight": A,
         "base_model.model.0.lora_B.default.weight": B,
@@ -103,12 +104,12 @@ def test_whole_parameters_take_the_place_of_the_models(tmp_path: Path) -> None:
     config = {"peft_type": "LORA", "lora_alpha": 6, "r": 2, "modules_to_save": ["0", "1"]}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     torch.save(tensors, tmp_path / "checkpoint.pt")
-    wanted = module[0].weight.detach() + 3 * B @ A
+    wanted = linear.weight.detach() + 3 * B @ A
     read_peft(tmp_path, module).save(tmp_path / "whole.npz")
     fuse(module, Adapter.read(tmp_path / "whole.npz"))
-    torch.testing.assert_close(module[0].weight.detach(), wanted)
-    assert (module[0].bias == 1).all()
-    assert (module[1].weight == 2).all()
+    torch.testing.assert_close(linear.weight.detach(), wanted)
+    assert (linear.bias == 1).all()
+    assert (norm.weight == 2).all()
     torch.save(tensors | {"base_model.model.1.bias": torch.zeros(4)}, tmp_path / "checkpoint.pt")
     with pytest.raises(SourceError, match=r"1.bias has the shape \(4,\), and the base's \(3,\)"):
         fuse(module, read_peft(tmp_path, module))

@@ -1,5 +1,6 @@
 """The linear interpreter: a network is recorded for one input and replayed as an affine map."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from intaglio.passes.exact.linear_interpreter import LinearInterpreter
 
 Array = npt.NDArray[Any]
 SIDE = 8
+ROOM = (SIDE - 2) // 2  # of a side, after a convolution and a pool
 
 
 class Gated(nn.Module):
@@ -136,6 +138,36 @@ def test_the_map_gives_the_output_and_its_rows_are_its_columns(name: str) -> Non
     feeds = {n: v for n, v in decisions.items() if n in taken}
     rows = transpose({f"{output}_weights": weights, **feeds})["row"].reshape(len(wanted), -1)
     np.testing.assert_allclose(rows, columns, rtol=0, atol=1e-10)
+
+
+def test_the_map_is_that_of_loops_over_entries() -> None:
+    """phi(a) / a of a convolution, the largest of each window, and a matrix, in numpy."""
+    module = nn.Sequential(
+        nn.Conv2d(3, 2, 3), nn.SiLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(2 * ROOM**2, 4)
+    )
+    _, context = made(module)
+    w = {name: value.double().numpy() for name, value in module.state_dict().items()}
+    x = np.random.default_rng(1).standard_normal((3, SIDE, SIDE))
+    wanted, bias = np.zeros((4, 3, SIDE, SIDE)), w["4.bias"].copy()
+    for channel, row, column in np.ndindex(2, ROOM, ROOM):
+        best = (-np.inf, 0.0, 0, 0)
+        for i, j in np.ndindex(2, 2):
+            r, c = 2 * row + i, 2 * column + j
+            a = (w["0.weight"][channel] * x[:, r : r + 3, c : c + 3]).sum() + w["0.bias"][channel]
+            gain = 1 / (1 + math.exp(-a))
+            best = max(best, (gain * a, gain, r, c))
+        _, gain, r, c = best
+        onto = w["4.weight"][:, (channel * ROOM + row) * ROOM + column] * gain
+        bias += onto * w["0.bias"][channel]
+        wanted[:, :, r : r + 3, c : c + 3] += onto[:, None, None, None] * w["0.weight"][channel]
+    found = in_double(context.beside["record"])({"input": x[None]})
+    output = str(context.beside["replay"].graph.outputs[0].name)
+    taken = {str(v.name) for v in context.beside["transpose"].graph.inputs}
+    feeds = {name: value for name, value in found.items() if name in taken}
+    rows = in_double(context.beside["transpose"])({f"{output}_weights": np.eye(4), **feeds})["row"]
+    np.testing.assert_allclose(rows, wanted, rtol=0, atol=1e-10)
+    result = (wanted * x).sum((1, 2, 3)) + bias
+    np.testing.assert_allclose(found[output][0], result, rtol=0, atol=1e-10)
 
 
 def test_a_deep_network_that_hardly_moves_has_its_rows_checked_all_the_same() -> None:
