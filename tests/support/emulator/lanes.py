@@ -7,7 +7,7 @@ import numpy as np
 
 from .memory import AccessError, Array, Global, Space, identity, require_aligned
 from .program import Address, Immediate, Instruction, Negated, Operand, Program, Register, Special
-from .values import UNSIGNED, constant, decode, encode
+from .values import UNSIGNED, constant, decoder, encode
 
 WARP = 32
 POISON = (1 << 64) - 1  # NaN of every float: what registers and shared memory start with
@@ -142,8 +142,8 @@ def reader(operand: Operand, kind: str) -> Reader:
         chosen = reader(operand.register, "pred")
         return lambda lanes: ~chosen(lanes)
     assert isinstance(operand, Register), operand
-    index = operand.index
-    return lambda lanes: decode(kind, lanes.registers[index])
+    index, read = operand.index, decoder(kind, operand.width)
+    return lambda lanes: read(lanes.registers[index])
 
 
 def several(operand: Operand) -> tuple[Operand, ...]:

@@ -18,6 +18,7 @@ SECTOR = 32  # bytes that a GPU moves at once
 CELL = 2  # bytes that are told apart; no kernel stores fewer
 WARP_BITS, EPOCH_BITS = 8, 24
 SEVERAL = (1 << WARP_BITS) - 1  # in the place of a warp
+BLOCK = 1 << (WARP_BITS + EPOCH_BITS)  # identities of two blocks differ by as much, bit by bit
 EVERYBODY = np.int64(2**63 - 1)  # threads of several blocks
 
 
@@ -46,13 +47,15 @@ class Space:
 
     def load(self, at: Array, width: int, who: Array) -> Array:
         """Bytes [N, width] at places [N], multiples of width, which the threads `who` [N] read."""
-        cells, who = _cells(at, width), who[:, None]
-        if _unordered(self._written[cells], who).any():
+        cells, who, read = at // max(width, CELL), who[:, None], _by(self._read, width)
+        if _unordered(_by(self._written, width)[cells], who).any():
             raise AccessError("a thread reads what another writes, and nothing orders them")
-        mine = self._read[cells] = _joined(self._read[cells], who)
-        found = self._read[cells]
-        if (found != mine).any():  # the same place twice
-            self._read[cells] = _joined(found, mine)
+        last = read[cells]
+        if (last != who).any():
+            mine = read[cells] = _joined(last, who)
+            found = read[cells]
+            if (found != mine).any():  # the same place twice
+                read[cells] = _joined(found, mine)
         return np.asarray(self._in(width)[at // width].view(np.uint8).reshape(-1, width))
 
     def store(self, at: Array, values: Array, who: Array) -> None:
@@ -62,18 +65,19 @@ class Space:
         once, such as all that hold a sum, each by its own rounding, the last one wins or the first.
         """
         width = values.shape[1]
-        cells, who, kept = _cells(at, width), who[:, None], self._in(width)
-        if _unordered(self._read[cells], who).any():
+        cells, who, kept = at // max(width, CELL), who[:, None], self._in(width)
+        written = _by(self._written, width)
+        if _unordered(_by(self._read, width)[cells], who).any():
             raise AccessError("a thread writes what another reads, and nothing orders them")
-        contested = _unordered(self._written[cells], who).any(1)
+        contested = _unordered(written[cells], who).any(1)
         before = kept[at // width].view(np.uint8).reshape(values.shape)
         if (before[contested] != values[contested]).any():
             raise AccessError("threads write different values, and nothing orders them")
         order = slice(None, None, -1 if self.first_wins else 1)
         kept[at[order] // width] = np.ascontiguousarray(values[order]).view(f"V{width}")[:, 0]
-        self._written[cells] = who
+        written[cells] = who
         after = kept[at // width].view(np.uint8).reshape(values.shape)
-        lost = (_block(self._written[cells]) != _block(who)).any(1)
+        lost = (written[cells] ^ who >= BLOCK).any(1)
         if (after[lost] != values[lost]).any():
             raise AccessError("blocks write different values, and nothing orders them")
 
@@ -167,28 +171,29 @@ def require_aligned(addresses: Array, width: int) -> None:
         raise AccessError(f"{width} bytes at an address that is no multiple of them")
 
 
-def _cells(at: Array, width: int) -> Array:
-    return np.asarray(at[:, None] // CELL + np.arange(max(1, width // CELL)))
+def _by(cells: Array, width: int) -> Array:
+    """What is known of cells, of each so many bytes together: [places, cells of one]."""
+    each = max(1, width // CELL)
+    return cells[: len(cells) // each * each].reshape(-1, each)
 
 
 def _windows(values: Array, kept: Array) -> Array:
     return np.asarray(values.reshape(len(kept), -1)[kept].reshape(-1))
 
 
-def _block(who: Array) -> Array:
-    return np.asarray(who >> (WARP_BITS + EPOCH_BITS))
-
-
 def _unordered(last: Array, who: Array) -> Array:
     """Whether nothing orders the accesses of `last`, -1 for none, and of `who`."""
-    same_block = _block(last) == _block(who)
-    same_epoch = last >> WARP_BITS == who >> WARP_BITS
-    return np.asarray((last >= 0) & (~same_block | (same_epoch & (last != who))))
+    apart = last ^ who
+    return np.asarray(_of_other_warp(apart) | (apart >= BLOCK))
 
 
 def _joined(last: Array, who: Array) -> Array:
     """Who has read since the last barrier: `last`, -1 for nobody, and `who`."""
-    same_block = _block(last) == _block(who)
-    same_epoch = last >> WARP_BITS == who >> WARP_BITS
-    together = np.where(same_epoch & (last != who), who | SEVERAL, who)
-    return np.asarray(np.where((last >= 0) & ~same_block, EVERYBODY, together))
+    apart = last ^ who
+    together = np.where(_of_other_warp(apart), who | SEVERAL, who)
+    return np.asarray(np.where(apart >= BLOCK, EVERYBODY, together))
+
+
+def _of_other_warp(apart: Array) -> Array:
+    """Whether what differs between two identities is the warp alone: it is 1 to `SEVERAL`."""
+    return np.asarray(apart.view(np.uint64) - np.uint64(1) < SEVERAL)  # 0 and -1 are large then

@@ -35,14 +35,16 @@ def _load(instruction: Instruction, program: Program) -> Step:
             data = lanes.load_shared(at, total, chosen)
         else:
             data = lanes.memory.load(at, total, lanes.who[chosen])
-        values = data.view(f"u{width}")
-        mask = np.zeros(len(lanes), bool)
-        mask[chosen] = True
+        values, mask = data.view(f"u{width}"), None
+        if len(chosen) < len(lanes):
+            mask = np.zeros(len(lanes), bool)
+            mask[chosen] = True
+            spread = np.zeros((len(lanes), len(registers)), values.dtype)
+            spread[chosen] = values
+            values = spread
         for index, register in enumerate(registers):
             assert isinstance(register, Register)
-            spread = np.zeros(len(lanes), values.dtype)
-            spread[chosen] = values[:, index]
-            lanes.put(register, kind, spread, None if len(chosen) == len(lanes) else mask)
+            lanes.put(register, kind, values[:, index], mask)
 
     return load
 

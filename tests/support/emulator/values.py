@@ -1,5 +1,6 @@
 """The types of PTX: bits of registers as numbers, and numbers as bits."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,14 @@ def decode(kind: str, bits: Array) -> Array:
     return np.asarray(values.astype(np.float32) if dtype is np.float16 else values)
 
 
+def decoder(kind: str, width: int) -> Callable[[Array], Array]:
+    """What `decode` does to registers of so many bytes, with as little of it as is needed."""
+    dtype, count = KINDS.get(kind, (None, 0))
+    if count == 1 and dtype is not np.float16 and np.dtype(dtype).itemsize == width:
+        return lambda bits: bits.view(dtype)
+    return lambda bits: decode(kind, bits)
+
+
 def encode(kind: str, values: Array) -> Array:
     """Bits of values, rounded to the nearest even."""
     if kind == "pred":
@@ -48,7 +57,7 @@ def encode(kind: str, values: Array) -> Array:
         words = _brain(np.asarray(values, np.float32))
         return np.asarray(words if kind == "bf16" else words.view(np.uint32)[..., 0])
     dtype, count = KINDS[kind]
-    made = np.ascontiguousarray(np.asarray(values).astype(dtype))
+    made = np.ascontiguousarray(np.asarray(values).astype(dtype, copy=False))
     bits = made.view(UNSIGNED[made.itemsize * count])
     return np.asarray(bits[..., 0] if count > 1 else bits.reshape(made.shape))
 
