@@ -10,7 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from intaglio.ops import OPS
+from intaglio.ops._linear_attention_check import RULES
+from intaglio.ops.diagonal_ssm import DISCRETIZATIONS
 from intaglio.ops.op import Op, Sample
+from intaglio.ops.rnn import MODES
 
 BY_NAME = {op.name: op for op in OPS}
 LONG = 4096
@@ -20,6 +23,11 @@ IDLE = {  # tokens that leave a state as it is
     "dplr_delta_rule": ("key", "b", "decay"),
     "linear_attention": ("key", "decay", "beta"),
 }
+# Of which the same is not to be shown: entries of states that are channels or mix with each other,
+# states that go on with every token, and windows, that forget all at once.
+KEYLESS = {"causal_conv_with_state", "piecewise_linear_rnn", "rnn"}
+NEVER_IDLE = KEYLESS
+DECAYLESS = {"causal_conv_with_state"}
 Case = Callable[[int, torch.dtype, float], Sample]
 
 
@@ -123,13 +131,38 @@ def attention(rule: str, *, per_key: bool = False) -> Case:
     return make
 
 
-def selective(time: int, dtype: torch.dtype, steep: float) -> Sample:
-    """Mamba's, with step sizes that make decays down to `steep`."""
-    normal = drawing(time)
-    kind = torch.float64 if dtype == torch.float64 else torch.float32
-    made = {name: normal(1, time, 4).to(dtype) for name in ("B", "C")}
-    made |= {"input": normal(1, time, 3).to(dtype), "A": -torch.ones(3, 4, dtype=kind)}
-    return made | {"delta": -decays(normal, steep, (1, time, 3)).to(dtype)}
+def selective(discretization: str) -> Case:
+    """Mamba's, and one whose steps do not scale what is written: decays down to `steep`."""
+
+    def make(time: int, dtype: torch.dtype, steep: float) -> Sample:
+        normal, kind = drawing(time), state_of(dtype)
+        made = {name: normal(1, time, 4).to(dtype) for name in ("B", "C")}
+        made |= {"input": normal(1, time, 3).to(dtype), "A": -torch.ones(3, 4, dtype=kind)}
+        made["delta"] = -decays(normal, steep, (1, time, 3)).to(dtype)
+        return made | {"discretization": discretization}
+
+    return make
+
+
+def piecewise(time: int, dtype: torch.dtype, steep: float) -> Sample:
+    """AL-RNN's, with factors of its units down to e^steep."""
+    normal, kind = drawing(time), state_of(dtype)
+    made = {"drive": normal(1, time, 5).to(dtype), "W": (0.2 * normal(5, 5)).to(kind)}
+    made |= {"A": decays(normal, steep, (1, 5))[0].exp().to(kind), "h": normal(5).to(kind)}
+    return made | {"num_relu": 2}
+
+
+def gates(mode: str) -> Case:
+    """A layer of torch.nn, of whose gates every third is `steep` below what opens it half."""
+
+    def make(time: int, dtype: torch.dtype, steep: float) -> Sample:
+        normal, rows = drawing(time), 4 * {"LSTM": 4, "GRU": 3}.get(mode, 1)
+        made = {"input": normal(1, time, 3), "weight_ih": 0.5 * normal(rows, 3)}
+        made |= {"weight_hh": 0.3 * normal(rows, 4), "bias_hh": normal(rows)}
+        made["bias_ih"] = torch.where(torch.arange(rows) % 3 == 0, steep, normal(rows))
+        return {name: x.to(dtype) for name, x in made.items()} | {"mode": mode}
+
+    return make
 
 
 def low_rank(time: int, dtype: torch.dtype, steep: float) -> Sample:
@@ -140,6 +173,11 @@ def low_rank(time: int, dtype: torch.dtype, steep: float) -> Sample:
     made |= {"a": -unit.flatten(2), "b": (unit * normal(1, time, 2, 4).sigmoid()).flatten(2)}
     made["decay"] = decays(normal, steep, (1, time, 8))
     return {name: x.to(dtype) for name, x in made.items()} | {"num_heads": 2}
+
+
+def state_of(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of states and of what goes into them alone."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def drawing(seed: int) -> Callable[..., Tensor]:
@@ -155,13 +193,34 @@ def decays(normal: Callable[..., Tensor], steep: float, shape: tuple[int, ...]) 
 
 
 CASES = {
+    "linear": ("linear_attention", attention("linear")),  # two that forget nothing
+    "delta": ("linear_attention", attention("delta")),
     "gated": ("linear_attention", attention("gated")),
     "gated per key": ("linear_attention", attention("gated", per_key=True)),
     "gated delta": ("linear_attention", attention("gated_delta")),
     "gated delta per key": ("linear_attention", attention("gated_delta", per_key=True)),
-    "selective": ("diagonal_ssm", selective),
+    "selective": ("diagonal_ssm", selective("mamba")),
+    "plain steps": ("diagonal_ssm", selective("none")),
     "low rank": ("dplr_delta_rule", low_rank),
+    "piecewise linear": ("piecewise_linear_rnn", piecewise),
+    **{mode: ("rnn", gates(mode)) for mode in MODES},
 }
+
+
+def test_every_operator_and_every_rule_of_one_has_its_cases() -> None:
+    """Whoever adds one finds here what it has to show, or says that there is nothing to it."""
+    recurrent = {op.name for op in OPS if op.signature.recurrent}
+    made = {case: make(1, torch.float32, -1.0) for case, (_, make) in CASES.items()}
+
+    def shown(name: str, attribute: str) -> set[Any]:
+        return {made[case][attribute] for case, (of, _) in CASES.items() if of == name}
+
+    assert KEYS.keys() | KEYLESS == recurrent
+    assert IDLE.keys() | NEVER_IDLE == recurrent
+    assert {name for name, _ in CASES.values()} | DECAYLESS == recurrent
+    assert shown("linear_attention", "update_rule") == set(RULES)
+    assert shown("diagonal_ssm", "discretization") == set(DISCRETIZATIONS)
+    assert shown("rnn", "mode") == set(MODES)
 
 
 @pytest.mark.parametrize("case", CASES)
