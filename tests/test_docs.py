@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from intaglio.cli.systems import SYSTEMS
+
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted(
     path.relative_to(ROOT).as_posix()
@@ -205,7 +207,8 @@ def test_the_systems_of_the_readme_are_those_that_have_a_page() -> None:
     pages = {
         link.replace("../", "docs/"): row for link, row in table("docs/systems/README.md").items()
     }
-    assert systems.keys() == pages.keys()
+    assert list(systems) == list(pages)
+    assert list(told) == [f"{system.page} {system.name}" for system in SYSTEMS]
     for link, row in pages.items():
         records = set(re.findall(r"`(\w+\.json)`", row))
         assert set(re.findall(r"`(\w+\.json)`", systems[link])) <= records

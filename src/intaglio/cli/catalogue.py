@@ -4,6 +4,7 @@ from dataclasses import MISSING, Field, fields
 from typing import Any
 
 from .known_names import TARGETS
+from .systems import SYSTEMS
 
 
 def ops() -> list[dict[str, Any]]:
@@ -52,6 +53,11 @@ def models() -> list[dict[str, Any]]:
         }
         for model in MODELS
     ]
+
+
+def systems() -> list[dict[str, Any]]:
+    """Every system of the literature: as what it is used, and its page."""
+    return [{"name": s.name, "used as": list(s.used), "page": s.page} for s in SYSTEMS]
 
 
 def targets() -> list[dict[str, Any]]:

@@ -31,6 +31,8 @@ def list_(
 ) -> None:
     """List the operators, passes, models, targets and kernels that intaglio knows.
 
+    With the models come the systems of the literature, of which some are passes and commands.
+
     Examples:
         intaglio list
         intaglio list models
@@ -40,9 +42,19 @@ def list_(
         _in_short(console)
         return
     entries: list[dict[str, Any]] = getattr(catalogue, kind)()
+    found = {str(kind): entries}
+    if kind == Listed.MODELS:
+        found = {"systems": catalogue.systems(), **found}
+        console.text(f"{len(found['systems'])} systems of the literature")
+        _table(console, found["systems"])
+        console.text("\nModels that a checkpoint or --model names")
+    _table(console, entries)
+    console.result(found)
+
+
+def _table(console: Console, entries: list[dict[str, Any]]) -> None:
     head = list(entries[0])
     console.table([[_cell(entry[key]) for key in head] for entry in entries], head)
-    console.result({kind: entries})
 
 
 def _in_short(console: Console) -> None:
