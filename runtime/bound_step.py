@@ -9,7 +9,15 @@ from intaglio.errors import InputError
 from intaglio.runtime.arrays import Array, dtype_of
 from intaglio.runtime.carried_states import CarriedStates
 from intaglio.runtime.graph_entry import GraphEntry
-from intaglio.runtime.step_inputs import Sizes, check_out, follows, limit_of, shape_of, stray
+from intaglio.runtime.step_inputs import (
+    Sizes,
+    check_out,
+    follows,
+    limit_of,
+    shape_of,
+    stray,
+    strays_of,
+)
 from intaglio.state import TIME
 
 Arrays = Mapping[str, Array]
@@ -66,8 +74,11 @@ class BoundStep(ABC):
                     f"Convert it with astype({str(buffer.dtype)!r})."
                 ) from error
         for spec, limit, buffer, unsigned in self._bounded:
-            strays = unsigned.max() >= limit if isinstance(limit, int) else unsigned >= limit
-            if np.any(strays):
+            if isinstance(limit, int):
+                strays = unsigned.max() >= limit
+            else:
+                strays = np.any(strays_of(buffer, limit))
+            if strays:
                 raise InputError(stray(spec, limit, buffer))
 
     def results(self, out: Arrays | None) -> dict[str, Array]:

@@ -63,9 +63,25 @@ def _bounds(entry: Mapping[str, Any], known: set[int | str]) -> Iterator[str]:
     """Of values by an axis or by columns, and of sizes."""
     for spec in entry["inputs"]:
         below, name = spec.get("below"), f"The input {spec['name']!r}"
-        if isinstance(below, str) and below not in known:
-            yield f"{name} is bounded by {below!r}, which no input has."
-        if isinstance(below, list) and below and spec["shape"][-1:] != [len(below)]:
+        parts = below if isinstance(below, list) else [below]
+        nested = [part for part in parts if isinstance(part, list)]
+        flat = [part[0] if isinstance(part, list) and part else part for part in parts]
+        for axis in flat:
+            if isinstance(axis, str) and axis not in known:
+                yield f"{name} is bounded by {axis!r}, which no input has."
+        if nested and (
+            len(nested) < len(parts)
+            or any(len(part) != 1 for part in nested)
+            or len(spec["shape"]) != 2
+            or spec["shape"][0] != len(parts)
+        ):
+            yield f"{name} has bounds for {len(parts)} rows."
+        elif (
+            isinstance(below, list)
+            and below
+            and not nested
+            and (spec["shape"][-1:] != [len(below)])
+        ):
             yield f"{name} has bounds for {len(below)} columns."
         if below == []:
             yield f"{name} has bounds for no column."

@@ -13,14 +13,19 @@ PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"  # `TargetEntry.parity`
 SizeRange = tuple[int, int | None, int, int]
 
 
+Bound = int | str | None
+Below = int | str | tuple[Bound, ...] | tuple[tuple[Bound], ...]
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """One input or output of the source; `dtype` is numpy's name, `shape` ints and symbols.
 
     An input with a `default` may be left out of a step: it is then filled with that.
-    `below` bounds an input that picks rows of a table, as token ids do: from 0 to below it; one
-    number for each column of the last axis where these go to different tables, and the name of an
-    axis where it picks from that.  The shape of an output may have arithmetic of symbols.
+    `below` bounds an input that picks rows of a table, as token ids do: from 0 to below it; it is
+    the name of an axis where it picks from that.  Where columns of the last axis go to different
+    tables, there is one for each, None where a column picks nothing; each is in a tuple by itself
+    where they are the rows of a matrix.  The shape of an output may have arithmetic of symbols.
     `tolerance` is of an output that tells how a loop ended: above it, the loop did not converge.
     """
 
@@ -28,7 +33,7 @@ class TensorSpec:
     dtype: str
     shape: tuple[int | str, ...]
     default: float | None = None
-    below: int | str | tuple[int, ...] | None = None
+    below: Below | None = None
     tolerance: float | None = None
 
     @property
@@ -172,11 +177,12 @@ class GraphEntry:
 def _tensor_to_json(spec: TensorSpec) -> dict[str, Any]:
     entry = {**asdict(spec), "shape": list(spec.shape)}
     if isinstance(spec.below, tuple):
-        entry["below"] = list(spec.below)
+        entry["below"] = [list(b) if isinstance(b, tuple) else b for b in spec.below]
     return {key: value for key, value in entry.items() if value is not None}
 
 
 def _tensor_from_json(entry: Mapping[str, Any]) -> TensorSpec:
     below = entry.get("below")
-    below = tuple(below) if isinstance(below, list) else below
+    if isinstance(below, list):
+        below = tuple(tuple(b) if isinstance(b, list) else b for b in below)
     return TensorSpec(**{**entry, "shape": tuple(entry["shape"]), "below": below})

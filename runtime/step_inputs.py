@@ -9,11 +9,12 @@ import numpy.typing as npt
 from intaglio.errors import InputError
 from intaglio.runtime.arrays import Array
 from intaglio.runtime.dims import size_of, symbols_of
-from intaglio.runtime.graph_entry import Limits, SizeRange, TensorSpec
+from intaglio.runtime.graph_entry import Below, Limits, SizeRange, TensorSpec
 from intaglio.spelling import perhaps
 from intaglio.state import BATCH, TIME, entries_of
 
 Sizes = Mapping[str, int]
+UNBOUNDED = int(np.iinfo(np.uint64).max)  # the limit of columns that pick nothing
 
 
 def as_arrays(inputs: Mapping[str, Any], specs: Sequence[TensorSpec]) -> dict[str, Array]:
@@ -233,10 +234,26 @@ def lengths_of(lengths: Any, sizes: Sizes) -> npt.NDArray[np.int64]:
 
 
 def limit_of(spec: TensorSpec, sizes: Sizes) -> int | Array:
-    """Below what the values of a bounded input stay: a number, or one for each column."""
-    if isinstance(spec.below, str):
-        return sizes[spec.below]
-    return spec.below if isinstance(spec.below, int) else np.array(spec.below, np.uint64)
+    """Below what the values of a bounded input stay: a number, or one for each column or row.
+
+    It is `UNBOUNDED` for those that pick nothing.
+    """
+    return limit_in(spec.below, sizes)
+
+
+def limit_in(below: Below | None, sizes: Sizes) -> int | Array:
+    """Of a bound, what `limit_of` gives."""
+    if isinstance(below, tuple):
+        return np.array([limit_in(each, sizes) for each in below], np.uint64)
+    if below is None:
+        return UNBOUNDED
+    return sizes[below] if isinstance(below, str) else below
+
+
+def strays_of(ids: Array, limit: Array) -> Array:
+    """Which of `ids` are not below their limit, or negative where there is one."""
+    found: Array = ((ids < 0) | (ids >= limit)) & (limit != UNBOUNDED)
+    return found
 
 
 def require_within(arrays: Mapping[str, Array], specs: Sequence[TensorSpec], sizes: Sizes) -> None:
@@ -255,7 +272,7 @@ def require_within(arrays: Mapping[str, Array], specs: Sequence[TensorSpec], siz
 
 def _is_within(array: Array, limit: int | Array) -> bool:
     if not isinstance(limit, int):
-        return not (np.any(array < 0) or np.any(array >= limit))
+        return not np.any(strays_of(array, limit))
     if array.size == 1:  # a token: without the cost of numpy's reductions
         return 0 <= int(array.item()) < limit
     return int(array.min()) >= 0 and int(array.max()) < limit
@@ -263,12 +280,12 @@ def _is_within(array: Array, limit: int | Array) -> bool:
 
 def stray(spec: TensorSpec, limit: int | Array, ids: Array, what: str = "input") -> str:
     """Say which of `ids` is not below `limit`, and where it stands in the `what`."""
-    limits = np.broadcast_to(np.asarray(limit, np.int64), ids.shape)
-    place = tuple(np.argwhere((ids < 0) | (ids >= limits))[0].tolist())
+    limits = np.broadcast_to(np.asarray(limit, np.uint64), ids.shape)
+    place = tuple(np.argwhere(strays_of(ids, limits))[0].tolist())
     hint = " Is this the tokenizer of this model?" if isinstance(spec.below, int) else ""
     return (
         f"The {what} {spec.name!r} has {ids[place]} at {list(place)}; it should be from 0 to "
-        f"{limits[place] - 1}.{hint}"
+        f"{int(limits[place]) - 1}.{hint}"
     )
 
 

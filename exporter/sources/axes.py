@@ -15,7 +15,6 @@ from intaglio.exporter.options.layout_text import Axes
 from intaglio.state import CAPACITY, PAST
 
 Sizes = Mapping[str, int]
-Below = int | str | tuple[int, ...]
 
 RANGE = re.compile(r"(?P<least>\d+)?\.\.(?P<most>\d+)?(?::(?P<step>\d+))?")
 

@@ -20,6 +20,7 @@ from intaglio.exporter.options.layout_text import Axes
 from intaglio.exporter.options.loading import Inputs
 from intaglio.quiet import quiet, summary
 from intaglio.runtime.arrays import read_npz
+from intaglio.runtime.step_inputs import limit_in, strays_of
 from intaglio.spelling import perhaps
 from intaglio.state import BATCH, TIME
 
@@ -331,10 +332,10 @@ def _check_bounds(specs: Sequence[InputSpec], owner: str) -> None:
     for spec in specs:
         if spec.below is None or spec.example is None:
             continue
-        bound = torch.as_tensor(own[spec.below] if isinstance(spec.below, str) else spec.below)
+        bound = np.asarray(limit_in(spec.below, own), np.uint64)
         if spec.example.dtype.is_floating_point:
             raise OptionError(f"--axes {spec.name}: only integers pick entries; it is of floats.")
-        if bool((spec.example >= bound).any()):
+        if strays_of(spec.example.numpy(), bound).any():
             raise SourceError(
                 f"{owner} gave the example input {spec.name!r} with values up to "
                 f"{int(spec.example.max())}; they should be below {spec.below}."

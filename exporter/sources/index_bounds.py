@@ -9,11 +9,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .axes import Below, Sizes
+from intaglio.runtime.graph_entry import Below, Bound
+from intaglio.runtime.step_inputs import limit_in, strays_of
+
+from .axes import Sizes
 from .drawing import tiled
 
 aten = torch.ops.aten
@@ -184,8 +188,9 @@ def bounds_of(
         shapes: the dimensions of each, free ones by name.
 
     Returns:
-        A number where all entries pick from tables of that many rows, a number for each column of
-        the last axis where these differ, the name of an axis where they pick from it.
+        A number where all entries pick from tables of that many rows, the name of an axis where
+        they pick from it; one of these, or None, for each column of the last axis where they
+        differ, or for each row of a matrix.
     """
     if not any(is_integer(value) for value in examples.values()):
         return {}
@@ -199,24 +204,15 @@ def bounds_of(
     before = sizes_in(examples, shapes)
     found = {}
     for name, limits in first.items():
-        bound = _bound(limits, second[name], before, sizes)
-        # One bound for columns that pick from other tables, or nothing, may exclude the example.
-        if bound is not None and not (
-            _of_columns(limits) and _excludes(bound, examples[name], before)
-        ):
+        bound = _bound((limits, second[name]), (before, sizes), shapes[name])
+        # One bound for entries that pick from other tables, or nothing, may exclude the example.
+        if bound is not None and not _excludes(bound, examples[name], before):
             found[name] = bound
     return found
 
 
-def _of_columns(limits: Tensor) -> bool:
-    """Whether the limits of columns differ."""
-    columns = limits.reshape(-1, limits.shape[-1]) if limits.ndim > 1 else limits[None, :1]
-    return bool((columns.amin(0) != columns.min()).any())
-
-
 def _excludes(bound: Below, example: Tensor, sizes: Sizes) -> bool:
-    limit = sizes[bound] if isinstance(bound, str) else bound
-    return bool((example >= torch.as_tensor(limit)).any())
+    return bool(strays_of(example.numpy(), np.asarray(limit_in(bound, sizes), np.uint64)).any())
 
 
 def _grown(
@@ -254,19 +250,30 @@ def _limits(module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor
     return {name: watch.limits[name].reshape(own[name].shape) for name in watch.limits}
 
 
-def _bound(first: Tensor, second: Tensor, before: Sizes, after: Sizes) -> Below | None:
+def _bound(
+    limits: tuple[Tensor, Tensor], sizes: tuple[Sizes, Sizes], shape: Sequence[int | str]
+) -> Below | None:
     """What the limits of all entries, at two sets of sizes, say together."""
-    if not first.numel() or not second.numel():
+    if not all(each.numel() for each in limits):
         return None
-    least, then = int(first.min()), int(second.min())
+    if len(shape) > 1 and isinstance(shape[-1], int):
+        columns = [_least([x[..., at] for x in limits], sizes) for at in range(shape[-1])]
+        if len(set(columns)) > 1:
+            return tuple(columns)
+    elif len(shape) == 2 and isinstance(shape[0], int):
+        rows = [_least([x[at] for x in limits], sizes) for at in range(shape[0])]
+        if len(set(rows)) > 1:
+            return tuple((row,) for row in rows)
+    return _least(limits, sizes)
+
+
+def _least(limits: Sequence[Tensor], sizes: tuple[Sizes, Sizes]) -> Bound:
+    """The bound of entries that pick from one table, or along one axis."""
+    least, then = (int(each.min()) for each in limits)
     if least == FREE:
         return None
-    if least != then:
-        named = (s for s in before if before[s] == least and after[s] == then)
-        return next(named, min(least, then))
-    if first.ndim < 2 or first.shape[-1] != second.shape[-1]:
+    if least == then:
         return least
-    columns = first.reshape(-1, first.shape[-1]).amin(0)
-    if bool((columns == least).all()) or bool((columns == FREE).any()):
-        return least
-    return tuple(int(size) for size in columns)
+    before, after = sizes
+    named = (s for s in before if before[s] == least and after[s] == then)
+    return next(named, min(least, then))

@@ -4,13 +4,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from intaglio.runtime.arrays import Array
+from intaglio.runtime.graph_entry import Below
+from intaglio.runtime.step_inputs import UNBOUNDED, limit_in
 from intaglio.state import BATCH, TIME
 
 from . import drawing
-from .axes import Below, Sizes, Span
+from .axes import Sizes, Span
 from .guess_axes import EXAMPLE
 
 Sampler = Callable[[Sizes, int], dict[str, Tensor]]  # (sizes by symbol, seed) -> inputs
@@ -20,7 +24,7 @@ Sampler = Callable[[Sizes, int], dict[str, Tensor]]  # (sizes by symbol, seed) -
 class InputSpec:
     """One input: like an example, and integers below a bound where they pick something.
 
-    `below` is a number, one for each column of the last axis, or the name of an axis.  Without an
+    `below` is as `TensorSpec` has it: a number or an axis, or one for each column.  Without an
     example floats are normal, and integers without a bound 0 or 1.
     """
 
@@ -54,8 +58,7 @@ class InputSpec:
         if self.value is not None:
             return torch.full(shape, self.value, dtype=self.dtype)
         if self.below is not None:
-            bound = sizes[self.below] if isinstance(self.below, str) else self.below
-            return drawing.below(torch.as_tensor(bound), shape, self.dtype, generator)
+            return self._bounded(limit_in(self.below, sizes), shape, generator)
         if self.example is not None and self.kept:
             return self.example.clone()
         if self.example is not None and self.example.numel():
@@ -64,6 +67,23 @@ class InputSpec:
         if self.dtype.is_floating_point:
             return torch.randn(shape, generator=generator).to(self.dtype)
         return torch.randint(2, shape, generator=generator).to(self.dtype)  # flags as well
+
+    def _bounded(
+        self, limit: int | Array, shape: Sequence[int], generator: torch.Generator
+    ) -> Tensor:
+        """Integers below their limits, and where there is none like those of the example."""
+        free = torch.from_numpy(np.asarray(limit == UNBOUNDED))
+        bound = torch.from_numpy(np.where(free, 1, limit).astype(np.int64))
+        drawn = drawing.below(bound, shape, self.dtype, generator)
+        if self.example is None or not self.example.numel() or not bool(free.any()):
+            return drawn
+        if isinstance(self.shape[-1], int):
+            pool = self.example.reshape(-1, self.example.shape[-1])
+            like = pool[torch.randint(len(pool), shape[:-1], generator=generator)]
+        else:
+            pool = self.example.T
+            like = pool[torch.randint(len(pool), shape[1:], generator=generator)].T
+        return torch.where(free, like.to(self.dtype), drawn)
 
 
 def sampler(specs: Sequence[InputSpec]) -> Sampler:

@@ -14,9 +14,10 @@ from intaglio.errors import SourceError
 from intaglio.exporter.options.loading import SourceOptions
 from intaglio.graphs import Generation
 from intaglio.passes.base import OwnState
+from intaglio.runtime.graph_entry import Below
 from intaglio.state import BATCH, TIME
 
-from .axes import Below, Sizes, Span
+from .axes import Sizes, Span
 from .bundled import Bundled
 from .guess_axes import EXAMPLE
 from .input_spec import Sampler

@@ -22,7 +22,7 @@ from intaglio.runtime.engines import choose_target, open_tracer, preparing_targe
 from intaglio.runtime.graph_entry import MAIN, GraphEntry, TensorSpec
 from intaglio.runtime.op_trace import Tracer
 from intaglio.runtime.session import Session
-from intaglio.runtime.step_inputs import Sizes, shape_of
+from intaglio.runtime.step_inputs import Sizes, limit_in, shape_of
 from intaglio.runtime.trt.engine_build import TARGET, read_built
 from intaglio.state import BATCH, TIME, Layout, entries_of
 
@@ -245,9 +245,8 @@ def _inputs(
         if spec.default is not None:
             yield spec.name, np.full(shape, spec.default, spec.dtype)
         elif spec.name in bounds:
-            bound = bounds[spec.name]
-            most = sizes[bound] if isinstance(bound, str) else bound
-            yield spec.name, random.integers(0, most, shape).astype(spec.dtype)
+            most = np.minimum(limit_in(bounds[spec.name], sizes), np.iinfo(spec.dtype).max)
+            yield spec.name, random.integers(0, most.astype(np.int64), shape).astype(spec.dtype)
         elif spec.dtype == "bool" or "mask" in spec.name:
             yield spec.name, np.ones(shape, spec.dtype)
         elif spec in integers:

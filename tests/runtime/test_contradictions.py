@@ -60,6 +60,23 @@ def test_a_state_that_no_session_could_bind(
     assert any(message in sentence for sentence in contradictions(entry))
 
 
+@pytest.mark.parametrize(
+    ("below", "message"),
+    [
+        (["nodes", 3], "bounded by 'nodes', which no input has"),
+        ([3, None, 5], "bounds for 3 columns"),
+        ([[3], [5]], "bounds for 2 rows"),
+        ([[3], 5], "bounds for 2 rows"),
+    ],
+)
+def test_bounds_are_of_axes_columns_and_rows_that_are_there(
+    entry: dict[str, Any], below: list[Any], message: str
+) -> None:
+    entry["graphs"]["main"]["inputs"][0]["below"] = below
+
+    assert any(message in sentence for sentence in contradictions(entry))
+
+
 def test_an_output_has_no_dimension_of_its_own(entry: dict[str, Any]) -> None:
     """A session allocates outputs before the step, by the sizes of its inputs."""
     entry["graphs"]["main"]["outputs"][0]["shape"] = ["batch", "found"]

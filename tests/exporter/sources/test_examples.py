@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from intaglio.errors import SourceError
+from intaglio.errors import InputError, SourceError
 from intaglio.exporter.sources.axes import Span
 from intaglio.exporter.sources.examples import describe_inputs, guess_specs, specs_from_examples
 from intaglio.exporter.sources.input_spec import InputSpec, sampler
+from intaglio.runtime.graph_entry import TensorSpec
+from intaglio.runtime.step_inputs import require_within
 from intaglio.state import BATCH, TIME
 
 NINE = {BATCH: 2, TIME: 9}
@@ -149,7 +151,42 @@ def test_a_column_that_picks_keeps_to_its_values_and_bounds_no_other(dtype: torc
 
     assert float(drawn[:, 0].max()) <= 19
     assert float(drawn[:, 2].max()) > 19
-    assert takes.bounds == {}
+    picked = (20, None, None, None)
+    assert takes.bounds == ({} if dtype is torch.float32 else {"boxes": picked})
+
+
+class Triples(nn.Module):
+    """Messages along edges [source, target, kind], as columns or as rows."""
+
+    def __init__(self, axis: int) -> None:
+        super().__init__()
+        self.axis = axis
+        self.kinds = nn.Embedding(3, 4)
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        source, target, kind = edges.unbind(self.axis)
+        return x.index_add(0, target, x[source] * self.kinds(kind))
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_columns_and_rows_are_bounded_by_axes_and_tables_of_their_own(axis: int) -> None:
+    """Nodes are as many as a call has; both are drawn so, and other values are told."""
+    edges = torch.stack((torch.arange(9) % 6, torch.arange(9) % 5, torch.arange(9) % 3), axis)
+    shape: tuple[int | str, ...] = (3, "edges") if axis == 0 else ("edges", 3)
+    given = {"x": torch.randn(6, 4), "edges": edges}
+    takes = describe_inputs(Triples(axis), given, {"x": ("nodes", 4), "edges": shape}, "it")
+    own = takes.bounds["edges"]
+    assert own == ((("nodes",), ("nodes",), (3,)) if axis == 0 else ("nodes", "nodes", 3))
+    sizes = {"nodes": 40, "edges": 500}
+    drawn = takes.sample(sizes, 0)["edges"]
+    assert drawn.amax(1 - axis).tolist() == [39, 39, 2]
+    spec = TensorSpec("edges", "int64", shape, below=own)
+    array = drawn.numpy()
+    require_within({"edges": array}, [spec], sizes)
+    place = (2, 7) if axis == 0 else (7, 2)
+    array[place] = 3
+    with pytest.raises(InputError, match=rf"has 3 at \[{place[0]}, {place[1]}\]; .* from 0 to 2"):
+        require_within({"edges": array}, [spec], sizes)
 
 
 def test_the_same_seed_gives_the_same_inputs() -> None:
