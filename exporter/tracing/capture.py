@@ -32,6 +32,7 @@ from .loops.loop_streams import PartedError
 from .loops.roll import roll
 from .modules import ModuleStack, named, path_of
 from .scans import in_order
+from .small_matrices import instead
 from .spellings import Spellings
 from .whole_numbers import free_sizes
 
@@ -340,7 +341,9 @@ def _explain(error: Exception, stack: ModuleStack, watch: _Watch, source: Source
             f"In {where},{what} Python control flow depends on the values of tensors, which one "
             f"graph cannot hold. {VALUES}"
         )
-    return f"PyTorch cannot capture {where}: {summary(error)}"
+    said = summary(error)
+    hint = instead(said)
+    return f"PyTorch cannot capture {where}: {said}" + (f". {hint}" if hint else "")
 
 
 def _fixed(symbol: str, constant: int, path: str | None, source: Source) -> str:

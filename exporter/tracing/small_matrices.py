@@ -27,10 +27,19 @@ INSTEAD = {
     "linalg_pinv": (
         "Of at most 16 columns that are independent, write `torch.linalg.solve(a.mT @ a, a.mT)`."
     ),
+    "linalg_lstsq": (
+        "Of at most 16 columns that are independent, write `torch.linalg.solve(a.mT @ a, a.mT @ b)`"
+        "; a ridge, `a.mT @ a + 1e-6 * torch.eye(columns)`, steadies those that nearly are not."
+    ),
     "linalg_eig": _ITERATED,
     "linalg_svd": _ITERATED,
 }
 """By parts of names of operations that are not written out: what a user can write."""
+
+
+def instead(said: str) -> str | None:
+    """What to write in the place of an operation that `said` names."""
+    return next((line for name, line in INSTEAD.items() if name in said), None)
 
 
 class AsItIsError(Exception):

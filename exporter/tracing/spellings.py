@@ -10,7 +10,8 @@ While a module is captured, a call of one of `FUNCTIONS` runs as what stands bes
 * inverses, solutions, factors and determinants of small matrices (`small_matrices`);
 * order statistics and places among sorted values (`order_statistics`), and scattered means;
 * distances of all pairs of points, where PyTorch looks at how many there are;
-* numbers that count down by one as those that count up, turned round;
+* numbers that count down by one as those that count up, turned round, and numbers evenly between
+  two, as many as an axis has, which PyTorch fixes;
 * differences of a higher order, or with something put in front, one after the other.
 
 Distributions do not check their arguments meanwhile, which they do by branching on values.  Each
@@ -147,6 +148,18 @@ def _arange(start: Any, end: Any = None, step: Any = 1, **others: Any) -> Tensor
     return torch.arange(end + 1, start + 1, **others).flip(0)
 
 
+def _linspace(start: Any, end: Any, steps: Any, **others: Any) -> Tensor:
+    """From each end to the middle, as PyTorch counts."""
+    dtype = others.pop("dtype", None) or torch.get_default_dtype()
+    plain = all(isinstance(number, int | float) for number in (start, end))
+    if not plain or not isinstance(steps, SymInt) or not dtype.is_floating_point or others:
+        raise AsItIsError
+    places = torch.arange(steps, dtype=dtype)
+    last = places[-1:]
+    by = (end - start) / last.clamp_min(1)
+    return torch.where(2 * places < last, start + places * by, end - (last - places) * by)
+
+
 def _picked(x: Tensor, index: Any) -> Tensor:
     """``x[:, [-1]]``, one entry by a list, as the slice that it is."""
     places = index if isinstance(index, tuple) else (index,)
@@ -169,6 +182,7 @@ FUNCTIONS: Mapping[Any, Spelled] = {
     Tensor.unfold: _unfold,
     Tensor.__getitem__: _picked,
     torch.arange: _arange,
+    torch.linspace: _linspace,
     torch.cdist: _cdist,
     torch.linalg.solve_triangular: small_matrices.solve_triangular,
     torch.linalg.solve: small_matrices.solve,

@@ -33,7 +33,6 @@ from intaglio.quiet import quiet, summary
 from intaglio.signature import DOMAIN
 from intaglio.state import BATCH, TIME
 
-from . import small_matrices
 from .adopt import adopt_graph
 from .at_fault import run_examples
 from .attention_calls import settle_attention_calls
@@ -54,6 +53,7 @@ from .mutations import idle_buffers
 from .norm_calls import settle_norm_calls
 from .reversed_differences import settle_reversed_differences
 from .scalars import settle_scalars
+from .small_matrices import instead
 from .squeezes import settle_squeezes
 from .stable_sorts import settle_stable_sorts
 from .stepped_axes import name_steps
@@ -226,8 +226,7 @@ def _convert(source: Source, program: ExportedProgram) -> ir.Model:
 
 def _instead(target: str) -> str:
     """What to write in the place of an operation, where that is known."""
-    lines = (line for name, line in small_matrices.INSTEAD.items() if name in target)
-    return next(lines, "Express it with other operations.")
+    return instead(target) or "Express it with other operations."
 
 
 def _explain(error: Exception) -> str:

@@ -81,6 +81,9 @@ def test_what_is_told_to_write_is_what_is_refused() -> None:
     torch.testing.assert_close(words["r"], linalg.qr(a)[1] * signs[..., None])
     (line,) = INSTEAD["linalg_pinv"].split("`")[1::2]
     torch.testing.assert_close(eval(line, words), linalg.pinv(a))
+    words |= {"b": a[..., :2].cos(), "columns": 4}
+    line, _ = INSTEAD["linalg_lstsq"].split("`")[1::2]
+    torch.testing.assert_close(eval(line, words), linalg.lstsq(a, words["b"]).solution)
 
 
 def test_large_ones_run_as_they_are() -> None:

@@ -57,6 +57,23 @@ def test_what_is_spelled_otherwise_is_stepped() -> None:
         np.testing.assert_allclose(got[name], value, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
+class Warped(nn.Module):
+    """Coordinates, as many as there are entries."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = torch.linspace(-0.7, 1, x.shape[0])
+        return x * places + torch.linspace(3, -2, steps=x.shape[0] + 1, dtype=torch.float64)[1:]
+
+
+def test_numbers_between_two_are_as_many_as_an_axis_has() -> None:
+    free = {"x": {0: torch.export.Dim("length", min=2)}}
+    with Spellings():
+        program = torch.export.export(Warped(), (torch.ones(8),), dynamic_shapes=free)
+    for size in (2, 3, 6, 11):
+        x = torch.arange(1.0, size + 1)
+        torch.testing.assert_close(program.module()(x), Warped()(x))
+
+
 def test_distributions_check_their_arguments_again_afterwards() -> None:
     before = Distribution._validate_args
     with Spellings():
