@@ -150,11 +150,12 @@ def _arange(start: Any, end: Any = None, step: Any = 1, **others: Any) -> Tensor
 
 def _linspace(start: Any, end: Any, steps: Any, **others: Any) -> Tensor:
     """From each end to the middle, as PyTorch counts."""
-    dtype = others.pop("dtype", None) or torch.get_default_dtype()
+    dtype: Any = others.pop("dtype", None) or torch.get_default_dtype()
     plain = all(isinstance(number, int | float) for number in (start, end))
     if not plain or not isinstance(steps, SymInt) or not dtype.is_floating_point or others:
         raise AsItIsError
-    places = torch.arange(steps, dtype=dtype)
+    count: Any = steps  # as PyTorch takes it
+    places = torch.arange(count, dtype=dtype)
     last = places[-1:]
     by = (end - start) / last.clamp_min(1)
     return torch.where(2 * places < last, start + places * by, end - (last - places) * by)

@@ -241,8 +241,8 @@ ALONG: Mapping[str, Callable[[ir.Node, int], Sequence[int] | None]] = {
 KEEPS_ORDER = frozenset("Flatten Reshape Squeeze Unsqueeze".split())
 ALIGNED = frozenset("Dropout Expand Trilu".split())
 ROWS_FIRST = frozenset(
-    "AveragePool Conv ConvTranspose GlobalAveragePool GlobalMaxPool MaxPool Resize DepthToSpace "
-    "SpaceToDepth RotaryEmbedding TensorScatter".split()
+    "AveragePool Conv ConvTranspose GlobalAveragePool GlobalMaxPool MaxPool Resize GridSample "
+    "DepthToSpace SpaceToDepth RotaryEmbedding TensorScatter".split()
 )
 """Operators whose first axis is the batch, and axes behind it perhaps, each computed for itself."""
 

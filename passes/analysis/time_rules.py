@@ -216,6 +216,7 @@ RULES: dict[str, Rule] = {
     "GatherElements": rearranging.along_elements,
     "GatherND": rearranging.gather_nd,
     "Gemm": combining.gemm,
+    "GridSample": windows.sample,
     "GroupNormalization": combining.channel_norm,
     "Hardmax": combining.softmax,
     "InstanceNormalization": combining.channel_norm,

@@ -172,6 +172,18 @@ def pool(node: ir.Node, timing: Timing) -> Sequence[Fact]:
     return [_moved(node, fact, window, timing)]
 
 
+def sample(node: ir.Node, timing: Timing) -> Sequence[Fact]:
+    """Pictures warped by a grid of each: frames of a stream, or channels that are tokens."""
+    picture, grid = (timing.of(value) for value in node.inputs[:2])
+    if isinstance(picture, Along) and not picture.padded:
+        if picture.axis == 1 and grid is None:
+            return [picture]
+        own = replace(picture, positional=False)
+        if picture.axis == 0 and isinstance(grid, Along) and replace(grid, positional=False) == own:
+            return [replace(picture, positional=picture.positional and grid.positional)]
+    raise refuse(node, "samples along time, or tokens of one by places of others.")
+
+
 def resize(node: ir.Node, timing: Timing) -> Sequence[Fact]:
     """Each entry repeated a whole number of times."""
     fact = timing.of(node.inputs[0])

@@ -134,6 +134,16 @@ CAUSAL = {
         "z = Pad (x, p) y = MaxPool <kernel_shape = [3]> (z)",
         [2],
     ),
+    "frames that are warped": (
+        "batch, time, 2, 4, 3",
+        "batch, time, 2, 4, 3",
+        [integers("s", -1, 2, 4, 3)],
+        (
+            "f = Reshape (x, s) g = Transpose <perm = [0, 2, 3, 1]> (f) "
+            "h = GridSample <align_corners = 1> (f, g) z = Shape (x) y = Reshape (h, z)"
+        ),
+        [],
+    ),
 }
 
 
@@ -192,6 +202,13 @@ REFUSED = {
         CUT,
         "z = AveragePool <kernel_shape = [3], pads = [2, 2]> (x) y = Slice (z, s, e, a)",
         "what is not counted",
+    ),
+    "places among tokens": (
+        "batch, 2, 1, time",
+        "batch, 2, 1, 5",
+        [floats("g", 3, 1, 5, 2)],
+        "y = GridSample (x, g)",
+        "samples along time",
     ),
 }
 
