@@ -206,8 +206,11 @@ REFUSED = {
     "places among tokens": (
         "batch, 2, 1, time",
         "batch, 2, 1, 5",
-        [floats("g", 3, 1, 5, 2)],
-        "y = GridSample (x, g)",
+        [floats("g", 1, 1, 5, 2), integers("k", 1, 5, 2)],
+        (
+            "n = Shape <start = 0, end = 1> (x) s = Concat <axis = 0> (n, k) e = Expand (g, s) "
+            "y = GridSample (x, e)"
+        ),
         "samples along time",
     ),
 }
