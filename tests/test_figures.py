@@ -88,9 +88,18 @@ def seqboat(told: Record) -> Iterator[str]:
 
 
 def hippo(told: Record) -> Iterator[str]:
-    legs, legt, fout = (told.value(f"{x}: error of the past") for x in ("legs", "legt", "fout"))
+    errors = {
+        against: [
+            told.value(f"{x}: error of the past, told : {against}")
+            for x in ("legs", "legt", "fout")
+        ]
+        for against in ("best", "the theory's")
+    }
+    legs, legt, fout = errors["best"]
     yield f"is {legs:.3f} of the least one"
     yield f"{legt:.2f} and {fout:.2f} of the least error"
+    _, legt, fout = errors["the theory's"]
+    yield f"{legt:.3f} and {fout:.3f} of the error that follows"
     near = told.noted("legs: mean R2 of delays")
     assert near[0] == near[2]
     yield f"R2 {near[0]} of 10 to 100 tokens ago, {near[3]} of 200, {near[5]} of 800"
