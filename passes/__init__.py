@@ -57,6 +57,7 @@ from .lower.ort_reshapes import OrtReshapes
 from .lower.ort_unit_norm import OrtUnitNorm
 from .lower.trt_attention import TrtAttention
 from .lower.trt_bytes import TrtBytes
+from .lower.trt_cache_writes import TrtCacheWrites
 from .lower.trt_given_inputs import TrtGivenInputs
 from .lower.trt_half import TrtHalf
 from .lower.trt_loops import TrtLoops
@@ -120,6 +121,7 @@ PASSES: tuple[type[Pass], ...] = (
     OrtRelabel,
     TrtAttention,
     TrtBytes,
+    TrtCacheWrites,
     TrtGivenInputs,
     TrtHalf,
     TrtLoops,
