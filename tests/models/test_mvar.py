@@ -76,6 +76,39 @@ def test_mamba2_equals_the_recurrence() -> None:
 
 
 @pytest.mark.parametrize("normalized", [False, True])
+def test_attention_sees_one_scale_in_both_directions(normalized: bool) -> None:
+    """Query by query and key by key: a quarter of the usual scale, or unit length and exp(s)."""
+    config = Config(**{**SMALL.__dict__, "normalized_attention": normalized})
+    layer: Any = made(config).double().blocks[0].get_submodule("attn")
+    for parameter in layer.parameters():
+        parameter.data.normal_()
+    x = torch.randn(5, 16, dtype=torch.float64)
+    scales = np.array([0, 1, 1, 1, 1])
+    seen = scales[:, None] == scales
+    w = {name: value.detach().numpy() for name, value in layer.named_parameters()}
+    with torch.no_grad():
+        got = layer(x[None], torch.from_numpy(seen))[0].numpy()
+    bias = np.concatenate([w["q_bias"], np.zeros(16), w["v_bias"]])
+    heads, size = config.num_heads, 16 // config.num_heads
+    q, k, v = (x.numpy() @ w["mat_qkv.weight"].T + bias).reshape(5, 3, heads, size).swapaxes(0, 1)
+    mixed = np.zeros((5, heads, size))
+    for head in range(heads):
+        scale = 0.25 / np.sqrt(size)
+        if normalized:
+            scale = min(np.exp(w["scale_mul_1H11"][0, head, 0, 0]), 100.0)
+        for t in range(5):
+            weights = np.zeros(5)
+            for s in range(5):
+                one, other = q[t, head], k[s, head]
+                if normalized:
+                    one, other = one / np.linalg.norm(one), other / np.linalg.norm(other)
+                weights[s] = np.exp(scale * one @ other) if seen[t, s] else 0.0
+            mixed[t, head] = weights / weights.sum() @ v[:, head]
+    wanted = mixed.reshape(5, 16) @ w["proj.weight"].T + w["proj.bias"]
+    np.testing.assert_allclose(got, wanted, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("normalized", [False, True])
 def test_scale_by_scale_equals_what_joins_all_scales_again(normalized: bool) -> None:
     """As published code generates: attention sees the scale, Mamba runs anew over all before it."""
     config = Config(**{**SMALL.__dict__, "normalized_attention": normalized})
