@@ -1,5 +1,7 @@
 """TrtCacheWrites: caches of flags and whole numbers are chosen place by place, and are the same."""
 
+from typing import Any
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -26,9 +28,9 @@ def graph_of(kind: str, axis: int, *, at: bool, mode: str = "linear") -> str:
     {{ present = TensorScatter <axis = {axis}, mode = "{mode}"> (past, new{given}) }}"""
 
 
-def given(kind: str, axis: int, tokens: int, *, at: bool) -> dict[str, np.ndarray]:
+def given(kind: str, axis: int, tokens: int, *, at: bool) -> dict[str, Any]:
     draw = np.random.default_rng(tokens)
-    made = {}
+    made: dict[str, Any] = {}
     for name, places in (("past", CAPACITY), ("new", tokens)):
         shape = (BATCH, places, 2, 3) if axis == 1 else (BATCH, 2, places, 3)
         made[name] = draw.integers(0, 2 if kind == "bool" else 2**31 - 1, shape).astype(KINDS[kind])
