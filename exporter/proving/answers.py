@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,6 +26,7 @@ from intaglio.runtime.behaviour import (
     Question,
     compare,
 )
+from intaglio.runtime.graph_entry import TensorSpec
 from intaglio.runtime.sampling import Sampling
 from intaglio.runtime.session import Session
 
@@ -134,6 +135,30 @@ def _rows(question: Question, names: Sequence[str]) -> Mapping[str, Array]:
     return {name: question.arrays[name][None] for name in names}
 
 
+def _fitting(question: Question, specs: Sequence[TensorSpec]) -> Question:
+    """The question with its arrays in the dtypes of what the bundle takes.
+
+    Raises:
+        InputError: if one has another shape, or other numbers.
+    """
+    _rows(question, [spec.name for spec in specs])
+    arrays = {}
+    for spec in specs:
+        array, wanted = question.arrays[spec.name], spec.shape[1:]
+        fits = array.ndim == len(wanted) and all(
+            isinstance(dim, str) or dim == size
+            for dim, size in zip(wanted, array.shape, strict=True)
+        )
+        if not fits or not np.can_cast(array.dtype, spec.dtype, "same_kind"):
+            raise InputError(
+                f"Line {question.line} of the suite gives {spec.name!r} as {array.dtype} "
+                f"{list(array.shape)}; the model takes {spec.dtype} "
+                f"[{', '.join(map(str, wanted))}]."
+            )
+        arrays[spec.name] = array.astype(spec.dtype)
+    return replace(question, arrays=arrays)
+
+
 def behave(
     session: Session,
     source: Source,
@@ -161,6 +186,7 @@ def behave(
         OptionError: if a limit is of no figure.
     """
     logits = session.entry.outputs[0].name
+    questions = [_fitting(question, session.entry.conditions) for question in questions]
     found: list[Answers] = []
     for place, ask in enumerate((of_source(source, logits), of_session(session, logits))):
         made = []

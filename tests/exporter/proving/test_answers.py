@@ -1,15 +1,18 @@
 """A bundle beside its source on a suite, by the command."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from intaglio.cli.frame import app
+from intaglio.errors import InputError
 from intaglio.exporter.export import export
 from intaglio.exporter.proving.answers import Asking, behave
 from intaglio.exporter.sources.load import load_source
@@ -133,3 +136,13 @@ def test_questions_on_pictures_have_them_as_conditions(tmp_path: Path) -> None:
     report = behave(session, source, asked, Ids(), Asking(tokens=3), {})
     assert report.passed
     assert {f.engine for f in report.figures if f.name == "first_tokens"} == {1.0}
+    for arrays, words in (
+        ({"picture": np.ones(9)}, r"'picture' as float64 \[9\]; the model takes float32 \[4\]"),
+        ({"picture": np.ones(4, complex)}, "as complex128"),
+        ({}, r"the arrays \(none\); the model takes picture"),
+    ):
+        odd = [replace(asked[0], arrays=arrays)]
+        with pytest.raises(InputError, match=words):
+            behave(session, source, odd, Ids(), Asking(tokens=3), {})
+    wide = [replace(asked[0], arrays={"picture": np.ones(4)})]
+    assert behave(session, source, wide, Ids(), Asking(tokens=3), {}).passed
