@@ -6,7 +6,9 @@ Random weights, one thread, seconds of the thread: a small classifier of 16 x 16
 VGG's kind with 34M parameters, and a network from pictures to pictures.  64 calls of one column are
 timed in turns with the first call of all 64 after a recording, in which the rows of the map are
 taken where the outputs are fewer, and with a further call, which has them.  A network from pictures
-to pictures has no shorter side, and is replayed by its graph.  The identities are those of the
+to pictures has no shorter side, and is replayed by its graph.  How near one column alone comes to
+the rate of the machine, that of a product of two matrices, says what a call of many can gain at
+most where it does the same operations.  The identities are those of the
 engine, in float32, and those of the same graphs in float64, by the reference that ONNX gives of its
 operators.
 """
@@ -33,6 +35,7 @@ from in_double import in_double
 
 Array = npt.NDArray[Any]
 LEAST = 10.0
+SIZE = 1024  # of the product that says what the machine can do
 
 
 def classifier() -> nn.Module:
@@ -87,8 +90,9 @@ def measure(quick: bool) -> list[Row]:
                 continue
             torch.manual_seed(0)
             out = Path(folder) / str(index)
+            module = build().eval()
             intaglio.export(
-                build().eval(),
+                module,
                 out,
                 inputs=(torch.randn(2, 3, side, side),),
                 axes={"input": f"batchx3x{side}x{side}"},
@@ -98,6 +102,7 @@ def measure(quick: bool) -> list[Row]:
             x = np.random.default_rng(0).standard_normal((3, side, side)).astype(np.float32)
             rows += [*(held(found, out, x) if build is classifier else ())]
             rows += speeds(name, found, x, count, goal=build is classifier)
+            rows.append(reached(name, found, x, count, operations(module, x)))
     return rows
 
 
@@ -160,6 +165,42 @@ def speeds(name: str, found: Interpreter, x: Array, count: int, *, goal: bool) -
             against="time of the thread",
             note="" if shorter else "by the graph: more outputs than columns",
         )
+
+
+def operations(module: nn.Module, x: Array) -> int:
+    """Multiplications and additions of the products that a column goes through."""
+    found = []
+
+    def note(layer: nn.Module, _: Any, made: torch.Tensor) -> None:
+        assert isinstance(layer.weight, torch.Tensor)
+        found.append(2 * layer.weight[0].numel() * made.numel())
+
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            layer.register_forward_hook(note)
+    with torch.no_grad():
+        module(torch.from_numpy(x)[None])
+    return sum(found)
+
+
+def reached(name: str, found: Interpreter, x: Array, count: int, work: int) -> Row:
+    """What one column alone reaches of the rate of a large product, in turns with it."""
+    found.record(x)
+    matrix = np.random.default_rng(2).standard_normal((SIZE, SIZE)).astype(np.float32)
+    shares = []
+    for _ in range(count + 1):
+        start = time.thread_time()
+        for _ in range(COLUMNS):
+            found.replay(x[None])
+        middle = time.thread_time()
+        torch.from_numpy(matrix) @ torch.from_numpy(matrix)
+        spent = (middle - start) / COLUMNS, time.thread_time() - middle
+        shares.append(work / spent[0] / (2 * SIZE**3 / spent[1]))
+    return Row(
+        name=f"{name}: rate of one column alone : of a product of {SIZE} x {SIZE}",
+        value=float(np.median(shares[1:])), unit="", against="time of the thread",
+        note=f"{work:,} operations",
+    )  # fmt: skip
 
 
 def identities(bundle: Path) -> dict[str, float]:
