@@ -12,10 +12,11 @@ from torch.nn import functional as F
 
 import intaglio
 from intaglio.errors import InputError, SourceError
+from intaglio.exporter.sources.load import load_source
 from intaglio.models import find, save
 from intaglio.models.mvar import MVAR, Config, build
 from intaglio.models.parts.mamba2 import Mamba2
-from intaglio.models.parts.scale_training import encode, inputs_of, scales_of
+from intaglio.models.parts.scale_training import Scales, encode, inputs_of, scales_of
 from intaglio.models.parts.vqvae import Quantizer
 from intaglio.runtime import Bundle, Session
 from intaglio.runtime.whole_generation import WholeGenerator
@@ -296,6 +297,22 @@ def test_values_that_do_not_fit_each_other_are_told(values: dict[str, Any], said
     """By the names of both."""
     with pytest.raises(ValueError, match=said):
         build(Config(**{**SMALL.__dict__, **values}))
+
+
+def test_the_recipe_leaves_what_the_checkpoint_keeps(tmp_path: Path) -> None:
+    """Weights of two bytes, which a source is read from in single precision."""
+    config = Config(**{**SMALL.__dict__, "num_classes": 8})
+    module = made(config)
+    said = Scales(steps=1, later_steps=1, batch=2).train(module, None, None)
+    save(tmp_path / "half.pt", "mvar", config, module)
+    kept = torch.load(CHECKPOINTS / "mvar.pt", weights_only=True)["state_dict"]
+
+    assert "nats per code" in said
+    for weights in (module.state_dict(), kept):
+        assert {x.dtype for x in weights.values()} == {torch.float16}
+    assert {x.dtype for x in load_source(tmp_path / "half.pt").module.state_dict().values()} == {
+        torch.float32
+    }
 
 
 @torch.no_grad()
