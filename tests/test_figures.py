@@ -58,7 +58,7 @@ def mom(told: Record) -> Iterator[str]:
         yield f"| {keys} | {one:.3f} | {four:.3f} | {wide:.3f} |"
     yield f"{four:.2f} of 128 keys instead of {one:.2f}"
     yield f"({wide:.2f} of 128)"
-    for pairs in (32,):
+    for pairs in (32, 64):
         shown = " | ".join(
             f"{told.value(f'{pairs} pairs, trained: {kind}'):.3f}"
             for kind in ("4 memories", *(f"one state of {size} x" for size in (16, 48, 80)))
