@@ -33,11 +33,12 @@ from intaglio.passes.base import OwnState
 from intaglio.spelling import perhaps
 from intaglio.state import BATCH, TIME
 
+from .from_empty import from_empty
 from .functional import Functional, flatten, present
-from .grown import told
+from .grown import grown, told, with_entries
 from .initial import initial_of, split_initial
-from .kept import find_kept
-from .left_out import states_left_out
+from .kept import as_it_was, find_kept
+from .left_out import caches_left_out, states_left_out
 from .paired_names import pair, says_state
 from .returned import returned_names
 from .state_axes import Shape, Sizing, changes_per_call, settle
@@ -67,21 +68,46 @@ def describe(
     plain = options.states is not None and NONE in options.states
     if plain or options.whole or (options.condition and not options.states):
         return _plainly(module, inputs, options, owner)
-    arguments = _arguments(module, inputs, owner)
+    arguments = with_entries(_arguments(module, inputs, owner))
     left_out = states_left_out(module, arguments, options.axes or {}, options.states or {})
     if left_out is not None:
         arguments |= left_out.arguments
+    else:
+        arguments |= caches_left_out(module, arguments)
     trial = _try(module, arguments)
     if trial is None:
         _refuse_unknown(options, owner)
         return _plainly(module, inputs, options, owner)
     form, outputs, aliases = trial
-    known = {} if left_out is None else left_out.outputs
-    pairs = _pairs(options.states or {}, form, outputs, aliases, owner, known)
+    known = {} if left_out is None else dict(left_out.outputs)
+    asked = options.states or {}
+    caches = grown({name: form.inputs[name] for name in form.given}, outputs)
+    if not any(says_state(name) or name in asked for name in caches):
+        caches = {}
+    known |= {name: each.output for name, each in caches.items()}
+    pairs = _pairs(asked, form, outputs, aliases, owner, known)
+    if caches or form.grows:
+        states = {n: pairs[n][0] for n in form.given if n in pairs and n not in caches}
+        takes = from_empty(module, form, caches, states, options, owner)
+        if takes is not None:
+            return Described(takes=takes, notes=takes.notes)
+        if form.grows:
+            raise _not_by_tokens(form)
+        pairs = {name: pair for name, pair in pairs.items() if name not in caches}
     if not pairs and not form.changes:
         found = _plainly(module, inputs, options, owner)
         return replace(found, notes=(*found.notes, *told(form.inputs, outputs)))
-    return _described(module, form, outputs, pairs, options, owner)
+    found = _described(module, form, outputs, pairs, options, owner)
+    return found if pairs else replace(found, notes=(*found.notes, *told(form.inputs, outputs)))
+
+
+def _not_by_tokens(form: Functional) -> SourceError:
+    return SourceError(
+        f"The module keeps {next(iter(form.grows)).words}, which each call makes longer, and what "
+        "it gives for several tokens at once is not what it gives for one after the other. Give it "
+        "a causal mask, or an example of one token in each call; or --state none, to export what a "
+        "first call gives."
+    )
 
 
 def _plainly(
@@ -134,7 +160,7 @@ def _try(module: nn.Module, arguments: Mapping[str, Any]) -> Trial | None:
     raw: list[Any] = []
     hook = module.register_forward_hook(lambda _module, _given, result: raw.append(result))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), as_it_was(module):
             run()
     except Exception:  # noqa: BLE001
         return None

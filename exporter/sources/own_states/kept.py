@@ -6,7 +6,7 @@ few times to tell: tables that it fills once, and what it keeps for others to lo
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from intaglio.errors import SourceError
 from intaglio.exporter.sources.outputs import leaves
+
+from .grown import longer_along
 
 RESETS = (
     "reset reset_state reset_states reset_hidden reset_memory init_hidden init_state clear_state"
@@ -41,11 +43,15 @@ class Slot:
 
 @dataclass(frozen=True, kw_only=True)
 class KeptValue:
-    """What `slot` keeps: an example, and the value before the first call, of the same structure."""
+    """What `slot` keeps: an example, and the value before the first call, of the same structure.
+
+    What `grows` along that axis of its first tensor, call by call, starts as it is held.
+    """
 
     slot: Slot
     example: Any
     initial: Any
+    grows: int | None = None
 
 
 class HeldValues:
@@ -58,7 +64,7 @@ class HeldValues:
         """Take note of what `module` keeps now; tensors are copied."""
         self._parts = dict(module.named_modules())
         self.held = {
-            Slot(path, name): tree_map(_copied, value)
+            Slot(path, name): tree_map(copied, value)
             for path, part in self._parts.items()
             for name, value in _own(part)
         }
@@ -71,7 +77,7 @@ class HeldValues:
                 if Slot(path, name) not in self.held:
                     delattr(part, name)
         for slot, value in self.held.items():
-            put(self._parts[slot.path], slot.name, tree_map(_copied, value))
+            put(self._parts[slot.path], slot.name, tree_map(copied, value))
         self._hooks.put_back()
 
 
@@ -125,7 +131,8 @@ def _own(part: nn.Module) -> Iterator[tuple[str, Any]]:
     yield from ((name, x) for name, x in vars(part).items() if name not in _MACHINERY)
 
 
-def _copied(value: Any) -> Any:
+def copied(value: Any) -> Any:
+    """A copy of a tensor; anything else is itself."""
     return value.detach().clone() if isinstance(value, Tensor) else value
 
 
@@ -154,20 +161,47 @@ def _find(module: nn.Module, run: Run, start: HeldValues) -> Iterator[KeptValue]
     first = run()
     after = HeldValues(module).held
     candidates = _changed(start.held, after)
-    if not candidates or _same(run(), first):
+    if not candidates:
         return
-    slots = [slot for slot in candidates if _matters(module, run, start, slot, (first, after))]
-    initial = {slot: _initial(start.held.get(slot), after[slot]) for slot in slots}
+    second = run()
+    grows = _growing(candidates, after, HeldValues(module).held)
+    if not grows and _same(second, first):  # by one example twice, what grows may show nothing
+        return
+    slots = [
+        slot
+        for slot in candidates
+        if slot in grows or _matters(module, run, start, slot, (first, after))
+    ]
+    held = {slot: start.held.get(slot) for slot in slots}
+    initial = {s: x if s in grows else _initial(x, after[s]) for s, x in held.items()}
     start.put_back()
     for slot, value in initial.items():
-        put(module.get_submodule(slot.path), slot.name, tree_map(_copied, value))
+        put(module.get_submodule(slot.path), slot.name, tree_map(copied, value))
     if not _same(run(), first):
         raise SourceError(
             f"The module keeps {slots[0].words} from call to call, and what it starts from is "
             "neither zeros nor what it holds now. Let it hold its first value, a tensor of the "
             "shape that it has after a call, when it is exported; or make it an input and output."
         )
-    yield from (KeptValue(slot=slot, example=after[slot], initial=initial[slot]) for slot in slots)
+    for slot in slots:
+        yield KeptValue(
+            slot=slot, example=after[slot], initial=initial[slot], grows=grows.get(slot)
+        )
+
+
+def _growing(
+    candidates: Sequence[Slot], first: Mapping[Slot, Any], second: Mapping[Slot, Any]
+) -> dict[Slot, int]:
+    """Those of `candidates` that the second call appended entries to, and along which axis."""
+    found = {}
+    for slot in candidates:
+        before, after = ([x for _, x in leaves(each[slot])] for each in (first, second))
+        if len(before) != len(after) or not all(isinstance(x, Tensor) for x in after):
+            continue
+        axes = [longer_along(a, b) for a, b in zip(before, after, strict=True)]
+        if axes[0] is not None and None not in axes:
+            found[slot] = axes[0]
+    return found
 
 
 def _changed(before: Mapping[Slot, Any], after: Mapping[Slot, Any]) -> list[Slot]:
@@ -216,7 +250,7 @@ def _matters(
     start.put_back()
     first, after = fresh
     part = module.get_submodule(slot.path)
-    put(part, slot.name, tree_map(_copied, after[slot]))
+    put(part, slot.name, tree_map(copied, after[slot]))
     try:
         outputs = run()
     except Exception:  # noqa: BLE001  whatever it says, the value was looked at

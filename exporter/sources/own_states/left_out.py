@@ -19,6 +19,7 @@ from intaglio.exporter.sources.outputs import leaves, name_outputs
 from intaglio.state import TIME
 
 from .functional import flatten
+from .grown import longer_along
 from .kept import as_it_was
 from .paired_names import pair, says_state
 from .returned import returned_names
@@ -71,6 +72,27 @@ def states_left_out(
             f"{lines}; or --state none, to export the model without it."
         )
     return found[0]
+
+
+def caches_left_out(module: nn.Module, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Caches that `arguments` leave out, as one call gives them to the next; {} without any."""
+    names = [name for name in _optional(module, arguments) if says_state(name)]
+    entries = _entries(_call(module, arguments)) if names else {}
+    for choice in _choices(module, names, entries, {}) if len(entries) > 1 else ():
+        given = {name: entries[key] for name, key in choice.items()}
+        after = _entries(_call(module, {**arguments, **given}))
+        if after and all(_is_longer(given[name], after[key]) for name, key in choice.items()):
+            return given
+    return {}
+
+
+def _is_longer(before: Any, after: Any) -> bool:
+    """Whether all tensors in `before` come back in `after` with entries behind them."""
+    a, b = _tensors(before), _tensors(after)
+    return len(a) == len(b) > 0 and all(
+        isinstance(x, Tensor) and isinstance(y, Tensor) and longer_along(x, y) is not None
+        for x, y in zip(a, b, strict=True)
+    )
 
 
 def _optional(module: nn.Module, arguments: Mapping[str, Any]) -> list[str]:

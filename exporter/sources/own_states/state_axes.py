@@ -40,7 +40,7 @@ class Sizing:
 
     def grown(self, places: Places, by: int = MORE) -> Tensors | None:
         """Outputs with more entries along `places`; None where that does not run."""
-        inputs = {n: _longer(x, places.get(n), by) for n, x in self.examples.items()}
+        inputs = {n: longer(x, places.get(n), by) for n, x in self.examples.items()}
         return self.attempt(inputs)
 
     def attempt(self, inputs: Tensors) -> Tensors | None:
@@ -54,7 +54,7 @@ class Sizing:
     def comes_back(self, outputs: Tensors | None, places: Places) -> bool:
         """Whether each state has the shape that it went in with, grown along `places`."""
         return outputs is not None and all(
-            outputs[after].shape == _longer(self.examples[name], places.get(name), MORE).shape
+            outputs[after].shape == longer(self.examples[name], places.get(name), MORE).shape
             for name, after in self.states.items()
         )
 
@@ -78,7 +78,7 @@ def settle(sizing: Sizing, given: Mapping[str, Sequence[int | str]]) -> dict[str
     shapes: dict[str, list[int | str]] = {
         name: list(given.get(name, value.shape)) for name, value in sizing.examples.items()
     }
-    for places, symbol in ((_batch(sizing, given), BATCH), (_time(sizing, given), TIME)):
+    for places, symbol in ((batch_places(sizing, given), BATCH), (_time(sizing, given), TIME)):
         for name, axis in places.items():
             if name not in given and isinstance(shapes[name][axis], int):
                 shapes[name][axis] = symbol
@@ -89,7 +89,12 @@ def _named(given: Mapping[str, Sequence[int | str]], symbol: str) -> Places:
     return {name: list(dims).index(symbol) for name, dims in given.items() if symbol in dims}
 
 
-def _batch(sizing: Sizing, given: Mapping[str, Sequence[int | str]]) -> Places:
+def batch_places(sizing: Sizing, given: Mapping[str, Sequence[int | str]]) -> Places:
+    """The axis of the batch in each input that has one; `given` are those that the user named.
+
+    Raises:
+        OptionError: if several axes of a state could be it.
+    """
     fixed = _named(given, BATCH)
     for name in sizing.plain:
         if name not in given and sizing.examples[name].ndim:
@@ -144,17 +149,17 @@ def _continues(sizing: Sizing, places: Places) -> bool:
     """Whether entries along `places` in two parts give what all of them give at once."""
     length = max(sizing.examples[name].shape[axis] for name, axis in places.items()) + MORE
     whole = {
-        name: _cut(_longer(x, places.get(name), MORE), places.get(name), 0, length)
+        name: cut(longer(x, places.get(name), MORE), places.get(name), 0, length)
         for name, x in sizing.examples.items()
     }
     at_once = sizing.attempt(whole)
     if not sizing.comes_back(at_once, {}) or at_once is None:
         return False
     middle = length // 2
-    first = sizing.attempt({n: _cut(x, places.get(n), 0, middle) for n, x in whole.items()})
+    first = sizing.attempt({n: cut(x, places.get(n), 0, middle) for n, x in whole.items()})
     if first is None:
         return False
-    rest = {n: _cut(x, places.get(n), middle, length) for n, x in whole.items()}
+    rest = {n: cut(x, places.get(n), middle, length) for n, x in whole.items()}
     carried = {name: first[after] for name, after in sizing.states.items()}
     second = sizing.attempt(rest | carried)
     return second is not None and _joined(at_once, first, second, sizing.states)
@@ -174,12 +179,13 @@ def _joined(whole: Tensors, first: Tensors, second: Tensors, states: Mapping[str
             if a.shape[axes[0]] + b.shape[axes[0]] != wanted.shape[axes[0]]:
                 return False
             b = torch.cat((a, b), axes[0])
-        if not _close(b, wanted):
+        if not close(b, wanted):
             return False
     return grew
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
+def close(a: Tensor, b: Tensor) -> bool:
+    """Whether `a` has the shape of `b`, and its values up to a small part of the largest."""
     scale = float(b.double().abs().max()) if b.numel() else 0.0
     same = a.shape == b.shape
     return same and torch.allclose(
@@ -187,12 +193,13 @@ def _close(a: Tensor, b: Tensor) -> bool:
     )
 
 
-def _longer(x: Tensor, axis: int | None, by: int) -> Tensor:
+def longer(x: Tensor, axis: int | None, by: int) -> Tensor:
     """`x` with `by` more entries along `axis`, its first ones again."""
     if axis is None:
         return x
     return x.index_select(axis, torch.arange(x.shape[axis] + by) % x.shape[axis])
 
 
-def _cut(x: Tensor, axis: int | None, start: int, stop: int) -> Tensor:
+def cut(x: Tensor, axis: int | None, start: int, stop: int) -> Tensor:
+    """The entries from `start` to `stop` along `axis`."""
     return x if axis is None else x.narrow(axis, start, min(stop, x.shape[axis]) - start)

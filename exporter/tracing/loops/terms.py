@@ -204,8 +204,8 @@ class Terms:
             return term
         constant = self.program.constants.get(name)
         if spec.kind is InputKind.CONSTANT_TENSOR and constant is not None:
-            if constant.ndim == 0:
-                return self.plain(aten.full.default, [], constant.item(), dtype=constant.dtype)
+            if constant.numel() == 1 and not constant.is_complex():
+                return self.filled(constant.shape, constant.item(), constant)
             return self.plain(WEIGHT, constant, value=value)
         return self.plain(WEIGHT, name, value=value)
 

@@ -8,6 +8,8 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+
 from .terms import Term, Terms, aten, is_size
 
 Rule = Callable[..., Term | None]
@@ -15,6 +17,7 @@ Rule = Callable[..., Term | None]
 SLICE, SELECT, STACK = aten.slice.Tensor, aten.select.int, aten.stack.default
 UNSQUEEZE, FULL, CAT = aten.unsqueeze.default, aten.full.default, aten.cat.default
 INSERT = aten.select_scatter.default
+MASKS = (torch.bool, torch.uint8)  # as an index, where and not which
 
 
 def _axis(term: Term, axis: int) -> int:
@@ -268,6 +271,46 @@ def _convert(terms: Terms, x: Term, *_: Any, **kwargs: Any) -> Term | None:
     return terms.plain(aten._to_copy.default, x, dtype=dtype)  # noqa: SLF001
 
 
+def _embedding(terms: Terms, table: Term, indices: Term, *_: Any, **__: Any) -> Term | None:
+    """Rows of a table at one place, as a position that Python counts is."""
+    return _picked(terms, table, 0, indices) if indices.op is FULL else None
+
+
+def _index(terms: Terms, x: Term, indices: Sequence[Any]) -> Term | None:
+    given = [(axis, index) for axis, index in enumerate(indices) if index is not None]
+    if len(given) != 1 or given[0][1].op is not FULL or given[0][1].value.dtype in MASKS:
+        return None
+    return _picked(terms, x, *given[0])
+
+
+def _index_select(terms: Terms, x: Term, axis: int, indices: Term) -> Term | None:
+    return _picked(terms, x, _axis(x, axis), indices) if x.shape and indices.op is FULL else None
+
+
+def _picked(terms: Terms, x: Term, axis: int, indices: Term) -> Term | None:
+    """The entries of `x` at `indices`, which are one number."""
+    size, number = x.shape[axis], indices.leaves[-2]
+    if not isinstance(size, int) or not isinstance(number, int) or not -size <= number < size:
+        return None
+    found = terms(SELECT, x, axis, number)
+    for _ in indices.shape:
+        found = terms(UNSQUEEZE, found, axis)
+    if all(is_size(dim, 1) for dim in indices.shape):
+        return found
+    shape = [*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]]
+    return terms(aten.expand.default, found, [terms.size(dim) for dim in shape])
+
+
+def _counted(terms: Terms, start: Any, end: Any, step: Any = 1, **kwargs: Any) -> Term | None:
+    """Numbers from `start` on: that number, or those from 0 on and it."""
+    if not all(type(x) is int for x in (start, end, step)) or start == 0 or step != 1:
+        return None
+    counted = terms(aten.arange.start, 0, max(end - start, 0), **kwargs)
+    if is_size(counted.shape[0], 1):
+        return terms.filled([1], start, counted.value)
+    return terms(aten.add.Tensor, counted, start)
+
+
 def _itself(_terms: Terms, x: Term, *_: Any, **__: Any) -> Term:
     return x
 
@@ -296,6 +339,11 @@ RULES: dict[Any, Rule] = {
     aten._unsafe_view.default: _view,  # noqa: SLF001
     aten._to_copy.default: _convert,  # noqa: SLF001
     aten.dropout.default: _dropout,
+    aten.embedding.default: _embedding,
+    aten.index.Tensor: _index,
+    aten.index_select.default: _index_select,
+    aten.arange.start: _counted,
+    aten.arange.start_step: _counted,
     **dict.fromkeys(
         (
             aten.alias.default,

@@ -73,7 +73,9 @@ def placed(net: Net, x: Tensor) -> Tensor:
     h, out = net.start.expand(x.shape[0], -1), x[:, :0]
     for t in range(x.shape[1]):
         gate, write = net.u(h).chunk(2, 1)
-        h = gate.sigmoid() * h + (x[:, t] + net.table.weight[t]) / (t + 1) + write
+        place = net.table(torch.tensor([t])) + net.table(torch.arange(t, t + 1))
+        place = place + net.table.weight[torch.full((x.shape[0],), t)] - net.table(torch.tensor(t))
+        h = gate.sigmoid() * h + (x[:, t] + place - net.table.weight[t]) / (t + 1) + write
         out = torch.cat([out, h[:, None]], 1)
     return out
 
