@@ -4,7 +4,7 @@ PyTorch's exporter runs a whole program again, under functionalization, to write
 operations as plain ones: most of the time that an export of a module takes.  Nearly always there
 are but a few kinds of them, which say the same data in another shape or dtype; they are written as
 views and casts here, node by node, by the shapes that the capture noted.  A program in which
-anything else would change, or that writes to its values, is left as it is for PyTorch.
+anything else would change is left for PyTorch, which gives the same of what was written here.
 """
 
 import operator
@@ -20,9 +20,13 @@ from torch.export.graph_signature import OutputKind
 from torch.utils._pytree import tree_leaves
 
 from .causal_convolution import name_outputs_anew
+from .in_place import write_out
 from .size_nodes import NotPlainError, SizeNodes
 
 aten, SCAN = torch.ops.aten, torch.ops.higher_order.scan
+APPLY = torch.ops.higher_order.flat_apply
+INDEX = "torch._dynamo._trace_wrapped_higher_order_op.ModIndex"
+"""What indexing is under `vmap` as Transformers makes masks, by the name that a program has."""
 
 RESHAPED = frozenset(
     [
@@ -85,6 +89,7 @@ def made_plain_where(program: ExportedProgram, is_plain: Callable[[fx.Node], boo
     returned = program.graph_signature.output_specs
     if any(spec.kind is not OutputKind.USER_OUTPUT for spec in returned):
         return False
+    write_out(program)
     graphs = [part for part in program.graph_module.modules() if isinstance(part, fx.GraphModule)]
     nodes = (node for part in graphs for node in part.graph.nodes)
     if not all(node.target in COMPOSITE or is_plain(node) for node in nodes):
@@ -107,8 +112,8 @@ def _is_plain(node: fx.Node, known: Collection[Any]) -> bool:
     target = node.target
     if node.op in ("placeholder", "output"):
         return True
-    if node.op == "get_attr":  # the body of a scan
-        return all(user.target is SCAN for user in node.users)
+    if node.op == "get_attr":  # the body of a scan, or how arguments are nested
+        return all(user.target in (SCAN, APPLY) for user in node.users)
     if node.op != "call_function":
         return False
     if target is SCAN:
@@ -203,6 +208,12 @@ class _Written:
         options = {"alpha": factor[0]} if factor else {}
         return self._call(aten.sub.Tensor, number, given, **options)
 
+    def applied(self, node: fx.Node, _: fx.Node) -> fx.Node:
+        function, given, *places = node.args[2:]
+        if function != INDEX or not all(isinstance(each, fx.Node) for each in (given, *places)):
+            raise NotPlainError
+        return self._call(aten.index.Tensor, given, places)
+
     def square(self, _: fx.Node, given: fx.Node) -> fx.Node:
         return self._call(aten.pow.Tensor_Scalar, given, 2)
 
@@ -230,6 +241,7 @@ MAKERS: dict[Any, Callable[[_Written, fx.Node, Any], fx.Node]] = {
     **dict.fromkeys(CAST, _Written.cast),
     **dict.fromkeys(MOVED, _Written.moved),
     **dict.fromkeys(PADDED, _Written.padded),
+    APPLY: _Written.applied,
     aten.batch_norm.default: _Written.normed,
     aten.chunk.default: _Written.parted,
     aten.contiguous.default: _Written.contiguous,

@@ -1,4 +1,4 @@
-"""Modules that append to caches of their own are taken from empty ones, at once or token by token."""
+"""Modules that append to caches of their own are taken from empty ones, at once or one by one."""
 
 import sys
 from pathlib import Path
@@ -125,7 +125,7 @@ def test_without_a_mask_it_is_called_for_one_token_after_the_other(kind: Any) ->
 
 
 def test_tokens_of_one_call_that_see_each_other_are_left_together() -> None:
-    """What such a call gives is its own; caches that are given stay inputs, kept ones are refused."""
+    """What such a call gives is its own; given caches stay inputs, kept ones are refused."""
     x = torch.randn(ROWS, 3, SIZE)
     source = source_of(Given(causal=False), x=x, past=past(3))
 
