@@ -135,6 +135,20 @@ def test_tokens_of_one_call_that_see_each_other_are_left_together() -> None:
         source_of(Kept(causal=False), x=x)
 
 
+class Near(Attends):
+    """Drops what is long ago, once a call has ended."""
+
+    def forward(self, x: Tensor, past: tuple[Tensor, Tensor]) -> Any:
+        y, (k, v) = self.attended(x, past)
+        return y, (k[:, -17:], v[:, -17:])
+
+
+def test_what_differs_after_many_tokens_alone_is_seen() -> None:
+    source = source_of(Near(), x=torch.randn(ROWS, 1, SIZE), past=past(3))
+
+    assert "The model is called for one token after the other." in source.notes[-1]
+
+
 class Grows(nn.Module):
     def forward(self, x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         return c.sum(-1, keepdim=True), torch.cat([x, c], 1)
