@@ -22,7 +22,7 @@ VIEWS: tuple[Callable[[Tensor], Tensor], ...] = (
     lambda x: x.permute(1, 0),
     lambda x: x.diagonal()[:, None],
     lambda x: x.detach(),
-    lambda x: x.split(2, 1)[0],
+    lambda x: torch.split(x, 2, 1)[0],
 )
 WRITES: tuple[Callable[[Tensor, Tensor], object], ...] = (
     lambda x, y: x.add_(y.sum()),
@@ -83,7 +83,7 @@ def to_an_input(x: Tensor) -> Tensor:
 
 def by_parts(x: Tensor) -> Tensor:
     y = x * 2
-    y.split(2, 1)[0].add_(1)
+    torch.split(y, 2, 1)[0].add_(1)
     return y
 
 
