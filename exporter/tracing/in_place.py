@@ -52,7 +52,7 @@ def write_out(program: ExportedProgram) -> None:
     views = _Views(nodes)
     if not writes or not all(views.may_be_written(node) for node in writes):
         return
-    written = _Written(graph, views)
+    written = _WrittenOut(graph, views)
     for node in nodes:
         written.take(node)
     for node in reversed(writes):
@@ -130,7 +130,7 @@ def functional(node: fx.Node) -> OpOverload | None:
     return found if isinstance(found, OpOverload) and name[-1] == "_" else None
 
 
-class _Written:
+class _WrittenOut:
     """A program whose values are followed by new ones."""
 
     def __init__(self, graph: fx.Graph, views: _Views) -> None:
@@ -209,13 +209,13 @@ class _Written:
         return given if same else self.call(aten.expand_as.default, place, given, args[0])
 
 
-Back = Callable[[_Written, fx.Node, fx.Node, fx.Node, fx.Node], fx.Node]
+Back = Callable[[_WrittenOut, fx.Node, fx.Node, fx.Node, fx.Node], fx.Node]
 """What gives the new value of what a view is of: the view, that, its value, the view's new one."""
 
 
 def _scattered(op: OpOverload) -> Back:
     def back(
-        written: _Written, view: fx.Node, of: fx.Node, before: fx.Node, value: fx.Node
+        written: _WrittenOut, view: fx.Node, of: fx.Node, before: fx.Node, value: fx.Node
     ) -> fx.Node:
         rest, named = written.now(view.args[1:]), written.now(view.kwargs)
         return written.call(op, of, before, value, *rest, **named)
@@ -223,31 +223,35 @@ def _scattered(op: OpOverload) -> Back:
     return back
 
 
-def _as_before(written: _Written, _: fx.Node, of: fx.Node, before: fx.Node, value: fx.Node) -> Any:
+def _as_before(
+    written: _WrittenOut, _: fx.Node, of: fx.Node, before: fx.Node, value: fx.Node
+) -> Any:
     return written.call(aten.reshape_as.default, of, value, before)
 
 
-def _turned(written: _Written, view: fx.Node, of: fx.Node, _: fx.Node, value: fx.Node) -> Any:
+def _turned(written: _WrittenOut, view: fx.Node, of: fx.Node, _: fx.Node, value: fx.Node) -> Any:
     return written.call(view.target, of, value, *view.args[1:])
 
 
-def _permuted(written: _Written, view: fx.Node, of: fx.Node, _: fx.Node, value: fx.Node) -> Any:
+def _permuted(written: _WrittenOut, view: fx.Node, of: fx.Node, _: fx.Node, value: fx.Node) -> Any:
     given: Any = view.args[1]
     order = [axis % len(given) for axis in given]
     return written.call(aten.permute.default, of, value, sorted(order, key=order.index))
 
 
-def _squeezed(written: _Written, view: fx.Node, of: fx.Node, _: fx.Node, value: fx.Node) -> Any:
+def _squeezed(written: _WrittenOut, view: fx.Node, of: fx.Node, _: fx.Node, value: fx.Node) -> Any:
     return written.call(aten.squeeze.dim, of, value, view.args[1])
 
 
-def _unsqueezed(written: _Written, view: fx.Node, of: fx.Node, _: fx.Node, value: fx.Node) -> Any:
+def _unsqueezed(
+    written: _WrittenOut, view: fx.Node, of: fx.Node, _: fx.Node, value: fx.Node
+) -> Any:
     if view.meta["val"].ndim == of.meta["val"].ndim:
         return value
     return written.call(aten.unsqueeze.default, of, value, view.args[1])
 
 
-def _same(_: _Written, __: fx.Node, ___: fx.Node, ____: fx.Node, value: fx.Node) -> Any:
+def _same(_: _WrittenOut, __: fx.Node, ___: fx.Node, ____: fx.Node, value: fx.Node) -> Any:
     return value
 
 
