@@ -53,8 +53,10 @@ def idle_buffers(program: ExportedProgram) -> list[str]:
             raise TraceError(
                 f"The buffer {spec.target!r} is written by each call, and what the next call "
                 "returns depends on it. A bundle carries what attention, convolutions and "
-                "recurrences keep for each row, not buffers. Compute it from the inputs, or keep "
-                "its trained value: write it in training only, under `if self.training:`."
+                "recurrences keep for each row, not buffers. If it is a cache of earlier tokens, "
+                "export the forward that takes all of them without it: the engine makes its own. "
+                "Otherwise compute it from the inputs, or keep its trained value: write it in "
+                "training only, under `if self.training:`."
             )
     return written
 
