@@ -140,6 +140,7 @@ def test_states_of_one_kind_are_one_line_unless_all_were_asked_for(
 
     assert ("past.11" in out) is verbose
     assert bool(re.search(r"^ +12  past\.0 ", out, re.MULTILINE)) is not verbose
+    assert ("each state, its module, and what grows with the context: -v" in out) is not verbose
 
 
 def test_limits_targets_and_damage_are_told(capsys: pytest.CaptureFixture[str]) -> None:

@@ -96,10 +96,13 @@ def _show_graph(console: Console, entry: GraphEntry) -> None:
         _state(spec, {name: states[index].dtype for name, states in stored.items()})
         for index, spec in enumerate(entry.states)
     ]
-    head = ["input", "shape", "dtype", "layout", "bytes per row", "module"]
+    hint, head = "", ["input", "shape", "dtype", "layout", "bytes per row", "module"]
     if not console.flags.verbose and len(kinds := _kinds(rows)) < len(rows):
         head, rows = ["number", "first", *head[1:-1]], kinds
+        hint = "  each state, its module, and what grows with the context: -v"
     console.table(rows, head)
+    if hint:
+        console.text(hint)
     changed = [record for record in entry.passes if record["changed"]]
     console.text(f"\npasses   {len(entry.passes)} ran, {len(changed)} changed the graph")
     shown = entry.passes if console.flags.verbose else changed
