@@ -278,6 +278,7 @@ def _rehearsed(
 
 def _check(how: Recipe, *, require_parity: bool, require_target: Sequence[str]) -> None:
     """Refuse what cannot be, before anything is loaded."""
+    how.require_types()
     for target in require_target:
         if target not in how.targets:
             raise OptionError(

@@ -49,6 +49,13 @@ PLAIN: Mapping[str, Callable[[Any], Any]] = {
 }
 """How an option becomes what a recipe holds, where it is given in another form."""
 
+MEANT = {
+    "targets": 'names in a list: ["ort", "trt"]',
+    "sm": "whole numbers in a list, [90] for 9.0",
+    "steps": "a whole number",
+}
+LEAST_SM = 10  # of capability 1.0: what is below is 8.7 or 9 where 87 or 90 is meant
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(SourceOptions):
@@ -120,6 +127,19 @@ class Recipe(SourceOptions):
         known = [entry.name for entry in fields(self)]
         values = {n: v for n, v in given.items() if n in known and v is not None}
         return replace(self, **{n: PLAIN[n](v) if n in PLAIN else v for n, v in values.items()})
+
+    def require_types(self) -> None:
+        """Refuse options of a program that are of another type: a file's are checked as read.
+
+        Raises:
+            OptionError: if one is, or a compute capability is none.
+        """
+        kinds = get_type_hints(type(self))
+        for name, meant in MEANT.items():
+            value = getattr(self, name)
+            small = name == "sm" and isinstance(value, list | tuple) and value
+            if not pipeline.fits(_plain(value), kinds[name]) or (small and min(value) < LEAST_SM):
+                raise OptionError(f"{name} is {value!r}; give {meant}.")
 
     def of_loading(self) -> dict[str, Any]:
         """The options that say how to load the source."""

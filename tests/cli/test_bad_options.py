@@ -49,6 +49,13 @@ def test_options_that_do_not_fit_a_whole_checkpoint(
     assert_refused(invoke("export", "model.pt", "-o", "out", *options), message)
 
 
+def test_a_compute_capability_is_a_whole_number() -> None:
+    assert (
+        "--sm: '8.7' is not N,..."
+        in invoke("export", "model.pt", "-o", "out", "--sm", "8.7").output
+    )
+
+
 def test_a_recipe_by_command_runs_no_code(folder: Path) -> None:
     """Of the standard library neither: `os:system` with a config is a command line."""
     recipe = folder / "recipe.toml"

@@ -19,7 +19,7 @@ from .options import (
     Tolerance,
     limits,
     methods,
-    numbers,
+    whole_numbers,
 )
 
 
@@ -234,7 +234,7 @@ def export_(
             shapes=given if given.ranges else None,
             dtype=dtype,
             flavour=None if flavour is None else flavour.value,
-            sm=None if sm is None else [int(each) for each in numbers(sm, "--sm")],
+            sm=None if sm is None else whole_numbers(sm, "--sm"),
             tolerance=limits(tolerance) or None,
             check_passes=check_passes or None,
             verify=False if no_verify else None,
