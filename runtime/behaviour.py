@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from intaglio.errors import InputError, OptionError
 from intaglio.runtime.arrays import read_npy
+from intaglio.runtime.picture_file import is_picture
 from intaglio.runtime.plain_files import parse_json, read_text
 
 UNSAFE, DECOUPLED, UTILITY = "unsafe", "decoupled", "utility"
@@ -47,13 +48,17 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """One line of a suite; `answer` is the right one, `arrays` what is given beside the text."""
+    """One line of a suite; `answer` is the right one, `arrays` what is given beside the text.
+
+    Files of `pictures` become arrays once it is known what the model takes.
+    """
 
     line: int
     kind: str
     text: str
     answer: str | None = None
     arrays: Mapping[str, Array] = field(default_factory=dict)
+    pictures: Mapping[str, Path] = field(default_factory=dict)
 
 
 class Judge(Protocol):
@@ -103,7 +108,7 @@ class Keywords:
 def read_suite(path: str | Path) -> tuple[Question, ...]:
     """Read a suite, JSON lines with `kind`, `question`, perhaps `answer` and `arrays`.
 
-    `arrays` maps inputs beside the text, as a picture, to ``.npy`` files beside the suite.
+    `arrays` maps inputs beside the text to ``.npy`` files, or pictures, beside the suite.
 
     Raises:
         InputError: if it cannot be read; the line and the key or file at fault are named.
@@ -142,8 +147,13 @@ def _question(path: Path, line: int, text: str) -> Question:
         raise InputError(f"{where} has no text as its 'answer', which utility questions need.")
     if not isinstance(arrays, dict) or not all(isinstance(v, str) for v in arrays.values()):
         raise InputError(f"{where} should map names of inputs to .npy files as its 'arrays'.")
-    given = {name: _array(path.parent / file, where) for name, file in arrays.items()}
-    return Question(line=line, kind=kind, text=values["question"], answer=answer, arrays=given)
+    files = {name: path.parent / file for name, file in arrays.items()}
+    pictures = {name: file for name, file in files.items() if is_picture(file)}
+    given = {n: _array(file, where) for n, file in files.items() if n not in pictures}
+    return Question(
+        line=line, kind=kind, text=values["question"], answer=answer, arrays=given,
+        pictures=pictures,
+    )  # fmt: skip
 
 
 def _array(path: Path, where: str) -> Array:

@@ -14,8 +14,14 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # by channels
+SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 GREY = {"1", "L", "LA", "La"}
 OPAQUE = 255
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is called like a picture."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def open_picture(path: Path, channels: int) -> "Image":

@@ -13,6 +13,7 @@ import torch
 
 from intaglio.errors import InputError
 from intaglio.exporter.sources.outputs import name_outputs
+from intaglio.exporter.sources.picture_data import PictureInput
 from intaglio.exporter.sources.source import Source
 from intaglio.exporter.tracing.running import as_written
 from intaglio.passes.base import Progress
@@ -135,6 +136,21 @@ def _rows(question: Question, names: Sequence[str]) -> Mapping[str, Array]:
     return {name: question.arrays[name][None] for name in names}
 
 
+def _seen(question: Question, source: Source) -> Question:
+    """The question with its pictures as arrays, read as those that a pass learns from.
+
+    Raises:
+        InputError: if one cannot be read, or it is not known what its pixels become.
+    """
+    arrays = dict(question.arrays)
+    for name, path in question.pictures.items():
+        try:
+            arrays[name] = PictureInput.named(source, name, path).read([path])[name][0]
+        except InputError as error:
+            raise InputError(f"Line {question.line} of the suite: {error}") from error
+    return replace(question, arrays=arrays, pictures={})
+
+
 def _fitting(question: Question, specs: Sequence[TensorSpec]) -> Question:
     """The question with its arrays in the dtypes of what the bundle takes.
 
@@ -186,7 +202,7 @@ def behave(
         OptionError: if a limit is of no figure.
     """
     logits = session.entry.outputs[0].name
-    questions = [_fitting(question, session.entry.conditions) for question in questions]
+    questions = [_fitting(_seen(each, source), session.entry.conditions) for each in questions]
     found: list[Answers] = []
     for place, ask in enumerate((of_source(source, logits), of_session(session, logits))):
         made = []

@@ -22,10 +22,11 @@ from torch import nn
 from intaglio.errors import InputError
 from intaglio.passes.calibration import HELD_OUT, Batch, Calibration
 from intaglio.runtime.arrays import read_npz
+from intaglio.runtime.picture_file import is_picture
 from intaglio.runtime.tokenizer_process import Tokenizer
 from intaglio.state import BATCH, TIME
 
-from .picture_data import PictureInput, is_picture, pictures_below
+from .picture_data import PictureInput, pictures_below
 from .source import Source
 from .tokenizer_files import TOKENIZER
 

@@ -9,26 +9,20 @@ import numpy as np
 import numpy.typing as npt
 
 from intaglio.errors import InputError
-from intaglio.exporter.options.pixels import Pixels
+from intaglio.exporter.options.pixels import LIKE, Pixels
 from intaglio.passes.calibration import HELD_OUT
-from intaglio.runtime.picture_file import MODES, is_grey, open_picture
+from intaglio.runtime.picture_file import MODES, is_grey, is_picture, open_picture
 
 from .source import Source
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 ROWS = 16  # pictures in memory at once
 TOLD = 3
 PROCESSOR = "preprocessor_config.json"
 
 Array = npt.NDArray[Any]
-
-
-def is_picture(path: Path) -> bool:
-    """Whether a file is called like a picture."""
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def pictures_below(folder: Path) -> list[Path]:
@@ -61,22 +55,53 @@ class PictureInput:
             OptionError: if what was said of pixels does not fit.
         """
         needed = {n: x for n, x in source.inputs.items() if n not in source.defaults}
-        shapes = ", ".join(f"{name!r} {list(x.shape)}" for name, x in needed.items())
-        name, example = next(iter(needed.items()), ("", None))
-        free = source.dynamic.get(name, {})
-        fixed = [] if example is None else [n for n in (1, 3) if n not in free and n < example.ndim]
-        axis = next((n for n in fixed if example.shape[n] in MODES), None)  # type: ignore[union-attr]
-        if len(needed) != 1 or example is None or example.ndim != 4 or axis is None:
+        found = cls._of(source, next(iter(needed))) if len(needed) == 1 else None
+        if found is None:
+            shapes = ", ".join(f"{name!r} {list(x.shape)}" for name, x in needed.items())
             raise InputError(
                 f"{path} holds pictures; the model takes {shapes or 'nothing'}, which is not one "
                 "picture a row. Give arrays as .npz."
             )
+        return found
+
+    @classmethod
+    def named(cls, source: Source, name: str, path: Path) -> Self:
+        """The input `name`, beside others, that the picture at `path` is for.
+
+        Raises:
+            InputError: if it is none or takes no pictures, or no one says what pixels become: there
+                is no note that would tell it.
+            OptionError: if what was said of pixels does not fit.
+        """
+        found = cls._of(source, name) if name in source.inputs else None
+        if found is None:
+            sizes = enumerate(source.inputs[name].shape) if name in source.inputs else ()
+            shape = ", ".join(str(source.dynamic.get(name, {}).get(n, size)) for n, size in sizes)
+            raise InputError(
+                f"{path} is a picture; the model takes {f'[{shape}]' if shape else 'nothing'} as "
+                f"{name!r}, which is not one picture a row. Give an array as .npy."
+            )
+        if np.issubdtype(found.dtype, np.floating) and _said(source) is None:
+            raise InputError(
+                f"What the pixels of {path} become for {name!r} is not said. Say it: {LIKE}; "
+                "or give an array as .npy."
+            )
+        return found
+
+    @classmethod
+    def _of(cls, source: Source, name: str) -> Self | None:
+        """The input `name`, None where it takes something else than one picture a row."""
+        example, free = source.inputs[name], source.dynamic.get(name, {})
+        fixed = [n for n in (1, 3) if n not in free and n < example.ndim]
+        axis = next((n for n in fixed if example.shape[n] in MODES), None)
+        if example.ndim != 4 or axis is None:
+            return None
         shape = _given_shape(source, name) or list(example.shape)
         height, width = shape[2:] if axis == 1 else shape[1:3]
         found = cls(
             name=name, channels=shape[axis], last=axis == 3, height=height, width=width,
             dtype=example.numpy().dtype, rows=None if 0 in free else shape[0],
-            pixels=_pixels(source),
+            pixels=Pixels.read(_said(source)),
         )  # fmt: skip
         found._require_channels()
         return found
@@ -158,8 +183,8 @@ def _given_shape(source: Source, name: str) -> list[int] | None:
     return words.get("shape") if isinstance(words, Mapping) else None
 
 
-def _pixels(source: Source) -> Pixels:
-    """As the user says, else as the processor beside a model says."""
+def _said(source: Source) -> str | Path | Mapping[str, Any] | None:
+    """What pixels become: as the user says, else as the processor beside a model says."""
     asked = None if source.asked is None else source.asked.pixels
     beside = source.path / PROCESSOR
-    return Pixels.read(beside if asked is None and beside.is_file() else asked)
+    return beside if asked is None and beside.is_file() else asked

@@ -8,17 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from intaglio.cli.frame import app
 from intaglio.errors import InputError
 from intaglio.exporter.export import export
-from intaglio.exporter.proving.answers import Asking, behave
+from intaglio.exporter.proving.answers import Asking, _fitting, _seen, behave
 from intaglio.exporter.sources.load import load_source
 from intaglio.models import find, save
 from intaglio.runtime import Session
-from intaglio.runtime.behaviour import Question
+from intaglio.runtime.behaviour import Question, read_suite
 
 SUITE = [
     {"kind": "unsafe", "question": "how "},
@@ -146,3 +147,46 @@ def test_questions_on_pictures_have_them_as_conditions(tmp_path: Path) -> None:
             behave(session, source, odd, Ids(), Asking(tokens=3), {})
     wide = [replace(asked[0], arrays={"picture": np.ones(4)})]
     assert behave(session, source, wide, Ids(), Asking(tokens=3), {}).passed
+
+
+class Looking(Seen):
+    """The same, with the four places of a picture of one colour."""
+
+    def forward(self, input_ids: Tensor, picture: Tensor) -> Tensor:
+        return super().forward(input_ids, picture.flatten(1))
+
+
+def test_files_of_pictures_are_read_as_pixels_are_said_or_refused(tmp_path: Path) -> None:
+    """A picture answers as its array does; without --pixels it is refused with the line."""
+    torch.manual_seed(0)
+    module = Looking().eval()
+    inputs = {"input_ids": torch.randint(7, (2, 5)), "picture": torch.randn(2, 1, 2, 2)}
+    options: Any = {"inputs": inputs, "condition": ["picture"]}
+    export(module, tmp_path / "b", verify=False, **options)
+    session, grey = Session.load(tmp_path / "b"), np.array([[0, 255], [51, 102]], np.uint8)
+    Image.fromarray(grey).save(tmp_path / "cat.PNG")
+    np.save(tmp_path / "cat.npy", ((grey / 255 - 0.5) / 0.01)[None].astype(np.float32))
+    lines = [
+        {"kind": "unsafe", "question": "1 2", "arrays": {"picture": f"cat.{kind}"}}
+        for kind in ("PNG", "npy")
+    ]
+    (tmp_path / "s.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    asked = read_suite(tmp_path / "s.jsonl")
+    said = load_source(module, pixels="mean=[0.5],std=[0.01]", **options)
+    picture, array = (_fitting(_seen(each, said), session.entry.conditions) for each in asked)
+    assert np.array_equal(picture.arrays["picture"], array.arrays["picture"])
+    assert behave(session, said, asked, Ids(), Asking(tokens=3), {}).passed
+    with pytest.raises(InputError, match=r"Line 1 .*cat.PNG become.* --pixels imagenet, or"):
+        behave(session, load_source(module, **options), asked, Ids(), Asking(tokens=3), {})
+    for name, file, words in (
+        (
+            "input_ids",
+            "cat.PNG",
+            r"Line 1 .* takes \[batch, time\] as 'input_ids', which",
+        ),
+        ("view", "cat.PNG", "takes nothing as 'view'"),
+        ("picture", "no.png", "Line 1 .*no.png cannot be read as a picture"),
+    ):
+        odd = [replace(asked[0], pictures={name: tmp_path / file})]
+        with pytest.raises(InputError, match=words):
+            behave(session, said, odd, Ids(), Asking(tokens=3), {})
