@@ -6,12 +6,15 @@ read.  What is a view is told by the storage that the capture noted, since `resh
 `contiguous` are views only where they can be.
 """
 
+import contextlib
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._dispatch.python import enable_python_dispatcher
+from torch._guards import detect_fake_mode
 from torch._ops import OpOverload
 from torch.export import ExportedProgram
 
@@ -23,12 +26,6 @@ RENAMED = {
     "__ixor__": "bitwise_xor",
     "zero_": "zeros_like",
 }
-PLACED = frozenset(
-    ["copy_", "fill_", "masked_fill_", "index_put_", "index_copy_", "index_add_", "index_fill_",
-     "scatter_", "scatter_add_", "masked_scatter_", "zero_"]
-)  # fmt: skip
-"""What takes tensors of other dtypes, and leaves its own."""
-
 LAID: dict[Any, OpOverload] = {aten.view.default: aten.reshape.default}
 """What a view is where values may lie otherwise in memory."""
 
@@ -115,19 +112,36 @@ def _storage(value: Any) -> int | None:
 def functional(node: fx.Node) -> OpOverload | None:
     """The operation that gives what `node` writes to its first argument; None without one."""
     op: Any = node.target
+    if torch.Tag.inplace_view in op.tags:  # as `t_` and `unsqueeze_`, which write no entry
+        return None
     schema = op._schema  # noqa: SLF001
     written = [a.alias_info is not None and a.alias_info.is_write for a in schema.arguments]
     name = schema.name.removeprefix("aten::")
     if written[:1] != [True] or sum(written) != 1 or len(schema.returns) != 1:
         return None
-    if name not in PLACED:
-        values = [x.meta.get("val") for x in node.all_input_nodes]
-        if len({x.dtype for x in values if isinstance(x, Tensor)}) > 1:
-            return None
     packet = getattr(aten, RENAMED.get(name, name.removesuffix("_")), None)
     overload = "default" if name == "zero_" else schema.overload_name or "default"
     found = getattr(packet, overload, None)
-    return found if isinstance(found, OpOverload) and name[-1] == "_" else None
+    if not isinstance(found, OpOverload) or name[-1] != "_":
+        return None
+    return found if name == "copy_" or _gives(found, node) else None
+
+
+def _gives(op: OpOverload, node: fx.Node) -> bool:
+    """Whether `op` gives what `node` writes to: `gt_` writes numbers, where `gt` gives flags."""
+    place: Any = node.args[0]
+    wanted = place.meta["val"]
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda each: each.meta.get("val"))
+    try:
+        with detect_fake_mode([wanted]) or contextlib.nullcontext(), enable_python_dispatcher():
+            value = op(*args[:1] if op is aten.zeros_like.default else args, **kwargs)
+    except Exception:  # noqa: BLE001  whatever it raises, it is not the same
+        return False
+    return value.dtype == wanted.dtype and _alike(value, wanted)
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return [*map(str, a.shape)] == [*map(str, b.shape)]
 
 
 class _WrittenOut:
@@ -165,16 +179,14 @@ class _WrittenOut:
 
     def current(self, node: fx.Node) -> fx.Node:
         """What `node` is after the writes so far."""
+        while writes_in_place(node):  # it is what it wrote to
+            node = self._views.of[node]
         after, value = self._now[node]
         if after == self._count(node):
             return value
-        before = self._views.of[node]
-        if writes_in_place(node):
-            value = self.current(before)
-        else:
-            rest, named = self.now(node.args[1:]), self.now(node.kwargs)
-            op = LAID.get(node.target, node.target)
-            value = self.call(op, node, self.current(before), *rest, **named)
+        rest, named = self.now(node.args[1:]), self.now(node.kwargs)
+        op = LAID.get(node.target, node.target)
+        value = self.call(op, node, self.current(self._views.of[node]), *rest, **named)
         self._now[node] = (self._count(node), value)
         return value
 
@@ -182,7 +194,7 @@ class _WrittenOut:
         place: Any = node.args[0]
         value = self._value(node, place)
         after = self._count(place) + 1
-        now = {node: value, place: value}
+        now = {place: value}
         while place in self._views.of:
             before = self._views.of[place]
             if not writes_in_place(place):
@@ -205,8 +217,11 @@ class _WrittenOut:
         if value.dtype != wanted.dtype:
             given = self.call(aten._to_copy.default, given, given, dtype=wanted.dtype)  # noqa: SLF001
             given.meta["val"] = value.to(wanted.dtype)
-        same = [*map(str, value.shape)] == [*map(str, wanted.shape)]
-        return given if same else self.call(aten.expand_as.default, place, given, args[0])
+        return (
+            given
+            if _alike(value, wanted)
+            else self.call(aten.expand_as.default, place, given, args[0])
+        )
 
 
 Back = Callable[[_WrittenOut, fx.Node, fx.Node, fx.Node, fx.Node], fx.Node]

@@ -91,6 +91,16 @@ def of_two_dtypes(x: Tensor) -> Tensor:
     return (x * 2).half().add_(x).float()
 
 
+def compared(x: Tensor) -> Tensor:
+    return (x * 2).gt_(0.5)
+
+
+def turned(x: Tensor) -> Tensor:
+    y = x * 2
+    y[1:].t_().unsqueeze_(0).add_(1)
+    return y
+
+
 class Called(nn.Module):
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -100,7 +110,7 @@ class Called(nn.Module):
         return self.function(x)
 
 
-@pytest.mark.parametrize("function", [to_an_input, by_parts, of_two_dtypes])
+@pytest.mark.parametrize("function", [to_an_input, by_parts, of_two_dtypes, compared, turned])
 def test_what_has_no_plain_way_is_left(function: Callable[[Tensor], Tensor]) -> None:
     program = captured(Called(function), torch.randn(4, 4))
     before = str(program.graph)
