@@ -18,6 +18,8 @@ from torch._guards import detect_fake_mode
 from torch._ops import OpOverload
 from torch.export import ExportedProgram
 
+from .mutations import writes
+
 aten = torch.ops.aten
 
 RENAMED = {
@@ -31,10 +33,8 @@ LAID: dict[Any, OpOverload] = {aten.view.default: aten.reshape.default}
 
 
 def writes_in_place(node: fx.Node) -> bool:
-    """Whether a node writes to one of its arguments; `detach_` changes no value."""
-    op = node.target
-    mutable = isinstance(op, OpOverload) and op._schema.is_mutable  # noqa: SLF001
-    return mutable and op is not aten.detach_.default
+    """Whether a node writes to one of its arguments."""
+    return any(True for _ in writes(node))
 
 
 def write_out(program: ExportedProgram) -> None:
@@ -45,14 +45,14 @@ def write_out(program: ExportedProgram) -> None:
     """
     graph = program.graph_module.graph
     nodes = list(graph.nodes)
-    writes = [node for node in nodes if writes_in_place(node)]
+    writing = [node for node in nodes if writes_in_place(node)]
     views = _Views(nodes)
-    if not writes or not all(views.may_be_written(node) for node in writes):
+    if not writing or not all(views.may_be_written(node) for node in writing):
         return
     written = _WrittenOut(graph, views)
     for node in nodes:
         written.take(node)
-    for node in reversed(writes):
+    for node in reversed(writing):
         graph.erase_node(node)
 
 
@@ -61,6 +61,7 @@ class _Views:
 
     def __init__(self, nodes: Sequence[fx.Node]) -> None:
         self.of: dict[fx.Node, fx.Node] = {}
+        self.functions: dict[fx.Node, OpOverload] = {}  # that give what nodes write
         holders: dict[int | None, fx.Node] = {}
         self._shared: set[fx.Node] = set()  # whose storage others have by another way
         for node in nodes:
@@ -93,8 +94,10 @@ class _Views:
     def may_be_written(self, node: fx.Node) -> bool:
         """Whether a write can be taken out."""
         place: Any = node.args[0]
-        if functional(node) is None or not isinstance(place.meta.get("val"), Tensor):
+        op = functional(node)
+        if op is None or not isinstance(place.meta.get("val"), Tensor):
             return False
+        self.functions[node] = op
         while place in self.of:
             if not writes_in_place(place) and place.target not in BACK:
                 return False
@@ -206,22 +209,21 @@ class _WrittenOut:
 
     def _value(self, node: fx.Node, place: fx.Node) -> fx.Node:
         """What `node` gives, as a new value."""
-        op, name = functional(node), node.target._schema.name  # type: ignore[union-attr]  # noqa: SLF001
+        op, name = self._views.functions[node], node.target._schema.name  # type: ignore[union-attr]  # noqa: SLF001
         args, kwargs = self.now(node.args), self.now(node.kwargs)
         if name == "aten::zero_":
             return self.call(op, place, args[0])
         if name != "aten::copy_":
             return self.call(op, place, *args, **kwargs)
-        given, wanted = args[1], place.meta["val"]
+        given: fx.Node = args[1]
+        wanted = place.meta["val"]
         value = given.meta["val"]
         if value.dtype != wanted.dtype:
             given = self.call(aten._to_copy.default, given, given, dtype=wanted.dtype)  # noqa: SLF001
             given.meta["val"] = value.to(wanted.dtype)
-        return (
-            given
-            if _alike(value, wanted)
-            else self.call(aten.expand_as.default, place, given, args[0])
-        )
+        if _alike(value, wanted):
+            return given
+        return self.call(aten.expand_as.default, place, given, args[0])
 
 
 Back = Callable[[_WrittenOut, fx.Node, fx.Node, fx.Node, fx.Node], fx.Node]
