@@ -85,6 +85,12 @@ def mvar(told: Record) -> Iterator[str]:
     yield f"by {told.value('error of all'):.1e} of the largest"
 
 
+def nalaformer(told: Record) -> Iterator[str]:
+    for kind in ("softmax", "linear, of ReLU", "norm-aware linear"):
+        entropies = told.noted(f"{kind}: entropy at a norm of 0.25 - at 4", r": ([\d.]+)")
+        yield f"| {kind} | {' | '.join(entropies)} |"
+
+
 def seqboat(told: Record) -> Iterator[str]:
     for layers, page in enumerate(("none", "one of two", "both")):
         name = f"steps in which {layers} of 2 layers attend"
@@ -145,6 +151,7 @@ FIGURES: dict[str, Callable[[Record], Iterator[str]]] = {
     "mmmamba": long_context,
     "mom": mom,
     "mvar": mvar,
+    "nalaformer": nalaformer,
     "README": recurrent_family,
     "s4": hippo,
     "seqboat": seqboat,
