@@ -28,10 +28,12 @@ NAMES = (  # ours, theirs
     (r"^layers\.", "model.layers."),
 )
 BOUNDS = "model.lower_bounds"
-IMMATERIAL = frozenset(  # kernels, losses, first weights, and sizes that others decide
+# kernels, losses, first weights, sizes that others decide, and of older versions share_conv_kernel,
+# with which a convolution that is there had another name
+IMMATERIAL = frozenset(
     {
         *("attn_mode", "conv_size", "fuse_cross_entropy", "fuse_linear_cross_entropy"),
-        *("fuse_norm", "fuse_swiglu", "hidden_ratio", "use_l2warp"),
+        *("fuse_norm", "fuse_swiglu", "hidden_ratio", "use_l2warp", "share_conv_kernel"),
     }
 )
 OF_ATTENTION = ("layers", "num_heads", "num_kv_heads", "qkv_bias", "rope_theta", "window_size")
@@ -98,13 +100,16 @@ def official_name(name: str, tensors: Collection[str]) -> str:
 
 def _common(values: Values) -> dict[str, Any]:
     """What all models share: sizes, norms, the feed-forward layer."""
+    eps = read_value(values, "norm_eps", float, 1e-6)
     refuse(
         values,
         {
             "hidden_act": ("swish",),
             "attnres_block_size": (None,),
             "elementwise_affine": (True,),
+            "norm_first": (False,),
             "quantization_config": (None,),
+            "rms_norm_eps": (eps,),  # its name in older versions, that is not read any more
         },
     )
     hidden = read_value(values, "hidden_size", int)
@@ -116,7 +121,7 @@ def _common(values: Values) -> dict[str, Any]:
         "vocab_size": read_value(values, "vocab_size", int),
         "hidden_size": hidden,
         "intermediate_size": inner,
-        "norm_eps": read_value(values, "norm_eps", float, 1e-6),
+        "norm_eps": eps,
         "tie_embeddings": read_value(values, "tie_word_embeddings", bool, False),
     }
 

@@ -271,7 +271,11 @@ def test_official_names_and_shapes_at_full_size_fit(kind: str) -> None:
 
 
 def test_a_directory_of_the_library_becomes_an_engine(tmp_path: Path) -> None:
+    """With what older versions wrote into it as well, as published ones have it."""
     path = official(replace(SMALL, layers=("gla", "attention")), "gla", tmp_path / "gla")
+    values = json.loads((path / "config.json").read_text())
+    older = {"rms_norm_eps": 1e-6, "share_conv_kernel": True, "norm_first": False}
+    (path / "config.json").write_text(json.dumps({**values, **older}))
 
     report = export(path, tmp_path / "bundle", steps=12)
 
@@ -297,6 +301,7 @@ def test_a_directory_of_the_library_becomes_an_engine(tmp_path: Path) -> None:
         ({"use_short_conv": False}, r"Unexpected in the file .*\n.*k_conv1d"),
         ({"expand_v": 2.0}, r"model\.layers\.0\.attn\.v_proj\.weight: \[16, 16\] in the file"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"rms_norm_eps": 1e-5}, r"rms_norm_eps = 1e-05, of which only 1e-06 is supported"),
         ({"logit_scale": 0.5}, r"logit_scale = 0\.5, which is not known"),
         ({"attn": {"layers": [1], "num_heads": 2, "qk_norm": True}}, r"attn\.qk_norm = True"),
     ],
