@@ -7,7 +7,7 @@ in a table of weights, keeps the dtype that it is given.  Key-value and convolut
 fp16; recurrent states stay fp32, which the kernels accumulate in, but for those of LSTM, GRU and
 RNN: TensorRT's loops carry them in the dtype of their inputs, and a step casts them at its edges.
 Inputs and outputs keep their dtypes.  What of an operator follows the activations, its signature
-says.
+says, and whether its steps may enlarge what was rounded: all that it is computed from is in fp32.
 """
 
 from collections.abc import Sequence
@@ -25,6 +25,8 @@ from intaglio.passes.graph import (
     input_of,
     producer,
     signature_of,
+    subgraphs,
+    taken,
     type_of,
 )
 from intaglio.passes.own_ops import input_names
@@ -62,7 +64,8 @@ class TrtHalf(Lower):
         inputs = {value.name: value for value in graph.inputs}
         for spec in caches:
             inputs[spec.input].type = ir.TensorType(HALF)
-        halved = {node for node in list(graph) if _halve(model, node, casts)}
+        kept = _amplified(graph)
+        halved = {node for node in list(graph) if node not in kept and _halve(model, node, casts)}
         for node in list(graph.all_nodes()):  # bodies of loops as well, which capture values
             if node in halved or node in casts.nodes or node.op_type in AGNOSTIC:
                 continue
@@ -79,23 +82,45 @@ class TrtHalf(Lower):
         )
 
 
+def _amplified(graph: ir.Graph) -> set[ir.Node]:
+    """Nodes that enlarge roundings from step to step, or hold one, and all that these need."""
+    found: set[ir.Node] = set()
+    waiting = [node for node in graph if any(map(_amplifies, (node, *_within(node))))]
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            makers = (value.producer() for value in taken(node))
+            waiting += [maker for maker in makers if maker is not None]
+    return found
+
+
+def _amplifies(node: ir.Node) -> bool:
+    signature = signature_of(node)
+    return signature is not None and signature.amplifies
+
+
+def _within(node: ir.Node) -> list[ir.Node]:
+    return [inner for graph in subgraphs(node) for inner in graph.all_nodes()]
+
+
 def _halve(model: ir.Model, node: ir.Node, casts: "_Casts") -> bool:
     """Compute a node in fp16, if that is worth it, or what it moves is in fp16."""
-    taken, given = tuple(range(len(node.inputs))), tuple(range(len(node.outputs)))
+    inputs, outputs = tuple(range(len(node.inputs))), tuple(range(len(node.outputs)))
     if node.op_type in MOVES and not node.domain:
-        if not any(_moved_in_half(node, node.inputs[index]) for index in taken):
+        if not any(_moved_in_half(node, node.inputs[index]) for index in inputs):
             return False
     elif type_of(node) in HALVED:
-        taken, given = HALVED[node.op_type]
+        inputs, outputs = HALVED[node.op_type]
     elif (signature := signature_of(node)) is not None:
-        taken, given = _activations(signature, input_names(model, node))
+        inputs, outputs = _activations(signature, input_names(model, node))
     else:
         return False
-    for index in taken:
+    for index in inputs:
         value = input_of(node, index)
         if value is not None and value.dtype is FULL:
             node.replace_input_with(index, casts.half(value))
-    for index in given:
+    for index in outputs:
         if index < len(node.outputs) and node.outputs[index].dtype is FULL:
             node.outputs[index].type = ir.TensorType(HALF)
     return True
@@ -104,9 +129,9 @@ def _halve(model: ir.Model, node: ir.Node, casts: "_Casts") -> bool:
 def _activations(signature: Signature, names: Sequence[str]) -> tuple[Places, Places]:
     """Inputs, called `names`, and outputs of the dtype of the activations."""
     kinds = {formal.name: formal.dtype for formal in signature.inputs}
-    taken = (i for i, name in enumerate(names) if kinds.get(name) == ACTIVATIONS)
-    given = (i for i, each in enumerate(signature.outputs) if each.dtype == ACTIVATIONS)
-    return tuple(taken), tuple(given)
+    inputs = (i for i, name in enumerate(names) if kinds.get(name) == ACTIVATIONS)
+    outputs = (i for i, each in enumerate(signature.outputs) if each.dtype == ACTIVATIONS)
+    return tuple(inputs), tuple(outputs)
 
 
 def _moved_in_half(node: ir.Node, value: ir.Value | None) -> bool:

@@ -139,6 +139,7 @@ PIECEWISE_LINEAR_RNN = Signature(
     states=(RECURRENT,),
     attributes={"num_relu": int},
     operations={"": "2*batch*time*M*M"},
+    amplifies=True,
 )
 
 RNN = Signature(

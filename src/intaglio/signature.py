@@ -91,6 +91,7 @@ class Signature:
         kinds: sizes that follow from the value of an attribute.
         operations: what is computed, as a term of sizes: always (""), and for each input given.
         tabled: inputs of which a call reads those of `rows` rows out of N alone.
+        amplifies: whether steps may enlarge what was rounded, so that all is kept in fp32.
     """
 
     name: str
@@ -104,6 +105,7 @@ class Signature:
     kinds: Mapping[str, Mapping[str, Mapping[str, int]]] = field(default_factory=dict)
     operations: Mapping[str, str] = field(default_factory=dict)
     tabled: tuple[str, ...] = ()
+    amplifies: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:

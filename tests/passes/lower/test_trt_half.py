@@ -149,3 +149,25 @@ def test_what_a_loop_captures_stays_in_fp32() -> None:
     for condition, wanted in ((True, (x @ x).T @ x), (False, -(x @ x))):
         (got,) = evaluate.run(model, {"x": x, "c": np.array(condition)}).values()
         assert np.array_equal(got, wanted)
+
+
+def test_what_steps_would_enlarge_is_in_fp32_with_all_that_it_needs() -> None:
+    """Products before a piecewise linear recurrence, but not those of what it gives."""
+    model = ir.from_onnx_text("""
+        <ir_version: 10, opset_import: ["" : 24, "intaglio" : 1]>
+        g (float[1, time, 2] x) => (float[1, time, 2] y)
+        <float[2, 2] w = {0.5, 0.25, 2.0, 1.0}, float[2] a = {0.5, 0.25}> {
+            drive = MatMul (x, w)
+            z, state = intaglio.PiecewiseLinearRNN <num_relu = 1> (drive, a, w, a)
+            y = MatMul (z, w)
+        }
+    """)
+    inferred(model)
+    for node in model.graph:
+        for value in node.outputs:
+            value.type = ir.TensorType(FULL)
+    TrtHalf().run(model, Context())
+
+    assert sorted(dtypes(model, "MatMul"), key=str) == [(FULL,) * 3, (HALF,) * 3]
+    ((*read, _),) = dtypes(model, "PiecewiseLinearRNN")
+    assert read == [FULL] * 5
