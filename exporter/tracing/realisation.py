@@ -76,9 +76,9 @@ def realise(table: Tensor) -> Realised | None:
     if length < WORTH or not np.isfinite(rows).all() or not rows.any():
         return None
     most = length // WORTH
-    hankels = []
+    hankels: list[_Hankel] = []
     for row in rows:
-        hankel = _Hankel.of(row, most)
+        hankel = _Hankel.of(row, most, hankels[-1].order if hankels else 1)
         if hankel is None:
             return None
         hankels.append(hankel)
@@ -106,12 +106,13 @@ class _Hankel:
     order: int
 
     @classmethod
-    def of(cls, row: Array, most: int) -> "_Hankel | None":
-        """Of the kernel `row`, None where more than `most` values count."""
+    def of(cls, row: Array, most: int, guess: int) -> "_Hankel | None":
+        """Of the kernel `row`, by ranks from `guess` on; None where more than `most` count."""
         scale = np.abs(row).sum()
         height = len(row) // 2
         width = len(row) - height
-        for rank in sorted({min(n, most) for n in ORDERS[5::2]} | {min(most, ORDERS[-1])}):
+        ranks = {min(n, most) for n in (*ORDERS[5::2], ORDERS[-1])}
+        for rank in sorted(rank for rank in ranks if rank >= guess):
             columns = min(rank + MORE, height)
             drawn = np.random.default_rng(0).standard_normal((width, columns))
             basis = np.linalg.qr(_times(row[:-1], drawn, height))[0]

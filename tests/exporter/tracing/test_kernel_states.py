@@ -134,13 +134,18 @@ def test_noise_is_realised_by_no_small_system() -> None:
     assert realise(torch.zeros(2, MOST, dtype=torch.float64)) is None
 
 
-@pytest.mark.parametrize("basis", ["legs", "waves"])
+@pytest.mark.parametrize("basis", ["legs", "waves", "few and many"])
 def test_a_realisation_is_right_at_every_position(basis: str) -> None:
-    """Poles where they are well conditioned, else matrices, both as fp32 holds them."""
-    table = _legendre(512) if basis == "legs" else _dying(0.01)
+    """Poles where they are well conditioned, else matrices, both as fp32 holds them.
+
+    A channel may need more states than the one before, or fewer.
+    """
+    legs, few = _legendre(512), 0.9 ** torch.arange(512, dtype=torch.float64)[None]
+    tables = {"legs": legs, "waves": _dying(0.01), "few and many": torch.cat((few, legs, few))}
+    table = tables[basis]
     found = realise(table)
     assert found is not None
-    assert isinstance(found.system, Matrices if basis == "legs" else Poles)
+    assert isinstance(found.system, Poles if basis == "waves" else Matrices)
     response = np.array([_response(found.system, row, table.shape[1]) for row in range(len(table))])
     off = np.abs(response - table.numpy()).sum(1) / np.abs(table.numpy()).sum(1)
     assert off.max() <= found.error * 1.001 + 1e-12
