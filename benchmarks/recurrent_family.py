@@ -8,8 +8,8 @@ the module in float64 (outputs and states, as `verify` compares them; of models 
 images, of these), the worst of its layers alone on normal numbers where that is more than what one
 layer may be off by, the difference between one call of the engine and calls of uneven parts, the
 bytes that a row carries, and, where these do not grow, the time of a step after 16,384 tokens
-against that after 128, in turns, as the median of the ratios of pairs.  Engines of TensorRT-RTX
-are those of `recurrent_engines.py`.
+against that after 128, in turns, as the median of the ratios of pairs; a model that takes fewer
+tokens is built anew for as many.  Engines of TensorRT-RTX are those of `recurrent_engines.py`.
 
 A system takes ten seconds of one core, most of them its export.  `--jobs` takes several at a time,
 `--only` models, or presets and variants of them, as ``"mom tiny,s4"``.
@@ -42,7 +42,7 @@ from intaglio.errors import IntaglioError
 from intaglio.exporter.export import ExportReport
 from intaglio.exporter.sources.load import load_source
 from intaglio.exporter.sources.source import Source
-from intaglio.models import MODELS, save
+from intaglio.models import MODELS, find, save
 from intaglio.models.parts.language_layers import LanguageModel
 from intaglio.quiet import quiet
 from intaglio.runtime import Session
@@ -58,8 +58,11 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {  # of the preset tiny, by wha
     "hybrid-linear-attention": {
         **{f"{mixer} alone": {"layers": (mixer,) * 2} for mixer in MIXERS},
         "hgrn2 and attention, 3 to 1": {"layers": ("hgrn2",) * 3 + ("attention",)},
-        "gated-deltanet and attention, 24 to 1": {
-            "layers": ("gated-deltanet",) * 24 + ("attention",)
+        **{
+            f"gated-deltanet and attention, {times} to 1": {
+                "layers": ("gated-deltanet",) * times + ("attention",)
+            }
+            for times in (6, 12, 24)
         },
     },
     "s4": {
@@ -185,9 +188,22 @@ def _rows(name: str, checkpoint: Path, folder: Path, quick: bool) -> list[Row]:
     if graph.limits.ends:
         return rows  # tokens come in blocks, as scales of a picture do: any other cut is refused
     rows.append(_split(name, source, out))
-    far, most = QUICK_FAR if quick else FAR, graph.limits.max_context
-    short = most is not None and most < 2 * far  # than the tokens that are to lie behind a step
-    return rows if grown or short else [*rows, _flat(name, source, out, far)]
+    if grown:
+        return rows
+    far, most, note = QUICK_FAR if quick else FAR, graph.limits.max_context, ""
+    if most is not None and most < far + CHUNK:
+        source, note = _lengthened(name, checkpoint, folder, far + CHUNK)
+        with quiet():
+            intaglio.export(source, out, verify=False, force=True)
+    return [*rows, replace(_flat(name, source, out, far), note=note)]
+
+
+def _lengthened(name: str, checkpoint: Path, folder: Path, tokens: int) -> tuple[Source, str]:
+    """The same model of random weights for as many tokens, whose config calls them its context."""
+    saved = torch.load(checkpoint, weights_only=True)
+    config = replace(find(saved["model"]).configure(saved["config"]), context=tokens)
+    _, longer = _random(folder, saved["model"], f"{name} longer", config)
+    return load_source(longer), f"random weights, for {tokens} tokens"
 
 
 def _error(name: str, report: ExportReport) -> Row:

@@ -141,7 +141,8 @@ def recurrent_family(told: Record) -> Iterator[str]:
             and told.value(name) > 1e-5}  # fmt: skip
     assert len(over) == 3
     layers = [told.value(name) for name in told if name.endswith(": steps of a layer alone")]
-    yield f"but three: of mmMamba's trained layers alone it is at most {max(layers):.1e}"
+    assert len(layers) == len(over)
+    yield f"but three, of whose layers alone it is at most {max(layers):.1e}"
 
 
 FIGURES: dict[str, Callable[[Record], Iterator[str]]] = {
