@@ -312,11 +312,14 @@ def _narrowed(
 
 
 def _ends_a_table(module: nn.Module, path: str | None, limit: int) -> bool:
-    """Whether the module at `path` has a table of that many rows, which it would make longer."""
-    owner = None if path is None else module.get_submodule(path)
-    held = [] if owner is None else [*vars(owner).values(), *owner.buffers(recurse=False)]
-    tables = [value for value in held if isinstance(value, Tensor) and value.ndim == 2]
-    return any(limit <= table.shape[0] < limit + SPARE_ROWS for table in tables)
+    """Whether a table ends there: what a slice beyond its end gives is shorter than the time.
+
+    A table is a tensor of the module at `path`, or a buffer of any, which is what another gave it.
+    """
+    owner = module if path is None else module.get_submodule(path)
+    held = [*vars(owner).values(), *owner.parameters(recurse=False), *module.buffers()]
+    tables = [value for value in held if isinstance(value, Tensor)]
+    return any(limit <= size < limit + SPARE_ROWS for table in tables for size in table.shape)
 
 
 def _runs_at(source: Source, symbol: str, size: int, trial: AbstractContextManager[Any]) -> bool:

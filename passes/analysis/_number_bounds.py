@@ -317,7 +317,9 @@ def _reduced(function: Callable[..., Array]) -> Rule:
             return None
         along = tuple(normal(int(axis), len(source.shape)) for axis in axes.flatten())
         timed = (source.axes.query, source.axes.key)
-        if not along or any(a in timed or source.shape[a] != one.low.shape[a] for a in along):
+        if not along or one.low.ndim != len(source.shape):  # one number for all entries
+            return None
+        if any(a in timed or source.shape[a] != one.low.shape[a] for a in along):
             return None
         keep = bool(attribute(term.node, "keepdims", 1))
         low, high = (function(end, axis=along, keepdims=keep) for end in (one.low, one.high))

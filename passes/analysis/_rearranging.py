@@ -9,6 +9,7 @@ import onnx_ir as ir
 from intaglio.passes.graph import END, Dim, attribute, constant, dims, input_of, integers
 from intaglio.state import BATCH, TIME
 
+from . import windows
 from .time_facts import (
     LAST,
     Along,
@@ -155,6 +156,9 @@ def cut(node: ir.Node, timing: Timing) -> Sequence[Fact]:
     if starts[at] == -1 and (integers(ends) or [0])[at] >= END and _plain(fact) and pace == 1:
         return [LAST]
     found = _cut_to(node, fact, starts[at], pace)
+    if found is None and len(axes) == 1 and pace == 1 and windows.delays(node, fact, starts[at]):
+        timing.mixers.append(node)
+        return [replace(fact, lead=0, trail=0, blank=True, edge=False)]
     if found is None:
         raise refuse(node, "takes only some of the tokens, or takes them in another order.")
     return [found]
@@ -256,7 +260,7 @@ def gather(node: ir.Node, timing: Timing) -> Sequence[Fact]:
     rank, picks = len(dims(node.inputs[0]) or ()), len(dims(node.inputs[1]) or ())
     axis = normal(attribute(node, "axis", 0), rank)
     if data is None and isinstance(indices, Along):
-        return [shifted(indices, axis)]
+        return [replace(shifted(indices, axis), blank=not indices.lead)]
     if isinstance(data, Along) and indices is None:
         if axis == data.axis:
             if integers(node.inputs[1]) == [-1] and _plain(data):

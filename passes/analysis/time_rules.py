@@ -194,7 +194,8 @@ TAKES_PADDED = (
     MOVES_ZEROS
     | ELEMENTWISE
     | windows.WINDOWS
-    | {"BatchNormalization", "Concat", "LayerNormalization", "RMSNormalization", "Slice", "Split"}
+    | {"BatchNormalization", "Concat", "Gather", "LayerNormalization", "MatMul"}
+    | {"RMSNormalization", "Slice", "Split"}
 )
 """What may take a sequence that padding has made longer, and says so of what it gives."""
 

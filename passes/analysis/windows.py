@@ -78,6 +78,13 @@ class Window:
         return self.reach // self.stride
 
 
+def delays(node: ir.Node, fact: Along, start: int) -> bool:
+    """Whether a Slice from `start` on gives each token an entry that is before its own."""
+    kept = length((dims(node.outputs[0]) or ())[fact.axis])
+    own = not fact.flat and not fact.positional
+    return own and 0 <= start < fact.lead and kept == (fact.each, 0)
+
+
 def conv(node: ir.Node, timing: Timing) -> Sequence[Fact]:
     """A convolution: causal where it is padded in front."""
     fact = only(node, timing)

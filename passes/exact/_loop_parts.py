@@ -18,7 +18,7 @@ from ._loop_body import LoopBody, entries, same
 from ._outer_products import LAYOUTS, Product, Update, query, update
 from ._smaller_loop import FREE, smaller_loop
 from ._updates import EmittedOperator
-from .fuse_token_shift import convolved
+from .fuse_token_shift import earlier
 
 ONES = "float32"
 
@@ -121,7 +121,7 @@ class Parts:
         if shape[:2] != (BATCH, TIME) or not floating:
             raise StaysInLoop([index])
         flat = self._tokens.reshaped(after.value, (BATCH, TIME, prod(map(int, shape[2:]))))
-        shifted = convolved(flat, 1, self._emit)
+        shifted = earlier(flat, 1, self._emit)
         return Lifted(self._tokens.reshaped(shifted, shape), along=True)
 
     def _single(self, index: int) -> None:

@@ -43,11 +43,18 @@ def sequences(model: ir.Model, timing: Timing) -> dict[ir.Node, Sequence]:
     found = {}
     for node in timing.mixers:
         fact = timing.of(node.inputs[0]) if node.op_type in WINDOWS and not node.domain else None
+        if _delays(node, timing):
+            fact = timing.of(node.inputs[0])
         if isinstance(fact, Along):
             edge = fact.edge and bool(fact.lead)
             before = None if edge else _standing_before(model, node, fact)
             found[node] = Sequence(fact, before, edge)
     return found
+
+
+def _delays(node: ir.Node, timing: Timing) -> bool:
+    """Whether `node`, one in which tokens meet, gives them what came some time before."""
+    return node.op_type == "Slice" and isinstance(timing.of(node.outputs[0]), Along)
 
 
 def _standing_before(model: ir.Model, node: ir.Node, fact: Along) -> npt.NDArray[np.generic] | None:
@@ -57,13 +64,13 @@ def _standing_before(model: ir.Model, node: ir.Node, fact: Along) -> npt.NDArray
     part = evaluate.part(model, [value])
     if any(TIME not in str(dims(each)) for each in part.graph.inputs):
         raise refuse(node, "takes padding that conditions change; pad in front of it instead.")
-    before, again = (_run(part, x).take(range(fact.lead), fact.axis) for x in (0.0, 0.5))
+    before, again = (_run(part, x).take(range(fact.lead), fact.axis) for x in (0, 1))
     if not np.array_equal(before, again):
         raise refuse(node, "takes padding that changes with the tokens after it.")
     return before
 
 
-def _run(part: ir.Model, fill: float) -> npt.NDArray[np.generic]:
+def _run(part: ir.Model, fill: int) -> npt.NDArray[np.generic]:
     feeds = {
         str(value.name): np.full(
             [d if isinstance(d, int) else _size(str(d)) for d in dims(value) or ()],
@@ -97,7 +104,10 @@ def without_padding(graph: ir.Graph, timing: Timing) -> None:
 
 def _changing(graph: ir.Graph, timing: Timing) -> Iterator[tuple[ir.Node, int]]:
     """What pads and cuts sequences, and the axis of time there."""
+    mixers = set(timing.mixers)
     for node in graph:
+        if node in mixers:
+            continue
         given = timing.of(node.inputs[0]) if node.inputs else None
         made = timing.of(node.outputs[0]) if len(node.outputs) == 1 else None
         if not isinstance(given, Along) or not isinstance(made, Along):

@@ -2,6 +2,7 @@
 
     conv(x)       of a window that takes `front` entries before those of a token:
                   conv([state, x]), the state being the last `front` entries of x
+    x of some entries ago: the first of [state, x]
     transposed(x) whose results come from the `history` entries before as well:
                   transposed([state, x]) without what the state alone gave, or what comes later
 
@@ -20,6 +21,7 @@ from intaglio.passes.graph import (
     attributes_of,
     dims,
     input_of,
+    integers,
     replace_uses,
 )
 from intaglio.state import BATCH, Layout
@@ -33,6 +35,8 @@ def window(node: ir.Node, sequence: Sequence) -> list[Carried]:
     """Give a node that moves over `sequence` the entries that it needs from earlier steps."""
     fact = sequence.fact
     plain = sequence.before is None and not sequence.edge
+    if node.op_type == "Slice":
+        return [_delayed(node, sequence)]
     moves = Window.of(node, fact.axis)
     if node.op_type == "ConvTranspose":
         return _transposed(node, fact, moves)
@@ -49,6 +53,19 @@ def window(node: ir.Node, sequence: Sequence) -> list[Carried]:
     y = emit(node.op_type, whole, old.dtype, shape, **attributes)
     replace_uses(old, y)
     return [] if past is None else [_carried(node, past, given, front, fact, emit)]
+
+
+def _delayed(node: ir.Node, sequence: Sequence) -> Carried:
+    """What each token gets that came some entries before."""
+    fact, emit, old = sequence.fact, Emitter(node), node.outputs[0]
+    starts = integers(node.inputs[1])
+    assert starts is not None
+    front = fact.lead - starts[0]
+    given, past = _sequence(node, sequence, front, emit)
+    assert past is not None
+    places = [emit.constant([number]) for number in (0, -front, fact.axis)]
+    replace_uses(old, emit("Slice", [given, *places], old.dtype, _shape(old, fact, fact.each)))
+    return _carried(node, past, given, front, fact, emit)
 
 
 def _channels(node: ir.Node) -> tuple[Dim, bool]:

@@ -5,6 +5,8 @@ Written so, attention is recognised as what it is, and a weight is one that can 
 only one side has, and what both have and keep are each one letter then, but for the letters of a
 side that meets a plain matrix, which may be any number.  More than two tensors are taken two by
 two: ``blhn,bshn,bhls,bshp->blhp``, the dual form of Mamba-2, is scores times a mask, and a product.
+A letter that one side alone has and nobody keeps is summed up before; a product with a vector,
+``x @ q``, is one with a matrix of one column.
 """
 
 import itertools
@@ -37,8 +39,9 @@ class ExpandEinsum(Exact):
 
     def rewrite(self, model: ir.Model) -> PassResult:
         """Rewrite every Einsum that one product says."""
-        notes = []
+        notes = [describe(node) for node in list(model.graph) if _of_a_vector(node)]
         for node in [n for n in model.graph if n.op_type == "Einsum" and not n.domain]:
+            _sum_alone(node)
             parts = _two_by_two(node)
             done = [part for part in parts if _beside(part) or _expand(part) or _summed(part)]
             if done or len(parts) > 1:
@@ -46,6 +49,54 @@ class ExpandEinsum(Exact):
             for gone in [*reversed(done), *([node] if len(parts) > 1 else [])]:
                 model.graph.remove(gone, safe=True)
         return PassResult(changed=bool(notes), notes=notes)
+
+
+def _of_a_vector(node: ir.Node) -> bool:
+    """Write the product of matrices with a vector as one with a matrix of one column, or row."""
+    if node.op_type != "MatMul" or node.domain:
+        return False
+    shapes = [dims(value) for value in node.inputs]
+    left, right = (-1 if shape is None else len(shape) for shape in shapes)
+    if min(left, right) != 1 or max(left, right) < 2:
+        return False
+    emit, old, place = Emitter(node), node.outputs[0], int(right == 1)
+    vector = node.inputs[place]
+    assert vector is not None
+    size = (shapes[place] or ())[0]
+    shape = [size, 1] if place else [1, size]
+    laid = emit("Unsqueeze", [vector, emit.constant([place])], vector.dtype, shape)
+    operands = [node.inputs[0], laid] if place else [laid, node.inputs[1]]
+    kept = list(dims(old) or ())
+    wide = [*kept, 1] if place else [*kept[:-1], 1, kept[-1]]
+    product = emit("MatMul", operands, old.dtype, wide)
+    axis = emit.constant([-1 if place else -2])
+    replace_uses(old, emit("Squeeze", [product, axis], old.dtype, kept))
+    node.graph.remove(node, safe=True)  # type: ignore[union-attr]
+    return True
+
+
+def _sum_alone(node: ir.Node) -> None:
+    """Sum each tensor over what it alone has and the result has not."""
+    takes, _, gives = str(attribute(node, "equation", "")).replace(" ", "").partition("->")
+    sides, values = takes.split(","), list(node.inputs)
+    if len(sides) < 2 or "." in takes or _sizes(sides, values) is None:
+        return
+    emit = Emitter(node)
+    for place, (side, value) in enumerate(zip(sides, values, strict=True)):
+        others = "".join([*sides[:place], *sides[place + 1 :], gives])
+        over = [axis for axis, letter in enumerate(side) if letter not in others]
+        if not over or value is None:
+            continue
+        sides[place] = "".join(letter for letter in side if letter in others)
+        sizes = dims(value) or ()
+        shape = [size for axis, size in enumerate(sizes) if axis not in over]
+        given = [value, emit.constant(over)]
+        if all(sizes[axis] == 1 for axis in over):
+            taken = emit("Squeeze", given, value.dtype, shape)
+        else:
+            taken = emit("ReduceSum", given, value.dtype, shape, keepdims=0)
+        node.replace_input_with(place, taken)
+    node.attributes["equation"] = ir.AttrString("equation", f"{','.join(sides)}->{gives}")
 
 
 def _two_by_two(node: ir.Node) -> list[ir.Node]:

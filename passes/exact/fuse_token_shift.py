@@ -1,8 +1,9 @@
 """Each token beside the one k before it -> a causal convolution, which carries the last k tokens.
 
     pad(x, k zeros in front, k tokens off the end),  pad(x[:, :-k], k zeros in front),
-    pad(x, k zeros in front)[:, :-k],  concat(k zeros, x[:, :-k])
-      -> Conv(x, [1, 0, .., 0]), one channel at a time, k zeros in front
+    pad(x, n zeros in front)[:, n - k : n - k + T],  concat(k zeros, x[:, :-k])
+      -> Conv(x, [1, 0, .., 0]), one channel at a time, k zeros in front;
+         of what is no number with a fraction, pad(x, k zeros in front)[:, :-k]
 
 Holds for x of [batch, ..., time, ...] whose other sizes are fixed.  The shift by one is that of
 RWKV (Peng et al. 2023, arXiv:2305.13048, section 3.1).
@@ -15,6 +16,7 @@ import onnx_ir as ir
 
 from intaglio.passes.base import Exact, PassResult
 from intaglio.passes.graph import (
+    Dim,
     Emitter,
     attribute,
     constant,
@@ -39,8 +41,9 @@ class FuseTokenShift(Exact):
             if found is None:
                 continue
             x, shift = found
-            old = node.outputs[0]
-            replace_uses(old, convolved(x, shift, Emitter(node)))
+            if shift and node.op_type == "Slice" and not floating(x):
+                continue  # it says so itself
+            replace_uses(node.outputs[0], earlier(x, shift, Emitter(node)) if shift else x)
             model.graph.remove(node, safe=True)
             notes.append(f"{describe(node)} shifts by {shift}")
         return PassResult(changed=bool(notes), notes=notes)
@@ -52,9 +55,8 @@ def time_axis(value: ir.Value | None) -> int | None:
     if len(shape) < 2 or shape[0] != BATCH or value is None or TIME not in shape:
         return None
     axis = shape.index(TIME)
-    floating = value.dtype in (ir.DataType.FLOAT, ir.DataType.DOUBLE)
     known = all(isinstance(dim, int) for at, dim in enumerate(shape) if at not in (0, axis))
-    return axis if floating and known else None
+    return axis if known else None
 
 
 def _padded(node: ir.Node) -> tuple[ir.Value, int] | None:
@@ -92,7 +94,10 @@ def _joined(node: ir.Node) -> tuple[ir.Value, int] | None:
 
 
 def _cut_again(node: ir.Node) -> tuple[ir.Value, int] | None:
-    """(x, k) where `node` cuts k tokens off the end of x with k zeros in front."""
+    """(x, k) where `node` takes as many entries as x has tokens from x with zeros in front.
+
+    That is those k tokens ago, where it begins k entries before the first token.
+    """
     pad = producer(node.inputs[0], "Pad") if node.op_type == "Slice" and not node.domain else None
     x = None if pad is None else pad.inputs[0]
     axis, fill = time_axis(x), None if pad is None else constant(input_of(pad, 2))
@@ -101,13 +106,16 @@ def _cut_again(node: ir.Node) -> tuple[ir.Value, int] | None:
     rank, pads = len(dims(x) or ()), integers(input_of(pad, 1))
     axes = [a % rank for a in integers(input_of(pad, 3)) or range(rank)]
     places = [a % rank for a in integers(input_of(node, 3)) or []]
-    start, end, step = (integers(input_of(node, at)) for at in (1, 2, 4))
+    start, step = integers(input_of(node, 1)), integers(input_of(node, 4))
     if pads is None or axis not in axes or places != [axis] or step not in (None, [1]):
         return None
-    lead = pads[axes.index(axis)]
+    lead, trail = (pads[half + axes.index(axis)] for half in (0, len(axes)))
     zero = input_of(pad, 2) is None or (fill is not None and not fill.any())
-    only = lead > 0 and sum(map(abs, pads)) == lead
-    return (x, lead) if zero and only and start == [0] and end == [-lead] else None
+    only = lead >= 0 <= trail and sum(map(abs, pads)) == lead + trail
+    whole = (dims(node.outputs[0]) or (0,) * rank)[axis] == TIME
+    if not (zero and only and whole) or not start or not 0 <= start[0] <= lead:
+        return None
+    return x, lead - start[0]
 
 
 def _cut(value: ir.Value | None) -> tuple[ir.Value, int] | None:
@@ -138,10 +146,29 @@ def _is_zero(value: ir.Value | None) -> bool:
     return node.op_type in ("Expand", "Cast", "Reshape") and _is_zero(node.inputs[0])
 
 
-def convolved(x: ir.Value, shift: int, emit: Emitter) -> ir.Value:
+def floating(value: ir.Value) -> bool:
+    """Whether entries have fractions, as a convolution takes them."""
+    return value.dtype in (ir.DataType.FLOAT, ir.DataType.DOUBLE)
+
+
+def earlier(x: ir.Value, shift: int, emit: Emitter) -> ir.Value:
     """What x was `shift` tokens ago, zeros before the first."""
-    shape, axis = dims(x) or (), time_axis(x)
+    axis = time_axis(x)
     assert axis is not None
+    return _convolved(x, axis, shift, emit) if floating(x) else _cut_short(x, axis, shift, emit)
+
+
+def _cut_short(x: ir.Value, axis: int, shift: int, emit: Emitter) -> ir.Value:
+    shape = list(dims(x) or ())
+    pads = [shift if at == axis else 0 for at in range(2 * len(shape))]
+    longer: list[Dim] = [*shape[:axis], f"{TIME} + {shift}", *shape[axis + 1 :]]
+    padded = emit("Pad", [x, emit.constant(pads)], x.dtype, longer)
+    places = [emit.constant([number]) for number in (0, -shift, axis)]
+    return emit("Slice", [padded, *places], x.dtype, shape)
+
+
+def _convolved(x: ir.Value, axis: int, shift: int, emit: Emitter) -> ir.Value:
+    shape = dims(x) or ()
     assert x.dtype is not None
     others = [at for at in range(1, len(shape)) if at != axis]
     perm = [0, *others, axis]

@@ -33,7 +33,7 @@ from intaglio.passes.graph import (
 )
 from intaglio.state import BATCH, TIME
 
-from .fuse_token_shift import convolved, time_axis
+from .fuse_token_shift import earlier, time_axis
 
 INT64, BOOL = ir.DataType.INT64, ir.DataType.BOOL
 LATER = f"{TIME} - 1"  # the length of what the first token is missing from
@@ -254,4 +254,4 @@ def _shifted(emit: Emitter, x: ir.Value) -> ir.Value:
     """The token before each of `x`."""
     if time_axis(x) is None:
         raise _UnfitError
-    return convolved(x, 1, emit)
+    return earlier(x, 1, emit)
