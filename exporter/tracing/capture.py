@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.utils import _pytree as pytree
 
 from intaglio.errors import TraceError
 from intaglio.exporter.sources.axes import Span, as_option
@@ -31,12 +32,14 @@ from .gradients import FixedTimeError, carried_out, differentiates
 from .loops.loop_streams import PartedError
 from .loops.roll import roll
 from .modules import ModuleStack, named, path_of
+from .running import arguments
 from .scans import in_order
 from .small_matrices import instead
 from .spellings import Spellings
 from .whole_numbers import free_sizes
 
 UNBOUNDED = 2**31  # PyTorch's own infinities are above
+MOST_SHORT = 32  # tokens below which each number of them is tried
 SPARE_ROWS = 4  # of a table of positions, for padding
 
 MEND = (
@@ -265,7 +268,9 @@ def _spans(
                 most = most // source.pace if most < UNBOUNDED - 2 * source.pace else UNBOUNDED
                 interval = Interval(-(-interval.lower // source.pace), most)  # in tokens
             if interval is not None:
-                spans[symbol] = _narrowed(source, symbol, interval, watch, spans[symbol], trial)
+                spans[symbol] = _narrowed(
+                    source, symbol, program, interval, watch, spans[symbol], trial
+                )
     return spans
 
 
@@ -284,6 +289,7 @@ def _values(source: Source, program: ExportedProgram) -> dict[str, Any]:
 def _narrowed(
     source: Source,
     symbol: str,
+    program: ExportedProgram,
     interval: Any,
     watch: _Watch,
     span: Span,
@@ -294,7 +300,7 @@ def _narrowed(
         return span
     # PyTorch keeps 0 and 1 apart from all other sizes; that both work is checked later.
     least, most = interval.lower, interval.upper
-    if least > 2 and least > span.least:
+    if least > 2 and least > span.least and not _holds_below(source, program, symbol, least):
         path = watch.culprit(symbol, lower=least)
         if not source.whole or symbol in source.spans:
             raise _refusal(symbol)(_bounded(source, symbol, f"at least {least}", path))
@@ -309,6 +315,28 @@ def _narrowed(
         if not tables or not _ends_a_table(source.module, path, limit):
             raise _refusal(symbol)(_bounded(source, symbol, f"at most {limit}", path))
     return replace(span, most=limit)
+
+
+def _holds_below(source: Source, program: ExportedProgram, symbol: str, least: int) -> bool:
+    """Whether `program` gives what the module gives at each size below `least`, a small one.
+
+    Of a slice ``x[:, :-2]`` PyTorch asks whether one entry is left of it, which would be repeated
+    beside others, and keeps the answer; where nothing is repeated, the program is the same.
+    """
+    if symbol != TIME or source.whole or least > MOST_SHORT:
+        return False
+    run = fx.Interpreter(program.graph_module)  # without what PyTorch asks of sizes beforehand
+    for tokens in range(1, least):
+        for seed, rows in ((0, 2), (1, 3)):
+            inputs = source.draw({TIME: tokens * source.pace, BATCH: rows}, seed)
+            try:
+                with torch.no_grad(), quiet():
+                    found = list(run.run(*arguments(program, inputs)))
+                    wanted = pytree.tree_leaves(source.module(**inputs))
+                torch.testing.assert_close(found, wanted, equal_nan=True)
+            except Exception:  # noqa: BLE001  any difference is the answer
+                return False
+    return True
 
 
 def _ends_a_table(module: nn.Module, path: str | None, limit: int) -> bool:

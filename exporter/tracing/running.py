@@ -8,6 +8,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 import torch
 from torch import Tensor
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
 
 from intaglio.exporter.sources.axes import Sizes, Span
 from intaglio.exporter.sources.outputs import name_outputs
@@ -123,3 +125,17 @@ def _moved(sizes: Sizes, spans: Mapping[str, Span], more: Sequence[int]) -> dict
 def in_words(sizes: Sizes) -> str:
     """Sizes in a sentence."""
     return ", ".join(f"{symbol} = {size}" for symbol, size in sizes.items()) or "the example's size"
+
+
+def arguments(program: ExportedProgram, inputs: Mapping[str, Tensor]) -> Iterator[Any]:
+    """What the nodes of `program` are run with: weights as they are, and `inputs` in their order.
+
+    Buffers are copies, since a program may write to them.
+    """
+    users = iter(inputs.values())
+    for spec in program.graph_signature.input_specs:
+        if spec.target is None:
+            yield next(users)
+        else:
+            given = program.state_dict.get(spec.target, program.constants.get(spec.target))
+            yield given.clone() if spec.kind is InputKind.BUFFER and given is not None else given

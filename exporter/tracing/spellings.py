@@ -12,6 +12,7 @@ While a module is captured, a call of one of `FUNCTIONS` runs as what stands bes
 * distances of all pairs of points, where PyTorch looks at how many there are;
 * numbers that count down by one as those that count up, turned round, and numbers evenly between
   two, as many as an axis has, which PyTorch fixes;
+* Fourier transforms of frames, and of hops along time, and windows (`framed_transforms`);
 * differences of a higher order, or with something put in front, one after the other.
 
 Distributions do not check their arguments meanwhile, which they do by branching on values.  Each
@@ -29,7 +30,7 @@ from torch.distributions import Distribution
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from . import order_statistics, scattered_means, small_matrices
+from . import framed_transforms, order_statistics, scattered_means, small_matrices
 from .small_matrices import AsItIsError
 
 Spelled = Callable[..., Any]
@@ -214,6 +215,7 @@ FUNCTIONS: Mapping[Any, Spelled] = {
     Tensor.scatter_reduce: scattered_means.scatter_reduce,
     torch.index_reduce: scattered_means.index_reduce,
     Tensor.index_reduce: scattered_means.index_reduce,
+    **framed_transforms.SPELLED,
     torch.diff: _diff,
     Tensor.diff: _diff,
     torch.var: _VARIANCE,

@@ -6,7 +6,7 @@ whose shapes all look free; only running it at other sizes tells.
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from intaglio.quiet import summary
 from .capture import MEND
 from .conditions import Condition, conditions
 from .modules import ModuleStack, named
-from .running import in_words, runner, several, taken_sizes
+from .running import arguments, in_words, runner, several, taken_sizes
 from .whole import AS_WHOLE
 
 TOLD = 1.0  # of the largest, where it only tells how a loop ended
@@ -239,7 +239,7 @@ def _first_wrong_module(
     with torch.no_grad():
         # What was computed until an error tells enough.
         with contextlib.suppress(Exception):
-            replay.run(*_arguments(program, inputs))
+            replay.run(*arguments(program, inputs))
         with ModuleStack(source.module, note):
             source.module(**inputs)
     return next((path for path, output in completed if not replay.has(path, output)), None)
@@ -269,12 +269,3 @@ class _Replay(fx.Interpreter):
 
 def _modules(node: fx.Node) -> list[str]:
     return [str(path) for path, _ in node.meta.get("nn_module_stack", {}).values()]
-
-
-def _arguments(program: ExportedProgram, inputs: dict[str, Tensor]) -> Iterator[Any]:
-    users = iter(inputs.values())
-    for spec in program.graph_signature.input_specs:
-        if spec.target is None:
-            yield next(users)
-        else:
-            yield program.state_dict.get(spec.target, program.constants.get(spec.target))

@@ -30,6 +30,7 @@ def swift_translations() -> Iterator[None]:
         from torch.onnx._internal.exporter._registration import ONNXRegistry
         from torch.onnx._internal.fx.passes import type_promotion
 
+        from .joined_pieces import join_pieces
         from .plain_ops import made_plain
 
         own, again = ONNXRegistry.__dict__["from_torchlib"], _fx_passes.decompose_with_registry
@@ -41,7 +42,8 @@ def swift_translations() -> Iterator[None]:
 
     def plain(program: ExportedProgram, table: ONNXRegistry) -> ExportedProgram:
         known = {each[0].fx_target for each in table.functions.values() if each}
-        return program if made_plain(program, known) else again(program, table)
+        done = program if made_plain(program, known) else again(program, table)
+        return join_pieces(done)
 
     def copied(registry: Any, opset_version: int) -> Any:
         key = (registry, opset_version)

@@ -41,10 +41,10 @@ class ExpandEinsum(Exact):
         """Rewrite every Einsum that one product says."""
         notes = [describe(node) for node in list(model.graph) if _of_a_vector(node)]
         for node in [n for n in model.graph if n.op_type == "Einsum" and not n.domain]:
-            _sum_alone(node)
+            summed = _sum_alone(node)
             parts = _two_by_two(node)
             done = [part for part in parts if _beside(part) or _expand(part) or _summed(part)]
-            if done or len(parts) > 1:
+            if done or summed or len(parts) > 1:
                 notes.append(describe(node))
             for gone in [*reversed(done), *([node] if len(parts) > 1 else [])]:
                 model.graph.remove(gone, safe=True)
@@ -75,13 +75,13 @@ def _of_a_vector(node: ir.Node) -> bool:
     return True
 
 
-def _sum_alone(node: ir.Node) -> None:
+def _sum_alone(node: ir.Node) -> bool:
     """Sum each tensor over what it alone has and the result has not."""
     takes, _, gives = str(attribute(node, "equation", "")).replace(" ", "").partition("->")
     sides, values = takes.split(","), list(node.inputs)
     if len(sides) < 2 or "." in takes or _sizes(sides, values) is None:
-        return
-    emit = Emitter(node)
+        return False
+    emit, before = Emitter(node), list(sides)
     for place, (side, value) in enumerate(zip(sides, values, strict=True)):
         others = "".join([*sides[:place], *sides[place + 1 :], gives])
         over = [axis for axis, letter in enumerate(side) if letter not in others]
@@ -97,6 +97,7 @@ def _sum_alone(node: ir.Node) -> None:
             taken = emit("ReduceSum", given, value.dtype, shape, keepdims=0)
         node.replace_input_with(place, taken)
     node.attributes["equation"] = ir.AttrString("equation", f"{','.join(sides)}->{gives}")
+    return sides != before
 
 
 def _two_by_two(node: ir.Node) -> list[ir.Node]:

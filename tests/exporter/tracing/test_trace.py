@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from intaglio.errors import TraceError
 from intaglio.exporter.sources.examples import guess_specs
 from intaglio.exporter.sources.input_spec import sampler
+from intaglio.exporter.sources.load import load_source
 from intaglio.exporter.sources.source import Source
 from intaglio.exporter.tracing.trace import trace
 from intaglio.graph_keys import MODULE
@@ -113,6 +114,10 @@ def chunks_that_look_ahead(_: Mixer, x: Tensor) -> Tensor:
 
 def long_calls_differ(_: Mixer, x: Tensor) -> Tensor:
     return x * 2 if x.shape[1] > 10 else x
+
+
+def short_calls_differ(_: Mixer, x: Tensor) -> Tensor:
+    return x * 2 if x.shape[1] < 5 else x
 
 
 def single_token_differs(_: Mixer, x: Tensor) -> Tensor:
@@ -234,6 +239,7 @@ def test_a_custom_op_is_one_standard_node() -> None:
         (as_integer, "turns the time into the constant 7"),
         (chunks_that_look_ahead, "chunks of 4 tokens and looks ahead"),
         (long_calls_differ, "a time of at most 10"),
+        (short_calls_differ, "a time of at least 5"),
         (single_token_differs, "on 1 rows of 1"),
         (single_row_differs, "on 1 rows of 1"),
         (odd_length_differs, "on 2 rows of 138"),
@@ -291,6 +297,34 @@ def test_a_sliced_table_limits_the_context() -> None:
     """A table of 160 rows, sliced to T, is a limit of the model; without one there is none."""
     assert trace(source(attend)).max_context == 160
     assert trace(source()).max_context is None
+
+
+def test_a_table_of_three_axes_that_others_read_limits_the_context() -> None:
+    """What is left of a slice beyond its end is shorter, as kernels are that are padded again."""
+
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.held = nn.Module()
+            self.held.register_buffer("places", torch.randn(1, 50, WIDTH))
+
+        def forward(self, x: Tensor) -> Tensor:
+            time = x.shape[1]
+            rows = self.held.get_buffer("places")[:, :time]
+            return x + F.pad(rows, (0, 0, 0, time))[:, :time]
+
+    assert trace(load_source(Padded(), inputs={"x": torch.randn(2, 7, WIDTH)})).max_context == 50
+
+
+def test_slices_that_leave_less_than_the_time_hold_for_shorter_ones() -> None:
+    """PyTorch keeps apart a slice that has one entry left, which is no other program here."""
+
+    def moved(_: Mixer, x: Tensor) -> Tensor:
+        y = torch.zeros_like(x)
+        y[:, 3:, :2] = x[:, :-3, :2]
+        return y
+
+    assert trace(source(moved)).model.graph.num_nodes()
 
 
 def test_a_table_that_would_grow_limits_the_context() -> None:

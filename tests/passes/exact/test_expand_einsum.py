@@ -85,14 +85,53 @@ def test_what_sums_over_nothing_is_products(equation: str) -> None:
     "equation",
     [
         "bthd,hde->bte",  # sums over two letters
-        "btd,e->bte",
         "btd->tb",
-        "bt,ts->bt",
-        "btd,bse,bn->tsn",  # every pair of them is large
+        "bt,bs,bn->tsn",  # every pair of them is large
     ],
 )
 def test_what_a_product_does_not_say_stays(equation: str) -> None:
     assert expanded(equation) == (False, ["Einsum"])
+
+
+@pytest.mark.parametrize(
+    ("equation", "sums"),
+    [
+        ("btd,e->bte", {"ReduceSum": 1}),
+        ("bt,ts->bt", {"ReduceSum": 1}),
+        ("btd,de,s->bte", {"ReduceSum": 1}),
+        ("btd,nts->bsd", {"Squeeze": 1}),  # of one entry, which needs no sum
+    ],
+)
+def test_what_one_side_alone_has_is_summed_before(equation: str, sums: dict[str, int]) -> None:
+    changed, found = expanded(equation)
+
+    assert changed
+    assert {op: found.count(op) for op in ("ReduceSum", "Squeeze") if op in found} == sums
+
+
+@pytest.mark.parametrize(("left", "right"), [([2, 5, 4], [4]), ([4], [2, 4, 5]), ([4], [4, 5])])
+def test_a_product_with_a_vector_is_one_of_matrices(left: list[int], right: list[int]) -> None:
+    values = [
+        ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(shape))
+        for name, shape in (("x", left), ("y", right))
+    ]
+    node = ir.node("MatMul", values, name="product")
+    random = np.random.default_rng(0)
+    given = {
+        str(each.name): random.normal(size=shape).astype(np.float32)
+        for each, shape in zip(values, (left, right), strict=True)
+    }
+    wanted = np.matmul(given["x"], given["y"])
+    node.outputs[0].name = "z"
+    node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    node.outputs[0].shape = ir.Shape(wanted.shape)
+    made = ir.Graph(values, node.outputs, nodes=[node], opset_imports={"": 24}, name="g")
+    model = ir.Model(made, ir_version=10)
+
+    assert ExpandEinsum().run(model, Context()).changed
+    np.testing.assert_allclose(evaluate.run(model, given)["z"], wanted, rtol=1e-5, atol=1e-6)
+    (product,) = [node for node in model.graph if node.op_type == "MatMul"]
+    assert min(len(value.shape or ()) for value in product.inputs if value is not None) > 1
 
 
 @pytest.mark.parametrize(
