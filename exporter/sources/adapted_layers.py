@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from intaglio.errors import SourceError
 from intaglio.runtime.adapters import COLUMNS, LOW, NUMBER, PLACES, ROWS
 
 GIVEN: ContextVar[Mapping[str, Tensor]] = ContextVar("GIVEN")
@@ -58,10 +59,14 @@ def switched(layer: nn.Module, kinds: Mapping[Kind, Mapping[str, str]]) -> None:
     _exchange(layer, added)
 
 
-def parallel(layer: nn.Module, kinds: Mapping[Kind, Mapping[str, Tensor]]) -> None:
+def parallel(path: str, layer: nn.Module, kinds: Mapping[Kind, Mapping[str, Tensor]]) -> None:
     """Let `layer` hold tables of adapters, and add to each row what its number says.
 
+    A layer that is given tokens of all rows in one axis, [rows * tokens, in], is told by its first
+    call, whose rows have more than one token.
+
     Args:
+        path: of the layer, for messages.
         layer: a linear layer.
         kinds: of each kind of addition, the tables by part, the adapters along axis 0.
     """
@@ -72,12 +77,34 @@ def parallel(layer: nn.Module, kinds: Mapping[Kind, Mapping[str, Tensor]]) -> No
         made = table if index else _oriented(table, turned=turned).contiguous()
         layer.register_buffer(f"adapter_{part}", made)
 
+    flat: list[bool] = []
+
     def added(own: nn.Module, x: Tensor) -> Tensor:
         number = GIVEN.get()[NUMBER]
         parts = {part: getattr(own, f"adapter_{part}")[number] for part in tables}
-        return sum_of(x, list(kinds), parts, turned=turned)
+        if not flat:
+            flat.append(_is_flat(path, x, len(number)))
+        by_row = x.reshape(number.shape[0], -1, x.shape[-1]) if flat[0] else x
+        made = sum_of(by_row, list(kinds), parts, turned=turned)
+        return made.flatten(0, 1) if flat[0] else made
 
     _exchange(layer, added)
+
+
+def _is_flat(path: str, x: Tensor, rows: int) -> bool:
+    """Whether the first axis of x is that of rows and tokens in one.
+
+    Raises:
+        SourceError: if rows are along neither.
+    """
+    if x.ndim > 1 and x.shape[0] == rows:
+        return False
+    if x.ndim == 2 and x.shape[0] % rows == 0:
+        return True
+    raise SourceError(
+        f"The layer {path} takes {list(x.shape)} for {rows} rows, which are not along its first "
+        "axis, so that no row can have an adapter of its own there. Use --adapters switched."
+    )
 
 
 def sum_of(

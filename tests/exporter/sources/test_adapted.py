@@ -187,6 +187,79 @@ def test_a_weight_that_is_used_elsewhere_too_can_only_be_fused(tmp_path: Path) -
             load_source(module, inputs=[x], adapter={"a": str(tmp_path / "a.npz")}, adapters=way)
 
 
+class Flat(nn.Module):
+    """Gives its layer tokens of all rows in one axis, row by row, or token by token if `turned`."""
+
+    def __init__(self, *, turned: bool = False) -> None:
+        super().__init__()
+        self.layer, self.turned = nn.Linear(4, 6), turned
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.transpose(0, 1) if self.turned else x
+        y: Tensor = self.layer(wide.reshape(-1, 4)).reshape(*wide.shape[:2], 6)
+        return y.transpose(0, 1) if self.turned else y
+
+
+class TimeFirst(nn.Module):
+    """Gives its layer [time, rows, channels]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(x.transpose(0, 1)).transpose(0, 1)
+        return y
+
+
+def added_to(module: nn.Module, x: Tensor, folder: Path) -> dict[str, str]:
+    """Three adapters of its layer, a kind each."""
+    random = np.random.default_rng(0)
+
+    def normal(*shape: int) -> Any:
+        return random.standard_normal(shape).astype(np.float32)
+
+    parts = [
+        {"rows": np.array([1]), "row_delta": normal(1, 4)},
+        {"columns": np.array([2]), "column_delta": normal(6, 1)},
+        {"down": normal(2, 4), "up": normal(6, 2)},
+    ]
+    found = {}
+    for name, each in zip("abc", parts, strict=True):
+        found[name] = str(folder / f"{name}.npz")
+        base = load_source(module, inputs=[x]).sha256
+        Adapter(base=base, parts={"layer.weight": each}).save(found[name])
+    return found
+
+
+def test_rows_and_tokens_in_one_axis_have_adapters_by_row(tmp_path: Path) -> None:
+    """As OPT's feed-forward has them; calls of one token have as many as there are rows."""
+    torch.manual_seed(0)
+    module, x = Flat(), torch.randn(3, 5, 4)
+    given = added_to(module, x, tmp_path)
+    numbers = [2, 0, 3]
+    plain = module.layer.weight.detach().clone()
+    deltas = [Adapter.read(path).delta("layer.weight", (6, 4)) for path in given.values()]
+    tables = [plain, *(plain + torch.from_numpy(delta) for delta in deltas)]
+    source = load_source(module, inputs=[x], adapter=given, adapters="parallel")
+    for tokens in (1, 3, 5):
+        with torch.no_grad():
+            made = source.module(x=x[:, :tokens], adapter=torch.tensor(numbers))
+        for row, number in enumerate(numbers):
+            wanted = x[row, :tokens] @ tables[number].T + module.layer.bias
+            assert torch.allclose(made[row], wanted, atol=1e-5)
+
+
+def test_rows_that_a_layer_does_not_get_by_themselves_are_refused(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 5, 4)
+    for module, words in ((TimeFirst(), "not along its first axis"), (Flat(turned=True), "mixes")):
+        given = added_to(module, x, tmp_path)
+        with pytest.raises(SourceError, match=words):
+            load_source(module, inputs=[x], adapter=given, adapters="parallel")
+        assert load_source(module, inputs=[x], adapter=given, adapters="switched").adapters
+
+
 def test_what_is_no_linear_layer_can_only_be_fused(base: Path, tmp_path: Path) -> None:
     parts = {
         "embed_tokens.weight": {"rows": np.array([1]), "row_delta": np.ones((1, 16), np.float32)}
