@@ -1,9 +1,8 @@
 """What a bundle with changed weights is held to: its source with the weights that the bundle has.
 
-Weights of few bits are dequantized.  Of matrices that lost channels a pass says which of the
-source's rows and columns its own are (`placed` in its record, see `passes/calibrated/_narrow.py`);
-the others are zeros, with which the source computes what the bundle does.  Of its caches, as many
-entries of each head are compared as the bundle keeps.
+Weights of few bits are dequantized, and what passes made of others is undone: channels that are
+gone are zeros, with which the source computes what the bundle does.  Of its caches, as many entries
+of each head are compared as the bundle keeps.
 
 Two errors are kept apart.  Quantization moves the source to its dequantized weights; its limit is
 wide, and tells weights that were rounded from others.  The engine then computes with these weights,
@@ -29,6 +28,8 @@ from intaglio.passes.low_bit import low_bit_nodes, parameter_of, weight_of
 from intaglio.runtime.bundle import BundleGraph
 from intaglio.runtime.compare import Deviation
 from intaglio.runtime.graph_entry import MAIN, GraphEntry
+
+from .before_passes import before_passes, compressed_names
 
 PORTABLE = "model.onnx"
 LOWERING = "ort-low-bit"  # the pass that brings weights of few bits to ONNX Runtime
@@ -73,18 +74,12 @@ def dequantized(source: Source, graph: BundleGraph) -> Source | None:
     bundle, records = graph.bundle, graph.entry.passes
     names = [graph.name, *([] if graph.entry.prepare is None else [graph.entry.prepare])]
     paths = [portable_path(bundle.graph(name)) for name in names]
-    tuned = {name for record in records for name in details_of(record).get("tuned", ())}
+    told = [details_of(record) for record in records]
+    tuned = {name for details in told for name in details.get("tuned", ())}
     quantized = any("bits" in record.get("options", {}) for record in records)
-    placed, pairs = (
-        {
-            name: value
-            for record in records
-            for name, value in details_of(record).get(key, {}).items()
-        }
-        for key in ("placed", "factored")
-    )
+    compressed = any(details.get(key) for details in told for key in ("placed", "factored"))
     absent = any(path not in bundle.manifest.files for path in paths)
-    if absent and (tuned or quantized or placed or pairs):
+    if absent and (tuned or quantized or compressed):
         raise BundleError(
             f"{bundle.root} has no portable graph, from which its weights are read. "
             "Export without --no-portable, or with --no-verify."
@@ -96,33 +91,17 @@ def dequantized(source: Source, graph: BundleGraph) -> Source | None:
     words = ["dequantized"] if weights else []
     for model in models if weights else ():
         weights |= _tuned_weights(model, tuned - weights.keys())
-    if placed or pairs:
-        wanted = {*placed, *(name for pair in pairs.values() for name in pair)}
-        for model in models:
-            weights |= _floats(model, wanted - weights.keys())
-        weights |= {n: _product(n, weights, pair) for n, pair in pairs.items()}
-        weights |= {n: _put_back(n, weights[n], placed[n]) for n in placed if n in weights}
+    if compressed:
         words.append("compressed")
+    if not words:
+        return None
+    for model in models:
+        weights |= _floats(model, compressed_names(told, weights) - weights.keys())
+    weights, reshaped = before_passes(weights, told)
     if not weights:
         return None
-    held = _with_weights(source, weights, " and ".join(words))
-    return held if held is None else replace(held, caches=_caches(records))
-
-
-def _product(name: str, weights: Mapping[str, Array], pair: Sequence[str]) -> Array:
-    """The weight that two factors stand for.
-
-    Raises:
-        BundleError: if the graph does not hold them, or they are no factors.
-    """
-    try:
-        left, right = (weights[each].astype(np.float64) for each in pair)
-        return (left @ right).astype(np.float32)
-    except (KeyError, TypeError, ValueError) as error:
-        raise BundleError(
-            f"The manifest says that {name!r} is a product of two weights, which the portable "
-            "graph does not hold so. Export the bundle again."
-        ) from error
+    held = _with_weights(source, weights, reshaped, " and ".join(words))
+    return held if held is None else replace(held, caches=_caches(told))
 
 
 def _floats(model: ir.Model, names: Collection[str]) -> dict[str, Array]:
@@ -130,44 +109,31 @@ def _floats(model: ir.Model, names: Collection[str]) -> dict[str, Array]:
     return {name: array for name, array in found.items() if array is not None}
 
 
-def _put_back(name: str, array: Array, placement: Mapping[str, Any]) -> Array:
-    """The weight of the source's shape that computes what a compressed one does.
+def _caches(told: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], Sequence[Sequence[int]]]:
+    """The entries of the source's heads that each cache keeps, after one pass and the next.
 
     Raises:
-        BundleError: if the placement does not fit it.
+        BundleError: if one keeps entries that the one before it left out.
     """
+    found: dict[tuple[str, str], Sequence[Sequence[int]]] = {}
+    for details in told:
+        for path, ports in details.get("kept_in_caches", {}).items():
+            for port, kept in ports.items():
+                before = found.get((path, port))
+                found[path, port] = kept if before is None else _of_kept(before, kept, path)
+    return found
+
+
+def _of_kept(
+    before: Sequence[Sequence[int]], kept: Sequence[Sequence[int]], path: str
+) -> list[list[int]]:
     try:
-        shape = tuple(int(n) for n in placement["shape"])
-        index = np.ix_(
-            *(
-                np.arange(size) if at is None else np.asarray(at, np.int64)
-                for size, at in zip(array.shape, placement["places"], strict=True)
-            )
-        )
-        alone = all(len(np.unique(at)) == at.size and (at >= 0).all() for at in index)
-        full = np.zeros(shape, array.dtype)
-        full[index] = array
-    except (IndexError, KeyError, TypeError, ValueError) as error:
-        raise BundleError(_misplaced(name)) from error
-    if not alone:
-        raise BundleError(_misplaced(name))
-    return full
-
-
-def _misplaced(name: str) -> str:
-    return (
-        f"What the manifest says of where the rows and columns of {name!r} belong does not fit the "
-        "weight. Export the bundle again."
-    )
-
-
-def _caches(records: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], Sequence[Sequence[int]]]:
-    return {
-        (path, port): kept
-        for record in records
-        for path, ports in details_of(record).get("kept_in_caches", {}).items()
-        for port, kept in ports.items()
-    }
+        return [[old[at] for at in now] for old, now in zip(before, kept, strict=True)]
+    except (IndexError, ValueError) as error:
+        raise BundleError(
+            f"What the manifest says of the entries that caches of {path!r} keep does not fit "
+            "together. Export the bundle again."
+        ) from error
 
 
 def _low_bit_weights(model: ir.Model) -> Iterator[tuple[str, Array]]:
@@ -198,33 +164,66 @@ def _tuned_weights(model: ir.Model, names: set[str]) -> dict[str, Array]:
     return found
 
 
-def _with_weights(source: Source, weights: Mapping[str, Array], how: str) -> Source | None:
-    """`source` with other contents of some parameters; None if none of them is its own."""
+def _with_weights(
+    source: Source, weights: Mapping[str, Array], reshaped: Collection[str], how: str
+) -> Source | None:
+    """`source` with other contents of some parameters; None if none of them is its own.
+
+    Raises:
+        BundleError: if a shape differs of one that is not `reshaped`, or if the source does not run
+            with those that are.
+    """
     name = f"{source.name} with its weights {how}"
     if isinstance(source.body, ir.Model):
         initializers = source.body.graph.initializers
         own = {key: array for key, array in weights.items() if key in initializers}
         body = source.body.clone()
         for key, array in own.items():
-            _require_shape(key, array, _shape(initializers[key]))
-            body.graph.initializers[key].const_value = ir.tensor(np.ascontiguousarray(array))
+            if key not in reshaped:
+                _require_shape(key, array, _shape(initializers[key]))
+            value = body.graph.initializers[key]
+            value.const_value = ir.tensor(np.ascontiguousarray(array))
+            value.shape = ir.Shape(array.shape)
+        for node in body.graph if reshaped else ():
+            for output in node.outputs:
+                output.shape = output.shape if output.is_graph_output() else None
         return replace(source, body=body, name=name, reweighted=True) if own else None
     module: nn.Module = copy.deepcopy(source.module)
     parameters = dict(module.named_parameters(remove_duplicate=False))
     own = {key: array for key, array in weights.items() if key in parameters}
     for key, array in own.items():
-        _require_shape(key, array, tuple(parameters[key].shape))
+        if key not in reshaped:
+            _require_shape(key, array, tuple(parameters[key].shape))
     with torch.no_grad():
         for key, array in own.items():
-            value = torch.from_numpy(np.array(array))
-            if key in source.aliases:  # a tied weight whose twin stays in float
+            value = torch.from_numpy(np.array(array)).to(parameters[key].dtype)
+            # A tied weight whose twin stays in float, or one of another shape.
+            if key in source.aliases or key in reshaped:
                 owner, _, attribute = key.rpartition(".")
                 setattr(
                     module.get_submodule(owner), attribute, nn.Parameter(value, requires_grad=False)
                 )
             else:
                 parameters[key].copy_(value)
-    return replace(source, body=module, name=name) if own else None
+    if not own:
+        return None
+    held = replace(source, body=module, name=name)
+    _require_run(held, reshaped)
+    return held
+
+
+def _require_run(source: Source, reshaped: Collection[str]) -> None:
+    if not reshaped:
+        return
+    try:
+        with torch.no_grad():
+            source.module(**source.inputs)
+    except Exception as error:
+        raise BundleError(
+            f"The source does not run with the product of two of its weights in their place "
+            f"({', '.join(sorted(reshaped))}), so what a pass changed of it cannot be verified. "
+            "Leave them apart, --pass merge-factors:keep=true, or export with --no-verify."
+        ) from error
 
 
 def _shape(value: ir.Value) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """A change of basis of what a projection yields, put into its weight, its bias, and its readers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -11,7 +11,7 @@ from intaglio.passes.graph import producer
 
 from ._interaction import Basis
 from ._junctions import Junction
-from ._narrow import Array, Ledger, narrow, put_vector, put_weight, vector_of, weight_of
+from ._narrow import Ledger, narrow, put_vector, put_weight, vector_of, weight_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,32 +50,11 @@ def absorb(junction: Junction, earlier: Before, basis: Basis, kept: int, ledger:
     """Let the earlier projection yield `kept` directions, and every reader read these."""
     turn, places = basis.C[:, :kept], list(range(kept))
     weight = turn.T @ weight_of(earlier.projection)
-    _put_weight(earlier.projection, weight, ledger, rows=places)
+    put_weight(earlier.projection, weight, ledger, rows=places)
     vector = vector_of(earlier.bias)
     if vector is not None and earlier.bias is not None:
         put_vector(earlier.bias, vector @ turn, ledger, places)
     narrow(junction.x, kept)
     for reader in junction.readers:
         back = weight_of(reader) @ basis.inverse[:kept].T
-        _put_weight(reader, back, ledger, columns=places)
-
-
-def _put_weight(
-    projection: Projection,
-    weight: Array,
-    ledger: Ledger,
-    *,
-    rows: Sequence[int] | None = None,
-    columns: Sequence[int] | None = None,
-) -> None:
-    """The same as `put_weight` for one that may have lost the other axis' channels already."""
-    name = projection.weight.name or ""
-    earlier = ledger.placed.get(name)
-    put_weight(projection, weight, ledger, rows=rows, columns=columns)
-    if earlier is not None:
-        now = ledger.placed[name]
-        places = [
-            old if new is None else new
-            for old, new in zip(earlier["places"], now["places"], strict=True)
-        ]
-        ledger.placed[name] = {"shape": earlier["shape"], "places": places}
+        put_weight(reader, back, ledger, columns=places)

@@ -21,6 +21,7 @@ from intaglio.passes.calibration import Calibration
 
 from ._affine import Quantized
 from ._chosen import Chosen, ChosenLayer
+from ._of_module import other_weight
 from .low_bit_pass import Outcome
 
 BETAS, DECAY = (0.9, 0.99), 0.0  # of Adam
@@ -53,7 +54,7 @@ def tune(
     """Tune every block that has quantized layers; the changes go into `found`."""
     module, data = context.module, context.calibration
     assert data is not None
-    reason = _reason(module, chosen)
+    reason = _reason(module, model, chosen)
     if reason:
         found.advice.append(f"The block stage of decoupleq was left out: {reason}.")
         return False
@@ -73,7 +74,7 @@ def tune(
     return any(record["kept"] for record in found.blocks)
 
 
-def _reason(module: Any, chosen: Chosen) -> str:
+def _reason(module: Any, model: ir.Model, chosen: Chosen) -> str:
     """Why blocks cannot be tuned; empty where they can."""
     if not isinstance(module, nn.Module):
         return "the source is no PyTorch module"
@@ -81,6 +82,9 @@ def _reason(module: Any, chosen: Chosen) -> str:
     unknown = [layer.path for layer in chosen.layers if _name(layer) not in names]
     if unknown:
         return f"the weight of {unknown[0]} is no parameter of the module"
+    other = other_weight(module, model)
+    if other:
+        return f"an earlier pass changed {other}, so that the module is another model"
     return "" if _blocks(module, chosen) else "no layer is in an nn.ModuleList"
 
 

@@ -21,6 +21,7 @@ from intaglio.passes.base import Context
 from intaglio.passes.calibration import Batch
 
 from ._junctions import Junction
+from ._of_module import other_weight
 from ._work import Work
 
 Array = npt.NDArray[Any]
@@ -32,11 +33,18 @@ def derivative_moments(
     """E[J^T J] [sum N, sum N] by what the readers of each junction yield, in their order.
 
     Raises:
-        PassError: the source is no PyTorch module, or a reader is no layer of it by itself.
+        PassError: the source is no PyTorch module or was changed by an earlier pass, or a reader is
+            no layer of it by itself.
     """
     module, data = context.module, context.calibration
     assert data is not None
     layers = {p: _layer(module, p, who) for j in junctions for p in j.readers}
+    other = other_weight(module, model)
+    if other:
+        raise PassError(
+            f"{who}: an earlier pass changed {other}, so that derivatives of the source's module "
+            f"are those of another model. Put --pass {who} first, or take form='local'."
+        )
     work = Work(context.work, model, {"pass": who, "data": data.sha256})
     work.advance({"derivatives": [j.readers[0].path for j in junctions], "probes": probes})
     kept = work.load()

@@ -18,6 +18,7 @@ from intaglio.passes.analysis.rotations import Rotation
 from intaglio.passes.graph import Dim, Emitter, constant, dims, set_dims
 
 Array = npt.NDArray[Any]
+Places = Sequence[int] | None
 
 
 @dataclass(kw_only=True)
@@ -30,9 +31,33 @@ class Ledger:
     placed: dict[str, dict[str, Any]] = field(default_factory=dict)
     caches: dict[str, dict[str, list[list[int]]]] = field(default_factory=dict)
 
+    def place(
+        self, name: str, shape: Sequence[int], places: Sequence[Places], sizes: Sequence[int]
+    ) -> None:
+        """Say which places of a weight of `shape` its entries have, `sizes` along each axis.
+
+        None: the first ones.  One that was narrowed before has places of places.
+        """
+        before = self.placed.get(name)
+        if before is not None:
+            earlier = zip(before["places"], places, sizes, strict=True)
+            places = [_within(old, new, size) for old, new, size in earlier]
+            shape = before["shape"]
+        self.placed[name] = {
+            "shape": [int(n) for n in shape],
+            "places": [None if each is None else [int(n) for n in each] for each in places],
+        }
+
     def cache(self, path: str, port: str, kept: Array) -> None:
         """Say which entries of each head a cache keeps, [heads, count]."""
         self.caches.setdefault(path, {})[port] = [[int(n) for n in row] for row in kept]
+
+
+def _within(old: Places, new: Places, size: int) -> Places:
+    """Where `size` entries were that are now at `new` of the places `old`."""
+    if old is None or new is None:
+        return new if old is None else old[:size]
+    return [old[at] for at in new]
 
 
 def weight_of(projection: Projection) -> Array:
@@ -62,8 +87,8 @@ def put_weight(
     weight: Array,
     ledger: Ledger,
     *,
-    rows: Sequence[int] | None = None,
-    columns: Sequence[int] | None = None,
+    rows: Places = None,
+    columns: Places = None,
 ) -> None:
     """Give a projection the weight [N, K]; `rows`, `columns`: which of the source's they are."""
     shape = [projection.outputs, projection.inputs]
@@ -75,24 +100,14 @@ def put_weight(
     if turned is not None and turned is not projection.weight:
         set_dims(turned, weight.shape[::-1])
     narrow(projection.node.outputs[0], projection.outputs)
-    ledger.placed[projection.weight.name or ""] = placement(shape, places)
+    ledger.place(projection.weight.name or "", shape, places, weight.shape)
 
 
-def placement(shape: Sequence[int], places: Sequence[Sequence[int] | None]) -> dict[str, Any]:
-    """A placement as plain JSON values."""
-    return {
-        "shape": [int(n) for n in shape],
-        "places": [None if each is None else [int(n) for n in each] for each in places],
-    }
-
-
-def put_vector(
-    value: ir.Value, array: Array, ledger: Ledger, places: Sequence[int] | None = None
-) -> None:
+def put_vector(value: ir.Value, array: Array, ledger: Ledger, places: Places = None) -> None:
     """Give a vector other contents."""
     (size,) = dims(value) or (len(array),)
     put(value, array)
-    ledger.placed[value.name or ""] = placement([int(size)], [places])
+    ledger.place(value.name or "", [int(size)], [places], array.shape)
 
 
 def narrow(value: ir.Value, size: int) -> None:

@@ -53,7 +53,7 @@ class How:
 class Part:
     """Two matrices that share `channels` each of `heads`, and what gives them fewer.
 
-    `unit` channels stay or go together; `parameters` of a channel are those of both matrices.
+    `unit` channels stay or go together; `parameters` of a channel are those of all `weights`.
     """
 
     kind: str
@@ -62,6 +62,7 @@ class Part:
     heads: int
     unit: int
     parameters: int
+    weights: tuple[ir.Value, ...]
     wanted: tuple[Wanted, ...]
     shrink: Callable[[int, Mapping[str, Array], Ledger], float]
 
@@ -112,6 +113,7 @@ def _of_feed_forward(layer: FeedForwardPair, how: How) -> Part:
         heads=1,
         unit=1,
         parameters=sum(up.inputs for up in layer.ups) + layer.down.outputs,
+        weights=(*(up.weight for up in layer.ups), layer.down.weight),
         wanted=(wanted,) if how.by == "data" else (),
         shrink=shrink,
     )
@@ -179,6 +181,7 @@ def _of_scores(node: ir.Node, query: HeadProjection, key: HeadProjection, how: H
         heads=key.heads,
         unit=2 if turned else 1,
         parameters=query.heads * query.projection.inputs + key.heads * key.projection.inputs,
+        weights=(query.projection.weight, key.projection.weight),
         wanted=wanted if how.by == "data" else (),
         shrink=shrink,
     )
@@ -236,6 +239,7 @@ def _of_values(node: ir.Node, value: HeadProjection, out: HeadsOut, how: How) ->
         heads=value.heads,
         unit=1,
         parameters=value.heads * value.projection.inputs + out.heads * out.projection.outputs,
+        weights=(value.projection.weight, out.projection.weight),
         wanted=(wanted,) if how.by == "data" else (),
         shrink=shrink,
     )

@@ -29,6 +29,7 @@ from intaglio.passes import calibrating
 from intaglio.passes.analysis.pairs_of_matrices import block_of
 from intaglio.passes.base import Calibrated, Context, PassResult
 from intaglio.passes.exact.fold_repeated_heads import FoldRepeatedHeads
+from intaglio.passes.graph import constant
 
 from ._moments import importance, moments, told
 from ._narrow import Ledger
@@ -84,13 +85,13 @@ class Modegpt(Calibrated):
         widths = {id(part): self._width(part, lost[_block(part)]) for part in parts}
         ledger = Ledger()
         layers = []
-        before = sum(part.parameters * part.channels for part in parts)
+        before = _parameters(parts)
         for part in parts:
             width = widths[id(part)]
             error = 0.0 if width == part.channels else part.shrink(width, found, ledger)
             layers.append(_layer(part, width, error))
         common.RemoveUnusedNodesPass()(model)
-        after = sum(part.parameters * widths[id(part)] for part in parts)
+        after = _parameters(parts)
         if context.calibration is not None:
             stages.append(calibrating.stage(self.name, model, context, dense))
         advice = []
@@ -192,6 +193,12 @@ def allocate(scores: Sequence[float], ratio: float, eps: float, most: float = MO
             break
         full |= over
     return [float(x) for x in phi]
+
+
+def _parameters(parts: Sequence[Part]) -> int:
+    """Those of all matrices, each once: one may stand between two feed-forwards."""
+    weights = dict.fromkeys(weight for part in parts for weight in part.weights)
+    return sum(constant(weight).size for weight in weights)  # type: ignore[union-attr]
 
 
 def _block(part: Part) -> str:

@@ -10,7 +10,7 @@ Factors stay apart where that is less for them than for their product, as it is 
 beside a matrix of the same shape they never pay.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,15 @@ from onnx_ir.passes import common
 from intaglio.errors import PassError
 from intaglio.passes.analysis.projections import Projection, projections, uses
 from intaglio.passes.base import Exact, PassResult
-from intaglio.passes.graph import Emitter, constant, dims, producer, replace_uses
+from intaglio.passes.graph import (
+    Emitter,
+    add_initializer,
+    constant,
+    dims,
+    made_of,
+    producer,
+    replace_uses,
+)
 
 Array = npt.NDArray[Any]
 
@@ -40,14 +48,20 @@ class MergeFactors(Exact):
         """Merge adapters first, then factors."""
         if self.tokens < 1 or self.intensity <= 0:
             raise PassError("merge-factors: tokens should be at least 1, intensity above 0.")
-        records = self._adapters(model)
+        became: dict[str, dict[str, Any]] = {}
+        records = self._adapters(model, became)
         common.RemoveUnusedNodesPass()(model)  # adapters are no factors by themselves any more
-        records += self._factors(model)
+        records += self._factors(model, became)
         common.RemoveUnusedNodesPass()(model)
         return PassResult(
             changed=any(record["merged"] for record in records),
             notes=[_note(record) for record in records],
-            details={"factors": records, "tokens": self.tokens, "intensity": self.intensity},
+            details={
+                "factors": records,
+                "tokens": self.tokens,
+                "intensity": self.intensity,
+                "merged": became,
+            },
         )
 
     def cost(self, *shapes: tuple[int, int]) -> float:
@@ -59,7 +73,7 @@ class MergeFactors(Exact):
     ) -> dict[str, Any]:
         return {"path": path, "kind": kind, "merged": merged, "apart": apart[0], "one": apart[1]}
 
-    def _adapters(self, model: ir.Model) -> list[dict[str, Any]]:
+    def _adapters(self, model: ir.Model, became: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         records = []
         found = _by_output(model)
         for node in list(model.graph):
@@ -76,7 +90,11 @@ class MergeFactors(Exact):
                 shapes = [_shape(each) for each in (beside, first, second)]
                 apart = (self.cost(*shapes), self.cost(shapes[0]))
                 weight = _weight(beside) + scale * _weight(second) @ _weight(first)
-                _put(beside, weight)
+                became[_put(beside, weight, first, second)] = {
+                    "base": beside.weight.name,
+                    "second": second.weight.name,
+                    "shape": list(_held(second).shape),
+                }
                 replace_uses(node.outputs[0], base)
                 model.graph.remove(node, safe=True)
                 records.append(self._record(beside.path, "adapter", apart, merged=True))
@@ -84,21 +102,23 @@ class MergeFactors(Exact):
                 break
         return records
 
-    def _factors(self, model: ir.Model) -> list[dict[str, Any]]:
+    def _factors(self, model: ir.Model, became: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         records = []
-        for second in list(projections(model.graph)):
-            found = _by_output(model)
-            first, bias = _first(second.x, found)
+        for value in list(_by_output(model)):
+            found = _by_output(model)  # what was merged before has changed what others read
+            second = found[value]
+            first, biases = _first(second.x, found)
             if first is None or uses(first.weight) != 1 or uses(second.weight) != 1:
                 continue
-            if bias is not None and second.node.outputs[0].is_graph_output():
+            if biases and second.node.outputs[0].is_graph_output():
                 continue  # nothing is behind it that could be given the sum
             product = (second.outputs, first.inputs)
             costs = (self.cost(_shape(first), _shape(second)), self.cost(product))
             merged = costs[1] <= costs[0] and not self.keep
             records.append(self._record(second.path, "factors", costs, merged=merged))
             if merged:
-                _merge(first, second, bias)
+                name, told = _merge(first, second, biases)
+                became[name] = told
         return records
 
 
@@ -150,37 +170,58 @@ def _pair(
 
 def _first(
     value: ir.Value, found: Mapping[ir.Value, Projection]
-) -> tuple[Projection | None, ir.Value | None]:
-    """The projection that `value` is, with a bias perhaps, read by nothing else."""
-    if len(value.uses()) != 1 or value.is_graph_output():
-        return None, None
-    if value in found:
-        return found[value], found[value].bias
-    node = producer(value, "Add")
-    data = [] if node is None else [v for v in node.inputs if v is not None and v in found]
-    if node is None or len(data) != 1 or len(data[0].uses()) != 1 or found[data[0]].bias:
-        return None, None
-    (bias,) = (v for v in node.inputs if v is not data[0])
-    array = constant(bias)
-    if array is None or array.shape != (found[data[0]].outputs,):
-        return None, None
-    return found[data[0]], bias
+) -> tuple[Projection | None, list[ir.Value]]:
+    """The projection that `value` is, plus vectors perhaps, read by nothing else."""
+    biases: list[ir.Value] = []
+    while len(value.uses()) == 1 and not value.is_graph_output():
+        first = found.get(value)
+        if first is not None:
+            biases += [] if first.bias is None else [first.bias]
+            fits = all(_array(bias).shape == (first.outputs,) for bias in biases)
+            return (first, biases) if fits else (None, [])
+        node = producer(value, "Add")
+        inputs = [] if node is None else [each for each in node.inputs if each is not None]
+        added = [each for each in inputs if constant(each) is not None]
+        if len(inputs) != 2 or len(added) != 1:
+            break
+        biases += added
+        value = inputs[1 - inputs.index(added[0])]
+    return None, []
 
 
-def _merge(first: Projection, second: Projection, bias: ir.Value | None) -> None:
-    """Let `second` read what `first` reads, with the product; a bias between goes behind it."""
-    moved = None if bias is None else _weight(second) @ _array(bias)
-    _put(second, _weight(second) @ _weight(first))
+def _merge(
+    first: Projection, second: Projection, biases: Sequence[ir.Value]
+) -> tuple[str, dict[str, Any]]:
+    """Let `second` read what `first` reads, with the product; biases between go behind it.
+
+    Returns:
+        The name of the product, and what it was made of.
+    """
+    moved = [_weight(second) @ _array(bias) for bias in biases]
+    name = _put(second, _weight(second) @ _weight(first), first, second)
+    told = {
+        "first": first.weight.name,
+        "second": second.weight.name,
+        "by_output": [first.by_output, second.by_output],
+    }
     second.node.replace_input_with(0, first.x)
-    if moved is None:
-        return
+    if not moved:
+        return name, told
     result = second.node.outputs[0]
     readers = list(result.uses())
-    emit = Emitter(next(n for n in second.node.graph or () if n in set(result.consumers())))
-    vector = emit.constant(moved, np.float32)
+    graph = second.node.graph
+    assert graph is not None
+    emit = Emitter(next(n for n in graph if n in set(result.consumers())))
+    vector = add_initializer(
+        graph,
+        f"{_stem(second)}.merged.bias",
+        np.sum(moved, axis=0).astype(_held(second).dtype),
+        of=[name for each in (*biases, second.weight) for name in made_of(each)],
+    )
     added = emit("Add", [result, vector], result.dtype, dims(result))
     for node, index in readers:
         node.replace_input_with(index, added)
+    return name, {**told, "bias": [*(each.name for each in biases), vector.name]}
 
 
 def _array(value: ir.Value) -> Array:
@@ -194,16 +235,34 @@ def _weight(layer: Projection) -> Array:
     return array if layer.by_output else array.T
 
 
-def _put(layer: Projection, weight: Array) -> None:
-    held = weight if layer.by_output else weight.T
-    old = constant(layer.weight)
-    assert old is not None
-    new = np.ascontiguousarray(held, old.dtype)
-    layer.weight.const_value = ir.tensor(new, name=layer.weight.name)
-    layer.weight.shape = ir.Shape(list(new.shape))
+def _held(layer: Projection) -> Array:
+    array = constant(layer.weight)
+    assert array is not None
+    return array
+
+
+def _stem(layer: Projection) -> str:
+    return (layer.weight.name or layer.path).removesuffix(".weight")
+
+
+def _put(layer: Projection, weight: Array, *of: Projection) -> str:
+    """Let a layer multiply by `weight` [N, K], which was made of others; the name that it has."""
+    graph = layer.node.graph
+    assert graph is not None
+    held = (weight if layer.by_output else weight.T).astype(_held(layer).dtype)
+    sources = dict.fromkeys(n for each in (layer, *of) for n in made_of(each.weight))
+    name = f"{_stem(layer)}.merged.weight"
+    made = add_initializer(graph, name, held, of=list(sources))
     operand = layer.node.inputs[1]
-    if operand is not None and operand is not layer.weight:
-        operand.shape = ir.Shape(list(new.shape[::-1]))
+    if operand is layer.weight:
+        layer.node.replace_input_with(1, made)
+    else:
+        turned = producer(operand, "Transpose")
+        assert turned is not None
+        assert operand is not None
+        turned.replace_input_with(0, made)
+        operand.shape = ir.Shape(list(held.shape[::-1]))
+    return name
 
 
 def _note(record: Mapping[str, Any]) -> str:

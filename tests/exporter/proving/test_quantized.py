@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
 
 import intaglio
 from intaglio.errors import BundleError, ParityError
@@ -91,6 +93,8 @@ def test_other_weights_than_the_changed_ones_are_found(graph: Path, tmp_path: Pa
         {"factored": [1]},
         {"placed": {"up": 1}},
         {"placed": {"up": {"shape": 1}}},
+        {"merged": {"up": {"first": "a"}}},
+        {"merged": {"up": {"second": "a", "bias": [1]}}},
         {"kept_in_caches": {"a": 1}},
         {"kept_in_caches": {"a": {"b": [["x"]]}}},
         {"tuned": 3},
@@ -125,3 +129,92 @@ def test_a_file_that_is_compressed_beyond_what_passes_is_told(graph: Path, tmp_p
             steps=8,
             tolerance={"logits.quantization": 0.1},
         )
+
+
+class Factors(nn.Module):
+    """Two matrices in a row with a bias between, one with a LoRA, and three layers in a row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(16, 32)
+        self.first = nn.Linear(32, 28)
+        self.second = nn.Linear(28, 32)
+        self.base = nn.Linear(32, 32)
+        self.down, self.up = nn.Linear(32, 4, bias=False), nn.Linear(4, 32, bias=False)
+        self.wide, self.middle = nn.Linear(32, 48), nn.Linear(48, 40)
+        self.narrow = nn.Linear(40, 32)
+        self.head = nn.Linear(32, 16)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.table(input_ids)
+        x = x + self.second(self.first(x))
+        x = x + torch.tanh(self.base(x) + 2 * self.up(self.down(x)))
+        x = x + self.narrow(torch.relu(self.middle(torch.relu(self.wide(x)))))
+        y: Tensor = self.head(x)
+        return y
+
+
+@pytest.mark.parametrize(
+    "passes",
+    [
+        ["merge-factors", "rtn:bits=8,group=-1"],
+        ["merge-factors", "low-rank:by='svd',ratio=0.2"],
+        ["low-rank:by='svd',ratio=0.1", "merge-factors", "rtn:bits=8,group=-1"],
+        ["modegpt:by='magnitude',ratio=0.2"],
+        ["modegpt:by='magnitude',ratio=0.2", "modegpt:by='magnitude',ratio=0.2"],
+        ["low-rank:by='svd',ratio=0.2", "modegpt:by='magnitude',ratio=0.2"],
+        ["merge-factors", "modegpt:by='magnitude',ratio=0.2", "low-rank:by='svd',ratio=0.2"],
+    ],
+    ids=" ".join,
+)
+def test_what_several_passes_made_of_a_weight_is_followed_back(
+    tmp_path: Path, passes: list[str]
+) -> None:
+    """Each pass starts from what the one before it left, in one pass a matrix twice."""
+    torch.manual_seed(0)
+    inputs = {"input_ids": torch.arange(8)[None]}
+    report = intaglio.export(
+        Factors(),
+        tmp_path / "bundle",
+        passes=passes,
+        inputs=inputs,
+        steps=4,
+        tolerance={"logits.quantization": 2},
+    )
+
+    assert report.parity is not None
+    assert report.parity.passed
+    assert report.parity.quantization is not None
+    assert report.parity.quantization["logits"] > 1e-5
+
+
+def test_factors_of_a_graph_are_multiplied_in_their_place(tmp_path: Path) -> None:
+    """Weights of a file get another shape, and so does what lies between them."""
+    random = np.random.default_rng(0)
+    shapes = {"table": (16, 32), "a": (32, 28), "b": (28, 32), "head": (32, 16)}
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["x"]),
+        helper.make_node("MatMul", ["x", "a"], ["h"]),
+        helper.make_node("MatMul", ["h", "b"], ["y"]),
+        helper.make_node("Tanh", ["y"], ["z"]),
+        helper.make_node("MatMul", ["z", "head"], ["logits"]),
+    ]
+    made = helper.make_graph(
+        nodes,
+        "network",
+        [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "time"])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "time", 16])],
+        [
+            numpy_helper.from_array(random.normal(0, 0.3, shape).astype(np.float32), name)
+            for name, shape in shapes.items()
+        ],
+        value_info=[helper.make_tensor_value_info("h", TensorProto.FLOAT, ["batch", "time", 28])],
+    )
+    opset = [helper.make_opsetid("", 18)]
+    onnx.save(helper.make_model(made, opset_imports=opset, ir_version=9), tmp_path / "model.onnx")
+    passes = ["merge-factors", "rtn:bits=8,group=16"]
+    report = intaglio.export(tmp_path / "model.onnx", tmp_path / "bundle", passes=passes, steps=4)
+
+    assert report.parity is not None
+    assert report.parity.passed
+    assert "dequantized" in report.parity.against

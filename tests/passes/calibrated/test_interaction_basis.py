@@ -26,6 +26,7 @@ from intaglio.passes.calibrated._global_derivatives import derivative_moments
 from intaglio.passes.calibrated._interaction import interaction_basis, output_metric
 from intaglio.passes.calibrated._junctions import RULES, junctions
 from intaglio.passes.calibrated.interaction_basis import InteractionBasis
+from intaglio.passes.calibrated.modegpt import Modegpt
 
 Array = npt.NDArray[Any]
 
@@ -341,6 +342,16 @@ def test_what_cannot_be_is_refused() -> None:
         changed("decoder", layers=["nowhere"])
     with pytest.raises(PassError, match="needs data"):
         InteractionBasis().run(traced("perceptron")[1].clone(), Context())
+
+
+def test_derivatives_of_another_model_are_not_taken() -> None:
+    """After a pass that changed weights the source's module is not what the graph computes."""
+    source, found = traced("decoder")
+    model = found.clone()
+    context = Context(calibration=read_calibration(ids(), source), module=source.module)
+    Modegpt(by="magnitude", modules=["mlp"]).run(model, context)
+    with pytest.raises(PassError, match=r"those of another model\. Put --pass interaction-basis f"):
+        InteractionBasis(form="global", layers=["*gate_proj"]).run(model, context)
 
 
 def rib_results(path: Path, node: str, *, turned: bool) -> tuple[Array, Array]:

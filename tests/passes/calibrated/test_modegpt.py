@@ -208,6 +208,15 @@ def test_bits_come_after_it(tmp_path: Path) -> None:
     assert "dequantized and compressed" in report.parity.against
 
 
+def test_blocks_of_another_model_are_not_tuned(tmp_path: Path) -> None:
+    """The block stage of decoupleQ runs the source's module, which has wider layers."""
+    few = "decoupleq:bits=8,group=-1,layers=['*0.mixer.o_proj']"
+    report = exported(tmp_path / "both", f"modegpt:ratio={RATIO}", few)
+    assert report.parity is not None
+    assert report.parity.passed
+    assert any("so that the module is another model" in note for note in report.notes)
+
+
 def test_other_weights_than_the_sources_do_not_pass(compressed: tuple[Path, ExportReport]) -> None:
     torch.manual_seed(1)
     other = model()

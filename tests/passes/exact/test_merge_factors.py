@@ -58,6 +58,13 @@ def test_factors_of_high_rank_become_one(bias: bool, traced: Traced) -> None:
     assert found == [("layers.0.up", "factors", True)]
 
 
+def test_three_matrices_in_a_row_become_one(traced: Traced) -> None:
+    """A bias that went behind the first two goes behind the third."""
+    three = nn.Sequential(nn.Linear(D, 24), nn.Linear(24, 30), nn.Linear(30, D))
+    found = merged(three, traced)
+    assert found == [("layers.0.1", "factors", True), ("layers.0.2", "factors", True)]
+
+
 def test_factors_of_low_rank_stay_apart(traced: Traced) -> None:
     assert merged(TwoFactors(4), traced) == [("layers.0.up", "factors", False)]
 
