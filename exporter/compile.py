@@ -125,12 +125,14 @@ def compile_source(
     Raises:
         IntaglioError: if it cannot be traced, or a pass refuses it.
     """
-    batch = _fixed_batch(source, ServedShapes.from_json(how.shapes))
+    shapes, declared = ServedShapes.from_json(how.shapes), _declared(source)
+    batch = shapes.fixed_batch(declared)
     with clock.phase("trace"):
         traced = trace(source)
     context = Context(
         max_context=traced.max_context,
-        batch=batch,
+        batch=batch if batch == 1 else None,  # another gains nothing over a free one
+        tokens=shapes.usual_tokens(declared),
         defaults=source.defaults,
         own=source.states,
         progress=clock.report,
@@ -291,10 +293,9 @@ def lower(
     return ort, records
 
 
-def _fixed_batch(source: Source, shapes: ServedShapes) -> int | None:
-    """Return 1 if `shapes` allow that batch alone; another fixed one gains nothing over a free."""
-    declared = {
+def _declared(source: Source) -> dict[str, tuple[int | str, ...]]:
+    """The shape of each input, with symbols for its free dimensions."""
+    return {
         name: tuple(source.dynamic[name].get(axis, size) for axis, size in enumerate(value.shape))
         for name, value in source.inputs.items()
     }
-    return 1 if shapes.fixed_batch(declared) == 1 else None

@@ -35,7 +35,8 @@ class Context:
     conditions; `max_context` is the largest number of tokens that the
     graph's position tables allow, None without one; `ends` the tokens after which a call may end,
     empty where any may; `batch` is the fixed batch size, None when
-    it is free; `defaults` holds the value of each input that may be left out; `own` lists the
+    it is free; `tokens` are those of a usual call, all rows together, None where no shapes were
+    asked for; `defaults` holds the value of each input that may be left out; `own` lists the
     states that the source carries itself.
 
     `beside` holds further graphs of whole inputs that passes make of the one they are given, by the
@@ -56,6 +57,7 @@ class Context:
     max_context: int | None = None
     ends: tuple[int, ...] = ()
     batch: int | None = None
+    tokens: int | None = None
     defaults: Mapping[str, float] = field(default_factory=dict)
     own: Sequence[OwnState] = ()
     draw: Callable[[Mapping[str, int], int], Mapping[str, Any]] | None = None

@@ -4,12 +4,13 @@
 inputs separated by commas, or all three in one: ``--shapes input_ids:1x1:1x16:1x512``.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from intaglio.errors import OptionError
-from intaglio.state import BATCH
+from intaglio.state import BATCH, TIME
 
 Dims = tuple[int, ...]
 
@@ -95,6 +96,20 @@ class ServedShapes:
         if len(batches) > 1:
             raise OptionError("The shapes give different batches to different inputs.")
         return next((low for low, high in batches if low == high), None)
+
+    def usual_tokens(self, inputs: Mapping[str, Sequence[int | str]]) -> int | None:
+        """How many tokens all rows of a usual call have together; None where no shape says it.
+
+        Args:
+            inputs: the shape of each input of the source, with symbols for its free dimensions.
+        """
+        usual = {
+            dim: size
+            for name, given in self.ranges.items()
+            for dim, size in zip(inputs.get(name, ()), given.optimum, strict=False)
+        }
+        sizes = [usual[symbol] for symbol in (BATCH, TIME) if symbol in usual]
+        return math.prod(sizes) if sizes else None
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> Self:

@@ -3,11 +3,13 @@
     W2 (W1 x + b1) + b2      ->  (W2 W1) x + (W2 b1 + b2)
     W x + s W2 (W1 x)        ->  (W + s W2 W1) x            (LoRA, Hu et al. 2021, arXiv:2106.09685)
 
-holds for any matrices, up to rounding; products are computed in float64.  A call of `tokens` reads
-each matrix once and computes with it for each token, so it takes the longer of the two: entries
-read, and operations divided by how many a target does while it reads an entry (`intensity`).
-Factors stay apart where that is less for them than for their product, as it is for a low rank;
-beside a matrix of the same shape they never pay.
+holds for any matrices, up to rounding; products are computed in float64.  A call of T tokens by a
+matrix [N, K] reads its entries, T K inputs and T N results, and computes 2 T N K operations; it
+takes the longer of both, `intensity` operations in the time of an entry, and what one more node
+takes beside that, as long as `launch` entries.  Factors stay apart where that is less for them
+than for their product, as it is for a low rank of large matrices; for small ones the second node
+decides, for many tokens what lies between the two.  Beside a matrix of the same shape they never
+pay.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +22,7 @@ from onnx_ir.passes import common
 
 from intaglio.errors import PassError
 from intaglio.passes.analysis.projections import Projection, projections, uses
-from intaglio.passes.base import Exact, PassResult
+from intaglio.passes.base import Context, Exact, PassResult
 from intaglio.passes.graph import (
     Emitter,
     add_initializer,
@@ -37,43 +39,58 @@ Array = npt.NDArray[Any]
 class MergeFactors(Exact):
     """Multiply two matrices in a row, or add LoRA's to its base, where that is no slower."""
 
-    tokens: int = 1
-    """Tokens of a call, all rows together, that the cost is counted for."""
-    intensity: float = 40.0
+    tokens: int = 0
+    """Tokens of a call, all rows together; 0: those of the usual shapes (--opt-shapes), or one."""
+    intensity: float = 30.0
     """Operations that the target does in the time in which it reads one entry of a matrix."""
+    launch: float = 4000.0
+    """Entries that the target reads in the time that one more node takes by itself."""
     keep: bool = False
     """Leave factors in a row apart whatever it costs; adapters beside a matrix are merged."""
 
-    def rewrite(self, model: ir.Model) -> PassResult:
+    def check_options(self, *, data: bool) -> None:  # noqa: ARG002
+        """Refuse costs that there are not."""
+        if self.tokens < 0 or self.intensity <= 0 or self.launch < 0:
+            raise PassError(
+                "merge-factors: tokens and launch should be at least 0, intensity above 0."
+            )
+
+    def run(self, model: ir.Model, context: Context) -> PassResult:
         """Merge adapters first, then factors."""
-        if self.tokens < 1 or self.intensity <= 0:
-            raise PassError("merge-factors: tokens should be at least 1, intensity above 0.")
+        self.check_options(data=False)
+        tokens = self.tokens or context.tokens or 1
         became: dict[str, dict[str, Any]] = {}
-        records = self._adapters(model, became)
+        records = self._adapters(model, tokens, became)
         common.RemoveUnusedNodesPass()(model)  # adapters are no factors by themselves any more
-        records += self._factors(model, became)
+        records += self._factors(model, tokens, became)
         common.RemoveUnusedNodesPass()(model)
         return PassResult(
             changed=any(record["merged"] for record in records),
             notes=[_note(record) for record in records],
             details={
                 "factors": records,
-                "tokens": self.tokens,
+                "tokens": tokens,
                 "intensity": self.intensity,
+                "launch": self.launch,
                 "merged": became,
             },
         )
 
-    def cost(self, *shapes: tuple[int, int]) -> float:
-        """Time of matrices one after the other, in entries read."""
-        return sum(n * k * max(1.0, 2 * self.tokens / self.intensity) for n, k in shapes)
+    def cost(self, tokens: int, *shapes: tuple[int, int]) -> float:
+        """Time of matrices [N, K] one after the other, as long as reading so many entries."""
+        return sum(
+            max(n * k + tokens * (n + k), 2 * tokens * n * k / self.intensity) + self.launch
+            for n, k in shapes
+        )
 
     def _record(
         self, path: str, kind: str, apart: tuple[float, float], *, merged: bool
     ) -> dict[str, Any]:
         return {"path": path, "kind": kind, "merged": merged, "apart": apart[0], "one": apart[1]}
 
-    def _adapters(self, model: ir.Model, became: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    def _adapters(
+        self, model: ir.Model, tokens: int, became: dict[str, dict[str, Any]]
+    ) -> list[dict[str, Any]]:
         records = []
         found = _by_output(model)
         for node in list(model.graph):
@@ -88,7 +105,7 @@ class MergeFactors(Exact):
                 if first.x is not beside.x or first.bias or second.bias:
                     continue
                 shapes = [_shape(each) for each in (beside, first, second)]
-                apart = (self.cost(*shapes), self.cost(shapes[0]))
+                apart = (self.cost(tokens, *shapes), self.cost(tokens, shapes[0]))
                 weight = _weight(beside) + scale * _weight(second) @ _weight(first)
                 became[_put(beside, weight, first, second)] = {
                     "base": beside.weight.name,
@@ -102,7 +119,9 @@ class MergeFactors(Exact):
                 break
         return records
 
-    def _factors(self, model: ir.Model, became: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    def _factors(
+        self, model: ir.Model, tokens: int, became: dict[str, dict[str, Any]]
+    ) -> list[dict[str, Any]]:
         records = []
         for value in list(_by_output(model)):
             found = _by_output(model)  # what was merged before has changed what others read
@@ -113,7 +132,8 @@ class MergeFactors(Exact):
             if biases and second.node.outputs[0].is_graph_output():
                 continue  # nothing is behind it that could be given the sum
             product = (second.outputs, first.inputs)
-            costs = (self.cost(_shape(first), _shape(second)), self.cost(product))
+            apart = self.cost(tokens, _shape(first), _shape(second))
+            costs = (apart, self.cost(tokens, product))
             merged = costs[1] <= costs[0] and not self.keep
             records.append(self._record(second.path, "factors", costs, merged=merged))
             if merged:

@@ -100,3 +100,22 @@ def test_shapes_that_do_not_fit_the_source_are_told(shapes: list[str], message: 
     """Names, ranks and fixed dimensions are held to the source's inputs."""
     with pytest.raises(OptionError, match=message):
         ServedShapes.parse(shapes=shapes).fixed_batch(INPUTS)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "tokens"),
+    [
+        ({}, None),
+        ({"ids": "1x1:2x16:4x512"}, 32),
+        ({"ids": "3x1"}, 3),
+        ({"image": "2x3x8x8"}, 2),
+        ({"image": "2x3x8x8", "ids": "2x5"}, 10),
+        ({"scale": "7"}, None),
+    ],
+)
+def test_a_usual_call_has_the_tokens_of_all_rows(
+    shapes: dict[str, str], tokens: int | None
+) -> None:
+    inputs = {"ids": ("batch", "time"), "image": ("batch", 3, "height", "width"), "scale": (7,)}
+    served = ServedShapes.of(shapes)
+    assert served.usual_tokens(inputs) == tokens

@@ -39,9 +39,12 @@ class Lora(nn.Module):
         return y
 
 
-def merged(module: nn.Module, traced: Traced, **options: float) -> list[tuple[str, str, bool]]:
+def merged(
+    module: nn.Module, traced: Traced, *, usual: int | None = None, **options: float
+) -> list[tuple[str, str, bool]]:
     torch.manual_seed(0)
     model, context = traced(Residual(module, nn.Tanh()))
+    context.tokens = usual
     steps = [*pipeline.tidy(), MergeFactors(**options)]  # type: ignore[arg-type]
     records = pipeline.run(model, steps, context, check=True)
     assert records[-1].error is None or records[-1].error < 1e-5
@@ -66,7 +69,25 @@ def test_three_matrices_in_a_row_become_one(traced: Traced) -> None:
 
 
 def test_factors_of_low_rank_stay_apart(traced: Traced) -> None:
-    assert merged(TwoFactors(4), traced) == [("layers.0.up", "factors", False)]
+    assert merged(TwoFactors(4), traced, launch=0) == [("layers.0.up", "factors", False)]
+
+
+@pytest.mark.parametrize(
+    ("rank", "tokens", "options", "one"),
+    [
+        (4, 1, {}, True),  # another node takes longer than all entries
+        (4, 1, {"launch": 0}, False),  # 256 entries of 1024
+        (4, 256, {"launch": 0}, True),  # inputs and results count
+        (4, 256, {"launch": 0, "intensity": 3}, False),  # operations count
+    ],
+)
+def test_the_tokens_of_a_call_decide(
+    rank: int, tokens: int, options: dict[str, float], one: bool, traced: Traced
+) -> None:
+    """Those that are asked for, or else those of the usual shapes."""
+    wanted = [("layers.0.up", "factors", one)]
+    assert merged(TwoFactors(rank), traced, tokens=tokens, **options) == wanted
+    assert merged(TwoFactors(rank), traced, usual=tokens, **options) == wanted
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -80,5 +101,5 @@ def test_values_and_outputs_of_attention_are_no_factors(traced: Traced) -> None:
 
 
 def test_options_without_sense_are_refused(traced: Traced) -> None:
-    with pytest.raises(PassError, match="tokens should be at least 1"):
-        merged(TwoFactors(4), traced, tokens=0)
+    with pytest.raises(PassError, match="tokens and launch should be at least 0"):
+        merged(TwoFactors(4), traced, tokens=-1)
