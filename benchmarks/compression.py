@@ -101,16 +101,16 @@ def _rows(
 
 
 @cache
-def _traced() -> tuple[Source, Traced]:
-    source = load_source(CHECKPOINT)
+def _traced(checkpoint: Path) -> tuple[Source, Traced]:
+    source = load_source(checkpoint)
     traced = trace(source)
     pipeline.run(traced.model, pipeline.tidy(), Context())
     return source, traced
 
 
-def shrunk(spec: str, seed: int) -> tuple[ir.Model, Mapping[str, Any]]:
+def shrunk(spec: str, seed: int, checkpoint: Path) -> tuple[ir.Model, Mapping[str, Any]]:
     """The graph after a pass, and what the pass told."""
-    source, traced = _traced()
+    source, traced = _traced(checkpoint)
     model = traced.model.clone()
     data = read_calibration({"input_ids": _draw(seed)}, source)
     context = Context(calibration=data, module=source.module)
@@ -118,11 +118,11 @@ def shrunk(spec: str, seed: int) -> tuple[ir.Model, Mapping[str, Any]]:
     return model, record.result.details
 
 
-def perplexity(spec: str, seed: int) -> tuple[float, float]:
+def perplexity(spec: str, seed: int, checkpoint: Path = CHECKPOINT) -> tuple[float, float]:
     """Of the graph after a pass, and the part of the layers' parameters that it leaves."""
-    model, left = _traced()[1].model, 1.0
+    model, left = _traced(checkpoint)[1].model, 1.0
     if spec:
-        model, details = shrunk(spec, seed)
+        model, details = shrunk(spec, seed, checkpoint)
         before, after = details["parameters"]
         left = after / before
     text = _held_out().long()

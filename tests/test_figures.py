@@ -145,6 +145,40 @@ def recurrent_family(told: Record) -> Iterator[str]:
     yield f"but three, of whose layers alone it is at most {max(layers):.1e}"
 
 
+def compression(told: Record) -> Iterator[str]:
+    ways = ("MoDeGPT", "magnitude", "SVD", "low rank by outputs")
+    for share in (20, 30, 50):
+        values = (f"{told.value(f'{way}, {share}%: perplexity'):.3g}" for way in ways)
+        yield f"| {share} % | {' | '.join(values)} |"
+    yield f"loses {told.value('excess of magnitude : MoDeGPT, 30%'):.0f} times less"
+    yield f"but {1 / told.value('excess of SVD : MoDeGPT, 30%'):.1f} times more"
+    yield f"steps {told.value('tokens per second at 30 %'):.2f} times as fast"
+
+
+def compression_parts(told: Record) -> Iterator[str]:
+    by_weights, by_outputs = "singular values of weights", "low rank by outputs"
+    parts = ("feed-forwards", "queries and keys", "values and projection")
+    found = [[told.value(f"{part}, {way}") for way in ("MoDeGPT", by_weights)] for part in parts]
+    yield f"of feed-forwards alone it is at {found[0][0]:.2f} against {found[0][1]:.2f}"
+    yield f"which lose whole pairs, at {found[1][0]:.2f} against {found[1][1]:.2f}"
+    yield f"best product of a rank, are at {found[2][0]:.2f} against {found[2][1]:.2f}"
+    low = [told.value(f"{part}, {by_outputs}") for part in parts]
+    yield f"low rank by outputs is at {low[0]:.2f} and {low[1]:.2f} in the first two"
+    less = [told.value(f"the smaller checkpoint, excess of SVD : MoDeGPT, {n}%") for n in (20, 30)]
+    more = 1 / told.value("the smaller checkpoint, excess of SVD : MoDeGPT, 50%")
+    yield f"({told.value('the smaller checkpoint, dense'):.2f} per byte)"
+    yield f"{less[0]:.0f} times less than singular values of the weights at 20 %"
+    yield f"and {less[1]:.1f} times less at 30 %, and {more:.1f} times more at 50 %"
+
+
+def factor_costs(told: Record) -> Iterator[str]:
+    right = told.value("choices by the model of the cost")
+    (count, _) = told.noted("choices by the model of the cost within 5% of the faster", r"\d+")
+    by_size = told.value("choices by parameters alone")
+    yield f"{right * int(count):.0f} of {count} choices are within 5 %"
+    yield f"of those by parameters alone {by_size * int(count):.0f}"
+
+
 FIGURES: dict[str, Callable[[Record], Iterator[str]]] = {
     "al-rnn": al_rnn,
     "hybrid-linear-attention": hybrid_linear_attention,
@@ -165,6 +199,16 @@ def test_figures_of_a_page_are_the_record(page: str) -> None:
     folder = ROOT / "docs" / "systems"
     text = "".join((folder / name).read_text("utf-8") for name in (f"{page}.md", "README.md"))
     figures = FIGURES[page]
+
+    for words in figures(Record(figures.__name__)):
+        assert words in text, words
+
+
+@pytest.mark.parametrize("figures", [compression, compression_parts, factor_costs])
+def test_figures_of_compression_are_the_records(
+    figures: Callable[[Record], Iterator[str]],
+) -> None:
+    text = (ROOT / "docs" / "compression.md").read_text("utf-8")
 
     for words in figures(Record(figures.__name__)):
         assert words in text, words

@@ -181,9 +181,9 @@ def _with_weights(
         for key, array in own.items():
             if key not in reshaped:
                 _require_shape(key, array, _shape(initializers[key]))
-            value = body.graph.initializers[key]
-            value.const_value = ir.tensor(np.ascontiguousarray(array))
-            value.shape = ir.Shape(array.shape)
+            initializer = body.graph.initializers[key]
+            initializer.const_value = ir.tensor(np.ascontiguousarray(array))
+            initializer.shape = ir.Shape(array.shape)
         for node in body.graph if reshaped else ():
             for output in node.outputs:
                 output.shape = output.shape if output.is_graph_output() else None

@@ -28,13 +28,17 @@ class SharedChannelsError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class FeedForwardPair:
-    """`down` reads what is computed from `ups` entry by entry; `values` are all [..., channels]."""
+    """`down` reads what is computed from `ups` entry by entry; `values` are all [..., channels].
+
+    `reshapes` are nodes between them that join or part other axes.
+    """
 
     path: str
     ups: tuple[Projection, ...]
     down: Projection
     vectors: tuple[ir.Value, ...]
     values: tuple[ir.Value, ...]
+    reshapes: tuple[ir.Node, ...] = ()
 
     @property
     def channels(self) -> int:
@@ -90,6 +94,7 @@ def _feed_forward(down: Projection, found: Mapping[ir.Value, Projection]) -> Fee
     ups: dict[Projection, None] = {}
     vectors: dict[ir.Value, None] = {}
     values: dict[ir.Value, None] = {}
+    reshapes: dict[ir.Node, None] = {}
     pending, bends = [down.x], False
     while pending:
         value = pending.pop()
@@ -100,6 +105,9 @@ def _feed_forward(down: Projection, found: Mapping[ir.Value, Projection]) -> Fee
             ups[found[value]] = None
             if found[value].bias is not None:
                 vectors[found[value].bias] = None  # type: ignore[index]
+        elif node is not None and _keeps_channels(node):
+            reshapes[node] = None
+            pending.append(node.inputs[0])  # type: ignore[arg-type]
         elif node is None or node.domain or node.op_type not in ELEMENTWISE | ENTRYWISE:
             return None
         else:
@@ -127,7 +135,16 @@ def _feed_forward(down: Projection, found: Mapping[ir.Value, Projection]) -> Fee
         down=down,
         vectors=tuple(vectors),
         values=tuple(values),
+        reshapes=tuple(reshapes),
     )
+
+
+def _keeps_channels(node: ir.Node) -> bool:
+    """Whether it gives other axes than the last another shape."""
+    if node.op_type != "Reshape" or node.domain:
+        return False
+    last = [(dims(each) or ("?",))[-1] for each in (node.inputs[0], node.outputs[0]) if each]
+    return len(last) == 2 and isinstance(last[0], int) and last[0] == last[1]
 
 
 def _require_alone(values: Mapping[ir.Value, None], last: set[ir.Node]) -> None:

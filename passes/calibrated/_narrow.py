@@ -126,6 +126,19 @@ def narrow_feed_forward(layer: FeedForwardPair, kept: Array, down: Array, ledger
     put_weight(layer.down, down, ledger)
     for value in layer.values:
         narrow(value, len(kept))
+    for node in layer.reshapes:
+        _reshape_to(node, len(kept))
+
+
+def _reshape_to(node: ir.Node, size: int) -> None:
+    """Let a Reshape give its last axis another size."""
+    emit = Emitter(node)
+    shape = node.inputs[1]
+    count = len(dims(node.outputs[0]) or ())
+    ends = [emit.constant([n]) for n in (0, count - 1)]
+    first = emit("Slice", [shape, *ends], ir.DataType.INT64, [count - 1])
+    whole = emit("Concat", [first, emit.constant([size])], ir.DataType.INT64, [count], axis=0)
+    node.replace_input_with(1, whole)
 
 
 def narrow_scores(

@@ -197,8 +197,8 @@ def allocate(scores: Sequence[float], ratio: float, eps: float, most: float = MO
 
 def _parameters(parts: Sequence[Part]) -> int:
     """Those of all matrices, each once: one may stand between two feed-forwards."""
-    weights = dict.fromkeys(weight for part in parts for weight in part.weights)
-    return sum(constant(weight).size for weight in weights)  # type: ignore[union-attr]
+    weights = {weight: constant(weight) for part in parts for weight in part.weights}
+    return sum(array.size for array in weights.values() if array is not None)
 
 
 def _block(part: Part) -> str:

@@ -131,6 +131,9 @@ def test_a_file_that_is_compressed_beyond_what_passes_is_told(graph: Path, tmp_p
         )
 
 
+NARROWS = "modegpt"
+
+
 class Factors(nn.Module):
     """Two matrices in a row with a bias between, one with a LoRA, and three layers in a row."""
 
@@ -149,7 +152,8 @@ class Factors(nn.Module):
         x = self.table(input_ids)
         x = x + self.second(self.first(x))
         x = x + torch.tanh(self.base(x) + 2 * self.up(self.down(x)))
-        x = x + self.narrow(torch.relu(self.middle(torch.relu(self.wide(x)))))
+        rows = torch.relu(self.wide(x)).flatten(0, 1)
+        x = x + self.narrow(torch.relu(self.middle(rows)).unflatten(0, x.shape[:2]))
         y: Tensor = self.head(x)
         return y
 
@@ -186,6 +190,9 @@ def test_what_several_passes_made_of_a_weight_is_followed_back(
     assert report.parity.passed
     assert report.parity.quantization is not None
     assert report.parity.quantization["logits"] > 1e-5
+    narrowed = [r["details"]["layers"] for r in report.manifest.main.passes if r["name"] == NARROWS]
+    for layers in narrowed:
+        assert {"middle", "narrow"} <= {layer["path"].partition(".")[0] for layer in layers}
 
 
 def test_factors_of_a_graph_are_multiplied_in_their_place(tmp_path: Path) -> None:
