@@ -27,7 +27,7 @@ from intaglio.errors import IntaglioError
 from intaglio.exporter.proving.parity import ParityReport
 from intaglio.quiet import quiet
 
-NAMES = ("Llama", "Qwen3", "OPT", "GPT-2", "Qwen2", "Mistral", "Gemma-2")
+NAMES = ("Llama", "Qwen3", "OPT", "GPT-2", "Qwen2", "Mistral", "Gemma")
 HALF = "Llama in bfloat16, tied"
 OWN = "a module of one's own"
 WAYS = {

@@ -21,12 +21,15 @@ from intaglio.exporter.sources.source import Source
 from intaglio.exporter.tracing.trace import Traced, trace
 from intaglio.exporter.tracing.whole import AS_WHOLE
 from intaglio.exporter.writing.compiled import CompiledGraph, prepares
+from intaglio.jobs import Where
 from intaglio.passes import pipeline
 from intaglio.passes.base import Context, Pass
 from intaglio.passes.graph import dims
 from intaglio.passes.lower.ort_low_bit import Accuracy
 from intaglio.runtime.graph_entry import MAIN
 from intaglio.state import time_of
+
+HERE = Where()
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ def compile_all(
     how: Recipe,
     clock: Clock,
     teacher: Teacher | None = None,
+    where: Where = HERE,
 ) -> CompiledGraph:
     """Compile every graph of `source`; see `compile_source`.
 
@@ -62,11 +66,11 @@ def compile_all(
     """
     if source.others:
         _require_known(source, how)
-        compiled = compile_source(source, extra, _of_graph(how, source), clock, teacher)
+        compiled = compile_source(source, extra, _of_graph(how, source), clock, teacher, where)
     else:
-        compiled = compile_source(source, extra, how, clock, teacher)
+        compiled = compile_source(source, extra, how, clock, teacher, where)
     others = {
-        name: compile_source(each, extra, _of_graph(how, each), clock, teacher)
+        name: compile_source(each, extra, _of_graph(how, each), clock, teacher, where)
         for name, each in source.others.items()
     }
     made = {MAIN: compiled, **others}
@@ -119,8 +123,9 @@ def compile_source(
     how: Recipe,
     clock: Clock,
     teacher: Teacher | None = None,
+    where: Where = HERE,
 ) -> CompiledGraph:
-    """Trace `source` and run all passes, `extra` being the user's.
+    """Trace `source` and run all passes, `extra` being the user's, their layers solved `where`.
 
     Raises:
         IntaglioError: if it cannot be traced, or a pass refuses it.
@@ -140,6 +145,7 @@ def compile_source(
         trials=({**source.sizes},) if source.whole else (),
         spans=traced.spans if source.whole else {},
         modules=_modules(source),
+        where=where,
     )
     if teacher is not None:
         with clock.phase("calibration"):

@@ -20,6 +20,7 @@ from intaglio.exporter.writing.bundle_writer import BundleWriter, check_place
 from intaglio.exporter.writing.compiled import CompiledGraph, weigh
 from intaglio.exporter.writing.describe import describe
 from intaglio.exporter.writing.trt import requests
+from intaglio.jobs import Where
 from intaglio.keywords import spelled_out
 from intaglio.passes.base import Calibrated, Pass
 from intaglio.passes.lower.ort_low_bit import Accuracy
@@ -30,7 +31,7 @@ from intaglio.runtime.trt import flavour as flavours
 from intaglio.spelling import perhaps
 
 from .attempt import Attempt, attempt
-from .compile import Teacher, compile_all
+from .compile import HERE, Teacher, compile_all
 from .engine import require_proof, with_engines
 
 TARGETS = ("ort", "trt")
@@ -113,8 +114,9 @@ def export(
             is written where TensorRT alone refuses, and the notes say why.
         force: replace a bundle that is there.
         dry_run: load, trace and run the passes, refuse what an export would, and write nothing.
-        jobs: processes that compile kernels for TensorRT beside each other, at most; None for one
-            per processor.  What they compile is the same.
+        jobs: processes beside each other, at most, that solve layers for passes and compile kernels
+            for TensorRT; None for none of the first, and one per processor of the others.  What
+            they find is the same.
         progress: is told each phase and, where known, the fraction of it that is done.
         **options: those of `ExportKeywords`.
 
@@ -130,7 +132,7 @@ def export(
     with BundleWriter(out, force=force) as writer:
         loaded, asked = _loaded(source, asked, clock)
         teacher = Teacher.of(calib, Path(work or f"{writer.destination}.work"))
-        compiled = _compiled(loaded, asked, clock, teacher)
+        compiled = _compiled(loaded, asked, clock, teacher, Where(jobs=1 if jobs is None else jobs))
         made = _made(writer, loaded, compiled, asked, clock, jobs)
         if require_parity:
             require_proof(writer, made.manifest)
@@ -227,9 +229,11 @@ def _loaded(source: Unloaded | Source, asked: Asked, clock: Clock) -> tuple[Sour
     return loaded, replace(asked, how=completed(asked.how, loaded.asked))
 
 
-def _compiled(source: Source, asked: Asked, clock: Clock, teacher: Teacher | None) -> CompiledGraph:
+def _compiled(
+    source: Source, asked: Asked, clock: Clock, teacher: Teacher | None, where: Where = HERE
+) -> CompiledGraph:
     """The graphs for each target; without those for TensorRT, if it refuses and may."""
-    compiled = compile_all(source, asked.passes, asked.how, clock, teacher)
+    compiled = compile_all(source, asked.passes, asked.how, clock, teacher, where)
     if compiled.lacks is not None and asked.required:
         raise compiled.lacks
     return compiled

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, dataclass_transform
 import numpy.typing as npt
 import onnx_ir as ir
 
+from intaglio.jobs import Where
 from intaglio.state import StateSpec
 
 from .calibration import Calibration
@@ -46,9 +47,10 @@ class Context:
     which a graph of whole inputs is checked, and `spans` the sizes that its axes take.
 
     Calibrated passes learn from `calibration`, refine through `module` (the source's PyTorch
-    module, where it has one), keep what they have finished in the folder `work`, and tell
-    `progress` how far they are.  Where the bundle has further graphs, `modules` are the paths of
-    all modules: what is asked of one that this graph does not use is asked of another graph.
+    module, where it has one), keep what they have finished in the folder `work`, solve layers that
+    do not depend on each other as jobs `where` these run, and tell `progress` how far they are.
+    Where the bundle has further graphs, `modules` are the paths of all modules: what is asked of
+    one that this graph does not use is asked of another graph.
     """
 
     states: list[StateSpec] = field(default_factory=list)
@@ -66,6 +68,7 @@ class Context:
     calibration: Calibration | None = None
     module: Any = None
     work: Path | None = None
+    where: Where = field(default_factory=Where)
     modules: Sequence[str] = ()
     progress: Progress | None = None
 

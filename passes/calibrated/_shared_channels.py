@@ -32,6 +32,7 @@ from ._narrow import (
     vector_of,
     weight_of,
 )
+from ._tasks import Task, solved
 
 Array = npt.NDArray[Any]
 
@@ -53,7 +54,9 @@ class How:
 class Part:
     """Two matrices that share `channels` each of `heads`, and what gives them fewer.
 
-    `unit` channels stay or go together; `parameters` of a channel are those of all `weights`.
+    `task` is what has to be solved for a width, by its moments; `shrink` puts the solution into the
+    graph and returns the error that it makes.  `unit` channels stay or go together; `parameters` of
+    a channel are those of all `weights`.
     """
 
     kind: str
@@ -64,7 +67,8 @@ class Part:
     parameters: int
     weights: tuple[ir.Value, ...]
     wanted: tuple[Wanted, ...]
-    shrink: Callable[[int, Mapping[str, Array], Ledger], float]
+    task: Callable[[int, Mapping[str, Array]], Task]
+    shrink: Callable[[Any, Ledger], float]
 
 
 def parts_of(model: ir.Model, left: dict[str, str], how: How) -> list[Part]:
@@ -95,14 +99,16 @@ def parts_of(model: ir.Model, left: dict[str, str], how: How) -> list[Part]:
 def _of_feed_forward(layer: FeedForwardPair, how: How) -> Part:
     wanted = Wanted(key=f"{layer.path} {MLP}", node=layer.down.node, value=layer.down.x)
 
-    def shrink(width: int, found: Mapping[str, Array], ledger: Ledger) -> float:
+    def task(width: int, found: Mapping[str, Array]) -> Task:
         down = weight_of(layer.down)
-        if how.by == "magnitude":
-            sizes = [np.square(weight_of(up)).sum(1) for up in layer.ups]
-            kept = _largest(np.prod(sizes, 0) * np.square(down).sum(0), width)
-            new, error = down[:, kept], float("nan")
-        else:
-            kept, new, error = nystrom(found[wanted.key], down, width, how.ridge)
+        if how.by == DATA:
+            return Task(nystrom, (found[wanted.key], down, width, how.ridge))
+        sizes = [np.square(weight_of(up)).sum(1) for up in layer.ups]
+        kept = _largest(np.prod(sizes, 0) * np.square(down).sum(0), width)
+        return solved((kept, down[:, kept], float("nan")))
+
+    def shrink(solution: tuple[Array, Array, float], ledger: Ledger) -> float:
+        kept, new, error = solution
         narrow_feed_forward(layer, kept, new, ledger)
         return error
 
@@ -114,7 +120,8 @@ def _of_feed_forward(layer: FeedForwardPair, how: How) -> Part:
         unit=1,
         parameters=sum(up.inputs for up in layer.ups) + layer.down.outputs,
         weights=(*(up.weight for up in layer.ups), layer.down.weight),
-        wanted=(wanted,) if how.by == "data" else (),
+        wanted=(wanted,) if how.by == DATA else (),
+        task=task,
         shrink=shrink,
     )
 
@@ -155,8 +162,8 @@ def _of_scores(node: ir.Node, query: HeadProjection, key: HeadProjection, how: H
     )
     groups = query.heads // key.heads
 
-    def shrink(width: int, found: Mapping[str, Array], ledger: Ledger) -> float:
-        if how.by == "magnitude":
+    def task(width: int, found: Mapping[str, Array]) -> Task:
+        if how.by == MAGNITUDE:
             squares = [
                 np.square(weight_of(each.projection)).sum(1).reshape(each.heads, each.size)
                 for each in (query, key)
@@ -164,15 +171,19 @@ def _of_scores(node: ir.Node, query: HeadProjection, key: HeadProjection, how: H
         else:
             squares = [found[each.key] for each in wanted]
         by_key = squares[0].reshape(key.heads, groups, key.size).sum(1) * squares[1]
+        kept = choose_channels(by_key, width, pairs=turned)
+        gone = 1 - np.take_along_axis(by_key, kept, 1).sum() / max(by_key.sum(), 1e-300)
+        return solved((kept, float(gone) if how.by == DATA else float("nan")))
+
+    def shrink(solution: tuple[Array, float], ledger: Ledger) -> float:
+        kept, error = solution
         scale = attribute(node, "scale")
         if scale is None:
             node.attributes["scale"] = ir.AttrFloat32("scale", float(key.size) ** -0.5)
-        kept = choose_channels(by_key, width, pairs=turned)
         ledger.cache(path, "key", kept)
         narrow_scores(node, 0, query, np.repeat(kept, groups, axis=0), ledger)
         narrow_scores(node, 1, key, kept, ledger)
-        gone = 1 - np.take_along_axis(by_key, kept, 1).sum() / max(by_key.sum(), 1e-300)
-        return float(gone) if how.by == "data" else float("nan")
+        return error
 
     return Part(
         kind=SCORES,
@@ -182,7 +193,8 @@ def _of_scores(node: ir.Node, query: HeadProjection, key: HeadProjection, how: H
         unit=2 if turned else 1,
         parameters=query.heads * query.projection.inputs + key.heads * key.projection.inputs,
         weights=(query.projection.weight, key.projection.weight),
-        wanted=wanted if how.by == "data" else (),
+        wanted=wanted if how.by == DATA else (),
+        task=task,
         shrink=shrink,
     )
 
@@ -209,28 +221,29 @@ def _of_values(node: ir.Node, value: HeadProjection, out: HeadsOut, how: How) ->
     wanted = Wanted(key=f"{path} v", node=node, value=heads_value, by_head=True)
     groups = out.heads // value.heads
 
-    def shrink(width: int, found: Mapping[str, Array], ledger: Ledger) -> float:
-        last = weight_of(out.projection)
-        by_head = last.reshape(len(last), value.heads, groups, value.size).transpose(1, 3, 2, 0)
-        if how.by == "magnitude":
-            size = np.square(weight_of(value.projection)).sum(1).reshape(value.heads, value.size)
-            bias = vector_of(value.bias)
-            size = size if bias is None else size + np.square(bias).reshape(size.shape)
-            scores = size * np.square(by_head).sum((2, 3))
-            kept = choose_channels(scores, width, pairs=False)
-            basis = np.stack([np.eye(value.size)[:, row] for row in kept])
-            back, error = np.swapaxes(basis, 1, 2), float("nan")
-        else:
-            solved = [
-                best_basis(moment, rows.reshape(value.size, -1), width)
-                for moment, rows in zip(found[wanted.key], by_head, strict=True)
-            ]
-            basis, back = (np.stack([each[i] for each in solved]) for i in (0, 1))
-            error = sum(each[2] for each in solved) / max(sum(each[3] for each in solved), 1e-300)
-        made = np.einsum("hks,hsgn->nhgk", back, by_head)
+    def rows(last: Array) -> Array:
+        """By head of values, [heads, size, groups, N], of the last weight [N, heads size]."""
+        return last.reshape(len(last), value.heads, groups, value.size).transpose(1, 3, 2, 0)
+
+    def task(width: int, found: Mapping[str, Array]) -> Task:
+        by_head = rows(weight_of(out.projection))
+        if how.by == DATA:
+            each = by_head.reshape(value.heads, value.size, -1)
+            return Task(best_bases, (found[wanted.key], each, width))
+        size = np.square(weight_of(value.projection)).sum(1).reshape(value.heads, value.size)
+        bias = vector_of(value.bias)
+        size = size if bias is None else size + np.square(bias).reshape(size.shape)
+        kept = choose_channels(size * np.square(by_head).sum((2, 3)), width, pairs=False)
+        basis = np.stack([np.eye(value.size)[:, row] for row in kept])
+        return solved((basis, np.swapaxes(basis, 1, 2), float("nan")))
+
+    def shrink(solution: tuple[Array, Array, float], ledger: Ledger) -> float:
+        basis, back, error = solution
+        last, width = weight_of(out.projection), basis.shape[2]
+        made = np.einsum("hks,hsgn->nhgk", back, rows(last))
         ledger.cache(path, "value", np.tile(np.arange(width), (value.heads, 1)))
         narrow_values(node, value, out, (basis, made.reshape(len(last), -1)), ledger)
-        return float(error)
+        return error
 
     return Part(
         kind=VALUES,
@@ -240,9 +253,17 @@ def _of_values(node: ir.Node, value: HeadProjection, out: HeadsOut, how: How) ->
         unit=1,
         parameters=value.heads * value.projection.inputs + out.heads * out.projection.outputs,
         weights=(value.projection.weight, out.projection.weight),
-        wanted=(wanted,) if how.by == "data" else (),
+        wanted=(wanted,) if how.by == DATA else (),
+        task=task,
         shrink=shrink,
     )
+
+
+def best_bases(moments: Array, rows: Array, width: int) -> tuple[Array, Array, float]:
+    """P and Q of each head, [heads, ...], and the part that is lost of all; see `best_basis`."""
+    found = [best_basis(moment, each, width) for moment, each in zip(moments, rows, strict=True)]
+    basis, back = (np.stack([each[i] for each in found]) for i in (0, 1))
+    return basis, back, sum(x[2] for x in found) / max(sum(x[3] for x in found), 1e-300)
 
 
 def best_basis(moment: Array, rows: Array, width: int) -> tuple[Array, Array, float, float]:

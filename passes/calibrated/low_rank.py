@@ -6,9 +6,11 @@ over the inputs X that the layer will see: with C = X^T X the eigenvectors U of 
 and B = U_r^T W, the principal components of the outputs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import partial
+from itertools import groupby
 from typing import Any, Literal
 
 import numpy as np
@@ -20,11 +22,13 @@ from intaglio.errors import PassError
 from intaglio.passes import calibrating
 from intaglio.passes.analysis.projections import Projection, projections, uses
 from intaglio.passes.base import Calibrated, Context, PassResult
+from intaglio.passes.calibration import Calibration
 
 from ._chosen import is_head
 from ._factors import put_factors
 from ._moments import told
 from ._narrow import weight_of
+from ._tasks import Task, solutions
 
 Array = npt.NDArray[Any]
 
@@ -136,39 +140,60 @@ class LowRank(Calibrated):
         stages: list[dict[str, Any]],
     ) -> dict[Projection, Factored]:
         """Factor layer by layer, each on the inputs that the layers before it leave."""
-        data = context.calibration
-        if data is None:
-            return {each: self._one(each, None) for each in chosen}
+        with context.where.open() as pool:
+            solve = partial(solutions, pool, context.where.jobs)
+            if context.calibration is None:
+                tasks = (partial(self._task, each, None) for each in chosen)
+                return dict(zip(chosen, solve(tasks), strict=True))
+            return self._by_data(model, context, context.calibration, chosen, stages, solve)
+
+    def _by_data(
+        self,
+        model: ir.Model,
+        context: Context,
+        data: Calibration,
+        chosen: Sequence[Projection],
+        stages: list[dict[str, Any]],
+        solve: Callable[[Iterable[Callable[[], Task]]], Iterator[Factored]],
+    ) -> dict[Projection, Factored]:
         calibrating.check(model, context)
         stages.append(calibrating.stage("dense", model, context))
         run = calibrating.replay(model, context)
-        found = {}
+        found: dict[Projection, Factored] = {}
         try:
-            for index, each in enumerate(chosen):
+            for x, readers in groupby(chosen, key=lambda layer: layer.x):
+                together = list(readers)
+                path = together[0].path
                 if context.progress is not None:
-                    said = f"{self.name} {each.path}, {index + 1} of {len(chosen)}"
-                    context.progress(said, index / len(chosen))
-                run.run_to(each.node)
-                seen = calibrating.statistics(run, each.x, data, each.path)
-                found[each] = self._one(each, seen.fitted.numpy())
-                run.weights[each.node] = _operand(each, found[each])
+                    said = f"{self.name} {path}, {len(found) + 1} of {len(chosen)}"
+                    context.progress(said, len(found) / len(chosen))
+                run.run_to(together[0].node)
+                seen = calibrating.statistics(run, x, data, path).fitted.numpy()
+                tasks = (partial(self._task, each, seen) for each in together)
+                for each, made in zip(together, solve(tasks), strict=True):
+                    found[each] = made
+                    run.weights[each.node] = _operand(each, made)
             stages.append({"stage": self.name, **calibrating.measure(run, model, context)})
         finally:
             run.close()
         return found
 
-    def _one(self, layer: Projection, moment: Array | None) -> Factored:
-        weight, rank = weight_of(layer), self._rank(layer)
-        if self.by == "svd" or moment is None:
-            left, right = by_weights(weight, rank)
-        else:
-            left, right = by_outputs(weight, moment, rank)
-        if moment is None:
-            return Factored(left=left, right=right, error=None)
-        wrong = left @ right - weight
-        whole = float(np.einsum("nk,kl,nl->", weight, moment, weight, optimize=True))
-        lost = float(np.einsum("nk,kl,nl->", wrong, moment, wrong, optimize=True))
-        return Factored(left=left, right=right, error=lost / max(whole, 1e-300))
+    def _task(self, layer: Projection, moment: Array | None) -> Task:
+        return Task(factor, (weight_of(layer), self._rank(layer), moment, self.by == "svd"))
+
+
+def factor(weight: Array, rank: int, moment: Array | None, svd: bool) -> Factored:
+    """A weight [N, K] as two factors; `moment`, X^T X / tokens, tells the error if there is one."""
+    if svd or moment is None:
+        left, right = by_weights(weight, rank)
+    else:
+        left, right = by_outputs(weight, moment, rank)
+    if moment is None:
+        return Factored(left=left, right=right, error=None)
+    wrong = left @ right - weight
+    whole = float(np.einsum("nk,kl,nl->", weight, moment, weight, optimize=True))
+    lost = float(np.einsum("nk,kl,nl->", wrong, moment, wrong, optimize=True))
+    return Factored(left=left, right=right, error=lost / max(whole, 1e-300))
 
 
 def by_weights(weight: Array, rank: int) -> tuple[Array, Array]:

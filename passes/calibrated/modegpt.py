@@ -18,6 +18,7 @@ phi = L ratio softmax(-s / eps), no more than 0.8 each; of fewer than eight bloc
 from collections.abc import Mapping, Sequence
 from dataclasses import field
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -34,6 +35,7 @@ from intaglio.passes.graph import constant
 from ._moments import importance, moments, told
 from ._narrow import Ledger
 from ._shared_channels import MLP, SCORES, VALUES, How, Part, parts_of
+from ._tasks import solutions
 
 MOST = 0.8  # of a block's channels that it loses at most, by importance
 DEEP = 8  # blocks from which importance decides
@@ -84,12 +86,13 @@ class Modegpt(Calibrated):
         dense = model.clone()
         widths = {id(part): self._width(part, lost[_block(part)]) for part in parts}
         ledger = Ledger()
-        layers = []
         before = _parameters(parts)
-        for part in parts:
-            width = widths[id(part)]
-            error = 0.0 if width == part.channels else part.shrink(width, found, ledger)
-            layers.append(_layer(part, width, error))
+        fewer = [part for part in parts if widths[id(part)] < part.channels]
+        tasks = (partial(part.task, widths[id(part)], found) for part in fewer)
+        with context.where.open() as pool:
+            solved = zip(fewer, solutions(pool, context.where.jobs, tasks), strict=True)
+            errors = {id(part): part.shrink(solution, ledger) for part, solution in solved}
+        layers = [_layer(part, widths[id(part)], errors.get(id(part), 0.0)) for part in parts]
         common.RemoveUnusedNodesPass()(model)
         after = _parameters(parts)
         if context.calibration is not None:

@@ -16,6 +16,7 @@ from intaglio.exporter.sources.calibration_data import read_calibration
 from intaglio.exporter.sources.load import load_source
 from intaglio.exporter.sources.source import Source
 from intaglio.exporter.tracing.trace import trace
+from intaglio.jobs import Where
 from intaglio.models.llama import Config, build
 from intaglio.passes import pipeline
 from intaglio.passes.base import Context, PassResult
@@ -69,9 +70,9 @@ def graph() -> tuple[Source, ir.Model]:
     return source, found
 
 
-def factored(**options: Any) -> PassResult:
+def factored(*, where: Where = Where(), **options: Any) -> PassResult:  # noqa: B008  frozen
     source, found = graph()
-    context = Context(calibration=read_calibration(ids(), source))
+    context = Context(calibration=read_calibration(ids(), source), where=where)
     return LowRank(**options).run(found.clone(), context)
 
 
@@ -147,3 +148,10 @@ def test_data_is_needed_unless_weights_alone_decide() -> None:
     with pytest.raises(PassError, match="by='svd', which needs none"):
         LowRank().run(found, Context())
     assert LowRank(by="svd").run(found, Context()).changed
+
+
+def test_layers_are_solved_alike_in_processes() -> None:
+    """Those that read one value, one after the other here, or two at a time."""
+    here, beside = (factored(where=Where(jobs=jobs)).details for jobs in (1, 2))
+    assert here["layers"] == beside["layers"]
+    assert here["stages"] == beside["stages"]

@@ -21,6 +21,7 @@ from intaglio.exporter.sources.calibration_data import read_calibration
 from intaglio.exporter.sources.load import load_source
 from intaglio.exporter.sources.source import Source
 from intaglio.exporter.tracing import trace
+from intaglio.jobs import Where
 from intaglio.models.llama import Config, build
 from intaglio.passes import pipeline
 from intaglio.passes.base import Context, PassResult
@@ -128,10 +129,15 @@ def graph() -> Graph:
 
 
 def compress(
-    graph: Graph, *, work: Path | None = None, rows: int = 24, **options: Any
+    graph: Graph,
+    *,
+    work: Path | None = None,
+    rows: int = 24,
+    where: Where = Where(),  # noqa: B008  frozen
+    **options: Any,
 ) -> PassResult:
     source, found = graph
-    context = Context(calibration=read_calibration(ids(rows), source), work=work)
+    context = Context(calibration=read_calibration(ids(rows), source), work=work, where=where)
     return Modegpt(**options).run(found.model.clone(), context)
 
 
@@ -206,6 +212,13 @@ def test_bits_come_after_it(tmp_path: Path) -> None:
     assert report.parity is not None
     assert report.parity.passed
     assert "dequantized and compressed" in report.parity.against
+
+
+def test_parts_are_solved_alike_in_processes(graph: Graph) -> None:
+    here, beside = (compress(graph, where=Where(jobs=jobs)).details for jobs in (1, 2))
+    assert here["layers"] == beside["layers"]
+    assert here["stages"] == beside["stages"]
+    assert here["placed"] == beside["placed"]
 
 
 def test_blocks_of_another_model_are_not_tuned(tmp_path: Path) -> None:

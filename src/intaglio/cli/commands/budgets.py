@@ -38,7 +38,7 @@ class SearchFlags(TypedDict):
         typer.Option(
             min=1,
             metavar="N",
-            help="Processes at a time: evaluations, or kernels of --target trt.",
+            help="Processes at a time: evaluations, layers of passes, or kernels of --target trt.",
             show_default="1; of kernels one per processor",
         ),
     ]
