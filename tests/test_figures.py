@@ -179,6 +179,13 @@ def factor_costs(told: Record) -> Iterator[str]:
     yield f"of those by parameters alone {by_size * int(count):.0f}"
 
 
+def compression_families(told: Record) -> Iterator[str]:
+    assert all(row["holds"] for row in told.values())
+    models = {name.partition(", m")[0] for name in told if name.endswith("modegpt: bundle")}
+    assert len(models - {name for name in models if name[0] == "a" or "bfloat16" in name}) == 7
+    yield "seven families of Hugging Face"
+
+
 FIGURES: dict[str, Callable[[Record], Iterator[str]]] = {
     "al-rnn": al_rnn,
     "hybrid-linear-attention": hybrid_linear_attention,
@@ -204,7 +211,9 @@ def test_figures_of_a_page_are_the_record(page: str) -> None:
         assert words in text, words
 
 
-@pytest.mark.parametrize("figures", [compression, compression_parts, factor_costs])
+@pytest.mark.parametrize(
+    "figures", [compression, compression_families, compression_parts, factor_costs]
+)
 def test_figures_of_compression_are_the_records(
     figures: Callable[[Record], Iterator[str]],
 ) -> None:
