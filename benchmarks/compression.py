@@ -108,7 +108,9 @@ def _traced(checkpoint: Path) -> tuple[Source, Traced]:
     return source, traced
 
 
-def shrunk(spec: str, seed: int, checkpoint: Path) -> tuple[ir.Model, Mapping[str, Any]]:
+def shrunk(
+    spec: str, seed: int, checkpoint: Path = CHECKPOINT
+) -> tuple[ir.Model, Mapping[str, Any]]:
     """The graph after a pass, and what the pass told."""
     source, traced = _traced(checkpoint)
     model = traced.model.clone()

@@ -60,11 +60,11 @@ class Own(nn.Module):
     def forward(self, input_ids: Tensor) -> Tensor:
         x = self.table(input_ids)
         normed = self.norm(x)
-        heads = [
+        query, key, value = (
             part(normed).unflatten(-1, (4, 8)).transpose(1, 2)
             for part in (self.query, self.key, self.value)
-        ]
-        mixed = F.scaled_dot_product_attention(*heads, is_causal=True)
+        )
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         x = x + self.out(mixed.transpose(1, 2).flatten(-2))
         y: Tensor = self.head(x + self.last(F.gelu(self.second(self.first(self.norm(x))))))
         return y

@@ -153,7 +153,7 @@ class Factors(nn.Module):
         x = x + self.second(self.first(x))
         x = x + torch.tanh(self.base(x) + 2 * self.up(self.down(x)))
         rows = torch.relu(self.wide(x)).flatten(0, 1)
-        x = x + self.narrow(torch.relu(self.middle(rows)).unflatten(0, x.shape[:2]))
+        x = x + self.narrow(torch.relu(self.middle(rows)).reshape(*x.shape[:2], -1))
         y: Tensor = self.head(x)
         return y
 

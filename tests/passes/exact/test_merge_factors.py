@@ -1,5 +1,7 @@
 """Factors and adapters become one matrix, to rounding, where that is no slower."""
 
+from typing import Any
+
 import pytest
 import torch
 from mixers import Attention, D, Residual
@@ -40,12 +42,12 @@ class Lora(nn.Module):
 
 
 def merged(
-    module: nn.Module, traced: Traced, *, usual: int | None = None, **options: float
+    module: nn.Module, traced: Traced, *, usual: int | None = None, **options: Any
 ) -> list[tuple[str, str, bool]]:
     torch.manual_seed(0)
     model, context = traced(Residual(module, nn.Tanh()))
     context.tokens = usual
-    steps = [*pipeline.tidy(), MergeFactors(**options)]  # type: ignore[arg-type]
+    steps = [*pipeline.tidy(), MergeFactors(**options)]
     records = pipeline.run(model, steps, context, check=True)
     assert records[-1].error is None or records[-1].error < 1e-5
     found = records[-1].result.details["factors"]
@@ -82,7 +84,7 @@ def test_factors_of_low_rank_stay_apart(traced: Traced) -> None:
     ],
 )
 def test_the_tokens_of_a_call_decide(
-    rank: int, tokens: int, options: dict[str, float], one: bool, traced: Traced
+    rank: int, tokens: int, options: dict[str, Any], one: bool, traced: Traced
 ) -> None:
     """Those that are asked for, or else those of the usual shapes."""
     wanted = [("layers.0.up", "factors", one)]
