@@ -39,7 +39,7 @@ ALLOWED = {
     "intaglio.jobs": {"intaglio.jobs"},
     "intaglio.ops": {"intaglio.ops"},
     "intaglio.models": {"intaglio.models", "intaglio.ops"},
-    "intaglio.passes": {"intaglio.passes", "intaglio.ops"},
+    "intaglio.passes": {"intaglio.passes", "intaglio.jobs", "intaglio.ops"},
     "intaglio.exporter": {
         "intaglio.exporter",
         "intaglio.jobs",
