@@ -66,8 +66,8 @@ def layout(
 
     def weights(tensors: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
         with torch.device("meta"):
-            names = build(config).state_dict().keys()
-        return _weights(tensors, names)
+            ours = build(config).state_dict()
+        return _weights(tensors, ours)
 
     return CheckpointLayout(
         name="fla",
@@ -79,13 +79,21 @@ def layout(
     )
 
 
-def _weights(tensors: Mapping[str, Tensor], ours: Collection[str]) -> dict[str, Tensor]:
+def _weights(tensors: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
     names = {name: official_name(name, tensors) for name in ours}
     if "lm_head.weight" not in tensors and "embed_tokens.weight" in names:
         names.pop("lm_head.weight", None)  # tied
     if BOUNDS in tensors and BOUNDS not in names.values():
         tensors[BOUNDS]  # of the first layer alone, which has none
-    return renamed(tensors, names)
+    halves: dict[str, Tensor] = {}
+    for gate in [name for name in names if name.endswith(".mlp.gate_proj.weight")]:
+        up = gate.replace("gate_proj", "up_proj")
+        if names[gate] in tensors and names[up] not in tensors:  # as versions before 2025 have it
+            both = tensors[names[gate]]
+            if len(both) == 2 * len(ours[gate]):
+                halves[gate], halves[up] = both.chunk(2)
+                del names[gate], names[up]
+    return renamed(tensors, names) | halves
 
 
 def official_name(name: str, tensors: Collection[str]) -> str:

@@ -23,7 +23,7 @@ from recurrences import (
     unit,
     weights_of,
 )
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from intaglio.errors import SourceError
@@ -271,17 +271,37 @@ def test_official_names_and_shapes_at_full_size_fit(kind: str) -> None:
 
 
 def test_a_directory_of_the_library_becomes_an_engine(tmp_path: Path) -> None:
-    """With what older versions wrote into it as well, as published ones have it."""
     path = official(replace(SMALL, layers=("gla", "attention")), "gla", tmp_path / "gla")
-    values = json.loads((path / "config.json").read_text())
-    older = {"rms_norm_eps": 1e-6, "share_conv_kernel": True, "norm_first": False}
-    (path / "config.json").write_text(json.dumps({**values, **older}))
 
     report = export(path, tmp_path / "bundle", steps=12)
 
     assert report.parity is not None
     assert report.parity.passed
     assert report.manifest.source["model"] == "hybrid-linear-attention"
+
+
+def test_a_directory_of_an_older_version_is_the_same_model(tmp_path: Path) -> None:
+    """Gates and what they gate are one matrix, and config.json has values that nothing reads."""
+    path = official(replace(SMALL, layers=("gla", "attention")), "gla", tmp_path / "gla")
+    wanted = load_source(path).body
+    values = json.loads((path / "config.json").read_text())
+    older = {"rms_norm_eps": 1e-6, "share_conv_kernel": True, "norm_first": False}
+    (path / "config.json").write_text(json.dumps({**values, **older}))
+    tensors = load_file(path / "model.safetensors")
+    for layer in range(2):
+        gate, up = (f"model.layers.{layer}.mlp.{name}_proj.weight" for name in ("gate", "up"))
+        tensors[gate] = torch.cat((tensors[gate], tensors.pop(up)))
+    save_file(tensors, path / "model.safetensors")
+
+    found = load_source(path).body
+
+    assert isinstance(found, nn.Module)
+    assert isinstance(wanted, nn.Module)
+    torch.testing.assert_close(found.state_dict(), wanted.state_dict(), rtol=0, atol=0)
+    tensors[gate] = tensors[gate][1:]
+    save_file(tensors, path / "model.safetensors")
+    with pytest.raises(SourceError, match=r"lacks 'model\.layers\.1\.mlp\.up_proj\.weight'"):
+        load_source(path)
 
 
 @pytest.mark.parametrize(
