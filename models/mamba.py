@@ -182,8 +182,9 @@ EMBEDDING, FIRST_LAYER = "backbone.embedding.weight", "backbone.layers.0.mixer."
 
 
 def _fits(values: Values, keys: Collection[str]) -> bool:
-    """The library's config has no model_type; transformers' own Mamba says embeddings."""
-    return "model_type" not in values and EMBEDDING in keys and f"{FIRST_LAYER}A_log" in keys
+    """The library's config has no model_type, which others add; transformers' has hidden_size."""
+    others = "model_type" in values and ("ssm_cfg" not in values or "hidden_size" in values)
+    return not others and EMBEDDING in keys and f"{FIRST_LAYER}A_log" in keys
 
 
 def _configure(values: Values, shapes: Shapes) -> dict[str, Any]:

@@ -139,6 +139,8 @@ def test_the_librarys_own_mamba_is_left_to_it() -> None:
     """Directories of transformers name themselves, and their embeddings otherwise."""
     keys = KEYS["mamba"]["keys"]
     assert not LAYOUT.fits({"model_type": "mamba"}, keys)
+    assert not LAYOUT.fits({"model_type": "mamba", "ssm_cfg": {}, "hidden_size": 768}, keys)
+    assert LAYOUT.fits({"model_type": "mamba", "ssm_cfg": {}, "d_model": 768}, keys)
     assert not LAYOUT.fits({}, {"backbone.embeddings.weight", "backbone.layers.0.mixer.A_log"})
 
 
