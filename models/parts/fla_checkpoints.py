@@ -83,17 +83,26 @@ def _weights(tensors: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> dict[
     names = {name: official_name(name, tensors) for name in ours}
     if "lm_head.weight" not in tensors and "embed_tokens.weight" in names:
         names.pop("lm_head.weight", None)  # tied
-    if BOUNDS in tensors and BOUNDS not in names.values():
-        tensors[BOUNDS]  # of the first layer alone, which has none
-    halves: dict[str, Tensor] = {}
-    for gate in [name for name in names if name.endswith(".mlp.gate_proj.weight")]:
+    # the first layer has no bounds, and no version read the D that files until March 2025 have
+    unread = {BOUNDS, *(name[: -len("A_log")] + "D" for name in names.values() if "A_log" in name)}
+    for name in unread.difference(names.values()).intersection(tensors):
+        tensors[name]
+    halves = _halves(tensors, ours, names)
+    return renamed(tensors, {n: x for n, x in names.items() if n not in halves}) | halves
+
+
+def _halves(
+    tensors: Mapping[str, Tensor], ours: Mapping[str, Tensor], names: Mapping[str, str]
+) -> dict[str, Tensor]:
+    """Gates and what they gate, of files until February 2025, which have both in one matrix."""
+    found: dict[str, Tensor] = {}
+    for gate in (name for name in names if name.endswith(".mlp.gate_proj.weight")):
         up = gate.replace("gate_proj", "up_proj")
-        if names[gate] in tensors and names[up] not in tensors:  # as versions before 2025 have it
+        if names[gate] in tensors and names[up] not in tensors:
             both = tensors[names[gate]]
             if len(both) == 2 * len(ours[gate]):
-                halves[gate], halves[up] = both.chunk(2)
-                del names[gate], names[up]
-    return renamed(tensors, names) | halves
+                found[gate], found[up] = both.chunk(2)
+    return found
 
 
 def official_name(name: str, tensors: Collection[str]) -> str:

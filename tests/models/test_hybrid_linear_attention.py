@@ -196,7 +196,7 @@ def official(config: Config, model_type: str, path: Path) -> Path:
         "hidden_size": 16,
         "num_hidden_layers": len(config.layers),
         "num_heads": 2,
-        "expand_k": 1.0,
+        "expand_k": None if model_type == "gated_deltanet" else 1.0,
         "expand_v": 1.0,
         "use_short_conv": True,
         "conv_size": 3,
@@ -280,9 +280,11 @@ def test_a_directory_of_the_library_becomes_an_engine(tmp_path: Path) -> None:
     assert report.manifest.source["model"] == "hybrid-linear-attention"
 
 
-def test_a_directory_of_an_older_version_is_the_same_model(tmp_path: Path) -> None:
-    """Gates and what they gate are one matrix, and config.json has values that nothing reads."""
-    path = official(replace(SMALL, layers=("gla", "attention")), "gla", tmp_path / "gla")
+@pytest.mark.parametrize("kind", ["gla", "gated_deltanet"])
+def test_a_directory_of_an_older_version_is_the_same_model(kind: str, tmp_path: Path) -> None:
+    """Gates and what they gate are one matrix; some values and weights nobody reads."""
+    layers = (kind.replace("_", "-"), "attention")
+    path = official(replace(SMALL, layers=layers), kind, tmp_path / kind)
     wanted = load_source(path).body
     values = json.loads((path / "config.json").read_text())
     older = {"rms_norm_eps": 1e-6, "share_conv_kernel": True, "norm_first": False}
@@ -291,6 +293,8 @@ def test_a_directory_of_an_older_version_is_the_same_model(tmp_path: Path) -> No
     for layer in range(2):
         gate, up = (f"model.layers.{layer}.mlp.{name}_proj.weight" for name in ("gate", "up"))
         tensors[gate] = torch.cat((tensors[gate], tensors.pop(up)))
+    if kind == "gated_deltanet":
+        tensors["model.layers.0.attn.D"] = torch.ones(2)
     save_file(tensors, path / "model.safetensors")
 
     found = load_source(path).body
