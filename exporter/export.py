@@ -90,6 +90,7 @@ def export(
     force: bool = False,
     dry_run: bool = False,
     jobs: int | None = None,
+    ray: str | None = None,
     progress: Progress | None = None,
     **options: Unpack[ExportKeywords],
 ) -> ExportReport:
@@ -117,6 +118,7 @@ def export(
         jobs: processes beside each other, at most, that solve layers for passes and compile kernels
             for TensorRT; None for none of the first, and one per processor of the others.  What
             they find is the same.
+        ray: the address of a Ray cluster that solves the layers instead.
         progress: is told each phase and, where known, the fraction of it that is done.
         **options: those of `ExportKeywords`.
 
@@ -132,7 +134,9 @@ def export(
     with BundleWriter(out, force=force) as writer:
         loaded, asked = _loaded(source, asked, clock)
         teacher = Teacher.of(calib, Path(work or f"{writer.destination}.work"))
-        compiled = _compiled(loaded, asked, clock, teacher, Where(jobs=1 if jobs is None else jobs))
+        compiled = _compiled(
+            loaded, asked, clock, teacher, Where(jobs=1 if jobs is None else jobs, ray=ray)
+        )
         made = _made(writer, loaded, compiled, asked, clock, jobs)
         if require_parity:
             require_proof(writer, made.manifest)

@@ -184,9 +184,13 @@ def make_subnet(
 
 def _loaded(supernet: Path, data: str | Path) -> tuple[Mapping[str, Any], Data]:
     """What the file holds, and data for what the model takes."""
-    held = read_container(supernet)[1]
+    held = None if supernet.is_dir() else read_container(supernet)[1]
     if not isinstance(held, Mapping):
-        raise SourceError(f"{supernet} is no supernet.")
+        raise SourceError(
+            f"{supernet} is no supernet, of which a budget chooses the bits of layers. Make one of "
+            "a checkpoint: python -P -m intaglio.models.supernet BASE.pt --text FILE --out "
+            "SUPERNET.pt."
+        )
     module = restore(held)
     model = find(str(held["model"]))
     example = model.inputs(model.configure(held["config"]), 2, 8, torch.Generator())

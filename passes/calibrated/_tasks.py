@@ -25,14 +25,14 @@ def solved(result: Any) -> Task:
     return Task(_same, (result,))
 
 
-def solutions(pool: Pool, count: int, tasks: Iterable[Callable[[], Task]]) -> Iterator[Any]:
-    """The result of each task, in order, `count` at a time; a task is made when its turn comes.
+def solutions(pool: Pool, tasks: Iterable[Callable[[], Task]]) -> Iterator[Any]:
+    """The result of each task, in order; a task is made when a worker has time for it.
 
     Raises:
         JobError: if a task's worker died each time.
     """
     waiting = iter(tasks)
-    while some := [make() for make in islice(waiting, count)]:
+    while some := [make() for make in islice(waiting, pool.size)]:
         yield from run_all(pool, _run, some)
 
 

@@ -141,7 +141,7 @@ class LowRank(Calibrated):
     ) -> dict[Projection, Factored]:
         """Factor layer by layer, each on the inputs that the layers before it leave."""
         with context.where.open() as pool:
-            solve = partial(solutions, pool, context.where.jobs)
+            solve = partial(solutions, pool)
             if context.calibration is None:
                 tasks = (partial(self._task, each, None) for each in chosen)
                 return dict(zip(chosen, solve(tasks), strict=True))

@@ -90,7 +90,7 @@ class Modegpt(Calibrated):
         fewer = [part for part in parts if widths[id(part)] < part.channels]
         tasks = (partial(part.task, widths[id(part)], found) for part in fewer)
         with context.where.open() as pool:
-            solved = zip(fewer, solutions(pool, context.where.jobs, tasks), strict=True)
+            solved = zip(fewer, solutions(pool, tasks), strict=True)
             errors = {id(part): part.shrink(solution, ledger) for part, solution in solved}
         layers = [_layer(part, widths[id(part)], errors.get(id(part), 0.0)) for part in parts]
         common.RemoveUnusedNodesPass()(model)

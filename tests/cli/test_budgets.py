@@ -13,6 +13,9 @@ from intaglio.cli.frame import app
     [
         ("--jobs 2", 1, "--jobs is of a search, which --budget asks for"),
         ("--jobs 2 --target trt", 1, "none.pt: there is no such file"),
+        ("--jobs 2 --pass low-rank:by='svd'", 1, "none.pt: there is no such file"),
+        ("--ray auto --pass low-rank:by='svd'", 1, "none.pt: there is no such file"),
+        ("--ray auto --target trt", 1, "which --budget asks for, or of layers of --pass"),
         ("--jobs 2 --seed 1 --target trt", 1, "--seed is of a search, which --budget asks for"),
         ("--budget 3bits", 2, "needs --calib"),
         ("--budget 3bits --calib text.txt --bits *=3", 2, "--bits says them already"),

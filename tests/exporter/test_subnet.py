@@ -141,3 +141,6 @@ def test_another_file_is_no_supernet(subnet: SubnetReport, tmp_path: Path) -> No
     assert subnet.out is not None
     with pytest.raises(SourceError, match="no supernet"):
         make_subnet(subnet.out, tmp_path / "out.pt", budget="3bits", data=tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(SourceError, match="is no supernet, of which a budget"):
+        make_subnet(tmp_path, tmp_path / "out.pt", budget="3bits", data=tmp_path)

@@ -94,11 +94,13 @@ class JobAnswer:
 class Pool(ThreadPoolExecutor):
     """An executor whose jobs run elsewhere, each again if its worker dies, `TRIES` times at most.
 
-    `died` counts the attempts that a death has cost.
+    `size` is how many run or wait at workers at most; `died` counts the attempts that a death has
+    cost.
     """
 
     def __init__(self, size: int) -> None:
         super().__init__(size, "jobs")
+        self.size = size
         self.died = 0
         self.stopped = False
 
@@ -136,7 +138,8 @@ class Pool(ThreadPoolExecutor):
                 self.died += 1
         raise JobError(
             f"A job ({function.__qualname__}) ended its worker {TRIES} times, for want of memory "
-            "perhaps: run fewer at a time."
+            "perhaps: run fewer at a time. A program of your own starts its work behind "
+            "if __name__ == '__main__':, since each worker imports it."
         )
 
     def __exit__(

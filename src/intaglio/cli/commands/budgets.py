@@ -88,15 +88,20 @@ def beside(out: Path) -> Path:
     return out.with_name(f"{out.name}.work")
 
 
-def require_none(flags: SearchFlags, *, kernels: bool) -> None:
-    """Refuse what says something of a search where there is none; of jobs `kernels` are some.
+def require_none(flags: SearchFlags, *, kernels: bool, passes: bool) -> None:
+    """Refuse what says something of a search where there is none.
+
+    Layers of `passes` are jobs as well, here or on a cluster, and `kernels` are, here.
 
     Raises:
         OptionError: if there is something.
     """
-    given = [n for n, value in flags.items() if value is not None and not (kernels and n == "jobs")]
+    told = {*(["jobs"] if kernels or passes else []), *(["ray"] if passes else [])}
+    given = [name for name, value in flags.items() if value is not None and name not in told]
     if given:
-        of = ", or of kernels for --target trt" if given == ["jobs"] else ""
+        ours = {"jobs": ", of layers of --pass, or of kernels for --target trt",
+                "ray": ", or of layers of --pass"}  # fmt: skip
+        of = ours.get(given[0], "") if len(given) == 1 else ""
         raise OptionError(f"--{given[0]} is of a search, which --budget asks for{of}.")
 
 

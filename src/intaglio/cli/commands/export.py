@@ -203,7 +203,8 @@ def export_(
     how: Any = {name: told[name] for name in SearchFlags.__annotations__}
     options = loading(load, methods(graph))
     if budget is None:
-        require_none(how, kernels="trt" in (target or "") or recipe is not None)
+        kernels = "trt" in (target or "") or recipe is not None
+        require_none(how, kernels=kernels, passes=bool(pass_) or recipe is not None)
     with console.progress() as progress:
         made = None
         if budget is not None:
@@ -244,6 +245,7 @@ def export_(
             force=force,
             dry_run=dry_run,
             jobs=how["jobs"],
+            ray=how["ray"] if made is None else None,
             portable=False if no_portable else None,
             layout=None if layout is None else layout.value,
             progress=progress,
