@@ -197,13 +197,14 @@ def places(rows: Array, count: int) -> Array:
     return found
 
 
-def chosen(graph: BundleGraph, name: str | None) -> dict[str, Array]:
-    """The conditions under which one row of a graph has an adapter, for `Session.condition`.
+def chosen(graph: BundleGraph, name: str | None, rows: int = 1) -> dict[str, Array]:
+    """The conditions under which rows of a graph have an adapter, for `Session.condition`.
 
     Args:
         graph: of a bundle whose adapters are switched or parallel.
         name: of an adapter that was exported with it; where they are switched, any file of an
             adapter as well; None for the base.
+        rows: how many there are.
 
     Raises:
         InputError: if there is no such adapter, it is of another base, or the graph has no place
@@ -217,7 +218,7 @@ def chosen(graph: BundleGraph, name: str | None) -> dict[str, Array]:
                 f"The bundle holds no adapter {name!r}{perhaps(name, names)}; it has: "
                 f"{', '.join(names)}."
             )
-        return {NUMBER: np.array([0 if name is None else 1 + names.index(name)])}
+        return {NUMBER: np.full(rows, 0 if name is None else 1 + names.index(name))}
     if not any(spec.name.startswith(PREFIX) for spec in specs):
         if name is None:
             return {}

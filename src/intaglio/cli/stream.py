@@ -135,6 +135,12 @@ def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
         np.savez(file, allow_pickle=False, **arrays)
 
 
+def rows_of(entry: GraphEntry, arrays: Mapping[str, Array]) -> int:
+    """How many rows arrays by name hold; 1 where no input is of rows."""
+    found = (arrays[s.name] for s in entry.inputs if s.name in arrays and s.shape[:1] == (BATCH,))
+    return next((len(array) for array in found if array.ndim), 1)
+
+
 def step_arrays(
     session: Session, arrays: Mapping[str, Array], steps: int | None = None
 ) -> tuple[dict[str, Array], Latency]:

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 from intaglio import export, models
+from intaglio.cli.frame import app
 from intaglio.errors import BundleError, InputError, OptionError, SourceError
 from intaglio.exporter.sources.load import load_source
 from intaglio.models import llama
@@ -123,6 +125,17 @@ def test_each_row_has_the_adapter_of_its_number(
         plain = load_source(base).module(torch.from_numpy(IDS)).numpy()
     for row, wanted in enumerate((expected["two"], expected["one"], plain)):
         assert apart(found[row], wanted[row]) < LIMIT
+
+
+@pytest.mark.parametrize("way", ["switched", "parallel"])
+def test_rows_of_a_file_have_the_adapter_that_is_named(
+    bundles: dict[str, Path], expected: dict[str, Any], way: str, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "ids.npz", input_ids=IDS)
+    given = ["--inputs", str(tmp_path / "ids.npz"), "-o", str(tmp_path / "out.npz")]
+    done = CliRunner().invoke(app, ["run", str(bundles[way]), "--adapter", "two", *given])
+    assert done.exit_code == 0, done.output
+    assert apart(np.load(tmp_path / "out.npz")["logits"], expected["two"]) < LIMIT
 
 
 def test_a_session_goes_back_to_the_base(bundles: dict[str, Path], base: Path) -> None:
