@@ -52,17 +52,18 @@ def liger(told: Record) -> Iterator[str]:
 
 
 def mom(told: Record) -> Iterator[str]:
-    kinds = ("one state of 32", "4 memories", "one state of 128")
+    states = [f"one state of {size}" for size in ("32 x 32", "128 x 32", "32 x 128")]
     for keys in (32, 64, 128):
-        one, four, wide = (told.value(f"{keys} keys: {kind}") for kind in kinds)
-        yield f"| {keys} | {one:.3f} | {four:.3f} | {wide:.3f} |"
+        one, wide, long = (told.value(f"{keys} keys: {state}") for state in states)
+        four = told.value(f"{keys} keys: 4 memories")
+        yield f"| {keys} | {one:.3f} | {four:.3f} | {wide:.3f} | {long:.3f} |"
     yield f"{four:.2f} of 128 keys instead of {one:.2f}"
     yield f"({wide:.2f} of 128)"
+    yield f"({long:.2f} of 128)"
     for pairs in (32, 64):
-        shown = " | ".join(
-            f"{told.value(f'{pairs} pairs, trained: {kind}'):.3f}"
-            for kind in ("4 memories", *(f"one state of {size} x" for size in (16, 48, 80)))
-        )
+        sizes = ("16 x 16", "48 x 16", "16 x 48", "80 x 16", "16 x 80")
+        kinds = ("4 memories", *(f"one state of {size}," for size in sizes))
+        shown = " | ".join(f"{told.value(f'{pairs} pairs, trained: {k}'):.3f}" for k in kinds)
         yield f"| {pairs} | {shown} |"
 
 
