@@ -5,7 +5,7 @@ the one before it it is (`placed`, see `passes/calibrated/_narrow.py`), of which
 product (`factored`), and of which two it was made (`merged`).
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,12 +63,21 @@ def before_passes(
             meeting[name] = (meeting.get(left, NONE) & {0}) | (meeting.get(right, NONE) & {1})
         for name in placed.keys() & now.keys():
             now[name] = _put_back(name, now[name], placed[name], meeting.get(name, NONE))
-        for name, made in reversed(details.get("merged", {}).items()):
+        for name, made in _last_first(details.get("merged", {})):
             if name in now:
                 found, axes = _apart(name, now, made, meeting.get(name, NONE))
                 now |= found
                 meeting |= axes
     return now, {name: axes for name, axes in meeting.items() if axes}
+
+
+def _last_first(merged: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """What was merged, each before those that it was made of."""
+    left = dict(merged)
+    while left:
+        used = {made.get(key) for made in left.values() for key in ("first", "second", "base")}
+        last = [name for name in left if name not in used] or list(left)
+        yield from ((name, left.pop(name)) for name in last)
 
 
 def _apart(

@@ -135,13 +135,12 @@ NARROWS = "modegpt"
 
 
 class Factors(nn.Module):
-    """Two matrices in a row with a bias between, one with a LoRA, and three layers in a row."""
+    """Three matrices in a row with biases between, one with a LoRA, and three layers in a row."""
 
     def __init__(self) -> None:
         super().__init__()
         self.table = nn.Embedding(16, 32)
-        self.first = nn.Linear(32, 28)
-        self.second = nn.Linear(28, 32)
+        self.c, self.b, self.a = nn.Linear(32, 28), nn.Linear(28, 30), nn.Linear(30, 32)
         self.base = nn.Linear(32, 32)
         self.down, self.up = nn.Linear(32, 4, bias=False), nn.Linear(4, 32, bias=False)
         self.wide, self.middle = nn.Linear(32, 48), nn.Linear(48, 40)
@@ -150,7 +149,7 @@ class Factors(nn.Module):
 
     def forward(self, input_ids: Tensor) -> Tensor:
         x = self.table(input_ids)
-        x = x + self.second(self.first(x))
+        x = x + self.a(self.b(self.c(x)))
         x = x + torch.tanh(self.base(x) + 2 * self.up(self.down(x)))
         rows = torch.relu(self.wide(x)).flatten(0, 1)
         x = x + self.narrow(torch.relu(self.middle(rows)).reshape(*x.shape[:2], -1))
