@@ -64,6 +64,12 @@ def projections(graph: ir.Graph) -> Iterator[Projection]:
         )
 
 
+def stem_of(layer: Projection) -> str:
+    """What is made of a layer's weight is named after this, so that it has a path below its own."""
+    stem = (layer.weight.name or "").removesuffix(".weight")
+    return stem if f"{stem}.".startswith(f"{layer.path}.") else f"{layer.path}.{stem}"
+
+
 def uses(weight: ir.Value) -> int:
     """How many times a parameter is used, its transposes followed."""
     return sum(

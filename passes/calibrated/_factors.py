@@ -6,7 +6,7 @@ from typing import Any
 import numpy.typing as npt
 import onnx_ir as ir
 
-from intaglio.passes.analysis.projections import Projection
+from intaglio.passes.analysis.projections import Projection, stem_of
 from intaglio.passes.graph import Emitter, add_initializer, constant, dims, made_of, replace_uses
 
 Array = npt.NDArray[Any]
@@ -24,7 +24,7 @@ def put_factors(
         The names of the two weights whose product each weight was, by its name.
     """
     first = layers[0]
-    name = f"{_stem(first)}.first.weight"
+    name = f"{stem_of(first)}.first.weight"
     emit = Emitter(first.node)
     sources = [source for layer in layers for source in made_of(layer.weight)]
     shared = _initializer(graph, first, name, right, sources)
@@ -33,7 +33,7 @@ def put_factors(
     x = _times(emit, first, read, shared, right)
     found = {}
     for layer, left in zip(layers, lefts, strict=True):
-        own = f"{_stem(layer)}.second.weight"
+        own = f"{stem_of(layer)}.second.weight"
         emit = Emitter(layer.node)
         second = _initializer(graph, layer, own, left, made_of(layer.weight))
         y = _times(emit, layer, x, second, left)
@@ -43,10 +43,6 @@ def put_factors(
         graph.remove(layer.node, safe=True)
         found[layer.weight.name or ""] = [own, name] if layer.by_output else [name, own]
     return found
-
-
-def _stem(layer: Projection) -> str:
-    return (layer.weight.name or layer.path).removesuffix(".weight")
 
 
 def _initializer(

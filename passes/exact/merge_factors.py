@@ -21,7 +21,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from intaglio.errors import PassError
-from intaglio.passes.analysis.projections import Projection, projections, uses
+from intaglio.passes.analysis.projections import Projection, projections, stem_of, uses
 from intaglio.passes.base import Context, Exact, PassResult
 from intaglio.passes.graph import (
     Emitter,
@@ -234,7 +234,7 @@ def _merge(
     emit = Emitter(next(n for n in graph if n in set(result.consumers())))
     vector = add_initializer(
         graph,
-        f"{_stem(second)}.merged.bias",
+        f"{stem_of(second)}.merged.bias",
         np.sum(moved, axis=0).astype(_held(second).dtype),
         of=[name for each in (*biases, second.weight) for name in made_of(each)],
     )
@@ -261,17 +261,13 @@ def _held(layer: Projection) -> Array:
     return array
 
 
-def _stem(layer: Projection) -> str:
-    return (layer.weight.name or layer.path).removesuffix(".weight")
-
-
 def _put(layer: Projection, weight: Array, *of: Projection) -> str:
     """Let a layer multiply by `weight` [N, K], which was made of others; the name that it has."""
     graph = layer.node.graph
     assert graph is not None
     held = (weight if layer.by_output else weight.T).astype(_held(layer).dtype)
     sources = dict.fromkeys(n for each in (layer, *of) for n in made_of(each.weight))
-    name = f"{_stem(layer)}.merged.weight"
+    name = f"{stem_of(layer)}.merged.weight"
     made = add_initializer(graph, name, held, of=list(sources))
     operand = layer.node.inputs[1]
     if operand is layer.weight:

@@ -194,14 +194,16 @@ def test_what_several_passes_made_of_a_weight_is_followed_back(
         assert {"middle", "narrow"} <= {layer["path"].partition(".")[0] for layer in layers}
 
 
-def test_factors_of_a_graph_are_multiplied_in_their_place(tmp_path: Path) -> None:
+@pytest.mark.parametrize("first", ["merge-factors", "low-rank:by='svd',ratio=0.1"])
+def test_factors_of_a_graph_are_followed_back(tmp_path: Path, first: str) -> None:
     """Weights of a file get another shape, and so does what lies between them."""
     random = np.random.default_rng(0)
-    shapes = {"table": (16, 32), "a": (32, 28), "b": (28, 32), "head": (32, 16)}
+    a, b = "onnx::MatMul_7", "onnx::MatMul_8"
+    shapes = {"table": (16, 32), a: (32, 28), b: (28, 32), "head": (32, 16)}
     nodes = [
         helper.make_node("Gather", ["table", "input_ids"], ["x"]),
-        helper.make_node("MatMul", ["x", "a"], ["h"]),
-        helper.make_node("MatMul", ["h", "b"], ["y"]),
+        helper.make_node("MatMul", ["x", a], ["h"], "/first/MatMul"),
+        helper.make_node("MatMul", ["h", b], ["y"], "/second/MatMul"),
         helper.make_node("Tanh", ["y"], ["z"]),
         helper.make_node("MatMul", ["z", "head"], ["logits"]),
     ]
@@ -218,7 +220,7 @@ def test_factors_of_a_graph_are_multiplied_in_their_place(tmp_path: Path) -> Non
     )
     opset = [helper.make_opsetid("", 18)]
     onnx.save(helper.make_model(made, opset_imports=opset, ir_version=9), tmp_path / "model.onnx")
-    passes = ["merge-factors", "rtn:bits=8,group=16"]
+    passes = [first, "rtn:bits=8,group=-1"]
     report = intaglio.export(tmp_path / "model.onnx", tmp_path / "bundle", passes=passes, steps=4)
 
     assert report.parity is not None
