@@ -114,7 +114,7 @@ def _apart(
         axes[made["first"]] = _axes(by_output=first_by_output, outputs=True, inputs=inputs)
         found[made["second"]] = second if by_output else second.T
         axes[made["second"]] = _axes(by_output=by_output, outputs=outputs, inputs=True)
-    except (KeyError, TypeError, ValueError) as error:
+    except (IndexError, KeyError, MemoryError, TypeError, ValueError) as error:
         raise BundleError(
             f"The manifest says that {name!r} was made of two weights, which the portable graph "
             "does not hold so. Export the bundle again."
@@ -167,7 +167,7 @@ def _put_back(
         alone = all(len(np.unique(at)) == at.size and (at >= 0).all() for at in index)
         full = np.zeros(shape, array.dtype)
         full[index] = array
-    except (IndexError, KeyError, TypeError, ValueError) as error:
+    except (IndexError, KeyError, MemoryError, TypeError, ValueError) as error:
         raise BundleError(_misplaced(name)) from error
     if not alone:
         raise BundleError(_misplaced(name))

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 import intaglio
 from intaglio.errors import BundleError, ParityError
+from intaglio.exporter.proving.before_passes import before_passes
 from intaglio.runtime.bundle import Bundle
 
 
@@ -131,7 +133,24 @@ def test_a_file_that_is_compressed_beyond_what_passes_is_told(graph: Path, tmp_p
         )
 
 
-NARROWS = "modegpt"
+@pytest.mark.parametrize(
+    "details",
+    [
+        {"placed": {"m": {"shape": [10**9, 10**9], "places": [None, None]}}},
+        {"factored": {"k": ["m", "v", "v"]}},
+        {"merged": {"m": {"second": "b", "base": "a", "shape": [10**9, 10**9]}}},
+        {"merged": {"m": {"second": "b", "first": "a", "by_output": [True]}}},
+        {"merged": {"m": {"second": "b", "first": "a", "by_output": [True, True], "bias": []}}},
+    ],
+    ids=str,
+)
+def test_what_cannot_be_of_a_weight_is_refused(details: dict[str, Any]) -> None:
+    weights = {"m": np.ones((4, 3), np.float32), "v": np.ones(4, np.float32)}
+    with pytest.raises(BundleError, match="Export the bundle again"):
+        before_passes(weights, [details])
+
+
+NARROWS, MERGES = "modegpt", "merge-factors"
 
 
 class Factors(nn.Module):
@@ -181,6 +200,7 @@ def test_what_several_passes_made_of_a_weight_is_followed_back(
         tmp_path / "bundle",
         passes=passes,
         inputs=inputs,
+        shapes={"input_ids": [(1, 1), (2, 4), (4, 64)]},
         steps=4,
         tolerance={"logits.quantization": 2},
     )
@@ -189,6 +209,8 @@ def test_what_several_passes_made_of_a_weight_is_followed_back(
     assert report.parity.passed
     assert report.parity.quantization is not None
     assert report.parity.quantization["logits"] > 1e-5
+    merged = [r["details"]["tokens"] for r in report.manifest.main.passes if r["name"] == MERGES]
+    assert merged == [8] * len(merged)
     narrowed = [r["details"]["layers"] for r in report.manifest.main.passes if r["name"] == NARROWS]
     for layers in narrowed:
         assert {"middle", "narrow"} <= {layer["path"].partition(".")[0] for layer in layers}
