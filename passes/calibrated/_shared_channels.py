@@ -40,6 +40,7 @@ MLP, SCORES, VALUES = "mlp", "qk", "vo"
 DATA, MAGNITUDE = "data", "magnitude"
 JITTER = 1e-8  # of the mean of a diagonal, so that what data says nothing of can be solved for
 FEW = 1e-3  # the same where there are fewer tokens than channels
+UNKNOWN = 1e-12  # of the largest eigenvalue: less is rounding, of what data says nothing of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,14 +276,23 @@ def best_basis(moment: Array, rows: Array, width: int) -> tuple[Array, Array, fl
         width: k.
     """
     squares, vectors = np.linalg.eigh(moment)
-    squares = np.maximum(squares, 0)
-    roots = np.sqrt(squares)
-    inverse = np.where(roots > roots.max() * 1e-9, 1 / np.maximum(roots, 1e-300), 0)
+    known = squares > squares.max(initial=0) * UNKNOWN
+    roots = np.sqrt(np.where(known, squares, 0))
+    inverse = np.where(known, 1 / np.sqrt(np.where(known, squares, 1)), 0)
     product = roots[:, None] * (vectors.T @ rows)
     energies, left = np.linalg.eigh(product @ product.T)
     kept = left[:, ::-1][:, :width]
     lost, whole = float(np.maximum(energies, 0)[: len(rows) - width].sum()), float(energies.sum())
-    return vectors @ (inverse[:, None] * kept), kept.T @ (roots[:, None] * vectors.T), lost, whole
+    basis = vectors @ (inverse[:, None] * kept)
+    back = kept.T @ (roots[:, None] * vectors.T)
+    counts = int((energies > energies.max(initial=0) * UNKNOWN).sum())
+    if counts < width and not known.all():  # the rest is what data says nothing of
+        off = vectors[:, ~known]
+        _, others = np.linalg.eigh(off.T @ rows @ rows.T @ off)
+        more = off @ others[:, ::-1][:, : width - counts]
+        end = counts + more.shape[1]
+        basis[:, counts:end], back[counts:end] = more, more.T
+    return basis, back, lost, whole
 
 
 def _largest(scores: Array, count: int) -> Array:

@@ -183,14 +183,14 @@ def allocate(scores: Sequence[float], ratio: float, eps: float, most: float = MO
     """
     s = np.asarray(scores, np.float64)
     scale = max(float(s.mean()), 1e-30) * eps * 10
-    weight = np.exp(-(s - s.min()) / scale)
     phi = np.full(len(s), ratio)
     if ratio >= most:
         return [float(x) for x in phi]
     full = np.zeros(len(s), bool)
     for _ in range(len(s)):
         left = len(s) * ratio - most * full.sum()
-        phi = np.where(full, most, left * weight / weight[~full].sum())
+        weight = np.where(full, 0, np.exp(-np.maximum(s - s[~full].min(), 0) / scale))
+        phi = np.where(full, most, left * weight / weight.sum())
         over = (phi > most) & ~full
         if not over.any():
             break

@@ -89,6 +89,21 @@ def test_a_basis_of_full_rank_is_exact(random: np.random.Generator, size: int) -
     rows = random.normal(size=(6, 9))
     basis, back, _, _ = best_basis(v.T @ v, rows, size)
     np.testing.assert_allclose(v @ basis @ back @ rows, v @ rows, atol=1e-7)
+    assert max(np.abs(basis).max(), np.abs(back).max()) < 1e4, "rounding is not divided by"
+
+
+def test_what_data_says_nothing_of_is_kept_where_there_is_room(random: np.random.Generator) -> None:
+    """One token and three directions: that of the token, and those that are read most."""
+    v, rows = random.normal(size=(1, 6)), random.normal(size=(6, 9))
+    basis, back, lost, _ = best_basis(v.T @ v, rows, 3)
+    span = np.linalg.svd(v)[2][1:]
+    most = np.linalg.svd(span @ rows, compute_uv=False)
+    wrong = span @ rows - span @ basis @ back @ rows
+
+    np.testing.assert_allclose(v @ basis @ back, v, atol=1e-9)
+    np.testing.assert_allclose(np.square(wrong).sum(), np.square(most[2:]).sum())
+    assert lost < 1e-9
+    assert max(np.abs(basis).max(), np.abs(back).max()) < 1e2
 
 
 def test_ratios_follow_importance_and_keep_their_mean() -> None:
@@ -97,6 +112,7 @@ def test_ratios_follow_importance_and_keep_their_mean() -> None:
     assert max(found) <= 0.8
     assert found[0] < found[2] < found[1]
     assert allocate([1.0, 2.0], 0.9, 0.1) == [0.9, 0.9]
+    np.testing.assert_allclose(allocate([3.0, 1.0, 2.0], 0.5, 1e-9), [0, 0.8, 0.7], atol=1e-12)
 
 
 def model(**sizes: Any) -> nn.Module:
