@@ -73,19 +73,24 @@ class FourierConvolution:
     @classmethod
     def of(cls, inverse: Any) -> "FourierConvolution | None":
         """What `inverse` ends, None for anything else."""
-        product, axis = inverse.args[0], axis_of(inverse)
+        count, axis = term(argument(inverse, 1, "n")), axis_of(inverse)
+        product, roots = _undivided(inverse.args[0], count)
         if not isinstance(product, fx.Node) or product.target is not ATEN.mul.Tensor:
             return None
-        transforms = [each for each in product.args if isinstance(each, fx.Node)]
-        count = term(argument(inverse, 1, "n"))
+        parts = [_undivided(each, count) for each in product.args if isinstance(each, fx.Node)]
+        transforms, roots = [each for each, _ in parts], roots + sum(each for _, each in parts)
         if len(transforms) != 2 or count is None:
             return None
-        for each in (inverse, *transforms):
-            same = term(argument(each, 1, "n")) == count and axis_of(each) == axis
-            if not same or argument(each, 3, "norm") not in (None, "backward"):
-                return None
         if any(each.target is not INVERSES[inverse.target] for each in transforms):
             return None
+        if any(term(argument(each, 1, "n")) != count for each in (inverse, *transforms)):
+            return None
+        if any(axis_of(each) != axis for each in transforms):
+            return None
+        roots += 2 - ROOTS[argument(inverse, 3, "norm")]
+        roots += sum(ROOTS[argument(each, 3, "norm")] for each in transforms)
+        if roots != 2:
+            return None  # the convolution times a number of the length
         a, b = (each.args[0] for each in transforms)
         assert isinstance(a, fx.Node)
         assert isinstance(b, fx.Node)
@@ -102,6 +107,16 @@ class FourierConvolution:
         if not results or any(each.meta["val"].is_complex() for each in results):
             return None
         return cls((a, b), axis, lengths[0], results)
+
+
+ROOTS = {None: 0, "backward": 0, "ortho": 1, "forward": 2}
+"""By how many roots of its length a transform is divided; its inverse by those that are left."""
+
+
+def _undivided(node: Any, count: Any) -> tuple[Any, int]:
+    """What `node` divides by `count`, and by how many roots of it: two or none."""
+    divides = node.target is ATEN.div.Tensor and isinstance(node.args[1], int | fx.Node)
+    return (node.args[0], 2) if divides and term(node.args[1]) == count else (node, 0)
 
 
 def _first_entries(inverse: Any, axis: int, length: Any) -> Iterator[fx.Node]:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, fx
+from torch._ops import OpOverload
 from torch.export import ExportedProgram
 
 from . import kernel_axes, kernel_entries
@@ -41,6 +42,7 @@ class LagReader:
     ) -> None:
         self._program, self._length, self._number = program, length, value
         self._read: dict[fx.Node, Read] = {}
+        self.end: Any = None  # of the first entries of tables: how many there are, in the program
 
     def of(self, node: Any) -> Read:
         """What `node` is at each lag.
@@ -64,10 +66,12 @@ class LagReader:
             return self._table(node)
         if target in KEPT:
             return self.of(node.args[0])
-        rule = RULES.get(target)
-        if rule is None:
-            raise UnreadError
-        return rule(self, node)
+        try:
+            return RULES.get(target, kernel_entries.each_entry)(self, node)
+        except UnreadError:
+            if not isinstance(target, OpOverload):
+                raise
+            return kernel_entries.each_entry(self, node)
 
     def _is_length(self, size: Any) -> bool:
         return bool(term(size) == term(self._length))
@@ -86,6 +90,7 @@ class LagReader:
         if start not in (None, 0) or step != 1 or not self._is_length(shape_of(node)[dim]):
             raise UnreadError
         values = self._number(node.args[0])
+        self.end = argument(node, 3, "end")
         return LagTable(values, dim - values.dim())
 
     def given(self, value: Any) -> Tensor | Read:
@@ -129,6 +134,8 @@ RULES: dict[Any, Callable[[Reading, Any], Read]] = {
     ATEN.select.int: kernel_axes.dropped,
     ATEN.transpose.int: kernel_axes.permuted,
     ATEN.mT.default: kernel_axes.permuted,
+    ATEN.numpy_T.default: kernel_axes.permuted,
+    ATEN.t.default: kernel_axes.permuted,
     ATEN.permute.default: kernel_axes.permuted,
     ATEN.view.default: kernel_axes.reshaped,
     ATEN.reshape.default: kernel_axes.reshaped,

@@ -53,6 +53,8 @@ def permuted(reader: Reading, node: Any) -> Read:
     rank = len(shape_of(node))
     if node.target is ATEN.permute.default:
         order = [dim % rank for dim in node.args[1]]
+    elif node.target is ATEN.numpy_T.default:
+        order = [*reversed(range(rank))]
     else:
         one, other = (dim % rank for dim in (node.args[1:] or (-2, -1)))
         order = list(range(rank))

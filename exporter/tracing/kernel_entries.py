@@ -1,9 +1,10 @@
 """How operators on single entries act on lines, sums of exponentials and tables."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from .causal_convolution import ATEN
 from .kernel_forms import (
@@ -82,12 +83,50 @@ def _line(value: Tensor | Read) -> tuple[Tensor, Tensor]:
 
 
 def _of_tables(node: Any, *operands: Tensor | Read) -> LagTable:
-    """An operator on tables and numbers, entry by entry."""
+    """An operator on tables and numbers, entry by entry; of tables as long as the shortest one."""
+    tables = [each for each in operands if isinstance(each, LagTable)]
     if any(isinstance(each, LagLine | LagSum) for each in operands):
         raise UnreadError
-    axis = next(each.axis for each in operands if isinstance(each, LagTable))
-    given = [each.values if isinstance(each, LagTable) else each for each in operands]
+    axis, length = tables[0].axis, min(each.length for each in tables)
+    given = [each.first(length) if isinstance(each, LagTable) else each for each in operands]
     return LagTable(node.target(*given), axis)
+
+
+def each_entry(reader: Reading, node: Any) -> LagTable:
+    """Any operator on tables that keeps lags apart: on single entries, or on axes behind them."""
+    given, axes = _tables_of(reader, node)
+    if len(axes) != 1:
+        raise UnreadError
+    axis = axes.pop()
+    if torch.Tag.pointwise not in node.target.tags:
+        behind = BEHIND.get(node.target)
+        if behind is None or axis >= -behind(node):
+            raise UnreadError
+    elif any(isinstance(x, Tensor) and x.dim() >= -axis and x.shape[axis] != 1 for x in given):
+        raise UnreadError
+    if torch.Tag.nondeterministic_seeded in node.target.tags:
+        raise UnreadError
+    length = min(each.length for each in given if isinstance(each, LagTable))
+    values = iter([each.first(length) if isinstance(each, LagTable) else each for each in given])
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda _: next(values))
+    return LagTable(node.target(*args, **kwargs), axis)
+
+
+def _tables_of(reader: Reading, node: Any) -> tuple[list[Any], set[int]]:
+    """The values of the nodes that `node` takes, in their order, and the axes of their lags."""
+    given: list[Any] = []
+    fx.map_arg((node.args, node.kwargs), lambda each: given.append(reader.given(each)))
+    if any(isinstance(each, LagLine | LagSum) for each in given):
+        raise UnreadError
+    return given, {each.axis for each in given if isinstance(each, LagTable)}
+
+
+BEHIND: dict[Any, Callable[[Any], int]] = {
+    ATEN.linear.default: lambda _: 1,
+    ATEN.layer_norm.default: lambda node: len(node.args[1]),
+    ATEN.rms_norm.default: lambda node: len(node.args[1]),
+}
+"""How many of the last axes an operator computes with; those before them stay apart."""
 
 
 def times(reader: Reading, node: Any) -> Read:

@@ -47,6 +47,15 @@ class LagTable:
     values: Tensor
     axis: int
 
+    def first(self, length: int) -> Tensor:
+        """The values at the first `length` of them."""
+        return self.values.narrow(self.axis, 0, length)
+
+    @property
+    def length(self) -> int:
+        """How many lags there are."""
+        return self.values.shape[self.axis]
+
 
 Read = LagLine | LagSum | LagTable
 

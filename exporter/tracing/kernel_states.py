@@ -121,19 +121,34 @@ class _Made:
         def number(node: fx.Node) -> Tensor:
             return in_double(self._program, node)
 
+        reader = LagReader(self._program, convolution.length, number)
         try:
-            read = LagReader(self._program, convolution.length, number).of(kernel)
+            read = reader.of(kernel)
         except UnreadError:
             return None
         if read.axis != convolution.axis or isinstance(read, LagLine):
             return None
         if isinstance(read, LagTable):
-            return self._realised(kernel, read)
+            found = self._realised(kernel, read)
+            if found is None:
+                self._tabled(kernel, read, reader.end)
+            return found
         weight, ratio = (
             x.squeeze(read.axis - 1).to(torch.complex128)
             for x in (read.weight + 0 * read.ratio, read.ratio + 0 * read.weight)
         )
         return self._poles(kernel, Poles(weight, ratio))
+
+    def _tabled(self, kernel: fx.Node, table: LagTable, end: Any) -> None:
+        """Let a kernel that tables were made into be the first entries of a table itself."""
+        if kernel.target is ATEN.slice.Tensor:
+            return
+        holder = self._weight(kernel, "kernel", table.values)
+        with self._program.graph.inserting_before(kernel):
+            axis = table.axis + table.values.dim()
+            first = self._program.graph.call_function(ATEN.slice.Tensor, (holder, axis, 0, end))
+        first.meta = dict(kernel.meta)
+        kernel.replace_all_uses_with(first)
 
     def _realised(self, kernel: fx.Node, table: LagTable) -> _System | None:
         found = realise(table.values.real.movedim(table.axis, -1))
@@ -172,20 +187,21 @@ class _Made:
 
     def _held(self, kernel: fx.Node, step: Step | None, **weights: Tensor) -> _System:
         """A system whose numbers are weights of the program, in fp32."""
-        program, mode = self._program, kernel.meta["val"].fake_mode
-        made = tuple(sorted(weights_of(program, kernel)))
-        held: list[fx.Node] = []
-        for stem, value in weights.items():
-            taken = {*program.state_dict, *program.constants, *self._values}
-            name = name_of_weight(kernel, stem, taken)
-            value = value.to(torch.float32).contiguous()  # noqa: PLW2901
-            fake = mode.from_tensor(value, static_shapes=True)
-            holder = hold(program.graph, {name: value}, {name: {**kernel.meta, "val": fake}})
-            self._values = {name: value, **self._values}  # holders stand in front of earlier ones
-            self._holders |= holder
-            self._weights[name] = made
-            held.append(holder[name])
+        held = [self._weight(kernel, stem, value) for stem, value in weights.items()]
         return _System(step, tuple(held))
+
+    def _weight(self, kernel: fx.Node, stem: str, value: Tensor) -> fx.Node:
+        """A weight of the program, computed from those of `kernel`, in fp32."""
+        program, mode = self._program, kernel.meta["val"].fake_mode
+        taken = {*program.state_dict, *program.constants, *self._values}
+        name = name_of_weight(kernel, stem, taken)
+        value = value.to(torch.float32).contiguous()
+        fake = mode.from_tensor(value, static_shapes=True)
+        holder = hold(program.graph, {name: value}, {name: {**kernel.meta, "val": fake}})
+        self._values = {name: value, **self._values}  # holders stand in front of earlier ones
+        self._holders |= holder
+        self._weights[name] = tuple(sorted(weights_of(program, kernel)))
+        return holder[name]
 
 
 def _one_row(ratio: Tensor) -> bool:

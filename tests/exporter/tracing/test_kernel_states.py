@@ -190,3 +190,60 @@ def test_a_kernel_that_is_no_sum_of_exponentials_keeps_its_cache() -> None:
     module = Convolved(lambda m, lag: torch.exp(-m.rate[:, :1] * lag * lag))
     traced = trace(load_source(module, inputs={"x": torch.randn(2, 9, SIZE)}))
     assert not [node for node in traced.model.graph if node.op_type in ("Scan", "DiagonalSSM")]
+
+
+class Implicit(nn.Module):
+    """Filters that a small network makes of places in tables (Hyena), with Fourier norms."""
+
+    def __init__(self, norm: str | None) -> None:
+        super().__init__()
+        self.norm = norm
+        self.register_buffer("places", torch.randn(1, MOST + 3, 5))
+        self.register_buffer("fade", torch.linspace(0, 3, MOST)[None, :, None])
+        self.net = nn.Sequential(nn.Linear(5, 8), nn.LayerNorm(8), nn.SiLU(), nn.Linear(8, SIZE))
+
+    def forward(self, x: Tensor) -> Tensor:
+        time = x.shape[1]
+        places, fade = self.get_buffer("places"), self.get_buffer("fade")
+        k = (self.net(places[:, :time]) * torch.exp(-fade[:, :time]))[0].T
+        n, norm = 2 * time, self.norm
+        product = fft.rfft(x.mT, n=n) * fft.rfft(k, n=n)
+        if norm == "forward":
+            product = product / n
+        if norm == "ortho":
+            product = fft.rfft(x.mT, n=n, norm=norm) * fft.rfft(k, n=n)
+        y: Tensor = fft.irfft(product, n=n, norm=norm)[..., :time]
+        return y.mT
+
+
+@pytest.mark.parametrize("norm", [None, "forward", "ortho"])
+def test_filters_that_a_network_makes_of_tables_are_tables(
+    norm: str | None, tmp_path: Path
+) -> None:
+    """Its inputs are kept, as many as the shorter of the tables has entries."""
+    torch.manual_seed(0)
+    report = intaglio.export(
+        Implicit(norm), tmp_path / "out", inputs={"x": torch.randn(2, 9, SIZE)}, steps=MOST
+    )
+    assert report.manifest.main.limits.max_context == MOST
+    assert not report.manifest.main.whole
+    assert report.parity is not None
+    assert report.parity.passed
+
+
+class OtherNorm(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        time = x.shape[1]
+        found = fft.rfft(x, n=2 * time, dim=1).square()
+        y: Tensor = fft.irfft(found * found, n=2 * time, dim=1, norm="ortho")[:, :time]
+        product = fft.rfft(x, n=2 * time, dim=1) * fft.rfft(y, n=2 * time, dim=1)
+        z: Tensor = fft.irfft(product, n=2 * time, dim=1, norm="ortho")[:, :time]
+        return z
+
+
+def test_a_norm_of_another_length_is_no_convolution() -> None:
+    """It is one divided by a root of its length, which grows."""
+    shapes = ({1: torch.export.Dim.DYNAMIC},)
+    program = torch.export.export(OtherNorm(), (torch.randn(2, 9, SIZE),), dynamic_shapes=shapes)
+    inverses = [node for node in program.graph.nodes if node.target in INVERSES]
+    assert [FourierConvolution.of(inverse) for inverse in inverses] == [None, None]
