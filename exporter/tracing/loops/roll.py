@@ -32,7 +32,7 @@ from .loop_streams import PartedError
 from .outer import Outer
 from .terms import Terms, UnreadableError
 from .tidy import RULES
-from .told import told_numbers
+from .told import lengths_beyond, told_numbers
 
 ROWS = 29  # more than the small sizes inside a body, to which PyTorch compares the batch
 VIEWS = frozenset({"aten.view.default", "aten._unsafe_view.default"})
@@ -59,9 +59,9 @@ def roll(source: Source) -> ExportedProgram | None:
     program = _rolled(source)
     if program is None:
         return None
-    for number in told_numbers(source.module):
-        if not _agrees(source, program, number + 1, far=True):
-            raise PartedError(f"does something else where there are {number + 1} tokens")
+    for tokens in lengths_beyond(told_numbers(source.module)):
+        if not _agrees(source, program, tokens, far=True):
+            raise PartedError(f"does something else where there are {tokens} tokens")
     return program
 
 
@@ -249,7 +249,7 @@ def _unrolled(source: Source, batch: int, time: int) -> ExportedProgram:
     """The program of `source` at `time` tokens, in functional form."""
     inputs = source.random_inputs(batch, time, 0)
     shapes = {
-        name: {a: Dim.DYNAMIC for a, s in source.dynamic.get(name, {}).items() if s == BATCH}
+        name: {a: Dim.DYNAMIC for a, s in source.dynamic.get(name, {}).items() if s != TIME}
         for name in inputs
     }
     try:

@@ -341,6 +341,17 @@ def test_a_refusal_says_both_what_froze_and_why() -> None:
         trace(source_of(backwards))
 
 
+def test_a_window_that_is_longer_than_what_was_unrolled_is_found_out() -> None:
+    """Its first tokens are left out from token 201 on, which no program of a few tokens shows."""
+
+    def windowed(_: Net, x: Tensor) -> Tensor:
+        out = [x[:, max(0, t - 200) : t + 1].mean(1) for t in range(x.shape[1])]
+        return torch.stack(out, 1)
+
+    with pytest.raises(TraceError, match="does something else where there are 302 tokens"):
+        trace(source_of(windowed))
+
+
 def test_rows_that_are_mixed_in_a_loop_are_refused() -> None:
     """A mean over the batch would make each row depend on its neighbours."""
     source = source_of(body(lambda net, x, t, h: net.w(x[:, t]) + h.mean(0)))
