@@ -48,8 +48,8 @@ def _package(value: Any) -> str:
 def _numbers(value: Any, home: str, depth: int, seen: set[int]) -> Iterator[int]:
     """The numbers in `value`, a field, a container or a function, not looked at before."""
     if type(value) is int:
-        if LEAST <= value <= MOST:
-            yield value
+        if LEAST <= abs(value) <= MOST:  # of entries from the end as well
+            yield abs(value)
         return
     if depth < 0 or id(value) in seen or isinstance(value, torch.Tensor | nn.Module | type):
         return
@@ -65,6 +65,8 @@ def _numbers(value: Any, home: str, depth: int, seen: set[int]) -> Iterator[int]
     inside: Any = ()
     if isinstance(value, Mapping):
         inside = value.values()
+    elif isinstance(value, slice):
+        inside = (value.start, value.stop, value.step)
     elif isinstance(value, tuple | list | set | frozenset):
         inside = value
     elif is_dataclass(value):
@@ -85,9 +87,9 @@ def _of_function(
         except ValueError:  # nothing yet
             continue
     kept += _named(function.__code__, function.__globals__)
+    kept += _constants(function.__code__)
     for each in kept:
         yield from _numbers(each, home, depth - 1, seen)
-    yield from _of_code(function.__code__)
 
 
 def _named(code: types.CodeType, names: Mapping[str, Any]) -> Iterator[Any]:
@@ -100,9 +102,10 @@ def _named(code: types.CodeType, names: Mapping[str, Any]) -> Iterator[Any]:
             yield from _named(inner, names)
 
 
-def _of_code(code: types.CodeType) -> Iterator[int]:
+def _constants(code: types.CodeType) -> Iterator[Any]:
+    """What is written in code as it is, in functions within it too."""
     for value in code.co_consts:
         if isinstance(value, types.CodeType):
-            yield from _of_code(value)
-        elif type(value) is int and LEAST <= value <= MOST:
+            yield from _constants(value)
+        else:
             yield value

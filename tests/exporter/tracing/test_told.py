@@ -47,7 +47,7 @@ class Own(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for t in range(1201):
-            x = _helper(x, t) + _outer()
+            x = _helper(x, t)[:, -1251:] + _outer()
         return torch.relu(x)
 
 
@@ -57,7 +57,7 @@ def test_numbers_are_found_wherever_they_are_kept() -> None:
 
     found = {n for n in told_numbers(module) if n > 1000}
 
-    assert found == {1101, 1201, 1301, 1401, 1501, 1601, 1701, 1801, 1901, 2101}
+    assert found == {1101, 1201, 1251, 1301, 1401, 1501, 1601, 1701, 1801, 1901, 2101}
 
 
 def test_modules_of_pytorch_tell_nothing() -> None:
