@@ -10,6 +10,7 @@ A letter that one side alone has and nobody keeps is summed up before; a product
 """
 
 import itertools
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,10 +42,10 @@ class ExpandEinsum(Exact):
         """Rewrite every Einsum that one product says."""
         notes = [describe(node) for node in list(model.graph) if _of_a_vector(node)]
         for node in [n for n in model.graph if n.op_type == "Einsum" and not n.domain]:
-            summed = _sum_alone(node)
+            spelled, summed = _spell_out(node), _sum_alone(node)
             parts = _two_by_two(node)
             done = [part for part in parts if _beside(part) or _expand(part) or _summed(part)]
-            if done or summed or len(parts) > 1:
+            if done or spelled or summed or len(parts) > 1:
                 notes.append(describe(node))
             for gone in [*reversed(done), *([node] if len(parts) > 1 else [])]:
                 model.graph.remove(gone, safe=True)
@@ -73,6 +74,37 @@ def _of_a_vector(node: ir.Node) -> bool:
     replace_uses(old, emit("Squeeze", [product, axis], old.dtype, kept))
     node.graph.remove(node, safe=True)  # type: ignore[union-attr]
     return True
+
+
+def _spell_out(node: ir.Node) -> bool:
+    """Give axes that stand for themselves, ``...kp,kqp->...kq``, and a result that is not told."""
+    takes, arrow, gives = str(attribute(node, "equation", "")).replace(" ", "").partition("->")
+    sides, shapes = takes.split(","), [dims(value) for value in node.inputs]
+    if not arrow:
+        once = sorted(x for x in set(takes) - {*",."} if takes.count(x) == 1)
+        gives = ("..." if "." in takes else "") + "".join(once)
+    if "." in takes and None not in shapes and len(sides) == len(shapes):
+        free = [x for x in string.ascii_letters if x not in takes + gives]
+        beside = [
+            len(shape or ()) - len(side.replace("...", ""))
+            for side, shape in zip(sides, shapes, strict=True)
+            if "..." in side
+        ]
+        if max(beside) > len(free) or min(beside) < 0:
+            return False
+        letters = "".join(free[: max(beside)])
+        counts = iter(beside)
+        sides = [
+            side.replace("...", letters[len(letters) - next(counts) :]) if "..." in side else side
+            for side in sides
+        ]
+        if _sizes(sides, list(node.inputs)) is None:  # one of them is stretched
+            return False
+        gives = gives.replace("...", letters)
+    equation = f"{','.join(sides)}->{gives}"
+    changed = equation != str(attribute(node, "equation", "")).replace(" ", "")
+    node.attributes["equation"] = ir.AttrString("equation", equation)
+    return changed
 
 
 def _sum_alone(node: ir.Node) -> bool:

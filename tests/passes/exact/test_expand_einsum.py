@@ -201,9 +201,37 @@ def test_what_gives_back_its_input_is_a_copy_of_it(equation: str) -> None:
     assert expanded(equation) == (True, ["Identity"])
 
 
+@pytest.mark.parametrize(
+    ("equation", "shapes"),
+    [
+        ("...d,de->...e", ([2, 5, 4], [4, 6])),
+        ("...d,...d->...", ([2, 5, 4], [2, 5, 4])),
+        ("d...,de->...e", ([4, 2, 5], [4, 6])),
+        ("btd,de", ([2, 5, 4], [4, 6])),
+        ("...d,de", ([2, 5, 4], [4, 6])),
+    ],
+)
+def test_axes_that_are_not_spelled_out_are_given_letters(
+    equation: str, shapes: tuple[list[int], ...]
+) -> None:
+    changed, found = expanded(equation, *shapes)
+
+    assert changed
+    assert "Einsum" not in found
+
+
+def test_axes_that_are_not_spelled_out_are_told_apart_where_no_product_says_it() -> None:
+    """Which of them is that of time, the equation of a block-diagonal matrix tells by letters."""
+    model = graph("...kp,kqp->...kq", [2, 5, 3, 4], [3, 6, 4])
+
+    assert ExpandEinsum().run(model, Context()).changed
+    (node,) = [node for node in model.graph if node.op_type == "Einsum"]
+    assert node.attributes["equation"].value == "abkp,kqp->abkq"
+
+
 def test_equations_without_letters_of_their_own_stay() -> None:
-    """Axes that are not spelled out, and a diagonal."""
-    assert expanded("...d,de->...e", [2, 5, 4], [4, 6]) == (False, ["Einsum"])
+    """Axes that are stretched without a letter, and a diagonal."""
+    assert expanded("...d,...de->...e", [2, 5, 4], [2, 1, 4, 6]) == (False, ["Einsum"])
     assert not ExpandEinsum().run(graph("btd,dee->bte", [2, 5, 4], [4, 6, 6]), Context()).changed
 
 
