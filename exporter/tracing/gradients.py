@@ -38,6 +38,7 @@ from intaglio.state import TIME
 from .conditions import Condition, of_zero_or_one
 from .forward_mode import forwards_by_backwards
 from .plain_choices import CHOICES, is_batched
+from .spellings import Spellings
 
 
 class FixedTimeError(TraceError):
@@ -111,6 +112,7 @@ def carried_out(
         with (
             fake,
             enable_python_dispatcher(),
+            Spellings(),
             _Plain(),
             forwards_by_backwards(),
             sdpa_kernel(SDPBackend.MATH),

@@ -91,6 +91,13 @@ def twice(score: nn.Module, x: Tensor) -> Tensor:
     return result
 
 
+def volume(score: nn.Module, x: Tensor) -> Tensor:
+    """Logarithms of how much space a map stretches, as flows have them."""
+    slopes = torch.func.vmap(torch.func.jacrev(score))(x)
+    found: Tensor = torch.linalg.slogdet(torch.eye(x.shape[1]) + 0.1 * slopes)[1]
+    return found
+
+
 CASES: dict[str, tuple[nn.Module, Tensor, str]] = {
     "autograd": (Taught(of_itself), torch.randn(2, 8), "x:batchx8"),
     "backward": (Taught(of_backward), torch.randn(2, 8), "x:batchx8"),
@@ -119,6 +126,7 @@ CASES: dict[str, tuple[nn.Module, Tensor, str]] = {
         "x:batchx4x12",
     ),
     "twice": (Taught(twice, nn.Linear(8, 3), nn.Tanh()), torch.randn(2, 8), "x:batchx8"),
+    "volume": (Taught(volume, nn.Linear(4, 4), nn.Tanh()), torch.randn(2, 4), "x:batchx4"),
     "of each token": (Taught(of_function), torch.randn(2, 6, 8), "x:batchxtimex8"),
 }
 
