@@ -30,5 +30,5 @@ def _fits(target: fx.Node, mask: object, value: fx.Node) -> bool:
     x, chosen, number = (node.meta.get("val") for node in (target, mask, value))
     if not (isinstance(x, Tensor) and isinstance(chosen, Tensor) and isinstance(number, Tensor)):
         return False
-    same = chosen.shape == x.shape and number.dtype == x.dtype
-    return same and chosen.dtype == torch.bool and number.ndim == 0
+    same = [*map(str, chosen.shape)] == [*map(str, x.shape)]  # of sizes that data tells as well
+    return same and number.dtype == x.dtype and chosen.dtype == torch.bool and number.ndim == 0

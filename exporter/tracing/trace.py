@@ -39,6 +39,7 @@ from .attention_calls import settle_attention_calls
 from .boolean_sums import settle_boolean_sums
 from .capture import capture, capture_again
 from .causal_convolution import name_outputs_anew
+from .chosen_rows import compute_all_rows
 from .clamp_bounds import settle_clamps
 from .complex_numbers import pair_complex_numbers
 from .exchanged import exchanged
@@ -130,6 +131,8 @@ def _trace(source: Source) -> Traced:
 def _traced(source: Source, program: ExportedProgram, spans: dict[str, Span]) -> Traced:
     """The graph of a captured program, compared with its source."""
     max_context = None if source.whole or TIME not in spans else spans[TIME].most
+    if not source.whole:
+        compute_all_rows(program)
     idle = idle_buffers(program)
     carried = carry_kernels(program)
     program, folded = fold_weights(carried.program)

@@ -1,0 +1,130 @@
+"""Experts that are handed the rows a router chose are computed for all rows, and chosen then."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from intaglio.exporter.export import export
+from intaglio.exporter.tracing.chosen_rows import FINDS, compute_all_rows
+from intaglio.runtime import Session
+
+WIDTH, EXPERTS = 6, 3
+
+
+class Routed(nn.Module):
+    """`mix` of a module, rows [B T, WIDTH] and what its router says of each expert."""
+
+    def __init__(self, mix: "Mix") -> None:
+        super().__init__()
+        self.router = nn.Linear(WIDTH, EXPERTS, bias=False)
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(WIDTH, 8), nn.LayerNorm(8), nn.SiLU(), nn.Linear(8, WIDTH))
+            for _ in range(EXPERTS)
+        )
+        self.mix = mix
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, WIDTH)
+        return self.mix(self, rows, self.router(rows)).view_as(x)
+
+
+Mix = Callable[[Routed, Tensor, Tensor], Tensor]
+
+
+def read_and_written(net: Routed, x: Tensor, logits: Tensor) -> Tensor:
+    """As Mistral's reference has it."""
+    weights, chosen = logits.topk(2)
+    weights, y = weights.softmax(1), torch.zeros_like(x)
+    for e, expert in enumerate(net.experts):
+        rows, nth = torch.where(chosen == e)
+        y[rows] += weights[rows, nth, None] * expert(x[rows])
+    return y
+
+
+def added(net: Routed, x: Tensor, logits: Tensor) -> Tensor:
+    """As Mixtral was in Hugging Face's library: columns first, rows behind them."""
+    weights, chosen = logits.softmax(-1).topk(2, dim=-1)
+    y = torch.zeros_like(x)
+    masks = F.one_hot(chosen, EXPERTS).permute(2, 1, 0)
+    for e in range(EXPERTS):
+        nth, rows = torch.where(masks[e])
+        current = net.experts[e](x[None, rows].reshape(-1, WIDTH)) * weights[rows, nth, None]
+        y.index_add_(0, rows, current.to(x.dtype))
+    return y
+
+
+def by_places(net: Routed, x: Tensor, logits: Tensor) -> Tensor:
+    """Switch: one expert a row, added without writing in place."""
+    weights, y = logits.softmax(-1), x
+    chosen = weights.argmax(-1)
+    for e, expert in enumerate(net.experts):
+        (rows,) = (chosen == e).nonzero(as_tuple=True)
+        y = y.index_add(0, rows, expert(x[rows]) * weights[rows, e].unsqueeze(-1))
+    return y
+
+
+def by_masks(net: Routed, x: Tensor, logits: Tensor) -> Tensor:
+    weights, chosen = logits.softmax(-1).max(-1)
+    y = torch.zeros_like(x)
+    for e, expert in enumerate(net.experts):
+        mask = chosen == e
+        y[mask] = expert(x[mask]) * weights[mask][:, None]
+    return y
+
+
+def accumulated(net: Routed, x: Tensor, logits: Tensor) -> Tensor:
+    """More than one column of a row may be chosen, each of which adds."""
+    high = logits > 0
+    y = torch.zeros_like(x)
+    rows, column = torch.where(high)
+    return y.index_put_((rows,), net.experts[0](x[rows]) * logits[rows, column, None], True)
+
+
+def overwritten(net: Routed, x: Tensor, logits: Tensor) -> Tensor:
+    """Which of several columns is written last, PyTorch leaves open."""
+    y = torch.zeros_like(x)
+    rows, column = torch.where(logits > 0)
+    y[rows] = net.experts[0](x[rows]) * logits[rows, column, None]
+    return y
+
+
+def centred(_: Routed, x: Tensor, logits: Tensor) -> Tensor:
+    """The mean is that of chosen rows alone."""
+    (rows,) = torch.where(logits[:, 0] > 0)
+    chosen = x[rows]
+    return x.index_add(0, rows, chosen - chosen.mean(0, keepdim=True))
+
+
+def counted(net: Routed, x: Tensor, logits: Tensor) -> Tensor:
+    """How many were chosen is asked beside."""
+    (rows,) = torch.where(logits[:, 0] > 0)
+    return x.index_add(0, rows, net.experts[0](x[rows])) / (1 + rows.shape[0])
+
+
+@pytest.mark.parametrize("mix", [read_and_written, added, by_places, by_masks, accumulated])
+def test_chosen_rows_are_computed_for_all(mix: Mix, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, x = Routed(mix), torch.randn(3, 9, WIDTH)
+
+    export(module, tmp_path / "bundle", inputs={"x": x[:2, :7]}, steps=24, verify=False)
+
+    session = Session.load(tmp_path / "bundle")
+    found = [session.step({"x": x[:, t : t + 1].numpy()})["output"] for t in range(9)]
+    wanted = module(x).detach().numpy()
+    np.testing.assert_allclose(np.concatenate(found, 1), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mix", [overwritten, centred, counted])
+def test_what_meets_other_chosen_rows_is_left(mix: Mix) -> None:
+    shapes = {"x": {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}}
+    x = torch.randn(2, 7, WIDTH)
+    program = torch.export.export(Routed(mix), (), {"x": x}, dynamic_shapes=shapes, strict=False)
+
+    compute_all_rows(program)
+
+    assert any(node.target in FINDS for node in program.graph.nodes)
