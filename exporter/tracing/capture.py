@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from intaglio.errors import TraceError
@@ -26,6 +27,7 @@ from intaglio.exporter.sources.source import Source
 from intaglio.quiet import quiet, summary
 from intaglio.state import BATCH, TIME
 
+from .any_chosen import with_some_chosen
 from .at_fault import line_of, own_line, run_examples
 from .cumulative import Scans
 from .gradients import FixedTimeError, carried_out, differentiates
@@ -119,6 +121,11 @@ def _captured(source: Source, module: nn.Module) -> tuple[ExportedProgram, dict[
                 root.remove()
                 program = _export(module, inputs, shapes)
     except Exception as error:
+        if isinstance(error, GuardOnDataDependentSymNode) and not source.whole:
+            root.remove()
+            chosen = _of_chosen(source, module)
+            if chosen is not None:
+                return chosen, _spans(source, chosen, watch)
         with quiet():
             run_examples(source.module, inputs)
         kind = _FrozenError if (watch.fixed() or ("",))[0] == TIME else TraceError
@@ -132,6 +139,20 @@ def _captured(source: Source, module: nn.Module) -> tuple[ExportedProgram, dict[
         with contextlib.suppress(TraceError):
             return capture_again(source, TraceError("It is captured as it is."))
     return program, spans
+
+
+def _of_chosen(source: Source, module: nn.Module) -> ExportedProgram | None:
+    """The program of a module that asks whether any row is chosen, if there is one."""
+    inputs, shapes = source.inputs, _dynamic_shapes(source)
+
+    def export(answered: TorchFunctionMode) -> ExportedProgram:
+        with torch.no_grad(), quiet(), Spellings(), answered, free_sizes(module):
+            return _export(module, inputs, shapes)
+
+    try:
+        return with_some_chosen(export)
+    except Exception:  # noqa: BLE001  the first error says what is in the way
+        return None
 
 
 def _fills_chunks(program: ExportedProgram) -> bool:

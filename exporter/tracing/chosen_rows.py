@@ -15,7 +15,7 @@ import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import SymInt, Tensor, fx
@@ -37,9 +37,21 @@ class _MixesRowsError(Exception):
     """An operator is not shown to keep rows apart, or a row is written more than once."""
 
 
-def compute_all_rows(program: ExportedProgram) -> None:
-    """Rewrite in `program`, in place, what is done with rows that a mask of them has chosen."""
+class Choice(NamedTuple):
+    """A node that chooses, for all rows, what is written to those of a mask."""
+
+    node: fx.Node
+    mask: fx.Node
+
+
+def compute_all_rows(program: ExportedProgram) -> list[Choice]:
+    """Rewrite in `program`, in place, what is done with rows that a mask of them has chosen.
+
+    Returns:
+        What then chooses rows.
+    """
     graph = program.graph
+    choices: list[Choice] = []
     found = [node for node in graph.nodes if node.target in FINDS]
     masks = {
         mask: None
@@ -53,9 +65,16 @@ def compute_all_rows(program: ExportedProgram) -> None:
         except _MixesRowsError:
             continue
         rows.replace()
+        choices += rows.choices
     if found or masks:
         graph.eliminate_dead_code()
         program.graph_module.recompile()
+    return choices
+
+
+def same_rows(a: fx.Node, b: fx.Node) -> bool:
+    """Whether two masks are the same one, perhaps in another shape."""
+    return _root(a) is _root(b)
 
 
 def _mask_of(places: Any) -> fx.Node | None:
@@ -83,21 +102,28 @@ class _ChosenByMask:
     """
 
     mask: fx.Node
-    count: Any  # of chosen rows, as PyTorch calls it
+    counts: set[Any]  # of chosen rows, as PyTorch calls it
     axis: int = 0  # of the mask, along which rows lie
     rows: fx.Node | None = None
     columns: fx.Node | None = None
     known: dict[fx.Node, list[fx.Node]] = field(default_factory=dict)
     sinks: list[tuple[fx.Node, fx.Node]] = field(default_factory=list)
+    choices: list[Choice] = field(default_factory=list)
 
     @classmethod
     def of(cls, start: Any) -> "_ChosenByMask":
         """The rows that `start` chooses: a mask, or what finds its places."""
         if start.target not in FINDS:
-            taken = [u for u in start.users if u.target is ATEN.index.Tensor]
-            if not taken:
+            counts = {
+                term(_leading(node))
+                for node in start.graph.nodes
+                if node.target is ATEN.index.Tensor
+                and (taken := _mask_of(node.args[1])) is not None
+                and same_rows(taken, start)
+            }
+            if not counts:
                 raise _MixesRowsError
-            return cls(start, term(_leading(taken[0])))
+            return cls(start, counts)
         mask: Any = start.args[0]
         places: dict[int, fx.Node] = {}
         for user in start.users:
@@ -112,7 +138,7 @@ class _ChosenByMask:
         if any(size > MOST_COLUMNS for size in others):
             raise _MixesRowsError
         rows = places[free[0]]
-        return cls(mask, term(shape_of(rows)[0]), free[0], rows, places.get(1 - free[0]))
+        return cls(mask, {term(shape_of(rows)[0])}, free[0], rows, places.get(1 - free[0]))
 
     @property
     def width(self) -> int:
@@ -146,7 +172,7 @@ class _ChosenByMask:
         if self.rows is not None or node.target not in (ATEN.index.Tensor, *WRITES):
             return False
         mask = _mask_of(node.args[1])
-        return mask is not None and _root(mask) is _root(self.mask)
+        return mask is not None and same_rows(mask, self.mask)
 
     def _take(self, node: Any) -> None:
         if node.target is ATEN.index.Tensor and node.args[0] not in self.known:
@@ -210,7 +236,7 @@ class _ChosenByMask:
         """The axis of chosen rows, from the front."""
         value = node.meta["val"]
         shape = value[0].shape if isinstance(value, list | tuple) else value.shape
-        axes = [axis for axis, size in enumerate(shape) if term(size) == self.count]
+        axes = [axis for axis, size in enumerate(shape) if term(size) in self.counts]
         if len(axes) != 1:
             raise _MixesRowsError
         return axes[0]
@@ -218,7 +244,7 @@ class _ChosenByMask:
     def _has_count(self, node: Any) -> bool:
         value = node.meta.get("val")
         sizes = value.shape if isinstance(value, Tensor) else [value]
-        return any(isinstance(size, SymInt) and term(size) == self.count for size in sizes)
+        return any(isinstance(size, SymInt) and term(size) in self.counts for size in sizes)
 
     def _copied(self, node: Any, op: Any, column: int) -> fx.Node:
         def whole(each: fx.Node) -> fx.Node:
@@ -258,6 +284,7 @@ class _ChosenByMask:
             mask = self._column(node, column, axis)
             new = self._emit(node, ATEN.add.Tensor, total, value) if adds else value
             total = self._emit(node, ATEN.where.self, mask, new, total)
+            self.choices.append(Choice(total, self.mask))
         return total
 
     def _laid(self, node: Any, chosen: Any, value: fx.Node, out: fx.Node) -> fx.Node:

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from intaglio.errors import TraceError
 from intaglio.exporter.export import export
+from intaglio.exporter.sources.load import load_source
 from intaglio.exporter.tracing.chosen_rows import FINDS, compute_all_rows
+from intaglio.exporter.tracing.trace import trace
 from intaglio.runtime import Session
 
 WIDTH, EXPERTS = 6, 3
@@ -128,3 +131,64 @@ def test_what_meets_other_chosen_rows_is_left(mix: Mix) -> None:
     compute_all_rows(program)
 
     assert any(node.target in FINDS for node in program.graph.nodes)
+
+
+def asked(net: Routed, x: Tensor, logits: Tensor) -> Tensor:
+    """makeMoE: experts without a row are skipped; masks of one shape for rows, another for y."""
+    top, chosen = logits.topk(2)
+    gates = torch.full_like(logits, -torch.inf).scatter(-1, chosen, top).softmax(-1)
+    y = torch.zeros_like(x).view(1, *x.shape)
+    for e, expert in enumerate(net.experts):
+        mask = (chosen == e).any(dim=-1)[None]
+        rows = mask.view(-1)
+        if rows.any():
+            y[mask] += (expert(x[rows]) * gates[rows, e].unsqueeze(1)).squeeze(1)
+    return y[0]
+
+
+def test_experts_without_rows_may_be_skipped(tmp_path: Path) -> None:
+    """Token by token most of them are."""
+    test_chosen_rows_are_computed_for_all(asked, tmp_path)
+
+
+def beside(_: Routed, x: Tensor, logits: Tensor) -> Tensor:
+    """What is done if any is chosen is done to all rows."""
+    mask, y = logits[:, 0] > 0, x.clone()
+    if mask.any():
+        y[mask] = x[mask] * 2
+        y = y + 1
+    return y
+
+
+def of_another(_: Routed, x: Tensor, logits: Tensor) -> Tensor:
+    mask, y = logits[:, 0] > 0, x.clone()
+    if mask.any():
+        other = logits[:, 1] > 0
+        y[other] = x[other] * 2
+    return y
+
+
+def otherwise(_: Routed, x: Tensor, logits: Tensor) -> Tensor:
+    mask, y = logits[:, 0] > 0, x.clone()
+    if mask.any():
+        y[mask] = x[mask] * 2
+    else:
+        y = y + 1
+    return y
+
+
+def within(_: Routed, x: Tensor, logits: Tensor) -> Tensor:
+    """The second question is asked where the first has an answer."""
+    mask, other, y = logits[:, 0] > 0, logits[:, 1] > 0, x.clone()
+    if mask.any():
+        y[mask] = x[mask] * 2
+        if other.any():
+            y[other] = x[other] * 3
+    return y
+
+
+@pytest.mark.parametrize("mix", [beside, of_another, otherwise, within])
+def test_what_does_something_without_any_row_is_refused(mix: Mix) -> None:
+    source = load_source(Routed(mix), inputs={"x": torch.randn(2, 7, WIDTH)})
+    with pytest.raises(TraceError, match=r"mask\.any\(\):.*depends on the values of tensors"):
+        trace(source)
