@@ -199,7 +199,8 @@ class _Convolution:
         return cls(F.pad(input.detach(), (zeros, 0)), reach, _single(stride))
 
     def state(self, spec: StateSpec, tokens: int) -> Tensor | None:
-        del spec  # there is one state, and it has one layout
+        if spec.port != "conv":  # there is one state, and it has one layout
+            return None
         more = self.inputs.shape[-1] - (self.tokens or 0)
         if self.stride != 1 or more != self.reach:  # of another rate, or padded for others too
             return None
@@ -227,8 +228,7 @@ class _Sum:
 
     def state(self, spec: StateSpec, tokens: int) -> Tensor | None:
         """None for a sum over pairs: of these, sums of single tokens are carried."""
-        del spec  # there is one state, and it has one layout
-        if self._of_pairs():
+        if spec.port != "sum" or self._of_pairs():
             return None
         return self.summed.narrow(self.axis, 0, tokens).sum(self.axis)
 

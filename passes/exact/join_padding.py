@@ -97,10 +97,11 @@ def _repeats_first(value: ir.Value | None, x: ir.Value, axis: int) -> bool:
         return before == after and _repeats_first(given, x, axis)
     if node.op_type == "Concat" and attribute(node, "axis") % len(dims(x) or ()) == axis:
         return all(_repeats_first(each, x, axis) for each in node.inputs)
-    return _is_first(node, x, axis)
+    return is_first(node, x, axis)
 
 
-def _is_first(node: ir.Node, x: ir.Value, axis: int) -> bool:
+def is_first(node: ir.Node, x: ir.Value, axis: int) -> bool:
+    """Whether `node` gives the first token of `x`, as a sequence of one along `axis`."""
     if node.op_type == "Unsqueeze" and integers(input_of(node, 1)) == [axis]:
         inner = None if node.inputs[0] is None else node.inputs[0].producer()
         if inner is None or inner.op_type != "Gather" or inner.inputs[0] is not x:

@@ -29,12 +29,14 @@ from intaglio.passes.graph import (
     dims,
     input_of,
     integers,
+    producer,
     replace_uses,
 )
 from intaglio.state import BATCH, TIME
 
 from ._initial_values import is_zero
 from .fuse_token_shift import earlier, time_axis
+from .join_padding import is_first
 
 INT64, BOOL = ir.DataType.INT64, ir.DataType.BOOL
 LONGER = f"{TIME} + 1"  # the length of what has one more in front
@@ -195,8 +197,8 @@ class _Whole:
         """
         known: dict[ir.Value, ir.Value] = {}
         for node in self._cone(value, length):
-            back = self._offset(node, length)
-            given, old = node.inputs[0] if node.inputs else None, node.outputs[0]
+            back, given = self._offset(node, length), self._sequence(node, length)
+            old = node.outputs[0]
             if back is not None and given is not None:
                 known[old] = _shifted(emit, given, back) if back else given
                 continue
@@ -257,7 +259,9 @@ class _Whole:
 
     def _offset(self, node: ir.Node, length: int | str) -> int | None:
         """By how many tokens `node`, a slice of a sequence, looks back from its own."""
-        given = node.inputs[0] if node.inputs else None
+        given = self._sequence(node, length)
+        if given is not None and length == 1 and is_first(node, given, self.axis):
+            return 0
         shape = dims(given) or ()
         if node.op_type != "Slice" or self.axis >= len(shape) or shape[self.axis] != TIME:
             return None
@@ -270,6 +274,12 @@ class _Whole:
         if isinstance(length, int):
             return 0 if starts == [0] else None
         return self.count - starts[0] if 0 <= starts[0] <= self.count else None
+
+    def _sequence(self, node: ir.Node, length: int | str) -> ir.Value | None:
+        """What `node` takes a piece of; of a first token that was selected, the sequence."""
+        given = node.inputs[0] if node.inputs else None
+        selects = None if node.op_type != "Unsqueeze" or length != 1 else producer(given, "Gather")
+        return given if selects is None else selects.inputs[0]
 
 
 PIECES = {"Concat": None, "Slice": 1}

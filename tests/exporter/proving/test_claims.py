@@ -239,3 +239,31 @@ def test_without_a_portable_graph_that_is_said(source: Source, tmp_path: Path) -
     assert report.covers is not None
     assert "the portable graph" in report.covers.gaps()
     assert np.isfinite(report.worst.found.error)
+
+
+class TwoRates(nn.Module):
+    """Of the first convolution, which moves by two, the source tells no state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.conv = nn.Conv1d(4, 4, 4, stride=2), nn.Conv1d(4, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.down(torch.nn.functional.pad(x, (2, 0)))
+        result: Tensor = self.conv(torch.nn.functional.pad(y, (2, 0)))
+        return result
+
+
+def test_a_state_that_no_call_tells_is_not_held_to_another_of_its_kind(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    report = export(
+        TwoRates(),
+        tmp_path / "bundle",
+        inputs={"x": torch.randn(2, 4, 20)},
+        axes={"x": ["batch", 4, "time"]},
+        steps=STEPS,
+    )
+    assert report.parity is not None
+    told = {row.module for row in report.parity.rows if row.kind == "state"}
+    assert "conv" in told
+    assert [spec.module for spec in report.manifest.main.states] == ["down", "conv"]

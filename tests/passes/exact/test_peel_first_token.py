@@ -34,6 +34,9 @@ def peeled(body: str, *, changed: bool) -> None:
                 str(value.name), "time - 1" if value.name != "y" else "time"
             )
             value.shape = ir.Shape(["batch", 1 if value.name == "head" else length, 3])
+            if value.name in ("place", "one_token"):
+                value.shape = ir.Shape([] if value.name == "place" else ["batch", 3])
+                continue
             value.type = ir.TensorType(ir.DataType.FLOAT)
     x = np.random.default_rng(0).standard_normal((2, 6, 3)).astype(np.float32)
     wanted = evaluate.run(model, {"x": x})["y"]
@@ -48,8 +51,10 @@ def peeled(body: str, *, changed: bool) -> None:
     [
         PRE_EMPHASIS + "(first, later)",
         "head = Mul (first, k) " + PRE_EMPHASIS + "(head, later)",
+        "place = Constant <value_int = 0> () one_token = Gather <axis = 1> (x, place) "
+        "head = Unsqueeze (one_token, one) " + PRE_EMPHASIS + "(head, later)",
     ],
-    ids=["as it is", "scaled"],
+    ids=["as it is", "scaled", "selected"],
 )
 def test_a_first_token_of_its_own(body: str) -> None:
     peeled(body, changed=True)
