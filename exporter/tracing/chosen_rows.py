@@ -13,7 +13,8 @@ Every operator between is shown to keep rows apart; where one is not known to, n
 
 import math
 import operator
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from .causal_convolution import argument, shape_of, term
 from .in_place import functional
+from .modules import named, path_of
 
 ATEN = torch.ops.aten
 FINDS = (ATEN.where.default, ATEN.nonzero_numpy.default)
@@ -31,10 +33,21 @@ WRITES = (ATEN.index_put.default, ATEN.index_put_.default)
 ADDS = (ATEN.index_add.default, ATEN.index_add_.default)
 VIEWS = (ATEN.view.default, ATEN.reshape.default, ATEN.flatten.using_ints)
 MOST_COLUMNS = 16
+CHOSEN = "intaglio chosen rows"  # marks nodes that choose, among what PyTorch keeps of them
 
 
 class _MixesRowsError(Exception):
     """An operator is not shown to keep rows apart, or a row is written more than once."""
+
+
+def told(program: ExportedProgram) -> Iterator[str]:
+    """What to tell of the modules in which all rows are computed."""
+    found = Counter(path_of(node) for node in program.graph.nodes if CHOSEN in node.meta)
+    for path, count in found.items():
+        yield (
+            f"In {named(path)} rows are chosen {count} times, as experts are handed theirs: a step "
+            "computes each time all of them, and chooses then."
+        )
 
 
 class Choice(NamedTuple):
@@ -218,6 +231,8 @@ class _ChosenByMask:
         value = node.meta["val"]
         op = node.target
         if _writes(node):
+            if _views(node.args[0]) or any(map(_views, node.args[0].users)):
+                raise _MixesRowsError  # what is written to is part of another value
             op = functional(node)
         rule = _rule(op)
         if rule is None or not isinstance(value, Tensor | list | tuple):
@@ -284,6 +299,7 @@ class _ChosenByMask:
             mask = self._column(node, column, axis)
             new = self._emit(node, ATEN.add.Tensor, total, value) if adds else value
             total = self._emit(node, ATEN.where.self, mask, new, total)
+            total.meta[CHOSEN] = True
             self.choices.append(Choice(total, self.mask))
         return total
 
@@ -367,6 +383,16 @@ def _erase_sizes(node: fx.Node) -> None:
 def _writes(node: Any) -> bool:
     schema = getattr(node.target, "_schema", None)
     return schema is not None and bool(schema.is_mutable)
+
+
+def _views(node: Any) -> bool:
+    """Whether a value shares the entries of another."""
+    if node.target is operator.getitem:
+        return True
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or schema.is_mutable:
+        return False
+    return any(each.alias_info is not None for each in schema.returns)
 
 
 def _one_column(mask: Any) -> bool:

@@ -39,7 +39,7 @@ from .attention_calls import settle_attention_calls
 from .boolean_sums import settle_boolean_sums
 from .capture import capture, capture_again
 from .causal_convolution import name_outputs_anew
-from .chosen_rows import compute_all_rows
+from .chosen_rows import compute_all_rows, told
 from .clamp_bounds import settle_clamps
 from .complex_numbers import pair_complex_numbers
 from .exchanged import exchanged
@@ -133,6 +133,7 @@ def _traced(source: Source, program: ExportedProgram, spans: dict[str, Span]) ->
     max_context = None if source.whole or TIME not in spans else spans[TIME].most
     if not source.whole:
         compute_all_rows(program)
+    chosen = tuple(told(program))
     idle = idle_buffers(program)
     carried = carry_kernels(program)
     program, folded = fold_weights(carried.program)
@@ -173,6 +174,7 @@ def _traced(source: Source, program: ExportedProgram, spans: dict[str, Span]) ->
         notes=(
             *_notes(source, model, max_context, aliases, folded),
             *carried.notes,
+            *chosen,
             *(f"{name} is computed once, of {', '.join(of)}." for name, of in folded.items()),
             *map(_left_out, idle),
         ),
