@@ -1,5 +1,7 @@
 """``if mask.any():`` around what is done with the rows of a mask, and does nothing without any.
 
+``if rows.shape[0] == 0: continue`` of the places of a mask asks the same, and so do ``len(rows)``,
+``rows.numel()`` and the sizes of ``x[mask]``.
 Mixtures of experts skip an expert that no row was sent to.  PyTorch captures no branch on values;
 with the answer yes it captures what is done with rows, which `chosen_rows` then computes for all of
 them.  That this is the module is shown by a second capture with the answer no: it asks the same
@@ -20,27 +22,48 @@ from .chosen_rows import Choice, compute_all_rows, same_rows
 ATEN = torch.ops.aten
 ASKED = "whether any row is chosen"  # marks the place of a question in a program
 ANY = (torch.any, Tensor.any)
+FOUND = (torch.where, torch.nonzero, Tensor.nonzero)
+SHAPE = Tensor.shape.__get__  # type: ignore[attr-defined]
+SIZED = (SHAPE, Tensor.size, Tensor.numel, Tensor.nelement, Tensor.__len__)
 
 
 class Answered(TorchFunctionMode):
-    """Answers whether any entry is true, whatever there is."""
+    """Answers whether any entry is true, and how many are, whatever there is."""
 
     def __init__(self, *, yes: bool) -> None:
         super().__init__()
         self._yes = yes
         self._found: list[Tensor] = []  # kept, so that no other tensor takes their identity
+        self._places: list[tuple[Tensor, Tensor]] = []  # of true entries, and whether there are any
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         del types  # part of the protocol
         if func is Tensor.__bool__ and any(args[0] is each for each in self._found):
-            torch._assert_async(args[0], ASKED)  # noqa: SLF001  an operator that stays where it is
-            return self._yes
+            return self._answered(args[0])
+        if func in SIZED and self._places:
+            asked = [found for each, found in self._places if each is args[0]]
+            if asked and not self._answered(asked[0]):
+                return torch.Size((0, *args[0].shape[1:])) if func == SHAPE else 0
+            if asked:
+                torch._check(args[0].shape[0] > 0)  # type: ignore[no-untyped-call]  # noqa: SLF001
         result = func(*args, **(kwargs or {}))
         if func in ANY and len(args) == 1 and not kwargs:
             self._found.append(result)
+        picks = func is Tensor.__getitem__ and _is_mask(args[1])
+        if picks or (func in FOUND and len(args) == 1):
+            parts = result if isinstance(result, tuple) else (result,)
+            self._places += [(each, args[-1].any()) for each in parts]
         return result
+
+    def _answered(self, found: Tensor) -> bool:
+        torch._assert_async(found, ASKED)  # noqa: SLF001  an operator that stays where it is
+        return self._yes
+
+
+def _is_mask(index: Any) -> bool:
+    return isinstance(index, Tensor) and index.dtype is torch.bool
 
 
 def with_some_chosen(

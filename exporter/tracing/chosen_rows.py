@@ -28,10 +28,11 @@ from .in_place import functional
 from .modules import named, path_of
 
 ATEN = torch.ops.aten
-FINDS = (ATEN.where.default, ATEN.nonzero_numpy.default)
+FINDS = (ATEN.where.default, ATEN.nonzero_numpy.default, ATEN.nonzero.default)
 WRITES = (ATEN.index_put.default, ATEN.index_put_.default)
 ADDS = (ATEN.index_add.default, ATEN.index_add_.default)
 VIEWS = (ATEN.view.default, ATEN.reshape.default, ATEN.flatten.using_ints)
+FLATTENS = (*VIEWS, ATEN.squeeze.default, ATEN.squeeze.dim, ATEN.squeeze.dims, ATEN.select.int)
 MOST_COLUMNS = 16
 CHOSEN = "intaglio chosen rows"  # marks nodes that choose, among what PyTorch keeps of them
 
@@ -140,9 +141,15 @@ class _ChosenByMask:
         mask: Any = start.args[0]
         places: dict[int, fx.Node] = {}
         for user in start.users:
-            if user.target is not operator.getitem:
+            if start.target is ATEN.nonzero.default and not _of_sizes(user):
+                flat = user.target in FLATTENS and len(shape_of(user)) == 1
+                if places or not flat or len(shape_of(mask)) > 1:
+                    raise _MixesRowsError
+                places[0] = user
+            elif user.target is operator.getitem:
+                places[user.args[1]] = user
+            elif not _of_sizes(user):
                 raise _MixesRowsError
-            places[user.args[1]] = user
         shape: Any = shape_of(mask)
         free = [axis for axis, size in enumerate(shape) if isinstance(size, SymInt)]
         others = [size for size in shape if not isinstance(size, SymInt)]

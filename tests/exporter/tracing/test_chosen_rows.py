@@ -80,6 +80,14 @@ def by_masks(net: Routed, x: Tensor, logits: Tensor) -> Tensor:
     return y
 
 
+def squeezed(net: Routed, x: Tensor, logits: Tensor) -> Tensor:
+    chosen, y = logits.argmax(-1), x
+    for e, expert in enumerate(net.experts):
+        rows = torch.nonzero(chosen == e).squeeze(-1)
+        y = y.index_add(0, rows, expert(x[rows]))
+    return y
+
+
 def accumulated(net: Routed, x: Tensor, logits: Tensor) -> Tensor:
     """More than one column of a row may be chosen, each of which adds."""
     high = logits > 0
@@ -117,7 +125,9 @@ def counted(net: Routed, x: Tensor, logits: Tensor) -> Tensor:
     return x.index_add(0, rows, net.experts[0](x[rows])) / (1 + rows.shape[0])
 
 
-@pytest.mark.parametrize("mix", [read_and_written, added, by_places, by_masks, accumulated])
+@pytest.mark.parametrize(
+    "mix", [read_and_written, added, by_places, by_masks, squeezed, accumulated]
+)
 def test_chosen_rows_are_computed_for_all(mix: Mix, tmp_path: Path) -> None:
     torch.manual_seed(0)
     module, x = Routed(mix), torch.randn(3, 9, WIDTH)
@@ -155,9 +165,32 @@ def asked(net: Routed, x: Tensor, logits: Tensor) -> Tensor:
     return y[0]
 
 
-def test_experts_without_rows_may_be_skipped(tmp_path: Path) -> None:
+def by_length(net: Routed, x: Tensor, logits: Tensor) -> Tensor:
+    """Of the places of a mask."""
+    chosen, y = logits.argmax(-1), torch.zeros_like(x)
+    for e, expert in enumerate(net.experts):
+        (rows,) = torch.where(chosen == e)
+        if len(rows) == 0:
+            continue
+        y[rows] = expert(x[rows])
+    return y
+
+
+def by_size(net: Routed, x: Tensor, logits: Tensor) -> Tensor:
+    """Of what a mask picks."""
+    y = torch.zeros_like(x)
+    for e, expert in enumerate(net.experts):
+        mask = logits[:, e] > 0
+        picked = x[mask]
+        if picked.numel() > 0:
+            y[mask] += expert(picked)
+    return y
+
+
+@pytest.mark.parametrize("mix", [asked, by_length, by_size])
+def test_experts_without_rows_may_be_skipped(mix: Mix, tmp_path: Path) -> None:
     """Token by token most of them are."""
-    test_chosen_rows_are_computed_for_all(asked, tmp_path)
+    test_chosen_rows_are_computed_for_all(mix, tmp_path)
 
 
 def beside(_: Routed, x: Tensor, logits: Tensor) -> Tensor:
