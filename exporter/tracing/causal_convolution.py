@@ -52,6 +52,14 @@ def axis_of(node: Any) -> int:
     return axis if axis < 0 else axis - len(shape_of(node))
 
 
+def cuts_nothing(node: Any) -> bool:
+    """Whether a slice takes all there is, as ``x[:, None]`` begins with."""
+    start, step = argument(node, 2, "start"), argument(node, 4, "step", 1)
+    dim = argument(node, 1, "dim", 0)
+    sizes = [term(length_of(each, dim)) for each in (node, node.args[0])]
+    return start in (None, 0) and step == 1 and sizes[0] == sizes[1]
+
+
 def term(size: Any) -> Any:
     """A size as an expression of the free sizes."""
     value = size.meta["val"] if isinstance(size, fx.Node) else size
@@ -78,7 +86,8 @@ class FourierConvolution:
         if not isinstance(product, fx.Node) or product.target is not ATEN.mul.Tensor:
             return None
         parts = [_undivided(each, count) for each in product.args if isinstance(each, fx.Node)]
-        transforms, roots = [each for each, _ in parts], roots + sum(each for _, each in parts)
+        transforms = [_with_row(each) for each, _ in parts]
+        roots += sum(each for _, each in parts)
         if len(transforms) != 2 or count is None:
             return None
         if any(each.target is not INVERSES[inverse.target] for each in transforms):
@@ -100,6 +109,8 @@ class FourierConvolution:
             return None
         if any(each.meta["val"].is_complex() for each in (a, b)):
             return None
+        if len(shape_of(product)) != max(len(shape_of(each)) for each in (a, b)):
+            return None
         room = (count - 2 * length + 1).expand()
         if not (room.is_nonnegative or room == 0):
             return None  # the end of the convolution wraps around into its beginning
@@ -111,6 +122,12 @@ class FourierConvolution:
 
 ROOTS = {None: 0, "backward": 0, "ortho": 1, "forward": 2}
 """By how many roots of its length a transform is divided; its inverse by those that are left."""
+
+
+def _with_row(node: Any) -> Any:
+    """What a row was taken out of, which a product with rows gives it again."""
+    first = node.target is ATEN.squeeze.dim and node.args[1] == 0
+    return node.args[0] if first and len(shape_of(node)) == 2 else node
 
 
 def _undivided(node: Any, count: Any) -> tuple[Any, int]:

@@ -18,7 +18,7 @@ from torch._ops import OpOverload
 from torch.export import ExportedProgram
 
 from . import kernel_axes, kernel_entries
-from .causal_convolution import ATEN, argument, is_fixed, shape_of, term
+from .causal_convolution import ATEN, argument, cuts_nothing, is_fixed, shape_of, term
 from .kernel_forms import LagLine, LagTable, Read, Reading, UnreadError, number, of_rank
 
 ARANGES = (ATEN.arange.default, ATEN.arange.start, ATEN.arange.start_step)
@@ -64,7 +64,7 @@ class LagReader:
             return self._arange(node)
         if target is ATEN.slice.Tensor and is_fixed(self._program, node.args[0]):
             return self._table(node)
-        if target in KEPT:
+        if target in KEPT or (target is ATEN.slice.Tensor and cuts_nothing(node)):
             return self.of(node.args[0])
         try:
             return RULES.get(target, kernel_entries.each_entry)(self, node)

@@ -29,6 +29,7 @@ from .causal_convolution import (
     FourierConvolution,
     argument,
     axis_of,
+    cuts_nothing,
     is_fixed,
     length_of,
     mutates,
@@ -192,6 +193,8 @@ class _PairSum:
             return self._emit(ATEN.to.dtype, self._reached(), value.dtype), -1
         if target is ATEN.slice.Tensor and is_fixed(self.program, node.args[0]):
             return self._looked_up(node)
+        if target is ATEN.slice.Tensor and cuts_nothing(node):
+            return self._evaluated(node.args[0])
         if target is ATEN.unsqueeze.default:
             source, dim = node.args
             inner, axis = self._evaluated(source)

@@ -8,7 +8,8 @@ and a short-time transform that of each frame of a signal, times a window (Allen
 "A unified approach to short-time Fourier analysis and synthesis", equation 2.1).  Along an axis of
 a known size that is a product with a matrix of weights, in which every token stays alone; along
 time, without frames around the first sample, a convolution by strides of the hop.  Windows are
-numbers, which the converter to ONNX has wrong (Hamming's) or not at all.
+numbers, which the converter to ONNX has wrong (Hamming's) or not at all.  A transform along the
+first of two axes is that of one row.
 """
 
 import math
@@ -29,11 +30,17 @@ def rfft(x: Tensor, n: int | None = None, dim: int = -1, norm: str | None = None
     """[.., n, ..] real -> [.., n // 2 + 1, ..] complex."""
     if x.is_complex():
         raise AsItIsError
+    if _of_one_row(x, dim):
+        row: Tensor = torch.fft.rfft(x.unsqueeze(0), n, 1, norm)
+        return row.squeeze(0)
     return _forward(x, _length(x, n, dim), dim, norm, half=True)
 
 
 def fft(x: Tensor, n: int | None = None, dim: int = -1, norm: str | None = None) -> Tensor:
     """[.., n, ..] -> [.., n, ..] complex."""
+    if _of_one_row(x, dim):
+        row: Tensor = torch.fft.fft(x.unsqueeze(0), n, 1, norm)
+        return row.squeeze(0)
     return _forward(x, _length(x, n, dim), dim, norm, half=False)
 
 
@@ -114,6 +121,11 @@ def _forward(x: Tensor, count: int, dim: int, norm: str | None, *, half: bool) -
     else:
         real, imaginary = along @ cosines, -(along @ sines)
     return _last(torch.complex(real, imaginary), dim)
+
+
+def _of_one_row(x: Tensor, dim: int) -> bool:
+    """Whether it is a kernel [tokens, channels], whose free size PyTorch fixes without rows."""
+    return x.dim() == 2 and dim % 2 == 0 and isinstance(x.shape[0], SymInt)
 
 
 def _last(x: Tensor, dim: int) -> Tensor:

@@ -247,3 +247,31 @@ def test_a_norm_of_another_length_is_no_convolution() -> None:
     program = torch.export.export(OtherNorm(), (torch.randn(2, 9, SIZE),), dynamic_shapes=shapes)
     inverses = [node for node in program.graph.nodes if node.target in INVERSES]
     assert [FourierConvolution.of(inverse) for inverse in inverses] == [None, None]
+
+
+class AlongTime(nn.Module):
+    """Transforms along time where it is, of a kernel [T, SIZE] of powers without rows."""
+
+    def __init__(self, dim: int, rows: bool) -> None:
+        super().__init__()
+        self.decay = nn.Parameter(torch.rand(SIZE) / 2 + 0.4)
+        self.dim, self.rows = dim, rows
+
+    def forward(self, x: Tensor) -> Tensor:
+        time = x.shape[1]
+        k = self.decay ** torch.arange(time)[:, None]
+        k = k[None] if self.rows else k
+        n = 2 * time
+        product = fft.rfft(x, n=n, dim=1) / n * fft.rfft(k, n=n, dim=self.dim)
+        y: Tensor = fft.irfft(product, n=n, dim=1, norm="forward")[:, :time]
+        return y
+
+
+@pytest.mark.parametrize(("dim", "rows"), [(0, False), (-2, False), (1, True)])
+def test_time_may_be_any_axis_of_the_kernel(dim: int, rows: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    report = intaglio.export(
+        AlongTime(dim, rows), tmp_path / "out", inputs={"x": torch.randn(2, 9, SIZE)}, steps=40
+    )
+    (state,) = report.manifest.main.states
+    assert state.shape == ("batch", SIZE, 1)
