@@ -262,8 +262,8 @@ class AlongTime(nn.Module):
         k = self.decay ** torch.arange(time)[:, None]
         k = k[None] if self.rows else k
         n = 2 * time
-        product = fft.rfft(x, n=n, dim=1) / n * fft.rfft(k, n=n, dim=self.dim)
-        y: Tensor = fft.irfft(product, n=n, dim=1, norm="forward")[:, :time]
+        product = fft.rfft(x, n=n, dim=1) * fft.rfft(k, n=n, dim=self.dim)
+        y: Tensor = fft.irfft(product, n=n, dim=1)[:, :time]
         return y
 
 
