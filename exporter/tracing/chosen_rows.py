@@ -23,7 +23,7 @@ from torch import SymInt, Tensor, fx
 from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
-from .causal_convolution import argument, shape_of, term
+from .causal_convolution import argument, name_outputs_anew, shape_of, term
 from .in_place import functional
 from .modules import named, path_of
 
@@ -81,6 +81,7 @@ def compute_all_rows(program: ExportedProgram) -> list[Choice]:
         rows.replace()
         choices += rows.choices
     if found or masks:
+        name_outputs_anew(program)
         graph.eliminate_dead_code()
         program.graph_module.recompile()
     return choices

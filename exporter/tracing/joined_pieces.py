@@ -76,8 +76,8 @@ def _cut(node: Any) -> bool:
     if argument(node, 4, "step", 1) != 1 or end not in (None, WHOLE):
         return False
     same = given if start == 0 else _behind(given, axis, start)
-    if same is not None:
-        node.replace_all_uses_with(same)
+    if same is not None:  # what is returned keeps the name that it is known by
+        node.replace_all_uses_with(same, delete_user_cb=lambda user: user.op != "output")
     return same is not None
 
 

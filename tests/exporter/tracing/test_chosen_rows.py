@@ -152,6 +152,24 @@ def test_what_meets_other_chosen_rows_is_left(mix: Mix) -> None:
     assert any(node.target in FINDS for node in program.graph.nodes)
 
 
+class Returned(nn.Module):
+    """What is added to is what is returned, by whatever name."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        (rows,) = torch.where(x[:, 0] > 0)
+        return x.index_add(0, rows, x[rows] * 2)
+
+
+def test_what_is_returned_may_be_what_rows_are_added_to() -> None:
+    x = torch.randn(7, WIDTH)
+    shapes = {"x": {0: torch.export.Dim.DYNAMIC}}
+    program = torch.export.export(Returned(), (), {"x": x}, dynamic_shapes=shapes, strict=False)
+
+    compute_all_rows(program)
+
+    torch.testing.assert_close(program.module()(x=x), Returned()(x))
+
+
 def asked(net: Routed, x: Tensor, logits: Tensor) -> Tensor:
     """makeMoE: experts without a row are skipped; masks of one shape for rows, another for y."""
     top, chosen = logits.topk(2)

@@ -93,3 +93,15 @@ def test_what_is_rolled_in_is_gone_where_it_is_cut_off() -> None:
 
     joins = [node for node in program.graph.nodes if node.target is ATEN.cat.default]
     assert len(joins) == 1
+
+
+def test_what_is_returned_keeps_its_name() -> None:
+    """A whole slice is another name of what it is of."""
+    free = {"x": {1: torch.export.Dim("time", min=6)}}
+    module = Pieces(lambda x: x[:])
+    program = torch.export.export(module, (torch.randn(2, 7, 4),), dynamic_shapes=free)
+    (returned,) = program.graph_signature.user_outputs
+
+    join_pieces(program)
+
+    assert str(next(iter(reversed(program.graph.nodes))).args[0]) == f"({returned},)"
