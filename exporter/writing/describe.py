@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from intaglio.errors import OptionError
 from intaglio.exporter.options.recipe import Recipe
+from intaglio.exporter.sources import json_numbers
 from intaglio.exporter.sources.source import Source
 from intaglio.passes.analysis.loop_ends import tolerances
 from intaglio.passes.pipeline import FP16, FP32
@@ -41,7 +42,7 @@ def describe(
             "sha256": source.sha256,
             "format": source.format,
             "model": source.model,
-            "config": source.config,
+            "config": json_numbers.written(source.config),
         },
         recipe=how.to_json(),
         text=text,

@@ -214,6 +214,23 @@ def test_directories_of_flash_linear_attention_are_read(config: Config, tmp_path
         torch.testing.assert_close(source.module(ids), module(ids), atol=0, rtol=0)
 
 
+@pytest.mark.parametrize("end", [float("inf"), {"__float__": "Infinity"}], ids=["JSON", "words"])
+def test_limits_without_an_end_are_kept_in_the_manifest(end: Any, tmp_path: Path) -> None:
+    """In the words of transformers, since JSON has none."""
+    config = replace(SECOND, norm_eps=1e-2, tie_embeddings=False)
+    module = shaken(config)
+    theirs = {n.replace("embedding.", "embeddings."): x for n, x in module.state_dict().items()}
+    (tmp_path / "source").mkdir()
+    save_file(theirs, tmp_path / "source" / "model.safetensors")
+    said = {**of_fla(config), "dt_limit": [0.0, end]}
+    (tmp_path / "source" / "config.json").write_text(json.dumps(said))
+
+    report = export(tmp_path / "source", tmp_path / "bundle", verify=False)
+
+    kept = json.loads((report.out / "manifest.json").read_text())["source"]["config"]
+    assert kept["dt_limit"] == [0.0, {"__float__": "Infinity"}]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -10,6 +10,7 @@ from torch import nn
 from intaglio import models
 from intaglio.errors import MissingExtraError, SourceError
 from intaglio.exporter.options.loading import LoadOptions, names_code
+from intaglio.exporter.sources import json_numbers
 from intaglio.exporter.sources.axes import Layouts
 from intaglio.exporter.sources.checkpoint import Checkpoint
 from intaglio.exporter.sources.examples import name_axes
@@ -104,7 +105,7 @@ def _layout(directory: Directory, options: LoadOptions) -> Fitting | None:
         return None
     model = None if named is None else models.find(named)
     names = LazyNames(directory.names)
-    fitting = find_layout(directory.config, names, directory.path, model)
+    fitting = find_layout(json_numbers.told(directory.config), names, directory.path, model)
     if model is not None and model.layouts and fitting is None:
         known = ", ".join(layout.name for layout in model.layouts)
         raise SourceError(
@@ -125,7 +126,7 @@ def _in_layout(directory: Directory, fitting: Fitting, options: LoadOptions) -> 
         sha256=directory.sha256,
         tensors=directory.tensors(),
         model=fitting.model.name,
-        config=directory.config,
+        config=json_numbers.told(directory.config),
     )
     source = of_checkpoint(checkpoint, options)
     tokens = directory.config.get("vocab_size")
