@@ -1,5 +1,6 @@
 """`intaglio run`: continue a text, or step through arrays."""
 
+from functools import cache
 from pathlib import Path
 from typing import Annotated
 
@@ -149,12 +150,12 @@ def run_(
     from intaglio.runtime.convergence import unconverged
     from intaglio.runtime.graph_entry import MAIN
 
-    arrays = {} if inputs is None else read_npz(inputs)
+    given = cache(lambda: {} if inputs is None else read_npz(inputs))  # once a bundle is open
 
     def load(found: Bundle, graph: str, adapter: str | None) -> Session:
         """A session under the conditions that were given."""
         session = Session.load(found, target, graph=graph, tables=tables and found is opened)
-        adapted = chosen(session.graph, adapter, stream.rows_of(session.entry, arrays))
+        adapted = chosen(session.graph, adapter, stream.rows_of(session.entry, given()))
         if session.entry.conditions or (condition and found is opened):
             others = [spec for spec in session.entry.conditions if not is_of_adapter(spec)]
             session.condition({**adapted, **read_conditions(condition or [], others)})
@@ -179,7 +180,7 @@ def run_(
         return
     session = load(opened, graph, adapter)
     if inputs is not None:
-        outputs, latency = stream.step_arrays(session, arrays, steps)
+        outputs, latency = stream.step_arrays(session, given(), steps)
         if out is not None:
             stream.write_arrays(out, outputs)
         said = unconverged(session.entry.outputs, outputs)
