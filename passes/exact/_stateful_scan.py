@@ -33,7 +33,12 @@ def scan(node: ir.Node, index: int) -> Carried:
             node, f"carries a value of shape {list(shape)}: its first axis must be the batch."
         )
     if any(not isinstance(dim, int) for dim in shape[1:]):
-        raise refuse(node, f"carries a value of shape {list(shape)}, which is of no fixed size.")
+        free = ", ".join(str(dim) for dim in shape[1:] if not isinstance(dim, int))
+        raise refuse(
+            node,
+            f"carries a value of shape {list(shape)}, whose {free} is free, and a state has room "
+            "of a fixed size: say it with --axes, as memory:batchx11x8 where 11 entries are given.",
+        )
     port = "recurrent" if len(carried_by(node)) == 1 else f"recurrent_{index}"
     past = ir.Value(name=port, type=ir.TensorType(start.dtype), shape=ir.Shape(list(shape)))
     number = _number(start)

@@ -411,3 +411,46 @@ def test_an_input_with_a_capital_is_rolled_up() -> None:
         wanted = source.module(X=torch.ones(shape))
         for found, right in zip(program.module()(X=torch.ones(shape)), wanted, strict=True):
             torch.testing.assert_close(found, right)
+
+
+class Listener(nn.Module):
+    """A cell that attends to what is given once, of any length; `keeps` where it looked."""
+
+    def __init__(self, *, keeps: bool) -> None:
+        super().__init__()
+        self.cell, self.query, self.keeps = nn.GRUCell(2 * SIZE, SIZE), nn.Linear(SIZE, SIZE), keeps
+
+    def forward(self, memory: Tensor, x: Tensor) -> Tensor:
+        h = context = torch.zeros_like(x[:, 0])
+        seen, out = torch.zeros_like(memory[..., 0]), []
+        for t in range(x.shape[1]):
+            h = self.cell(torch.cat([x[:, t], context], -1), h)
+            scores = torch.bmm(memory, self.query(h).unsqueeze(2)).squeeze(2)
+            weights = (scores - seen if self.keeps else scores).softmax(-1)
+            seen = seen + weights
+            context = torch.bmm(weights.unsqueeze(1), memory).squeeze(1)
+            out.append(h + context)
+        return torch.stack(out, 1)
+
+
+def listening(*, keeps: bool) -> Source:
+    torch.manual_seed(0)
+    inputs = {"memory": torch.randn(2, 11, SIZE), "x": torch.randn(2, 7, SIZE)}
+    axes = {"memory": f"batchxsourcex{SIZE}", "x": f"batchxtimex{SIZE}"}
+    return load_source(Listener(keeps=keeps), inputs=inputs, axes=axes)
+
+
+def test_a_loop_may_attend_to_what_is_given_once_of_any_length() -> None:
+    source = listening(keeps=False)
+    program = roll(source)
+    assert program is not None
+    for length, time in ((11, 9), (5, 1), (17, 20)):
+        inputs = {"memory": torch.randn(3, length, SIZE), "x": torch.randn(3, time, SIZE)}
+        (found,) = program.module()(**inputs)
+        torch.testing.assert_close(found, source.module(**inputs))
+
+
+def test_a_state_as_long_as_what_is_given_once_is_refused_with_the_line() -> None:
+    model = trace(listening(keeps=True)).model
+    with pytest.raises(PassError, match=r"whose source is free.*--axes, as memory:batchx11x8"):
+        pipeline.run(model, pipeline.standard(), Context())
