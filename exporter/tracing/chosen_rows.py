@@ -11,10 +11,9 @@ alone, that is ``y + where(chosen_j, w_j * expert(x), 0)`` summed over the colum
 Every operator between is shown to keep rows apart; where one is not known to, nothing is changed.
 """
 
-import math
 import operator
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -23,9 +22,11 @@ from torch import SymInt, Tensor, fx
 from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
-from .causal_convolution import argument, name_outputs_anew, shape_of, term
 from .in_place import functional
 from .modules import named, path_of
+from .mutations import origin, writes
+from .program_nodes import argument, emitted, mutates, name_outputs_anew, shape_of, term
+from .row_rules import keeps_rows
 
 ATEN = torch.ops.aten
 FINDS = (ATEN.where.default, ATEN.nonzero_numpy.default, ATEN.nonzero.default)
@@ -175,6 +176,10 @@ class _ChosenByMask:
             _MixesRowsError: something is not shown to keep rows apart, or leaves as chosen rows.
         """
         places = {self.rows, self.columns} - {None}
+        if any(
+            origin(each) is origin(self.mask) for n in self.mask.graph.nodes for each in writes(n)
+        ):
+            raise _MixesRowsError  # it is another one by the time that rows are written
         for node in list(self.mask.graph.nodes):
             if node in self.known or node.op != "call_function":
                 continue
@@ -202,7 +207,7 @@ class _ChosenByMask:
             self.sinks.append((node, self._written(node)))
         else:
             self.known[node] = self._each(node)
-            if (place := node.args[0]) in self.known and _writes(node):
+            if (place := node.args[0]) in self.known and mutates(node):
                 self.known[place] = self.known[node]
 
     def _gathered(self, node: Any) -> list[fx.Node]:
@@ -238,11 +243,11 @@ class _ChosenByMask:
         """An operator on the entries of each row."""
         value = node.meta["val"]
         op = node.target
-        if _writes(node):
+        if mutates(node):
             if _views(node.args[0]) or any(map(_views, node.args[0].users)):
                 raise _MixesRowsError  # what is written to is part of another value
             op = functional(node)
-        rule = _rule(op)
+        rule = keeps_rows(op)
         if rule is None or not isinstance(value, Tensor | list | tuple):
             raise _MixesRowsError
         given = [each for each in node.all_input_nodes if each in self.known]
@@ -339,20 +344,15 @@ class _ChosenByMask:
         return mask
 
     def _emit(self, node: Any, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-        made: fx.Node = node.graph.call_function(target, args, kwargs)
-        values = fx.map_arg((args, kwargs), lambda each: each.meta["val"])
         try:
-            with self.mask.meta["val"].fake_mode:
-                made.meta = {**node.meta, "val": target(*values[0], **values[1])}
+            return emitted(node, target, *args, **kwargs)
         except RuntimeError as error:
-            node.graph.erase_node(made)
             raise _MixesRowsError from error
-        return made
 
     def replace(self) -> None:
         """Let what was written be what all rows give, and leave out what chose some of them."""
         for node, total in self.sinks:
-            if node.target._schema.is_mutable:  # type: ignore[union-attr]  # noqa: SLF001
+            if mutates(node):
                 with node.graph.inserting_before(node):
                     total = self._emit(node, ATEN.copy_.default, node.args[0], total)  # noqa: PLW2901
             node.replace_all_uses_with(total)
@@ -374,9 +374,8 @@ def _leading(node: Any) -> Any:
 
 def _of_sizes(node: Any) -> bool:
     """Whether a node asks for sizes, or holds what PyTorch asserts of them."""
-    return node.target in (ATEN.sym_size.int, ATEN._assert_scalar.default) or (  # noqa: SLF001
-        not isinstance(node.meta.get("val"), Tensor | list | tuple)
-    )
+    known = isinstance(node.meta.get("val"), Tensor | list | tuple)
+    return node.op == "call_function" and not known
 
 
 def _erase_sizes(node: fx.Node) -> None:
@@ -386,11 +385,6 @@ def _erase_sizes(node: fx.Node) -> None:
             _erase_sizes(user)
             if not user.users:
                 user.graph.erase_node(user)
-
-
-def _writes(node: Any) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and bool(schema.is_mutable)
 
 
 def _views(node: Any) -> bool:
@@ -413,82 +407,3 @@ def _one_column(mask: Any) -> bool:
         return False
     rank = len(shape_of(given))
     return isinstance(mask.args[1], int) and argument(top, 2, "dim", -1) % rank == rank - 1
-
-
-Rule = Callable[[Any, int], bool]
-
-
-def _behind(count: Callable[[Any], int]) -> Rule:
-    """Whether an operator on so many of the last axes leaves rows apart."""
-    return lambda node, axis: axis < len(shape_of(node.args[0])) - count(node)
-
-
-def _beside(index: int, name: str, default: Any = None) -> Rule:
-    """Whether an operator over an axis, or several, is over others than that of rows."""
-
-    def rule(node: Any, axis: int) -> bool:
-        over = argument(node, index, name, default)
-        rank = len(shape_of(node.args[0]))
-        axes = over if isinstance(over, list | tuple) else [over]
-        return None not in axes and axis not in [each % rank for each in axes]
-
-    return rule
-
-
-def _reshaped(node: Any, axis: int) -> bool:
-    """Whether rows stay one axis, with as many entries before it."""
-    before, after = shape_of(node.args[0]), shape_of(node)
-    count = term(before[axis])
-    places = [at for at, size in enumerate(after) if term(size) == count]
-    numbers = all(not isinstance(each, fx.Node) for each in node.args[1])
-    if len(places) != 1 or not numbers:
-        return False
-    front = (*before[:axis], *after[: places[0]])
-    known = all(isinstance(size, int) for size in front)
-    return known and math.prod(before[:axis]) == math.prod(after[: places[0]])
-
-
-def _unsqueezed(_: Any, __: int) -> bool:
-    return True
-
-
-def _product(node: Any, axis: int) -> bool:
-    """Whether the left of a product of two matrices has rows, and the right is one of weights."""
-    left, right = node.args[-2:] if node.target is ATEN.addmm.default else node.args[:2]
-    fixed = all(isinstance(size, int) for size in shape_of(right))
-    return fixed and len(shape_of(right)) == 2 and axis < len(shape_of(left)) - 1
-
-
-RULES: dict[Any, Rule] = {
-    ATEN.linear.default: _behind(lambda _: 1),
-    ATEN.layer_norm.default: _behind(lambda node: len(node.args[1])),
-    ATEN.rms_norm.default: _behind(lambda node: len(node.args[1])),
-    ATEN.softmax.int: _beside(1, "dim"),
-    ATEN.sum.dim_IntList: _beside(1, "dim"),
-    ATEN.mean.dim: _beside(1, "dim"),
-    ATEN.select.int: _beside(1, "dim", 0),
-    ATEN.slice.Tensor: _beside(1, "dim", 0),
-    ATEN.squeeze.dim: _beside(1, "dim"),
-    ATEN.chunk.default: _beside(2, "dim", 0),
-    ATEN.split.Tensor: _beside(2, "dim", 0),
-    ATEN.view.default: _reshaped,
-    ATEN.reshape.default: _reshaped,
-    ATEN.unsqueeze.default: _unsqueezed,
-    ATEN.mm.default: _product,
-    ATEN.matmul.default: _product,
-    ATEN.addmm.default: _product,
-    operator.getitem: _unsqueezed,
-}
-"""Operators that compute with more than single entries, and when they keep rows apart."""
-
-ALONE = (
-    *(ATEN.to.dtype, ATEN._to_copy.default, ATEN.clone.default, ATEN.contiguous.default),  # noqa: SLF001
-    *(ATEN.alias.default, ATEN.detach.default, ATEN.dropout.default, ATEN.type_as.default),
-)
-
-
-def _rule(op: Any) -> Rule | None:
-    tags = getattr(op, "tags", ())
-    if op in ALONE or torch.Tag.pointwise in tags:
-        return None if torch.Tag.nondeterministic_seeded in tags else _unsqueezed
-    return RULES.get(op)

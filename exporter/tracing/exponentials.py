@@ -18,8 +18,9 @@ from torch._ops import OpOverload
 from torch.export import ExportedProgram
 
 from . import kernel_axes, kernel_entries
-from .causal_convolution import ATEN, argument, cuts_nothing, is_fixed, shape_of, term
+from .causal_convolution import ATEN
 from .kernel_forms import LagLine, LagTable, Read, Reading, UnreadError, number, of_rank
+from .program_nodes import argument, cuts_nothing, is_fixed, shape_of, term
 
 ARANGES = (ATEN.arange.default, ATEN.arange.start, ATEN.arange.start_step)
 KEPT = frozenset(

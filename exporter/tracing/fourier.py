@@ -22,14 +22,12 @@ from intaglio.errors import TraceError
 from intaglio.exporter.sources.source import Source
 from intaglio.state import TIME
 
-from .causal_convolution import (
-    ATEN,
-    FORWARD,
-    INVERSES,
-    FourierConvolution,
+from .causal_convolution import ATEN, FORWARD, INVERSES, FourierConvolution, axis_of
+from .modules import named, path_of
+from .program_nodes import (
     argument,
-    axis_of,
     cuts_nothing,
+    emitted,
     is_fixed,
     length_of,
     mutates,
@@ -37,7 +35,6 @@ from .causal_convolution import (
     shape_of,
     term,
 )
-from .modules import named, path_of
 
 SAME_ENTRIES = frozenset(
     (ATEN.to.dtype, ATEN.real.default, ATEN.imag.default, ATEN.complex.default)
@@ -153,11 +150,7 @@ class _PairSum:
         return kind
 
     def _emit(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-        new = self.place.graph.call_function(target, args, kwargs)
-        known = fx.map_arg((args, kwargs), lambda each: each.meta["val"])
-        with self.convolution.factors[0].meta["val"].fake_mode:
-            new.meta = {**self.place.meta, "val": target(*known[0], **known[1])}
-        return new
+        return emitted(self.place, target, *args, **kwargs)
 
     def _lags(self) -> fx.Node:
         """The lag t - s of every pair."""

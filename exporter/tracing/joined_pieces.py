@@ -11,7 +11,7 @@ import torch
 from torch import SymInt, fx
 from torch.export import ExportedProgram
 
-from .causal_convolution import argument, shape_of
+from .program_nodes import argument, emitted, shape_of
 
 aten = torch.ops.aten
 WHOLE = 2**63 - 1
@@ -53,7 +53,7 @@ def _first_written(node: Any) -> bool:
     axis %= len(shape_of(node))
     if place != 0 or not isinstance(shape_of(node)[axis], SymInt):
         return False
-    first = _called(node, aten.unsqueeze.default, given, axis)
+    first = emitted(node, aten.unsqueeze.default, given, axis)
     return _joined(node, [first, _piece(node, before, axis, 1, WHOLE)], axis)
 
 
@@ -100,15 +100,7 @@ def _joined(node: Any, parts: list[fx.Node], axis: int) -> bool:
 
 def _piece(node: Any, given: fx.Node, axis: int, start: int, end: int) -> fx.Node:
     same = _behind(given, axis, start) if end == WHOLE else None
-    return _called(node, aten.slice.Tensor, given, axis, start, end) if same is None else same
-
-
-def _called(node: Any, target: Any, given: fx.Node, *args: int) -> fx.Node:
-    made: fx.Node = node.graph.call_function(target, (given, *args))
-    value = given.meta["val"]
-    with value.fake_mode:
-        made.meta = {**node.meta, "val": target(value, *args)}
-    return made
+    return emitted(node, aten.slice.Tensor, given, axis, start, end) if same is None else same
 
 
 RULES = {

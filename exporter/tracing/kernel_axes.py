@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .causal_convolution import ATEN, argument, shape_of, term
+from .causal_convolution import ATEN
 from .kernel_forms import (
     MOST_TERMS,
     LagSum,
@@ -19,6 +19,7 @@ from .kernel_forms import (
     scaled,
     together,
 )
+from .program_nodes import argument, shape_of, term
 
 
 def unsqueezed(reader: Reading, node: Any) -> Read:

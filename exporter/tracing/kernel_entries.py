@@ -1,6 +1,5 @@
 """How operators on single entries act on lines, sums of exponentials and tables."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from .kernel_forms import (
     scaled,
     together,
 )
+from .row_rules import BEHIND
 
 
 def plus(reader: Reading, node: Any, sign: int = 1) -> Read:
@@ -119,14 +119,6 @@ def _tables_of(reader: Reading, node: Any) -> tuple[list[Any], set[int]]:
     if any(isinstance(each, LagLine | LagSum) for each in given):
         raise UnreadError
     return given, {each.axis for each in given if isinstance(each, LagTable)}
-
-
-BEHIND: dict[Any, Callable[[Any], int]] = {
-    ATEN.linear.default: lambda _: 1,
-    ATEN.layer_norm.default: lambda node: len(node.args[1]),
-    ATEN.rms_norm.default: lambda node: len(node.args[1]),
-}
-"""How many of the last axes an operator computes with; those before them stay apart."""
 
 
 def times(reader: Reading, node: Any) -> Read:

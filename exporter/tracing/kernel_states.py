@@ -28,15 +28,12 @@ from .causal_convolution import (
     ATEN,
     INVERSES,
     FourierConvolution,
-    is_fixed,
-    mutates,
-    name_outputs_anew,
-    shape_of,
 )
 from .exponentials import LagReader
 from .fold_weights import hold, in_double, name_of_weight, weights_of, with_graph
 from .kernel_forms import LagLine, LagTable, UnreadError
 from .modules import named, path_of
+from .program_nodes import is_fixed, mutates, name_outputs_anew, shape_of
 from .realisation import Poles, realise
 
 SCAN = torch.ops.higher_order.scan

@@ -19,8 +19,8 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind
 from torch.utils._pytree import tree_leaves
 
-from .causal_convolution import name_outputs_anew
 from .in_place import write_out
+from .program_nodes import name_outputs_anew
 from .size_nodes import NotPlainError, SizeNodes
 
 aten, SCAN = torch.ops.aten, torch.ops.higher_order.scan

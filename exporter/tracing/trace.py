@@ -38,7 +38,6 @@ from .at_fault import run_examples
 from .attention_calls import settle_attention_calls
 from .boolean_sums import settle_boolean_sums
 from .capture import capture, capture_again
-from .causal_convolution import name_outputs_anew
 from .chosen_rows import compute_all_rows, told
 from .clamp_bounds import settle_clamps
 from .complex_numbers import pair_complex_numbers
@@ -52,6 +51,7 @@ from .metadata import strip
 from .modules import named, path_of
 from .mutations import idle_buffers
 from .norm_calls import settle_norm_calls
+from .program_nodes import name_outputs_anew
 from .reversed_differences import settle_reversed_differences
 from .scalars import settle_scalars
 from .small_matrices import instead

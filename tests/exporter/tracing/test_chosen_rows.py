@@ -104,6 +104,15 @@ def written_in_part(net: Routed, x: Tensor, logits: Tensor) -> Tensor:
     return x.index_add(0, rows, chosen)
 
 
+def of_a_changed_mask(_: Routed, x: Tensor, logits: Tensor) -> Tensor:
+    """By the time that rows are written, the mask is another."""
+    mask, y = logits[:, 0] > 0, x.clone()
+    (rows,) = torch.where(mask)
+    mask.logical_not_()
+    y[rows] = x[rows] * 2
+    return y
+
+
 def overwritten(net: Routed, x: Tensor, logits: Tensor) -> Tensor:
     """Which of several columns is written last, PyTorch leaves open."""
     y = torch.zeros_like(x)
@@ -141,7 +150,7 @@ def test_chosen_rows_are_computed_for_all(mix: Mix, tmp_path: Path) -> None:
     np.testing.assert_allclose(np.concatenate(found, 1), wanted, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("mix", [overwritten, centred, counted, written_in_part])
+@pytest.mark.parametrize("mix", [overwritten, centred, counted, written_in_part, of_a_changed_mask])
 def test_what_meets_other_chosen_rows_is_left(mix: Mix) -> None:
     shapes = {"x": {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}}
     x = torch.randn(2, 7, WIDTH)
@@ -153,11 +162,12 @@ def test_what_meets_other_chosen_rows_is_left(mix: Mix) -> None:
 
 
 class Returned(nn.Module):
-    """What is added to is what is returned, by whatever name."""
+    """What is added to is what is returned, by whatever name, and so are chosen rows themselves."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         (rows,) = torch.where(x[:, 0] > 0)
-        return x.index_add(0, rows, x[rows] * 2)
+        added = x[rows] * 2
+        return x.index_add(0, rows, added), added
 
 
 def test_what_is_returned_may_be_what_rows_are_added_to() -> None:
