@@ -83,6 +83,7 @@ class Record:
         kind: what streams have in common that may share a call of the engine.
         feeds: what it was fed and has not taken, in order.
         queued: their tokens.
+        lane: which of the lanes steps it.
         bank: where it has a row, None where it is saved or has not begun.
         past: tokens that it has consumed.
         saved: how many it had when it was last saved, None where it was not.
@@ -94,7 +95,7 @@ class Record:
     def __init__(self, name: str, conditions: Conditions | None) -> None:
         self.name = name
         self.feeds: deque[Portion] = deque()
-        self.queued = 0
+        self.queued = self.lane = 0
         self.bank: Bank | None = None
         self.past = 0
         self.saved: int | None = None

@@ -1,8 +1,12 @@
-"""What streams were fed and have not taken: queues with limits, which any thread may fill."""
+"""What streams were fed and have not taken: queues with limits, which any thread may fill.
+
+Each stream belongs to a lane for its life, that one which has fewest when it is opened.
+"""
 
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -29,23 +33,27 @@ class Queues:
     Attributes:
         limits: how much is taken in.
         records: the open streams by name.
-        waiting: those of them that were fed, the one first that has waited longest.
+        waiting: for each lane those of its streams that were fed, the one first that has waited
+            longest.
         lock: held where `waiting` is read or a queue changes.
         closed: why nothing is taken in any more.
+        enders: called once that is so.
     """
 
-    def __init__(self, limits: StreamLimits) -> None:
+    def __init__(self, limits: StreamLimits, lanes: int) -> None:
         self.limits = limits
         self.records: dict[str, Record] = {}
-        self.waiting: OrderedDict[Record, None] = OrderedDict()
+        self.waiting: list[OrderedDict[Record, None]] = [OrderedDict() for _ in range(lanes)]
         self.lock = threading.Lock()
         self.closed: str | None = None
+        self.enders: list[Callable[[], None]] = []
         self._roomy = threading.Condition(self.lock)
         self._hoping: list[Future[None]] = []
+        self._open = [0] * lanes
         self._count = 0
 
     def add(self, record: Record) -> None:
-        """Take in a stream.
+        """Take in a stream, and give it its lane.
 
         Raises:
             FullError: if there are as many as there may be.
@@ -60,12 +68,15 @@ class Queues:
                     f"{self.limits.streams} streams are open, which is the limit (streams=). "
                     "Close one first."
                 )
+            record.lane = self._open.index(min(self._open))
+            self._open[record.lane] += 1
             self.records[record.name] = record
 
     def remove(self, record: Record) -> None:
         """Let a stream go whose queue is empty."""
         with self.lock:
-            self.records.pop(record.name, None)
+            if self.records.pop(record.name, None) is not None:
+                self._open[record.lane] -= 1
 
     def put(self, record: Record, feed: Portion, timeout: float | None) -> None:
         """Put a feed into the queue of its stream.
@@ -88,13 +99,13 @@ class Queues:
             record.feeds.append(feed)
             record.queued += feed.tokens
             self._count += 1
-            self.waiting.setdefault(record)
+            self.waiting[record.lane].setdefault(record)
 
     def moved(self, record: Record, tokens: int) -> None:
         """Note, with the lock held, that a stream has taken tokens, and waits anew."""
         record.past += tokens
         record.queued -= tokens
-        self.waiting.move_to_end(record)
+        self.waiting[record.lane].move_to_end(record)
 
     def pop(self, record: Record) -> Portion:
         """Take the first feed of a stream out of its queue, lock held; then `tell_room`."""
@@ -102,7 +113,7 @@ class Queues:
         record.queued -= feed.left
         self._count -= 1
         if not record.feeds:
-            self.waiting.pop(record, None)
+            self.waiting[record.lane].pop(record, None)
         return feed
 
     def pop_all(self, record: Record) -> list[Portion]:
@@ -130,10 +141,12 @@ class Queues:
                 each.set_result(None)
 
     def close(self, reason: str) -> None:
-        """Take in nothing any more; who waits for room is told so."""
+        """Take in nothing any more; who waits for room is told so, and so are the lanes."""
         with self.lock:
             self.closed = self.closed or reason
             self._roomy.notify_all()
+        for end in self.enders:
+            end()
 
     def require_open(self) -> None:
         """Refuse what comes after the end.

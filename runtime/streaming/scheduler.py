@@ -1,4 +1,4 @@
-"""Who steps next: one thread owns the engine and the rows, all others leave it work.
+"""Who steps next in a lane: its thread owns its rows and steps them, all others leave it work.
 
 Every call of the engine takes tokens of as many streams as have the same number to take.  The
 stream that has waited longest is always among them, so a single token waits for one call of each
@@ -26,32 +26,8 @@ from .residents import Residents
 
 TOKENS = 256  # of all streams that one call of longer parts takes, so that others wait for less
 PATIENCE, LONGEST = 0.1, 0.005  # how long to wait for the streams of the last call: a part of it, s
-CLOSED = "The streams are closed."
 
 Done = tuple[Portion, Outputs | BaseException]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stats:
-    """What has been done so far.
-
-    Attributes:
-        calls: of the engine.
-        tokens: that streams have consumed.
-        saved: how often a stream was saved.
-        restored: how often one was brought back.
-        open: streams that are open now.
-        waiting: of these, how many have input that has not been taken.
-        rows: of these, how many have a row.
-    """
-
-    calls: int
-    tokens: int
-    saved: int
-    restored: int
-    open: int
-    waiting: int
-    rows: int
 
 
 @dataclass(frozen=True)
@@ -65,95 +41,86 @@ class Plan:
 
 
 class Scheduler:
-    """The thread that steps the streams of `queues` in the rows of `residents`."""
+    """The thread that steps the streams of a lane of `queues` in the rows of `residents`.
 
-    def __init__(self, queues: Queues, residents: Residents) -> None:
+    Attributes:
+        calls: of the engine so far.
+        tokens: that its streams have consumed.
+        residents: its rows.
+        thread: that steps them.
+        unsaved: which streams could not be saved, and why, where nobody waits to be told.
+    """
+
+    def __init__(self, queues: Queues, residents: Residents, lane: int) -> None:
         """Start it."""
-        self._queues, self._residents = queues, residents
+        self._queues, self.residents, self._lane = queues, residents, lane
+        self._waiting = queues.waiting[lane]
         self._wake: SimpleQueue[None] = SimpleQueue()
         self._left: SimpleQueue[Record] = SimpleQueue()
         self._tasks: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._hot, self._patience, self._ended_at = 0, 0.0, 0.0
-        self._calls = self._tokens = 0
-        self._unsaved: deque[str] = deque(maxlen=100)
-        self._thread = threading.Thread(target=self._work, name="intaglio-streams", daemon=True)
-        self._thread.start()
+        self.calls = self.tokens = 0
+        self.unsaved: deque[str] = deque(maxlen=100)
+        queues.enders.append(self.wake)
+        self.thread = threading.Thread(
+            target=self._work, name=f"intaglio-streams-{lane}", daemon=True
+        )
+        self.thread.start()
 
     # What other threads call.
 
     @property
     def is_here(self) -> bool:
-        """Whether the caller is on the engine's thread, which must not wait for itself."""
-        return threading.current_thread() is self._thread
+        """Whether the caller is on its thread, which must not wait for itself."""
+        return threading.current_thread() is self.thread
 
-    @property
-    def stats(self) -> Stats:
-        """What has been done so far, and who is there."""
-        return Stats(
-            calls=self._calls,
-            tokens=self._tokens,
-            saved=self._residents.saved,
-            restored=self._residents.restored,
-            open=len(self._queues.records),
-            waiting=len(self._queues.waiting),
-            rows=len(self._residents),
-        )
-
-    def feed(self, record: Record, feed: Portion, timeout: float | None) -> None:
-        """Put a feed into the queue of its stream; see `Queues.put`."""
-        self._queues.put(record, feed, 0 if self.is_here else timeout)
+    def wake(self) -> None:
+        """Let it look at its queues and tasks."""
         self._wake.put(None)
 
-    def save(self, record: Record) -> Snapshot:
+    def save(self, record: Record) -> "Future[Snapshot]":
         """A copy of the state of a stream, between two steps."""
-        snapshot: Snapshot = self._ask(lambda: self._residents.snapshot(record))
-        return snapshot
+        return self._ask(lambda: self.residents.snapshot(record))
 
-    def end(self, record: Record, *, keep: bool) -> None:
+    def end(self, record: Record, *, keep: bool) -> "Future[None]":
         """Close a stream, saved if `keep`; what it was fed and has not taken fails.
 
-        Raises:
-            StateError: if it cannot be saved; it is not closed then.
+        The future fails with a StateError if it cannot be saved; it is not closed then.
         """
-        if self._queues.closed is None:
-            self._ask(lambda: self._end(record, keep=keep))
+        return self._ask(lambda: self._end(record, keep=keep))
 
     def leave(self, record: Record) -> None:
         """Note that nobody holds a stream any more; may be called at any place in any thread."""
         self._left.put(record)
-        self._wake.put(None)
+        self.wake()
 
-    def close(self) -> None:
-        """End the thread; streams of a folder are saved, what was not taken fails.
+    def join(self) -> None:
+        """Wait until it has ended, as it does once the queues are closed."""
+        self.thread.join()
 
-        Raises:
-            StateError: if a stream could not be saved.
-        """
-        self._queues.close(CLOSED)
-        self._wake.put(None)
-        if not self.is_here:
-            self._thread.join()
-        if self._unsaved:
-            raise StateError(" ".join(self._unsaved))
-
-    def _ask(self, task: Callable[[], Any]) -> Any:
+    def _ask(self, task: Callable[[], Any]) -> "Future[Any]":
         """What `task` returns, run by the thread between two calls of the engine."""
-        if self.is_here:
-            return task()
         answer: Future[Any] = Future()
+        if self.is_here:
+            try:
+                answer.set_result(task())
+            except IntaglioError as error:
+                answer.set_exception(error)
+            return answer
         with self._queues.lock:
             self._queues.require_open()
             self._tasks.append((task, answer))
-        self._wake.put(None)
-        return answer.result()
+        self.wake()
+        return answer
 
     # What the thread does.
 
     def _work(self) -> None:
         try:
             while True:
+                last = self._queues.closed is not None  # read first: then no task comes any more
                 self._do_tasks()
-                if self._queues.closed is not None:
+                if last:
                     break
                 self._await_others()
                 with self._queues.lock:
@@ -186,7 +153,7 @@ class Scheduler:
     def _await_others(self) -> None:
         """Give the streams of the last call a moment to come with their next tokens."""
         until = self._ended_at + self._patience
-        while 0 < len(self._queues.waiting) < self._hot:
+        while 0 < len(self._waiting) < self._hot:
             left = until - time.monotonic()
             if left <= 0:
                 break
@@ -196,8 +163,8 @@ class Scheduler:
                 break
 
     def _plan(self) -> Plan | None:
-        for first in self._queues.waiting:
-            bank, victims = self._residents.row_for(first)
+        for first in self._waiting:
+            bank, victims = self.residents.row_for(first)
             if bank is None:
                 continue
             length = self._length(first)
@@ -205,8 +172,8 @@ class Scheduler:
             if length > 1:
                 most = max(1, min(most, TOKENS // length))
             free = bank.free + len(victims) - (first.bank is None)
-            idle = self._residents.idle(bank, victims)
-            for other in self._queues.waiting:
+            idle = self.residents.idle(bank, victims)
+            for other in self._waiting:
                 if len(group) >= most:
                     break
                 if other is first or other in victims or other.kind != first.kind:
@@ -233,7 +200,7 @@ class Scheduler:
         began = time.monotonic()
         try:
             for victim in plan.victims:
-                self._residents.park(victim)
+                self.residents.park(victim)
         except IntaglioError as error:
             self._tell(self._failed(plan.group[0], error))
             return
@@ -255,7 +222,7 @@ class Scheduler:
     def _admit(self, record: Record, bank: Bank) -> list[Done]:
         """Give a stream a row; if it cannot be brought back, what it was fed fails."""
         try:
-            self._residents.admit(record, bank)
+            self.residents.admit(record, bank)
         except (IntaglioError, MemoryError) as error:
             record.fault = f"The stream {record.name!r} cannot be brought back: {error}"
             fault = StateError(record.fault)
@@ -287,14 +254,14 @@ class Scheduler:
             if len(group) > 1:
                 return [each for record in group for each in self._run(bank, length, [record])]
             return self._failed(group[0], error)
-        self._calls += 1
-        self._tokens += length * len(group)
+        self.calls += 1
+        self.tokens += length * len(group)
         done: list[Done] = []
         with self._queues.lock:
             for record in group:
                 feed = record.feeds[0]
                 results = feed.add(length, outputs[record])
-                self._residents.served(record)
+                self.residents.served(record)
                 self._queues.moved(record, length)
                 if results is not None:
                     self._queues.pop(record)
@@ -343,9 +310,9 @@ class Scheduler:
             there = record.bank is not None
             if there and between and record.past - (record.saved or 0) >= (every or 0):
                 try:
-                    self._residents.save(record)
+                    self.residents.save(record)
                 except IntaglioError as error:
-                    self._unsaved.append(str(error))  # told at the end; its tokens are not lost yet
+                    self.unsaved.append(str(error))  # told at the end; its tokens are not lost yet
 
     def _check_left(self, record: Record) -> None:
         """Let a stream go, soon, that nobody holds and that has taken all it was fed."""
@@ -354,12 +321,12 @@ class Scheduler:
 
     def _go(self, record: Record) -> None:
         """Let a stream go that nobody holds."""
-        store = self._residents.store
+        store = self.residents.store
         try:
             self._end(record, keep=store.folder is not None and record.fault is None)
         except IntaglioError as error:
-            self._unsaved.append(str(error))
-            self._residents.release(record)
+            self.unsaved.append(str(error))
+            self.residents.release(record)
             self._queues.remove(record)
 
     def _end(self, record: Record, *, keep: bool) -> None:
@@ -368,13 +335,13 @@ class Scheduler:
         closed = StateError(f"The stream {record.name!r} is closed.")
         if keep:
             self._tell(self._failed(record, closed, closed))
-            self._residents.save(record)
+            self.residents.save(record)
         with self._queues.lock:
             record.ended = True
         self._tell(self._failed(record, closed, closed))
         if not keep and record.fault is None:
-            self._residents.store.drop(record.name)
-        self._residents.release(record)
+            self.residents.store.drop(record.name)
+        self.residents.release(record)
         self._queues.remove(record)
 
     def _finish(self) -> None:
@@ -382,10 +349,12 @@ class Scheduler:
         closed = StateError(self._queues.closed)
         while self._tasks:
             self._tasks.popleft()[1].set_exception(closed)
-        for record in [*self._queues.records.values()]:
+        with self._queues.lock:
+            mine = [each for each in self._queues.records.values() if each.lane == self._lane]
+        for record in mine:
             try:
                 self._tell(self._failed(record, closed, closed))
                 self._go(record)
             except Exception as error:  # noqa: BLE001  of a bank that is broken: the others go on
-                self._unsaved.append(f"The stream {record.name!r} is lost: {error!r}.")
+                self.unsaved.append(f"The stream {record.name!r} is lost: {error!r}.")
         self._queues.tell_room()

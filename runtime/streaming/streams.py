@@ -17,26 +17,27 @@ from typing import Any, Self
 import numpy.typing as npt
 
 from intaglio.errors import BundleError, InputError, StateError
-from intaglio.runtime.bundle import Bundle
-from intaglio.runtime.engines import AUTO
+from intaglio.runtime.bundle import Bundle, BundleGraph
+from intaglio.runtime.engines import AUTO, choose_target
 from intaglio.runtime.graph_entry import MAIN
+from intaglio.runtime.machine import cores
 from intaglio.runtime.prepared_conditions import Conditions
 from intaglio.runtime.session import Session
 from intaglio.runtime.session_state import Snapshot
-from intaglio.runtime.stepper import Stepper
 from intaglio.state import BATCH
 
 from .bank import Bank, width_of
 from .feed_reader import FeedReader
 from .feeds import Outputs, Portion, Record
 from .handle import Inputs, StreamHandle
+from .lanes import Lanes, Stats
 from .queues import Queues, StreamLimits
 from .residents import Residents
-from .scheduler import Scheduler, Stats
 from .store import Store
 
 ROWS, QUEUE, CHUNK = 16, 8, 32
 OPEN, WAITING = 16, 4  # times the rows: streams that may be open, and feeds that may wait
+SMALL, FEW = 1 << 25, 8  # bytes of weights up to which lanes pay by default; rows that each has
 WORTH = 4  # a step of fewer rows may cost copies of the weights' size divided by this
 
 
@@ -50,6 +51,7 @@ class Streams:
         session: whose engine steps them; its own state is not used.
         rows: streams that have their state in the engine's memory at once.
         width: of these, how many a call of the engine may step.
+        lanes: calls of the engine that may run beside each other.
         queue: feeds of one stream that may wait.
     """
 
@@ -61,6 +63,7 @@ class Streams:
         target: str = AUTO,
         graph: str = MAIN,
         threads: int | None = None,
+        lanes: int | None = None,
         capacity: int | None = None,
         context: int | None = None,
         streams: int | None = None,
@@ -76,11 +79,14 @@ class Streams:
         Args:
             bundle: the folder that `intaglio export` wrote, or a session of it.
             rows: streams that have their state in the engine's memory at once.  Others wait in
-                `store`, and come back bit for bit.
+                `store`, and come back bit for bit.  Rounded up to as many for each lane.
             target: as of `Session.load`, as `graph`, `threads` and `capacity` are; a session has
                 its own.
             graph: which of the bundle's graphs to step.
             threads: threads for the work inside one operator.
+            lanes: calls of the engine that run beside each other, each over the rows of its own
+                streams.  By default, where `threads` is left open as well and the weights are few,
+                one for each core, with a thread each and 8 rows at least; otherwise 1.
             capacity: tokens that caches have room for at the start.
             context: tokens that one stream may hold at most; what the bundle allows otherwise.
             streams: how many may be open, 16 times the rows otherwise.
@@ -100,14 +106,20 @@ class Streams:
                 or was exported for a batch in which rows cannot be at different tokens.
             InputError: if a number is below 1, or `save_every` lacks its folder.
         """
-        given = (rows, queue, chunk, streams, backlog, context, save_every)
-        names = ("rows", "queue", "chunk", "streams", "backlog", "context", "save_every")
+        given = (rows, queue, chunk, streams, backlog, context, save_every, lanes)
+        names = (
+            "rows", "queue", "chunk", "streams", "backlog", "context", "save_every", "lanes"
+        )  # fmt: skip
         for name, count in zip(names, given, strict=True):
             if count is not None and (isinstance(count, bool) or count != int(count) or count < 1):
                 raise InputError(f"{name} is {count}, should be a whole number of at least 1.")
         if save_every is not None and store is None:
             raise InputError("save_every needs a folder to save to: give store= as well.")
         if not isinstance(bundle, Session):
+            bundle = Bundle.open(bundle)
+            if lanes is None and threads is None:
+                lanes = _lanes_of(bundle.graph(graph), target, rows)
+                threads = 1 if lanes > 1 else None
             bundle = Session.load(
                 bundle, target, graph=graph, threads=threads, capacity=capacity, grow=True
             )
@@ -115,7 +127,8 @@ class Streams:
         self.session.state.reset()
         entry, state = self.session.entry, self.session.state
         fixed, specs = entry.limits.batch, state.settings.changing
-        self.width = width_of(entry, specs, rows, self.session.most_rows)
+        lanes = min(lanes or 1, rows)
+        self.width = width_of(entry, specs, -(-rows // lanes), self.session.most_rows)
         if entry.whole:
             raise BundleError(
                 "Each call of this graph takes whole inputs and carries nothing to the next, so it "
@@ -127,20 +140,13 @@ class Streams:
                 f"The bundle was exported for a batch of exactly {fixed}, whose rows cannot be at "
                 "different tokens or have conditions of their own. Export it with a free batch."
             )
-        self.rows = -(-rows // self.width) * self.width
+        self.lanes = min(lanes, -(-rows // self.width))
+        each = -(-rows // (self.width * self.lanes))  # banks of a lane
+        self.rows = self.lanes * each * self.width
         self.queue = queue
         most_tokens = self.session.stepper.most_tokens
         chunk = min(chunk, most_tokens or chunk)
-        stepper: Stepper = self.session.stepper
-        files = [entry.targets[self.session.target].path, *entry.targets[self.session.target].data]
-        weights = sum(self.session.manifest.files[name].bytes for name in files)
-        banks = [
-            Bank(
-                state.copy(), stepper, entry, self.width,
-                all_rows=reproducible or fixed is not None, worth=weights // WORTH,
-            )
-            for _ in range(self.rows // self.width)
-        ]  # fmt: skip
+        weights = _weights(self.session.graph, self.session.target)
         bounds = [bound for bound in (context, state.most_tokens) if bound is not None]
         limits = StreamLimits(
             streams=streams or OPEN * self.rows,
@@ -153,10 +159,20 @@ class Streams:
         self._entry = entry
         self._reader = FeedReader(entry)
         self._preparing = threading.Lock()
-        self._store, self._queues = Store(store), Queues(limits)
-        residents = Residents(banks, state.copy(), self._store)
-        self._scheduler = Scheduler(self._queues, residents)
-        self._ends = weakref.finalize(self, self._scheduler.close)
+        self._store, self._queues = Store(store), Queues(limits, self.lanes)
+        residents = []
+        for _ in range(self.lanes):
+            stepper = self.session.fork().stepper
+            banks = [
+                Bank(
+                    state.copy(), stepper, entry, self.width,
+                    all_rows=reproducible or fixed is not None, worth=weights // WORTH,
+                )
+                for _ in range(each)
+            ]  # fmt: skip
+            residents.append(Residents(banks, state.copy(), self._store))
+        self._lanes = Lanes(self._queues, residents)
+        self._ends = weakref.finalize(self, self._lanes.close)
 
     def __repr__(self) -> str:
         """In short: ``Streams('kws', ort, rows=16)``."""
@@ -171,7 +187,7 @@ class Streams:
     @property
     def stats(self) -> Stats:
         """What has been done so far, and who is there."""
-        return self._scheduler.stats
+        return self._lanes.stats
 
     def open(
         self, name: str | None = None, *, conditions: Mapping[str, npt.ArrayLike] | None = None
@@ -263,7 +279,7 @@ class Streams:
         held = record.conditions
         arrays, sizes = self._reader.read(inputs, {} if held is None else held.own_sizes)
         feed = Portion(self._entry, arrays, sizes)
-        self._scheduler.feed(record, feed, timeout)
+        self._lanes.feed(record, feed, timeout)
         return feed.future
 
     def room(self) -> "Future[None]":
@@ -276,7 +292,7 @@ class Streams:
         Raises:
             StateError: if the caller runs there, as what a future calls when it is done does.
         """
-        if self._scheduler.is_here:
+        if self._lanes.is_here:
             raise StateError(
                 "What is called when a future is done must not wait for a step: use feed, whose "
                 "future calls in its turn."
@@ -285,11 +301,11 @@ class Streams:
     def snapshot(self, record: Record) -> Snapshot:
         """See `StreamHandle.save`."""
         self.require_another_thread()
-        return self._scheduler.save(record)
+        return self._lanes.save(record)
 
     def end(self, record: Record, *, keep: bool) -> None:
         """See `StreamHandle.close` and `StreamHandle.park`."""
-        self._scheduler.end(record, keep=keep)
+        self._lanes.end(record, keep=keep)
 
     def close(self) -> None:
         """End all streams; those of a folder are saved first, and can be resumed.
@@ -300,7 +316,7 @@ class Streams:
             StateError: if a stream could not be saved; all others are.
         """
         self._ends.detach()
-        self._scheduler.close()
+        self._lanes.close()
 
     def __enter__(self) -> Self:
         return self
@@ -311,7 +327,7 @@ class Streams:
     def _hold(self, record: Record) -> StreamHandle:
         self._queues.add(record)
         stream = StreamHandle(self, record)
-        weakref.finalize(stream, self._scheduler.leave, record).atexit = False
+        weakref.finalize(stream, self._lanes.leave, record).atexit = False
         return stream
 
     def _prepared(self, given: Mapping[str, Any] | None) -> Conditions | None:
@@ -326,3 +342,16 @@ class Streams:
             raise InputError(f"A stream has one row, and its conditions have {rows}.")
         with self._preparing:
             return preparer.prepare(arrays)
+
+
+def _lanes_of(graph: BundleGraph, target: str, rows: int) -> int:
+    """How many lanes pay on this machine: more than one where a call is too small for its cores."""
+    target = choose_target(graph, target)
+    small = target == "ort" and _weights(graph, target) <= SMALL
+    return max(1, min(cores(), rows // FEW)) if small else 1
+
+
+def _weights(graph: BundleGraph, target: str) -> int:
+    """Bytes of the files that an engine reads."""
+    files, found = graph.bundle.manifest.files, graph.target(target)
+    return sum(files[name].bytes for name in (found.path, *found.data))
