@@ -124,9 +124,9 @@ class OnnxGraph:
         nodes: those of subgraphs after the one that holds them.
         tensors: initializers, by name.
         values: inputs, outputs, and other values whose type the graph tells, by name.
-        outputs: names of its outputs.
+        outputs: names of its outputs, and of those of its branches.
         metadata: what is noted of values, by their names: keys and texts.
-        inner: names of nodes of subgraphs, which run as often as what holds them says.
+        inner: names of nodes of loops, which run as often as what holds them says.
     """
 
     nodes: tuple[Node, ...]
@@ -166,21 +166,21 @@ def parse_graph(content: bytes) -> OnnxGraph:
     metadata: dict[str, Mapping[str, str]] = {}
     for number, message in fields(memoryview(content)):
         if number == 7 and not isinstance(message, int):
-            _read(message, nodes, tensors, inner)
-            for place, value in fields(message):
-                if place in (11, 12, 13) and not isinstance(value, int):
-                    name, values[name] = _value(value)
-                    noted = dict(_notes(value))
-                    if noted:
-                        metadata[name] = noted
-                    outputs += [name] * (place == 12)
+            outputs += _read(message, nodes, tensors, values, metadata, inner)
     ends, within = frozenset(outputs), frozenset(inner)
     return OnnxGraph(tuple(nodes), tensors, values, ends, metadata, within)
 
 
 def _read(
-    graph: memoryview, nodes: list[Node], tensors: dict[str, Tensor], inner: set[str]
-) -> None:
+    graph: memoryview,
+    nodes: list[Node],
+    tensors: dict[str, Tensor],
+    values: dict[str, Value],
+    metadata: dict[str, Mapping[str, str]],
+    inner: set[str],
+) -> list[str]:
+    """The names of its outputs and its branches'; what else it holds is put where it belongs."""
+    outputs = []
     for number, value in fields(graph):
         if isinstance(value, int):
             continue
@@ -189,11 +189,20 @@ def _read(
             nodes.append(_node(value, subgraphs))
             first = len(nodes)
             for subgraph in subgraphs:
-                _read(subgraph, nodes, tensors, inner)
-            inner.update(node.name for node in nodes[first:])
+                found = _read(subgraph, nodes, tensors, values, metadata, inner)
+                outputs += found if nodes[first - 1].op == "If" else []
+            if nodes[first - 1].op != "If":  # whose branches run once or not at all
+                inner.update(node.name for node in nodes[first:])
         elif number == 5:
             tensor = _tensor(value)
             tensors[tensor.name] = tensor
+        elif number in (11, 12, 13):
+            name, values[name] = _value(value)
+            noted = dict(_notes(value))
+            if noted:
+                metadata[name] = noted
+            outputs += [name] * (number == 12)
+    return outputs
 
 
 def _node(message: memoryview, subgraphs: list[memoryview]) -> Node:

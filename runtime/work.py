@@ -138,7 +138,7 @@ class Works:
             return {names[1]: self._bytes(names[1]), names[0]: self._bytes(node.outputs[0])}
         sizes = self._sizes
         if op in _IN_PLACE:  # tokens beyond those consumed are neither read nor written
-            sizes = {**sizes, CAPACITY: sizes[PAST]}
+            sizes = self._with_room(PAST)
         if op in _WRITES_BEHIND:
             names = names[1:]
         return {name: self._bytes(name, sizes) for name in names}
@@ -158,10 +158,16 @@ class Works:
             return {}
         sizes = self._sizes
         if _name(node) in _IN_PLACE:
-            sizes = {**sizes, CAPACITY: sizes[TIME]}
+            sizes = self._with_room(TIME)
         if _name(node) in _WRITES_BEHIND:
             return {node.outputs[0]: self._bytes(node.inputs[1])}
         return {name: self._bytes(name, sizes) for name in node.outputs if name}
+
+    def _with_room(self, tokens: str) -> Sizes:
+        """The sizes, with caches of so many tokens."""
+        if tokens not in self._sizes:  # of what a profiler saw
+            raise UnknownSizeError
+        return {**self._sizes, CAPACITY: self._sizes[tokens]}
 
     def _lookup(self, node: Node) -> int:
         """Bytes of the rows of a table that a look-up reads, packed ones for what they are."""

@@ -124,7 +124,7 @@ def _is_cache(state: StateSpec) -> bool:
 
 def _query_heads(model: ir.Model) -> int:
     """Heads of the queries, of the first attention: genai takes one number for all layers."""
-    for node in model.graph:
+    for node in model.graph.all_nodes():
         if node.op_type == "GroupQueryAttention":
             return int(attribute(node, "num_heads"))
         if node.op_type == "Attention":

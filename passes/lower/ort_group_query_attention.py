@@ -1,30 +1,44 @@
-"""TensorScatter, TensorScatter, Attention -> com.microsoft::GroupQueryAttention, for batch 1.
+"""TensorScatter, TensorScatter, Attention -> com.microsoft::GroupQueryAttention.
 
-GroupQueryAttention reads only the valid part of the buffer and writes it in place, which is faster
-at long contexts.  Its CPU kernel refuses T > 1 with a past at batch sizes above one, and head sizes
-that are no multiple of 8, so it serves graphs that are fixed to batch 1 and leaves others as they
-are.
+GroupQueryAttention reads only the valid part of the buffer and writes it in place, where Attention
+computes with all that the buffer has room for.  Its CPU kernel refuses several tokens with a past
+in several rows, and head sizes that are no multiple of 8.  So where the batch is not fixed to 1 a
+branch is taken by the sizes of the call:
+
+    y   ->   if min(batch, time) == 1: GroupQueryAttention  else: TensorScatter, Attention
+
+Either writes the cache where the runtime has bound it: a branch gives its outputs the memory of the
+graph's.
 """
+
+from collections.abc import Sequence
 
 import onnx_ir as ir
 
 from intaglio.passes.base import Context, Lower, PassResult
-from intaglio.passes.graph import Emitter, attribute, describe, dims, replace_uses
+from intaglio.passes.graph import (
+    Emitter,
+    Shape,
+    attribute,
+    attributes_of,
+    describe,
+    dims,
+    replace_uses,
+)
 from intaglio.state import BATCH, TIME
 
-INT32 = ir.DataType.INT32
+BOOL, INT32, INT64 = ir.DataType.BOOL, ir.DataType.INT32, ir.DataType.INT64
 DOMAIN = "com.microsoft"
 
 
 class OrtGroupQueryAttention(Lower):
-    """Use ONNX Runtime's fused cached attention where the batch size is fixed to one."""
+    """Use ONNX Runtime's fused cached attention, in steps of one token or one row."""
 
     def run(self, model: ir.Model, context: Context) -> PassResult:
         """Rewrite every attention over a static cache."""
-        if context.batch != 1:
-            return PassResult(changed=False, notes=["the batch size is not fixed to 1"])
         notes = []
         lengths: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
+        fits: ir.Value | None = None
         for node in list(model.graph):
             caches = _caches(node)
             if caches is None:
@@ -33,7 +47,11 @@ class OrtGroupQueryAttention(Lower):
             assert total is not None
             if total not in lengths:
                 lengths[total] = _lengths(total, Emitter(node))
-            _fuse(node, caches, lengths[total])
+            given = (node.inputs[0], *(cache.inputs[1] for cache in caches))
+            packed = [_pack(value, Emitter(node)) for value in given]
+            if fits is None and context.batch != 1:
+                fits = _fits(packed[0], Emitter(node))
+            _fuse(model.graph, node, caches, packed, lengths[total], fits)
             notes.append(describe(node))
         if notes:
             model.graph.opset_imports[DOMAIN] = 1
@@ -43,6 +61,9 @@ class OrtGroupQueryAttention(Lower):
 def _caches(node: ir.Node) -> tuple[ir.Node, ir.Node] | None:
     """The two TensorScatter nodes that feed an attention over a static cache of one head size."""
     if node.op_type != "Attention" or node.domain or len(node.inputs) < 7:
+        return None
+    told = attributes_of(node)
+    if not told.get("is_causal") or not told.keys() <= {"is_causal", "scale", "softcap"}:
         return None
     scatters = [None if v is None else v.producer() for v in node.inputs[1:3]]
     if any(s is None or s.op_type != "TensorScatter" for s in scatters):
@@ -65,32 +86,99 @@ def _lengths(total: ir.Value, emit: Emitter) -> tuple[ir.Value, ir.Value]:
     return last, longest
 
 
+def _fits(packed: ir.Value, emit: Emitter) -> ir.Value:
+    """Whether a call has one row, or one token of each: of values [batch, time, ...]."""
+    sizes = emit("Shape", [packed], INT64, [2], start=0, end=2)
+    least = emit("ReduceMin", [sizes], INT64, [1])
+    return emit("Equal", [least, emit.constant([1])], BOOL, [1])
+
+
 def _fuse(
-    node: ir.Node, caches: tuple[ir.Node, ir.Node], lengths: tuple[ir.Value, ir.Value]
+    graph: ir.Graph,
+    node: ir.Node,
+    caches: tuple[ir.Node, ir.Node],
+    packed: list[ir.Value],
+    lengths: tuple[ir.Value, ir.Value],
+    fits: ir.Value | None,
 ) -> None:
+    """Exchange an attention, in a branch that `fits` chooses where that is given."""
     emit, old = Emitter(node), node.outputs[0]
-    query = node.inputs[0]
-    assert query is not None
-    packed = [_pack(value, emit) for value in (query, *(cache.inputs[1] for cache in caches))]
-    pasts = [cache.inputs[0] for cache in caches]
-    heads, size = (dims(query) or ())[1], (dims(query) or ())[3]
-    kv_heads = (dims(caches[0].outputs[0]) or ())[1]
-    presents = [(cache.outputs[0].dtype, dims(cache.outputs[0])) for cache in caches]
+    heads, size = _heads(node.inputs[0])
+    kv_heads, _ = _heads(caches[0].outputs[0])
+    shapes: list[tuple[ir.DataType | None, Shape | None]] = [
+        (old.dtype, [BATCH, TIME, heads * size]),
+        *((cache.outputs[0].dtype, dims(cache.outputs[0])) for cache in caches),
+    ]
+    inputs = [*packed, *(cache.inputs[0] for cache in caches), *lengths]
     kept = {name: attribute(node, name) for name in ("scale", "softcap")}
-    y, *new = emit.node(
-        "GroupQueryAttention",
-        [*packed, *pasts, *lengths],
-        [(old.dtype, [BATCH, TIME, int(heads) * int(size)]), *presents],
-        {
-            "num_heads": int(heads),
-            "kv_num_heads": int(kv_heads),
-            **{name: float(number) for name, number in kept.items() if number},
-        },
-        domain=DOMAIN,
-    )
-    replace_uses(old, _unpack(y, int(heads), int(size), emit))
+    attributes = {
+        "num_heads": heads,
+        "kv_num_heads": kv_heads,
+        **{name: float(number) for name, number in kept.items() if number},
+    }
+    if fits is None:
+        y, *new = emit.node("GroupQueryAttention", inputs, shapes, attributes, domain=DOMAIN)
+    else:
+        imports = {**graph.opset_imports, DOMAIN: 1}
+        fused = ir.node(
+            "GroupQueryAttention", inputs, attributes, domain=DOMAIN,
+            outputs=_values(f"{node.name}/one", shapes), name=f"{node.name}/one",
+        )  # fmt: skip
+        one = ir.Graph([], fused.outputs, nodes=[fused], opset_imports=imports, name="one")
+        many = ir.Graph([], [], nodes=[], opset_imports=imports, name="many")
+        _attend(many, node, caches, packed, _values(f"{node.name}/many", shapes[:1]))
+        for each in (*one, *many):
+            each.metadata_props.update(node.metadata_props)
+        y, *new = emit.node("If", [fits], shapes, {"then_branch": one, "else_branch": many})
+    replace_uses(old, _unpack(y, heads, size, emit))
     for cache, present in zip(caches, new, strict=True):
         replace_uses(cache.outputs[0], present)
+
+
+def _values(
+    prefix: str, shapes: Sequence[tuple[ir.DataType | None, Shape | None]]
+) -> list[ir.Value]:
+    return [
+        ir.Value(
+            name=f"{prefix}.{index}",
+            type=None if dtype is None else ir.TensorType(dtype),
+            shape=None if shape is None else ir.Shape(list(shape)),
+        )
+        for index, (dtype, shape) in enumerate(shapes)
+    ]
+
+
+def _attend(
+    many: ir.Graph,
+    node: ir.Node,
+    caches: tuple[ir.Node, ir.Node],
+    packed: list[ir.Value],
+    outputs: list[ir.Value],
+) -> None:
+    """Put the same attention of `packed` queries, keys and values into the empty graph `many`."""
+    heads, size = _heads(node.inputs[0])
+    end = ir.node("Reshape", [None, None], outputs=outputs, name=f"{node.name}/many")
+    many.append(end)
+    emit, old = Emitter(end, f"{node.name}/many"), node.outputs[0]
+    query = _unpack(packed[0], heads, size, emit)
+    written = []
+    for cache, value in zip(caches, packed[1:], strict=True):
+        new = _unpack(value, *_heads(cache.inputs[1]), emit)
+        shape = [(cache.outputs[0].dtype, dims(cache.outputs[0]))]
+        inputs = [cache.inputs[0], new, *cache.inputs[2:]]
+        written += emit.node("TensorScatter", inputs, shape, attributes_of(cache))
+    inputs = [query, *written, *node.inputs[3:]]
+    [found] = emit.node("Attention", inputs, [(old.dtype, dims(old))], attributes_of(node))
+    order = [BATCH, TIME, heads, size]
+    end.replace_input_with(0, emit("Transpose", [found], old.dtype, order, perm=[0, 2, 1, 3]))
+    end.replace_input_with(1, emit.constant([0, 0, heads * size]))
+    many.outputs.extend([*outputs, *written])
+
+
+def _heads(value: ir.Value | None) -> tuple[int, int]:
+    """Heads and their size, of [batch, heads, time, size]."""
+    _, heads, _, size = (None if value is None else dims(value)) or (0, 0, 0, 0)
+    return int(heads), int(size)
 
 
 def _pack(value: ir.Value | None, emit: Emitter) -> ir.Value:

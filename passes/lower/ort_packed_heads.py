@@ -4,8 +4,9 @@
     reshape(transpose(rotary(transpose(reshape(p)))))  ->  rotary(p, num_heads)
 
 PyTorch turns projections [batch, time, heads * size] to [batch, heads, time, size] before attention
-and its result back; GroupQueryAttention takes and gives them as they were.  RotaryEmbedding rotates
-both forms.  Reshapes keep the order of entries, so that two that meet are one, or none.
+and its result back; GroupQueryAttention takes and gives them as they were, and so does the branch
+that it stands in.  RotaryEmbedding rotates both forms.  Reshapes keep the order of entries, so that
+two that meet are one, or none.
 """
 
 import onnx_ir as ir
@@ -32,12 +33,21 @@ class OrtPackedHeads(Lower):
         """Rewrite what goes into and comes out of every GroupQueryAttention."""
         notes = []
         for node in list(model.graph):
-            if node.op_type != "GroupQueryAttention":
+            fused = _fused(node)
+            if fused is None:
                 continue
-            taken = [_take(node, index) for index in range(GIVEN)]
+            taken = [_take(node, value) for value in fused.inputs[:GIVEN]]
             if any(taken) | _give(node):
                 notes.append(describe(node))
         return PassResult(changed=bool(notes), notes=notes)
+
+
+def _fused(node: ir.Node) -> ir.Node | None:
+    """The attention that a node is, or that it takes where its kernel can."""
+    if node.op_type == "If":
+        branch = list(node.attributes["then_branch"].as_graph())
+        node = branch[0] if len(branch) == 1 else node
+    return node if node.op_type == "GroupQueryAttention" else None
 
 
 def _turned(value: ir.Value | None) -> ir.Value | None:
@@ -46,9 +56,8 @@ def _turned(value: ir.Value | None) -> ir.Value | None:
     return node.inputs[0] if node and tuple(attribute(node, "perm") or ()) == TURN else None
 
 
-def _take(node: ir.Node, index: int) -> bool:
-    """Give `node` the projection behind its input `index`; False where there is none."""
-    packed = node.inputs[index]
+def _take(node: ir.Node, packed: ir.Value | None) -> bool:
+    """Give `node` the projection behind what it reads; False where there is none."""
     apart = producer(packed, "Reshape")
     by_head = _turned(apart.inputs[0]) if apart else None
     rotary = producer(by_head, "RotaryEmbedding")
@@ -63,7 +72,7 @@ def _take(node: ir.Node, index: int) -> bool:
         inputs = [value, *rotary.inputs[1:]]
         outputs = [(packed.dtype, dims(packed))]
         [value] = emit.node("RotaryEmbedding", inputs, outputs, attributes)
-    node.replace_input_with(index, value)
+    ir.convenience.replace_all_uses_with(packed, value)
     return True
 
 

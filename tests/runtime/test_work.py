@@ -191,12 +191,28 @@ def test_a_node_of_a_body_has_no_work_here() -> None:
         [node("Mul", "x x", "inner")], "b", [], [helper.make_tensor_value_info("inner", FLOAT, [4])]
     )
     made = graph(
+        [node("Loop", "m c", "y", body=body)],
+        {"m": (TensorProto.INT64, []), "c": (TensorProto.BOOL, []), "x": shape},
+        {"y": shape},
+    )
+
+    assert work(made, "node_inner") is None
+    assert work(made, "node_y") == NodeWork(0, 0)
+
+
+def test_a_node_of_a_branch_has_its_work() -> None:
+    """It runs once, or not at all; what the branch gives leaves it."""
+    shape = (FLOAT, [4])
+    body = helper.make_graph(
+        [node("Mul", "x x", "inner")], "b", [], [helper.make_tensor_value_info("inner", FLOAT, [4])]
+    )
+    made = graph(
         [node("If", "c", "y", then_branch=body, else_branch=body)],
         {"c": (TensorProto.BOOL, []), "x": shape},
         {"y": shape},
     )
 
-    assert work(made, "node_inner") is None
+    assert work(made, "node_inner") == NodeWork(2 * 16, 4)
     assert work(made, "node_y") == NodeWork(0, 0)
 
 

@@ -1,10 +1,13 @@
-"""OrtGroupQueryAttention: used where the batch is one, left alone elsewhere."""
+"""OrtGroupQueryAttention: used where the batch is one, and in a branch elsewhere."""
 
+import numpy as np
 import onnx_ir as ir
+import onnxruntime
 import pytest
 
 from intaglio.passes import pipeline
 from intaglio.passes.base import Context
+from intaglio.passes.exact.remove_dead import RemoveDead
 from intaglio.passes.lower.ort_group_query_attention import OrtGroupQueryAttention
 from intaglio.state import Layout, StateSpec
 
@@ -43,12 +46,62 @@ def caches() -> list[StateSpec]:
     ]
 
 
-@pytest.mark.parametrize(("batch", "fused"), [(1, True), (None, False), (2, False)])
-def test_the_fused_kernel_serves_batch_one_only(batch: int | None, fused: bool) -> None:
-    """Its CPU kernel refuses several tokens with a past in larger batches."""
+@pytest.mark.parametrize("batch", [1, 2, None])
+def test_the_fused_kernel_stands_in_a_branch_where_rows_may_be_several(batch: int | None) -> None:
+    """Its CPU kernel refuses several tokens with a past in larger batches, which the check runs."""
     model = ir.from_onnx_text(TEXT)
     context = Context(states=caches(), batch=batch)
-    [record] = pipeline.run(model, [OrtGroupQueryAttention()], context, check=True)
-    assert record.result.changed is fused
-    assert (record.error is not None) is fused
-    assert ("GroupQueryAttention" in [node.op_type for node in model.graph]) is fused
+    [record] = pipeline.run(model, [OrtGroupQueryAttention(), RemoveDead()], context, check=True)[
+        :1
+    ]
+    assert record.error is not None
+    kinds = {node.op_type for node in model.graph}
+    assert ("GroupQueryAttention" in kinds, "If" in kinds) == (batch == 1, batch != 1)
+    assert not kinds & {"Attention", "TensorScatter"}
+
+
+@pytest.mark.parametrize("other", ["is_causal = 0", "is_causal = 1, qk_matmul_output_mode = 1"])
+def test_what_the_fused_kernel_does_not_compute_is_left(other: str) -> None:
+    """Attention to tokens that come later, and results of another kind."""
+    model = ir.from_onnx_text(TEXT.replace("is_causal = 1", other))
+    assert not OrtGroupQueryAttention().run(model, Context(states=caches(), batch=1)).changed
+
+
+@pytest.mark.parametrize(("rows", "tokens"), [(1, 1), (1, 5), (3, 1), (3, 5)])
+@pytest.mark.parametrize("scale", ["", ", scale = 0.7, softcap = 3.0"])
+def test_either_branch_writes_caches_in_place(rows: int, tokens: int, scale: str) -> None:
+    """Whatever is bound as input and output is one memory, of rows with pasts of their own."""
+    plain = ir.from_onnx_text(TEXT.replace("is_causal = 1", f"is_causal = 1{scale}"))
+    model = plain.clone()
+    pipeline.run(
+        model, [OrtGroupQueryAttention(), RemoveDead()], Context(states=caches(), batch=None)
+    )
+    random = np.random.default_rng(rows)
+    past = np.arange(rows) * 3
+    inputs = {
+        "q": random.standard_normal((rows, 4, tokens, 8), np.float32),
+        "k": random.standard_normal((rows, 2, tokens, 8), np.float32),
+        "past_length": past,
+        "past_k": random.standard_normal((rows, 2, 16, 8), np.float32),
+        "past_v": random.standard_normal((rows, 2, 16, 8), np.float32),
+    }
+    wanted = onnxruntime.InferenceSession(
+        ir.to_proto(plain).SerializeToString(), providers=["CPUExecutionProvider"]
+    ).run(None, inputs)
+    session = onnxruntime.InferenceSession(
+        ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    binding = session.io_binding()
+    values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(a) for name, a in inputs.items()}
+    for name, value in values.items():
+        binding.bind_ortvalue_input(name, value)
+    binding.bind_output("y")
+    for port in "kv":
+        binding.bind_ortvalue_output(f"new_{port}", values[f"past_{port}"])
+    session.run_with_iobinding(binding)
+    np.testing.assert_allclose(binding.get_outputs()[0].numpy(), wanted[0], atol=2e-6)
+    for row, before in enumerate(past):
+        for name, new in zip(("past_k", "past_v"), wanted[1:], strict=True):
+            end = before + tokens
+            np.testing.assert_array_equal(inputs[name][row, :, :end], new[row, :, :end])
+            np.testing.assert_array_equal(inputs[name][row, :, end:], new[row, :, end:])

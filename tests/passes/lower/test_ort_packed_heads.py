@@ -100,11 +100,13 @@ def test_a_result_that_others_take_by_head_is_still_given_so() -> None:
     assert kinds(model).count("Transpose") == 1
 
 
-def test_attention_of_larger_batches_is_left_alone() -> None:
-    """Without the fused node there is nothing to pack for."""
-    _, records = lowered(TEXT, batch=None)
+def test_nothing_is_turned_around_a_branch_with_attention() -> None:
+    """Where rows may be several; the other branch turns what it takes itself."""
+    model, records = lowered(TEXT, batch=None)
 
-    assert not records[1].result.changed
+    assert records[1].result.changed
+    assert not {"Transpose", "Reshape"} & set(kinds(model))
+    assert kinds(model).count("If") == 1
 
 
 def test_a_second_run_changes_nothing() -> None:
