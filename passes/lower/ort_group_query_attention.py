@@ -161,7 +161,7 @@ def _attend(
     many.append(end)
     emit, old = Emitter(end, f"{node.name}/many"), node.outputs[0]
     query = _unpack(packed[0], heads, size, emit)
-    written = []
+    written: list[ir.Value] = []
     for cache, value in zip(caches, packed[1:], strict=True):
         new = _unpack(value, *_heads(cache.inputs[1]), emit)
         shape = [(cache.outputs[0].dtype, dims(cache.outputs[0]))]
@@ -169,7 +169,7 @@ def _attend(
         written += emit.node("TensorScatter", inputs, shape, attributes_of(cache))
     inputs = [query, *written, *node.inputs[3:]]
     [found] = emit.node("Attention", inputs, [(old.dtype, dims(old))], attributes_of(node))
-    order = [BATCH, TIME, heads, size]
+    order: Shape = [BATCH, TIME, heads, size]
     end.replace_input_with(0, emit("Transpose", [found], old.dtype, order, perm=[0, 2, 1, 3]))
     end.replace_input_with(1, emit.constant([0, 0, heads * size]))
     many.outputs.extend([*outputs, *written])

@@ -79,13 +79,20 @@ class Scheduler:
         self._wake.put(None)
 
     def save(self, record: Record) -> "Future[Snapshot]":
-        """A copy of the state of a stream, between two steps."""
-        return self._ask(lambda: self.residents.snapshot(record))
+        """A copy of the state of a stream, between two steps; fails with a StateError if closed."""
+
+        def copied() -> Snapshot:
+            if not self._is_open(record):
+                raise StateError(f"The stream {record.name!r} is closed.")
+            return self.residents.snapshot(record)
+
+        return self._ask(copied)
 
     def end(self, record: Record, *, keep: bool) -> "Future[None]":
         """Close a stream, saved if `keep`; what it was fed and has not taken fails.
 
-        The future fails with a StateError if it cannot be saved; it is not closed then.
+        The future fails with a StateError if it cannot be saved; it is not closed then.  One that
+        is closed already cannot be.
         """
         return self._ask(lambda: self._end(record, keep=keep))
 
@@ -320,7 +327,9 @@ class Scheduler:
             self.leave(record)
 
     def _go(self, record: Record) -> None:
-        """Let a stream go that nobody holds."""
+        """Let a stream go that nobody holds, if it has not been closed."""
+        if not self._is_open(record):
+            return
         store = self.residents.store
         try:
             self._end(record, keep=store.folder is not None and record.fault is None)
@@ -330,9 +339,11 @@ class Scheduler:
             self._queues.remove(record)
 
     def _end(self, record: Record, *, keep: bool) -> None:
-        if self._queues.records.get(record.name) is not record:
-            return
         closed = StateError(f"The stream {record.name!r} is closed.")
+        if not self._is_open(record):
+            if keep:
+                raise closed
+            return
         if keep:
             self._tell(self._failed(record, closed, closed))
             self.residents.save(record)
@@ -343,6 +354,9 @@ class Scheduler:
             self.residents.store.drop(record.name)
         self.residents.release(record)
         self._queues.remove(record)
+
+    def _is_open(self, record: Record) -> bool:
+        return self._queues.records.get(record.name) is record
 
     def _finish(self) -> None:
         """Answer everybody, and save what can be continued."""

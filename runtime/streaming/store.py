@@ -91,15 +91,16 @@ class Store:
         """Refuse a name that no file can have.
 
         Raises:
-            InputError: if it is empty or too long.
+            InputError: if it is no text, empty or too long.
         """
         try:
-            fits = bool(name) and len(_file(name)) <= LONGEST
+            fits = isinstance(name, str) and bool(name) and len(_file(name)) <= LONGEST
         except UnicodeEncodeError:
             fits = False
         if not fits:
+            told = name[:40] if isinstance(name, str) else name
             raise InputError(
-                f"{name[:40]!r} is no name of a stream: it should have 1 to about "
+                f"{told!r} is no name of a stream: it should have 1 to about "
                 f"{LONGEST - len(_file(''))} letters and digits; others count three times."
             )
 

@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, Self
 
+import numpy as np
 import numpy.typing as npt
 
 from intaglio.errors import BundleError, InputError, StateError
@@ -106,13 +107,14 @@ class Streams:
                 or was exported for a batch in which rows cannot be at different tokens.
             InputError: if a number is below 1, or `save_every` lacks its folder.
         """
-        given = (rows, queue, chunk, streams, backlog, context, save_every, lanes)
-        names = (
-            "rows", "queue", "chunk", "streams", "backlog", "context", "save_every", "lanes"
-        )  # fmt: skip
-        for name, count in zip(names, given, strict=True):
-            if count is not None and (isinstance(count, bool) or count != int(count) or count < 1):
-                raise InputError(f"{name} is {count}, should be a whole number of at least 1.")
+        for name, count in [("rows", rows), ("queue", queue), ("chunk", chunk)]:
+            _require_count(name, count)
+        for name, given in [
+            ("threads", threads), ("lanes", lanes), ("streams", streams), ("backlog", backlog),
+            ("context", context), ("save_every", save_every),
+        ]:  # fmt: skip
+            if given is not None:
+                _require_count(name, given)
         if save_every is not None and store is None:
             raise InputError("save_every needs a folder to save to: give store= as well.")
         if not isinstance(bundle, Session):
@@ -342,6 +344,11 @@ class Streams:
             raise InputError(f"A stream has one row, and its conditions have {rows}.")
         with self._preparing:
             return preparer.prepare(arrays)
+
+
+def _require_count(name: str, count: Any) -> None:
+    if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
+        raise InputError(f"{name} is {count!r}, should be a whole number of at least 1.")
 
 
 def _lanes_of(graph: BundleGraph, target: str, rows: int) -> int:

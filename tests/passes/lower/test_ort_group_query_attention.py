@@ -1,5 +1,7 @@
 """OrtGroupQueryAttention: used where the batch is one, and in a branch elsewhere."""
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
@@ -78,7 +80,7 @@ def test_either_branch_writes_caches_in_place(rows: int, tokens: int, scale: str
     )
     random = np.random.default_rng(rows)
     past = np.arange(rows) * 3
-    inputs = {
+    inputs: dict[str, Any] = {
         "q": random.standard_normal((rows, 4, tokens, 8), np.float32),
         "k": random.standard_normal((rows, 2, tokens, 8), np.float32),
         "past_length": past,

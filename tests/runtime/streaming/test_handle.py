@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,24 @@ def test_threads_may_share_streams(open_streams: OpenStreams, alone: Callable[..
         np.concatenate([found[index] for index in range(6)]), alone(tokens), atol=2e-5
     )
     assert (streams.stats.open, streams.stats.rows) == (0, 0)
+
+
+def test_a_stream_that_is_closed_stays_so(
+    open_streams: OpenStreams, tmp_path: Path, ids: Any
+) -> None:
+    """It neither copies the state of one that has its name now, nor seems to be saved."""
+    streams = open_streams(2, store=tmp_path)
+    gone, fresh = streams.open("one"), streams.open("two")
+    gone.step(ids(1, 2))
+    gone.park()
+    streams.resume("one").step(ids(3))
+    fresh.close()
+    for stream in (gone, fresh):
+        stream.close()
+        for ask, given in ((stream.save, ()), (stream.park, ()), (stream.feed, (ids(1),))):
+            with pytest.raises(StateError, match=f"The stream '{stream.name}' is closed"):
+                ask(*given)
+    assert streams.saved() == ["one"]
 
 
 def test_a_cancelled_feed_is_left_out(open_streams: OpenStreams, calls: Any, ids: Any) -> None:

@@ -213,8 +213,16 @@ def test_bad_input_is_refused_where_it_is_fed(open_streams: OpenStreams, ids: An
         streams.open("one")
     with pytest.raises(InputError, match="takes no conditions"):
         streams.open(conditions={"a": 1})
-    with pytest.raises(InputError, match="rows is 0, should be"):
-        open_streams(0)
+    counts: list[tuple[str, Any]] = [
+        ("rows", 0), ("rows", None), ("queue", "2"), ("lanes", 2.0), ("chunk", True), ("threads", 0)
+    ]  # fmt: skip
+    for name, count in counts:
+        with pytest.raises(InputError, match=f"{name} is {count!r}, should be a whole number"):
+            open_streams(**{name: count})
+    names: list[Any] = ["", "x" * 300, "\ud800", 7]
+    for unfit in names:
+        with pytest.raises(InputError, match="is no name of a stream"):
+            streams.open(unfit)
     with pytest.raises(InputError, match="save_every needs a folder"):
         open_streams(save_every=3)
     assert stream.past_length == 0
