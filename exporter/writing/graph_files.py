@@ -98,8 +98,10 @@ def _externalize(
                     name=tensor.name or "",
                     base_dir=folder,
                 )
-    if location not in used:
+    if location not in used:  # nor by later graphs
         path.unlink()
+        for digest in [digest for digest, (where, _) in places.items() if where == location]:
+            del places[digest]
     return tuple(sorted(used))
 
 

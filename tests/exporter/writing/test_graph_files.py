@@ -86,6 +86,25 @@ def test_parts_lie_where_an_earlier_graph_holds_them_joined(tmp_path: Path) -> N
     np.testing.assert_array_equal(found["b"], OTHER)
 
 
+def test_no_graph_opens_a_file_that_is_not_left(tmp_path: Path) -> None:
+    """Two graphs join different ones of the weights that they share."""
+    more = np.full(512, 5, np.float32)
+    wide, packed = graph(w=np.stack([more, BIG, OTHER])), graph(w=np.stack([BIG, OTHER]))
+    wide.graph.initializers["w"].metadata_props[PARTS] = json.dumps(["c", "a", "b"])
+    packed.graph.initializers["w"].metadata_props[PARTS] = json.dumps(["a", "b"])
+    graphs = {
+        "one.onnx": graph(c=more, a=BIG, b=OTHER),
+        "two.onnx": graph(a=BIG, b=OTHER),
+        "three.onnx": wide,
+        "four.onnx": packed,
+    }
+
+    opened = save_graphs(tmp_path, graphs)
+    named = {each["location"] for name in graphs for each in locations(tmp_path / name).values()}
+    assert named == {name for names in opened.values() for name in names}
+    assert all((tmp_path / name).is_file() for name in named)
+
+
 def test_tensors_begin_at_pages(tmp_path: Path) -> None:
     """Engines map weights into memory, which needs aligned offsets."""
     save_graphs(tmp_path, {"model.onnx": graph(a=BIG, b=OTHER)})
