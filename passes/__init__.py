@@ -11,7 +11,6 @@ from .calibrated.low_rank import LowRank
 from .calibrated.modegpt import Modegpt
 from .calibrated.rtn import Rtn
 from .exact.carry_states import CarryStates
-from .exact.cut_lead import CutLead
 from .exact.expand_einsum import ExpandEinsum
 from .exact.expand_tile import ExpandTile
 from .exact.fold_constants import FoldConstants
@@ -37,6 +36,7 @@ from .exact.remove_dead import RemoveDead
 from .exact.remove_no_ops import RemoveNoOps
 from .exact.reverse_sums import ReverseSums
 from .exact.separate_rows import SeparateRows
+from .exact.split_memory_keys import SplitMemoryKeys
 from .exact.split_sequences import SplitSequences
 from .exact.stabilize_log_sigmoid import StabilizeLogSigmoid
 from .exact.statefulize import Statefulize
@@ -75,7 +75,6 @@ PASSES: tuple[type[Pass], ...] = (
     Modegpt,
     Rtn,
     CarryStates,
-    CutLead,
     ExpandEinsum,
     ExpandTile,
     FoldConstants,
@@ -101,6 +100,7 @@ PASSES: tuple[type[Pass], ...] = (
     RemoveNoOps,
     ReverseSums,
     SeparateRows,
+    SplitMemoryKeys,
     SplitSequences,
     StabilizeLogSigmoid,
     Statefulize,

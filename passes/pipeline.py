@@ -19,7 +19,6 @@ from .changes import changes, makers
 from .check import check as check_pass
 from .collection import uncollected
 from .exact.carry_states import CarryStates
-from .exact.cut_lead import CutLead
 from .exact.expand_einsum import ExpandEinsum
 from .exact.expand_tile import ExpandTile
 from .exact.fold_constants import FoldConstants
@@ -43,6 +42,7 @@ from .exact.remove_dead import RemoveDead
 from .exact.remove_no_ops import RemoveNoOps
 from .exact.reverse_sums import ReverseSums
 from .exact.separate_rows import SeparateRows
+from .exact.split_memory_keys import SplitMemoryKeys
 from .exact.split_sequences import SplitSequences
 from .exact.stabilize_log_sigmoid import StabilizeLogSigmoid
 from .exact.statefulize import Statefulize
@@ -142,7 +142,7 @@ def tidy() -> list[Pass]:
         FuseRmsNorm(),
         ExpandEinsum(),
         ExpandTile(),
-        CutLead(),
+        SplitMemoryKeys(),
         ReverseSums(),
         FoldElementGathers(),
         RelativeShifts(),

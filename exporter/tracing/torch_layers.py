@@ -123,14 +123,15 @@ def attention(
     Masks mean what they mean there: True, or a number that is added, for what is left out.
     """
     del is_causal  # a hint beside the mask
-    if layer.bias_k is not None or layer.add_zero_attn:
-        raise UnreplaceableError("adds keys of its own (add_bias_kv, add_zero_attn)")
     if query.dim() != 3:
         raise UnreplaceableError("takes a sequence without a batch: give [batch, time, size]")
     if not layer.batch_first:
         query, key, value = (x.transpose(0, 1) for x in (query, key, value))
     q, k, v = (_heads(layer, x, place) for place, x in enumerate((query, key, value)))
     mask = _mask(layer, attn_mask, key_padding_mask, q.dtype)
+    for k_own, v_own in _own_keys(layer, k):
+        k, v = torch.cat((k, k_own), 2), torch.cat((v, v_own), 2)
+        mask = None if mask is None else F.pad(mask, (0, 1))
     mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     output = layer.out_proj(mixed.transpose(1, 2).flatten(2))
     weights = None
@@ -149,6 +150,19 @@ def _heads(layer: nn.MultiheadAttention, x: Tensor, place: int) -> Tensor:
     weight = getattr(layer, f"{name}_proj_weight") if stacked is None else stacked[rows]
     bias = None if layer.in_proj_bias is None else layer.in_proj_bias[rows]
     return torch.unflatten(F.linear(x, weight, bias), -1, (layer.num_heads, -1)).transpose(1, 2)
+
+
+def _own_keys(layer: nn.MultiheadAttention, k: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values of a layer's own that stand behind all others, [B, H, 1, D]."""
+    found = []
+    if layer.bias_k is not None and layer.bias_v is not None:
+        heads = (x.view(1, layer.num_heads, 1, -1) for x in (layer.bias_k, layer.bias_v))
+        first, second = (x.expand(k.shape[0], -1, -1, -1) for x in heads)
+        found.append((first, second))
+    if layer.add_zero_attn:
+        nothing = torch.zeros_like(k[:, :, :1])
+        found.append((nothing, nothing))
+    return found
 
 
 def _mask(

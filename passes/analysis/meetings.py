@@ -155,7 +155,7 @@ def _check_later(term: PairTerm, tokens: int) -> None:
     node, given = term.node, term.inputs[0] if term.inputs else None
     if given is None or given.axes.key is None:
         return
-    sums = term.axes.key is None
+    sums = term.axes.key is None and node.op_type != "Slice"  # which takes those of no token
     if node.op_type == "CumSum":
         sums = term.axes.query is not None and bool(attribute(node, "reverse", 0))
     if node.op_type in ("Softmax", "LogSoftmax"):

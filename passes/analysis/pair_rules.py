@@ -6,9 +6,10 @@ inputs hold the entries that result (i, j) is made of; None where it is made of 
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import onnx_ir as ir
 
-from intaglio.passes.graph import attribute, dims, input_of, integers
+from intaglio.passes.graph import Shape, attribute, dims, input_of, integers
 from intaglio.state import BATCH, TIME
 
 from ._rearranging import factors
@@ -16,6 +17,7 @@ from .pairs import NONE, Axes, surplus, time_axes
 from .time_facts import normal, refuse
 from .time_rules import ELEMENTWISE
 
+LAST = np.iinfo(np.int64).max
 CHANNELS = 2  # of a convolution: rows and channels come before what it goes over
 Places = Sequence[Axes | None]  # None for an input that is not read: sizes and axes
 
@@ -195,12 +197,25 @@ def _slice(node: ir.Node, axes: Axes) -> Places | None:
             return None
         if after[axis] != TIME or not (isinstance(before[axis], int) or surplus(before[axis])):
             return None
+    if axes.key is None and (of_none := _of_no_token(node, before, after)) is not None:
+        return _first(node, Axes(axes.query, of_none))
     cut = [axis for axis in picked if before[axis] == after[axis]]
     if any(step != 1 for step, axis in zip(steps or [], picked, strict=False) if axis in cut) and (
         set(cut) & {axes.query, axes.key}
     ):
         return None
     return _first(node, _mapped(axes, lambda axis: None if isinstance(before[axis], int) else axis))
+
+
+def _of_no_token(node: ir.Node, before: Shape, after: Shape) -> int | None:
+    """The axis of keys of which a Slice takes entries behind those of tokens alone."""
+    starts, ends, axes = (integers(input_of(node, place)) for place in (1, 2, 3))
+    if starts is None or ends is None or axes is None or len(axes) != 1:
+        return None
+    axis = normal(axes[0], len(before))
+    extra = surplus(before[axis])
+    behind = extra and isinstance(after[axis], int) and -extra <= starts[0] < 0
+    return axis if behind and (ends[0] < 0 or ends[0] == LAST) else None
 
 
 def _gather(node: ir.Node, axes: Axes) -> Places | None:

@@ -326,8 +326,8 @@ def _turned(
 
 
 def _of_pairs(sides: Sequence[str], gives: str, sizes: dict[str, int | str]) -> bool:
-    """Whether a side, or the result, has an entry for each pair of tokens."""
-    return any(sum(sizes[letter] == TIME for letter in part) > 1 for part in (*sides, gives))
+    """Whether a side, or the result, has an entry for each pair of tokens, or key of no token."""
+    return any(sum(TIME in str(sizes[letter]) for letter in part) > 1 for part in (*sides, gives))
 
 
 def _rows_inside(sides: Sequence[str], sizes: dict[str, int | str]) -> bool:

@@ -34,11 +34,11 @@ from intaglio.passes.graph import (
 )
 from intaglio.state import TIME
 
-from .cut_lead import LED, led
 from .reverse_sums import flipped
 
 INT64 = ir.DataType.INT64
 LAST = np.iinfo(np.int64).max
+LED = f"{TIME} + 1"
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,24 @@ def _shift(node: ir.Node) -> _Shift | None:
     if wide != (*shape[: axis + 1], LED, *shape[axis + 2 :]):
         return None
     given = view.inputs[0]
-    scores = None if given is None else led(given.producer(), axis + 1)
+    scores = None if given is None else _led(given.producer(), axis + 1)
     return None if scores is None else _Shift(scores, axis)
+
+
+def _led(node: ir.Node | None, axis: int) -> ir.Value | None:
+    """The sequence before which `node` puts one entry along `axis`, and nothing else."""
+    if node is None or node.domain or node.op_type not in ("Pad", "Concat"):
+        return None
+    rank = len(dims(node.outputs[0]) or ())
+    if node.op_type == "Concat":
+        sizes = [(dims(value) or (None,) * rank)[axis] for value in node.inputs]
+        along = attribute(node, "axis") % rank == axis
+        return node.inputs[1] if along and sizes == [1, TIME] else None
+    pads, given = constant(input_of(node, 1)), node.inputs[0]
+    if pads is None or input_of(node, 3) is not None:
+        return None
+    wanted = [int(place == axis) for place in range(2 * rank)]
+    return given if pads.tolist() == wanted and (dims(given) or ())[axis] == TIME else None
 
 
 class _Turned:

@@ -188,9 +188,9 @@ def test_both_directions_of_a_recurrent_layer_are_exported_whole(
     ("layer", "mix", "words"),
     [
         (
-            nn.MultiheadAttention(SIZE, 2, batch_first=True, add_bias_kv=True),
-            lambda net, x: net.layer(x, x, x)[0],
-            "adds keys of its own",
+            nn.MaxPool1d(2, return_indices=True),
+            lambda net, x: net.layer(x.mT)[0].mT,
+            "returns places",
         ),
     ],
 )
@@ -262,3 +262,18 @@ def test_a_recurrent_bundle_steps_without_pytorch(tmp_path: Path) -> None:
     for t in range(9):
         step = session.step({"input_ids": ids[:, t : t + 1]})["logits"]
         np.testing.assert_allclose(step[:, 0], whole[:, t], atol=1e-5)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_keys_that_attention_adds_are_its_own(masked: bool) -> None:
+    """Behind all others, with what PyTorch says of how much each was taken."""
+    torch.manual_seed(0)
+    layer = nn.MultiheadAttention(SIZE, 2, add_bias_kv=True, add_zero_attn=True, batch_first=True)
+    for bias in (layer.bias_k, layer.bias_v):
+        nn.init.normal_(bias)  # type: ignore[arg-type]
+    x, mask = torch.randn(2, 3, SIZE), torch.ones(3, 3, dtype=torch.bool).triu(1)
+    wanted = layer.eval()(x, x, x, attn_mask=mask if masked else None)
+    found = attention(layer, x, x, x, attn_mask=mask if masked else None)
+
+    for each, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(each, other, atol=1e-6, rtol=0)
