@@ -67,7 +67,7 @@ class _Recorder(TorchFunctionMode):
             op, catch = CATCHES[func]
             place = (self._stack.current, op)
             call = catch(*args, **(kwargs or {}))
-            if isinstance(call, _Convolution):
+            if isinstance(call, _Attention | _Convolution):
                 call = replace(call, tokens=self._tokens)
             if isinstance(call, _Recurrence):
                 call.tokens = self._tokens
@@ -83,6 +83,7 @@ class _Attention:
 
     key: Tensor
     value: Tensor
+    tokens: int | None = None
 
     @classmethod
     def catch(cls, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> "_Attention":
@@ -95,9 +96,12 @@ class _Attention:
             return None
         if entries.shape[2] < tokens:  # one of several calls, of a loop over tokens
             return None
-        kept = _fold_heads(entries, spec)[:, :, :tokens]
-        if spec.layout is not Layout.WINDOW:
-            return kept
+        rest = entries.shape[2] % self.tokens if self.tokens else 1
+        each = 1 if rest or not self.tokens else entries.shape[2] // self.tokens
+        kept = _fold_heads(entries, spec)[:, :, : tokens * each]
+        if spec.layout is not Layout.WINDOW:  # entries of one token beside each other
+            return kept.reshape(*kept.shape[:2], tokens, -1)
+        tokens *= each
         width = (spec.window or 1) - 1
         return F.pad(kept, (0, 0, max(width - tokens, 0), 0))[:, :, -width:]
 

@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from intaglio.passes.graph import attribute, attributes_of, captured, dims, input_of, signature_of
 from intaglio.signature import Formal, Signature
-from intaglio.state import TIME
+from intaglio.state import TIME, entries_of
 
 from .time_facts import LAST, Along, Fact, Timing, batchless, normal, refuse
 
@@ -25,7 +25,8 @@ def attention(node: ir.Node, timing: Timing) -> Sequence[Fact]:
                 node,
                 f"takes its {name} from outside the sequence, and not its keys and values both.",
             )
-        if fact != Along(2) or rank != 4:
+        each = fact.each if isinstance(fact, Along) else 1
+        if fact != Along(2, each=each) or fact != timing.of(node.inputs[0]) or rank != 4:
             raise refuse(node, f"has a {name} that is not [batch, heads, time, head size].")
     if not attribute(node, "is_causal", 0) and node not in timing.meetings:
         raise refuse(
@@ -33,8 +34,11 @@ def attention(node: ir.Node, timing: Timing) -> Sequence[Fact]:
             "lets each token attend to later ones (is_causal is not set and there is no causal "
             "mask), so it cannot be stepped.",
         )
+    met = timing.meetings.get(node)
+    if each > 1 and met is not None and met.blocks:
+        raise refuse(node, f"attends within blocks of what has {each} entries for each token.")
     timing.mixers.append(node)
-    return [Along(2)]
+    return [Along(2, each=each)]
 
 
 def _within_tokens(node: ir.Node, timing: Timing) -> Along | None:
@@ -51,8 +55,10 @@ def _within_tokens(node: ir.Node, timing: Timing) -> Along | None:
 def meeting(node: ir.Node, timing: Timing) -> Sequence[Fact]:
     """Where tokens meet through values of pairs, made of data of single tokens and positions."""
     found = timing.meetings[node]
+    each = entries_of((dims(node.outputs[0]) or ())[found.axis]) or 1
     for needed in found.data:
-        if timing.of(needed.value) != (None if needed.axis is None else Along(needed.axis)):
+        axis = needed.axis
+        if timing.of(needed.value) != (None if axis is None else Along(axis, each=each)):
             raise refuse(
                 node,
                 f"compares tokens by {needed.value.name!r} of shape {list(needed.shape)}, which "
@@ -62,7 +68,7 @@ def meeting(node: ir.Node, timing: Timing) -> Sequence[Fact]:
         return attention(node, timing)
     timing.mixers.append(node)
     positional = not found.data and batchless(node.outputs[0])
-    return [Along(found.axis, positional=positional)]
+    return [Along(found.axis, each=each, positional=positional)]
 
 
 def recurrence(node: ir.Node, timing: Timing) -> Sequence[Fact]:
@@ -178,6 +184,7 @@ def rotary(node: ir.Node, timing: Timing) -> Sequence[Fact]:
     fact = timing.of(node.inputs[0])
     tables = [timing.of(value) for value in node.inputs[1:]]
     rank = len(dims(node.inputs[0]) or ())
-    if fact != Along(2 if rank == 4 else 1) or None in tables:
+    each = fact.each if isinstance(fact, Along) else 1
+    if fact != Along(2 if rank == 4 else 1, each=each) or None in tables:
         raise refuse(node, "rotates something that is not a sequence at its positions.")
     return [fact]

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from intaglio.passes.graph import attribute
-from intaglio.state import TIME
+from intaglio.state import entries_of
 
 from ._number_bounds import Given, Rule, first
 from .bound_rules import RULES
@@ -151,7 +151,7 @@ def _constant(term: PairTerm, shape: tuple[int, ...]) -> Bounds:
 def _position(term: PairTerm, region: Region) -> Bounds:
     """Start + step * i, or j."""
     start, step = (contents(v) for v in (term.node.inputs[0], term.node.inputs[2]))  # type: ignore[arg-type]
-    if start is None or step is None or TIME not in term.shape:
+    if start is None or step is None or not any(map(entries_of, term.shape)):
         return unknown((1,), term.value.dtype)
     one = np.ones(1)
     factors = (one, 0 * one) if term.axes.query is not None else (0 * one, one)

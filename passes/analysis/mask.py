@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from intaglio.passes.graph import attribute, dims
-from intaglio.state import TIME
+from intaglio.state import entries_of
 
 from .bounding import MARGIN, evaluate, forbids_later, holds
 from .bounds import LONGEST, SCORE, Bounds, ahead, behind, contents
@@ -102,7 +102,7 @@ def _limit(term: PairTerm) -> int | None:
         shape = dims(node.inputs[0]) or ()
         rows = [
             shape[axis] for axis in (term.axes.query, term.axes.key)
-            if axis is not None and term.shape[axis] == TIME
+            if axis is not None and entries_of(term.shape[axis]) is not None
         ]  # fmt: skip
         return min((int(n) for n in rows if isinstance(n, int)), default=None)
     if node.op_type == "Gather":

@@ -11,7 +11,7 @@ from intaglio.state import BATCH, TIME
 
 from .pair_rules import first_of, gathers_along, inputs_of, shift
 from .pairs import NONE, Axes, PairTerm, TermKind, leaves, surplus, time_axes
-from .time_facts import refuse
+from .time_facts import length, refuse
 
 MOVERS = frozenset("Cast Expand Gather Identity Reshape Squeeze Tile Transpose Unsqueeze".split())
 
@@ -96,22 +96,24 @@ class PairReader:
 
     def _worth_moving(self, node: ir.Node, axes: Axes) -> bool:
         """Whether to carry what `node` moves instead of its result: it is smaller, or its own."""
-        size = _entries(dims(node.outputs[0]) or ())
+        shape = dims(node.outputs[0]) or ()
+        time = TIME if axes.key is None else shape[axes.key]
+        size = _entries(shape)
         whole = (dims(node.outputs[0]) or ("",))[0] == BATCH
         moved: ir.Node | None = node
         if axes.key is not None and node.op_type == "Unsqueeze":
             whole = False
         while moved is not None and moved.op_type in MOVERS and not moved.domain:
             given = dims(moved.inputs[0])
-            if axes.key is None or not given or given.count(TIME) != 1:
+            if axes.key is None or not given or given.count(time) != 1:
                 return False
             if given[0] == BATCH and (not whole or _entries(given) < size):
                 return True
             moved = moved.inputs[0].producer() if moved.inputs[0] is not None else None
         # Keys are carried as [batch, heads, time, size], which products take turned as well.
-        shape, given = dims(node.outputs[0]) or (), dims(node.inputs[0]) or ()
+        given = dims(node.inputs[0]) or ()
         turned = node.op_type == "Transpose" and len(shape) - 1 == axes.key
-        return turned and given[0] == BATCH and given.index(TIME) == len(given) - 2
+        return turned and given[0] == BATCH and given.index(time) == len(given) - 2
 
 
 def _check_picked(node: ir.Node, source: PairTerm | None) -> None:
@@ -148,7 +150,8 @@ def _check_axes(value: ir.Value, axes: Axes) -> None:
     """The axes of time are those that have a role, one entry for each token."""
     shape, node = dims(value), value.producer()
     wanted = sorted(axis for axis in (axes.query, axes.key) if axis is not None)
-    if shape is not None and time_axes(value) == wanted:
+    rates = {found[0] for axis in wanted if (found := length((shape or ())[axis])) is not None}
+    if shape is not None and time_axes(value) == wanted and len(rates) <= 1:
         extra = [surplus(shape[axis]) for axis in wanted]
         if all(
             n == 0 or (n is not None and axis == axes.key)

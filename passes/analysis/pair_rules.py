@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from intaglio.passes.graph import Shape, attribute, dims, input_of, integers
-from intaglio.state import BATCH, TIME
+from intaglio.state import BATCH, TIME, entries_of
 
 from ._rearranging import factors
 from .pairs import NONE, Axes, surplus, time_axes
@@ -120,7 +120,7 @@ def lead(node: ir.Node | None, axis: int) -> int | None:
         return None
     first, second = ((dims(value) or ("?",) * (axis + 1))[axis] for value in node.inputs)
     along = normal(attribute(node, "axis"), _rank(node.outputs[0])) == axis
-    return first if along and isinstance(first, int) and second == TIME else None
+    return first if along and isinstance(first, int) and entries_of(second) else None
 
 
 def shift(node: ir.Node, axes: Axes) -> int | None:
@@ -137,7 +137,7 @@ def shift(node: ir.Node, axes: Axes) -> int | None:
     if count != 1 or starts is None or len(starts) != 1 or steps not in (None, [1]):
         return None
     cut = normal(picked[0], _rank(node.outputs[0])) == axis
-    whole = (dims(node.outputs[0]) or ("?",) * (axis + 1))[axis] == TIME
+    whole = entries_of((dims(node.outputs[0]) or ("?",) * (axis + 1))[axis]) is not None
     return count - starts[0] if cut and whole and 0 <= starts[0] <= count else None
 
 
@@ -195,7 +195,9 @@ def _slice(node: ir.Node, axes: Axes) -> Places | None:
         at = picked.index(axis)
         if starts is None or starts[at] != 0 or (steps or [1] * len(picked))[at] != 1:
             return None
-        if after[axis] != TIME or not (isinstance(before[axis], int) or surplus(before[axis])):
+        if entries_of(after[axis]) is None or not (
+            isinstance(before[axis], int) or surplus(before[axis])
+        ):
             return None
     if axes.key is None and (of_none := _of_no_token(node, before, after)) is not None:
         return _first(node, Axes(axes.query, of_none))

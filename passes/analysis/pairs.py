@@ -21,6 +21,8 @@ import onnx_ir as ir
 from intaglio.passes.graph import describe, dims
 from intaglio.state import TIME
 
+from .time_facts import length
+
 
 class TermKind(Enum):
     """What a term is."""
@@ -73,11 +75,10 @@ def time_axes(value: ir.Value | None) -> list[int]:
 
 
 def surplus(dim: int | str) -> int | None:
-    """How many entries a dimension has beside one for each token; None where it is no such."""
-    left, _, right = str(dim).replace(" ", "").partition("+")
-    if left == TIME:
-        return int(right) if right.isdigit() else 0 if not right else None
-    return int(left) if right == TIME and left.isdigit() else None
+    """How many entries a dimension has beside those of tokens; None where it is no such."""
+    first, sign, last = str(dim).replace(" ", "").partition("+")
+    found = length(f"{last} + {first}" if sign and first.isdigit() else dim)
+    return found[1] if found is not None and found[1] >= 0 else None
 
 
 def leaves(term: PairTerm) -> list[PairTerm]:

@@ -11,6 +11,7 @@ from intaglio.errors import PassError
 from intaglio.passes.graph import dims
 from intaglio.state import TIME, entries_of
 
+from .blocks import Blocks
 from .meetings import Meeting, Meetings
 from .time_facts import LAST, Along, Fact, Meets, Needed, Timing, refuse
 from .time_rules import propagate
@@ -43,7 +44,7 @@ def _meets(found: Meeting) -> Meets:
     for term in found.data:
         axes = [axis for axis in (term.axes.query, term.axes.key) if axis is not None]
         needed.append(Needed(term.value, axes[0] if axes else None, tuple(term.shape)))
-    return Meets(found.axis, tuple(needed))
+    return Meets(found.axis, tuple(needed), isinstance(found.mask, Blocks))
 
 
 def _of_input(value: ir.Value) -> Fact:

@@ -83,10 +83,14 @@ class Needed:
 
 @dataclass(frozen=True)
 class Meets:
-    """A node in which tokens meet through values of pairs; `axis` is time in what it gives."""
+    """A node in which tokens meet through values of pairs; `axis` is time in what it gives.
+
+    In `blocks` where they see later ones of their own.
+    """
 
     axis: int
     data: tuple[Needed, ...]
+    blocks: bool = False
 
 
 @dataclass

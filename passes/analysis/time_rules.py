@@ -128,9 +128,10 @@ def _uniform(node: ir.Node, axis: int, dim: int | str) -> Along:
 
 def _range(node: ir.Node, _timing: Timing) -> Fact:
     start, step = constant(node.inputs[0]), constant(node.inputs[2])
-    if dims(node.outputs[0]) != (TIME,) or start is None or step is None or not step.any():
+    each = entries_of(*(dims(node.outputs[0]) or ("?",)))
+    if each is None or start is None or step is None or not step.any():
         raise refuse(node, "counts positions from a number, or in steps, that are not constant.")
-    return Along(0, positional=True)
+    return Along(0, each=each, positional=True)
 
 
 def _table(node: ir.Node, timing: Timing) -> Fact:
@@ -142,9 +143,10 @@ def _table(node: ir.Node, timing: Timing) -> Fact:
     if not axes:
         return None
     starts, steps = integers(node.inputs[1]), integers(input_of(node, 4)) or [1]
-    if len(axes) > 1 or shape[axes[0]] != TIME or starts != [0] or steps != [1]:
+    each = entries_of(shape[axes[0]])
+    if len(axes) > 1 or each is None or starts != [0] or steps != [1]:
         raise refuse(node, "takes other rows of a table than those of the positions 0 to T-1.")
-    return Along(axes[0], positional=True)
+    return Along(axes[0], each=each, positional=True)
 
 
 SOURCES: dict[str, Callable[[ir.Node, Timing], Fact]] = {"Range": _range, "Slice": _table}

@@ -95,10 +95,14 @@ def _picks(node: ir.Node) -> bool:
 
 @dataclass
 class KeyParts:
-    """Takes values apart along an axis of keys, of which `lead` are of no token."""
+    """Takes values apart along an axis of keys, of which `lead` are of no token.
+
+    Those of tokens are as many as `time` says.
+    """
 
     emit: Emitter
     lead: tuple[int, int]
+    time: str
     _known: dict[tuple[ir.Value, int], AlongKeys] = field(default_factory=dict)
 
     def of(self, value: ir.Value, axis: int) -> AlongKeys:
@@ -129,7 +133,7 @@ class KeyParts:
             make(which, size) if size else None
             for which, size in zip((0, 2), self.lead, strict=True)
         )
-        return AlongKeys(before, make(1, TIME), behind)
+        return AlongKeys(before, make(1, self.time), behind)
 
     def _each(self, node: ir.Node, axis: int) -> AlongKeys:
         """A node that computes entry by entry, for each part."""
@@ -198,9 +202,10 @@ class KeyParts:
         given = [value for value in values if value is not None]
         if len(given) < 2:
             return given[0] if given else None
-        tokens = any((dims(value) or ())[axis] == TIME for value in given)
-        count = _count([v for v in given if (dims(v) or ())[axis] != TIME], axis)
-        shape = _with(given[0], axis, f"{TIME} + {count}" if tokens else count)
+        others = [value for value in given if (dims(value) or ())[axis] != self.time]
+        count = _count(others, axis)
+        tokens = len(others) < len(given)
+        shape = _with(given[0], axis, f"{self.time} + {count}" if tokens else count)
         if any(_with(value, axis, shape[axis]) != shape for value in given):
             raise UnfitError
         return self.emit("Concat", given, given[0].dtype, shape, axis=axis)
@@ -240,8 +245,8 @@ class KeyParts:
         )
 
     def _filled(self, old: ir.Value, axis: int, size: Dim, number: npt.ArrayLike) -> ir.Value:
-        """`size` times a number along `axis`, the same along the others of `old`."""
-        shape = [size if at == axis else 1 for at in range(len(dims(old) or ()))]
+        """`size` times a number along `axis`, the same along axes of `old` of unknown size."""
+        shape = [dim if isinstance(dim, int) else 1 for dim in _with(old, axis, size)]
         dtype = old.dtype or ir.DataType.FLOAT
         return self.emit.constant(np.full(shape, np.reshape(number, ())), dtype.numpy())
 
@@ -289,7 +294,8 @@ class KeyParts:
             raise UnfitError
         before = self.emit.constant(start + step * np.arange(first), dtype.numpy())
         begin = self.emit.constant(start + step * first, dtype.numpy())
-        return AlongKeys(before, self.emit("Range", [begin, *node.inputs[1:]], dtype, [TIME]), None)
+        tokens = self.emit("Range", [begin, *node.inputs[1:]], dtype, [self.time])
+        return AlongKeys(before, tokens, None)
 
     def triangle(self, node: ir.Node, axis: int) -> AlongKeys | None:
         """A triangle of queries and keys: of those of no token all, or none.
@@ -331,7 +337,7 @@ class KeyParts:
         end = self.emit("Sub", [node.inputs[2], extra], INT64, [1])
         later = self._cut(table, axis, first, count, count - first)
         inputs = [later, *node.inputs[1:2], end, *node.inputs[3:]]
-        tokens = self.emit("Slice", inputs, old.dtype, _with(old, axis, TIME))
+        tokens = self.emit("Slice", inputs, old.dtype, _with(old, axis, self.time))
         return AlongKeys(self._cut(table, axis, 0, first, first), tokens, None)
 
 
@@ -377,6 +383,12 @@ def _shape_of(
         if met is None:
             raise UnfitError
         return met
+    if node.op_type == "MatMul":
+        left, right = (shape for _, shape in given)
+        front = _met([left[:-2], right[:-2]])
+        if front is None:
+            raise UnfitError
+        return [*front, left[-2], right[-1]]
     for value, old, place in zip(inputs, node.inputs, places, strict=True):
         if place is None or old is None or list(dims(value) or ()) == _with(old, place, size):
             continue

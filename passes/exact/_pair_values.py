@@ -13,7 +13,7 @@ from intaglio.passes.analysis.time import refuse
 from intaglio.passes.graph import Dim, Emitter, Shape, dims
 from intaglio.state import BATCH, CAPACITY, PAST, TIME
 
-from ._step_values import FLAT, INT64, StepValues
+from ._step_values import INT64, StepValues, by_entries
 
 KEPT = {False: CAPACITY, True: f"{PAST} + {TIME}"}  # entries of a cache after a step, if it grows
 
@@ -39,7 +39,7 @@ class PairValues:
 
     def __init__(self, step: StepValues, *, grow: bool) -> None:
         self.step, self.grow = step, grow
-        self.kept = KEPT[grow]
+        self.kept = by_entries(KEPT[grow], step.each)
         self.count: ir.Value | None = None
         self._positions: ir.Value | None = None
 
@@ -54,7 +54,11 @@ class PairValues:
         if self.count is None:
             emit = self.at
             held = emit("Shape", [past], INT64, [1], start=axis, end=axis + 1)
-            self.count = emit("Add", [held, self.step.count], INT64, [1]) if self.grow else held
+            if self.grow:
+                held = emit("Add", [held, self.step.tokens.count], INT64, [1])
+            if self.step.each > 1:
+                held = emit("Mul", [held, emit.constant([self.step.each])], INT64, [1])
+            self.count = held
 
     def queries(self) -> ir.Value:
         """Int64 [batch*time]: the positions of the queries."""
@@ -74,7 +78,7 @@ class PairValues:
 
     def sizes(self, term: PairTerm, *, by_row: bool) -> list[Dim]:
         """The shape of a term in the step graph."""
-        query = TIME if by_row else FLAT
+        query = self.step.time if by_row else self.step.flat
         found: list[Dim] = []
         for axis, dim in enumerate(term.shape):
             extra = surplus(dim) or 0
@@ -106,9 +110,9 @@ class PairValues:
                 parts.append(emit.constant([dim]))
                 continue
             left, _, right = dim.partition("*")
-            if dim == TIME:
+            if dim == self.step.time:
                 parts.append(self.step.count)
-            elif dim == FLAT:
+            elif dim == self.step.flat:
                 parts.append(self.step.flat_count)
             elif dim == BATCH:
                 parts.append(self.step.rows)
@@ -141,10 +145,10 @@ class PairValues:
             return found
         shape, value, emit = list(found.shape), found.value, self.at
         missing = rank - len(shape)
-        if FLAT not in shape:
+        if self.step.flat not in shape:
             sizes: list[Dim] = [*[1] * missing, *shape]
             return StepValue(self.reshaped(value, sizes), by_row=True)
-        axis = shape.index(FLAT)
+        axis = shape.index(self.step.flat)
         outer, inner = shape[:axis], shape[axis + 1 :]
         if missing == 0 and (not outer or outer[0] != 1):
             assert self.owner is not None
@@ -156,13 +160,15 @@ class PairValues:
         if missing == 0:
             outer = outer[1:]
         ones: list[Dim] = [1] * max(missing - 1, 0)
-        split = self.reshaped(value, [*outer, BATCH, TIME, *inner])
+        split = self.reshaped(value, [*outer, BATCH, self.step.time, *inner])
         if any(dim != 1 for dim in outer):
             count = len(outer)
             perm = [count, *range(count), *range(count + 1, count + 2 + len(inner))]
-            turned = [BATCH, *outer, TIME, *inner]
+            turned = [BATCH, *outer, self.step.time, *inner]
             split = emit("Transpose", [split], value.dtype, turned, perm=perm)
-        return StepValue(self.reshaped(split, [BATCH, *ones, *outer, TIME, *inner]), by_row=True)
+        return StepValue(
+            self.reshaped(split, [BATCH, *ones, *outer, self.step.time, *inner]), by_row=True
+        )
 
 
 def as_cache(shape: Shape, axis: int) -> tuple[tuple[int, ...], int]:

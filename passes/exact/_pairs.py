@@ -24,8 +24,8 @@ from intaglio.passes.analysis.time_rules import ELEMENTWISE
 from intaglio.passes.graph import Dim, Shape, attribute, attributes_of, dims, input_of, integers
 from intaglio.state import BATCH, CAPACITY, PAST, TIME, Layout
 
-from ._pair_values import PairValues, StepValue, as_cache
-from ._stateful_ops import Carried, past_value
+from ._pair_values import KEPT, PairValues, StepValue, as_cache
+from ._stateful_ops import Carried, by_entry, by_token, past_value
 from ._step_values import INT64, StepValues
 
 
@@ -48,7 +48,7 @@ class Pairs(PairValues):
         self._ports = {}
         found = self.by_row(self._emit(term), 4)
         shape = found.shape
-        whole: list[Dim] = [shape[0], shape[1], TIME, self.kept]
+        whole: list[Dim] = [shape[0], shape[1], self.step.time, self.kept]
         if list(shape) != whole:
             found = self.expanded(found, whole)
         return found.value
@@ -106,7 +106,10 @@ class Pairs(PairValues):
                 f"takes values {value.name!r} of shape {list(shape)} from past tokens; they can be "
                 "carried only as [batch, ..., time, ...].",
             )
-        dtype = value.dtype or ir.DataType.FLOAT
+        dtype, given, each = value.dtype or ir.DataType.FLOAT, value, self.step.each
+        whole = [*shape[:axis], self.kept, *shape[axis + 1 :]]
+        value = by_token(self.at, value, each, TIME, axis)
+        shape = dims(value) or ()
         wide, place = as_cache(shape, axis) if self.layout is Layout.STATIC else ((), axis)
         added = self.at.constant(wide) if wide else None
         sizes = list(shape)
@@ -116,15 +119,17 @@ class Pairs(PairValues):
         before, behind = sizes[:place], sizes[place + 1 :]
         past = past_value("entries", dtype, [*before, self.length, *behind])
         self.size_by(past, place)
-        present = self.joined(past, new, place, [*before, self.kept, *behind])
+        present = self.joined(past, new, place, [*before, KEPT[self.grow], *behind])
         self.carried.append(
             Carried(node=self.owner, op=op, port=port, layout=self.layout, past=past,
                     present=present, axis=place)
         )  # fmt: skip
         if added is not None:
-            whole = [*shape[:axis], self.kept, *shape[axis + 1 :]]
-            present = self.at("Squeeze", [present, added], dtype, whole)
-        self._caches[value, axis] = present
+            held = [*shape[:axis], KEPT[self.grow], *shape[axis + 1 :]]
+            present = self.at("Squeeze", [present, added], dtype, held)
+        if each > 1:
+            present = by_entry(self.at, present, whole, axis)
+        self._caches[given, axis] = present
         return present
 
     def joined(self, past: ir.Value, new: ir.Value, axis: int, whole: Shape) -> ir.Value:
@@ -132,7 +137,7 @@ class Pairs(PairValues):
         if self.layout is not Layout.STATIC:
             return self.at("Concat", [past, new], new.dtype, whole, axis=axis)
         return self.at(
-            "TensorScatter", [past, new, self.step.past_length], new.dtype, whole, axis=axis
+            "TensorScatter", [past, new, self.step.tokens.past_length], new.dtype, whole, axis=axis
         )
 
     def _port(self, term: PairTerm) -> str:
@@ -186,7 +191,7 @@ class Pairs(PairValues):
         by_row = any(x is not None and x.by_row for x in given)
         if node.op_type == "Tile" and integers(node.inputs[1]) is None:
             by_row = True
-        elif not by_row and any("*" in str(dim) for dim in term.shape):
+        elif not by_row and any(BATCH in str(dim) for dim in term.shape if dim != BATCH):
             by_row, whole = True, zip(given, term.inputs, strict=True)
             given = [self._of_rows(x, one) for x, one in whole]
         elif by_row:

@@ -12,12 +12,13 @@ import onnx_ir as ir
 from intaglio.errors import PassError
 from intaglio.passes import evaluate
 from intaglio.passes.analysis.time import Along, Timing, refuse
+from intaglio.passes.analysis.time_facts import dim_of
 from intaglio.passes.analysis.time_rules import ELEMENTWISE
 from intaglio.passes.base import Context
 from intaglio.passes.graph import Emitter, constant, dims, integers, replace_uses, set_dims
-from intaglio.state import BATCH, TIME
+from intaglio.state import BATCH, entries_of
 
-from ._step_values import FLAT, INT64, StepValues
+from ._step_values import INT64, StepValues, flat_of
 
 PROBE = 64
 """Positions tried past the end of a table, to see whether an index ever leaves it."""
@@ -35,7 +36,8 @@ def offset_positions(
         _restart(node, timing, step, context)
     for along, fact in timing.facts.items():
         if isinstance(fact, Along) and fact.positional:
-            set_dims(along, [FLAT if dim == TIME else dim for dim in dims(along) or ()])
+            flat = {dim_of(fact.each): flat_of(fact.each)}
+            set_dims(along, [flat.get(str(dim), dim) for dim in dims(along) or ()])
     cut: dict[tuple[ir.Value, int, int], ir.Value] = {}
     for node, index in timing.frontier:
         value, shape = node.inputs[index], dims(node.outputs[0]) or ()
@@ -85,19 +87,21 @@ def _limit_by_table(model: ir.Model, node: ir.Node, timing: Timing, context: Con
         raise refuse(node, "looks positions up in a table of unknown length.")
     feeds = {
         str(v.name): np.zeros(
-            [d if isinstance(d, int) else rows + PROBE if str(d.value) == TIME else 1
+            [d if isinstance(d, int) else (entries_of(str(d.value)) or 0) * (rows + PROBE) or 1
              for d in v.shape or ()],
             (v.dtype or INT64).numpy(),
         )
         for v in found.graph.inputs
     }  # fmt: skip
-    values = np.moveaxis(next(iter(evaluate.run(found, feeds).values())), _axis(timing, index), 0)
+    values = np.moveaxis(
+        next(iter(evaluate.run(found, feeds).values())), _along(timing, index).axis, 0
+    )
     values = values.reshape(len(values), -1)
     if node.op_type == "GatherND":  # the first of each group of places
         values = values[:, :: int((dims(index) or (1,))[-1])]
     outside = (values >= rows).any(axis=1)
     if outside.any():
-        context.limit_context(int(outside.argmax()))
+        context.limit_context(int(outside.argmax()) // _along(timing, index).each)
 
 
 def _of_sizes_alone(part: ir.Model) -> bool:
@@ -107,20 +111,19 @@ def _of_sizes_alone(part: ir.Model) -> bool:
     return not direct and all(node.op_type == "Shape" for _, node in takes)
 
 
-def _axis(timing: Timing, value: ir.Value) -> int:
+def _along(timing: Timing, value: ir.Value) -> Along:
     fact = timing.of(value)
     assert isinstance(fact, Along)
-    return fact.axis
+    return fact
 
 
 def _free_of_length(node: ir.Node, timing: Timing) -> None:
     """Shapes that name T would be wrong for batch*time positions: say them without it."""
-    fact = timing.of(node.outputs[0])
-    assert isinstance(fact, Along)
+    fact = _along(timing, node.outputs[0])
     if node.op_type in ("Reshape", "Expand"):
         shape = dims(node.outputs[0]) or ()
         free = -1 if node.op_type == "Reshape" else 1
-        sizes = [free if dim == TIME else dim for dim in shape]
+        sizes = [free if dim == dim_of(fact.each) else dim for dim in shape]
         if any(isinstance(dim, str) for dim in sizes):
             raise refuse(node, f"gives positions the shape {list(shape)}, which is not understood.")
         node.replace_input_with(1, Emitter(node).constant(sizes))
@@ -135,26 +138,28 @@ def _free_of_length(node: ir.Node, timing: Timing) -> None:
 def _restart(node: ir.Node, timing: Timing, step: StepValues, context: Context) -> None:
     """Replace 0 .. T-1, or the first T rows of a table, by the positions of this step."""
     emit, old = Emitter(node), node.outputs[0]
+    fact = _along(timing, old)
+    step = step.at(fact.each)
     positions = step.flat_positions
     if node.op_type == "Range":
         dtype = old.dtype or INT64
         if dtype != INT64:
-            positions = emit("Cast", [positions], dtype, [FLAT], to=dtype)
+            positions = emit("Cast", [positions], dtype, [step.flat], to=dtype)
         for op, index, idle in (("Mul", 2, 1), ("Add", 0, 0)):
             number = constant(node.inputs[index])
             if number is not None and number != idle:
                 positions = emit(
-                    op, [positions, emit.constant(number, number.dtype)], dtype, [FLAT]
+                    op, [positions, emit.constant(number, number.dtype)], dtype, [step.flat]
                 )
         new = positions
     else:
-        axis, table = _axis(timing, old), node.inputs[0]
+        axis, table = fact.axis, node.inputs[0]
         assert table is not None
         rows = (dims(table) or ())[axis]
         if not isinstance(rows, int):
             raise refuse(node, "takes positions from a table of unknown length.")
-        context.limit_context(rows)
-        shape = [FLAT if dim == TIME else dim for dim in dims(old) or ()]
+        context.limit_context(rows // fact.each)
+        shape = [step.flat if dim == step.time else dim for dim in dims(old) or ()]
         new = emit("Gather", [table, positions], old.dtype, shape, axis=axis)
     timing.facts[new] = timing.facts[old]
     replace_uses(old, new)
@@ -166,14 +171,17 @@ def _by_row(
     """Cut the batch*time axis of `value` in two: one of `rank` axes, `batch`, and the time axis."""
     shape, dtype = list(dims(value) or ()), value.dtype
     missing = rank - len(shape)
-    time = _axis(timing, value) + missing
+    fact = _along(timing, value)
+    step, time = step.at(fact.each), fact.axis + missing
     whole = [*[1] * missing, *shape]
     if whole[batch] != 1 or batch == time:
         raise PassError(
             f"{value.name!r} depends on positions and has shape {shape} with no room for a batch "
             f"axis at {batch}; give it an axis of one there."
         )
-    result = [TIME if i == time else BATCH if i == batch else dim for i, dim in enumerate(whole)]
+    result = [
+        step.time if i == time else BATCH if i == batch else dim for i, dim in enumerate(whole)
+    ]
     if batch < time and all(dim == 1 for dim in whole[:time]):
         return _reshaped(value, result, step, emit)
     if missing < time:  # [.., batch*time, ..] -> [batch*time, .., ..]
@@ -182,7 +190,7 @@ def _by_row(
         moved = [shape[i] for i in order]
         value = emit("Transpose", [value], dtype, moved, perm=order)
     others = [i for i in range(rank) if i not in (batch, time)]
-    cut = _reshaped(value, [BATCH, TIME, *(whole[i] for i in others)], step, emit)
+    cut = _reshaped(value, [BATCH, step.time, *(whole[i] for i in others)], step, emit)
     perm = [[batch, time, *others].index(i) for i in range(rank)]
     return emit("Transpose", [cut], dtype, result, perm=perm)
 
@@ -191,7 +199,7 @@ def _reshaped(value: ir.Value, shape: list[int | str], step: StepValues, emit: E
     """Reshape to `shape`, whose batch is inferred and whose time is this step's."""
     parts: list[ir.Value] = []
     for dim in shape:
-        if dim == TIME:
+        if dim == step.time:
             parts.append(step.count)
         elif dim == BATCH:
             parts.append(emit.constant([-1]))

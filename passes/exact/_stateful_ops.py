@@ -12,6 +12,7 @@ from intaglio.passes.analysis.time_facts import refuse
 from intaglio.passes.graph import (
     Dim,
     Emitter,
+    Shape,
     attributes_of,
     dims,
     integers,
@@ -22,7 +23,7 @@ from intaglio.signature import ACTIVATIONS, Signature, UnknownSizeError
 from intaglio.state import BATCH, CAPACITY, PAST, TIME, Layout
 
 from ._initial_values import chosen, is_zero
-from ._step_values import StepValues
+from ._step_values import StepValues, by_entries
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,8 +206,11 @@ REWRITES: dict[str, Callable[[ir.Node], list[Carried]]] = {
 }
 
 
-def past_caches(node: ir.Node, *, window: int | None, grow: bool) -> list[ir.Value]:
-    """The keys and values of an Attention before a step: a window of them, or all."""
+def past_caches(node: ir.Node, *, window: int | None, grow: bool, each: int = 1) -> list[ir.Value]:
+    """The keys and values of an Attention before a step: a window of them, or all.
+
+    Where a token has `each` of them, an entry of a cache of all holds these beside each other.
+    """
     length: Dim = CAPACITY
     if window is not None:
         length = window - 1
@@ -215,9 +219,10 @@ def past_caches(node: ir.Node, *, window: int | None, grow: bool) -> list[ir.Val
     pasts = []
     for port, new in (("key", node.inputs[1]), ("value", node.inputs[2])):
         rows, heads, _, size = shape_of(node, new)
-        if rows != BATCH:
+        if rows != BATCH or not isinstance(size, int):
             raise refuse(node, "attends over time for several bands of a row at once.")
-        pasts.append(past_value(port, dtype_of(new), [BATCH, heads, length, size]))
+        wide = size * each if window is None else size
+        pasts.append(past_value(port, dtype_of(new), [BATCH, heads, length, wide]))
     return pasts
 
 
@@ -241,27 +246,39 @@ def attention(
     old = node.outputs[0]
     result = (old.dtype, dims(old))
     layout = Layout.WINDOW if window is not None else Layout.GROW if grow else Layout.STATIC
-    pasts = pasts or past_caches(node, window=window, grow=grow)
+    each = step.each
+    pasts = pasts or past_caches(node, window=window, grow=grow, each=each)
+    lead, size = (dims(key) or ())[:2], [(dims(new) or ())[3] for new in (key, value)]
+    kept = CAPACITY if layout is Layout.STATIC else PAST
+    entries = [[*lead, by_entries(kept, each), wide] for wide in size]
     if layout is Layout.GROW:
-        total = [
-            (past.dtype, [f"{PAST} + {TIME}" if d == PAST else d for d in dims(past) or ()])
-            for past in pasts
-        ]
-        inputs = [query, key, value, mask, *pasts]
-        y, *presents = emit.node("Attention", inputs, [result, *total], {**causal, **scale})
+        total = f"{PAST} + {TIME}"
+        held = [by_entry(emit, *one) for one in zip(pasts, entries, strict=True)]
+        grown = by_entries(total, each)
+        made = [(new.dtype, [*lead, grown, wide]) for new, wide in zip(pasts, size, strict=True)]
+        inputs = [query, key, value, mask, *held]
+        y, *found = emit.node("Attention", inputs, [result, *made], {**causal, **scale})
+        presents = [by_token(emit, present, each, total) for present in found]
     elif layout is Layout.STATIC:
         presents = [
-            emit("TensorScatter", [past, new, step.past_length], past.dtype, dims(past), axis=2)
+            emit(
+                "TensorScatter",
+                [past, by_token(emit, new, each, TIME), step.tokens.past_length],
+                past.dtype,
+                dims(past),
+                axis=2,
+            )
             for past, new in zip(pasts, (key, value), strict=True)
+            if new is not None
         ]
-        inputs = [query, *presents]
+        inputs = [query, *(by_entry(emit, *one) for one in zip(presents, entries, strict=True))]
         inputs += [None, None, None, step.total_length] if mask is None else [mask]
         y = emit.node("Attention", inputs, [result], {**causal, **scale})[0]
     else:
         assert window is not None
         if window < 2:
             raise refuse(node, "sees the current token alone (a window of 1); leave it out.")
-        y, presents = _windowed(emit, node, step.window_mask(window), pasts, scale)
+        y, presents = _windowed(emit, node, step, window, pasts, scale)
     replace_uses(old, y)
     return [
         Carried(
@@ -278,6 +295,25 @@ def attention(
     ]
 
 
+def by_token(emit: Emitter, value: ir.Value, each: int, length: Dim, axis: int = 2) -> ir.Value:
+    """[.., each * length, size, ..] -> [.., length, each * size, ..]: what a cache keeps."""
+    if each == 1:
+        return value
+    shape = dims(value) or ()
+    size, *behind = [int(dim) for dim in shape[axis + 1 :]] or [1]
+    told = [-1, each * size, *behind]
+    target = emit.constant([*[0] * axis, *told])
+    return emit("Reshape", [value, target], value.dtype, [*shape[:axis], length, *told[1:]])
+
+
+def by_entry(emit: Emitter, value: ir.Value, whole: Shape, axis: int = 2) -> ir.Value:
+    """What `by_token` made, in the shape `whole` again, whose tokens lie along `axis`."""
+    if dims(value) == tuple(whole):
+        return value
+    target = emit.constant([*[0] * axis, -1, *(int(dim) for dim in whole[axis + 1 :])])
+    return emit("Reshape", [value, target], value.dtype, list(whole))
+
+
 def within_blocks(node: ir.Node, step: StepValues, ends: Sequence[int]) -> None:
     """Let Attention see the tokens of the same block, all of which are in the call."""
     scale = {name: x for name, x in attributes_of(node).items() if name in ("scale", "softcap")}
@@ -289,7 +325,8 @@ def within_blocks(node: ir.Node, step: StepValues, ends: Sequence[int]) -> None:
 def _windowed(
     emit: Emitter,
     node: ir.Node,
-    mask: ir.Value,
+    step: StepValues,
+    window: int,
     pasts: Sequence[ir.Value],
     scale: dict[str, float],
 ) -> tuple[ir.Value, list[ir.Value]]:
@@ -297,13 +334,13 @@ def _windowed(
     joined, presents = [], []
     for past, new in zip(pasts, node.inputs[1:3], strict=True):
         batch, heads, kept, size = dims(past) or ()
-        shape = [batch, heads, f"{TIME} + {kept}", size]
+        shape = [batch, heads, f"{step.time} + {kept}", size]
         both = emit("Concat", [past, new], past.dtype, shape, axis=2)
         joined.append(both)
         presents.append(last_entries(both, int(kept), past, emit))
     y = emit(
         "Attention",
-        [node.inputs[0], *joined, mask],
+        [node.inputs[0], *joined, step.window_mask(window)],
         node.outputs[0].dtype,
         dims(node.outputs[0]),
         **scale,

@@ -8,7 +8,7 @@ import onnx_ir as ir
 from intaglio.passes.analysis.known_shapes import broadcast
 from intaglio.passes.analysis.meetings import MASK
 from intaglio.passes.graph import Emitter, attribute, dims, input_of
-from intaglio.state import TIME
+from intaglio.state import entries_of
 
 BOOL, INT64 = ir.DataType.BOOL, ir.DataType.INT64
 ANY = -1  # window size of one that has no end
@@ -23,8 +23,10 @@ def attributes_to_masks(graph: ir.Graph) -> None:
         right = int(attribute(node, "right_window_size", ANY))
         causal = bool(attribute(node, "is_causal", 0))
         times = [(dims(value) or (0,) * 3)[2:3] for value in node.inputs[:2]]
-        if times != [(TIME,)] * 2 or (
-            (left, right) == (ANY, ANY) and not (causal and input_of(node, MASK) is not None)
+        if (
+            times[0] != times[1]
+            or entries_of(*times[0]) is None
+            or ((left, right) == (ANY, ANY) and not (causal and input_of(node, MASK) is not None))
         ):
             continue
         right = 0 if causal else right
@@ -37,20 +39,21 @@ def _write(node: ir.Node, left: int, right: int) -> None:
     emit = Emitter(node)
     count = emit("Shape", [node.inputs[0]], INT64, [1], start=2, end=3)
     ends = [emit.constant(0), emit("Squeeze", [count], INT64, []), emit.constant(1)]
-    positions = emit("Range", ends, INT64, [TIME])
-    rows = emit("Unsqueeze", [positions, emit.constant([1])], INT64, [TIME, 1])
-    apart = emit("Sub", [rows, positions], INT64, [TIME, TIME])
+    time = (dims(node.inputs[0]) or ())[2]
+    positions = emit("Range", ends, INT64, [time])
+    rows = emit("Unsqueeze", [positions, emit.constant([1])], INT64, [time, 1])
+    apart = emit("Sub", [rows, positions], INT64, [time, time])
     allowed: ir.Value | None = None
     for op, end in (("LessOrEqual", left), ("GreaterOrEqual", -right)):
         if end == (ANY if op == "LessOrEqual" else -ANY):
             continue
-        inside = emit(op, [apart, emit.constant(end)], BOOL, [TIME, TIME])
+        inside = emit(op, [apart, emit.constant(end)], BOOL, [time, time])
         both = [allowed, inside]
-        allowed = inside if allowed is None else emit("And", both, BOOL, [TIME, TIME])
+        allowed = inside if allowed is None else emit("And", both, BOOL, [time, time])
     assert allowed is not None
     given = input_of(node, MASK)
     if given is not None:
-        shape = broadcast([dims(given) or (), (TIME, TIME)])
+        shape = broadcast([dims(given) or (), (time, time)])
         low = emit.constant(float("-inf"), given.dtype.numpy() if given.dtype else float)
         if given.dtype == BOOL:
             allowed = emit("And", [given, allowed], BOOL, shape)

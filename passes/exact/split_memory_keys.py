@@ -15,6 +15,7 @@ stabilised parallel form of mLSTM, Beck et al. 2024, arXiv:2405.04517, appendix 
 import onnx_ir as ir
 
 from intaglio.passes.analysis.pairs import surplus
+from intaglio.passes.analysis.time_facts import dim_of, length
 from intaglio.passes.base import Exact, PassResult
 from intaglio.passes.graph import (
     Dim,
@@ -71,7 +72,7 @@ def _summed(
     left, right = dims(weights) or (), dims(values) or ()
     if min(len(left), len(right)) < 2 or left[-1] != right[-2] or not surplus(left[-1]):
         return None
-    parts = KeyParts(emit, lead(values, len(right) - 2))
+    parts = KeyParts(emit, lead(values, len(right) - 2), _tokens(left[-1]))
     pairs = zip(
         parts.of(weights, len(left) - 1).all, parts.of(values, len(right) - 2).all, strict=True
     )
@@ -84,6 +85,12 @@ def _summed(
     return total
 
 
+def _tokens(dim: Dim) -> str:
+    """How many keys of tokens there are of all that `dim` counts."""
+    found = length(dim)
+    return dim_of(found[0]) if found is not None else TIME
+
+
 def _cut(node: ir.Node) -> ir.Value | None:
     given, shape = node.inputs[0], dims(node.outputs[0]) or ()
     starts, axes, steps = (integers(input_of(node, place)) for place in (1, 3, 4))
@@ -93,10 +100,11 @@ def _cut(node: ir.Node) -> ir.Value | None:
     extra = surplus((dims(given) or ())[axis])
     if not extra:
         return None
-    if shape[axis] == TIME and 0 < starts[0] <= extra:
-        return KeyParts(emit, (starts[0], extra - starts[0])).of(given, axis).tokens
+    time = _tokens((dims(given) or ())[axis])
+    if shape[axis] == time and 0 < starts[0] <= extra:
+        return KeyParts(emit, (starts[0], extra - starts[0]), time).of(given, axis).tokens
     if starts == [0] and (before := lead(given, axis))[0] == shape[axis]:
-        return KeyParts(emit, before).of(given, axis).before
+        return KeyParts(emit, before, time).of(given, axis).before
     return None
 
 

@@ -32,7 +32,7 @@ from intaglio.passes.analysis.time import LAST, Timing, analyse
 from intaglio.passes.base import Context, Exact, PassResult
 from intaglio.passes.graph import dims, module_of, replace_uses, type_of
 from intaglio.passes.own_ops import define
-from intaglio.state import StateSpec
+from intaglio.state import StateSpec, entries_of
 
 from . import _stateful_ops as stateful
 from ._every_token import every_token
@@ -78,17 +78,15 @@ class Statefulize(Exact):
         without_padding(graph, timing)
         limit_by_tables(model, timing, context)
         step = StepValues(graph)
-        pairs = Pairs(step, grow=self.kv == "grow")
         carried: list[stateful.Carried] = []
-        computed = _compute(met, timing.mixers, pairs)
-        carried += computed.carried
+        computed = _compute(met, timing.mixers, step, grow=self.kv == "grow")
         for node in timing.mixers:
             if node in moving:
                 states = window(node, moving[node])
             else:
                 states = self._rewrite(node, step, met.found.get(node), computed)
             carried += map(stateful.rows_apart, states)
-        carried += pairs.carried
+        carried += computed.carried
         notes = offset_positions(model, timing, step, context)
         _connect(graph, carried, context)
         common.RemoveUnusedNodesPass()(model)
@@ -111,6 +109,7 @@ class Statefulize(Exact):
         if node.op_type == "Attention":
             window = found.mask.window if found and isinstance(found.mask, Causal) else None
             mask, pasts = computed.masks.get(node, (None, ()))
+            step = step.at(entries_of((dims(node.inputs[0]) or ())[2]) or 1)
             grow = self.kv == "grow"
             return stateful.attention(node, step, window=window, grow=grow, mask=mask, pasts=pasts)
         if node.op_type == "Scan":
@@ -144,28 +143,36 @@ class _Computed:
     carried: list[stateful.Carried] = field(default_factory=list)
 
 
-def _compute(met: Meetings, nodes: Sequence[ir.Node], pairs: Pairs) -> _Computed:
+def _entries(found: Meeting) -> int:
+    """How many entries a token has of what tokens meet in."""
+    return entries_of((dims(found.node.outputs[0]) or ("?",) * 4)[found.axis]) or 1
+
+
+def _compute(met: Meetings, nodes: Sequence[ir.Node], step: StepValues, *, grow: bool) -> _Computed:
     """Emit all values of pairs, before what they are computed from is rewritten in turn."""
-    result = _Computed()
+    result, at_rate = _Computed(), dict[int, Pairs]()
     for found in (met.found[node] for node in nodes if node in met.found):
-        held = queue(found.terms[0]) if found.terms else None
+        each = _entries(found)
+        pairs = at_rate.setdefault(each, Pairs(step.at(each), grow=grow))
+        held = queue(found.terms[0]) if found.terms and each == 1 else None
         if held is not None:
-            queued = Queued(pairs.step, held)
+            queued = Queued(step, held)
             result.results[found.node] = queued.made(found)
             result.carried += queued.after()
         elif found.node.op_type != "Attention":
             result.results[found.node] = pairs.result(found.node, found.terms[0])
         elif found.terms:
-            pasts = stateful.past_caches(found.node, window=None, grow=pairs.grow)
+            pasts = stateful.past_caches(found.node, window=None, grow=grow, each=each)
             mask = pairs.mask(found.terms[0], found.node, pasts[0])
             result.masks[found.node] = mask, pasts
+    result.carried += [state for pairs in at_rate.values() for state in pairs.carried]
     return result
 
 
 def _limit(found: Meeting, context: Context) -> None:
     """A table of a mask ends the context; a mask that is causal and no more is not needed."""
     if found.limit is not None:
-        context.limit_context(found.limit)
+        context.limit_context(found.limit // _entries(found))
     if isinstance(found.mask, Blocks):
         context.limit_ends(found.mask.ends)
     if isinstance(found.mask, Causal):

@@ -173,6 +173,49 @@ def test_states_of_a_slower_recurrence_are_those_of_the_source(tmp_path: Path) -
     assert {state.op for state in report.manifest.main.states} >= {"rnn"}
 
 
+class Shortened(nn.Module):
+    """Attention to all entries, to a window of them, and to tokens of two entries between.
+
+    Nawrot et al. 2021, arXiv:2110.13711, section 2.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Linear(8, 4), nn.Linear(4, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        place = torch.arange(x.shape[1])
+        apart = place[:, None] - place
+        near = (apart >= 0) & (apart < 4)
+        x = x + self.attend(x, None)
+        before = F.pad(x, (0, 0, 1, 0))[:, :-1]
+        short = self.down(before.reshape(x.shape[0], x.shape[1] // 2, 8))
+        long = self.up(self.attend(short, None)).reshape(x.shape)
+        return x + self.attend(x + long, near)
+
+    def attend(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        one = x[:, None]
+        y = F.scaled_dot_product_attention(one, one, one, attn_mask=mask, is_causal=mask is None)
+        return y[:, 0]
+
+
+def test_caches_of_faster_attention_are_those_of_the_source(tmp_path: Path) -> None:
+    """An entry of a cache holds the keys of all entries of a token; a window counts entries."""
+    report = export(
+        Shortened(),
+        tmp_path / "bundle",
+        inputs={"x": torch.randn(2, 8, 4)},
+        axes={"x": ["batch", "time", 4]},
+        steps=8,
+    )
+    shapes = {state.input: state.shape[1:] for state in report.manifest.main.states}
+
+    assert report.parity is not None
+    assert (1, "capacity", 8) in shapes.values()
+    assert (1, "capacity", 4) in shapes.values()
+    assert (1, 3, 4) in shapes.values()
+
+
 class Rounds(nn.Module):
     """A loop in Python over pooled tokens."""
 
