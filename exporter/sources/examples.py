@@ -64,7 +64,7 @@ def describe_inputs(
     known |= {n: layout.shape for n, layout in layouts.inputs.items()}
     if not _runs(module, specs):
         specs = tuple(replace(s, shape=known.get(s.name) or _usual(s.shape)) for s in named)
-        return Takes.of(specs, sizes={**EXAMPLE, **_own_sizes(specs)}, spans=layouts.spans)
+        return Takes.of(specs, sizes={**EXAMPLE, **sizes_of(specs)}, spans=layouts.spans)
     given = {spec.name: spec.example for spec in specs if spec.example is not None}
     shapes, spans, notes = guess_shapes(module, given, known, layouts.spans)
     specs = tuple(replace(spec, shape=tuple(shapes[spec.name])) for spec in named)
@@ -72,7 +72,7 @@ def describe_inputs(
     bounds = {**bounds_of(module, given, shapes), **bounds}
     specs = tuple(replace(spec, below=bounds.get(spec.name)) for spec in specs)
     _check_bounds(specs, owner)
-    own = _own_sizes(specs)
+    own = sizes_of(specs)
     sizes = example_sizes(module, sampler(specs), own, spans)
     return Takes.of(specs, sizes=sizes, spans=spans, notes=notes)
 
@@ -310,7 +310,7 @@ def _usual(shape: tuple[int | str, ...]) -> tuple[int | str, ...]:
     return (BATCH, TIME, *shape[2:])[: len(shape)]
 
 
-def _own_sizes(specs: Sequence[InputSpec]) -> dict[str, int]:
+def sizes_of(specs: Sequence[InputSpec]) -> dict[str, int]:
     """The sizes that the free axes have in the examples."""
     sizes: dict[str, int] = {}
     for spec in specs:
@@ -328,7 +328,7 @@ def _own_sizes(specs: Sequence[InputSpec]) -> dict[str, int]:
 
 def _check_bounds(specs: Sequence[InputSpec], owner: str) -> None:
     """Hold the examples to the bounds that were found or given."""
-    own = _own_sizes(specs)
+    own = sizes_of(specs)
     for spec in specs:
         if spec.below is None or spec.example is None:
             continue

@@ -24,8 +24,10 @@ from intaglio.exporter.sources.examples import (
     guess_specs,
     name_axes,
     read_inputs,
+    sizes_of,
     spec_of,
 )
+from intaglio.exporter.sources.guess_axes import EXAMPLE, example_sizes
 from intaglio.exporter.sources.input_spec import InputSpec, Takes, sampler
 from intaglio.exporter.sources.named_forward import named_forward
 from intaglio.exporter.sources.outputs import leaves, name_outputs
@@ -85,7 +87,9 @@ def describe(
     if not any(says_state(name) or name in asked for name in caches):
         caches = {}
     known |= {name: each.output for name, each in caches.items()}
-    pairs = _pairs(asked, form, outputs, aliases, owner, known)
+    layouts = Layouts.of(options.axes or {})
+    _refuse_free(asked, layouts)
+    pairs = _pairs(asked, form, outputs, aliases, owner, known, layouts)
     if caches or form.grows:
         states = {n: pairs[n][0] for n in form.given if n in pairs and n not in caches}
         takes = from_empty(module, form, caches, states, options, owner)
@@ -202,6 +206,7 @@ def _pairs(
     aliases: Mapping[str, set[str]],
     owner: str,
     known: Mapping[str, str],
+    layouts: Layouts,
 ) -> dict[str, tuple[str, str]]:
     """The output of each state, and how that is known; some are `known` before."""
     names = list(outputs)
@@ -214,7 +219,7 @@ def _pairs(
             found.setdefault(name, (form.after(name), "kept by the module"))
     if asked:
         return found
-    free = {n: x for n, x in inputs.items() if n not in found}
+    free = {n: x for n, x in inputs.items() if n not in found and not _free_axes(n, layouts)}
 
     def alike(name: str, output: str) -> bool:
         a, b = inputs[name], outputs[output]
@@ -246,6 +251,22 @@ def _pairs(
         if name not in found and says_state(name) and fits and len(names) > 1:
             raise _ambiguous(name, fits, owner)
     return found
+
+
+def _free_axes(name: str, layouts: Layouts) -> list[str]:
+    """The axes of an input, but for the batch, that the user wants free: a state has none."""
+    shape = layouts.inputs[name].shape if name in layouts.inputs else ()
+    return [dim for dim in shape if isinstance(dim, str) and dim != BATCH]
+
+
+def _refuse_free(asked: Mapping[str, str], layouts: Layouts) -> None:
+    for name, text in asked.items():
+        for axis in _free_axes(name, layouts):
+            raise OptionError(
+                f"--state {name}={text}: --axes leaves {axis!r} free, and a state has one size on "
+                f"every axis but {BATCH!r}. Give the axis a size, or name it {BATCH!r} where its "
+                "entries are rows that do not meet."
+            )
 
 
 def _ambiguous(name: str, fits: Sequence[str], owner: str) -> OptionError:
@@ -315,7 +336,8 @@ def _described(
     )
     if not states:
         return _plainly(module, form.inputs, options, owner)
-    shapes = _shapes(sizing, options, owner)
+    layouts = Layouts.of(options.axes or {})
+    shapes = _shapes(sizing, layouts, owner)
     timeless = not any(TIME in shape for shape in shapes.values())
     if form.slots and timeless and not options.axes and changes_per_call(sizing):
         raise _per_call(form, sizing)
@@ -335,7 +357,12 @@ def _described(
     notes += [f"The input {n!r} is {x:g} where it is left out." for n, x in defaults.items()]
     if not any(BATCH in shape for shape in shapes.values()):
         notes.append("No axis of the inputs was found to be the batch: the bundle runs one row.")
-    return Described(takes=Takes.of(specs), states=own, defaults=defaults, notes=tuple(notes))
+    own_sizes = sizes_of(specs)
+    sizes = example_sizes(
+        lambda **given: sizing.run(given), sampler(specs), own_sizes, layouts.spans
+    )
+    takes = Takes.of(specs, sizes={**EXAMPLE, **sizes}, spans=layouts.spans)
+    return Described(takes=takes, states=own, defaults=defaults, notes=tuple(notes))
 
 
 def _fixed(sizing: Sizing, shapes: Mapping[str, Shape]) -> str:
@@ -358,11 +385,10 @@ def _per_call(form: Functional, sizing: Sizing) -> SourceError:
     )
 
 
-def _shapes(sizing: Sizing, options: LoadOptions, owner: str) -> dict[str, Shape]:
-    given = dict(options.axes or {})
+def _shapes(sizing: Sizing, layouts: Layouts, owner: str) -> dict[str, Shape]:
     named = [_spec(n, x, x.shape, owner, own=True) for n, x in sizing.examples.items()]
-    name_axes(named, Layouts.of(given))  # refuses what does not fit
-    return settle(sizing, given)
+    name_axes(named, layouts)  # refuses what does not fit
+    return settle(sizing, {name: layout.shape for name, layout in layouts.inputs.items()})
 
 
 def _spec(

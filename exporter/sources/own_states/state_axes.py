@@ -96,13 +96,12 @@ def batch_places(sizing: Sizing, given: Mapping[str, Sequence[int | str]]) -> Pl
         OptionError: if several axes of a state could be it.
     """
     fixed = _named(given, BATCH)
-    for name in sizing.plain:
-        if name not in given and sizing.examples[name].ndim:
-            fixed[name] = 0
-    first = next((n for n in sizing.plain if n in fixed), None)
+    open_ = [n for n in sizing.plain if n not in given and sizing.examples[n].ndim]
+    first = next((n for n in sizing.plain if n in fixed or n in open_), None)
     if first is None:
         return {}
-    size = sizing.examples[first].shape[fixed[first]]
+    size = sizing.examples[first].shape[fixed.get(first, 0)]
+    fixed |= {name: 0 for name in open_ if sizing.examples[name].shape[0] == size}
     free = [name for name in sizing.states if name not in given]
     choices = [
         [axis for axis, n in enumerate(sizing.examples[name].shape) if n == size] for name in free

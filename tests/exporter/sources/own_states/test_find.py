@@ -223,3 +223,49 @@ def test_hooks_of_a_first_call_are_not_hooked_twice() -> None:
     source = load_source(module, inputs={"x": X})
     for _ in range(2):
         torch.testing.assert_close(source.module(x=X), module(X))
+
+
+class Places(nn.Module):
+    """Points of a graph that are moved: `pos` goes in and comes out, and is carried by nobody."""
+
+    def forward(self, pos: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
+        pushed = torch.zeros_like(pos).index_add(0, edges[1], pos[edges[0]])
+        pos = pos + pushed
+        return pos.square().sum(), pos
+
+
+POINTS = {"pos": torch.randn(5, 3), "edges": torch.randint(5, (2, 9))}
+
+
+def test_what_has_axes_left_free_is_no_state() -> None:
+    axes = {"pos": "nodesx3", "edges": "2xlinks"}
+    source = load_source(Places(), inputs=POINTS, axes=axes)
+    assert not source.states
+    assert source.draw({"nodes": 8}, 0)["pos"].shape == (8, 3)
+    with pytest.raises(OptionError, match=r"--axes leaves 'nodes' free, and a state has one size"):
+        load_source(Places(), inputs=POINTS, axes=axes, states={"pos": "output_1"})
+
+
+def test_sizes_of_other_axes_are_drawn_and_kept_to() -> None:
+    class Mean(nn.Module):
+        def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+            h = (x.mean(1) + h).tanh()
+            return 2 * h, h
+
+    given = {"x": torch.randn(2, 5, 8), "h": H}
+    axes = {"x": "batch=1..4,points=3..6,8", "h": "batch=1..4,8"}
+    source = load_source(Mean(), inputs=given, axes=axes)
+    assert states(source) == {"h": "output_1"}
+    assert source.spans["points"].most == 6
+    assert 3 <= source.inputs["x"].shape[1] <= 6
+
+
+def test_what_has_other_rows_than_the_first_input_has_no_batch() -> None:
+    class Nodes(nn.Module):
+        def forward(self, x: Tensor, edges: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+            h = (h + x.index_select(0, edges[0] * 0).sum(0) + x).tanh()
+            return 2 * h, h
+
+    given = {"x": torch.randn(5, 8), "edges": torch.randint(5, (2, 9)), "h": torch.zeros(5, 8)}
+    found = load_source(Nodes(), inputs=given)
+    assert shapes(found) == {"x": {0: "batch"}, "edges": {}, "h": {0: "batch"}}
