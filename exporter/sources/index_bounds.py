@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from intaglio.runtime.graph_entry import Below, Bound
@@ -36,6 +37,7 @@ PICKS = {
     aten.scatter_, aten.scatter_add_, aten.scatter_reduce_,
 }  # fmt: skip
 INDEXES = {aten.index, aten._unsafe_index, aten.index_put, aten.index_put_}  # noqa: SLF001
+CHOOSES = {aten.index, aten.index_select, aten.gather, aten.masked_select}
 FREE = torch.iinfo(torch.int64).max
 
 
@@ -52,12 +54,15 @@ class _Trace:
 class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyTorch's has no types
     """Follows integer inputs through a run; `limits` holds a bound for each of their entries."""
 
+    supports_higher_order_operators = True
+
     inputs: Mapping[str, Tensor]
     limits: dict[str, Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
         """Start at the inputs."""
         super().__init__()  # type: ignore[no-untyped-call]
+        self.compiled = False  # whether PyTorch compiled a loop or a branch under the watch
         self._known: dict[int, tuple[Tensor, _Trace]] = {}
         self.limits = {}
         for name, value in self.inputs.items():
@@ -74,8 +79,11 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyTorch's ha
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         del types  # part of the protocol
-        packet = func.overloadpacket
         kwargs = kwargs or {}
+        if isinstance(func, HigherOrderOperator):  # loops and branches, which are not followed
+            self.compiled = True
+            return func(*args, **kwargs)
+        packet = func.overloadpacket
         for index, size in _picks(packet, args):
             self._note(index, size)
         result = func(*args, **kwargs)
@@ -83,6 +91,8 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyTorch's ha
             self._move(func, args, kwargs, result)
         elif packet in CASTS:
             self._cast(args[0], result)
+        elif packet in CHOOSES:
+            self._choose(func, args, result)
         elif packet in (aten.add, aten.sub) and isinstance(result, Tensor):
             self._add(packet, args, result)
         return result
@@ -134,6 +144,13 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyTorch's ha
         if trace is not None and isinstance(result, Tensor) and is_integer(result):
             self._keep(result, trace)
 
+    def _choose(self, func: Any, args: tuple[Any, ...], result: Tensor) -> None:
+        """Entries that a mask or other indices choose, as edges that are no loops."""
+        trace = self._of(args[0])
+        if trace is not None:
+            origin, added = (func(each, *args[1:]) for each in (trace.origin, trace.added))
+            self._keep(result, _Trace(trace.name, origin, added))
+
     def _add(self, packet: Any, args: tuple[Any, ...], result: Tensor) -> None:
         left, right = args[0], args[1]
         sign = 1 if packet is aten.add else -1
@@ -171,6 +188,8 @@ def _picks(packet: Any, args: Sequence[Any]) -> Iterator[tuple[Any, int]]:
         yield args[1], args[0].shape[0]
     elif packet in PICKS and isinstance(args[0], Tensor) and args[0].ndim:
         yield args[2], args[0].shape[args[1]]
+    elif packet is aten.bincount and len(args) > 2 and bool((args[0] < args[2]).all()):
+        yield args[0], args[2]  # a larger number makes the result longer
     elif packet in INDEXES:
         for axis, index in enumerate(args[1]):
             if index is not None and index.dtype is not torch.bool:
@@ -206,9 +225,21 @@ def bounds_of(
     for name, limits in first.items():
         bound = _bound((limits, second[name]), (before, sizes), shapes[name])
         # One bound for entries that pick from other tables, or nothing, may exclude the example.
-        if bound is not None and not _excludes(bound, examples[name], before):
-            found[name] = bound
+        if bound is None or _excludes(bound, examples[name], before):
+            continue
+        if bound == int(examples[name].max()) + 1 and _follows(module, examples, name, bound):
+            continue
+        found[name] = bound
     return found
+
+
+def _follows(module: nn.Module, examples: Mapping[str, Tensor], name: str, bound: int) -> bool:
+    """Whether what an input picks from is as long as its own largest entry makes it."""
+    try:
+        least = _limits(module, {**examples, name: torch.zeros_like(examples[name])})[name]
+    except Exception:  # noqa: BLE001  values that the module does not take
+        return False
+    return int(least.min()) < bound
 
 
 def _excludes(bound: Below, example: Tensor, sizes: Sizes) -> bool:
@@ -247,6 +278,8 @@ def _limits(module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor
     watch = Watch(own)
     with torch.no_grad(), watch:
         module(**own)
+    if watch.compiled:  # it would go on with what it compiled for a watched run
+        torch._dynamo.reset()  # noqa: SLF001
     return {name: watch.limits[name].reshape(own[name].shape) for name in watch.limits}
 
 

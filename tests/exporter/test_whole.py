@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._higher_order_ops.while_loop import while_loop
 
 from intaglio.errors import InputError, ParityError, SourceError, TraceError
 from intaglio.exporter.export import ExportReport, export
@@ -351,3 +352,40 @@ def test_values_that_differ_are_drawn_apart() -> None:
         assert column.max() <= known.max()
     tied = like(torch.tensor([0.0, 0.5, 0.5]), (100,), fixed=False, generator=torch.Generator())
     assert {0.0, 0.5} <= set(tied.tolist())
+
+
+class Relations(nn.Module):
+    """Messages along edges that are no loops, of nodes after as many rounds as an input says."""
+
+    def forward(self, nodes: Tensor, edges: Tensor, rounds: Tensor) -> Tensor:
+        there = edges[0] != edges[1]
+        source, target = edges[:, there]
+
+        def left(done: Tensor, _: Tensor) -> Tensor:
+            return done < rounds
+
+        def turned(done: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+            return done + 1, (2 * x).tanh()
+
+        start = torch.zeros((), dtype=torch.int64)
+        x = while_loop(left, turned, (start, nodes))[1]  # type: ignore[no-untyped-call]
+        return torch.zeros_like(x).index_add(0, target, x[source])
+
+
+def test_edges_that_a_mask_chooses_stay_below_the_nodes(tmp_path: Path) -> None:
+    """So that graphs of fewer nodes than the example's are drawn, and one node is taken."""
+    given = {
+        "nodes": torch.randn(5, 4),
+        "edges": torch.randint(5, (2, 9)),
+        "rounds": torch.tensor(3),
+    }
+    axes = {"nodes": "countx4", "edges": "2,links=0.."}
+    report = export(Relations(), tmp_path / "b", inputs=given, axes=axes)
+    specs = {spec.name: spec for spec in report.manifest.main.inputs}
+    assert specs["edges"].below == "count"
+    session = Session.load(tmp_path / "b")
+    for count, links, rounds in ((1, 0, 2), (1, 1, 1), (8, 20, 0), (8, 20, 5)):
+        nodes, edges = torch.randn(count, 4), torch.randint(count, (2, links))
+        fed = {"nodes": nodes, "edges": edges, "rounds": torch.tensor(rounds)}
+        (got,) = session.step({name: value.numpy() for name, value in fed.items()}).values()
+        np.testing.assert_allclose(got, Relations()(**fed), rtol=1e-5, atol=1e-6)
