@@ -10,7 +10,7 @@ any other.
 import math
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -31,6 +31,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from intaglio.errors import TraceError
+from intaglio.exporter.sources.axes import Span
 from intaglio.exporter.sources.source import Source
 from intaglio.quiet import quiet, summary
 from intaglio.state import TIME
@@ -93,6 +94,43 @@ def carried_out(
     """
     module = source.module
     weights = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    try:
+        record = _recorded(module, weights, examples, free, marked=False)
+    except TraceError:  # gradients of weights may be asked for, as of a loss on examples
+        if not any(value.requires_grad for value in weights.values()):
+            raise
+        record = _recorded(module, weights, examples, free, marked=True)
+    assumed = _assumed(source, record.environment, record.inputs, free)
+    made = _with_weights(module, record.graph, list(weights), list(examples))
+    for condition in assumed:
+        if free is not source.dynamic or not _holds_beyond(source, made, condition):
+            raise TraceError(
+                "The model takes gradients, and what it computes depends on a condition of its "
+                f"sizes, {condition}. {MEND}"
+            )
+    return made
+
+
+class _Record(NamedTuple):
+    """What a module computes, the inputs without contents that it ran on, and what was assumed."""
+
+    graph: fx.GraphModule
+    inputs: Mapping[str, Tensor]
+    environment: ShapeEnv
+
+
+def _recorded(
+    module: nn.Module,
+    weights: Mapping[str, Tensor],
+    examples: Mapping[str, Tensor],
+    free: Mapping[str, Collection[int]],
+    *,
+    marked: bool,
+) -> _Record:
+    """The record of `module`; weights are `marked` as its author has them, or not at all.
+
+    Where they are not, `backward` leaves no gradients in them, which no record could hold.
+    """
     environment = ShapeEnv()
     fake = FakeTensorMode(shape_env=environment, allow_non_fake_inputs=True)
     inputs = {
@@ -100,8 +138,11 @@ def carried_out(
         for name, value in examples.items()
     }
     given: dict[str, Any] = {
-        name: fake.from_tensor(value, static_shapes=True) for name, value in weights.items()
+        name: fake.from_tensor(value.detach(), static_shapes=True)
+        for name, value in weights.items()
     }
+    if marked:
+        given = {n: x.requires_grad_(weights[n].requires_grad) for n, x in given.items()}
 
     def flat(weights: dict[str, Tensor], inputs: dict[str, Tensor]) -> list[Any]:
         result = torch.func.functional_call(module, weights, (), inputs)
@@ -112,8 +153,8 @@ def carried_out(
         with (
             fake,
             enable_python_dispatcher(),
-            Spellings(),
             _Plain(),
+            Spellings(),  # what it writes is written out in its turn
             forwards_by_backwards(),
             sdpa_kernel(SDPBackend.MATH),
             torch.no_grad(),
@@ -133,8 +174,7 @@ def carried_out(
         raise TraceError(
             f"The model takes gradients, and these cannot be recorded: {summary(error)}"
         ) from error
-    _refuse_bounds(source, environment, inputs, free)
-    return _with_weights(module, recorded, list(weights), list(inputs))
+    return _Record(recorded, inputs, environment)
 
 
 class _Plain(TorchFunctionMode):
@@ -177,13 +217,17 @@ def _sizes(value: Tensor, free: Collection[int]) -> StatelessSymbolicContext[Any
     return StatelessSymbolicContext(dynamic_sizes=kinds)
 
 
-def _refuse_bounds(
+def _assumed(
     source: Source,
     environment: ShapeEnv,
     inputs: Mapping[str, Tensor],
     free: Mapping[str, Collection[int]],
-) -> None:
-    """Refuse a record that went one way at a branch on a size: nothing else would show it."""
+) -> list[Condition]:
+    """Conditions of sizes that the record was made under: nothing else would show them.
+
+    Raises:
+        TraceError: if a free size became a number.
+    """
     names: dict[Any, str] = {}
     alike: dict[Any, Any] = {}  # symbols of an axis that several inputs have, and the first one
     for name, value in inputs.items():
@@ -198,13 +242,38 @@ def _refuse_bounds(
                     f"The model takes gradients, and turns the {symbol} of {name!r} into a "
                     f"constant. {MEND}"
                 )
+    found = []
     for guard in environment.guards:
         said = guard.expr.xreplace(alike)
         if said.free_symbols and not of_zero_or_one(said) and CHOICE not in str(guard.sloc):
-            raise TraceError(
-                "The model takes gradients, and what it computes depends on a condition of its "
-                f"sizes, {Condition(said, names)}. {MEND}"
-            )
+            found.append(Condition(said, {s: names[s] for s in said.free_symbols if s in names}))
+    return found
+
+
+def _holds_beyond(source: Source, made: nn.Module, condition: Condition) -> bool:
+    """Whether the record gives what the module gives at sizes that break its condition.
+
+    So it is where the module fails there, and where no sizes near the example's break it.
+    """
+    spans = {symbol: source.spans.get(symbol, Span()) for symbol in source.symbols}
+    sizes = condition.broken(source.sizes, spans)
+    if sizes is None:
+        return True
+    inputs = source.draw(sizes, 1)
+    with torch.no_grad(), quiet():
+        try:
+            expected = pytree.tree_leaves(source.module(**inputs))
+        except Exception:  # noqa: BLE001  modules raise whatever they like
+            return True
+        try:
+            found = made(**inputs)
+        except Exception:  # noqa: BLE001  the record is of other sizes
+            return False
+    return all(
+        a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-5 * float(b.abs().amax()))
+        for a, b in zip(found, expected, strict=True)
+        if isinstance(b, Tensor) and b.numel()
+    )
 
 
 UNRECORDED = "does not require grad and does not have a grad_fn"  # PyTorch's own words

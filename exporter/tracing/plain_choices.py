@@ -1,12 +1,13 @@
-"""Functions that choose entries, written out where a batch of `torch.func.vmap` goes through them.
+"""Functions that choose or join entries, written out where a batch of `vmap` goes through them.
 
 PyTorch's rules for a batch of `gather`, and so those of the derivatives of `sort`, `topk`, and of
 `max` along an axis, make the size of the batch a number, so that what is recorded holds for it
 alone, and so does the derivative of a slice.  Those of indexing and of padding do not: the same
 entries are picked by indices, one for each axis, and a slice is what padding of less than nothing
-leaves.
+leaves.  So is a join of tensors the sum of what padding made of each as long as all together.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -18,7 +19,9 @@ from torch.nn import functional as F
 
 
 def is_batched(value: Any) -> bool:
-    """Whether a tensor has an axis that `torch.func.vmap` hides, at any level."""
+    """Whether a tensor, or one of a list, has an axis that `vmap` hides, at any level."""
+    if isinstance(value, list | tuple):
+        return any(map(is_batched, value))
     while isinstance(value, Tensor) and _functorch.is_functorch_wrapped_tensor(value):
         if _functorch.is_batchedtensor(value):
             return True
@@ -128,6 +131,28 @@ def _getitem(value: Tensor, key: Any) -> Tensor:
     return value[tuple(keys)]
 
 
+def _cat(tensors: list[Tensor], dim: int = 0, **others: Any) -> Tensor:
+    parts = list(tensors)
+    rank = parts[0].dim() if parts else 0
+    if others or not rank or any(part.dim() != rank for part in parts):
+        return torch.cat(tensors, dim, **others)
+    kind = functools.reduce(torch.promote_types, (part.dtype for part in parts))
+    lengths = [part.shape[dim] for part in parts]
+    behind = [0, 0] * (rank - 1 - dim % rank)
+    spread = [
+        F.pad(part.to(kind), [*behind, sum(lengths[:place]), sum(lengths[place + 1 :])])
+        for place, part in enumerate(parts)
+    ]
+    return functools.reduce(torch.logical_or if kind is torch.bool else torch.add, spread)
+
+
+def _stack(tensors: list[Tensor], dim: int = 0, **others: Any) -> Tensor:
+    if others or not tensors:
+        return torch.stack(tensors, dim, **others)
+    place = dim % (tensors[0].dim() + 1)
+    return _cat([part.unsqueeze(place) for part in tensors], place)
+
+
 def _sliceable(value: Tensor) -> bool:
     """Whether a slice may have a derivative, and its sizes are known."""
     return value.is_floating_point() and all(isinstance(size, int) for size in value.shape)
@@ -144,8 +169,15 @@ _KINDS: Mapping[str, Callable[..., Any]] = {
     "split": _split,
     "chunk": _chunk,
 }
+_JOINS: Mapping[str, Callable[..., Any]] = {
+    "cat": _cat,
+    "concat": _cat,
+    "concatenate": _cat,
+    "stack": _stack,
+}
 CHOICES: Mapping[Any, Callable[..., Any]] = MappingProxyType(
     {getattr(owner, name): own for name, own in _KINDS.items() for owner in (torch, Tensor)}
+    | {getattr(torch, name): own for name, own in _JOINS.items()}
     | {Tensor.__getitem__: _getitem}
 )
 """What stands for a function where an argument is of a batch."""

@@ -10,6 +10,7 @@ from intaglio.errors import SourceError
 from intaglio.exporter.options.loading import LoadOptions
 from intaglio.exporter.sources.checkpoint import Checkpoint
 from intaglio.exporter.sources.input_spec import Takes
+from intaglio.exporter.sources.marks import mark_where_needed, trained
 from intaglio.exporter.sources.methods import with_methods
 from intaglio.exporter.sources.own_states.find import Described, describe
 from intaglio.exporter.sources.reparametrized import settle
@@ -67,9 +68,11 @@ def _source(module: nn.Module, path: Path, options: LoadOptions, **origin: Any) 
             f"{path} is a TorchScript module: compiled code, which is not a source. Give the "
             "module that it was made from."
         )
+    names = trained(module)
     notes = adopt_weights(module, path) + settle(module)
     found = Described(takes=Takes.of(()))
     if not options.graphs:
+        mark_where_needed(module, names, options.inputs)
         found = describe(module, options.inputs, options, f"The module of {path}")
     source = Source(
         path=path,

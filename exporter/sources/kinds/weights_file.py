@@ -16,6 +16,7 @@ from intaglio.exporter.sources.input_spec import Takes
 from intaglio.exporter.sources.known_model import build, outline
 from intaglio.exporter.sources.layouts import Fitting, find_layout, is_ours, read_layout
 from intaglio.exporter.sources.low_bit_projections import put_in, split
+from intaglio.exporter.sources.marks import mark_where_needed, trained
 from intaglio.exporter.sources.methods import with_methods
 from intaglio.exporter.sources.own_states.find import Described, describe
 from intaglio.exporter.sources.reparametrized import settle
@@ -110,6 +111,7 @@ def of_checkpoint(checkpoint: Checkpoint, options: LoadOptions) -> Source:
         options = replace(options, **said_by_model)
     pairs = factored(module, tensors)
     notes = load_weights(module, tensors, checkpoint.path) + tuple(told(pairs))
+    names = trained(module)
     module.eval().requires_grad_(requires_grad=False)
     notes += (*settle(module), *put_in(module, stored))
     if isinstance(given, Takes):
@@ -117,6 +119,7 @@ def of_checkpoint(checkpoint: Checkpoint, options: LoadOptions) -> Source:
     elif options.graphs:
         found = Described(takes=Takes.of(()))
     else:  # only now: what a state starts from may be a weight
+        mark_where_needed(module, names, given)
         found = describe(module, given, options, f"The model of {wanted!r}")
     source = Source(
         path=checkpoint.path,

@@ -98,6 +98,43 @@ def volume(score: nn.Module, x: Tensor) -> Tensor:
     return found
 
 
+def solved(score: nn.Module, x: Tensor) -> Tensor:
+    """A step of Newton's method for each row, and what is joined and stacked there."""
+
+    def step(point: Tensor) -> Tensor:
+        slope = torch.func.jacfwd(score)(point) + 3 * torch.eye(4)
+        new = point - torch.linalg.solve(slope, score(point))
+        return torch.cat((new, torch.stack((new[:2], point[2:]), 1).flatten()))
+
+    found: Tensor = torch.func.vmap(step)(x)
+    return found
+
+
+def adapted(score: nn.Module, x: Tensor) -> Tensor:
+    """A step down a loss of the weights that are trained, as meta-learning takes it."""
+    with torch.enable_grad():
+        trained = {n: p for n, p in score.named_parameters() if p.requires_grad}
+        loss = (score(x) - x[:, :1]).square().mean()
+        slopes = torch.autograd.grad(loss, list(trained.values()))
+    new = {n: p - 0.1 * d for (n, p), d in zip(trained.items(), slopes, strict=True)}
+    found: Tensor = torch.func.functional_call(score, new, x)
+    return found
+
+
+def half_frozen() -> nn.Module:
+    module = Taught(adapted)
+    module.score[0].requires_grad_(requires_grad=False)
+    return module
+
+
+def seen(score: Any, x: Tensor) -> Tensor:
+    """What a picture's features count by their gradients, whose mean asks for more than one."""
+    features = score[:2](x)
+    slopes = torch.func.grad(lambda f: score[2:](f).amax(-1).sum())(features)
+    heat: Tensor = (slopes.mean((2, 3), keepdim=True) * features).sum(1)
+    return heat / (heat.amax((1, 2), keepdim=True) + 1)
+
+
 CASES: dict[str, tuple[nn.Module, Tensor, str]] = {
     "autograd": (Taught(of_itself), torch.randn(2, 8), "x:batchx8"),
     "backward": (Taught(of_backward), torch.randn(2, 8), "x:batchx8"),
@@ -127,6 +164,20 @@ CASES: dict[str, tuple[nn.Module, Tensor, str]] = {
     ),
     "twice": (Taught(twice, nn.Linear(8, 3), nn.Tanh()), torch.randn(2, 8), "x:batchx8"),
     "volume": (Taught(volume, nn.Linear(4, 4), nn.Tanh()), torch.randn(2, 4), "x:batchx4"),
+    "solved": (Taught(solved, nn.Linear(4, 4), nn.Tanh()), torch.randn(2, 4), "x:batchx4"),
+    "of weights": (half_frozen(), torch.randn(3, 8), "x:pointsx8"),
+    "of features": (
+        Taught(
+            seen,
+            nn.Conv2d(1, 4, 3, 2, 1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(4, 3),
+        ),
+        torch.randn(2, 1, 6, 8),
+        "x:batchx1xheightxwidth",
+    ),
     "of each token": (Taught(of_function), torch.randn(2, 6, 8), "x:batchxtimex8"),
 }
 
