@@ -34,6 +34,10 @@ WRITES = (ATEN.index_put.default, ATEN.index_put_.default)
 ADDS = (ATEN.index_add.default, ATEN.index_add_.default)
 VIEWS = (ATEN.view.default, ATEN.reshape.default, ATEN.flatten.using_ints)
 FLATTENS = (*VIEWS, ATEN.squeeze.default, ATEN.squeeze.dim, ATEN.squeeze.dims, ATEN.select.int)
+PRODUCTS = {
+    *(ATEN.linear.default, ATEN.matmul.default, ATEN.mm.default, ATEN.bmm.default),
+    *(ATEN.addmm.default, ATEN.baddbmm.default, ATEN.einsum.default),
+}
 MOST_COLUMNS = 16
 CHOSEN = "intaglio chosen rows"  # marks nodes that choose, among what PyTorch keeps of them
 
@@ -59,8 +63,10 @@ class Choice(NamedTuple):
     mask: fx.Node
 
 
-def compute_all_rows(program: ExportedProgram) -> list[Choice]:
+def compute_all_rows(program: ExportedProgram, *, products: bool = True) -> list[Choice]:
     """Rewrite in `program`, in place, what is done with rows that a mask of them has chosen.
+
+    Without `products` rows that are multiplied by weights are left, as that costs more for all.
 
     Returns:
         What then chooses rows.
@@ -71,11 +77,13 @@ def compute_all_rows(program: ExportedProgram) -> list[Choice]:
     masks = {
         mask: None
         for node in graph.nodes
-        if node.target is ATEN.index.Tensor and (mask := _mask_of(node.args[1])) is not None
+        if node.target in (ATEN.index.Tensor, *WRITES)
+        and (mask := _mask_of(node.args[1])) is not None
     }
     for start in (*found, *masks):
         try:
             rows = _ChosenByMask.of(start)
+            rows.products = products
             rows.follow()
         except _MixesRowsError:
             continue
@@ -125,6 +133,7 @@ class _ChosenByMask:
     known: dict[fx.Node, list[fx.Node]] = field(default_factory=dict)
     sinks: list[tuple[fx.Node, fx.Node]] = field(default_factory=list)
     choices: list[Choice] = field(default_factory=list)
+    products: bool = True  # whether products are computed for all rows
 
     @classmethod
     def of(cls, start: Any) -> "_ChosenByMask":
@@ -137,8 +146,6 @@ class _ChosenByMask:
                 and (taken := _mask_of(node.args[1])) is not None
                 and same_rows(taken, start)
             }
-            if not counts:
-                raise _MixesRowsError
             return cls(start, counts)
         mask: Any = start.args[0]
         places: dict[int, fx.Node] = {}
@@ -243,6 +250,8 @@ class _ChosenByMask:
         """An operator on the entries of each row."""
         value = node.meta["val"]
         op = node.target
+        if op in PRODUCTS and not self.products:
+            raise _MixesRowsError
         if mutates(node):
             if _views(node.args[0]) or any(map(_views, node.args[0].users)):
                 raise _MixesRowsError  # what is written to is part of another value

@@ -50,6 +50,17 @@ def searchsorted(
     return before.sum(-1, dtype=torch.int32 if out_int32 else torch.int64)
 
 
+def bucketize(
+    input: Any,  # noqa: A002
+    boundaries: Tensor,
+    *,
+    out_int32: bool = False,
+    right: bool = False,
+) -> Tensor:
+    """Between which boundaries each value is."""
+    return searchsorted(boundaries, input, out_int32=out_int32, right=right)
+
+
 def argsort(x: Tensor, *given: Any, **options: Any) -> Tensor:
     """Where the entries in their order are."""
     if (given and isinstance(given[0], bool)) or len(given) > 2:

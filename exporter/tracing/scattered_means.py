@@ -1,10 +1,14 @@
-"""Means of what goes to the same entry, by sums and counts; and rows by single entries.
+"""Means of what goes to the same entry, by sums and counts; rows by single entries; and counts.
 
-The converter writes ``scatter_reduce`` with the mean as a sum, and has no ``index_reduce``.
+The converter writes ``scatter_reduce`` with the mean as a sum, and has neither
+``index_reduce`` nor ``bincount``.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import SymInt, Tensor
 
 from .small_matrices import AsItIsError
 
@@ -44,3 +48,23 @@ def index_reduce(
     if reduce == "mean":
         return scatter_reduce(input, dim, across, source, reduce, include_self=include_self)
     return input.scatter_reduce(dim, across, source, reduce, include_self=include_self)
+
+
+def in_place(reduced: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The form that writes what `reduced` gives into its input."""
+
+    def write(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: A002
+        return input.copy_(reduced(input, *args, **kwargs))
+
+    return write
+
+
+def bincount(input: Tensor, weights: Tensor | None = None, minlength: Any = 0) -> Tensor:  # noqa: A002
+    """How often each number below `minlength` is there, where that is the size of an axis.
+
+    Larger numbers, which make PyTorch's result longer, a graph refuses when it runs.
+    """
+    if not isinstance(minlength, SymInt):
+        raise AsItIsError
+    counted = torch.ones_like(input) if weights is None else weights
+    return counted.new_zeros(minlength).scatter_add(0, input.to(torch.int64), counted)

@@ -8,10 +8,10 @@ While a module is captured, a call of one of `FUNCTIONS` runs as what stands bes
 * variances over several axes by the sizes of these, which the converter multiplies as tensors, and
   those over an axis that is kept, which it reshapes to what nobody knows;
 * inverses, solutions, factors and determinants of small matrices (`small_matrices`);
-* order statistics and places among sorted values (`order_statistics`), and scattered means;
+* order statistics and places among sorted values (`order_statistics`), scattered means and counts;
+* what PyTorch gives numbers where sizes are free (`sized_calls`);
 * distances of all pairs of points, where PyTorch looks at how many there are;
-* numbers that count down by one as those that count up, turned round, and numbers evenly between
-  two, as many as an axis has, which PyTorch fixes;
+* numbers that count down by one as those that count up, turned round;
 * Fourier transforms of frames, and of hops along time, and windows (`framed_transforms`);
 * differences of a higher order, or with something put in front, one after the other.
 
@@ -30,7 +30,7 @@ from torch.distributions import Distribution
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from . import framed_transforms, order_statistics, scattered_means, small_matrices
+from . import framed_transforms, order_statistics, scattered_means, sized_calls, small_matrices
 from .small_matrices import AsItIsError
 
 Spelled = Callable[..., Any]
@@ -149,19 +149,6 @@ def _arange(start: Any, end: Any = None, step: Any = 1, **others: Any) -> Tensor
     return torch.arange(end + 1, start + 1, **others).flip(0)
 
 
-def _linspace(start: Any, end: Any, steps: Any, **others: Any) -> Tensor:
-    """From each end to the middle, as PyTorch counts."""
-    dtype: Any = others.pop("dtype", None) or torch.get_default_dtype()
-    plain = all(isinstance(number, int | float) for number in (start, end))
-    if not plain or not isinstance(steps, SymInt) or not dtype.is_floating_point or others:
-        raise AsItIsError
-    count: Any = steps  # as PyTorch takes it
-    places = torch.arange(count, dtype=dtype)
-    last = places[-1:]
-    by = (end - start) / last.clamp_min(1)
-    return torch.where(2 * places < last, start + places * by, end - (last - places) * by)
-
-
 def _picked(x: Tensor, index: Any) -> Tensor:
     """``x[:, [-1]]``, one entry by a list, as the slice that it is."""
     places = index if isinstance(index, tuple) else (index,)
@@ -184,7 +171,6 @@ FUNCTIONS: Mapping[Any, Spelled] = {
     Tensor.unfold: _unfold,
     Tensor.__getitem__: _picked,
     torch.arange: _arange,
-    torch.linspace: _linspace,
     torch.cdist: _cdist,
     torch.linalg.solve_triangular: small_matrices.solve_triangular,
     torch.linalg.solve: small_matrices.solve,
@@ -207,6 +193,7 @@ FUNCTIONS: Mapping[Any, Spelled] = {
     torch.median: order_statistics.median,
     Tensor.median: order_statistics.median,
     torch.searchsorted: order_statistics.searchsorted,
+    torch.bucketize: order_statistics.bucketize,
     torch.argsort: order_statistics.argsort,
     Tensor.argsort: order_statistics.argsort,
     torch.masked_select: order_statistics.masked_select,
@@ -214,8 +201,13 @@ FUNCTIONS: Mapping[Any, Spelled] = {
     torch.scatter_reduce: scattered_means.scatter_reduce,
     Tensor.scatter_reduce: scattered_means.scatter_reduce,
     torch.index_reduce: scattered_means.index_reduce,
+    Tensor.scatter_reduce_: scattered_means.in_place(scattered_means.scatter_reduce),
     Tensor.index_reduce: scattered_means.index_reduce,
+    Tensor.index_reduce_: scattered_means.in_place(scattered_means.index_reduce),
+    torch.bincount: scattered_means.bincount,
+    Tensor.bincount: scattered_means.bincount,
     **framed_transforms.SPELLED,
+    **sized_calls.SPELLED,
     torch.diff: _diff,
     Tensor.diff: _diff,
     torch.var: _VARIANCE,

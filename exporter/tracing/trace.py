@@ -54,6 +54,7 @@ from .norm_calls import settle_norm_calls
 from .program_nodes import name_outputs_anew
 from .reversed_differences import settle_reversed_differences
 from .scalars import settle_scalars
+from .size_operands import settle_size_operands
 from .small_matrices import instead
 from .squeezes import settle_squeezes
 from .stable_sorts import settle_stable_sorts
@@ -74,6 +75,7 @@ SETTLED = (
     settle_norm_calls,
     settle_squeezes,
     settle_scalars,
+    settle_size_operands,
     settle_boolean_sums,
     settle_masked_writes,
     settle_stable_sorts,
@@ -131,8 +133,7 @@ def _trace(source: Source) -> Traced:
 def _traced(source: Source, program: ExportedProgram, spans: dict[str, Span]) -> Traced:
     """The graph of a captured program, compared with its source."""
     max_context = None if source.whole or TIME not in spans else spans[TIME].most
-    if not source.whole:
-        compute_all_rows(program)
+    compute_all_rows(program, products=not source.whole)
     chosen = tuple(told(program))
     idle = idle_buffers(program)
     carried = carry_kernels(program)

@@ -1,10 +1,10 @@
-"""Sizes that `int` and `len` are called of stay free while a module is captured.
+"""Sizes that `int`, `len` and roots of `math` are taken of stay free while a module is captured.
 
 Sizes are symbols then, and both of Python's functions return numbers alone, so that
 
     batch = int(windows.shape[0] / (height * width / side / side))
 
-fixes the batch.  Functions of the modules' own files that call either call what stands here for as
+fixes the batch.  Functions of the modules' own files that call these call what stands here for as
 long: the code is the same but for the name under which it looks it up.  A quotient of sizes is a
 size where it is one for all sizes, at each division, so that no rounding is lost; of any other
 PyTorch takes the whole part.  What has to be a number, as the end of a `range`, becomes one.
@@ -12,6 +12,7 @@ PyTorch takes the whole part.  What has to be a number, as the end of a `range`,
 
 import contextlib
 import dis
+import math
 import sys
 from collections.abc import Iterator
 from types import CodeType, FunctionType, ModuleType
@@ -32,6 +33,8 @@ def _int(*args: Any, **options: Any) -> Any:
             return args[0]
         if isinstance(args[0], SymFloat):
             return _whole(args[0])
+        if isinstance(args[0], Tensor) and not args[0].dtype.is_floating_point:
+            return args[0].item()  # a size that is known when it has been computed
     return int(*args, **options)
 
 
@@ -39,7 +42,28 @@ def _len(value: Any) -> Any:
     return value.shape[0] if isinstance(value, Tensor) and value.dim() else len(value)
 
 
-FREE = {"int": _int, "len": _len}
+class _Math(ModuleType):
+    """Python's `math`, whose roots and logarithms of sizes stay free."""
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(math, name)
+        return FUNCTIONS.get(name, function)
+
+
+def _sized(name: str) -> Any:
+    function, own = getattr(math, name), getattr(torch, name)
+
+    def call(x: Any, *others: Any) -> Any:
+        free = isinstance(x, SymInt | SymFloat) and not others
+        if not free:
+            return function(x, *others)
+        return x**0.5 if name == "sqrt" else own(torch.scalar_tensor(x, dtype=torch.float64))
+
+    return call
+
+
+FUNCTIONS = {name: _sized(name) for name in ("sqrt", "log", "log2", "log10", "log1p", "exp")}
+FREE = {"int": _int, "len": _len, "math": _Math("math")}
 
 
 def _whole(value: SymFloat) -> Any:
@@ -101,7 +125,9 @@ def _functions(module: nn.Module) -> Iterator[FunctionType]:
         if not isinstance(function, FunctionType) or function in seen:
             continue
         seen.add(function)
-        own = _is_own(function.__module__) and not FREE.keys() & function.__globals__.keys()
+        names = function.__globals__
+        others = {name for name in FREE if name in names and names[name] is not math}
+        own = _is_own(function.__module__) and not others
         if own and _freed(function.__code__) != function.__code__:
             yield function
 
@@ -116,7 +142,7 @@ def _freed(code: CodeType) -> CodeType:
     called = {
         name
         for name in FREE
-        if all(each.opname == "LOAD_GLOBAL" and (each.arg or 0) & 1
+        if all(each.opname == "LOAD_GLOBAL" and ((each.arg or 0) & 1 or name == "math")
                for each in used if each.argval == name)
     }  # fmt: skip
     return code.replace(

@@ -262,3 +262,40 @@ def test_what_does_something_without_any_row_is_refused(mix: Mix) -> None:
     source = load_source(Routed(mix), inputs={"x": torch.randn(2, 7, WIDTH)})
     with pytest.raises(TraceError, match=r"mask\.any\(\):.*depends on the values of tensors"):
         trace(source)
+
+
+class Prompts(nn.Module):
+    """Points by their labels, written in place as Segment Anything's encoder of prompts does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kinds = nn.Parameter(torch.randn(2, WIDTH))
+
+    def forward(self, x: Tensor, label: Tensor) -> Tensor:
+        x = x.sin()
+        x[label == -1] = 0.0
+        x[label == -1] += self.kinds[0]
+        x[label == 1] += self.kinds[1]
+        return x
+
+
+def test_whole_inputs_are_written_where_masks_say(tmp_path: Path) -> None:
+    """But for rows that meet weights, since products of all of them cost more."""
+    given = {"x": torch.randn(2, 3, WIDTH), "label": torch.tensor([[0, 1, -1], [1, -1, 0]])}
+    axes = {"x": f"batch,points,{WIDTH}", "label": "batch,points"}
+    module = Prompts()
+    report = export(module, tmp_path / "bundle", inputs=given, axes=axes)
+    assert report.parity is not None
+    assert report.parity.passed
+    label = torch.randint(-1, 2, (3, 7))
+    x = torch.randn(3, 7, WIDTH)
+    got = Session.load(tmp_path / "bundle").step({"x": x.numpy(), "label": label.numpy()})
+    np.testing.assert_allclose(got["output"], module(x, label).detach(), rtol=1e-5, atol=1e-6)
+
+    shapes = {"x": {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}}
+    x = torch.randn(2, 7, WIDTH)
+    program = torch.export.export(
+        Routed(read_and_written), (), {"x": x}, dynamic_shapes=shapes, strict=False
+    )
+    compute_all_rows(program, products=False)
+    assert any(node.target in FINDS for node in program.graph.nodes)

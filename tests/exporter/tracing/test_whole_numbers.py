@@ -1,13 +1,16 @@
 """Sizes that `int` and `len` are called of stay free, and functions are what they were after it."""
 
+import math
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
 import intaglio
 from intaglio.exporter.tracing.whole_numbers import free_sizes
+from intaglio.runtime.session import Session
 
 
 def windows(x: Tensor, side: int) -> Tensor:
@@ -75,3 +78,28 @@ def test_quotients_that_are_no_sizes_are_rounded_to_zero() -> None:
         )
     third, half = program.module()(x=torch.randn(7, 2))
     assert (len(third), len(half)) == (2, 3)
+
+
+class Scaled(nn.Module):
+    """Attention scaled by the number of keys, and as many sums as a vector of groups names."""
+
+    def forward(self, x: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
+        scores = x @ x.mT * (math.log(len(x) + 1) / math.sqrt(len(x)))
+        count = int(group.max()) + 1
+        return scores.softmax(-1) @ x, torch.zeros(count, 4).index_add(0, group, x)
+
+
+def test_roots_and_logarithms_of_sizes_and_sizes_that_are_computed_stay_free(
+    tmp_path: Path,
+) -> None:
+    """No bound on the groups is made of the largest one in the example."""
+    given = {"x": torch.randn(5, 4), "group": torch.tensor([0, 0, 1, 1, 1])}
+    axes = {"x": "nodesx4", "group": "nodes"}
+    intaglio.export(Scaled(), tmp_path / "b", inputs=given, axes=axes)
+    session = Session.load(tmp_path / "b")
+    for groups in ([0], [0, 3, 3, 1, 2, 0, 5]):
+        x, group = torch.randn(len(groups), 4), torch.tensor(groups)
+        got = session.step({"x": x.numpy(), "group": group.numpy()})
+        for value, wanted in zip(got.values(), Scaled()(x, group), strict=True):
+            np.testing.assert_allclose(value, wanted, rtol=1e-5, atol=1e-6)
+    assert math.sqrt is Scaled.forward.__globals__["math"].sqrt
