@@ -255,9 +255,10 @@ class Session {
           throw Error(who + " is " + detail::words(tensor.shape) + ", and its axis " +
                       std::to_string(axis) + " should be " + std::to_string(wanted * dim.times));
       }
-      if (spec->below) require_below(tensor, *spec->below, who);
       taken[name] = tensor;
     }
+    for (const TensorSpec& spec : specs)  // by sizes that any input may tell
+      if (given.count(spec.name)) require_below(given.at(spec.name), spec, sizes, what);
     for (const TensorSpec& spec : specs) {
       if (taken.count(spec.name)) continue;
       if (!spec.fallback) throw Error("the " + what + " " + spec.name + " is missing");
@@ -274,15 +275,23 @@ class Session {
     }
   }
 
-  static void require_below(const Tensor& tensor, int64_t below, const std::string& who) {
+  static void require_below(const Tensor& tensor, const TensorSpec& spec, const Sizes& sizes,
+                            const std::string& what) {
     const std::string type = tensor.dtype->name;
+    if (spec.below.empty() || (type != "int64" && type != "int32")) return;
+    const size_t columns = tensor.shape.empty() ? 1 : static_cast<size_t>(tensor.shape.back());
     for (size_t i = 0; i < tensor.size(); ++i) {
-      const int64_t index = type == "int64"   ? tensor.data<int64_t>()[i]
-                            : type == "int32" ? tensor.data<int32_t>()[i]
-                                              : 0;
+      const size_t own = spec.below.size() == 1 ? 0 : spec.below_by_row ? i / columns : i % columns;
+      const Bound& bound = spec.below.at(own);
+      const auto axis = sizes.find(bound.symbol);
+      if (!bound.number && axis == sizes.end()) continue;
+      const int64_t below = bound.number ? *bound.number : axis->second;
+      const int64_t index =
+          type == "int64" ? tensor.data<int64_t>()[i] : tensor.data<int32_t>()[i];
       if (index < 0 || index >= below)
-        throw Error(who + " has " + std::to_string(index) + "; it should be from 0 to " +
-                    std::to_string(below - 1));
+        throw Error("the " + what + " " + spec.name + " has " + std::to_string(index) +
+                    (below ? "; it should be from 0 to " + std::to_string(below - 1)
+                           : "; there is nothing to pick from"));
     }
   }
 

@@ -50,10 +50,10 @@ def test_options_that_do_not_fit_a_whole_checkpoint(
 
 
 def test_a_compute_capability_is_a_whole_number() -> None:
-    assert (
-        "--sm: '8.7' is not N,..."
-        in invoke("export", "model.pt", "-o", "out", "--sm", "8.7").output
-    )
+    for given, line in (("8.7,sm_90", "--sm 87,90"), ("orin", "as 87,90")):
+        said = " ".join(invoke("export", "model.pt", "-o", "out", "--sm", given).output.split())
+        assert f"--sm: '{given}' is no list of compute capabilities" in said
+        assert line in said
 
 
 def test_a_recipe_by_command_runs_no_code(folder: Path) -> None:

@@ -11,7 +11,10 @@ import conditioned_bundle
 import cpp
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 
+from intaglio.exporter.export import export
 from intaglio.runtime import Session, generate
 from intaglio.runtime.graph_entry import Limits
 
@@ -148,6 +151,45 @@ def test_bad_input_is_told(
         good, "--restore", kept, of=make_bundle("static", seed=1)
     )
     assert "manifest.json cannot be read" in told(good, of=tmp_path)
+
+
+class Picks(nn.Module):
+    """Edges between nodes, and rows of two tables by the columns of `kinds`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Embedding(3, 4), nn.Embedding(5, 4)
+
+    def forward(self, x: Tensor, edges: Tensor, kinds: Tensor) -> Tensor:
+        x = x + self.a(kinds[:, 0]) + self.b(kinds[:, 1])
+        return x.index_add(0, edges[1], x[edges[0]])
+
+
+def test_what_indices_pick_from_may_be_an_axis_or_a_table_for_each_column(
+    steps: Steps, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "bundle"
+    example = {
+        "x": torch.zeros(4, 4),
+        "edges": torch.tensor([[0, 1, 3], [1, 2, 0]]),
+        "kinds": torch.tensor([[0, 4], [2, 1], [1, 3], [0, 0]]),
+    }
+    axes = {"x": "nodesx4", "edges": "2xlinks", "kinds": "nodesx2"}
+    export(Picks(), bundle, inputs=example, axes=axes)
+    good = {
+        "x": np.ones((2, 4), np.float32),
+        "edges": np.array([[0, 1, 1], [1, 1, 0]]),
+        "kinds": np.array([[2, 4], [0, 0]]),
+    }
+    wanted = Session.load(bundle, threads=1).step(good)
+    assert_same(steps.run(bundle, good, [1]), {f"{name}.0": x for name, x in wanted.items()})
+    for name, value, told in (
+        ("edges", [[0, 2], [1, 1]], "the input edges has 2; it should be from 0 to 1"),
+        ("edges", [[0, -1], [1, 1]], "the input edges has -1; it should be from 0 to 1"),
+        ("kinds", [[3, 0], [0, 0]], "the input kinds has 3; it should be from 0 to 2"),
+        ("kinds", [[2, 5], [0, 0]], "the input kinds has 5; it should be from 0 to 4"),
+    ):
+        assert steps.run(bundle, {**good, name: np.array(value)}, [1]) == told
 
 
 def test_the_program_of_the_page_prints_what_a_session_generates(

@@ -24,12 +24,19 @@ struct Dim {
   int64_t times = 1;
 };
 
+// What indices stay below: a number, the size of the axis `symbol`, or nothing.
+struct Bound {
+  std::optional<int64_t> number;
+  std::string symbol;
+};
+
 struct TensorSpec {
   std::string name;
   const DType* dtype = nullptr;
   std::vector<Dim> shape;
   std::optional<double> fallback;      // what a step takes where the input is left out
-  std::optional<int64_t> below;        // of indices, one above the largest
+  std::vector<Bound> below;            // of indices: one, or one for each column
+  bool below_by_row = false;           // or for each row, of a matrix
 };
 
 enum class Layout { recurrent, conv, window, fixed_capacity, grow, prepared };
@@ -71,13 +78,28 @@ inline Dim dim_of(const json::Value& value) {
   return dim;
 }
 
+inline Bound bound_of(const json::Value& value) {
+  Bound bound;
+  if (value.kind == json::Value::Kind::number) bound.number = value.integer;
+  if (value.kind == json::Value::Kind::string) bound.symbol = value.string;
+  return bound;
+}
+
 inline TensorSpec tensor_of(const json::Value& entry, const char* name) {
   TensorSpec spec;
   spec.name = entry.at(name).string;
   spec.dtype = &named_dtype(entry.at("dtype").string);
   for (const json::Value& each : entry.at("shape").array) spec.shape.push_back(dim_of(each));
   if (!entry["default"].is_null()) spec.fallback = entry["default"].number;
-  if (entry["below"].kind == json::Value::Kind::number) spec.below = entry["below"].integer;
+  const json::Value& below = entry["below"];
+  if (below.kind != json::Value::Kind::array) {
+    if (!below.is_null()) spec.below.push_back(bound_of(below));
+    return spec;
+  }
+  for (const json::Value& each : below.array) {
+    spec.below_by_row = each.kind == json::Value::Kind::array;
+    spec.below.push_back(bound_of(spec.below_by_row ? each.array.at(0) : each));
+  }
   return spec;
 }
 

@@ -17,9 +17,9 @@ from .options import (
     Data,
     Flavour,
     Tolerance,
+    compute_capabilities,
     limits,
     methods,
-    whole_numbers,
 )
 
 
@@ -235,7 +235,7 @@ def export_(
             shapes=given if given.ranges else None,
             dtype=dtype,
             flavour=None if flavour is None else flavour.value,
-            sm=None if sm is None else whole_numbers(sm, "--sm"),
+            sm=None if sm is None else compute_capabilities(sm),
             tolerance=limits(tolerance) or None,
             check_passes=check_passes or None,
             verify=False if no_verify else None,

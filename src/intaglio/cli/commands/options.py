@@ -1,5 +1,6 @@
 """Options that several commands share, and how their texts are read."""
 
+import re
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -143,7 +144,9 @@ def numbers(text: str, option: str) -> list[float]:
     try:
         return [float(word) for word in text.split(",")]
     except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is not N,...", param_hint=option) from error
+        raise typer.BadParameter(
+            f"{text!r} is no list of numbers with commas between them.", param_hint=option
+        ) from error
 
 
 def whole_numbers(text: str, option: str) -> list[int]:
@@ -154,5 +157,23 @@ def whole_numbers(text: str, option: str) -> list[int]:
     """
     found = numbers(text, option)
     if not all(number.is_integer() for number in found):
-        raise typer.BadParameter(f"{text!r} is not N,...", param_hint=option)
+        raise typer.BadParameter(f"{text!r} is no list of whole numbers.", param_hint=option)
     return [int(number) for number in found]
+
+
+def compute_capabilities(text: str) -> list[int]:
+    """Read the value of `--sm`, as NVIDIA's compilers spell capabilities without their point.
+
+    Raises:
+        typer.BadParameter: if it is none, with what to type where that can be told.
+    """
+    words = [word.strip() for word in text.split(",")]
+    if all(word.isdecimal() for word in words):
+        return [int(word) for word in words]
+    meant = [re.sub(r"^(sm|compute)_?|\.", "", word) for word in words]
+    said = "" if not all(word.isdecimal() for word in meant) else f": --sm {','.join(meant)}"
+    raise typer.BadParameter(
+        f"{text!r} is no list of compute capabilities, which are whole numbers, as 87 for 8.7, "
+        f"with commas between them{said or ', as 87,90'}.",
+        param_hint="--sm",
+    )
