@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from intaglio.runtime.generation import generate, generate_rows
     from intaglio.runtime.manifest import Manifest
     from intaglio.runtime.profile.settings import ProfileSettings
+    from intaglio.runtime.sampling import Sampling
     from intaglio.runtime.session import Session
     from intaglio.runtime.session_state import Snapshot
     from intaglio.runtime.speculative import Draft
@@ -25,6 +26,7 @@ __all__ = [
     "Draft",
     "Manifest",
     "ProfileSettings",
+    "Sampling",
     "Session",
     "Snapshot",
     "Streams",
@@ -39,6 +41,7 @@ _HOMES = {
     "Draft": "speculative",
     "Manifest": "manifest",
     "ProfileSettings": "profile.settings",
+    "Sampling": "sampling",
     "Session": "session",
     "Snapshot": "session_state",
     "Streams": "streaming.streams",

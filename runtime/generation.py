@@ -186,7 +186,9 @@ def _checked(prompts: Sequence[Tokens]) -> list[list[int]]:
     found = []
     for row, prompt in enumerate(prompts):
         array = np.asarray(prompt)
-        if array.ndim != 1 or not array.size or not np.issubdtype(array.dtype, np.integer):
+        if array.ndim == 1 and not array.size:
+            raise InputError(f"The prompt of row {row} is empty: give one token at least.")
+        if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
             raise InputError(
                 f"The prompt of row {row} is {prompt!r}, should be one or more integers."
             )

@@ -60,11 +60,16 @@ class Sampling:
         """Refuse values that mean nothing."""
         top_k, top_p, min_p, penalty = self.top_k, self.top_p, self.min_p, self.repetition_penalty
         for name, value, holds, should in (
-            ("temperature", self.temperature, 0 <= self.temperature < np.inf, "at least 0"),
+            (
+                "temperature",
+                self.temperature,
+                0 <= self.temperature < np.inf,
+                "a number of at least 0",
+            ),
             ("top_k", top_k, top_k is None or top_k >= 1, "at least 1"),
             ("top_p", top_p, top_p is None or 0 < top_p <= 1, "in (0, 1]"),
             ("min_p", min_p, min_p is None or 0 <= min_p <= 1, "in [0, 1]"),
-            ("repetition_penalty", penalty, 0 < penalty < np.inf, "above 0"),
+            ("repetition_penalty", penalty, 0 < penalty < np.inf, "a number above 0"),
         ):
             if not holds:
                 raise InputError(f"{name} is {value}, should be {should}.")
