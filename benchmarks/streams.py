@@ -8,23 +8,31 @@ second.  Then tokens arrive at random, exponentially spaced, at half of the rate
 reached: the time from a token's arrival to its outputs.  One session for each stream, in a thread
 each, takes the same tokens; rounds alternate, and ratios are medians of pairs of rounds.
 
+onnxruntime-genai knows no model of these families.  Its `Engine`, which batches requests as they
+come, and `Streams` decode greedily from a Llama of 4 layers and 256 channels with random weights,
+each with the graph of its own builder: as many prompts of 4 tokens at once, 128 tokens for each.
+
 The bits of a stream alone are compared with those that it gives among others, and memory is held
 over many steps with streams that come and go.
 """
 
 import heapq
+import json
 import resource
 import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import onnxruntime_genai
 import torch
 from evidence import Row, run
+from genai_peer import add_tokenizer, build
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import intaglio
 from intaglio.models import find, save
@@ -38,6 +46,7 @@ LARGE = Config(
 )  # fmt: skip
 COUNTS = (1, 16, 64, 256)
 TIMES, AT = 3.0, 64  # the least ratio, and at how many streams
+PROMPT, NEW = 4, 128  # tokens of each sequence beside onnxruntime-genai
 
 
 def measure(quick: bool) -> list[Row]:
@@ -54,19 +63,19 @@ def measure(quick: bool) -> list[Row]:
         for name, bundle, seconds in (("hybrid", small, 1.0), ("100M", large, 4.0)):
             for count in counts:
                 rows += _count(name, bundle, count, seconds / (2 if quick else 1), quick)
+        rows += _beside_genai(Path(folder), counts, 2 if quick else 5)
         return [*rows, *_bits("hybrid", small), *_bits("100M", large), *_memory(small, quick)]
 
 
 def _count(name: str, bundle: Path, count: int, seconds: float, quick: bool) -> list[Row]:
     """One number of streams: saturated, then with random arrivals at half of that rate.
 
-    Sessions have a thread each, which run beside each other; an engine of streams has two.
+    Sessions have a thread each, which run beside each other; streams have the lanes that they
+    choose, or two threads within a call.
     """
     session = Session.load(bundle, threads=1)
     sessions = [session.fork() for _ in range(count)]
-    with Streams(
-        bundle, min(count, 64), queue=64, backlog=1 << 16, capacity=256, threads=2
-    ) as streams:
+    with Streams(bundle, min(count, 64), queue=64, backlog=1 << 16, capacity=256) as streams:
         opened = [streams.open() for _ in range(count)]
         ours, theirs, ratios = [], [], []
         for index in range(2 if quick else 5):
@@ -80,9 +89,9 @@ def _count(name: str, bundle: Path, count: int, seconds: float, quick: bool) -> 
             opened = _renewed(streams, opened)
         rate, ratio = statistics.median(ours), statistics.median(ratios)
         due = count == AT
-        of = f"{name}, {count} streams"
+        of, note = f"{name}, {count} streams", f"lanes: {streams.lanes}"
         rows = [
-            Row(name=f"{of}: tokens", value=rate, unit="1/s"),
+            Row(name=f"{of}: tokens", value=rate, unit="1/s", note=note),
             Row(name=f"{of}: tokens, sessions", value=statistics.median(theirs), unit="1/s"),
             Row(name=f"{of}: against sessions", value=ratio, unit="ratio",
                 target=f">= {TIMES}" if due else None, holds=ratio >= TIMES if due else None,
@@ -221,6 +230,98 @@ def _arriving(
     for _ in range(fed):
         told.acquire()
     return late
+
+
+def _beside_genai(folder: Path, counts: Sequence[int], rounds: int) -> list[Row]:
+    """Tokens per second of sequences that begin at once, and onnxruntime-genai's."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=1024, hidden_size=256, intermediate_size=704, num_hidden_layers=4,
+        num_attention_heads=8, num_key_value_heads=4, max_position_embeddings=512,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder / "llama")
+    add_tokenizer(folder / "llama", config.vocab_size)
+    intaglio.export(folder / "llama", folder / "ours", verify=False)
+    path = build(folder / "llama", folder / "peer", threads=2) / "genai_config.json"
+    peer = json.loads(path.read_text()) | {"engine": {"static_batching": {"max_batch_size": 256}}}
+    path.write_text(json.dumps(peer))
+    engine = onnxruntime_genai.Engine(onnxruntime_genai.Model(str(path.parent)))
+    rows = []
+    for count in counts:
+        prompts = np.random.default_rng(count).integers(3, 1024, (count, PROMPT))
+        ours, theirs, ratios = [], [], []
+        with Streams(folder / "ours", min(count, 64), backlog=4 * count + 64) as streams:
+            for index in range(rounds):
+                a, mine = _timed(_greedy, streams, prompts)
+                b, given = _timed(_greedy_there, engine, prompts)
+                if index:
+                    ours.append(count * NEW / a)
+                    theirs.append(count * NEW / b)
+                    ratios.append(b / a)
+        same = sum(one == other for one, other in zip(mine, given, strict=True))
+        of, note = f"Llama, {count} streams", f"{same} of {count} sequences have the same tokens"
+        rows += [
+            Row(name=f"{of}: tokens", value=statistics.median(ours), unit="1/s", note=note),
+            Row(name=f"{of}: tokens, genai", value=statistics.median(theirs), unit="1/s"),
+            Row(name=f"{of}: against genai", value=statistics.median(ratios), unit="ratio",
+                against="onnxruntime-genai's Engine"),
+        ]  # fmt: skip
+    return rows
+
+
+def _timed(
+    call: Callable[[Any, Any], list[list[int]]], *given: Any
+) -> tuple[float, list[list[int]]]:
+    start = time.perf_counter()
+    found = call(*given)
+    return time.perf_counter() - start, found
+
+
+def _greedy(streams: Streams, prompts: Any) -> list[list[int]]:
+    """The likeliest tokens after each prompt, of a stream each."""
+    opened, ended = [streams.open() for _ in prompts], threading.Semaphore(0)
+    tokens: list[list[int]] = [[] for _ in prompts]
+
+    def went(index: int, done: Any) -> None:
+        tokens[index].append(int(done.result()["logits"][0, -1].argmax()))
+        if len(tokens[index]) < NEW:
+            feed(index, np.array([tokens[index][-1:]]))
+        else:
+            ended.release()
+
+    def feed(index: int, ids: Any) -> None:
+        opened[index].feed({"input_ids": ids}).add_done_callback(lambda done: went(index, done))
+
+    for index, prompt in enumerate(prompts):
+        feed(index, prompt[None])
+    for _ in opened:
+        ended.acquire()
+    for stream in opened:
+        stream.close()
+    return tokens
+
+
+def _greedy_there(engine: Any, prompts: Any) -> list[list[int]]:
+    """The same of requests of onnxruntime-genai's engine."""
+    requests, tokens = [], []
+    for prompt in prompts:
+        request = engine.create_request()
+        options = onnxruntime_genai.TurnOptions(request)
+        options.set_do_sample(False)
+        options.set_min_generated_tokens(NEW)
+        options.set_max_generated_tokens(NEW)
+        request.begin_turn(prompt.astype(np.int32), options)
+        requests.append(request)
+    told: dict[Any, list[int]] = {}
+    buffer = engine.create_event_buffer(4 * len(requests))
+    while engine.has_pending_requests():
+        for event in engine.run(buffer):
+            if event.flags & onnxruntime_genai.EngineEventFlags.TOKEN:
+                told.setdefault(event.request, []).append(int(event.token))
+    tokens = [told[request] for request in requests]
+    for request in requests:
+        request.close()
+    return tokens
 
 
 def _bits(name: str, bundle: Path) -> list[Row]:

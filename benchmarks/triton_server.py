@@ -40,7 +40,7 @@ def measure(quick: bool) -> list[Row]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         intaglio.export(CHECKPOINT, folder / "lm", verify=False)
-        parameters = {"threads": "1", "store": str(folder / "saved"), "save_every": "16"}
+        parameters = {"store": str(folder / "saved"), "save_every": "16"}
         serving = Serving(rows=COUNT, sequences=2 * COUNT, parameters=parameters)
         write_repository(folder / "lm", folder / "repository", serving)
         start = time.perf_counter()
@@ -62,7 +62,7 @@ def measure(quick: bool) -> list[Row]:
 
 def _speed(folder: Path, address: str, seconds: float, rounds: int) -> list[Row]:
     ours, theirs, late, late_in = [], [], [], []
-    with Streams(folder / "lm", COUNT, threads=1) as streams:
+    with Streams(folder / "lm", COUNT) as streams:
         for index in range(rounds):
             clients = [_Client(address) for _ in range(COUNT)]
             numbers = range(1000 + 100 * index, 1000 + 100 * index + COUNT)

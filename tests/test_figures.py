@@ -1,4 +1,4 @@
-"""Figures on the pages of recurrent systems are those of the benchmarks' records, rounded."""
+"""Figures on pages are those of the benchmarks' records, rounded."""
 
 import json
 import re
@@ -185,6 +185,38 @@ def compression_families(told: Record) -> Iterator[str]:
     models = {name.partition(", m")[0] for name in told if name.endswith("modegpt: bundle")}
     assert len(models - {name for name in models if name[0] == "a" or "bfloat16" in name}) == 7
     yield "seven families of Hugging Face"
+
+
+def streams(told: Record) -> Iterator[str]:
+    for count in (1, 16, 64, 256):
+        pairs = (("hybrid", "sessions"), ("100M", "sessions"), ("Llama", "genai"))
+        values = (told.value(f"{kind}, {count} streams: against {peer}") for kind, peer in pairs)
+        yield f"| {count} | {' | '.join(f'{value:.1f}' for value in values)} |"
+    assert told["hybrid, reproducible: logits of other bits alone"]["holds"]
+    assert told["memory that steps have grown it by"]["holds"]
+
+
+def triton_server(told: Record) -> Iterator[str]:
+    lost = "sequences that a killed server has lost"
+    assert told[lost]["holds"]
+    yield f"took {told.value('32 sequences: against streams'):.2f} of the tokens"
+    yield f"({told.noted(lost, r'[0-9.]+e-[0-9]+')[0]} of the largest)"
+
+
+PAGES: dict[str, Callable[[Record], Iterator[str]]] = {
+    "streams": streams,
+    "triton": triton_server,
+}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_figures_of_a_guide_are_the_record(page: str) -> None:
+    """Each in its words."""
+    text = (ROOT / "docs" / f"{page}.md").read_text("utf-8")
+    figures = PAGES[page]
+
+    for words in figures(Record(figures.__name__)):
+        assert words in text, words
 
 
 FIGURES: dict[str, Callable[[Record], Iterator[str]]] = {
