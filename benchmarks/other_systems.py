@@ -5,14 +5,16 @@
 Of every preset, with the weights of `models/checkpoints/` or random ones: the largest error of its
 bundle against PyTorch in float64, the graphs of it that TensorRT-RTX builds engines of, without a
 GPU, or why it refuses, and the error of these on an emulated GPU.  The linear interpreter is a
-pass, here over a small classifier of pictures.  With `--beside`, rows of other systems are those of
-an earlier record.  What the systems claim have
-benchmarks of their own: `memory_systems.py`, `mlp_memory_retrieval.py`, `longmem_recall.py`,
-`longmem_bank.py`, `graphgps.py`, `linear_interpreter.py`, `safe_eraser.py`.
+pass, here over a small classifier of pictures.  `--only` takes systems, or a preset of one, as
+"implicit simplex"; with `--beside`, all other rows are those of an earlier record.  What the
+systems claim have benchmarks of their own: `memory_systems.py`, `mlp_memory_retrieval.py`,
+`longmem_recall.py`, `longmem_bank.py`, `graphgps.py`, `linear_interpreter.py`, `safe_eraser.py`.
 """
 
 import argparse
 import json
+import re
+import shlex
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -55,10 +57,10 @@ def main() -> None:
     parser.add_argument("--beside", type=Path)
     options, sys.argv[1:] = parser.parse_known_args()
     only = set(filter(None, options.only.split(",")))
-    if unknown := only - NAMES:
+    if unknown := {each for each in only if each.split()[0] not in NAMES}:
         parser.error(f"{', '.join(unknown)}: there are {', '.join(sorted(NAMES))}")
     earlier = [] if options.beside is None else _others(options.beside, only)
-    chosen = ["--only", options.only] * bool(only)
+    chosen = ["--only", shlex.quote(options.only)] * bool(only)
     chosen += ["--beside", str(options.beside)] * (options.beside is not None)
     run(__doc__, lambda _quick: [*earlier, *measure(only)], chosen)
 
@@ -66,7 +68,13 @@ def main() -> None:
 def _others(record: Path, only: set[str]) -> list[Row]:
     """The rows of a record that are of systems that are not measured now."""
     rows = [Row(**row) for row in json.loads(record.read_text())["rows"]]
-    return [row for row in rows if row.name.replace(":", " ").split()[0] not in only]
+    return [row for row in rows if not _is_of(row.name, only)]
+
+
+def _is_of(name: str, chosen: set[str]) -> bool:
+    """Whether a row, or a preset, is of one of the systems, or presets, that were chosen."""
+    words = re.split(r"[ :,]+", name)
+    return any(words[: len(each.split())] == each.split() for each in chosen)
 
 
 def measure(only: set[str]) -> list[Row]:
