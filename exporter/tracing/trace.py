@@ -60,7 +60,7 @@ from .squeezes import settle_squeezes
 from .stable_sorts import settle_stable_sorts
 from .stepped_axes import name_steps
 from .trace_check import WrongGraphError, check_trace, check_whole
-from .translations import TRANSLATIONS, swift_translations
+from .translations import swift_translations, translations
 
 OPSET = 27
 TORCH_OPSET = 23
@@ -221,7 +221,7 @@ def _convert(source: Source, program: ExportedProgram) -> ir.Model:
                 optimize=False,
                 verbose=False,
                 dynamic_shapes={name: source.dynamic.get(name, {}) for name in source.inputs},
-                custom_translation_table=TRANSLATIONS,
+                custom_translation_table=translations(),
             )
     except Exception as error:
         raise TraceError(_explain(error)) from error

@@ -2,16 +2,36 @@
 
 import contextlib
 import copy
+import sys
 from collections.abc import Iterator
 from typing import Any
 
+import onnxscript
+import torch
 from torch import fx
 from torch.export import ExportedProgram
 
 from intaglio.ops import OPS
 
-TRANSLATIONS = {op.torch_op: op.translation for op in OPS if op.translation is not None}
+_OURS = {op.torch_op: op.translation for op in OPS if op.translation is not None}
 _kept: dict[tuple[Any, ...], Any] = {}
+
+
+def translations() -> dict[Any, Any]:
+    """What custom operations are written as: ours, and torchvision's where a model brings it."""
+    found: dict[Any, Any] = dict(_OURS)
+    with contextlib.suppress(AttributeError):
+        found[torch.ops.torchvision.nms.default] = _suppressed
+    return found
+
+
+def _suppressed(dets: Any, scores: Any, iou_threshold: float) -> Any:
+    """Suppression of boxes [N, 4] that overlap a better one -> which are kept, best first."""
+    op = onnxscript.opset23
+    boxes, rated = op.Unsqueeze(dets, [0]), op.Unsqueeze(scores, [0, 1])
+    most = op.Constant(value_ints=[sys.maxsize])
+    kept = op.NonMaxSuppression(boxes, rated, most, op.Constant(value_floats=[iou_threshold]))
+    return op.Squeeze(op.Gather(kept, [2], axis=1), [1])
 
 
 @contextlib.contextmanager
