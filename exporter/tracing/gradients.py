@@ -7,6 +7,7 @@ module with the weights of the source under their names, and is captured and com
 any other.
 """
 
+import functools
 import math
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -40,6 +41,7 @@ from .conditions import Condition, of_zero_or_one
 from .forward_mode import forwards_by_backwards
 from .plain_choices import CHOICES, is_batched
 from .spellings import Spellings
+from .whole_numbers import free_sizes
 
 
 class FixedTimeError(TraceError):
@@ -156,6 +158,7 @@ def _recorded(
             _Plain(),
             Spellings(),  # what it writes is written out in its turn
             forwards_by_backwards(),
+            free_sizes(module),
             sdpa_kernel(SDPBackend.MATH),
             torch.no_grad(),
             quiet(),
@@ -207,7 +210,24 @@ def _layer_norm(
     return scaled if bias is None else scaled + bias
 
 
-PLAIN = {F.linear: _linear, F.layer_norm: _layer_norm}
+def _prod(value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Along an axis of few factors by multiplying them: the derivative has no running products."""
+    dim, keepdim = (kwargs.get(name, value) for name, value in (("dim", None), ("keepdim", False)))
+    dim, keepdim = (*args, *(dim, keepdim)[len(args) :])[:2]
+    size: Any = value.shape[dim] if isinstance(dim, int) else None
+    if not isinstance(size, int) or not 0 < size <= MOST_FACTORS or "dtype" in kwargs:
+        return torch.prod(value, *args, **kwargs)
+    found = functools.reduce(torch.mul, value.unbind(dim))
+    return found.unsqueeze(dim) if keepdim else found
+
+
+MOST_FACTORS = 16
+PLAIN = {
+    F.linear: _linear,
+    F.layer_norm: _layer_norm,
+    torch.prod: _prod,
+    Tensor.prod: _prod,
+}
 
 
 def _sizes(value: Tensor, free: Collection[int]) -> StatelessSymbolicContext[Any, Any]:

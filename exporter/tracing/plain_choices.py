@@ -153,6 +153,49 @@ def _stack(tensors: list[Tensor], dim: int = 0, **others: Any) -> Tensor:
     return _cat([part.unsqueeze(place) for part in tensors], place)
 
 
+def _cross_entropy(
+    value: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: Any = None,
+    ignore_index: int = -100,
+    reduce: Any = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Of classes by their numbers: the entry of each is picked as `_gather` picks it."""
+    others = (size_average, reduce, weight, label_smoothing or None)
+    if target.is_floating_point() or any(each is not None for each in others):
+        return F.cross_entropy(
+            value, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing
+        )
+    return _nll_loss(
+        F.log_softmax(value, min(value.dim() - 1, 1)),
+        target,
+        ignore_index=ignore_index,
+        reduction=reduction,
+    )
+
+
+def _nll_loss(
+    value: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: Any = None,
+    ignore_index: int = -100,
+    reduce: Any = None,
+    reduction: str = "mean",
+) -> Tensor:
+    if any(each is not None for each in (weight, size_average, reduce)):
+        return F.nll_loss(value, target, weight, size_average, ignore_index, reduce, reduction)
+    axis, counts = min(value.dim() - 1, 1), target != ignore_index
+    place = torch.where(counts, target, 0).unsqueeze(axis)
+    loss = torch.where(counts, -_gather(value, axis, place).squeeze(axis), 0.0)
+    if reduction == "none":
+        return loss
+    return loss.sum() / counts.sum() if reduction == "mean" else loss.sum()
+
+
 def _sliceable(value: Tensor) -> bool:
     """Whether a slice may have a derivative, and its sizes are known."""
     return value.is_floating_point() and all(isinstance(size, int) for size in value.shape)
@@ -178,6 +221,6 @@ _JOINS: Mapping[str, Callable[..., Any]] = {
 CHOICES: Mapping[Any, Callable[..., Any]] = MappingProxyType(
     {getattr(owner, name): own for name, own in _KINDS.items() for owner in (torch, Tensor)}
     | {getattr(torch, name): own for name, own in _JOINS.items()}
-    | {Tensor.__getitem__: _getitem}
+    | {Tensor.__getitem__: _getitem, F.cross_entropy: _cross_entropy, F.nll_loss: _nll_loss}
 )
 """What stands for a function where an argument is of a batch."""

@@ -136,7 +136,13 @@ def _cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: Any = None) -> 
     if x1.is_complex() or p not in (1, 2):
         raise AsItIsError
     apart = x1[..., :, None, :] - x2[..., None, :, :]
-    return apart.abs().sum(-1) if p == 1 else apart.square().sum(-1).sqrt()
+    if p == 1:
+        return apart.abs().sum(-1)
+    square = apart.square().sum(-1)
+    if not torch.is_grad_enabled():
+        return square.sqrt()
+    there = square > 0  # the distance of a point to itself has the derivative 0 in PyTorch
+    return torch.where(there, torch.where(there, square, 1.0).sqrt(), 0.0)
 
 
 def _arange(start: Any, end: Any = None, step: Any = 1, **others: Any) -> Tensor:

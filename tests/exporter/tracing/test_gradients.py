@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch._higher_order_ops.while_loop import while_loop
 from torch.autograd import forward_ad
+from torch.nn import functional as F
 
 from intaglio.errors import TraceError
 from intaglio.exporter.export import export
@@ -121,6 +122,14 @@ def adapted(score: nn.Module, x: Tensor) -> Tensor:
     return found
 
 
+def multiplied(score: nn.Module, x: Tensor) -> Tensor:
+    """A product of a few, one of them zero, whose slope is that of the others."""
+    found: Tensor = torch.func.grad(lambda p: (score(p) * p.prod(1, keepdim=True)).sum())(
+        x * (x > x.amin(1, keepdim=True))
+    )
+    return found
+
+
 def half_frozen() -> nn.Module:
     module = Taught(adapted)
     module.score[0].requires_grad_(requires_grad=False)
@@ -133,6 +142,32 @@ def seen(score: Any, x: Tensor) -> Tensor:
     slopes = torch.func.grad(lambda f: score[2:](f).amax(-1).sum())(features)
     heat: Tensor = (slopes.mean((2, 3), keepdim=True) * features).sum(1)
     return heat / (heat.amax((1, 2), keepdim=True) + 1)
+
+
+def pulled(score: nn.Module, x: Tensor) -> Tensor:
+    """Forces between all pairs of points, whose distance to themselves has no slope."""
+
+    def energy(points: Tensor) -> Tensor:
+        count = len(points)
+        far = torch.cdist(points, points)[..., None].expand(-1, count, 8)
+        found: Tensor = score(far).sum()
+        return found
+
+    found: Tensor = torch.func.grad(energy)(x)
+    return -found
+
+
+def of_each(score: nn.Module, x: Tensor) -> Tensor:
+    """Gradients of weights for each example by itself, one of which is left out of the loss."""
+    weights: dict[str, Tensor] = dict(score.named_parameters())
+    kinds = torch.where(x[:, 0] > 0, 2, torch.where(x[:, 1] > 0, 1, -100))
+
+    def loss(weights: dict[str, Tensor], one: Tensor, kind: Tensor) -> Tensor:
+        made: Tensor = torch.func.functional_call(score, weights, (one[None],))
+        return F.cross_entropy(made, kind[None], reduction="sum")
+
+    found = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(weights, x, kinds)
+    return torch.cat([each.flatten(1) for each in found.values()], 1)
 
 
 CASES: dict[str, tuple[nn.Module, Tensor, str]] = {
@@ -165,6 +200,9 @@ CASES: dict[str, tuple[nn.Module, Tensor, str]] = {
     "twice": (Taught(twice, nn.Linear(8, 3), nn.Tanh()), torch.randn(2, 8), "x:batchx8"),
     "volume": (Taught(volume, nn.Linear(4, 4), nn.Tanh()), torch.randn(2, 4), "x:batchx4"),
     "solved": (Taught(solved, nn.Linear(4, 4), nn.Tanh()), torch.randn(2, 4), "x:batchx4"),
+    "pulled": (Taught(pulled), torch.randn(5, 3), "x:pointsx3"),
+    "of each": (Taught(of_each, nn.Linear(4, 3)), torch.randn(6, 4), "x:batchx4"),
+    "multiplied": (Taught(multiplied), torch.randn(5, 8), "x:batchx8"),
     "of weights": (half_frozen(), torch.randn(3, 8), "x:pointsx8"),
     "of features": (
         Taught(
