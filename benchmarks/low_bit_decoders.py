@@ -28,12 +28,16 @@ OPTIONS = "head=true,embeddings=true"
 
 @dataclass(frozen=True, kw_only=True)
 class Width:
-    """A form of our weights, and how many rows are decoded together by which kernel."""
+    """A form of our weights, and how many rows are decoded together by which kernel.
+
+    With `last`, logits are those of the last token of a call alone.
+    """
 
     name: str
     pass_: str = ""
     tables: bool = False
     rows: int = 1
+    last: bool = False
 
     @property
     def shapes(self) -> ServedShapes:
@@ -63,6 +67,10 @@ WIDTHS: dict[str, Width] = {
 WIDTHS |= {
     f"2zx{rows}": replace(WIDTHS["2z"], name=f"{WIDTHS['2z'].name}, {rows} rows", rows=rows)
     for rows in (4, 16)
+}
+WIDTHS |= {
+    f"{key}l": replace(WIDTHS[key], name=f"{WIDTHS[key].name}, logits of the last token", last=True)
+    for key in ("2", "2z")
 }
 
 
@@ -149,6 +157,7 @@ def _ours(source: Path, folder: Path, threads: int, widths: Sequence[str]) -> li
                 passes=[width.pass_] if width.pass_ else [],
                 ort_accuracy="fast",
                 shapes=width.shapes,
+                last=width.last or None,
                 verify=False,
                 portable=False,
             )

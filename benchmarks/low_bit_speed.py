@@ -1,12 +1,14 @@
 """How fast a decoder of 2 bits runs on ONNX Runtime, beside other widths and other engines.
 
     python benchmarks/low_bit_speed.py [--llama-python PYTHON] [--models DIR] [--threads N]
-                                       [--widths 32,8,4,2,2z,2t,2zt,2zx4,2zx16] [--quick] [--json]
+                                       [--widths 32,8,4,2,2l,2z,2zl,2t,2zt,2zx4,2zx16]
+                                       [--quick] [--json]
 
 The decoder has the shape of Qwen3-0.6B and random weights; ours is exported by the pass rtn, head
 and embedding included, in several widths, groups of 128; 2z is 2 bits with integer zero points,
 which the kernel takes, instead of offsets, which cost a product of their own; 2t and 2zt are of
-groups of 32, looked up in tables; 2zx4 and 2zx16 decode 4 and 16 rows together, whose speeds count
+groups of 32, looked up in tables; 2l and 2zl give the logits of the last token of a call alone, as
+llama.cpp does of a prompt; 2zx4 and 2zx16 decode 4 and 16 rows together, whose speeds count
 all of them.  Beside it stand ONNX
 Runtime's own generator (onnxruntime-genai, int4, made by its model builder from the same directory)
 and, where PYTHON is of an environment with llama-cpp-python and gguf, llama.cpp's formats.  DIR

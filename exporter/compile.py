@@ -182,7 +182,7 @@ def _steps(source: Source, extra: Sequence[Pass], how: Recipe) -> list[Pass]:
         return pipeline.whole(extra)
     if source.states:
         return pipeline.own_states(extra)
-    return pipeline.standard(how.kv, extra, last=how.last)
+    return pipeline.standard(how.kv, extra, last=bool(how.last))
 
 
 def _compile_graph(

@@ -88,6 +88,11 @@ class Speculation:
         self._draft = draft
         if draft.session is target.session:
             raise InputError("The draft needs a session of its own: give it one by fork or load.")
+        if not target.scores_each:
+            raise InputError(
+                "What a draft proposes is judged by scores after each token, and this bundle gives "
+                "them after the last of a step alone: export it without --last."
+            )
         small = TokenReader(draft.session, logits)
         if small.vocabulary != target.vocabulary:
             raise InputError(

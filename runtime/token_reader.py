@@ -9,6 +9,7 @@ from intaglio.errors import InputError
 from intaglio.runtime.arrays import Array
 from intaglio.runtime.graph_entry import TensorSpec
 from intaglio.runtime.session import Session
+from intaglio.state import time_of
 
 PROMPT_STEP = 512  # tokens of a prompt consumed at once, which bounds the memory of its logits
 
@@ -19,6 +20,7 @@ class TokenReader:
     Attributes:
         session: whose state has consumed what was read.
         vocabulary: tokens that are scored; None where the manifest does not say.
+        scores_each: whether each token that is read is scored, not the last of a step alone.
     """
 
     def __init__(self, session: Session, logits: str) -> None:
@@ -33,6 +35,7 @@ class TokenReader:
         spec = next(spec for spec in session.entry.outputs if spec.name == logits)
         size = spec.shape[-1]
         self.vocabulary = size if isinstance(size, int) else None
+        self.scores_each = time_of(spec.shape) is not None
 
     def past_length(self, rows: int) -> npt.NDArray[np.int64]:
         """Tokens that each row has consumed, int64 [rows], before the first step as well."""
@@ -54,7 +57,7 @@ class TokenReader:
 
         Returns:
             For each row the scores [n, vocabulary] after the last `last` of its tokens, or after
-            all where there are fewer.
+            all where there are fewer; after the last one alone where no others are scored.
         """
         lengths = np.array([len(row) for row in tokens])
         ids = np.zeros((len(tokens), lengths.max()), np.int64)
@@ -67,7 +70,9 @@ class TokenReader:
             ragged = None if counts.min() == part.shape[1] else counts
             output = self.session.step({self._name: part}, lengths=ragged)[self._logits]
             for row, (length, count) in enumerate(zip(lengths, counts, strict=True)):
-                if count:
+                if count and not self.scores_each:
+                    found[row] = [output[row]]
+                elif count:
                     found[row].append(output[row, max(length - last - start, 0) : count])
         nothing = np.empty((0, 0), np.float32)
         return [

@@ -20,7 +20,7 @@ from .config import Config
 from .layout_text import Axes, read_layouts
 
 States = Mapping[str, str]
-OF_ALL = ("whole", "text", "pixels")  # options that no kind of source has to name
+OF_ALL = ("whole", "last", "text", "pixels")  # options that no kind of source has to name
 FLAGS = {"graphs": "graph", "states": "state", "text": "tokenizer"}  # called otherwise where typed
 Inputs = Mapping[str, Any] | Sequence[Any] | Tensor | npt.NDArray[Any] | str | Path
 
@@ -73,6 +73,7 @@ class SourceOptions:
     states: States = field(default_factory=dict)
     condition: Sequence[str] = ()
     whole: bool | None = None
+    last: bool | None = None
     adapter: Mapping[str, str] = field(default_factory=dict)
     adapters: str | None = None
     inputs: Inputs | None = None
@@ -168,6 +169,11 @@ class LoadKeywords(TypedDict, total=False):
         bool | None,
         "whether each call takes whole inputs, and nothing is carried between calls, as with "
         "pictures and encoders; where it is not said, the model is asked.",
+    ]
+    last: Annotated[
+        bool | None,
+        "return what the model computes from its last token once for each step, as it is after the "
+        "last of its tokens, not for every token; so are the logits of a Hugging Face directory.",
     ]
     adapter: Annotated[
         Mapping[str, str] | None,

@@ -68,7 +68,6 @@ class Recipe(SourceOptions):
     targets: Sequence[str] = ("ort",)
     passes: Sequence[Any] = ()
     kv: Literal["static", "grow"] = "static"
-    last: bool = False
     ort_accuracy: Accuracy = "auto"
     shapes: Mapping[str, Any] = field(default_factory=dict)
     dtype: str = "fp32"
@@ -188,11 +187,6 @@ class RecipeKeywords(TypedDict, total=False):
     kv: Annotated[
         Literal["static", "grow"] | None,
         "layout of key-value caches: one buffer written in place, or past and present.",
-    ]
-    last: Annotated[
-        bool | None,
-        "return what the model computes from its last token once for each step, as it is after the "
-        "last of its tokens, not for every token.",
     ]
     ort_accuracy: Annotated[
         Accuracy | None,

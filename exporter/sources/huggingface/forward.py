@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .inputs import Run
 
+KEPT = "logits_to_keep"  # of the last tokens
 FIXED = {"use_cache": False, "return_dict": True}
 ENCODED, LAST = "encoder_", "last_hidden_state"  # what an encoder gives is no result of a step
 PICTURE = "image_"  # nor what is made of a picture
@@ -23,15 +24,20 @@ Call = Callable[[nn.Module, Run, Mapping[str, Tensor]], Any]
 CACHES = ("past_key_values", "cache_params")  # what the library calls the state of a sequence
 
 
-def plain_forward(module: nn.Module, inputs: Sequence[str], call: Call | None = None) -> None:
+def plain_forward(
+    module: nn.Module, inputs: Sequence[str], call: Call | None = None, *, last: bool = False
+) -> None:
     """Let `module.forward` take `inputs` alone, by name, and return a dict of tensors.
 
-    `call` runs the library's forward where that does not take them itself, see `Taken.call`.
+    `call` runs the library's forward where that does not take them itself, see `Taken.call`.  With
+    `last`, logits are those of the last token alone, where the library can leave the others out.
     """
     kind = type(module)
     takes = inspect.signature(kind.forward).parameters
     free = any(p.kind is p.VAR_KEYWORD for p in takes.values())
-    fixed = {name: value for name, value in FIXED.items() if free or name in takes}
+    fixed: dict[str, Any] = {n: value for n, value in FIXED.items() if free or n in takes}
+    if last and KEPT in takes:
+        fixed[KEPT] = 1
 
     def forward(self: nn.Module, **given: Tensor) -> dict[str, Tensor]:
         run = functools.partial(kind.forward, self, **fixed)

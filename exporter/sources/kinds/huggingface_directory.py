@@ -77,7 +77,7 @@ def load(path: Path, options: LoadOptions) -> Source:
             notes = (*notes, *given_pictures.left_out(module))
     seen = features.PIXELS in taken.shapes
     options.take(said, *ADAPTERS, *(["axes", "condition"] if seen else []))
-    plain_forward(module, list(taken.shapes), taken.call)
+    plain_forward(module, list(taken.shapes), taken.call, last=bool(options.last))
     text, said_of_text = read_text(directory, taken.tokens, allow_code=options.allow_code)
     return Source(
         path=path,

@@ -18,7 +18,7 @@ EVERYWHERE = "Everywhere"
 # Groups in their order; those of `FURTHER` in the commands that are named there alone.
 GROUPS: dict[str, str] = {
     "Bundle": "out target recipe layout no-portable dry-run force",
-    "Graphs and passes": "graph pass calib work kv last ort-accuracy dtype",
+    "Graphs and passes": "graph pass calib work kv ort-accuracy dtype",
     "Shapes": "min-shapes opt-shapes max-shapes shapes",
     "TensorRT": "flavour sm require-target",
     "What is measured": "context prompt-length batch threads capacity",
@@ -27,8 +27,8 @@ GROUPS: dict[str, str] = {
     "Behaviour": "behaviour judge answer-tokens samples temperature top-p seed stop",
     "Drawing": "temperature top-k top-p min-p repetition-penalty seed guidance",
     "Search": "budget evaluations seed jobs ray report",
-    "Source": "model config key import-from inputs axes whole state condition adapter adapters "
-    "bits pixels",
+    "Source": "model config key import-from inputs axes whole last state condition "
+    "adapter adapters bits pixels",
     "Trust": "allow-code allow-pickle require-signature",
     EVERYWHERE: "json verbose quiet debug help",
 }

@@ -101,9 +101,6 @@ def export_(
     kv: Annotated[
         Cache | None, typer.Option(help="Layout of key-value caches.", show_default="static")
     ] = None,
-    last: Annotated[
-        bool, typer.Option("--last", help="Heads on the last token return it alone, once a step.")
-    ] = False,
     ort_accuracy: Annotated[
         Accuracy | None,
         typer.Option(
@@ -230,7 +227,6 @@ def export_(
             data=data,
             work=work,
             kv=kv.value if kv else None,
-            last=last or None,
             ort_accuracy=ort_accuracy.value if ort_accuracy else None,
             shapes=given if given.ranges else None,
             dtype=dtype,

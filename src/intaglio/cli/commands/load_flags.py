@@ -75,6 +75,15 @@ class LoadFlags(TypedDict):
             show_default="found out",
         ),
     ]
+    last: Annotated[
+        bool | None,
+        typer.Option(
+            "--last/--no-last",
+            help="Heads on the last token, and logits of a Hugging Face directory, are returned "
+            "once a step.",
+            show_default="for every token",
+        ),
+    ]
     states: Annotated[
         list[str] | None,
         typer.Option(

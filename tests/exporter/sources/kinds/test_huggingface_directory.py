@@ -13,10 +13,10 @@ import torch
 import transformers
 
 import intaglio
-from intaglio.errors import OptionError, SourceError
+from intaglio.errors import InputError, OptionError, SourceError
 from intaglio.exporter.options.loading import LoadOptions
 from intaglio.exporter.sources.load import load_source
-from intaglio.runtime import Session
+from intaglio.runtime import Draft, Session
 from intaglio.runtime.generation import generate, generate_rows
 from intaglio.state import Layout
 
@@ -186,6 +186,29 @@ def test_parameters_keep_the_names_of_the_checkpoint(tiny: Path) -> None:
 
     assert (source.model, source.whole) == ("LlamaForCausalLM", False)
     assert "model.layers.1.self_attn.q_proj.weight" in dict(source.module.named_parameters())
+
+
+def test_logits_of_the_last_token_alone(tiny: Path, tmp_path: Path) -> None:
+    """They are those that the library gives, of rows of any length, and enough to generate by."""
+    report = intaglio.export(tiny, tmp_path / "bundle", last=True, steps=12)
+    assert report.parity is not None
+    assert report.parity.passed
+    assert report.manifest.main.outputs[0].shape == ("batch", 1, VOCABULARY)
+    assert intaglio.verify(tmp_path / "bundle", tiny, steps=12).passed
+
+    session = Session.load(tmp_path / "bundle")
+    library: Any = transformers.AutoModelForCausalLM.from_pretrained(tiny)
+    ids = 1 + np.arange(14).reshape(2, 7)  # of which none pads
+    with torch.no_grad():
+        wanted = library(torch.from_numpy(ids)).logits.numpy()
+    found = session.fork().step({"input_ids": ids}, lengths=[7, 3])["logits"]
+    np.testing.assert_allclose(found[:, 0], [wanted[0, 6], wanted[1, 2]], atol=1e-5)
+
+    greedy = library.generate(torch.from_numpy(ids[:1]), max_new_tokens=6, do_sample=False)
+    with pytest.raises(InputError, match="export it without --last"):
+        next(generate(session, ids[0], max_new_tokens=6, draft=Draft(session.fork())))
+    tokens = [*generate(session, ids[0], max_new_tokens=greedy.shape[1] - 7)]
+    assert tokens == greedy[0, 7:].tolist()
 
 
 def test_whether_a_model_without_a_head_can_be_stepped_is_found_by_trying(tmp_path: Path) -> None:
