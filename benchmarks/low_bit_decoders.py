@@ -102,6 +102,7 @@ class Decoder:
     command: Sequence[str]
     head: str
     rows: int = 1
+    last: bool = False
     load: float = 0.0
     prefill: dict[int, list[float]] = field(default_factory=dict)
     decode: list[float] = field(default_factory=list)
@@ -166,7 +167,7 @@ def _ours(source: Path, folder: Path, threads: int, widths: Sequence[str]) -> li
         found.append(
             Decoder(
                 name=f"ours, {width.name}", path=path / "ort", command=command, head=width.name,
-                rows=width.rows,
+                rows=width.rows, last=width.last,
             )
         )  # fmt: skip
     return found

@@ -106,7 +106,9 @@ def _shares(decoder: Decoder, shape: Shape, ceilings: Ceilings) -> list[Row]:
     """How near each phase is to what the machine reaches at best, by its bytes and operations."""
     read = decoder.bytes * median(decoder.decode) / decoder.rows
     kind = "float32" if decoder.head == "fp32" else "int8"
-    done = 2 * shape.weights * median(decoder.prefill[LONG])
+    head = shape.hidden * shape.vocabulary
+    each = shape.weights - (head * (LONG - 1) / LONG if decoder.last else 0)
+    done = 2 * each * median(decoder.prefill[LONG])
     return [
         Row(name=f"decoder, {decoder.name}: decode", value=read / ceilings.bytes,
             unit="of the memory's rate", note=f"{ceilings.bytes / 1e9:.1f} GB/s at best"),

@@ -203,7 +203,21 @@ def triton_server(told: Record) -> Iterator[str]:
     yield f"({told.noted(lost, r'[0-9.]+e-[0-9]+')[0]} of the largest)"
 
 
+def low_bit_prefill(told: Record) -> Iterator[str]:
+    all_, last = (f"2 bits, integer zero points{of}" for of in ("", ", logits of the last token"))
+    near, far = (
+        told.value(f"decoder, {last} to ours, {all_}: prefill of {length}") for length in (64, 512)
+    )
+    yield f"prefills 64 tokens {near:.2f} times as fast and 512 tokens {far:.2f} times"
+    held = [told.value(f"decoder, ours, {form}: peak memory") for form in (last, all_)]
+    yield f"in {held[0] / held[1]:.2f} of the memory"
+    peer = "decoder, {} to onnxruntime-genai, int4: {}"
+    yield f"{told.value(peer.format(last, 'prefill of 512')):.2f} times onnxruntime-genai's int4"
+    yield f"a step decoded {told.value(peer.format(last, 'decode')):.2f} times as fast"
+
+
 PAGES: dict[str, Callable[[Record], Iterator[str]]] = {
+    "low-bit": low_bit_prefill,
     "streams": streams,
     "triton": triton_server,
 }
