@@ -44,7 +44,7 @@ class Queues:
         self.limits = limits
         self.records: dict[str, Record] = {}
         self.waiting: list[OrderedDict[Record, None]] = [OrderedDict() for _ in range(lanes)]
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()  # what is collected as garbage may close within it
         self.closed: str | None = None
         self.enders: list[Callable[[], None]] = []
         self._roomy = threading.Condition(self.lock)

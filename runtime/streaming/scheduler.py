@@ -92,7 +92,7 @@ class Scheduler:
         """Close a stream, saved if `keep`; what it was fed and has not taken fails.
 
         The future fails with a StateError if it cannot be saved; it is not closed then.  One that
-        is closed already cannot be.
+        is closed already cannot be saved.
         """
         return self._ask(lambda: self._end(record, keep=keep))
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from intaglio.errors import FullError
+from intaglio.runtime.streaming.queues import Queues, StreamLimits
 from intaglio.runtime.streaming.streams import Streams
 
 OpenStreams = Callable[..., Streams]
@@ -33,3 +34,18 @@ def test_queues_are_bounded(open_streams: OpenStreams, calls: Any, ids: Any) -> 
     gate.set()
     thread.join(WAIT)
     assert [f.result(WAIT)["logits"].shape for f in (*futures, *waiting)] == [(1, 1, 23)] * 4
+
+
+def test_queues_close_within_their_lock() -> None:
+    """As where streams that nobody holds are collected, on the thread that plans a call of them."""
+    limits = StreamLimits(streams=1, queue=1, backlog=1, context=None, chunk=1, save_every=None)
+    queues = Queues(limits, 1)
+
+    def collected() -> None:
+        with queues.lock:
+            queues.close("gone")
+
+    thread = threading.Thread(target=collected, daemon=True)
+    thread.start()
+    thread.join(5)
+    assert (thread.is_alive(), queues.closed) == (False, "gone")
