@@ -51,7 +51,7 @@ def told(program: ExportedProgram) -> Iterator[str]:
     found = Counter(path_of(node) for node in program.graph.nodes if CHOSEN in node.meta)
     for path, count in found.items():
         yield (
-            f"In {named(path)} rows are chosen {count} times, as experts are handed theirs: a step "
+            f"In {named(path)} rows are chosen {count} times, by a mask or for an expert: a call "
             "computes each time all of them, and chooses then."
         )
 
