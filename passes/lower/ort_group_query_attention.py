@@ -38,7 +38,7 @@ class OrtGroupQueryAttention(Lower):
         """Rewrite every attention over a static cache."""
         notes = []
         lengths: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
-        fits: ir.Value | None = None
+        fitting: dict[ir.Value, ir.Value] = {}
         for node in list(model.graph):
             caches = _caches(node)
             if caches is None:
@@ -49,9 +49,9 @@ class OrtGroupQueryAttention(Lower):
                 lengths[total] = _lengths(total, Emitter(node))
             given = (node.inputs[0], *(cache.inputs[1] for cache in caches))
             packed = [_pack(value, Emitter(node)) for value in given]
-            if fits is None and context.batch != 1:
-                fits = _fits(packed[0], Emitter(node))
-            _fuse(model.graph, node, caches, packed, lengths[total], fits)
+            if total not in fitting and context.batch != 1:  # layers at another rate have their own
+                fitting[total] = _fits(packed[0], Emitter(node))
+            _fuse(model.graph, node, caches, packed, lengths[total], fitting.get(total))
             notes.append(describe(node))
         if notes:
             model.graph.opset_imports[DOMAIN] = 1

@@ -79,7 +79,7 @@ def test_either_branch_writes_caches_in_place(rows: int, tokens: int, scale: str
         model, [OrtGroupQueryAttention(), RemoveDead()], Context(states=caches(), batch=None)
     )
     random = np.random.default_rng(rows)
-    past = np.arange(rows) * 3
+    past = 2 + 3 * np.arange(rows)
     inputs: dict[str, Any] = {
         "q": random.standard_normal((rows, 4, tokens, 8), np.float32),
         "k": random.standard_normal((rows, 2, tokens, 8), np.float32),
@@ -107,3 +107,24 @@ def test_either_branch_writes_caches_in_place(rows: int, tokens: int, scale: str
             end = before + tokens
             np.testing.assert_array_equal(inputs[name][row, :, :end], new[row, :, :end])
             np.testing.assert_array_equal(inputs[name][row, :, end:], new[row, :, end:])
+
+
+def test_each_rate_of_tokens_has_its_own_branch() -> None:
+    """Where one attention sees one token, another may see two."""
+    cache = "float[batch, 2, capacity, 8]"
+    inputs = (
+        f"float[batch, 4, twice, 8] q2, float[batch, 2, twice, 8] k2, int64[batch] past2, {cache} p"
+    )
+    outputs = f"float[batch, 4, twice, 8] z, {cache} n, {cache} m"
+    more = """
+      count2 = Shape <start = 2, end = 3> (q2)
+      total2 = Add (past2, count2)
+      n = TensorScatter <axis = 2> (p, k2, past2)
+      m = TensorScatter <axis = 2> (p, k2, past2)
+      z = Attention <is_causal = 1> (q2, n, m, , , , total2)
+    """
+    text = TEXT.replace("g (", f"g ({inputs}, ").replace("=> (", f"=> ({outputs}, ")
+    model = ir.from_onnx_text(f"{text[: text.rindex('}')]}{more}}}")
+    OrtGroupQueryAttention().run(model, Context(states=caches(), batch=None))
+    choices = [node.inputs[0] for node in model.graph if node.op_type == "If"]
+    assert len(choices) == len(set(choices)) == 2
