@@ -42,6 +42,7 @@ from .whole_numbers import free_sizes
 
 UNBOUNDED = 2**31  # PyTorch's own infinities are above
 MOST_SHORT = 32  # tokens below which each number of them is tried
+MOST_PLAIN = 4  # arguments of a slice that takes neighbours
 SPARE_ROWS = 4  # of a table of positions, for padding
 
 MEND = (
@@ -83,17 +84,27 @@ def capture(source: Source) -> tuple[ExportedProgram, dict[str, Span]]:
                 "form."
             ) from refusal
         return rolled, _spans(source, rolled, _Watch({}), contextlib.nullcontext())
+    except TraceError as refusal:
+        # What a number of tokens is asked for may be no free size: a logarithm, a table's rows.
+        if TIME not in source.symbols:
+            raise
+        return capture_again(source, refusal, alone=True)
 
 
-def capture_again(source: Source, refusal: TraceError) -> tuple[ExportedProgram, dict[str, Span]]:
+def capture_again(
+    source: Source, refusal: TraceError, *, alone: bool = False
+) -> tuple[ExportedProgram, dict[str, Span]]:
     """The program of `source` by way of programs of several fixed numbers of tokens.
 
     Raises:
-        TraceError: `refusal`, if there is none, or it is none of that source.
+        TraceError: `refusal`, if there is none, or it is none of that source; `alone`, or with what
+            else was in the way.
     """
     try:
         rolled = None if source.whole or not isinstance(source.body, nn.Module) else roll(source)
     except PartedError as why:
+        if alone:
+            raise refusal from why
         raise TraceError(f"{refusal} As a loop it {why}.") from refusal
     if rolled is None:
         raise refusal
@@ -135,7 +146,7 @@ def _captured(source: Source, module: nn.Module) -> tuple[ExportedProgram, dict[
     if not source.whole and (path := _splits(program)) is not None:
         raise _FrozenError(_fixed(TIME, source.sizes[TIME], path, source))
     spans = _spans(source, program, watch)
-    if not source.whole and _fills_chunks(program):
+    if not source.whole and (_fills_chunks(program) or (source.pace == 1 and _halves(program))):
         with contextlib.suppress(TraceError):
             return capture_again(source, TraceError("It is captured as it is."))
     return program, spans
@@ -161,6 +172,19 @@ def _fills_chunks(program: ExportedProgram) -> bool:
         if node.target in (torch.ops.aten.pad.default, torch.ops.aten.constant_pad_nd.default):
             sizes = [each.meta["val"] for each in node.args[1] if isinstance(each, fx.Node)]
             if any("Mod" in str(size) or "//" in str(size) for size in sizes):
+                return True
+    return False
+
+
+def _halves(program: ExportedProgram) -> bool:
+    """Whether every second entry of every second entry is taken, as a recursion does.
+
+    PyTorch ends that where it ends for the example, without a word.
+    """
+    for node in program.graph.nodes:
+        if node.target is torch.ops.aten.slice.Tensor and len(node.args) > MOST_PLAIN:
+            sizes = node.meta["val"].shape
+            if any(str(size).count("//") > 1 for size in sizes if isinstance(size, SymInt)):
                 return True
     return False
 

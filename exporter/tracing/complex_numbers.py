@@ -297,6 +297,27 @@ def _permuted(emit: _Pairs, value: fx.Node, order: list[int]) -> fx.Node:
     return emit(ATEN.permute.default, emit.of(value), [*_counted(order, rank), rank])
 
 
+def _repeated(emit: _Pairs, value: fx.Node, times: Sequence[Any]) -> fx.Node:
+    """As often along each axis, those in front that only the result has included."""
+    front = max(value.meta["val"].ndim - len(times), 0)
+    return emit(ATEN.repeat.default, emit.of(value), [*[1] * front, *times, 1])
+
+
+def _padded(emit: _Pairs, value: fx.Node, widths: Sequence[Any], *how: Any) -> fx.Node | None:
+    """With zeros, or as the entries themselves say."""
+    fill = next((each for each in how if not isinstance(each, str) and each is not None), 0)
+    mode = next((each for each in how if isinstance(each, str)), "constant")
+    return None if fill else emit(ATEN.pad.default, emit.of(value), [0, 0, *widths], mode)
+
+
+def _chosen(emit: _Pairs, condition: fx.Node, left: Any, right: Any) -> fx.Node:
+    return emit(
+        ATEN.where.self,
+        emit(ATEN.unsqueeze.default, condition, -1),
+        *(emit.typed(each) for each in (left, right)),
+    )
+
+
 def _shaped(target: Any) -> Callable[..., fx.Node]:
     """An operator that is told the shape that it gives."""
 
@@ -354,6 +375,23 @@ RULES: Mapping[Any, Callable[..., fx.Node | None]] = {
     ATEN.expand.default: _shaped(ATEN.expand.default),
     ATEN.view.default: _shaped(ATEN.view.default),
     ATEN.reshape.default: _shaped(ATEN.reshape.default),
+    ATEN.expand_as.default: lambda emit, value, other: (
+        emit(ATEN.expand_as.default, emit.of(value), emit.of(other)) if _is_complex(other) else None
+    ),
+    ATEN.repeat.default: _repeated,
+    ATEN.tile.default: _repeated,
+    ATEN.narrow.default: _moved(ATEN.narrow.default, 1),
+    ATEN.flip.default: _moved(ATEN.flip.default, 1),
+    ATEN.cumsum.default: lambda emit, value, axis, **_: emit(
+        ATEN.cumsum.default, emit.of(value), _counted(axis, value.meta["val"].ndim)
+    ),
+    ATEN.flatten.using_ints: lambda emit, value, start=0, end=-1: emit(
+        ATEN.flatten.using_ints, emit.of(value), *_counted([start, end], value.meta["val"].ndim)
+    ),
+    ATEN.unflatten.int: _moved(ATEN.unflatten.int, 1),
+    ATEN.pad.default: _padded,
+    ATEN.constant_pad_nd.default: _padded,
+    ATEN.where.self: _chosen,
     ATEN.alias.default: lambda emit, value: emit.of(value),
     ATEN.contiguous.default: lambda emit, value, **_: emit.of(value),
     ATEN.clone.default: lambda emit, value, **_: emit.of(value),

@@ -310,8 +310,10 @@ class IterationGraph:
 
 
 def _is_entry(terms: Terms, at: int) -> bool:
-    """Whether `terms` are one token of a sequence, not later than `at`."""
-    return all(t.op is aten.select.int and t.leaves[0].fed and t.leaves[2] <= at for t in terms)
+    """Whether `terms` are one token of sequences as long as each program is, not after `at`."""
+    if not all(t.op is aten.select.int and t.leaves[0].fed and t.leaves[2] <= at for t in terms):
+        return False
+    return len({str(t.leaves[0].shape[t.leaves[1]]) for t in terms}) == len(terms)
 
 
 def _leaves(terms: Terms) -> list[tuple[Any, ...]]:

@@ -9,6 +9,7 @@ captured again like any module, with batch and time free, and held to the source
 import copy
 import itertools
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from .chunk_sizes import chunk_size
 from .chunked import CHUNK_RULES
 from .loop_streams import PartedError
 from .outer import Outer
+from .parallel_scans import as_recurrences
 from .terms import Terms, UnreadableError
 from .tidy import RULES
 from .told import lengths_beyond, told_numbers
@@ -39,11 +41,13 @@ VIEWS = frozenset({"aten.view.default", "aten._unsafe_view.default"})
 SHORTEST = 6  # tokens; what starts in its own way and what ends so leave three iterations between
 TRIED = (1, 2, 13, 31, 64)  # tokens at which a program without a loop is held to its source
 DOUBLINGS = (16, 32, 64, 128, 256, 512, 1024)  # at which calls are counted
+ROUNDS = (1, 2, 3, 4, 5, 8, 13, 16, 17, 31, 32, 33, 64, 65, 127, 128)  # of scans, as many and one
 FAR = (139, 519, 1033, 2069, 4099)  # in which a chunk would end that the others are within
 NEAR = 1e-4
 SEEN = 1e-9  # of the largest, in float64: what is not rounding
 LARGE = 100.0  # by how much later tokens are made larger
 PLACES = 16  # of a chunk that are looked at
+Prepared = Callable[[ExportedProgram, int], None]  # what changes a program of so many tokens
 PROGRAMS = 2  # which give a line; the comparison with the source tells whether it is one
 
 
@@ -66,7 +70,7 @@ def roll(source: Source) -> ExportedProgram | None:
 
 
 def _rolled(source: Source) -> ExportedProgram | None:
-    parted = None
+    parted: PartedError | None = None
     try:
         outer = _outer(source, 1)
         if outer.loops:
@@ -75,11 +79,13 @@ def _rolled(source: Source) -> ExportedProgram | None:
             return program
     except PartedError as error:
         parted = error
+    if (program := _of_parallel_scans(source)) is not None:
+        return program
     if _doubles(source):
         raise PartedError(
             "takes a few operations more for each doubling of the number of tokens, as a parallel "
-            "scan does: write the recurrence as a loop over tokens, whose engine computes many at "
-            "once where it can"
+            "scan does, of what is no sum of products: write the recurrence as a loop over tokens, "
+            "whose engine computes many at once where it can"
         ) from parted
     batch = _free(source, ROWS, 1)[0]
     chunk = chunk_size(
@@ -94,6 +100,31 @@ def _rolled(source: Source) -> ExportedProgram | None:
     return None
 
 
+def _of_parallel_scans(source: Source) -> ExportedProgram | None:
+    """The program of a source some of whose loops are scans in parallel; None where none is.
+
+    Raises:
+        PartedError: one that does otherwise for other numbers of tokens.
+    """
+    found: list[int] = []
+
+    def prepared(program: ExportedProgram, time: int) -> None:
+        found.append(as_recurrences(program, time))
+
+    try:
+        program = _captured(source, _outer(source, 1, prepared))
+    except PartedError:
+        if any(found):
+            raise
+        return None
+    if not any(found):
+        return None
+    for tokens in (*ROUNDS, *FAR):
+        if not _agrees(source, program, tokens, far=True):
+            raise PartedError(f"does something else where there are {tokens} tokens")
+    return program
+
+
 def _without_loops(source: Source, outer: Outer) -> ExportedProgram | None:
     """The program of a graph that has no loop, if it is the source at other lengths too."""
     try:
@@ -104,15 +135,18 @@ def _without_loops(source: Source, outer: Outer) -> ExportedProgram | None:
     return program if short and all(_agrees(source, program, n, far=True) for n in FAR) else None
 
 
-def _outer(source: Source, chunk: int) -> Outer:
-    """The graph around the loops of `source`, each iteration of which takes `chunk` tokens."""
+def _outer(source: Source, chunk: int, prepared: Prepared | None = None) -> Outer:
+    """The graph around the loops of `source`, each iteration of which takes `chunk` tokens.
+
+    Of programs that were `prepared` before, in place.
+    """
     programs = []
     batch = _free(source, ROWS, 1)[0]
     taken = {n // chunk for n in _taken(source) if n % chunk == 0} | _taken(source) | {chunk}
     for count in itertools.islice(
         (n for n in itertools.count(SHORTEST) if n not in taken), PROGRAMS
     ):
-        program = _unrolled(source, batch, count * chunk)
+        program = _unrolled(source, batch, count * chunk, prepared)
         sizes = {
             name: {a: s for a, s in source.dynamic.get(name, {}).items() if s != TIME}
             for name in source.inputs
@@ -210,7 +244,8 @@ def _agrees(source: Source, program: ExportedProgram, time: int, *, far: bool = 
         return far
     try:
         with torch.no_grad(), quiet():
-            found = program.module()(**inputs)
+            # Sizes that PyTorch took apart by chance, as strides that differ, are no matter.
+            found = program.module(check_guards=False)(**inputs)
         torch.testing.assert_close(
             tree_leaves(found), tree_leaves(wanted), rtol=NEAR, atol=NEAR, equal_nan=True
         )
@@ -245,8 +280,10 @@ def _taken(source: Source) -> set[int]:
     return taken | {d for x, axes in inputs for axis, d in enumerate(x.shape) if axis not in axes}
 
 
-def _unrolled(source: Source, batch: int, time: int) -> ExportedProgram:
-    """The program of `source` at `time` tokens, in functional form."""
+def _unrolled(
+    source: Source, batch: int, time: int, prepared: Prepared | None = None
+) -> ExportedProgram:
+    """The program of `source` at `time` tokens, in functional form, and `prepared` in place."""
     inputs = source.random_inputs(batch, time, 0)
     shapes = {
         name: {a: Dim.DYNAMIC for a, s in source.dynamic.get(name, {}).items() if s != TIME}
@@ -258,6 +295,10 @@ def _unrolled(source: Source, batch: int, time: int) -> ExportedProgram:
             module = carried_out(source, inputs, shapes)
         with torch.no_grad(), quiet(), Spellings():
             program = torch.export.export(module, (), inputs, dynamic_shapes=shapes, strict=False)
+        if prepared is not None:  # before complex numbers are pairs
+            with torch.no_grad(), quiet():
+                program = program.run_decompositions({})
+                prepared(program, time)
         if all(map(_is_functional, program.graph.nodes)):
             return program
         with torch.no_grad(), quiet():

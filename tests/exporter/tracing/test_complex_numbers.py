@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, export
+from torch.nn import functional as F
 
 from intaglio.exporter.tracing.complex_numbers import pair_complex_numbers
 
@@ -27,6 +28,11 @@ class Turning(nn.Module):
             "sum": both.abs(),
             "parts": both.real * both.imag,
             "real": real,
+            "repeated": torch.cat((z.tile(2, 1, 1), z.repeat(2, 1, 1)), 1).imag,
+            "turned": z.flip(1).narrow(1, 0, 2).real,
+            "padded": (F.pad(z, (0, 0, 2, 0))[:, : x.shape[1]] + z.cumsum(-2)).imag,
+            "chosen": torch.where(z.real > 0, z, poles.expand_as(z)).flatten(1).imag,
+            "apart": torch.unflatten(z, -1, (2, 2)).real,
             "picked": z.unsqueeze(-2).expand(-1, -1, 3, -1).select(2, 1).imag,
         }
 
