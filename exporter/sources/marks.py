@@ -9,10 +9,11 @@ from collections.abc import Collection
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from intaglio.exporter.options.loading import Inputs
 from intaglio.exporter.sources.examples import read_inputs
+from intaglio.exporter.sources.own_states.kept import as_it_was
 from intaglio.quiet import quiet
 
 
@@ -33,9 +34,17 @@ def mark_where_needed(module: nn.Module, names: Collection[str], inputs: Inputs 
 
 
 def _runs(module: nn.Module, inputs: Any) -> bool:
+    """Whether `module` runs on examples; what it keeps, and wrote in place, is as it was."""
+    held = [x for part in module.modules() for x in vars(part).values() if isinstance(x, Tensor)]
+    kept = [(value, value.detach().clone()) for value in (*module.buffers(), *held)]
     try:
-        with torch.no_grad(), quiet():
+        with torch.no_grad(), quiet(), as_it_was(module):
             module(**{n: x.clone() for n, x in read_inputs(inputs, module).items()})
     except Exception:  # noqa: BLE001  modules raise whatever they like
         return False
+    finally:
+        with torch.no_grad():
+            for value, before in kept:
+                if not value.equal(before):
+                    value.copy_(before)
     return True

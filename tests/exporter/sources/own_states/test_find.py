@@ -269,3 +269,18 @@ def test_what_has_other_rows_than_the_first_input_has_no_batch() -> None:
     given = {"x": torch.randn(5, 8), "edges": torch.randint(5, (2, 9)), "h": torch.zeros(5, 8)}
     found = load_source(Nodes(), inputs=given)
     assert shapes(found) == {"x": {0: "batch"}, "edges": {}, "h": {0: "batch"}}
+
+
+def test_what_a_module_writes_in_place_is_not_written_while_it_is_tried() -> None:
+    class Kept(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix = nn.Linear(8, 8)
+            self.h = nn.Buffer(torch.zeros(2, 8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.h.copy_((self.mix(x) + self.h).tanh())
+            return 2 * self.h
+
+    (state,) = load_source(Kept(), inputs={"x": X}).states
+    assert not np.any(state.initial)
