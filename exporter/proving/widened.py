@@ -1,7 +1,8 @@
 """Run a module in float64 without a copy of it in float64.
 
-`module.double()` on a copy triples the memory of the weights.  Here each parameter and buffer is
-widened when an operation takes it, and dropped after that operation.
+`module.double()` on a copy triples the memory of the weights.  Here each parameter is widened when
+an operation takes it, and dropped after that operation.  Buffers, which a module may write to and
+read again, are widened once a run.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -50,6 +51,8 @@ class Widened(TorchFunctionMode):
         flat = (w for each in layers for w in getattr(each, "_flat_weights", ()) if w is not None)
         tensors = (*module.parameters(), *module.buffers(), *flat)
         self._own = {id(tensor) for tensor in tensors if tensor.is_floating_point()}
+        self._buffers = {id(tensor) for tensor in module.buffers()} & self._own
+        self._held: dict[int, Tensor] = {}
         self._plain = ExitStack()
 
     def __enter__(self) -> Self:
@@ -61,11 +64,13 @@ class Widened(TorchFunctionMode):
         """
         self._plain.enter_context(sdpa_kernel(SDPBackend.MATH))
         self._plain.enter_context(patch.object(torch, "finfo", _limits))
+        self._held.clear()
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *raised: object) -> None:
         super().__exit__(*raised)  # type: ignore[no-untyped-call]
+        self._held.clear()
         self._plain.close()
 
     def __torch_function__(
@@ -87,9 +92,13 @@ class Widened(TorchFunctionMode):
         return func(*wide_args, **wide_kwargs)
 
     def _widen(self, value: Any) -> Any:
-        if isinstance(value, Tensor) and id(value) in self._own:
+        if not isinstance(value, Tensor) or id(value) not in self._own:
+            return value
+        if id(value) not in self._buffers:
             return value.detach().to(torch.float64)
-        return value
+        if id(value) not in self._held:
+            self._held[id(value)] = value.detach().to(torch.float64, copy=True)
+        return self._held[id(value)]
 
 
 def _limits(dtype: torch.dtype | None = None) -> torch.finfo:

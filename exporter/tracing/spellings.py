@@ -10,6 +10,7 @@ While a module is captured, a call of one of `FUNCTIONS` runs as what stands bes
 * inverses, solutions, factors and determinants of small matrices (`small_matrices`);
 * order statistics and places among sorted values (`order_statistics`), scattered means and counts;
 * what PyTorch gives numbers where sizes are free (`sized_calls`);
+* joins under other names, and of what has no entries (`joined_calls`);
 * distances of all pairs of points, where PyTorch looks at how many there are;
 * numbers that count down by one as those that count up, turned round;
 * Fourier transforms of frames, and of hops along time, and windows (`framed_transforms`);
@@ -30,7 +31,14 @@ from torch.distributions import Distribution
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from . import framed_transforms, order_statistics, scattered_means, sized_calls, small_matrices
+from . import (
+    framed_transforms,
+    joined_calls,
+    order_statistics,
+    scattered_means,
+    sized_calls,
+    small_matrices,
+)
 from .small_matrices import AsItIsError
 
 Spelled = Callable[..., Any]
@@ -214,6 +222,7 @@ FUNCTIONS: Mapping[Any, Spelled] = {
     Tensor.bincount: scattered_means.bincount,
     **framed_transforms.SPELLED,
     **sized_calls.SPELLED,
+    **joined_calls.SPELLED,
     torch.diff: _diff,
     Tensor.diff: _diff,
     torch.var: _VARIANCE,

@@ -59,6 +59,7 @@ from .small_matrices import instead
 from .squeezes import settle_squeezes
 from .stable_sorts import settle_stable_sorts
 from .stepped_axes import name_steps
+from .stored_reads import forward_stored
 from .trace_check import WrongGraphError, check_trace, check_whole
 from .translations import swift_translations, translations
 
@@ -135,6 +136,7 @@ def _traced(source: Source, program: ExportedProgram, spans: dict[str, Span]) ->
     max_context = None if source.whole or TIME not in spans else spans[TIME].most
     compute_all_rows(program, products=not source.whole)
     chosen = tuple(told(program))
+    forward_stored(program)
     idle = idle_buffers(program)
     carried = carry_kernels(program)
     program, folded = fold_weights(carried.program)

@@ -36,7 +36,7 @@ class OrtPackedHeads(Lower):
             fused = _fused(node)
             if fused is None:
                 continue
-            taken = [_take(node, value) for value in fused.inputs[:GIVEN]]
+            taken = [_take(value) for value in fused.inputs[:GIVEN]]
             if any(taken) | _give(node):
                 notes.append(describe(node))
         return PassResult(changed=bool(notes), notes=notes)
@@ -56,16 +56,16 @@ def _turned(value: ir.Value | None) -> ir.Value | None:
     return node.inputs[0] if node and tuple(attribute(node, "perm") or ()) == TURN else None
 
 
-def _take(node: ir.Node, packed: ir.Value | None) -> bool:
-    """Give `node` the projection behind what it reads; False where there is none."""
+def _take(packed: ir.Value | None) -> bool:
+    """Put the projection behind what attention reads in its place; False where there is none."""
     apart = producer(packed, "Reshape")
     by_head = _turned(apart.inputs[0]) if apart else None
     rotary = producer(by_head, "RotaryEmbedding")
     source = _turned(rotary.inputs[0] if rotary else by_head)
     heads = (dims(source) or (0, 0, ""))[2]
-    if source is None or packed is None or not isinstance(heads, int):
+    if source is None or packed is None or apart is None or not isinstance(heads, int):
         return False
-    emit = Emitter(rotary or node)
+    emit = Emitter(rotary or apart)  # others than attention may take it, and before that
     value = _side_by_side(source, packed, emit)
     if rotary is not None:
         attributes = {**attributes_of(rotary), "num_heads": heads}

@@ -114,6 +114,24 @@ def test_recurrent_layers_of_a_copy_are_widened(kind: type[nn.GRU | nn.LSTM]) ->
         torch.testing.assert_close(found, wanted(x)[0], rtol=1e-12, atol=1e-14)
 
 
+def test_what_a_module_writes_to_a_buffer_is_read_from_there() -> None:
+    class Keeping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("kept", torch.zeros(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            kept = self.get_buffer("kept")
+            kept[: len(x)] = x
+            return kept[: len(x)] + x
+
+    module, x = Keeping(), torch.randn(3).double()
+    for _ in range(2):
+        with Widened(module):
+            torch.testing.assert_close(module(x), 2 * x)
+    assert not module.get_buffer("kept").any()
+
+
 def test_limits_of_dtypes_are_those_that_the_module_runs_with() -> None:
     """They are added so as not to divide by zero, and tell where entries are small."""
 
