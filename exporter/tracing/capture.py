@@ -32,7 +32,7 @@ from .at_fault import line_of, own_line, run_examples
 from .cumulative import Scans
 from .gradients import FixedTimeError, carried_out, differentiates
 from .loops.loop_streams import PartedError
-from .loops.roll import roll
+from .loops.roll import roll, takes_fixed_times
 from .modules import ModuleStack, named, path_of
 from .running import arguments
 from .scans import in_order
@@ -86,7 +86,7 @@ def capture(source: Source) -> tuple[ExportedProgram, dict[str, Span]]:
         return rolled, _spans(source, rolled, _Watch({}), contextlib.nullcontext())
     except TraceError as refusal:
         # What a number of tokens is asked for may be no free size: a logarithm, a table's rows.
-        if TIME not in source.symbols:
+        if TIME not in source.symbols or not takes_fixed_times(source):
             raise
         return capture_again(source, refusal, alone=True)
 

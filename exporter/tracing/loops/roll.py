@@ -69,6 +69,15 @@ def roll(source: Source) -> ExportedProgram | None:
     return program
 
 
+def takes_fixed_times(source: Source) -> bool:
+    """Whether `source` can be captured at a fixed number of tokens at all."""
+    try:
+        _unrolled(source, _free(source, ROWS, 1)[0], _free(source, SHORTEST, 1)[0])
+    except PartedError:
+        return False
+    return True
+
+
 def _rolled(source: Source) -> ExportedProgram | None:
     parted: PartedError | None = None
     try:
