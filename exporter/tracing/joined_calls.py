@@ -12,13 +12,14 @@ from .small_matrices import AsItIsError
 def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """``torch.cat`` without what has no entries, as a past of no tokens has none."""
     kept = [x for x in tensors if not _is_empty(x, dim)]
-    if not kept or len(kept) == len(tensors):
+    if not kept or len(kept) == len(tensors) or len({x.dtype for x in tensors}) > 1:
         raise AsItIsError
     return torch.cat(kept, dim) if len(kept) > 1 else kept[0].clone()
 
 
 def _is_empty(x: Tensor, dim: int) -> bool:
-    size = x.shape[dim] if x.dim() else 1
+    """Whether `x` has no entries along `dim`; of one axis it is left out by PyTorch at any."""
+    size = x.shape[dim] if -x.dim() <= dim < x.dim() else x.shape[0] if x.dim() == 1 else 1
     return isinstance(size, int) and size == 0
 
 

@@ -211,8 +211,8 @@ def _slice(node: ir.Node, axes: Axes) -> Places | None:
 
 def _of_no_token(node: ir.Node, before: Shape, after: Shape) -> int | None:
     """The axis of keys of which a Slice takes entries behind those of tokens alone."""
-    starts, ends, axes = (integers(input_of(node, place)) for place in (1, 2, 3))
-    if starts is None or ends is None or axes is None or len(axes) != 1:
+    starts, ends, axes, steps = (integers(input_of(node, place)) for place in (1, 2, 3, 4))
+    if starts is None or ends is None or axes is None or len(axes) != 1 or steps not in (None, [1]):
         return None
     axis = normal(axes[0], len(before))
     extra = surplus(before[axis])

@@ -94,7 +94,7 @@ def as_recurrences(program: ExportedProgram, time: int) -> int:
     """Write each parallel scan over `time` tokens in `program` as a recurrence; tell how many."""
     pieces, found = _Pieces(time), 0
     for node in list(program.graph.nodes):
-        if node.target in WRITES and _sizes(node) == _sizes(node.args[1]):  # over all there was
+        if node.target in WRITES and _is_all(node):
             node.replace_all_uses_with(node.args[1])
             continue
         pieces.take(node)
@@ -148,7 +148,10 @@ class _Pieces:
         if any(value is None for value in given.values()):
             return
         args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), given.__getitem__)
-        self._values[node] = MOVES[op](*args, **kwargs)
+        try:
+            self._values[node] = MOVES[op](*args, **kwargs)
+        except Exception:  # noqa: BLE001  what wider numbers are not taken for
+            return
         self._from[node] = {}
         for x in inputs:
             self._from[node] |= self._from.get(x, {_of_all(x): None})
@@ -215,6 +218,13 @@ class _Pieces:
         sizes = _sizes(node) if isinstance(value, Tensor) else []
         axes = [axis for axis, size in enumerate(sizes) if size == self.time]
         return axes[0] if len(axes) == 1 else None
+
+
+def _is_all(node: Any) -> bool:
+    """Whether what is written is all that `node` gives, as it is."""
+    written = node.args[1]
+    same = node.meta["val"].dtype == written.meta["val"].dtype
+    return same and _sizes(node) == _sizes(written)
 
 
 def _of_all(node: fx.Node) -> fx.Node:

@@ -29,6 +29,16 @@ def test_each_join_is_that_of_its_name(function: Callable[..., Any], rank: int) 
 CONCATENATES = (torch.concat, torch.concatenate)
 
 
+def test_what_has_no_entries_may_still_tell_the_type() -> None:
+    with pytest.raises(AsItIsError):
+        joined_calls.cat([torch.zeros(2, 0), torch.ones(2, 3, dtype=torch.int64)], 1)
+
+
+def test_nothing_of_one_axis_stands_beside_anything() -> None:
+    x = torch.randn(2, 3)
+    torch.testing.assert_close(joined_calls.cat([torch.tensor([]), x], 1), x)
+
+
 def test_nothing_beside_one_tensor_is_a_tensor_of_its_own() -> None:
     x = torch.randn(2, 3)
     found = joined_calls.cat([torch.zeros(2, 0), x], 1)
