@@ -87,6 +87,7 @@ class StreamHandle:
 
         For inputs that do not depend on outputs; where they do, call `step` for each.
         """
+        self.streams.require_another_thread()
         pending: deque[Future[Outputs]] = deque()
         try:
             for each in inputs:

@@ -6,7 +6,6 @@ same time, on one core each, and the work in Python of one runs while the other 
 They share queues, limits and the store, and nothing else.
 """
 
-import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -49,13 +48,18 @@ class Lanes:
     def __init__(self, queues: Queues, residents: Sequence[Residents]) -> None:
         """Start one for the rows of each of `residents`."""
         self._queues = queues
-        self._lanes = [Scheduler(queues, each, lane) for lane, each in enumerate(residents)]
-        self._threads = {lane.thread.ident for lane in self._lanes}
+        self._lanes: list[Scheduler] = []
+        try:
+            for lane, each in enumerate(residents):
+                self._lanes.append(Scheduler(queues, each, lane))
+        except BaseException:  # as where there can be no more threads
+            queues.close("The streams could not begin.")
+            raise
 
     @property
     def is_here(self) -> bool:
-        """Whether the caller is on the thread of a lane, where nothing may wait."""
-        return threading.get_ident() in self._threads
+        """Whether the caller must not wait: lanes wait for their threads and for the lock."""
+        return any(lane.is_here for lane in self._lanes) or self._queues.is_held_here
 
     @property
     def stats(self) -> Stats:
@@ -83,8 +87,8 @@ class Lanes:
     def end(self, record: Record, *, keep: bool) -> None:
         """Close a stream, saved if `keep`; what it was fed and has not taken fails.
 
-        On the thread of another lane nothing waits for that: a stream that cannot be saved is told
-        when the streams are closed.
+        Where nothing may wait, as on the thread of another lane, it is closed soon; if it cannot be
+        saved that is told when the streams are closed.
 
         Raises:
             StateError: if it cannot be saved; it is not closed then.
@@ -92,8 +96,11 @@ class Lanes:
         if self._queues.closed is not None:
             return
         lane = self._lanes[record.lane]
-        ended = lane.end(record, keep=keep)
-        if lane.is_here or not self.is_here:
+        try:
+            ended = lane.end(record, keep=keep)
+        except StateError:  # all streams are closed by now
+            return
+        if ended.done() or not self.is_here:
             ended.result()
         else:
             ended.add_done_callback(lambda done: _note(lane, done))
@@ -101,6 +108,12 @@ class Lanes:
     def leave(self, record: Record) -> None:
         """Note that nobody holds a stream any more; may be called at any place in any thread."""
         self._lanes[record.lane].leave(record)
+
+    def abandon(self) -> None:
+        """Let the threads end; may be called at any place in any thread, and waits for nothing."""
+        for lane in self._lanes:
+            lane.abandon()
+        self._queues.close("The streams are held by nobody.")
 
     def close(self) -> None:
         """End the threads; streams of a folder are saved, what was not taken fails.
@@ -112,7 +125,9 @@ class Lanes:
         if not self.is_here:
             for lane in self._lanes:
                 lane.join()
-        unsaved = [lane.unsaved.popleft() for lane in self._lanes for _ in range(len(lane.unsaved))]
+        with self._queues.lock:
+            lanes = [lane.unsaved for lane in self._lanes]
+            unsaved = [each.popleft() for each in lanes for _ in range(len(each))]
         if unsaved:
             raise StateError(" ".join(unsaved))
 

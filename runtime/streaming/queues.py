@@ -6,9 +6,10 @@ Each stream belongs to a lane for its life, that one which has fewest when it is
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
 from intaglio.errors import FullError, StateError
 
@@ -44,13 +45,16 @@ class Queues:
         self.limits = limits
         self.records: dict[str, Record] = {}
         self.waiting: list[OrderedDict[Record, None]] = [OrderedDict() for _ in range(lanes)]
-        self.lock = threading.RLock()  # what is collected as garbage may close within it
         self.closed: str | None = None
         self.enders: list[Callable[[], None]] = []
-        self._roomy = threading.Condition(self.lock)
+        self._unlock()
         self._hoping: list[Future[None]] = []
         self._open = [0] * lanes
         self._count = 0
+
+    def _unlock(self) -> None:
+        self.lock = threading.RLock()  # what is collected as garbage may close within it
+        self._roomy = threading.Condition(self.lock)
 
     def add(self, record: Record) -> None:
         """Take in a stream, and give it its lane.
@@ -101,6 +105,12 @@ class Queues:
             self._count += 1
             self.waiting[record.lane].setdefault(record)
 
+    def end(self, record: Record) -> None:
+        """Take in nothing any more of a stream; who waits to feed it is told so."""
+        with self.lock:
+            record.ended = True
+            self._roomy.notify_all()
+
     def moved(self, record: Record, tokens: int) -> None:
         """Note, with the lock held, that a stream has taken tokens, and waits anew."""
         record.past += tokens
@@ -136,9 +146,7 @@ class Queues:
         with self.lock:
             self._roomy.notify_all()
             hoping, self._hoping = self._hoping, []
-        for each in hoping:
-            if each.set_running_or_notify_cancel():
-                each.set_result(None)
+        tell_all([(each, None) for each in hoping if each.set_running_or_notify_cancel()])
 
     def close(self, reason: str) -> None:
         """Take in nothing any more; who waits for room is told so, and so are the lanes."""
@@ -147,6 +155,20 @@ class Queues:
             self._roomy.notify_all()
         for end in self.enders:
             end()
+
+    def forsake(self, reason: str) -> None:
+        """Be closed, without the lock, which threads may have held that are no more."""
+        self._unlock()
+        self.closed = self.closed or reason
+
+    @property
+    def is_held_here(self) -> bool:
+        """Whether the caller has the lock, as what is collected as garbage within it has."""
+        try:
+            self._roomy.notify(0)
+        except RuntimeError:
+            return False
+        return True
 
     def require_open(self) -> None:
         """Refuse what comes after the end.
@@ -180,3 +202,21 @@ class Queues:
         if self._count >= limits.backlog:
             return f"{self._count} feeds wait, which is the limit of all streams (backlog=)."
         return None
+
+
+def tell_all(told: Sequence[tuple[Future[Any], Any]]) -> None:
+    """Give futures their results, or errors; what they call may call anything of streams.
+
+    Whatever one of them calls raises, all are told; then the first of that is raised.
+    """
+    raised: BaseException | None = None
+    for future, result in told:
+        try:
+            if isinstance(result, BaseException):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+        except BaseException as error:  # noqa: BLE001  as that of sys.exit
+            raised = raised or error
+    if raised is not None:
+        raise raised

@@ -7,8 +7,11 @@ power of two of tokens, and join the end of the queue after each.  How a feed is
 its own length alone, so the shapes that a stream is stepped in do not depend on who else is there.
 """
 
+import atexit
+import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -21,7 +24,7 @@ from intaglio.runtime.session_state import Snapshot
 
 from .bank import Bank
 from .feeds import Outputs, Portion, Record
-from .queues import Queues
+from .queues import Queues, tell_all
 from .residents import Residents
 
 TOKENS = 256  # of all streams that one call of longer parts takes, so that others wait for less
@@ -59,13 +62,16 @@ class Scheduler:
         self._left: SimpleQueue[Record] = SimpleQueue()
         self._tasks: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._hot, self._patience, self._ended_at = 0, 0.0, 0.0
+        self._telling = 0  # calls of `_tell`, one within another
         self.calls = self.tokens = 0
         self.unsaved: deque[str] = deque(maxlen=100)
+        self._unheard = False  # whether nobody asks for what could not be saved
         queues.enders.append(self.wake)
         self.thread = threading.Thread(
             target=self._work, name=f"intaglio-streams-{lane}", daemon=True
         )
         self.thread.start()
+        _RUNNING.add(self)
 
     # What other threads call.
 
@@ -101,14 +107,30 @@ class Scheduler:
         self._left.put(record)
         self.wake()
 
+    def abandon(self) -> None:
+        """Let what cannot be saved be told by the thread, as nobody else will."""
+        self._unheard = True
+
     def join(self) -> None:
         """Wait until it has ended, as it does once the queues are closed."""
         self.thread.join()
 
+    def end_with_process(self) -> None:
+        """Close its queues, as the interpreter ends."""
+        self._queues.close("The interpreter has ended.")
+
+    def forsake(self) -> None:
+        """Note that this is a copy of it in a forked process, where its thread is not."""
+        self._queues.forsake("Streams are those of the process that opened them, not of its forks.")
+
     def _ask(self, task: Callable[[], Any]) -> "Future[Any]":
-        """What `task` returns, run by the thread between two calls of the engine."""
+        """What `task` returns, run by the thread between two calls of the engine.
+
+        What a future calls there has its answer at once.  What is collected as garbage on the
+        thread, anywhere else, finds rows and queues half changed: its task waits for its turn.
+        """
         answer: Future[Any] = Future()
-        if self.is_here:
+        if self.is_here and self._telling:
             try:
                 answer.set_result(task())
             except IntaglioError as error:
@@ -125,7 +147,9 @@ class Scheduler:
     def _work(self) -> None:
         try:
             while True:
-                last = self._queues.closed is not None  # read first: then no task comes any more
+                while not self._wake.empty():  # before anything that they tell of is looked at
+                    self._wake.get()
+                last = self._queues.closed is not None  # before the last tasks
                 self._do_tasks()
                 if last:
                     break
@@ -141,8 +165,6 @@ class Scheduler:
         self._finish()
 
     def _do_tasks(self) -> None:
-        while not self._wake.empty():
-            self._wake.get()
         while self._tasks:
             task, answer = self._tasks.popleft()
             try:
@@ -211,30 +233,32 @@ class Scheduler:
         except IntaglioError as error:
             self._tell(self._failed(plan.group[0], error))
             return
-        group, done = [], []
-        for record in plan.group:
-            if record.bank is None:
-                done += self._admit(record, plan.bank)
-            if record.bank is not None and self._begin(record, plan.length):
-                group.append(record)
-        if group:
-            done += self._run(plan.bank, plan.length, group)
-        self._ended_at = time.monotonic()
-        if plan.length == 1:
-            self._hot = len(group)
-            self._patience = min(PATIENCE * (self._ended_at - began), LONGEST)
-        self._tell(done)
+        group: list[Record] = []
+        done: list[Done] = []  # whatever ends the call: these are in no queue any more
+        try:
+            for record in plan.group:
+                if record.bank is None:
+                    self._admit(record, plan.bank, done)
+                if record.bank is not None and self._begin(record, plan.length):
+                    group.append(record)
+            if group:
+                self._run(plan.bank, plan.length, group, done)
+            self._ended_at = time.monotonic()
+            if plan.length == 1:
+                self._hot = len(group)
+                self._patience = min(PATIENCE * (self._ended_at - began), LONGEST)
+        finally:
+            self._tell(done)
         self._save_some(group)
 
-    def _admit(self, record: Record, bank: Bank) -> list[Done]:
+    def _admit(self, record: Record, bank: Bank, done: list[Done]) -> None:
         """Give a stream a row; if it cannot be brought back, what it was fed fails."""
         try:
             self.residents.admit(record, bank)
         except (IntaglioError, MemoryError) as error:
             record.fault = f"The stream {record.name!r} cannot be brought back: {error}"
             fault = StateError(record.fault)
-            return self._failed(record, fault, fault)
-        return []
+            done += self._failed(record, fault, fault)
 
     def _begin(self, record: Record, length: int) -> bool:
         """Whether the next feed of a stream is still wanted."""
@@ -252,18 +276,20 @@ class Scheduler:
             feed.mark = record.bank.mark(record)
         return True
 
-    def _run(self, bank: Bank, length: int, group: list[Record]) -> list[Done]:
+    def _run(self, bank: Bank, length: int, group: list[Record], done: list[Done]) -> None:
         """Step a group; where the engine refuses that, each stream of it alone."""
         inputs = {record: record.feeds[0].part(length) for record in group}
         try:
             outputs = bank.step(inputs, length, [record.conditions for record in group])
         except (IntaglioError, MemoryError) as error:
-            if len(group) > 1:
-                return [each for record in group for each in self._run(bank, length, [record])]
-            return self._failed(group[0], error)
+            if len(group) == 1:
+                done += self._failed(group[0], error)
+                return
+            for record in group:
+                self._run(bank, length, [record], done)
+            return
         self.calls += 1
         self.tokens += length * len(group)
-        done: list[Done] = []
         with self._queues.lock:
             for record in group:
                 feed = record.feeds[0]
@@ -275,7 +301,6 @@ class Scheduler:
                     done.append((feed, results))
         for record in group:
             self._check_left(record)
-        return done
 
     def _failed(
         self, record: Record, error: BaseException, rest: BaseException | None = None
@@ -291,24 +316,27 @@ class Scheduler:
             error = StateError("There is no memory for the step; no stream has moved.")
         rest = rest or StateError("What the stream was fed before has failed.")
         feeds = self._queues.pop_all(record)
+        done: list[Done] = [(feed, rest if index else error) for index, feed in enumerate(feeds)]
         for feed in feeds[:1]:
             if feed.mark is not None and record.bank is not None:
-                record.bank.rewind(record, feed.mark)
+                try:
+                    record.bank.rewind(record, feed.mark)
+                except BaseException:
+                    self._tell(done)
+                    raise
                 record.past -= feed.done
         self._check_left(record)
-        return [(feed, rest if index else error) for index, feed in enumerate(feeds)]
+        return done
 
     def _tell(self, done: Sequence[Done]) -> None:
         """Give the futures their results; what they call may call anything of streams."""
-        for feed, result in done:
-            if not feed.begin():
-                continue
-            if isinstance(result, BaseException):
-                feed.future.set_exception(result)
-            else:
-                feed.future.set_result(result)
-        if done:
-            self._queues.tell_room()
+        self._telling += 1
+        try:
+            tell_all([(feed.future, result) for feed, result in done if feed.begin()])
+        finally:
+            self._telling -= 1
+            if done:
+                self._queues.tell_room()
 
     def _save_some(self, group: Sequence[Record]) -> None:
         every = self._queues.limits.save_every
@@ -346,10 +374,13 @@ class Scheduler:
             return
         if keep:
             self._tell(self._failed(record, closed, closed))
+            if not self._is_open(record):  # what was told has closed it
+                raise closed
             self.residents.save(record)
-        with self._queues.lock:
-            record.ended = True
+        self._queues.end(record)
         self._tell(self._failed(record, closed, closed))
+        if not self._is_open(record):
+            return
         if not keep and record.fault is None:
             self.residents.store.drop(record.name)
         self.residents.release(record)
@@ -369,6 +400,33 @@ class Scheduler:
             try:
                 self._tell(self._failed(record, closed, closed))
                 self._go(record)
-            except Exception as error:  # noqa: BLE001  of a bank that is broken: the others go on
+            except BaseException as error:  # noqa: BLE001  of a broken bank: the others go on
                 self.unsaved.append(f"The stream {record.name!r} is lost: {error!r}.")
         self._queues.tell_room()
+        if self._unheard and self.unsaved:
+            raise StateError(" ".join(self.unsaved))
+
+
+_RUNNING: "weakref.WeakSet[Scheduler]" = weakref.WeakSet()
+
+
+@atexit.register
+def _end_all() -> None:
+    """Wait until streams of folders are saved that nobody has closed."""
+    running = [*_RUNNING]
+    for each in running:
+        each.end_with_process()
+    for each in running:
+        each.join()
+    unsaved = [told for each in running for told in each.unsaved]
+    if unsaved:
+        raise StateError(" ".join(unsaved))
+
+
+def _forsake_all() -> None:
+    for each in [*_RUNNING]:
+        each.forsake()
+
+
+if hasattr(os, "register_at_fork"):  # which Windows lacks, as it does forks
+    os.register_at_fork(after_in_child=_forsake_all)

@@ -174,7 +174,8 @@ class Streams:
             ]  # fmt: skip
             residents.append(Residents(banks, state.copy(), self._store))
         self._lanes = Lanes(self._queues, residents)
-        self._ends = weakref.finalize(self, self._lanes.close)
+        self._ends = weakref.finalize(self, self._lanes.abandon)
+        self._ends.atexit = False  # the lanes see to that, and wait
 
     def __repr__(self) -> str:
         """In short: ``Streams('kws', ort, rows=16)``."""
@@ -205,6 +206,7 @@ class Streams:
             InputError: if conditions are missing or wrong, or no file can have the name.
             StateError: if a stream of this name is open or saved.
         """
+        self._queues.require_open()
         name = uuid.uuid4().hex if name is None else name
         self._store.check(name)
         if self._store.folder is not None and name in self._store:
