@@ -23,12 +23,15 @@ from intaglio.passes.graph import (
     attributes_of,
     describe,
     dims,
+    integers,
+    producer,
     replace_uses,
 )
 from intaglio.state import BATCH, TIME
 
 BOOL, INT32, INT64 = ir.DataType.BOOL, ir.DataType.INT32, ir.DataType.INT64
 DOMAIN = "com.microsoft"
+KERNELS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)  # that it has, for CPUs
 
 
 class OrtGroupQueryAttention(Lower):
@@ -59,11 +62,17 @@ class OrtGroupQueryAttention(Lower):
 
 
 def _caches(node: ir.Node) -> tuple[ir.Node, ir.Node] | None:
-    """The two TensorScatter nodes that feed an attention over a static cache of one head size."""
+    """The two TensorScatter nodes that feed an attention over a static cache of one head size.
+
+    GroupQueryAttention writes new entries, as many as there are queries, in front of the end that
+    it is told: so must they have, at the same place.
+    """
     if node.op_type != "Attention" or node.domain or len(node.inputs) < 7:
         return None
     told = attributes_of(node)
     if not told.get("is_causal") or not told.keys() <= {"is_causal", "scale", "softcap"}:
+        return None
+    if "scale" in told and not told["scale"] > 0:  # none means what the size of heads says
         return None
     scatters = [None if v is None else v.producer() for v in node.inputs[1:3]]
     if any(s is None or s.op_type != "TensorScatter" for s in scatters):
@@ -74,7 +83,39 @@ def _caches(node: ir.Node) -> tuple[ir.Node, ir.Node] | None:
     sizes = {(dims(s.outputs[0]) or ("?",))[-1] for s in (key, value)}
     size = sizes.pop()
     fits = not sizes and isinstance(size, int) and size % 8 == 0
-    return (key, value) if fits and node.inputs[3] is None else None
+    fits = fits and node.inputs[0] is not None and node.inputs[0].dtype in KERNELS
+    return (key, value) if fits and node.inputs[3] is None and _ends(node, key, value) else None
+
+
+def _ends(node: ir.Node, *caches: ir.Node) -> bool:
+    """Whether entries of as many as the queries are written right before the end of the cache."""
+    length = _entries(node.inputs[0])
+    starts = {cache.inputs[2] for cache in caches}
+    if None in starts or len(starts) > 1 or any(_entries(c.inputs[1]) != length for c in caches):
+        return False
+    if any(attribute(cache, "mode") not in (None, "linear") for cache in caches):
+        return False
+    end = producer(node.inputs[6], "Add")
+    if end is None or not starts <= {*end.inputs}:
+        return False
+    [count] = {*end.inputs} - starts or {None}
+    if integers(count) == [length]:
+        return True
+    each, part = 1, producer(count, "Div")
+    if part is not None:  # of a value that has several entries for each
+        each, count = (integers(part.inputs[1]) or [0])[0], part.inputs[0]
+    shape = producer(count, "Shape")
+    sizes = None if shape is None else dims(shape.inputs[0])
+    if shape is None or sizes is None:
+        return False
+    start, stop = attribute(shape, "start", 0), attribute(shape, "end", len(sizes))
+    return [*sizes[start:stop]] == [length if each == 1 else f"{each}*{length}"]
+
+
+def _entries(value: ir.Value | None) -> int | str | None:
+    """How many, of [batch, heads, entries, size]."""
+    sizes = dims(value)
+    return sizes[2] if sizes is not None and len(sizes) == 4 else None
 
 
 def _lengths(total: ir.Value, emit: Emitter) -> tuple[ir.Value, ir.Value]:
@@ -104,9 +145,11 @@ def _fuse(
     """Exchange an attention, in a branch that `fits` chooses where that is given."""
     emit, old = Emitter(node), node.outputs[0]
     heads, size = _heads(node.inputs[0])
+    time = _entries(node.inputs[0])
+    assert time is not None
     kv_heads, _ = _heads(caches[0].outputs[0])
     shapes: list[tuple[ir.DataType | None, Shape | None]] = [
-        (old.dtype, [BATCH, TIME, heads * size]),
+        (old.dtype, [BATCH, time, heads * size]),
         *((cache.outputs[0].dtype, dims(cache.outputs[0])) for cache in caches),
     ]
     inputs = [*packed, *(cache.inputs[0] for cache in caches), *lengths]
@@ -169,7 +212,7 @@ def _attend(
         written += emit.node("TensorScatter", inputs, shape, attributes_of(cache))
     inputs = [query, *written, *node.inputs[3:]]
     [found] = emit.node("Attention", inputs, [(old.dtype, dims(old))], attributes_of(node))
-    order: Shape = [BATCH, TIME, heads, size]
+    order: Shape = [BATCH, _entries(query) or TIME, heads, size]
     end.replace_input_with(0, emit("Transpose", [found], old.dtype, order, perm=[0, 2, 1, 3]))
     end.replace_input_with(1, emit.constant([0, 0, heads * size]))
     many.outputs.extend([*outputs, *written])
@@ -194,5 +237,6 @@ def _pack(value: ir.Value | None, emit: Emitter) -> ir.Value:
 def _unpack(value: ir.Value, heads: int, size: int, emit: Emitter) -> ir.Value:
     """[batch, time, heads * size] -> [batch, heads, time, size]."""
     shape = emit.constant([0, 0, heads, size])
-    apart = emit("Reshape", [value, shape], value.dtype, [BATCH, TIME, heads, size])
-    return emit("Transpose", [apart], value.dtype, [BATCH, heads, TIME, size], perm=[0, 2, 1, 3])
+    batch, time = (dims(value) or (BATCH, TIME))[:2]
+    apart = emit("Reshape", [value, shape], value.dtype, [batch, time, heads, size])
+    return emit("Transpose", [apart], value.dtype, [batch, heads, time, size], perm=[0, 2, 1, 3])

@@ -62,11 +62,40 @@ def test_the_fused_kernel_stands_in_a_branch_where_rows_may_be_several(batch: in
     assert not kinds & {"Attention", "TensorScatter"}
 
 
-@pytest.mark.parametrize("other", ["is_causal = 0", "is_causal = 1, qk_matmul_output_mode = 1"])
-def test_what_the_fused_kernel_does_not_compute_is_left(other: str) -> None:
-    """Attention to tokens that come later, and results of another kind."""
-    model = ir.from_onnx_text(TEXT.replace("is_causal = 1", other))
-    assert not OrtGroupQueryAttention().run(model, Context(states=caches(), batch=1)).changed
+@pytest.mark.parametrize(
+    ("part", "other"),
+    [
+        ("is_causal = 1", "is_causal = 0"),
+        ("is_causal = 1", "is_causal = 1, qk_matmul_output_mode = 1"),
+        ("is_causal = 1", "is_causal = 1, scale = 0.0"),
+        ("float[", "double["),
+        ("float[", "bfloat16["),
+        ("<axis = 2>", '<axis = 2, mode = "circular">'),
+        ("(past_v, k, past_length)", "(past_v, k, count)"),
+        ("(past_length, count)", "(count, count)"),
+        ("(past_length, count)", "(past_length, past_length)"),
+        ("start = 2, end = 3", "start = 1, end = 2"),
+        ("float[batch, 4, time, 8] q", "float[batch, 4, last, 8] q"),
+    ],
+)
+def test_what_the_fused_kernel_does_not_compute_is_left(part: str, other: str) -> None:
+    """Later tokens, other results, dtypes, places, ends and numbers of entries."""
+    assert OrtGroupQueryAttention().run(ir.from_onnx_text(TEXT), Context(batch=1)).changed
+    assert part in TEXT
+    model = ir.from_onnx_text(TEXT.replace(part, other))
+    assert not OrtGroupQueryAttention().run(model, Context(batch=1)).changed
+
+
+def test_lengths_may_be_counted_where_a_token_has_several_entries() -> None:
+    """Of a value that has all of them, divided by how many these are."""
+    counted = "all = Shape <start = 0, end = 1> (long)\n two = Constant <value_ints = [2]> ()"
+    text = TEXT.replace(
+        "count = Shape <start = 2, end = 3> (q)", f"{counted}\n count = Div(all, two)"
+    )
+    for length, changed in (("2*time", True), ("3*time", False)):
+        model = ir.from_onnx_text(text.replace("g (", "g (float[long] long, "))
+        model.graph.inputs[0].shape = ir.Shape([length])
+        assert OrtGroupQueryAttention().run(model, Context(batch=None)).changed == changed
 
 
 @pytest.mark.parametrize(("rows", "tokens"), [(1, 1), (1, 5), (3, 1), (3, 5)])
