@@ -11,7 +11,7 @@ Either writes the cache where the runtime has bound it: a branch gives its outpu
 graph's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -42,9 +42,10 @@ class OrtGroupQueryAttention(Lower):
         notes = []
         lengths: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
         fitting: dict[ir.Value, ir.Value] = {}
-        for node in list(model.graph):
+        order = {node: place for place, node in enumerate(model.graph)}
+        for node in order:
             caches = _caches(node)
-            if caches is None:
+            if caches is None or not _first(node, caches, order):
                 continue
             total = node.inputs[6]
             assert total is not None
@@ -85,6 +86,12 @@ def _caches(node: ir.Node) -> tuple[ir.Node, ir.Node] | None:
     fits = not sizes and isinstance(size, int) and size % 8 == 0
     fits = fits and node.inputs[0] is not None and node.inputs[0].dtype in KERNELS
     return (key, value) if fits and node.inputs[3] is None and _ends(node, key, value) else None
+
+
+def _first(node: ir.Node, caches: Sequence[ir.Node], order: Mapping[ir.Node, int]) -> bool:
+    """Whether nothing that may lead to the attention reads what it will write instead."""
+    users = (user for cache in caches for user, _ in cache.outputs[0].uses())
+    return all(user in order and order[user] >= order[node] for user in users)
 
 
 def _ends(node: ir.Node, *caches: ir.Node) -> bool:

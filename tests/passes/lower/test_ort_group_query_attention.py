@@ -157,3 +157,15 @@ def test_each_rate_of_tokens_has_its_own_branch() -> None:
     OrtGroupQueryAttention().run(model, Context(states=caches(), batch=None))
     choices = [node.inputs[0] for node in model.graph if node.op_type == "If"]
     assert len(choices) == len(set(choices)) == 2
+
+
+def test_what_else_reads_a_cache_may_lead_to_the_queries() -> None:
+    """As where a first attention to the same keys is masked: the second cannot write them."""
+    first = "seen = ReduceMax <keepdims = 0> (new_k)\n      asked = Mul (q, seen)"
+    text = TEXT.replace("      y =", f"      {first}\n      y =").replace(
+        "> (q, new_k", "> (asked, new_k"
+    )
+    model = ir.from_onnx_text(text)
+    asked = next(node.outputs[0] for node in model.graph if node.op_type == "Mul")
+    asked.dtype, asked.shape = ir.DataType.FLOAT, ir.Shape(["batch", 4, "time", 8])
+    assert not OrtGroupQueryAttention().run(model, Context(batch=None)).changed
