@@ -5,7 +5,6 @@ Concat, a Pad, a fill, as places that are counted, as rows of a table, in a tria
 softmax over the keys is taken with those of no token last, of which it does not ask the order.
 """
 
-import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -13,11 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from intaglio.errors import PassError
 from intaglio.passes.analysis.bounds import contents
-from intaglio.passes.analysis.pair_rules import Places, inputs_of
-from intaglio.passes.analysis.pairs import Axes, surplus, time_axes
-from intaglio.passes.analysis.time_rules import ELEMENTWISE
+from intaglio.passes.analysis.pairs import surplus
 from intaglio.passes.graph import (
     Dim,
     Emitter,
@@ -29,20 +25,21 @@ from intaglio.passes.graph import (
     integers,
     producer,
 )
-from intaglio.state import TIME
+
+from ._key_places import (
+    UnfitError,
+    count_along,
+    first_of,
+    joined_parts,
+    joins_along,
+    pads_of,
+    places_of,
+    shape_of_part,
+    with_size,
+)
 
 INT64 = ir.DataType.INT64
 LAST = int(np.iinfo(np.int64).max)
-NORMS = ("LayerNormalization", "RMSNormalization")
-ALONE = frozenset(
-    "Concat Expand Gemm MatMul ReduceMax ReduceMin ReduceSum Reshape Slice Softmax Squeeze "
-    "Transpose Unsqueeze".split()
-)
-"""Operators of which `inputs_of` tells, for one axis, where its entries come from, each alone."""
-
-
-class UnfitError(Exception):
-    """Entries along the keys are combined, or joined in another way, or it is not known."""
 
 
 @dataclass(frozen=True)
@@ -57,40 +54,6 @@ class AlongKeys:
     def all(self) -> tuple[ir.Value | None, ir.Value, ir.Value | None]:
         """The parts in their order."""
         return self.before, self.tokens, self.behind
-
-
-def lead(value: ir.Value, axis: int) -> tuple[int, int]:
-    """How many entries of no token `value` has before and behind those of tokens.
-
-    Raises:
-        UnfitError: if it is not joined of them.
-    """
-    node, shape = value.producer(), dims(value) or ()
-    extra = surplus(shape[axis])
-    if extra == 0:
-        return 0, 0
-    if node is None or node.domain or extra is None:
-        raise UnfitError
-    if node.op_type == "Concat" and _axis(node) == axis:
-        before, inner, behind = _joined(node, axis)
-        first, last = lead(inner, axis)
-        return first + _count(before, axis), last + _count(behind, axis)
-    if node.op_type == "Pad":
-        (first, last), pads = lead(_given(node), axis), _pads(node)
-        return first + pads[axis], last + pads[axis + len(shape)]
-    for given, place in zip(node.inputs, _places(node, axis), strict=True):
-        if given is not None and place is not None:
-            try:
-                return lead(given, place)
-            except UnfitError:
-                continue
-    raise UnfitError
-
-
-def _picks(node: ir.Node) -> bool:
-    """Whether `node` takes entries of a table, or along an axis of no tokens."""
-    picked = attribute(node, "axis", 0) % len(dims(input_of(node, 0)) or ("?",))
-    return node.op_type == "Gather" and picked not in time_axes(node.inputs[0])
 
 
 @dataclass
@@ -137,7 +100,7 @@ class KeyParts:
 
     def _each(self, node: ir.Node, axis: int) -> AlongKeys:
         """A node that computes entry by entry, for each part."""
-        places = _places(node, axis)
+        places = places_of(node, axis)
         given = [
             None if place is None or value is None else self.of(value, place)
             for value, place in zip(node.inputs, places, strict=True)
@@ -148,7 +111,7 @@ class KeyParts:
                 value if parts is None else parts.all[which]
                 for value, parts in zip(node.inputs, given, strict=True)
             ]
-            shape = _shape_of(node, inputs, places, axis, size)
+            shape = shape_of_part(node, inputs, places, axis, size)
             if node.op_type == "Expand":
                 inputs[1] = self._resized(node, axis, self.emit.constant([1]))
             if node.op_type == "Reshape":
@@ -194,7 +157,7 @@ class KeyParts:
     def _cut(self, value: ir.Value, axis: int, start: int, end: int, size: Dim) -> ir.Value:
         """The `size` entries of `value` from `start` to `end` along `axis`."""
         ends = [self.emit.constant([n]) for n in (start, end, axis)]
-        shape = _with(value, axis, size)
+        shape = with_size(value, axis, size)
         return self.emit("Slice", [value, *ends], value.dtype, shape)
 
     def joined(self, values: Sequence[ir.Value | None], axis: int) -> ir.Value | None:
@@ -203,19 +166,19 @@ class KeyParts:
         if len(given) < 2:
             return given[0] if given else None
         others = [value for value in given if (dims(value) or ())[axis] != self.time]
-        count = _count(others, axis)
+        count = count_along(others, axis)
         tokens = len(others) < len(given)
-        shape = _with(given[0], axis, f"{self.time} + {count}" if tokens else count)
-        if any(_with(value, axis, shape[axis]) != shape for value in given):
+        shape = with_size(given[0], axis, f"{self.time} + {count}" if tokens else count)
+        if any(with_size(value, axis, shape[axis]) != shape for value in given):
             raise UnfitError
         return self.emit("Concat", given, given[0].dtype, shape, axis=axis)
 
     def concat(self, node: ir.Node, axis: int) -> AlongKeys | None:
         """Where keys of tokens and of none were joined."""
-        if _axis(node) != axis:
+        if joins_along(node) != axis:
             return None
-        before, inner, behind = _joined(node, axis)
-        found = self._inner(inner, axis, (_count(before, axis), _count(behind, axis)))
+        before, inner, behind = joined_parts(node, axis)
+        found = self._inner(inner, axis, (count_along(before, axis), count_along(behind, axis)))
         return AlongKeys(
             self.joined([*before, found.before], axis),
             found.tokens,
@@ -231,12 +194,12 @@ class KeyParts:
 
     def pad(self, node: ir.Node, axis: int) -> AlongKeys | None:
         """A number before and behind."""
-        old, pads, fill = node.outputs[0], _pads(node), input_of(node, 2)
+        old, pads, fill = node.outputs[0], pads_of(node), input_of(node, 2)
         number = np.zeros(1) if fill is None else constant(fill)
         here = pads[axis], pads[axis + len(pads) // 2]
         if number is None or sum(map(abs, pads)) != sum(here):
             raise UnfitError
-        found = self._inner(_given(node), axis, here)
+        found = self._inner(first_of(node), axis, here)
         before, behind = (self._filled(old, axis, size, number) if size else None for size in here)
         return AlongKeys(
             self.joined([before, found.before], axis),
@@ -246,7 +209,7 @@ class KeyParts:
 
     def _filled(self, old: ir.Value, axis: int, size: Dim, number: npt.ArrayLike) -> ir.Value:
         """`size` times a number along `axis`, the same along axes of `old` of unknown size."""
-        shape = [dim if isinstance(dim, int) else 1 for dim in _with(old, axis, size)]
+        shape = [dim if isinstance(dim, int) else 1 for dim in with_size(old, axis, size)]
         dtype = old.dtype or ir.DataType.FLOAT
         return self.emit.constant(np.full(shape, np.reshape(number, ())), dtype.numpy())
 
@@ -280,7 +243,7 @@ class KeyParts:
             elif integers(here) is None:
                 here = self.emit("Sub", [here, extra], INT64, [1])
             inputs = [*node.inputs[:-1], self._resized(node, axis, here)]
-            made = [(old.dtype, _with(old, axis, size))]
+            made = [(old.dtype, with_size(old, axis, size))]
             return self.emit.node(node.op_type, inputs, made, attributes_of(node))[0]
 
         return self._parts(make)
@@ -337,7 +300,7 @@ class KeyParts:
         end = self.emit("Sub", [node.inputs[2], extra], INT64, [1])
         later = self._cut(table, axis, first, count, count - first)
         inputs = [later, *node.inputs[1:2], end, *node.inputs[3:]]
-        tokens = self.emit("Slice", inputs, old.dtype, _with(old, axis, self.time))
+        tokens = self.emit("Slice", inputs, old.dtype, with_size(old, axis, self.time))
         return AlongKeys(self._cut(table, axis, 0, first, first), tokens, None)
 
 
@@ -351,122 +314,3 @@ SPECIAL: dict[str, Callable[[KeyParts, ir.Node, int], AlongKeys | None]] = {
     "Softmax": KeyParts.softmax,
     "Trilu": KeyParts.triangle,
 }
-
-
-def _axis(node: ir.Node) -> int:
-    return int(attribute(node, "axis") % len(dims(node.outputs[0]) or ()))
-
-
-def _given(node: ir.Node) -> ir.Value:
-    value = node.inputs[0]
-    if value is None:
-        raise UnfitError
-    return value
-
-
-def _with(value: ir.Value, axis: int, size: Dim) -> list[Dim]:
-    """The shape of `value` with `size` along `axis`."""
-    return [size if at == axis else dim for at, dim in enumerate(dims(value) or ())]
-
-
-def _shape_of(
-    node: ir.Node,
-    inputs: Sequence[ir.Value | None],
-    places: Sequence[int | None],
-    axis: int,
-    size: Dim,
-) -> list[Dim]:
-    """The shape of a part of what `node` gives; what was filled has one entry along other axes."""
-    given = [(value, dims(value) or ()) for value in inputs if value is not None]
-    if node.op_type in ELEMENTWISE:
-        met = _met([shape for _, shape in given])
-        if met is None:
-            raise UnfitError
-        return met
-    if node.op_type == "MatMul":
-        left, right = (shape for _, shape in given)
-        front = _met([left[:-2], right[:-2]])
-        if front is None:
-            raise UnfitError
-        return [*front, left[-2], right[-1]]
-    for value, old, place in zip(inputs, node.inputs, places, strict=True):
-        if place is None or old is None or list(dims(value) or ()) == _with(old, place, size):
-            continue
-        if node.op_type == "Transpose":
-            perm = attribute(node, "perm") or reversed(range(len(given[0][1])))
-            return [given[0][1][at] for at in perm]
-        if node.op_type == "Unsqueeze":
-            rank = len(dims(node.outputs[0]) or ())
-            rest, added = iter(given[0][1]), [at % rank for at in integers(node.inputs[1]) or ()]
-            return [1 if at in added else next(rest) for at in range(rank)]
-        if node.op_type != "Expand":
-            raise UnfitError
-    return _with(node.outputs[0], axis, size)
-
-
-def _count(values: Sequence[ir.Value | None], axis: int) -> int:
-    """How many entries `values` have along `axis` together."""
-    sizes = [
-        size
-        for value in values
-        if isinstance(size := (dims(value) or ("?",) * (axis + 1))[axis], int)
-    ]
-    if len(sizes) < len(values):
-        raise UnfitError
-    return sum(sizes)
-
-
-def _joined(
-    node: ir.Node, axis: int
-) -> tuple[Sequence[ir.Value | None], ir.Value, Sequence[ir.Value | None]]:
-    """What a Concat puts before the part that has tokens, that part, and what it puts behind."""
-    timed = [at for at, one in enumerate(node.inputs) if TIME in str((dims(one) or ())[axis])]
-    inner = node.inputs[timed[0]] if len(timed) == 1 else None
-    if inner is None:
-        raise UnfitError
-    return node.inputs[: timed[0]], inner, node.inputs[timed[0] + 1 :]
-
-
-def _pads(node: ir.Node) -> list[int]:
-    """How much a Pad of one number puts before all axes, and behind."""
-    rank = len(dims(node.outputs[0]) or ())
-    given, axes = integers(node.inputs[1]), input_of(node, 3)
-    picked = list(range(rank)) if axes is None else integers(axes)
-    if given is None or picked is None or attribute(node, "mode", "constant") != "constant":
-        raise UnfitError
-    found = [0] * (2 * rank)
-    for at, axis in enumerate(picked):
-        found[axis % rank], found[axis % rank + rank] = given[at], given[at + len(picked)]
-    return found
-
-
-def _places(node: ir.Node, axis: int) -> list[int | None]:
-    """The axis of each input of `node` that becomes `axis` of its result, each entry alone.
-
-    Raises:
-        UnfitError: if entries are combined, or it is not known that they are not.
-    """
-    rank = len(dims(node.outputs[0]) or ())
-    along = attribute(node, "axis", -1)
-    found: Places | None = None
-    if node.op_type in NORMS and len(node.outputs) == 1 and axis < along % rank:
-        found = [Axes(key=axis), *[None] * (len(node.inputs) - 1)]
-    elif node.op_type in ALONE | ELEMENTWISE or _picks(node):
-        with contextlib.suppress(PassError):
-            found = inputs_of(node, Axes(key=axis))
-    places = [None if one is None else one.key for one in found or ()]
-    if all(place is None for place in places):
-        raise UnfitError
-    return places
-
-
-def _met(shapes: list[tuple[Dim, ...]]) -> list[Dim] | None:
-    """The shape of values that meet entry by entry; None where they do not."""
-    rank = max(map(len, shapes))
-    found: list[Dim] = []
-    for column in zip(*[(1,) * (rank - len(shape)) + shape for shape in shapes], strict=True):
-        wide = {dim for dim in column if dim != 1}
-        if len(wide) > 1:
-            return None
-        found.append(wide.pop() if wide else 1)
-    return found

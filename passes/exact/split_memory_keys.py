@@ -30,7 +30,8 @@ from intaglio.passes.graph import (
 from intaglio.state import TIME
 
 from ._initial_values import is_zero
-from ._key_parts import KeyParts, UnfitError, lead
+from ._key_parts import KeyParts
+from ._key_places import UnfitError, lead
 
 INT64, BOOL = ir.DataType.INT64, ir.DataType.BOOL
 
