@@ -1,6 +1,7 @@
 """Shape(x)[i] -> a number where that dimension of x is one, else the same dimension of an input.
 
 x[.. : Shape(x)[i] - k] -> x[.. : -k], where all of x but its last k entries along i are taken.
+x[Shape(x)[i] - 1] -> x[-1], the last one of these.
 
 Graphs of older exporters take every size from a Shape, also those that never change; what is
 computed from them, splits of channels and scales of attention, then looks as if it depended on
@@ -9,6 +10,7 @@ the number of tokens, and a mask as if it depended on all the layers before it.
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import onnx_ir as ir
 
 from intaglio.passes.base import Exact, PassResult
@@ -39,6 +41,10 @@ class FoldSizes(Exact):
             end = _short_of(node)
             if end is not None:
                 node.replace_input_with(2, Emitter(node).constant([end]))
+                notes.append(describe(node))
+            if _takes_last(node):
+                last = np.full([int(n) for n in dims(node.inputs[1]) or ()], -1)
+                node.replace_input_with(1, Emitter(node).constant(last))
                 notes.append(describe(node))
         for node in sorted(model.graph, key=lambda node: node.op_type == "Shape"):
             used = any(value.uses() or value.is_graph_output() for value in node.outputs)
@@ -96,6 +102,17 @@ def _short_of(node: ir.Node) -> int | None:
         return None
     size, offset = _offset(input_of(node, 2))
     return offset if offset < 0 and size is not None and size == shape[axes[0]] else None
+
+
+def _takes_last(node: ir.Node) -> bool:
+    """Whether `node` takes the last entry of an axis, by the size of that axis."""
+    if node.op_type != "Gather" or node.domain or integers(node.inputs[1]) is not None:
+        return False
+    shape, places = dims(node.inputs[0]), dims(node.inputs[1])
+    if not shape or places not in ((), (1,)):
+        return False
+    size, offset = _offset(node.inputs[1])
+    return offset == -1 and size is not None and size == shape[attribute(node, "axis", 0)]
 
 
 def _offset(value: ir.Value | None, added: int = 0) -> tuple[Dim | None, int]:

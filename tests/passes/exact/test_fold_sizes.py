@@ -56,3 +56,29 @@ def test_an_end_that_is_counted_from_the_size_of_its_axis_is_a_number(
     cut, other = (n for n in apply(CUT, FoldSizes()).graph if n.op_type == "Slice")
     assert constant(cut.inputs[2]) == [-2]
     assert constant(other.inputs[2]) is None
+
+
+LAST = """
+    <ir_version: 10, opset_import: ["" : 24]>
+    g (float[batch, time, 4] x) => (float[batch, 4] y, float[batch, 4] z, float[batch, time] w)
+      <int64 last, int64 before, int64 other,
+       int64[1] zero = {0}, int64 one = {1}, int64 two = {2}>
+    {
+      tokens = Shape <start = 1, end = 2> (x)
+      count = Squeeze (tokens, zero)
+      last = Sub (count, one)
+      y = Gather <axis = 1> (x, last)
+      before = Sub (count, two)
+      z = Gather <axis = 1> (x, before)
+      rows = Shape <start = 0, end = 1> (x)
+      row = Squeeze (rows, zero)
+      other = Sub (row, one)
+      w = Gather <axis = 2> (x, other)
+    }
+"""
+
+
+def test_the_last_entry_is_counted_from_the_end(apply: Callable[..., ir.Model]) -> None:
+    """Neither the one before, which may be none, nor one by the size of another axis."""
+    found = [n for n in apply(LAST, FoldSizes()).graph if n.op_type == "Gather"]
+    assert [constant(n.inputs[1]) for n in found] == [-1, None, None]
