@@ -146,7 +146,7 @@ class Queues:
         with self.lock:
             self._roomy.notify_all()
             hoping, self._hoping = self._hoping, []
-        tell_all([(each, None) for each in hoping if each.set_running_or_notify_cancel()])
+        tell_all([(each, None) for each in hoping])
 
     def close(self, reason: str) -> None:
         """Take in nothing any more; who waits for room is told so, and so are the lanes."""
@@ -205,18 +205,20 @@ class Queues:
 
 
 def tell_all(told: Sequence[tuple[Future[Any], Any]]) -> None:
-    """Give futures their results, or errors; what they call may call anything of streams.
+    """Give futures that were not cancelled their results, or errors.
 
     Whatever one of them calls raises, all are told; then the first of that is raised.
     """
     raised: BaseException | None = None
     for future, result in told:
         try:
+            if not (future.running() or future.set_running_or_notify_cancel()):
+                continue
             if isinstance(result, BaseException):
                 future.set_exception(result)
             else:
                 future.set_result(result)
-        except BaseException as error:  # noqa: BLE001  as that of sys.exit
+        except BaseException as error:  # noqa: BLE001  as sys.exit does
             raised = raised or error
     if raised is not None:
         raise raised

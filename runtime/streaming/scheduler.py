@@ -332,7 +332,7 @@ class Scheduler:
         """Give the futures their results; what they call may call anything of streams."""
         self._telling += 1
         try:
-            tell_all([(feed.future, result) for feed, result in done if feed.begin()])
+            tell_all([(feed.future, result) for feed, result in done])
         finally:
             self._telling -= 1
             if done:
