@@ -11,7 +11,7 @@ import torch
 from torch import SymInt, fx
 from torch.export import ExportedProgram
 
-from .program_nodes import argument, emitted, shape_of
+from .program_nodes import argument, emitted, shape_of, term
 
 aten = torch.ops.aten
 WHOLE = 2**63 - 1
@@ -37,14 +37,34 @@ def _slice_written(node: Any) -> bool:
     axis = argument(node, 2, "dim", 0) % len(shape_of(node))
     start, end = argument(node, 3, "start") or 0, argument(node, 4, "end")
     end = WHOLE if end is None else end
-    if argument(node, 5, "step", 1) != 1 or not isinstance(start, int) or not isinstance(end, int):
+    step = argument(node, 5, "step", 1)
+    if not isinstance(start, int) or not isinstance(end, int) or not isinstance(step, int):
         return False
+    if step != 1:
+        return end >= WHOLE and _every_written(node, axis, start, step)
     if end != WHOLE and ((start < 0) != (end < 0) or end < start):
         return False  # perhaps nothing, and then the piece behind would begin too early
     parts = [_piece(node, before, axis, 0, start)] if start else []
     parts.append(given)
     parts += [_piece(node, before, axis, end, WHOLE)] if end != WHOLE else []
     return _joined(node, parts, axis)
+
+
+def _every_written(node: Any, axis: int, start: int, step: int) -> bool:
+    """``before[start::step] = given``, of whole groups of entries."""
+    before, given = node.args[:2]
+    if start >= step or term(shape_of(node)[axis]) % step != 0:
+        return False
+    groups = emitted(node, aten.unflatten.int, before, axis, [-1, step])
+    parts = [emitted(node, aten.unsqueeze.default, given, axis + 1)]
+    if start:
+        parts.insert(0, emitted(node, aten.slice.Tensor, groups, axis + 1, 0, start))
+    if start + 1 < step:
+        parts.append(emitted(node, aten.slice.Tensor, groups, axis + 1, start + 1, WHOLE))
+    joined = emitted(node, aten.cat.default, parts, axis + 1)
+    whole = emitted(node, aten.flatten.using_ints, joined, axis, axis + 1)
+    node.replace_all_uses_with(whole)
+    return True
 
 
 def _first_written(node: Any) -> bool:

@@ -8,7 +8,7 @@ the examples leave out, is tried (`left_out`).
 """
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -35,6 +35,7 @@ from intaglio.passes.base import OwnState
 from intaglio.spelling import perhaps
 from intaglio.state import BATCH, TIME
 
+from .beside_others import beside_others
 from .from_empty import from_empty
 from .functional import Functional, flatten, present
 from .grown import grown, told, with_entries
@@ -89,7 +90,8 @@ def describe(
     known |= {name: each.output for name, each in caches.items()}
     layouts = Layouts.of(options.axes or {})
     _refuse_free(asked, layouts)
-    pairs = _pairs(asked, form, outputs, aliases, owner, known, layouts)
+    along = beside_others(module, arguments) if not asked else set()
+    pairs = _pairs(asked, form, outputs, aliases, owner, known, layouts, along)
     if caches or form.grows:
         states = {n: pairs[n][0] for n in form.given if n in pairs and n not in caches}
         takes = from_empty(module, form, caches, states, options, owner)
@@ -207,8 +209,12 @@ def _pairs(
     owner: str,
     known: Mapping[str, str],
     layouts: Layouts,
+    along: Container[str],
 ) -> dict[str, tuple[str, str]]:
-    """The output of each state, and how that is known; some are `known` before."""
+    """The output of each state, and how that is known.
+
+    Some are `known` before; those that lie `along` others are none, unless names pair up.
+    """
     names = list(outputs)
     inputs = form.inputs
     found = {name: (output, "the model goes on from it") for name, output in known.items()}
@@ -239,6 +245,7 @@ def _pairs(
         if len(argument.names) > 1 and len(groups) == 1:
             for name, output in zip(argument.names, groups[0], strict=True):
                 take(name, output, "they are nested alike")
+    free = {name: x for name, x in free.items() if name not in along}
     for name in free:
         fits = [output for output in names if alike(name, output)]
         rivals = [other for other in free if other != name and fits and alike(other, fits[0])]

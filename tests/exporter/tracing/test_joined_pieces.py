@@ -58,6 +58,19 @@ def every_second(x: Tensor) -> Tensor:
     return torch.slice_scatter(x, x[:, ::2] * 2, 1, 0, None, 2)
 
 
+def of_groups(x: Tensor) -> Tensor:
+    """As what is interleaved is written: every third of three times as many, in turn."""
+    whole = torch.cat((x, x, x), 1)
+    for place in range(3):
+        whole = torch.slice_scatter(whole, x * (2 + place), 1, place, None, 3)
+    return whole
+
+
+def beyond_a_group(x: Tensor) -> Tensor:
+    whole = torch.cat((x, x), 1)
+    return torch.slice_scatter(whole, whole[:, 2::2] * 2, 1, 2, None, 2)
+
+
 def backwards(x: Tensor) -> Tensor:
     return x.roll(-1, 1)
 
@@ -66,8 +79,8 @@ def backwards(x: Tensor) -> Tensor:
     ("made", "joins"),
     [
         *((each, True) for each in (in_front, at_the_end, between, of_channels)),
-        *((each, True) for each in (the_first, rolled, rolled_and_cut)),
-        *((each, False) for each in (to_what_is_left, every_second, backwards)),
+        *((each, True) for each in (the_first, rolled, rolled_and_cut, of_groups)),
+        *((each, False) for each in (to_what_is_left, every_second, beyond_a_group, backwards)),
     ],
 )
 def test_pieces_are_joined(made: Callable[[Tensor], Tensor], joins: bool) -> None:

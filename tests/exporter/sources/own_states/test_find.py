@@ -284,3 +284,26 @@ def test_what_a_module_writes_in_place_is_not_written_while_it_is_tried() -> Non
 
     (state,) = load_source(Kept(), inputs={"x": X}).states
     assert not np.any(state.initial)
+
+
+class Game(nn.Module):
+    """States, actions and returns of a game as three entries a token, as `join` joins them."""
+
+    def __init__(self, *, joined: bool) -> None:
+        super().__init__()
+        self.joined, self.mix, self.act = joined, nn.Linear(5, 5), nn.Linear(3, 5)
+
+    def forward(self, states: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        if self.joined:
+            together = torch.stack((states, self.act(actions)), 2).flatten(1, 2)
+            return actions.mean(-1), self.mix(together[:, ::2])
+        return actions.mean(-1), self.mix(states) + self.act(actions).sum(1, keepdim=True)
+
+
+def test_what_is_called_like_a_state_and_is_as_long_as_others_is_a_sequence() -> None:
+    """Unless it has its size whatever they have."""
+    inputs = {"states": torch.randn(2, 6, 5), "actions": torch.randn(2, 6, 3)}
+    source = load_source(Game(joined=True), inputs=inputs)
+    assert states(source) == {}
+    assert shapes(source)["states"] == {0: "batch", 1: "time"}
+    assert states(load_source(Game(joined=False), inputs=inputs)) == {"states": "output_1"}
