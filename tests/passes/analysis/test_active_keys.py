@@ -2,13 +2,11 @@
 
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from traced import VOCABULARY, Traced
+from traced import VOCABULARY, Traced, steps_exactly
 
-from intaglio.passes import evaluate, pipeline, stepping
 from intaglio.state import Layout
 
 WIDTH, WINDOW = 6, 2
@@ -74,14 +72,7 @@ class Routed(nn.Module):
 def _carried(module: Routed, traced: Traced) -> set[tuple[Layout, int | str]]:
     """Layouts and lengths of what is carried along tokens, from a graph that gives the same."""
     torch.manual_seed(0)
-    model, context = traced(module.eval())
-    pipeline.run(model, pipeline.standard(), context)
-    session, ids = evaluate.session(model), torch.randint(VOCABULARY, (3, 23))
-    with torch.no_grad():
-        wanted = module(ids).numpy()
-    for parts in ([23], [1] * 23, [3, 1, 7, 12]):
-        got = stepping.roll(model, context.states, {"input_ids": ids.numpy()}, parts, session)
-        np.testing.assert_allclose(got["logits"], wanted, atol=1e-5)
+    context = steps_exactly(module, traced, rows=3, parts=(3, 1, 7, 12))
     return {(s.layout, s.shape[s.axis]) for s in context.states if s.axis is not None}
 
 

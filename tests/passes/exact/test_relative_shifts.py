@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from traced import VOCABULARY, Traced
+from traced import VOCABULARY, Traced, steps_exactly
 
 from intaglio.errors import PassError
-from intaglio.passes import evaluate, pipeline, stepping
+from intaglio.passes import evaluate, pipeline
 from intaglio.passes.base import Context
 from intaglio.passes.exact.relative_shifts import RelativeShifts
 
@@ -129,17 +129,8 @@ def clamped(m: Distances, time: int) -> Any:
 @pytest.mark.parametrize("cut", [waves, last_rows, clamped])
 def test_shifted_scores_step_exactly(cut: Callable[..., Tensor], traced: Traced) -> None:
     torch.manual_seed(0)
-    module = Distances(cut).eval()
-    model, context = traced(module)
-    pipeline.run(model, pipeline.standard(), context)
-    session, ids = evaluate.session(model), torch.randint(VOCABULARY, (2, 7))
-    with torch.no_grad():
-        wanted = module(ids).numpy()
-
+    context = steps_exactly(Distances(cut), traced)
     assert context.max_context == (ROWS if cut is last_rows else None)
-    for parts in ([7], [1] * 7, [3, 1, 2, 1]):
-        got = stepping.roll(model, context.states, {"input_ids": ids.numpy()}, parts, session)
-        np.testing.assert_allclose(got["logits"], wanted, atol=1e-5)
 
 
 def test_shifted_scores_of_later_tokens_are_not_taken(traced: Traced) -> None:

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from traced import VOCABULARY, Traced
+from traced import VOCABULARY, Traced, steps_exactly
 
 from intaglio.errors import PassError
-from intaglio.passes import evaluate, pipeline, stepping
+from intaglio.passes import evaluate, pipeline
 from intaglio.passes.base import Context
 from intaglio.passes.exact.split_memory_keys import SplitMemoryKeys
 
@@ -195,16 +195,7 @@ def torch_layer(m: Remembering, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 )
 def test_keys_of_no_token_step_exactly(weigh: Weigh, traced: Traced) -> None:
     torch.manual_seed(0)
-    module = Remembering(weigh).eval()
-    model, context = traced(module)
-    pipeline.run(model, pipeline.standard(), context)
-    session, ids = evaluate.session(model), torch.randint(VOCABULARY, (2, 7))
-    with torch.no_grad():
-        wanted = module(ids).numpy()
-
-    for parts in ([7], [1] * 7, [3, 1, 2, 1]):
-        got = stepping.roll(model, context.states, {"input_ids": ids.numpy()}, parts, session)
-        np.testing.assert_allclose(got["logits"], wanted, atol=1e-5)
+    steps_exactly(Remembering(weigh), traced)
 
 
 def one_too_many(m: Remembering, q: Tensor, k: Tensor, v: Tensor) -> Any:

@@ -3,15 +3,14 @@
 from collections.abc import Callable
 from typing import Literal
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from traced import VOCABULARY, Traced
+from traced import VOCABULARY, Traced, steps_exactly
 
 from intaglio.errors import PassError
-from intaglio.passes import evaluate, pipeline, stepping
+from intaglio.passes import pipeline
 
 WIDTH, HEADS, EACH, ROWS = 8, 2, 3, 40
 Attend = Callable[["Interleaved", Tensor, Tensor, Tensor], Tensor]
@@ -112,18 +111,9 @@ def test_attention_over_several_entries_of_a_token_steps_exactly(
     attend: Attend, kv: Literal["static", "grow"], traced: Traced
 ) -> None:
     torch.manual_seed(0)
-    module = Interleaved(attend).eval()
-    model, context = traced(module)
-    pipeline.run(model, pipeline.standard(kv), context)
-    session, ids = evaluate.session(model), torch.randint(VOCABULARY, (2, 7))
-    with torch.no_grad():
-        wanted = module(ids).numpy()
-
+    context = steps_exactly(Interleaved(attend), traced, kv=kv)
     tables = (with_places, masked_by_table)
     assert context.max_context == (ROWS // EACH if attend in tables else None)
-    for parts in ([7], [1] * 7, [3, 1, 2, 1]):
-        got = stepping.roll(model, context.states, {"input_ids": ids.numpy()}, parts, session)
-        np.testing.assert_allclose(got["logits"], wanted, atol=1e-5)
 
 
 def of_all(_: Interleaved, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
