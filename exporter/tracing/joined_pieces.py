@@ -11,10 +11,9 @@ import torch
 from torch import SymInt, fx
 from torch.export import ExportedProgram
 
-from .program_nodes import argument, emitted, shape_of, term
+from .program_nodes import WHOLE, argument, emitted, shape_of, term
 
 aten = torch.ops.aten
-WHOLE = 2**63 - 1
 
 
 def join_pieces(program: ExportedProgram) -> ExportedProgram:

@@ -7,6 +7,8 @@ from torch import SymInt, Tensor, fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
+WHOLE = 2**63 - 1  # the end of a slice that goes to the end of its axis
+
 
 def mutates(node: fx.Node) -> bool:
     """Whether a node writes to what it is given."""

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from .mutations import origin, writes
-from .program_nodes import argument, shape_of, term
+from .program_nodes import WHOLE, argument, shape_of, term
 
 aten = torch.ops.aten
 COPIES = frozenset(
@@ -20,7 +20,6 @@ COPIES = frozenset(
 )
 """What gives the very tensor that it takes, where neither type nor place change."""
 
-LAST = 2**63 - 1
 Region = tuple[fx.Node, tuple[Any, ...]]
 
 
@@ -58,11 +57,11 @@ def _region(node: Any) -> Region | None:
         if node.target in COPIES and _alike(node, node.args[0]):
             node = node.args[0]
         elif node.target is aten.slice.Tensor:
-            start, end = argument(node, 2, "start") or 0, argument(node, 3, "end", LAST)
+            start, end = argument(node, 2, "start") or 0, argument(node, 3, "end", WHOLE)
             axis = argument(node, 1, "dim", 0) % len(shape_of(node))
             if argument(node, 4, "step", 1) != 1:
                 return None
-            steps.append((axis, str(term(start)), str(term(LAST if end is None else end))))
+            steps.append((axis, str(term(start)), str(term(WHOLE if end is None else end))))
             node = node.args[0]
         elif node.op in ("placeholder", "get_attr"):
             return node, tuple(steps)

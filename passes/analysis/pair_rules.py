@@ -6,10 +6,9 @@ inputs hold the entries that result (i, j) is made of; None where it is made of 
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import onnx_ir as ir
 
-from intaglio.passes.graph import Shape, attribute, dims, input_of, integers
+from intaglio.passes.graph import END, Shape, attribute, dims, input_of, integers
 from intaglio.state import BATCH, TIME, entries_of
 
 from ._rearranging import factors
@@ -17,7 +16,6 @@ from .pairs import NONE, Axes, surplus, time_axes
 from .time_facts import normal, refuse
 from .time_rules import ELEMENTWISE
 
-LAST = np.iinfo(np.int64).max
 CHANNELS = 2  # of a convolution: rows and channels come before what it goes over
 Places = Sequence[Axes | None]  # None for an input that is not read: sizes and axes
 
@@ -217,7 +215,7 @@ def _of_no_token(node: ir.Node, before: Shape, after: Shape) -> int | None:
     axis = normal(axes[0], len(before))
     extra = surplus(before[axis])
     behind = extra and isinstance(after[axis], int) and -extra <= starts[0] < 0
-    return axis if behind and (ends[0] < 0 or ends[0] == LAST) else None
+    return axis if behind and (ends[0] < 0 or ends[0] >= END) else None
 
 
 def _gather(node: ir.Node, axes: Axes) -> Places | None:

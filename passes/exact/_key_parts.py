@@ -15,6 +15,7 @@ import onnx_ir as ir
 from intaglio.passes.analysis.bounds import contents
 from intaglio.passes.analysis.pairs import surplus
 from intaglio.passes.graph import (
+    END,
     Dim,
     Emitter,
     attribute,
@@ -39,7 +40,6 @@ from ._key_places import (
 )
 
 INT64 = ir.DataType.INT64
-LAST = int(np.iinfo(np.int64).max)
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ class KeyParts:
         assert turned is not None
         y = self.emit(node.op_type, [turned], old.dtype, dims(turned), axis=axis)
         first, last = self.lead
-        ends = ((-first - last, -last or LAST), (0, -first - last), (-last, LAST))
+        ends = ((-first - last, -last or END), (0, -first - last), (-last, END))
         return self._parts(lambda which, size: self._cut(y, axis, *ends[which], size))
 
     def expand(self, node: ir.Node, axis: int) -> AlongKeys | None:
