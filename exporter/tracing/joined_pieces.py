@@ -61,8 +61,8 @@ def _every_written(node: Any, axis: int, start: int, step: int) -> bool:
     if start + 1 < step:
         parts.append(emitted(node, aten.slice.Tensor, groups, axis + 1, start + 1, WHOLE))
     joined = emitted(node, aten.cat.default, parts, axis + 1)
-    whole = emitted(node, aten.flatten.using_ints, joined, axis, axis + 1)
-    node.replace_all_uses_with(whole)
+    node.target, node.kwargs = aten.flatten.using_ints, {}
+    node.args = (joined, axis, axis + 1)
     return True
 
 
